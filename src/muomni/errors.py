@@ -1,0 +1,64 @@
+"""What can go wrong, by who must act: the user (exit 2), a red gate (exit 1), or us (exit 3)."""
+
+from __future__ import annotations
+
+
+class MuomniError(Exception):
+    """Base of every error we raise on purpose; the command line prints `message` and leaves with `exit_code`."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UserError(MuomniError):
+    """The user must change something; the message says what, where, expected, got and what to do."""
+
+    exit_code = 2
+
+
+class GateRed(MuomniError):
+    """A gate is red: the stage did not prove that it learned."""
+
+    exit_code = 1
+
+
+class InternalError(MuomniError):
+    """Our fault: an invariant of the program does not hold."""
+
+
+class ConfigError(UserError):
+    """A key, value or file of a recipe is wrong."""
+
+
+class DataError(UserError):
+    """A sample or media file can't be used; `reason` is the short slug that the quarantine counts."""
+
+    def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
+        return type(self), (self.reason, self.message)
+
+
+class ShapeError(UserError):
+    """An array has not the shape that its taker needs."""
+
+
+class TokenRangeError(UserError):
+    """An id lies outside of its vocabulary or codebook."""
+
+
+class ContextError(UserError):
+    """A sequence does not fit the model's context."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is torn, of another shape, or made by another configuration."""
