@@ -1,1 +1,4 @@
-"""."""
+"""Parts with parameters: norm, rope, masks, attention, block, cache (and rvq).
+
+Takes and gives tensors; knows no files, ids or modalities; imports nothing of ours but `errors`.
+"""

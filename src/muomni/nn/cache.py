@@ -1,0 +1,97 @@
+"""Keys and values of positions already seen, in arrays made once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muomni.errors import ContextError, InternalError
+
+
+class KVCache:
+    """Static cache of all layers; rows share the slots, `keep_BS` says which slots of a row are real.
+
+    One forward = `begin` once, then `layer(i).update` in every layer. Padding may stand left, right or between: a slot that is
+    padding is never looked at, and positions count real slots only, so each row goes on as if it were alone.
+    Slots beyond `length` are never read.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (layers, batch, kv_heads, capacity, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keep_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self.capacity = capacity
+        self.length = 0
+        self.start = 0
+        self.mask: Tensor | None = None
+        self.is_padded = False
+        self._real_B = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def begin(self, new: int, keep_BT: Tensor | None = None) -> Tensor:
+        """Take the next `new` slots and build the mask that all layers of this forward share.
+
+        Takes   keep_BT bool (B,new), True = a real position; None: all are.
+        Gives   positions (B,new) int64, or (new,) while no row has padding.
+        Raises  ContextError if the slots do not suffice.
+        """
+        if self.length + new > self.capacity:
+            raise ContextError(f"the cache holds {self.capacity} positions, {self.length} are taken, {new} more do not fit")
+        self.start, self.length = self.length, self.length + new
+        if keep_BT is not None and not bool(keep_BT.all()):
+            self.is_padded = True
+        if not self.is_padded:
+            self.keep_BS[:, self.start : self.length] = True
+            self._real_B += new
+            self.mask = self._future_mask(new) if self.start and new > 1 else None
+            return torch.arange(self.start, self.length, device=self.keys.device)
+        keep = torch.ones_like(self.keep_BS[:, :new]) if keep_BT is None else keep_BT
+        self.keep_BS[:, self.start : self.length] = keep
+        positions = self._real_B[:, None] + keep.long().cumsum(1) - keep.long()
+        self._real_B += keep.sum(1)
+        mask = self.keep_BS[:, None, : self.length]
+        if new > 1:
+            mask = mask & self._future_mask(new)[0]
+        slots = torch.arange(self.length, device=mask.device)
+        itself = slots == slots[self.start :, None]
+        self.mask = (mask | (itself & ~mask.any(-1, keepdim=True)))[:, None]
+        return positions
+
+    def _future_mask(self, new: int) -> Tensor:
+        full = torch.ones(1, 1, new, self.length, dtype=torch.bool, device=self.keys.device)
+        return full.tril(self.start)
+
+    def layer(self, index: int) -> LayerCache:
+        """The part of one layer."""
+        return LayerCache(self, index)
+
+
+class LayerCache:
+    """One layer's view of a KVCache."""
+
+    def __init__(self, cache: KVCache, index: int) -> None:
+        self.cache = cache
+        self.index = index
+
+    def update(self, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Write the new keys and values; give all of them so far and who may look at them.
+
+        Gives   k, v (B,H,S,d) with S = length so far; mask bool (B or 1,1,T,S), or None where only the future is hidden.
+        Raises  InternalError if `begin` did not announce these positions.
+        """
+        cache = self.cache
+        if cache.length - cache.start != k_BHTd.shape[2]:
+            raise InternalError(f"cache.begin announced {cache.length - cache.start} positions, the layer brings {k_BHTd.shape[2]}")
+        keys, values = cache.keys[self.index], cache.values[self.index]
+        keys[:, :, cache.start : cache.length] = k_BHTd
+        values[:, :, cache.start : cache.length] = v_BHTd
+        return keys[:, :, : cache.length], values[:, :, : cache.length], cache.mask
