@@ -1,0 +1,145 @@
+"""Conversations -> ids, labels and media spans, built together, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from muomni.errors import DataError, ShapeError
+from muomni.tokens.bpe import Tokenizer
+
+IGNORE = -100
+
+
+class Turn(Protocol):
+    """One message: who speaks and what; parts have `type` text (with `text`), image or audio."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str | Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the features of one medium go: ids[start : start + length] are pads."""
+
+    kind: Literal["image", "audio"]
+    item: int  # counts within its kind, in the order of the conversation
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as a decoder reads it. labels[t] is ids[t] or IGNORE; the objective shifts."""
+
+    ids: list[int]
+    labels: list[int]
+    spans: list[Span]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Writer:
+    """Appends ids and labels in one place, so that they can't drift apart."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.spans: list[Span] = []
+
+    def write(self, ids: Sequence[int], *, learned: bool) -> None:
+        self.ids += ids
+        self.labels += ids if learned else [IGNORE] * len(ids)
+
+    def media(self, kind: Literal["image", "audio"], item: int, length: int, ids: tuple[int, int, int]) -> None:
+        first, pad, last = ids
+        self.spans.append(Span(kind, item, len(self.ids) + 1, length))
+        self.write([first, *[pad] * length, last], learned=False)
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Turn],
+    *,
+    image_tokens: Sequence[int] = (),
+    audio_tokens: Sequence[int] = (),
+    reply: bool = False,
+) -> Rendered:
+    """bos, then each turn as [role] content [end]; learned are the assistant's text and its end id.
+
+    Takes   image_tokens, audio_tokens: how many positions each medium fills, in the order of the conversation.
+            An assistant's audio part is what it says aloud: one learned `speech` id, no position.
+            reply=True stops after the assistant's header (a last assistant turn is left out), ready to generate.
+    Gives   Rendered; a medium of N tokens costs N + 2 ids.
+    Raises  ShapeError if the counts don't match the media; DataError (bad_row) on an unknown role or part.
+    """
+    special = tokenizer.special
+    roles = {"system": special.system, "user": special.user, "assistant": special.assistant}
+    marks = {
+        "image": (special.image, special.image_pad, special.image_end),
+        "audio": (special.audio, special.audio_pad, special.audio_end),
+    }
+    lengths = {"image": list(image_tokens), "audio": list(audio_tokens)}
+    used = {"image": 0, "audio": 0}
+    writer = _Writer()
+    writer.write([special.bos], learned=False)
+    if reply and messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    for number, message in enumerate(messages):
+        if message.role not in roles:
+            raise DataError("bad_row", f"message {number}: expected a role of {', '.join(roles)}, got {message.role!r}")
+        learned = message.role == "assistant"
+        writer.write([roles[message.role]], learned=False)
+        if isinstance(message.content, str):
+            writer.write(tokenizer.encode(message.content), learned=learned)
+        else:
+            for part in message.content:
+                kind = part.type
+                if kind == "text":
+                    writer.write(tokenizer.encode(part.text), learned=learned)
+                elif kind == "audio" and learned:
+                    writer.write([special.speech], learned=True)
+                elif kind in marks and not learned:
+                    item = used[kind]
+                    if item >= len(lengths[kind]):
+                        raise ShapeError(f"render: expected a token count for {kind} {item}, got {len(lengths[kind])} counts")
+                    writer.media(kind, item, lengths[kind][item], marks[kind])
+                    used[kind] += 1
+                else:
+                    raise DataError("bad_row", f"message {number} ({message.role}): can't hold a part of type {kind!r}")
+        writer.write([special.end], learned=learned)
+    for kind, count in used.items():
+        if count != len(lengths[kind]):
+            raise ShapeError(f"render: expected {count} {kind} token counts, as many as the messages have, got {len(lengths[kind])}")
+    if reply:
+        writer.write([special.assistant], learned=False)
+    return Rendered(writer.ids, writer.labels, writer.spans)
+
+
+def document(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text document, closed by eos."""
+    return [*tokenizer.encode(text), tokenizer.special.eos]
+
+
+def fit(rendered: Rendered, ctx_len: int, *, shorten: bool = False) -> Rendered:
+    """The same conversation in at most ctx_len ids.
+
+    A medium is never cut. With shorten=True the end of the last answer's text may go (at least half of it stays); its end id stays.
+    Raises  DataError (too_long) if it can't fit.
+    """
+    excess = len(rendered) - ctx_len
+    if excess <= 0:
+        return rendered
+    answer = 0  # learned ids right before the last one, which is the end of the turn
+    while answer < len(rendered) - 1 and rendered.labels[-2 - answer] != IGNORE:
+        answer += 1
+    is_answer_last = rendered.labels[-1:] != [IGNORE]
+    if not shorten or not is_answer_last or excess > answer // 2:
+        way_out = "" if shorten else "; shorten it or raise ctx_len"
+        raise DataError("too_long", f"conversation: expected at most {ctx_len} ids, got {len(rendered)}{way_out}")
+    keep = len(rendered) - 1 - excess
+    return replace(rendered, ids=[*rendered.ids[:keep], rendered.ids[-1]], labels=[*rendered.labels[:keep], rendered.labels[-1]])
