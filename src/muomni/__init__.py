@@ -1,0 +1,27 @@
+"""muOmni: staged training of omni-modal models by a trainer that refuses to lie.
+
+Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder) and `gate` (a finished stage -> verdicts); each is imported when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "gate", "run"]
+
+if TYPE_CHECKING:
+    from muomni.infer.engine import Engine
+    from muomni.stages.runner import gate, run
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Engine":
+        from muomni.infer.engine import Engine
+
+        return Engine
+    if name in ("run", "gate"):
+        from muomni.stages import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module 'muomni' has no attribute {name!r}")

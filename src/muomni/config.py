@@ -1,0 +1,203 @@
+"""Recipes and stage settings: YAML in, strict pydantic out, every fault one line that names file, key, value and the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from muomni.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """A settings model that refuses unknown keys and can't be changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# SPEC C1: names that the original's configs and docs use for the same thing.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "weight_decay": "wd",
+    "num_epochs": "max_epochs",
+    "epochs": "max_epochs",
+    "save_every": "checkpoint_freq",
+    "eval_every": "val_freq",
+    "data_path": "data",
+    "warmup": "warmup_steps",
+    "grad_accum": "gradient_accumulation_steps",
+}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 3e-4 as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file, with `${NAME}` and `${NAME:-default}` replaced from the environment.
+
+    Raises  ConfigError for a missing file, bad YAML, or a value that is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """As `read_yaml`, from a text; `where` names it in errors."""
+
+    def substitute(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        value = os.environ.get(name, default)
+        if value is None:
+            raise ConfigError(f"{where}: ${{{name}}} is not set", hint=f"export {name}=... or write ${{{name}:-default}}")
+        return value
+
+    text = re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", substitute, text)
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping of keys, got {type(value).__name__}")
+    return value
+
+
+def renamed(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Values with the original's synonyms replaced by our names (only where the model has the target)."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = SYNONYMS.get(key, key) if key not in model.model_fields else key
+        name = name if name in model.model_fields else key
+        if name in out or (name != key and name in values):
+            raise ConfigError(f"{key}: given twice (it means the same as {name})")
+        out[name] = value
+    return out
+
+
+def build(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+    """Check values against a settings model; a fault becomes one line with the key, the value and the nearest valid key.
+
+    Raises  ConfigError
+    """
+    try:
+        return model.model_validate(renamed(values, model))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model, where)) from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    lines = []
+    for fault in error.errors()[:5]:
+        key = ".".join(str(part) for part in fault["loc"])
+        got = repr(fault.get("input"))
+        line = f"{where}: {key}: {fault['msg'].lower()}, got {got if len(got) < 80 else got[:77] + '...'}"
+        if fault["type"] == "extra_forbidden":
+            fields = _fields_at(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), fields, n=1, cutoff=0.5)
+            line += f"; did you mean {near[0]}?" if near else f"; valid keys: {', '.join(fields)}"
+        lines.append(line)
+    return "; ".join(lines)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that sits at a location of an error."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int) or not (isinstance(current, type) and issubclass(current, BaseModel)):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            continue
+        found = _models_in(field.annotation)
+        current = found[0] if found else current
+    return list(current.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Values with `a.b.c=yaml` assignments of the command line applied; lists are indexed by number.
+
+    Raises  ConfigError for an assignment without `=` or a path through a value that is no mapping.
+    """
+    import copy
+
+    out = copy.deepcopy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"{assignment!r}: expected KEY=VALUE, e.g. thinker.max_steps=200")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{assignment!r}: the value is not valid YAML") from error
+        *parents, last = path.split(".")
+        node: Any = out
+        for part in parents:
+            node = _child(node, part, assignment)
+        if isinstance(node, list):
+            node[_position(node, last, assignment)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ConfigError(f"{assignment!r}: {'.'.join(parents)} is a value, it has no keys")
+    return out
+
+
+def _child(node: Any, part: str, assignment: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, assignment)]
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
+    raise ConfigError(f"{assignment!r}: {part} lies in a value that has no keys")
+
+
+def _position(node: list[Any], part: str, assignment: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"{assignment!r}: {part} is no position of a list of {len(node)}")
+    return int(part)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Readable lines `key: old -> new` for every leaf that differs between two nested settings."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}, key=str):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

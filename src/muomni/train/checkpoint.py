@@ -1,0 +1,161 @@
+"""The whole state of a run as a folder that is either whole or absent; a torn one is named and passed over for the one before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from muomni import files
+from muomni.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class State:
+    """What a checkpoint restores beside weights: `progress` is plain JSON (step, best, counters), `optimizer` and `scaler` their state dicts."""
+
+    progress: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    ema: dict[str, Tensor]
+
+
+def save(folder: Path, model: nn.Module, state: State) -> None:
+    """Write a checkpoint atomically: temporary folder, fsync, rename; the manifest with every file's sha256 is written last.
+
+    Raises  CheckpointError where the disk is full; what was saved before stays as it was.
+    """
+    try:
+        with files.fresh_folder(folder) as part:
+            tensors, aliases = _unique(model.state_dict())
+            save_file(tensors, part / "weights.safetensors", metadata={"format": "pt"})
+            if state.ema:
+                save_file(state.ema, part / "ema.safetensors")
+            torch.save({"optimizer": state.optimizer, "scaler": state.scaler, "rng": _rng_state()}, part / "train_state.pt")
+            files.write_json(part / "progress.json", {**state.progress, "aliases": aliases, "python_rng": _python_rng()})
+            digests = {file.name: files.sha256_file(file) for file in sorted(part.iterdir())}
+            files.write_json(part / MANIFEST, {"format": 1, "step": state.progress["step"], "files": digests})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not _is_full(folder):
+            raise
+        raise CheckpointError(
+            f"{folder}: can't save the checkpoint: {error}",
+            hint="is the disk full? free some space and run the same command again; older ones are intact",
+        ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder.parent).free < 1 << 20
+
+
+def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors without those that share memory with an earlier one (tied weights), and alias -> name for these."""
+    tensors: dict[str, Tensor] = {}
+    owner: dict[tuple[int, tuple[int, ...], torch.dtype], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
+        if tensor.numel() and key in owner:
+            aliases[name] = owner[key]
+        else:
+            owner[key] = name
+            tensors[name] = tensor.detach().contiguous().cpu()
+    return tensors, aliases
+
+
+def _rng_state() -> dict[str, Any]:
+    """Every global generator that torch owns."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _python_rng() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def load(folder: Path, model: nn.Module, device: torch.device) -> State:
+    """Restore weights into the model and all generators, and give the rest of the state.
+
+    Raises  CheckpointError for a torn checkpoint, or one of another model.
+    """
+    verify(folder)
+    progress = files.read_json(folder / "progress.json")
+    tensors = load_file(folder / "weights.safetensors")
+    tensors.update({alias: tensors[name] for alias, name in progress.pop("aliases").items()})
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise CheckpointError(f"{folder}: another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    saved = torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)
+    torch.set_rng_state(saved["rng"]["cpu"])
+    if "cuda" in saved["rng"] and torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
+    generators = progress.pop("python_rng")
+    version, words, gauss = generators["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(generators["numpy"]))
+    ema = load_file(folder / "ema.safetensors", device=str(device)) if (folder / "ema.safetensors").exists() else {}
+    return State(progress, saved["optimizer"], saved["scaler"], ema)
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError where a file of the checkpoint is missing or differs from its manifest."""
+    try:
+        manifest = files.read_json(folder / MANIFEST)
+        for name, digest in manifest["files"].items():
+            if files.sha256_file(folder / name) != digest:
+                raise CheckpointError(f"{folder / name}: torn checkpoint: the content differs from its manifest")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: torn checkpoint: {error}") from error
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint `step_*` of a stage's folder; torn ones are named on standard error and passed over."""
+    for folder in sorted(run.glob("step_*"), key=lambda path: path.name, reverse=True):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            print(f"warning: {error.message}; trying the one before", file=sys.stderr)
+            continue
+        return folder
+    return None
+
+
+def retain(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` periodic checkpoints, and the leftovers of interrupted saves."""
+    for folder in sorted(run.glob("step_*"), key=lambda path: path.name)[:-keep]:
+        shutil.rmtree(folder)
+    for folder in run.glob(".step_*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def name(step: int) -> str:
+    """The folder name of a periodic checkpoint."""
+    return f"step_{step:06d}"
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Point a relative symbolic link at a sibling folder, atomically."""
+    part = link.with_name(f".{link.name}.new")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    os.replace(part, link)

@@ -1,0 +1,105 @@
+"""Which parameters train, with which rates: selection by name patterns, AdamW with decay on matrices only, and the schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from muomni.errors import ConfigError
+from muomni.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter in the account of what trains."""
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    lr: float
+    wd: float
+
+    @property
+    def trains(self) -> bool:
+        """True where the parameter changes."""
+        return self.lr > 0
+
+
+def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
+    """Freeze what no pattern of `settings.train` names (a pattern with ! in front excludes), and give the account of all parameters.
+
+    Raises  ConfigError for a pattern that matches nothing, or when nothing trains.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in [p.lstrip("!") for p in settings.train] + [group.pattern for group in settings.param_groups]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"pattern {pattern!r} matches no parameter", hint=f"names look like {', '.join(names[:4])}")
+    rows = []
+    for name, parameter in model.named_parameters():
+        chosen = False
+        for pattern in settings.train:
+            if fnmatchcase(name, pattern.lstrip("!")):
+                chosen = not pattern.startswith("!")
+        chosen = chosen and parameter.requires_grad
+        parameter.requires_grad_(chosen)
+        lr, wd = settings.lr, settings.wd if parameter.ndim >= 2 else 0.0
+        for group in settings.param_groups:
+            if fnmatchcase(name, group.pattern):
+                lr = group.lr if group.lr is not None else lr
+                wd = group.wd if group.wd is not None else wd
+        rows.append(Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0))
+    if not any(row.trains for row in rows):
+        raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
+    return rows
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """The model without gradients and for ever in eval mode, whatever `.train()` is called on its parent."""
+    model.requires_grad_(False)
+    model.eval()
+
+    def stay(mode: bool = True) -> nn.Module:
+        return model
+
+    model.train = stay  # type: ignore[method-assign]
+    return model
+
+
+def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW (fused where torch has it) with one group for each (rate, decay) pair; `base_lr` of a group is its rate at scale 1."""
+    parameters = dict(model.named_parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for row in rows:
+        if row.trains:
+            groups.setdefault((row.lr, row.wd), []).append(parameters[row.name])
+    return torch.optim.AdamW(
+        [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in groups.items()],
+        betas=settings.betas,
+        fused=True,
+    )
+
+
+def lr_scale(step: int, settings: TrainSettings) -> float:
+    """The schedule's factor for update number `step` (0, 1, ...): never 0 at the first, constant past the last (SPEC C2)."""
+    warmup, total, floor = settings.warmup_steps, settings.max_steps, settings.min_lr_ratio
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+    if settings.schedule == "linear":
+        return floor + (1 - floor) * (1 - progress)
+    if settings.schedule == "wsd":
+        start = 1 - settings.decay_share
+        return 1.0 if progress <= start else floor + (1 - floor) * (1 - progress) / (1 - start)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Put base rate x scale into every group, as plain floats."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * scale

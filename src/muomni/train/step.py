@@ -1,0 +1,110 @@
+"""One update of the weights: the only place that divides a loss, syncs gradients, and decides whether an update is safe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from muomni.runtime import Runtime
+from muomni.train.distributed import sum_counts
+from muomni.train.objective import Objective
+from muomni.train.settings import TrainSettings
+
+LOSS_BOUND = 1e6  # SPEC C5
+
+
+@dataclass
+class StepResult:
+    """What one update did. Losses are means over the targets of all micro-batches and ranks."""
+
+    losses: dict[str, float]
+    counts: dict[str, float]
+    grad_norm: float
+    lr: float
+    skipped: str = ""  # the reason, empty where the weights changed
+    sample_ids: list[str] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """The weighted total."""
+        return self.losses["loss"]
+
+
+def update(
+    objective: Objective,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    micro_batches: Sequence[Any],
+    settings: TrainSettings,
+    runtime: Runtime,
+) -> StepResult:
+    """Change the weights once by the micro-batches of this rank (DESIGN 4).
+
+    Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one big batch give the same update.
+    An update with a loss outside of [-1e6, 1e6] or a gradient norm that is not finite or above `explosion_norm` is skipped on all ranks.
+    """
+    # 1. counts first: they need no forward, and every term is divided by the global one
+    local: dict[str, float] = {}
+    for batch in micro_batches:
+        for name, count in objective.counts(batch).items():
+            local[name] = local.get(name, 0) + count
+    counts = sum_counts(local, runtime)
+    objective.begin(micro_batches, runtime.world)
+
+    # 2. backward of all micro-batches, gradients synced on the last only
+    totals: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    for number, batch in enumerate(micro_batches):
+        is_last = number == len(micro_batches) - 1
+        hold = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not is_last else nullcontext()
+        with hold:
+            with runtime.autocast():
+                terms = wrapped(batch)
+            parts = []
+            for name, term in terms.items():
+                weights[name] = term.weight
+                totals[name] = totals.get(name, term.total.new_zeros((), dtype=torch.float32)) + term.total.detach().float()
+                parts.append(term.total.float() * (term.weight / max(1, counts.get(name, 1))))
+            # DDP averages over ranks; our divisor is global already, so its mean is undone
+            loss = torch.stack(parts).sum() * runtime.world
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+
+    # 3. one fused check: the norm and all losses come to the host in a single sync
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    names = sorted(totals)
+    numbers = torch.stack([norm.float(), *(totals[name] for name in names)]).tolist()
+    grad_norm, sums = numbers[0], dict(zip(names, numbers[1:], strict=True))
+    sums = sum_counts(sums, runtime)
+    losses = {name: sums[name] / max(1, counts.get(name, 1)) for name in sums}
+    losses["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+    reason = unsafe(losses["loss"], grad_norm, settings.explosion_norm)
+
+    # 4. clip by one global norm, step, clear
+    if not reason:
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
+    return StepResult(losses, counts, grad_norm, float(optimizer.param_groups[0]["lr"]), reason, ids)
+
+
+def unsafe(loss: float, grad_norm: float, explosion_norm: float) -> str:
+    """Why an update must not be made, or an empty string (SPEC C5)."""
+    if not math.isfinite(loss) or abs(loss) > LOSS_BOUND:
+        return f"loss {loss:g} is outside of [-1e6, 1e6]"
+    if not math.isfinite(grad_norm):
+        return f"gradient norm is {grad_norm:g}"
+    if grad_norm > explosion_norm:
+        return f"gradient norm {grad_norm:.1f} is above {explosion_norm:g}"
+    return ""
