@@ -1,0 +1,90 @@
+"""Pictures to upright RGB and to pixels; a picture that would fill the memory is refused by its header."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from muomni.errors import DataError, ShapeError
+
+WHITE = (255, 255, 255)
+
+
+def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
+    """A picture as upright 8-bit RGB: alpha laid over white, palette, CMYK and 16-bit grey converted, EXIF orientation applied.
+
+    Animations give their first frame.
+    Raises  DataError: missing, empty, undecodable (torn files too), too_large (by the header, before any pixel is decoded).
+    """
+    name = "picture in memory" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
+    content = path_or_bytes if isinstance(path_or_bytes, bytes) else _bytes(Path(path_or_bytes))
+    if not content:
+        raise DataError("empty", f"{name}: no bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not Pillow's
+            picture = Image.open(io.BytesIO(content))
+        if picture.width * picture.height > max_pixels:
+            raise DataError(
+                "too_large", f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} allowed", hint="shrink it"
+            )
+        picture.load()
+        return _rgb(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError("too_large", f"{name}: {error}", hint="shrink it") from error
+    except Exception as error:  # Pillow's decoders let anything through on hostile bytes: SyntaxError, struct.error, IndexError ...
+        raise DataError("undecodable", f"{name}: not a readable picture: {error}") from error
+
+
+def to_array(picture: Image.Image, size: int, fit: Literal["squash", "pad"] = "squash") -> NDArray[np.uint8]:
+    """Pixels (size, size, 3) uint8; "squash" stretches to the square, "pad" keeps the aspect and centres on white."""
+    rgb = picture.convert("RGB")
+    if fit == "squash":
+        return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    scale = size / max(rgb.size)
+    width, height = (max(1, round(side * scale)) for side in rgb.size)
+    square = Image.new("RGB", (size, size), WHITE)
+    square.paste(rgb.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    return np.array(square)
+
+
+def to_pixels(array: NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 (..., H, W, 3), numpy or torch, to float32 (..., 3, H, W) in [-1, 1].
+
+    Raises  ShapeError if not uint8 with three channels last: floats would be scaled twice.
+    """
+    pixels = torch.as_tensor(array)
+    if pixels.dtype != torch.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
+        raise ShapeError(f"to_pixels: expected uint8 (..., H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+    return pixels.movedim(-1, -3).float().div(127.5).sub(1.0).contiguous()
+
+
+def _bytes(path: Path) -> bytes:
+    if not os.path.isfile(path):
+        raise DataError("missing", f"{path}: no such picture", hint="paths in a manifest are relative to the manifest or its `root`")
+    return path.read_bytes()
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grey; "I" alone is 32 bits wide, but PNG fills 16 of them
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"grey values {grey.min()} .. {grey.max()} do not fit 16 bits")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("a floating-point picture does not say which value is white")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*WHITE, 255)), rgba).convert("RGB")
+    return picture.convert("RGB")
