@@ -51,5 +51,5 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+        cos, sin = ctx.saved_tensors
         return _turn(grad, cos, sin, -1), None, None

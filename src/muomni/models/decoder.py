@@ -1,0 +1,246 @@
+"""The Thinker: a causal transformer with Qwen3's maths, tensor names and config file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muomni.errors import CheckpointError, ConfigError, ContextError
+from muomni.nn import masks, rope
+from muomni.nn.block import Block
+from muomni.nn.cache import KVCache
+from muomni.nn.norm import RMSNorm
+
+
+class DecoderConfig(BaseModel):
+    """Sizes of a decoder; the start is the stage `thinker` of the smallest recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int = Field(gt=0)
+    width: int = Field(256, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    kv_heads: int | None = Field(None, gt=0, description="key heads; None: as many as heads")
+    head_dim: int | None = Field(None, gt=0, description="None: width / heads")
+    hidden: int = Field(1024, gt=0, description="width inside of the feed-forward network")
+    theta: float = Field(1e4, gt=0, description="base of the rotary frequencies")
+    ctx_len: int = Field(512, gt=0, description="longest sequence, in positions")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    tied: bool = Field(True, description="the output projection is the embedding table")
+    qk_norm: bool = Field(True, description="False leaves Qwen3's maths; transformers can't open such a folder")
+    eps: float = Field(1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}, or head_dim be given")
+        return self
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key heads as they are."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def dim_of_head(self) -> int:
+        """Head width as it is."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    def to_file(self) -> dict[str, Any]:
+        """The content of config.json, as transformers 5 writes it for Qwen3; what is only ours stands at its end."""
+        qwen3 = {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "dtype": "float32",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.dim_of_head,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.ctx_len,
+            "rms_norm_eps": self.eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "use_sliding_window": False,
+            "tie_word_embeddings": self.tied,
+        }
+        return {**qwen3, "dropout": self.dropout, "qk_norm": self.qk_norm}
+
+    @classmethod
+    def from_file(cls, content: dict[str, Any]) -> DecoderConfig:
+        """A Qwen3 config.json, by us or by transformers 4 or 5, as ours.
+
+        Raises  CheckpointError where the file asks for maths that this decoder does not have.
+        """
+        positions = content.get("rope_parameters") or content.get("rope_scaling") or {}
+        wants = {
+            "hidden_act": content.get("hidden_act", "silu") != "silu",
+            "attention_bias": bool(content.get("attention_bias")),
+            "use_sliding_window": bool(content.get("use_sliding_window")),
+            "rope type": positions.get("rope_type", positions.get("type", "default")) != "default",
+        }
+        if beyond := [name for name, is_beyond in wants.items() if is_beyond]:
+            raise CheckpointError(f"config.json asks for what this decoder does not have: {', '.join(beyond)}")
+        try:
+            return cls(
+                vocab_size=content["vocab_size"],
+                width=content["hidden_size"],
+                layers=content["num_hidden_layers"],
+                heads=content["num_attention_heads"],
+                kv_heads=content.get("num_key_value_heads"),
+                head_dim=content.get("head_dim"),
+                hidden=content["intermediate_size"],
+                theta=positions.get("rope_theta", content.get("rope_theta", 1e4)),
+                ctx_len=content.get("max_position_embeddings", 32768),
+                dropout=content.get("dropout", 0.0),
+                tied=content.get("tie_word_embeddings", False),
+                qk_norm=content.get("qk_norm", True),
+                eps=content.get("rms_norm_eps", 1e-6),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"config.json of a qwen3 model lacks {error}") from error
+
+
+class Trunk(nn.Module):
+    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                config.hidden,
+                kv_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                qk_norm=config.qk_norm,
+                dropout=config.dropout,
+                eps=config.eps,
+            )
+            for _ in range(config.layers)
+        )
+        self.norm = RMSNorm(config.width, config.eps)
+
+
+class Decoder(nn.Module):
+    """ids or embeddings -> hidden states -> logits."""
+
+    model_type: ClassVar[str] = "qwen3"
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self._start()
+
+    @classmethod
+    def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
+        """A decoder saved by us or by transformers (Qwen3, one file or sharded).
+
+        Raises  CheckpointError where the folder holds another model or a torn one.
+        """
+        from muomni.models import store
+
+        model = store.load(folder, device)
+        if not isinstance(model, cls):
+            raise CheckpointError(f"{folder} holds a {type(model).__name__}, not a decoder")
+        return model
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Random weights at scales at which words are heard.
+
+        Embeddings of std 0.02 drown beside what blocks add (SPEC 7). They start sqrt(width) wider, and the gain of the last norm takes the
+        same factor off again, so that tied logits stay small (first loss near ln V) and the maths stays Qwen3's.
+        What blocks add is scaled by 1 / sqrt(2 layers), as GPT-2 does it.
+        """
+        config = self.config
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
+        self.model.embed_tokens.weight.mul_(math.sqrt(config.width))
+        if config.tied:
+            self.model.norm.weight.fill_(1 / math.sqrt(config.width))
+
+    @property
+    def output_weight_VD(self) -> Tensor:
+        """The table that turns hidden states into logits."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the token embeddings: the loudness at which projectors of other modalities should speak."""
+        return float(self.model.embed_tokens.weight.detach().float().square().mean().sqrt())
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """int64 (B,T) -> (B,T,D)."""
+        out: Tensor = self.model.embed_tokens(ids_BT)
+        return out
+
+    def hidden(
+        self,
+        x_BTD: Tensor,
+        *,
+        keep_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int | None = None,
+    ) -> Tensor:
+        """States from which logits are read.
+
+        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
+                positions_BT in place of the sequential ones, which skip padding and restart with every document;
+                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
+                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
+        Gives   (B,T,D).
+        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
+        """
+        config = self.config
+        length = x_BTD.shape[1]
+        if layer is not None and (cache is not None or not 0 <= layer <= config.layers):
+            raise ConfigError(f"layer must be within 0..{config.layers} and without a cache, got {layer}")
+        seen = length if cache is None else cache.length + length
+        if seen > config.ctx_len and documents_BT is None:
+            raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
+        if cache is None:
+            mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
+            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
+        else:
+            mask, positions = None, cache.begin(length, keep_BT)
+        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
+        for index, block in enumerate(self.model.layers[:layer]):
+            x_BTD = block(x_BTD, rope=tables, mask=mask, causal=mask is None, cache=None if cache is None else cache.layer(index))
+        if layer is not None:
+            return x_BTD
+        out: Tensor = self.model.norm(x_BTD)
+        return out
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(h, self.output_weight_VD)
+
+    def forward(self, ids_BT: Tensor, **how: Any) -> Tensor:
+        """ids (B,T) -> logits (B,T,V); `how` as in `hidden`."""
+        return self.logits(self.hidden(self.embed(ids_BT), **how))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""
+        config, weight = self.config, self.model.embed_tokens.weight
+        return KVCache(config.layers, batch, config.num_kv_heads, capacity, config.dim_of_head, weight.dtype, weight.device)
