@@ -1,0 +1,145 @@
+"""Numbers measured on held-out data: error rates, retrieval, probes, entropies, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muomni.errors import ShapeError
+
+Array = NDArray[Any]
+
+
+def levenshtein(reference: Sequence[Hashable], guess: Sequence[Hashable]) -> int:
+    """The least insertions, deletions and substitutions that turn one sequence into the other."""
+    row = list(range(len(guess) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, got in enumerate(guess, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != got))
+    return row[-1]
+
+
+def error_rate(references: Sequence[Sequence[Hashable]], guesses: Sequence[Sequence[Hashable]]) -> float:
+    """All edits by all reference symbols: long references weigh more, and empty ones still count what is invented for them.
+
+    Raises  ShapeError if the lists differ in length or no reference holds a symbol.
+    """
+    if len(references) != len(guesses):
+        raise ShapeError(f"error rate: {len(references)} references for {len(guesses)} guesses")
+    total = sum(map(len, references))
+    if total == 0:
+        raise ShapeError(f"error rate: {len(references)} references hold no symbol")
+    return sum(levenshtein(reference, guess) for reference, guess in zip(references, guesses)) / total
+
+
+def cer(references: Sequence[str], guesses: Sequence[str]) -> float:
+    """Character error rate; 0.02 is two characters in a hundred."""
+    return error_rate(references, guesses)
+
+
+def wer(references: Sequence[str], guesses: Sequence[str]) -> float:
+    """Word error rate; words are what whitespace separates."""
+    return error_rate([text.split() for text in references], [text.split() for text in guesses])
+
+
+def exact(references: Sequence[Any], guesses: Sequence[Any]) -> float:
+    """The share of guesses that are right in whole."""
+    if len(references) != len(guesses) or not references:
+        raise ShapeError(f"exact match: {len(references)} references for {len(guesses)} guesses")
+    return sum(wanted == got for wanted, got in zip(references, guesses)) / len(references)
+
+
+class Retrieval(NamedTuple):
+    """R@k of both directions by k, and what guessing would give."""
+
+    image_to_text: dict[int, float]
+    text_to_image: dict[int, float]
+    chance: dict[int, float]
+
+    def mean(self, k: int) -> float:
+        """The two directions averaged."""
+        return (self.image_to_text[k] + self.text_to_image[k]) / 2
+
+
+def retrieval(images_NE: Array, texts_NE: Array, keys: Sequence[Hashable], *, ks: Sequence[int] = (1, 5), batch: int = 64) -> Retrieval:
+    """How often the true partner is among the k nearest, within consecutive batches.
+
+    Takes   unit vectors, row i of one belongs to row i of the other; keys, equal for equal captions: every one with the right key is
+            right. `batch` rows compete with each other; a rest smaller than that is left out, unless it is all there is.
+    Gives   Retrieval; a tie counts as wrong (a collapsed encoder must not score).
+    """
+    if not len(images_NE) == len(texts_NE) == len(keys) or not len(keys):
+        raise ShapeError(f"retrieval: {len(images_NE)} images, {len(texts_NE)} texts, {len(keys)} keys")
+    batch = min(batch, len(keys))
+    codes = {key: code for code, key in enumerate(dict.fromkeys(keys))}
+    labels = np.array([codes[key] for key in keys])
+    ranks: tuple[list[int], list[int]] = ([], [])
+    chances: list[float] = []
+    for start in range(0, len(keys) - batch + 1, batch):
+        rows = slice(start, start + batch)
+        similar = np.asarray(images_NE[rows], dtype=np.float64) @ np.asarray(texts_NE[rows], dtype=np.float64).T
+        right = labels[rows, None] == labels[None, rows]
+        chances.extend(right.mean(1))
+        for found, matrix in zip(ranks, (similar, similar.T)):
+            best = np.where(right, matrix, -np.inf).max(1, keepdims=True)
+            found.extend(((matrix >= best) & ~right).sum(1).tolist())
+    forth, back = ({k: float(np.mean(np.array(found) < k)) for k in ks} for found in ranks)
+    return Retrieval(forth, back, {k: min(1.0, k * float(np.mean(chances))) for k in ks})
+
+
+def linear_probe(
+    train_ND: Array, train_labels: Sequence[Hashable], test_ND: Array, test_labels: Sequence[Hashable], *, ridge: float = 1e-2
+) -> float:
+    """The accuracy of a ridge regression onto one-hot labels: is the attribute there for a linear reader?
+
+    Takes   features (N, D); `ridge` relative to the mean variance of the features, which are standardised by the training rows.
+    Gives   the share of test rows whose label scores highest.
+    """
+    labels = sorted(set(train_labels), key=repr)
+    mean, deviation = train_ND.mean(0, dtype=np.float64), train_ND.std(0, dtype=np.float64) + 1e-6
+    x = np.c_[(train_ND - mean) / deviation, np.ones(len(train_ND))]
+    wanted = np.array([[label == other for other in labels] for label in train_labels], dtype=np.float64)
+    weights = np.linalg.solve(x.T @ x + ridge * len(x) * np.eye(x.shape[1]), x.T @ wanted)
+    scores = np.c_[(test_ND - mean) / deviation, np.ones(len(test_ND))] @ weights
+    return exact(list(test_labels), [labels[best] for best in scores.argmax(1)])
+
+
+def bootstrap(values: Sequence[float], *, rounds: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The interval that holds the mean of `values` with probability `level`, by resampling items.
+
+    Raises  ShapeError without values.
+    """
+    if not len(values):
+        raise ShapeError("bootstrap: no values")
+    data = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(data), (rounds, len(data)))
+    low, high = np.quantile(data[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bits_per_byte(total_nats: float, total_bytes: int) -> float:
+    """A language model's loss by bytes of text, so that tokenizers can be compared."""
+    if total_bytes < 1:
+        raise ShapeError(f"bits per byte: {total_bytes} bytes")
+    return total_nats / math.log(2) / total_bytes
+
+
+def perplexity(total_nats: float, total_tokens: int) -> float:
+    """exp(nats a token), never capped; infinite where the number is too large for a float."""
+    if total_tokens < 1:
+        raise ShapeError(f"perplexity: {total_tokens} tokens")
+    nats = total_nats / total_tokens
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def unigram_entropy(ids: Iterable[Hashable]) -> float:
+    """Nats a token of a model that knows only how frequent each token is: what any language model must beat."""
+    counts = Counter(ids)
+    total = counts.total()
+    return -sum(count / total * math.log(count / total) for count in counts.values())

@@ -1,0 +1,152 @@
+"""CTC log-probabilities -> symbols: greedy, or a prefix beam that may listen to a language model of characters."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muomni.errors import ConfigError, ShapeError
+from muomni.files import read_json, write_json
+
+FloatArray = NDArray[np.floating[Any]]
+Prefix = tuple[int, ...]
+NEVER = -math.inf
+# Symbols less likely than this in a frame open no new prefix there.
+LEAST_LOG_PROB = math.log(1e-4)
+
+
+def collapse(path: Iterable[int]) -> list[int]:
+    """What a frame-by-frame path spells: equal neighbours merged, then blanks (0) dropped."""
+    spelt: list[int] = []
+    last = 0
+    for symbol in path:
+        if symbol not in (0, last):
+            spelt.append(symbol)
+        last = symbol
+    return spelt
+
+
+def greedy(log_probs_TC: FloatArray) -> list[int]:
+    """The symbols of the likeliest path.
+
+    Takes   log_probs_TC (T, C), the real frames only, blank at 0.
+    """
+    _check(log_probs_TC)
+    return collapse(log_probs_TC.argmax(1).tolist())
+
+
+class CharLM:
+    """An n-gram model of symbol ids with interpolated back-off; it also knows where texts end.
+
+    Source  Witten and Bell 1991: a context trusts its own counts as far as it has seen them repeat.
+    """
+
+    END = -1
+
+    def __init__(self, order: int, size: int, counts: dict[Prefix, dict[int, int]]) -> None:
+        self.order = order
+        self.size = size
+        self._counts = counts
+        self._totals = {context: sum(follow.values()) for context, follow in counts.items()}
+
+    @classmethod
+    def train(cls, texts: Iterable[Sequence[int]], *, size: int, order: int = 6) -> CharLM:
+        """Count the n-grams of texts, each a sequence of symbol ids below `size`."""
+        if order < 1:
+            raise ConfigError(f"character LM: order must be at least 1, got {order}")
+        counts: dict[Prefix, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for text in texts:
+            padded = (*[cls.END] * (order - 1), *text, cls.END)
+            for at in range(order - 1, len(padded)):
+                for width in range(order):
+                    counts[padded[at - width : at]][padded[at]] += 1
+        return cls(order, size, {context: dict(follow) for context, follow in counts.items()})
+
+    def log_prob(self, prefix: Prefix, symbol: int) -> float:
+        """log p(symbol | prefix), nats; symbol END asks whether the text is over. Sums to 1 over size symbols and END."""
+        history = (*[self.END] * (self.order - 1), *prefix)
+        prob = 1.0 / (self.size + 1)
+        for width in range(self.order):
+            context = history[len(history) - width :]
+            follow = self._counts.get(context)
+            if follow is None:
+                break
+            prob = (follow.get(symbol, 0) + len(follow) * prob) / (self._totals[context] + len(follow))
+        return math.log(prob)
+
+    def save(self, path: Path) -> None:
+        """Write one JSON file."""
+        rows = [[list(context), sorted(follow.items())] for context, follow in sorted(self._counts.items())]
+        write_json(path, {"order": self.order, "size": self.size, "counts": rows})
+
+    @classmethod
+    def load(cls, path: Path) -> CharLM:
+        """Read what `save` wrote."""
+        stored = read_json(path)
+        counts = {tuple(context): {symbol: count for symbol, count in follow} for context, follow in stored["counts"]}
+        return cls(stored["order"], stored["size"], counts)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A spelt text and its score: log p(ids | audio) + weight * log p_LM(ids) + bonus * length, nats."""
+
+    ids: list[int]
+    score: float
+
+
+def beam(
+    log_probs_TC: FloatArray, *, width: int = 8, lm: CharLM | None = None, lm_weight: float = 0.5, length_bonus: float = 0.5
+) -> list[Guess]:
+    """The likeliest texts, best first, each summed over the paths that spell it.
+
+    Takes   log_probs_TC (T, C), the real frames only, blank at 0; lm_weight and length_bonus (nats a symbol, to repay what the LM
+            takes from long texts) count only with an lm.
+    Gives   at most `width` guesses.
+    Source  Hannun et al. 2014, prefix beam search; the LM here weighs characters, not words.
+    """
+    _check(log_probs_TC)
+    if width < 1:
+        raise ConfigError(f"beam: width must be at least 1, got {width}")
+    # A prefix keeps two masses: of the paths that end in a blank, and of those that end in its last symbol.
+    masses: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}
+    told: dict[Prefix, float] = {(): 0.0}  # what LM and bonus add to a prefix
+
+    def told_of(prefix: Prefix) -> float:
+        if lm is None:
+            return 0.0
+        if prefix not in told:
+            told[prefix] = told_of(prefix[:-1]) + lm_weight * lm.log_prob(prefix[:-1], prefix[-1]) + length_bonus
+        return told[prefix]
+
+    for frame in np.asarray(log_probs_TC, dtype=np.float64):
+        likely = [symbol for symbol in np.flatnonzero(frame > LEAST_LOG_PROB).tolist() if symbol != 0]
+        grown: dict[Prefix, tuple[float, float]] = {}
+
+        def add(prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown) -> None:
+            had = grown.get(prefix, (NEVER, NEVER))
+            grown[prefix] = (float(np.logaddexp(had[0], blank)), float(np.logaddexp(had[1], symbol)))
+
+        for prefix, (ends_blank, ends_symbol) in masses.items():
+            either = float(np.logaddexp(ends_blank, ends_symbol))
+            add(prefix, either + frame[0], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
+            for symbol in likely:
+                repeats = bool(prefix) and symbol == prefix[-1]
+                add((*prefix, symbol), NEVER, (ends_blank if repeats else either) + frame[symbol])
+        ranked = sorted(grown, key=lambda prefix: np.logaddexp(*grown[prefix]) + told_of(prefix), reverse=True)
+        masses = {prefix: grown[prefix] for prefix in ranked[:width]}
+    ends = {prefix: lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
+    guesses = [Guess(list(p), float(np.logaddexp(*masses[p])) + told_of(p) + ends[p]) for p in masses]
+    return sorted(guesses, key=lambda guess: guess.score, reverse=True)
+
+
+def _check(log_probs_TC: FloatArray) -> None:
+    if log_probs_TC.ndim != 2 or log_probs_TC.shape[1] < 2:
+        raise ShapeError(f"ctc: expected log-probabilities (T, C) of one utterance, got {log_probs_TC.shape}")

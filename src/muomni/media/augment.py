@@ -1,0 +1,107 @@
+"""Small changes that keep the meaning: of waves, log-mels and pictures. Pure functions; chance comes in as a generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+Wave = NDArray[np.float32]
+Mel = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
+
+
+def speed(wave_S: Wave, factor: float, *, rate_hz: int = 16_000) -> Wave:
+    """Faster (factor > 1) or slower, with the pitch, like a tape: S / factor samples."""
+    changed: Wave = soxr.resample(wave_S, rate_hz * factor, rate_hz).astype(np.float32)
+    return changed
+
+
+def gain(wave_S: Wave, decibels: float) -> Wave:
+    """Louder or quieter; clipped to [-1, 1]."""
+    return np.clip(wave_S * np.float32(10 ** (decibels / 20)), -1.0, 1.0)
+
+
+def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
+    """Silence on both sides; a 0.14 s "eight" has fewer encoder states than letters without it."""
+    return np.pad(wave_S, (before_samples, after_samples))
+
+
+def noise(wave_S: Wave, snr_db: float, rng: np.random.Generator) -> Wave:
+    """White noise so far under the wave's own power."""
+    deviation = float(np.sqrt(np.mean(np.square(wave_S, dtype=np.float64)))) * 10 ** (-snr_db / 20)
+    return np.clip(wave_S + rng.normal(0.0, deviation, wave_S.shape).astype(np.float32), -1.0, 1.0)
+
+
+def formants(mel_FM: Mel, factor: float) -> Mel:
+    """Another vocal tract: the frequency axis of a log-mel is stretched by `factor` (a shorter tract has factor > 1)."""
+    bins = np.arange(mel_FM.shape[1])
+    source = np.clip(bins / factor, 0, mel_FM.shape[1] - 1)
+    low = np.floor(source).astype(int)
+    high = np.minimum(low + 1, mel_FM.shape[1] - 1)
+    share = (source - low).astype(mel_FM.dtype)
+    return mel_FM[:, low] * (1 - share) + mel_FM[:, high] * share
+
+
+def spec_augment(
+    mel_FM: Mel,
+    rng: np.random.Generator,
+    *,
+    time_masks: int = 2,
+    time_frames: int = 10,
+    time_share: float = 0.2,
+    bin_masks: int = 2,
+    bins: int = 16,
+) -> Mel:
+    """Log-mel with stretches of time and bands of frequency set to its mean.
+
+    Takes   mel_FM; each time mask is at most `time_frames` wide and `time_share` of the utterance, so that short words survive.
+    Source  Park et al. 2019, without time warping.
+    """
+    changed = mel_FM.copy()
+    frames, width = mel_FM.shape
+    mean = mel_FM.mean(dtype=np.float64)
+    for _ in range(time_masks):
+        size = int(rng.integers(0, min(time_frames, int(frames * time_share)) + 1))
+        start = int(rng.integers(0, frames - size + 1))
+        changed[start : start + size] = mean
+    for _ in range(bin_masks):
+        size = int(rng.integers(0, min(bins, width) + 1))
+        start = int(rng.integers(0, width - size + 1))
+        changed[:, start : start + size] = mean
+    return changed
+
+
+def shift(picture_HW3: Picture, down: int, right: int) -> Picture:
+    """Moved by whole pixels (negative: up, left); the edge is repeated where nothing was."""
+    height, width = picture_HW3.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return picture_HW3[rows[:, None], columns[None, :]]
+
+
+def crop(picture_HW3: Picture, share: float, rng: np.random.Generator) -> Picture:
+    """A random window of `share` of both edges, brought back to the size by nearest neighbours."""
+    height, width = picture_HW3.shape[:2]
+    top, left = rng.random(2) * (1 - share)
+    rows = ((top + share * (np.arange(height) + 0.5) / height) * height).astype(int).clip(0, height - 1)
+    columns = ((left + share * (np.arange(width) + 0.5) / width) * width).astype(int).clip(0, width - 1)
+    return picture_HW3[rows[:, None], columns[None, :]]
+
+
+def flip(picture_HW3: Picture) -> Picture:
+    """Left and right exchanged: not for pictures whose captions name sides."""
+    return picture_HW3[:, ::-1]
+
+
+def jitter(
+    picture_HW3: Picture, rng: np.random.Generator, *, brightness: float = 0.2, contrast: float = 0.2, tint: float = 0.05
+) -> Picture:
+    """Light, contrast and colour changed a little; each number is the largest relative change."""
+    x = picture_HW3.astype(np.float32)
+    mean = x.mean()
+    x = (x - mean) * (1 + rng.uniform(-contrast, contrast)) + mean * (1 + rng.uniform(-brightness, brightness))
+    x *= 1 + rng.uniform(-tint, tint, 3).astype(np.float32)
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)

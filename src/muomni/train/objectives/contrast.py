@@ -1,0 +1,212 @@
+"""Vision: a picture and its caption find each other among all pictures and captions of an update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from muomni.errors import ShapeError
+from muomni.models.text_tower import TextTower
+from muomni.models.vision_encoder import VisionEncoder
+from muomni.train.objective import Objective, Term
+
+NEVER = -math.inf
+
+
+class Reader(Protocol):
+    """What a `thinker` text tower reads through: a frozen decoder."""
+
+    def embed(self, ids_BT: Tensor) -> Tensor: ...  # (B, T) -> (B, T, D)
+    def hidden(self, x_BTD: Tensor, *, keep_BT: Tensor) -> Tensor: ...  # (B, T, D) -> (B, T, D)
+
+
+@dataclass
+class VisionBatch:
+    """Pictures, their captions and, if any, false captions of each.
+
+    pixels_BHW3 uint8; caption_ids_BT int64, caption_keep_BT True = a real token; keys_B int64, equal for equal captions;
+    negatives_BNT and negatives_keep_BNT: captions that differ from the true one in one attribute (a row without tokens is ignored).
+    """
+
+    sample_ids: list[str]
+    pixels_BHW3: Tensor
+    caption_ids_BT: Tensor
+    caption_keep_BT: Tensor
+    keys_B: Tensor
+    negatives_BNT: Tensor | None = None
+    negatives_keep_BNT: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        moved = {f.name: x.to(device, non_blocking=True) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+
+def pad(rows: Sequence[Sequence[int]], width: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids of any lengths -> (ids int64, keep bool), both (rows, T), T at least `width`."""
+    size = max([width, *map(len, rows)])
+    ids = torch.zeros(len(rows), size, dtype=torch.int64)
+    keep = torch.zeros(len(rows), size, dtype=torch.bool)
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.tensor(values, dtype=torch.int64)
+        keep[row, : len(values)] = True
+    return ids, keep
+
+
+@dataclass
+class _Cached:
+    """Embeddings of every row of an update, without gradients: (N, E) each, and where each local micro-batch starts.
+
+    false_NM: each picture's similarity to its own false captions, -inf where it has fewer than M.
+    """
+
+    images_NE: Tensor
+    texts_NE: Tensor
+    keys_N: Tensor
+    false_NM: Tensor
+    starts: dict[tuple[str, ...], int]
+
+
+class Contrast(Objective):
+    """Symmetric InfoNCE with a learned temperature; one term "contrast", counted in rows.
+
+    The value is the own rows' nats, image to text and text to image averaged. Negatives are all rows of the update, over
+    micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches' gradients is exactly the gradient of
+    the one large batch (the towers must be deterministic: no dropout). Captions with equal keys are never each other's
+    negatives. False captions are extra columns of their own picture, image to text only.
+    Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of stored gradients.
+    """
+
+    def __init__(self, vision: VisionEncoder, text: TextTower, *, temperature: float = 0.07, reader: nn.Module | None = None) -> None:
+        super().__init__()
+        if (text.config.kind == "thinker") != (reader is not None):
+            raise ShapeError(f"contrast: a text tower of kind {text.config.kind} and reader {type(reader).__name__} do not fit")
+        if text.config.embed_dim != vision.config.embed_dim:
+            raise ShapeError(f"contrast: pictures embed into {vision.config.embed_dim}, captions into {text.config.embed_dim}")
+        self.vision = vision
+        self.text = text
+        self.reader = reader
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        self._cached: _Cached | None = None
+
+    def counts(self, batch: VisionBatch) -> dict[str, int]:
+        """Rows."""
+        return {"contrast": len(batch.sample_ids)}
+
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied with, 1 / temperature, at most 100."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+    def images(self, batch: VisionBatch) -> Tensor:
+        """Unit vectors of the pictures, (B, E)."""
+        return self.vision.embed(batch.pixels_BHW3.permute(0, 3, 1, 2))
+
+    def texts(self, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
+        """Unit vectors of captions, (B, E)."""
+        if self.reader is None:
+            return self.text.embed(ids_BT, keep_BT)
+        reader = cast(Reader, self.reader)
+        with torch.no_grad():
+            states_BTD = reader.hidden(reader.embed(ids_BT), keep_BT=keep_BT)
+        return self.text.embed(states_BTD.float(), keep_BT)
+
+    @torch.no_grad()
+    def begin(self, micro_batches: Sequence[VisionBatch], world: int) -> None:
+        """Embed every row of the coming update, here and on the other ranks; one micro-batch on one rank needs none of it."""
+        self._cached = None
+        if len(micro_batches) == 1 and world == 1:
+            return
+        seen = [self.images(batch) for batch in micro_batches]
+        images = torch.cat(seen)
+        false = _stack([self._false_captions(batch, own) for batch, own in zip(micro_batches, seen)])
+        texts = torch.cat([self.texts(batch.caption_ids_BT, batch.caption_keep_BT) for batch in micro_batches])
+        keys = torch.cat([batch.keys_B for batch in micro_batches])
+        first = 0
+        if world > 1:
+            sizes = _sizes(len(images), images.device)
+            first = sum(sizes[: dist.get_rank()])
+            images, texts, keys = _gather(images, sizes), _gather(texts, sizes), _gather(keys, sizes)
+            false = _gather(_widened(false, max(_sizes(false.shape[1], images.device)), NEVER), sizes)
+        starts = {}
+        for batch in micro_batches:
+            starts[tuple(batch.sample_ids)] = first
+            first += len(batch.sample_ids)
+        self._cached = _Cached(images, texts, keys, false, starts)
+
+    def after_step(self, step: int) -> None:
+        """Forget the update's embeddings: the weights have moved."""
+        self._cached = None
+
+    def forward(self, batch: VisionBatch) -> dict[str, Term]:
+        """The own rows' nats; the gradient is that of the whole update's loss with respect to the own rows."""
+        images, texts = self.images(batch), self.texts(batch.caption_ids_BT, batch.caption_keep_BT)
+        false = self._false_captions(batch, images)
+        start = self._cached.starts.get(tuple(batch.sample_ids)) if self._cached else None
+        if self._cached is None or start is None:
+            return {"contrast": Term(_nats(images, texts, batch.keys_B, self.scale, false).sum(), len(images))}
+        own = slice(start, start + len(images))
+        all_images, all_texts = self._cached.images_NE.clone(), self._cached.texts_NE.clone()
+        all_images[own], all_texts[own] = images, texts
+        # Another micro-batch's rows pull on our embeddings, but their pull on the temperature is theirs to count.
+        is_own = torch.zeros(len(all_images), dtype=torch.bool, device=images.device)
+        is_own[own] = True
+        scale_N1 = torch.where(is_own, self.scale, self.scale.detach())[:, None]
+        all_false = self._cached.false_NM.clone()
+        all_false[own, : false.shape[1]] = false
+        nats_N = _nats(all_images, all_texts, self._cached.keys_N, scale_N1, all_false)
+        surrogate = nats_N.sum()
+        value = nats_N[own].sum().detach()
+        return {"contrast": Term(surrogate - surrogate.detach() + value, len(images))}
+
+    def _false_captions(self, batch: VisionBatch, images_BE: Tensor) -> Tensor:
+        """Similarities of the pictures with their own false captions, (B, N), N may be 0; absent ones at -inf."""
+        if batch.negatives_BNT is None or batch.negatives_keep_BNT is None or not batch.negatives_keep_BNT.any():
+            return images_BE.new_empty(len(images_BE), 0)
+        keep_BN = batch.negatives_keep_BNT.any(2)
+        false_RE = self.texts(batch.negatives_BNT[keep_BN], batch.negatives_keep_BNT[keep_BN])
+        rows = keep_BN.nonzero()[:, 0]
+        similar_R = (images_BE[rows] * false_RE).sum(1)
+        absent = torch.full(keep_BN.shape, NEVER, device=images_BE.device)
+        return absent.masked_scatter(keep_BN, similar_R)
+
+
+def _nats(images_NE: Tensor, texts_NE: Tensor, keys_N: Tensor, scale: Tensor, false_NM: Tensor) -> Tensor:
+    """InfoNCE a row, (N,), both directions averaged; scale is a scalar or (N, 1)."""
+    same_NN = (keys_N[:, None] == keys_N[None, :]).fill_diagonal_(False)
+    similar_NN = images_NE @ texts_NE.T
+    to_text = torch.cat([similar_NN.masked_fill(same_NN, NEVER), false_NM], 1) * scale
+    to_image = similar_NN.T.masked_fill(same_NN, NEVER) * scale
+    return -(to_text.log_softmax(1).diagonal() + to_image.log_softmax(1).diagonal()) / 2
+
+
+def _widened(x_NM: Tensor, columns: int, value: float) -> Tensor:
+    return nn.functional.pad(x_NM, (0, columns - x_NM.shape[1]), value=value)
+
+
+def _stack(pieces: list[Tensor]) -> Tensor:
+    """Rows of pieces with different numbers of columns, the missing ones at -inf."""
+    columns = max(piece.shape[1] for piece in pieces)
+    return torch.cat([_widened(piece, columns, NEVER) for piece in pieces])
+
+
+def _sizes(own: int, device: torch.device) -> list[int]:
+    """A number of every rank, in rank order."""
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([own], device=device))
+    return [int(size) for size in sizes]
+
+
+def _gather(own: Tensor, sizes: list[int]) -> Tensor:
+    """The rows of all ranks, one after another; ranks may hold different numbers of rows."""
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own
+    pieces = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(pieces, padded)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes)])

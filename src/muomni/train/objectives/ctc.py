@@ -1,0 +1,99 @@
+"""Hearing: connectionist temporal classification of transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from muomni.errors import DataError, TokenRangeError
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.train.objective import Objective, Term
+
+
+@dataclass
+class HearingBatch:
+    """Utterances and their transcripts.
+
+    mel_BFM natural-log mel; frames_B int64 real frames; labels_BU int64 symbols, padded with 0; symbols_B int64 real symbols a row.
+    """
+
+    sample_ids: list[str]
+    mel_BFM: Tensor
+    frames_B: Tensor
+    labels_BU: Tensor
+    symbols_B: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "sample_ids"}
+        return replace(self, **moved)
+
+
+def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> HearingBatch:
+    """A batch from utterances (F, M) of any lengths and their symbols; mels keep their float type."""
+    return HearingBatch(
+        sample_ids=list(sample_ids),
+        mel_BFM=torch.nn.utils.rnn.pad_sequence(list(mels_FM), batch_first=True),
+        frames_B=torch.tensor([len(mel) for mel in mels_FM]),
+        labels_BU=torch.nn.utils.rnn.pad_sequence([torch.tensor(ids, dtype=torch.int64) for ids in labels], batch_first=True),
+        symbols_B=torch.tensor([len(ids) for ids in labels]),
+    )
+
+
+def states_needed(ids: Sequence[int]) -> int:
+    """The least encoder states that can spell `ids`: one a symbol, and a blank between equal neighbours."""
+    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:]))
+
+
+def feasible(states: int, ids: Sequence[int]) -> bool:
+    """Whether `states` encoder states can spell `ids`, which must not be empty.
+
+    The data side asks this before a batch is made, and counts the refusals as DataError reason "infeasible": zero_infinity would
+    turn them into rows of loss 0 that look like success (reference/muomni.md B11).
+    """
+    return 0 < states_needed(ids) <= states
+
+
+class Hearing(Objective):
+    """Nats of the transcripts under the encoder's CTC; one term "ctc", counted in symbols."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def counts(self, batch: HearingBatch) -> dict[str, int]:
+        """Symbols to be learned."""
+        return {"ctc": int(batch.symbols_B.sum())}
+
+    def forward(self, batch: HearingBatch) -> dict[str, Term]:
+        """The sum of -log p(transcript | audio) over the rows.
+
+        Raises  DataError "infeasible" that names the rows whose text can't fit their states; TokenRangeError for symbols outside of
+                1..symbols-1 (torch's own CTC reads past its memory there).
+        """
+        lengths_B = self._check(batch)
+        heard = self.encoder(batch.mel_BFM, batch.frames_B)
+        log_probs_BTC = self.encoder.symbols(heard.states_BTD)
+        nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=0, reduction="sum")
+        return {"ctc": Term(nats, int(batch.symbols_B.sum()))}
+
+    def _check(self, batch: HearingBatch) -> Tensor:
+        labels_BU = batch.labels_BU
+        real_BU = torch.arange(labels_BU.shape[1], device=labels_BU.device) < batch.symbols_B[:, None]
+        repeats_B = ((labels_BU[:, 1:] == labels_BU[:, :-1]) & real_BU[:, 1:]).sum(1)
+        lengths_B = self.encoder.lengths(batch.frames_B)
+        refused_B = (batch.symbols_B + repeats_B > lengths_B) | (batch.symbols_B < 1)
+        wild_B = (real_BU & ((labels_BU < 1) | (labels_BU >= self.encoder.config.symbols))).any(1)
+        if bool((refused_B | wild_B).any()):  # one question to the device in the good case
+            if bool(wild_B.any()):
+                names = [batch.sample_ids[row] for row in wild_B.nonzero().flatten().tolist()]
+                raise TokenRangeError(f"hearing: rows {names} hold symbols outside of 1..{self.encoder.config.symbols - 1}")
+            rows = refused_B.nonzero().flatten().tolist()
+            told = [f"{batch.sample_ids[r]} ({int(batch.symbols_B[r])} symbols, {int(lengths_B[r])} states)" for r in rows]
+            raise DataError("infeasible", f"hearing: texts that can't fit their audio: {', '.join(told)}", hint="ask ctc.feasible first")
+        return lengths_B
