@@ -1,6 +1,7 @@
 """muOmni: staged training of omni-modal models by a trainer that refuses to lie.
 
-Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder) and `gate` (a finished stage -> verdicts); each is imported when first used.
+Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder) and `gate` (a finished stage -> verdicts).
+Each is imported when first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ BatchT = TypeVar("BatchT")
 
 
 class Dataset(Protocol[ItemT_co]):
-    """Samples by number. `item` draws only from the generator, a function of (seed, epoch, index), and raises DataError for a bad sample."""
+    """Samples by number. `item` draws from its generator only (a function of seed, epoch and index) and raises DataError for a bad one."""
 
     def __len__(self) -> int: ...
 

@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class State:
-    """What a checkpoint restores beside weights: `progress` is plain JSON (step, best, counters), `optimizer` and `scaler` their state dicts."""
+    """What a checkpoint restores beside weights: `progress` is plain JSON (step, best, counters), the others are state dicts."""
 
     progress: dict[str, Any]
     optimizer: dict[str, Any]

@@ -56,6 +56,7 @@ class TrainSettings(Strict):
     min_delta: float = Field(0.0, ge=0)
     checkpoint_freq: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    final: Literal["last", "best"] = "last"
     print_freq: int = Field(20, ge=1)
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 

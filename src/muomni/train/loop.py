@@ -1,0 +1,338 @@
+"""The loop of every stage: resume, update, validate, checkpoint, stop. What a stage teaches stands elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from muomni import files
+from muomni.data.loader import Loaded, Loader
+from muomni.data.quarantine import Quarantine
+from muomni.errors import MuomniError, UserError
+from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
+from muomni.train import checkpoint, distributed, monitor, optim
+from muomni.train.objective import Objective
+from muomni.train.settings import TrainSettings
+from muomni.train.step import StepResult, update
+
+
+class Interrupted(MuomniError):
+    """The run was asked to stop (ctrl-C, SIGTERM); its state is saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Progress:
+    """What the loop has done so far; plain values, part of every checkpoint."""
+
+    step: int = 0
+    samples: int = 0
+    targets: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    quarantined: int = 0
+    best: float = math.inf
+    best_step: int = -1
+    without_gain: int = 0
+    stopped_early: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The end of a fit: what was done, the last validation over all held-out batches, and the account of what trained."""
+
+    progress: Progress
+    validation: dict[str, float]
+    account: list[optim.Row]
+
+
+def fit(
+    objective: Objective,
+    train: Loader[Any, Any],
+    valid: Loader[Any, Any] | None,
+    settings: TrainSettings,
+    run: Runtime,
+    folder: Path,
+    *,
+    name: str,
+) -> Fitted:
+    """Train an objective to its last step and leave it with the final weights in place.
+
+    Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU.
+    Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad.
+    """
+    # 1. what trains
+    objective.to(run.device)
+    account = optim.select(objective, settings)
+    optimizer = optim.make_optimizer(objective, account, settings)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    seed_everything(settings.seed + run.rank)
+    wrapped = distributed.wrap(objective, run)
+    ema = {n: p.detach().clone() for n, p in objective.named_parameters() if p.requires_grad} if settings.ema_decay else {}
+
+    # 2. where it stands
+    progress = Progress(settings=settings.model_dump(mode="json"))
+    found = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
+    if found is not None:
+        state = checkpoint.load(found, objective, run.device)
+        optimizer.load_state_dict(state.optimizer)
+        scaler.load_state_dict(state.scaler)
+        progress, ema = Progress(**state.progress), state.ema
+        if run.world > 1:
+            seed_everything(settings.seed + run.rank + 1000 * progress.step)
+
+    per_step = settings.gradient_accumulation_steps * run.world
+    max_steps = settings.max_steps
+    if settings.max_epochs is not None:
+        max_steps = min(max_steps, -(-settings.max_epochs * train.order.batches_per_epoch // per_step))
+    quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
+    log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main)
+
+    def save() -> None:
+        if run.is_main:
+            state = checkpoint.State(dict(vars(progress)), optimizer.state_dict(), scaler.state_dict(), ema)
+            checkpoint.save(folder / checkpoint.name(progress.step), objective, state)
+            checkpoint.retain(folder, settings.keep_checkpoints)
+        distributed.barrier(run)
+
+    # 3. the steps
+    numbers = range(progress.step * per_step + run.rank, max_steps * per_step, run.world)
+    stream = _timed(train.numbers(numbers))
+    meter = _Meter(run)
+    with log, stop_on_signals() as stop:
+        if progress.step:
+            log.say(f"resumed from {found}")
+        objective.train()
+        while progress.step < max_steps and not progress.stopped_early:
+            batches, waited_s = _window(stream, settings.gradient_accumulation_steps, quarantine, progress)
+            optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
+            if batches:
+                moved = [batch.to(run.device) for batch in batches]
+                with meter.step(waited_s):
+                    result = update(objective, wrapped, optimizer, scaler, moved, settings, run)
+                _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
+            elif run.world > 1:
+                raise UserError(f"step {progress.step}: no sample of a batch could be used", hint="see quarantine.jsonl; clean the data")
+            progress.step += 1
+            if batches and not result.skipped:
+                objective.after_step(progress.step)
+                for key, value in ema.items():
+                    value.lerp_(objective.get_parameter(key).detach(), 1 - (settings.ema_decay or 0))
+            quarantine.check(progress.samples + progress.quarantined)
+
+            is_last = progress.step == max_steps
+            if batches and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
+                log.log({"step": progress.step, **_numbers(result), **meter.read(result, len(batches))})
+            if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
+                _validate_and_keep(objective, valid, settings, run, progress, folder, log)
+            if progress.step % settings.checkpoint_freq == 0 or is_last or stop or progress.stopped_early:
+                save()
+            if _stop_everywhere(stop, run):
+                raise Interrupted(
+                    f"stopped by signal {stop.signal} after step {progress.step}; run the same command to go on", stop.exit_code
+                )
+
+        # 4. the end: all held-out batches, and the weights that are handed on
+        for key, value in ema.items():
+            objective.get_parameter(key).data.copy_(value)
+        validation: dict[str, float] = {}
+        if valid is not None:
+            validation = _validate_and_keep(objective, valid, settings, run, progress, folder, log, full=True)
+        if settings.final == "best" and (folder / "best").exists():
+            objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+            validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
+    if run.is_main:
+        files.write_json(folder / "training_log.json", log.rows)
+    objective.eval()
+    return Fitted(progress, validation, account)
+
+
+def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: Quarantine, progress: Progress) -> tuple[list[Any], float]:
+    """The usable micro-batches of one update and the seconds that the loop waited for them."""
+    batches, waited_s = [], 0.0
+    for loaded, seconds in islice(stream, size):
+        waited_s += seconds
+        for bad in loaded.bad:
+            quarantine.add(bad.sample_id, None, bad.reason, bad.detail)
+            progress.quarantined += 1
+        if loaded.batch is not None:
+            batches.append(loaded.batch)
+            progress.samples += len(loaded.batch.sample_ids)
+    return batches, waited_s
+
+
+def _timed(stream: Iterator[Loaded[Any]]) -> Iterator[tuple[Loaded[Any], float]]:
+    while True:
+        begin = time.perf_counter()
+        loaded = next(stream, None)
+        if loaded is None:
+            return
+        yield loaded, time.perf_counter() - begin
+
+
+def _guard(
+    result: StepResult,
+    objective: Objective,
+    batches: list[Any],
+    settings: TrainSettings,
+    progress: Progress,
+    folder: Path,
+    run: Runtime,
+    log: monitor.Monitor,
+    max_steps: int,
+) -> None:
+    """Count a skipped update, say where it went wrong, and end a run that only skips (DESIGN 4)."""
+    progress.targets += sum(result.counts.values())
+    if not result.skipped:
+        progress.skipped_in_a_row = 0
+        return
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    culprits = [monitor.find_nonfinite(objective, batch, run) for batch in batches]
+    where = next((f"first non-finite output in module {name!r}; " for name in culprits if name), "")
+    log.say(f"step {progress.step}: update skipped: {result.skipped}; {where}samples {', '.join(result.sample_ids[:8])}")
+    if run.is_main:
+        with (folder / "skipped.jsonl").open("a", encoding="utf-8") as stream:
+            row = {"step": progress.step, "reason": result.skipped, "module": where, "samples": result.sample_ids}
+            stream.write(files.json.dumps(row) + "\n")
+    if progress.skipped_in_a_row > settings.max_skips or progress.skipped > max(settings.max_skips, 0.01 * max_steps):
+        raise UserError(
+            f"{progress.skipped} updates were skipped, {progress.skipped_in_a_row} in a row; last: {result.skipped}; {where}",
+            hint="lower lr, raise warmup_steps, or look at skipped.jsonl for the samples",
+        )
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective, valid: Loader[Any, Any], settings: TrainSettings, run: Runtime, *, full: bool = False
+) -> dict[str, float]:
+    """Means per term over held-out batches, token-weighted over all ranks, and per length bucket (`term@<=64`)."""
+    total = valid.order.batches_per_epoch
+    count = total if full else min(total, settings.val_batches)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    was_training = objective.training
+    objective.eval()
+    for loaded in valid.numbers(range(run.rank, count, run.world)):
+        if loaded.batch is None:
+            continue
+        batch = loaded.batch.to(run.device)
+        objective.begin([batch], 1)
+        with run.autocast():
+            terms = objective(batch)
+        bucket = _bucket(getattr(batch, "length", None), settings.len_buckets)
+        for term_name, term in terms.items():
+            weights[term_name] = term.weight
+            for key in (term_name, f"{term_name}@{bucket}") if bucket else (term_name,):
+                sums[key] = sums.get(key, 0.0) + float(term.total)
+                counts[key] = counts.get(key, 0) + term.count
+    objective.train(was_training)
+    sums, counts = distributed.sum_counts(sums, run), distributed.sum_counts(counts, run)
+    means = {key: sums[key] / max(1, counts[key]) for key in sums}
+    means["loss"] = sum(weights.get(key, 1.0) * value for key, value in means.items() if "@" not in key)
+    return means
+
+
+def _bucket(length: int | None, edges: list[int]) -> str:
+    if length is None or not edges:
+        return ""
+    place = bisect_right(edges, length - 1)
+    return f"<={edges[place]}" if place < len(edges) else f">{edges[-1]}"
+
+
+def _validate_and_keep(
+    objective: Objective,
+    valid: Loader[Any, Any],
+    settings: TrainSettings,
+    run: Runtime,
+    progress: Progress,
+    folder: Path,
+    log: monitor.Monitor,
+    *,
+    full: bool = False,
+) -> dict[str, float]:
+    """Validate, keep the best weights, and note when it is time to stop early."""
+    means = validate(objective, valid, settings, run, full=full)
+    log.log({"step": progress.step, **{f"val_{key}": value for key, value in means.items()}})
+    if means["loss"] < progress.best - settings.min_delta:
+        progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
+        if run.is_main and settings.final == "best":
+            with files.fresh_folder(folder / "best") as part:
+                state = {key: value.detach().contiguous().cpu().clone() for key, value in objective.state_dict().items()}
+                save_file(state, part / "weights.safetensors")
+                files.write_json(part / "progress.json", vars(progress))
+    else:
+        progress.without_gain += 1
+        progress.stopped_early = settings.patience is not None and progress.without_gain >= settings.patience
+    return means
+
+
+def _stop_everywhere(stop: StopRequest, run: Runtime) -> bool:
+    """True on all ranks as soon as one of them was asked to stop."""
+    if run.world == 1:
+        return bool(stop)
+    return distributed.sum_counts({"stop": float(bool(stop))}, run)["stop"] > 0
+
+
+def _numbers(result: StepResult) -> dict[str, float]:
+    return {**result.losses, "lr": result.lr, "grad_norm": result.grad_norm}
+
+
+class _Meter:
+    """Speed, the share of time spent waiting for data, and MFU against the measured matrix-product peak."""
+
+    def __init__(self, run: Runtime) -> None:
+        self.run = run
+        self.peak = monitor.matmul_peak(run)
+        self.flops = 0.0
+        self.busy_s = self.waited_s = 0.0
+        self.steps = 0
+        self.targets = 0.0
+
+    def step(self, waited_s: float) -> _Meter:
+        self.waited_s += waited_s
+        self.counter = monitor.counted_flops() if not self.flops else None
+        return self
+
+    def __enter__(self) -> None:
+        self.begin = time.perf_counter()
+        if self.counter:
+            self.counter.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.counter:
+            self.counter.__exit__(*error)
+            self.flops = float(self.counter.get_total_flops())
+            return  # counting slows this step down: leave it out of the speed
+        self.busy_s += time.perf_counter() - self.begin
+        self.steps += 1
+
+    def read(self, result: StepResult, micro_batches: int) -> dict[str, float]:
+        """The means since the last reading."""
+        total_s = self.busy_s + self.waited_s
+        if not self.steps or not total_s:
+            return {"memory_mb": monitor.memory_mb(self.run)}
+        out = {
+            "steps_per_s": self.steps / total_s,
+            "targets_per_s": sum(result.counts.values()) * self.steps / total_s,
+            "data_wait": self.waited_s / total_s,
+            "mfu": self.flops * self.steps / total_s / self.peak,
+            "memory_mb": monitor.memory_mb(self.run),
+        }
+        self.busy_s = self.waited_s = 0.0
+        self.steps = 0
+        return out

@@ -1,0 +1,146 @@
+"""What a run tells: metrics.jsonl, a bar on a terminal or plain lines in a log, tensorboard by extra, and what went wrong where."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from muomni import files, runtime
+from muomni.runtime import Runtime
+
+
+class Monitor:
+    """Writes the numbers of a run. On resume it keeps the rows up to the step it starts from, so every step stands once."""
+
+    def __init__(self, folder: Path, name: str, *, step: int, max_steps: int, is_main: bool, tensorboard: bool = False) -> None:
+        self.folder, self.name, self.max_steps, self.is_main = folder, name, max_steps, is_main
+        self.path = folder / "metrics.jsonl"
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self.started = time.perf_counter()
+        self.first_step = step
+        self._bar: Any = None
+        self._board: Any = None
+        if is_main:
+            files.write_jsonl(self.path, self.rows)
+            self._stream = self.path.open("a", encoding="utf-8")
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        if self.is_main and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.name, total=self.max_steps, completed=self.first_step, note="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self.is_main:
+            self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One row of metrics at `row["step"]`: kept, written, shown."""
+        if not self.is_main:
+            return
+        self.rows.append(row)
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+        self._show(row)
+        if self._board is not None:
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(key, value, row["step"])
+
+    def _show(self, row: dict[str, Any]) -> None:
+        shown = " ".join(f"{key}={_short(value)}" for key, value in row.items() if key != "step" and isinstance(value, int | float))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], note=shown[:100])
+            return
+        done = row["step"] - self.first_step
+        left = (time.perf_counter() - self.started) / max(1, done) * (self.max_steps - row["step"])
+        print(f"[{self.name}] step {row['step']}/{self.max_steps} eta {left:.0f}s {shown}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        if self.is_main:
+            print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a half-written last line of a killed run is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def matmul_peak(run: Runtime, *, size: int = 1024, repeats: int = 5) -> float:
+    """Best measured matrix-product speed of this machine in FLOP/s, in the run's number format: the 100 % of MFU."""
+    a = torch.randn(size, size, device=run.device, dtype=run.dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+def counted_flops() -> FlopCounterMode:
+    """A context that counts the floating point operations of what runs in it."""
+    return FlopCounterMode(display=False)
+
+
+def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
+    """The first module whose output is not finite for a batch, by name; generators are left as they were (SPEC C5)."""
+    found: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+
+        def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            if not found and isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
+                found.append(name)
+
+        hooks.append(module.register_forward_hook(look))
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad(), run.autocast():
+            model(batch)
+    except (RuntimeError, ValueError, FloatingPointError):
+        pass  # the search looks for the place only; the run itself reports the failure
+    finally:
+        torch.set_rng_state(state)
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""
+
+
+def memory_mb(run: Runtime) -> float:
+    """Peak memory of the device (of the process on a CPU), in MB."""
+    if run.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(run.device) / 1e6
+    return runtime.memory_bytes() / 1e6
