@@ -1,0 +1,291 @@
+"""Talker: a language model over code frames that speaks a text. [text tokens | start | frames], text bound to frames by shared time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from muomni.errors import ConfigError, ShapeError, TokenRangeError
+from muomni.models.pace import Pace
+from muomni.nn import masks, rope
+from muomni.nn.block import Block
+from muomni.nn.cache import KVCache
+from muomni.nn.norm import RMSNorm
+from muomni.tokens import grid
+
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, classes), earlier codes of this book (B, F)) -> chosen codes (B,)."""
+
+
+class TalkerConfig(BaseModel):
+    """Sizes of the Talker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_type: Literal["talker"] = "talker"
+    text_vocab: int = Field(ge=1)
+    text_units: Literal["bpe", "char"] = "bpe"
+    codebooks: int = Field(2, ge=1)
+    entries: int = Field(128, ge=2)
+    layout: Literal["delay", "parallel"] = "delay"
+    width: int = Field(192, ge=1)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(3, ge=1)
+    hidden: int = Field(768, ge=1)
+    theta: float = Field(1e4, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    condition_width: int = Field(0, ge=0)  # width of the Thinker's hidden states; 0 = the Talker reads text tokens alone
+    condition_dropout: float = Field(0.2, ge=0, le=1)  # training rows that must do without hidden states
+    num_speakers: int = Field(0, ge=0)
+    code_noise: float = Field(0.1, ge=0, lt=1)  # input codes replaced by random ones in training
+    guard_frames_per_token: int = Field(30, ge=1)  # upper guard only: the learned end symbol decides
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What the Talker said."""
+
+    codes_BKF: Tensor  # int64; zeros after a row's end
+    frames_B: Tensor  # int64
+    ended_B: Tensor  # bool; False = cut off by the guard
+
+
+@dataclass(frozen=True)
+class Step:
+    """One frame of the speech of a batch."""
+
+    codes_BK: Tensor  # int64; zeros where a row is over
+    speaks_B: Tensor  # bool, True = the row still speaks in this frame
+    ended_B: Tensor  # bool, True = the row has said its end symbol
+
+
+def greedy(logits_BV: Tensor, _: Tensor) -> Tensor:
+    """The likeliest code."""
+    return logits_BV.argmax(-1)
+
+
+class Talker(nn.Module):
+    """Causal over frames, with the whole text in view.
+
+    Symbols of its own: a learned start vector; in every input table `end` = entries and `pad` = entries + 1 (the corner of the delay
+    pattern); `end` is also the last class of head 0, the other heads know codes only. Every codebook has its own table and head.
+
+    A text token's rotary position is the middle of the time in which it is likely spoken, in frames (see `Pace`); step t has position t.
+    So "which word now" becomes "which word is near", which is learned in a fraction of the steps. Source: SPEC section 7.
+    """
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.text_table = nn.Embedding(config.text_vocab, width)
+        self.start = nn.Parameter(torch.randn(width) * 0.3)
+        self.tables = nn.ModuleList(nn.Embedding(config.entries + 2, width) for _ in range(config.codebooks))
+        self.heads = nn.ModuleList(nn.Linear(width, config.entries + (book == 0)) for book in range(config.codebooks))
+        self.condition = (
+            nn.Sequential(RMSNorm(config.condition_width), nn.Linear(config.condition_width, width)) if config.condition_width else None
+        )
+        self.speakers = nn.Embedding(config.num_speakers, width) if config.num_speakers else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.hidden, dropout=config.dropout) for _ in range(config.layers))
+        self.norm = RMSNorm(width)
+        self.pace = Pace(config.text_vocab)
+        for part in self.modules():
+            if isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=0.3)
+
+    @property
+    def end(self) -> int:
+        """The symbol of book 0 that says the speech is over."""
+        return self.config.entries
+
+    @property
+    def pad(self) -> int:
+        """The input symbol where a delayed book has not begun, or is over."""
+        return self.config.entries + 1
+
+    @property
+    def tail(self) -> int:
+        """Steps that a grid has more than frames: room for the end symbol and for the delay."""
+        return max(1, self.config.codebooks - 1) if self.config.layout == "delay" else 1
+
+    # --- one pass -----------------------------------------------------------------------------------------------------------------------
+
+    def lay_out(self, codes_BKF: Tensor, frames_B: Tensor) -> Tensor:
+        """Grid (B, K, F + tail) of codes, with `end` in book 0 and `pad` elsewhere: what the steps have to say, and then are told.
+
+        Raises  ShapeError on another number of books; TokenRangeError for a code outside its book.
+        """
+        books, entries = self.config.codebooks, self.config.entries
+        if codes_BKF.dim() != 3 or codes_BKF.shape[1] != books:
+            raise ShapeError(f"codes: expected (B, {books}, F), got {tuple(codes_BKF.shape)}")
+        length = codes_BKF.shape[-1]
+        real_BF = torch.arange(length, device=codes_BKF.device) < frames_B[:, None]
+        codes_BKF = codes_BKF.masked_fill(~real_BF[:, None], self.pad)
+        if bool(((codes_BKF < 0) | (codes_BKF >= entries)).logical_and(real_BF[:, None]).any()):
+            raise TokenRangeError(f"codes: expected 0 to {entries - 1} in every real frame")
+        laid = grid.delay(codes_BKF, self.pad) if self.config.layout == "delay" else codes_BKF
+        laid = nn.functional.pad(laid, (0, length + self.tail - laid.shape[-1]), value=self.pad)
+        laid[torch.arange(len(laid), device=laid.device), 0, frames_B] = self.end
+        return laid
+
+    def read(self, text_ids_BT: Tensor, keep_BT: Tensor, hidden_BTD: Tensor | None = None, speaker_B: Tensor | None = None) -> Tensor:
+        """Embeddings (B, T + 1, D) of the text and the start vector.
+
+        Takes   hidden_BTD the Thinker's states at the same tokens, or None.
+        Raises  TokenRangeError for an id outside the vocabulary; ShapeError or ConfigError for conditions that this Talker doesn't take.
+        """
+        vocabulary = self.config.text_vocab
+        if text_ids_BT.numel() and (int(text_ids_BT.min()) < 0 or int(text_ids_BT.max()) >= vocabulary):
+            raise TokenRangeError(f"text ids: expected 0 to {vocabulary - 1}, got {int(text_ids_BT.min())} to {int(text_ids_BT.max())}")
+        x_BTD: Tensor = self.text_table(text_ids_BT)
+        if hidden_BTD is not None:
+            if self.condition is None:
+                raise ConfigError("this Talker reads text tokens alone (condition_width 0), yet hidden states were given")
+            if hidden_BTD.shape[:2] != text_ids_BT.shape or hidden_BTD.shape[2] != self.config.condition_width:
+                raise ShapeError(
+                    f"hidden states: expected {(*text_ids_BT.shape, self.config.condition_width)}, got {tuple(hidden_BTD.shape)}"
+                )
+            told_BTD = self.condition(hidden_BTD)
+            if self.training:
+                heard_B = torch.rand(len(told_BTD), device=told_BTD.device) >= self.config.condition_dropout
+                told_BTD = told_BTD * heard_B[:, None, None]
+            x_BTD = x_BTD + told_BTD
+        start_B1D = self.start.expand(len(x_BTD), 1, -1)
+        if speaker_B is not None:
+            if self.speakers is None:
+                raise ConfigError("this Talker has one voice (num_speakers 0), yet a speaker was given")
+            start_B1D = start_B1D + self.speakers(speaker_B)[:, None]
+            x_BTD = x_BTD + self.speakers(speaker_B)[:, None]
+        return torch.cat((x_BTD, start_B1D), 1)
+
+    def frame_embeddings(self, grid_BKS: Tensor) -> Tensor:
+        """(B, S, D): the sum over books, each from its own table."""
+        return torch.stack([table(grid_BKS[:, book]) for book, table in enumerate(self.tables)]).sum(0)
+
+    def forward(
+        self,
+        text_ids_BT: Tensor,
+        keep_BT: Tensor,
+        grid_BKS: Tensor,
+        *,
+        hidden_BTD: Tensor | None = None,
+        speaker_B: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, S, D) of all steps of a laid-out grid, teacher-forced: state s has heard steps < s. `logits` reads them."""
+        text = text_ids_BT.shape[1]
+        steps = grid_BKS.shape[-1]
+        x_BTD = torch.cat((self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B), self.frame_embeddings(grid_BKS[..., :-1])), 1)
+        at_BT = torch.cat(
+            (self.pace.positions(text_ids_BT, keep_BT), torch.arange(steps, device=keep_BT.device).expand(len(keep_BT), -1)), 1
+        )
+        mask = self._mask(keep_BT, steps)
+        turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.theta)
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rope=turns, mask=mask)
+        out: Tensor = self.norm(x_BTD[:, text:])
+        return out
+
+    def logits(self, state: Tensor, book: int) -> Tensor:
+        """(..., D) -> (..., entries) float32, one class more (end) for book 0."""
+        out: Tensor = self.heads[book](state).float()
+        return out
+
+    def noisy(self, grid_BKS: Tensor) -> Tensor:
+        """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""
+        hit = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < self.config.code_noise) & (grid_BKS < self.config.entries)
+        return torch.where(hit, torch.randint_like(grid_BKS, self.config.entries), grid_BKS)
+
+    def _mask(self, keep_BT: Tensor, steps: int) -> Tensor | None:
+        batch, text = keep_BT.shape
+        keep = torch.cat((keep_BT, keep_BT.new_ones(batch, steps)), 1)
+        return masks.build(text + steps, keep_BT=keep, causal=True, prefix_B=torch.full((batch,), text, device=keep_BT.device))
+
+    # --- speaking -----------------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def stream(
+        self,
+        text_ids_BT: Tensor,
+        keep_BT: Tensor,
+        *,
+        hidden_BTD: Tensor | None = None,
+        speaker_B: Tensor | None = None,
+        choose: Choose = greedy,
+        max_frames: int | None = None,
+    ) -> Iterator[Step]:
+        """The speech of each text one frame at a time, with cached keys and values."""
+        books, layout_delay = self.config.codebooks, self.config.layout == "delay"
+        batch, text = text_ids_BT.shape
+        guard_B = self._guard(text_ids_BT, keep_BT, max_frames)
+        lag = books - 1 if layout_delay else 0
+        steps = int(guard_B.max()) + lag
+        device = text_ids_BT.device
+        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B)
+        head_dim = self.config.width // self.config.heads
+        cache = KVCache(self.config.layers, batch, self.config.heads, text + steps, head_dim, dtype=x_BTD.dtype, device=device)
+        cache.begin(text + 1, torch.cat((keep_BT, keep_BT.new_ones(batch, 1)), 1))
+        cache.mask = self._mask(keep_BT, 1)  # the text may look ahead within itself
+        at_BT = torch.cat((self.pace.positions(text_ids_BT, keep_BT), torch.zeros(batch, 1, device=device)), 1)
+        said_BKS = torch.full((batch, books, steps), self.pad, dtype=torch.int64, device=device)
+        end_B = guard_B.clone()
+        ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
+        for step in range(steps):
+            turns = rope.angles(at_BT, head_dim, self.config.theta)
+            for index, block in enumerate(self.blocks):
+                x_BTD = block(x_BTD, rope=turns, cache=cache.layer(index))
+            state_BD = self.norm(x_BTD[:, -1])
+            for book in range(books):
+                first = book if layout_delay else 0
+                if step < first:
+                    continue
+                logits_BV = self.logits(state_BD, book)
+                if book == 0:
+                    if step == 0:
+                        logits_BV[:, self.end] = -torch.inf  # silence is no answer
+                    code_B = choose(logits_BV, said_BKS[:, 0, :step])
+                    ends_B = (code_B == self.end) & (end_B > step)
+                    end_B, ended_B = torch.where(ends_B, step, end_B), ended_B | ends_B
+                    code_B = torch.where(end_B == step, self.end, torch.where(end_B < step, self.pad, code_B))
+                else:
+                    code_B = choose(logits_BV, said_BKS[:, book, first:step])
+                    code_B = torch.where(step - first < end_B, code_B, self.pad)
+                said_BKS[:, book, step] = code_B
+            frame = step - lag
+            if frame >= 0:
+                if not bool((frame < end_B).any()):
+                    return
+                codes_BK = torch.stack([said_BKS[:, book, frame + (book if layout_delay else 0)] for book in range(books)], 1)
+                speaks_B = frame < end_B
+                yield Step(codes_BK * speaks_B[:, None], speaks_B, ended_B)
+            if step + 1 < steps:
+                cache.begin(1)
+                x_BTD = self.frame_embeddings(said_BKS[:, :, step : step + 1])
+                at_BT = torch.full((batch, 1), float(step + 1), device=device)
+
+    def speak(
+        self,
+        text_ids_BT: Tensor,
+        keep_BT: Tensor,
+        *,
+        hidden_BTD: Tensor | None = None,
+        speaker_B: Tensor | None = None,
+        choose: Choose = greedy,
+        max_frames: int | None = None,
+    ) -> Spoken:
+        """Codes of the speech of each text; the learned end symbol decides the length, `max_frames` is a guard."""
+        steps = list(self.stream(text_ids_BT, keep_BT, hidden_BTD=hidden_BTD, speaker_B=speaker_B, choose=choose, max_frames=max_frames))
+        frames_B = torch.stack([step.speaks_B for step in steps]).sum(0)
+        return Spoken(torch.stack([step.codes_BK for step in steps], -1), frames_B, steps[-1].ended_B)
+
+    def _guard(self, text_ids_BT: Tensor, keep_BT: Tensor, max_frames: int | None) -> Tensor:
+        """Frames (B,) int64 after which a row is cut off."""
+        likely_B = (3 * self.pace.frames(text_ids_BT, keep_BT) + 8).ceil().long()
+        guard_B = torch.minimum(likely_B, self.config.guard_frames_per_token * keep_BT.sum(1)).clamp(min=1)
+        return guard_B if max_frames is None else guard_B.clamp(max=max(1, max_frames))
