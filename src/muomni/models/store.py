@@ -49,7 +49,7 @@ def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None =
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Any:
     """The network in a folder, in evaluation mode.
 
-    Raises  CheckpointError where files are missing or torn, the kind is unknown, or names and shapes are not the model's (all of them listed).
+    Raises  CheckpointError where files are missing or torn, the kind is unknown, or names or shapes differ (all are listed).
     """
     folder = Path(folder)
     content = _read_config(folder)
