@@ -1,1 +1,1 @@
-"""Files to float arrays and back: sound, spectra, pictures, text. Takes paths and bytes, gives numpy or torch; imports only errors, files."""
+"""Files to float arrays and back: sound, spectra, pictures, text. Takes paths, gives numpy or torch; imports only errors and files."""

@@ -21,7 +21,8 @@ def speed(wave_S: Wave, factor: float, *, rate_hz: int = 16_000) -> Wave:
 
 def gain(wave_S: Wave, decibels: float) -> Wave:
     """Louder or quieter; clipped to [-1, 1]."""
-    return np.clip(wave_S * np.float32(10 ** (decibels / 20)), -1.0, 1.0)
+    louder: Wave = np.clip(wave_S * np.float32(10 ** (decibels / 20)), -1.0, 1.0)
+    return louder
 
 
 def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
@@ -32,7 +33,8 @@ def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
 def noise(wave_S: Wave, snr_db: float, rng: np.random.Generator) -> Wave:
     """White noise so far under the wave's own power."""
     deviation = float(np.sqrt(np.mean(np.square(wave_S, dtype=np.float64)))) * 10 ** (-snr_db / 20)
-    return np.clip(wave_S + rng.normal(0.0, deviation, wave_S.shape).astype(np.float32), -1.0, 1.0)
+    noisy: Wave = np.clip(wave_S + rng.normal(0.0, deviation, wave_S.shape).astype(np.float32), -1.0, 1.0)
+    return noisy
 
 
 def formants(mel_FM: Mel, factor: float) -> Mel:
@@ -42,7 +44,8 @@ def formants(mel_FM: Mel, factor: float) -> Mel:
     low = np.floor(source).astype(int)
     high = np.minimum(low + 1, mel_FM.shape[1] - 1)
     share = (source - low).astype(mel_FM.dtype)
-    return mel_FM[:, low] * (1 - share) + mel_FM[:, high] * share
+    stretched: Mel = mel_FM[:, low] * (1 - share) + mel_FM[:, high] * share
+    return stretched
 
 
 def spec_augment(
@@ -79,7 +82,8 @@ def shift(picture_HW3: Picture, down: int, right: int) -> Picture:
     height, width = picture_HW3.shape[:2]
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return picture_HW3[rows[:, None], columns[None, :]]
+    moved: Picture = picture_HW3[rows[:, None], columns[None, :]]
+    return moved
 
 
 def crop(picture_HW3: Picture, share: float, rng: np.random.Generator) -> Picture:
@@ -88,7 +92,8 @@ def crop(picture_HW3: Picture, share: float, rng: np.random.Generator) -> Pictur
     top, left = rng.random(2) * (1 - share)
     rows = ((top + share * (np.arange(height) + 0.5) / height) * height).astype(int).clip(0, height - 1)
     columns = ((left + share * (np.arange(width) + 0.5) / width) * width).astype(int).clip(0, width - 1)
-    return picture_HW3[rows[:, None], columns[None, :]]
+    zoomed: Picture = picture_HW3[rows[:, None], columns[None, :]]
+    return zoomed
 
 
 def flip(picture_HW3: Picture) -> Picture:
