@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from bisect import bisect_right
@@ -166,7 +167,7 @@ def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: 
     for loaded, seconds in islice(stream, size):
         waited_s += seconds
         for bad in loaded.bad:
-            quarantine.add(bad.sample_id, None, bad.reason, bad.detail)
+            quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
             progress.quarantined += 1
         if loaded.batch is not None:
             batches.append(loaded.batch)
@@ -207,7 +208,7 @@ def _guard(
     if run.is_main:
         with (folder / "skipped.jsonl").open("a", encoding="utf-8") as stream:
             row = {"step": progress.step, "reason": result.skipped, "module": where, "samples": result.sample_ids}
-            stream.write(files.json.dumps(row) + "\n")
+            stream.write(json.dumps(row) + "\n")
     if progress.skipped_in_a_row > settings.max_skips or progress.skipped > max(settings.max_skips, 0.01 * max_steps):
         raise UserError(
             f"{progress.skipped} updates were skipped, {progress.skipped_in_a_row} in a row; last: {result.skipped}; {where}",
@@ -311,11 +312,11 @@ class _Meter:
     def __enter__(self) -> None:
         self.begin = time.perf_counter()
         if self.counter:
-            self.counter.__enter__()
+            self.counter.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         if self.counter:
-            self.counter.__exit__(*error)
+            self.counter.__exit__(*error)  # type: ignore[no-untyped-call]
             self.flops = float(self.counter.get_total_flops())
             return  # counting slows this step down: leave it out of the speed
         self.busy_s += time.perf_counter() - self.begin

@@ -1,0 +1,129 @@
+"""Samples as the Thinker reads them: a conversation rendered to ids and labels, with its pictures and sounds as arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from muomni.data.sample import AudioPart, ImagePart, Sample, inline_bytes
+from muomni.errors import DataError
+from muomni.media import audio, image
+from muomni.media.mel import MelSpec, log_mel
+from muomni.tokens import chat
+from muomni.tokens.bpe import Tokenizer
+
+
+@dataclass(frozen=True)
+class MediaSpec:
+    """How media become arrays and how many tokens they fill; the numbers belong to the towers that read them.
+
+    image_size    pixels of a side; image_tokens positions a picture fills
+    mel           spectrum of the ears; downsample and pool: mel frames of one token; max_audio_tokens: SPEC M-E's ctx_len // 4
+    pad_s         silence put on both sides of a sound, so that the shortest word has frames enough
+    """
+
+    image_size: int = 224
+    image_tokens: int = 1
+    mel: MelSpec = field(default_factory=MelSpec)
+    downsample: int = 4
+    audio_pool: int = 1
+    max_audio_tokens: int = 128
+    pad_s: float = 0.1
+
+    def audio_tokens(self, frames: int) -> int:
+        """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give them."""
+        strides = self.downsample.bit_length() - 1
+        for _ in range(strides):
+            frames = (frames + 1) // 2
+        return -(-frames // self.audio_pool)
+
+
+@dataclass
+class Item:
+    """One conversation, ready for a batch: ids and labels (see tokens.chat), pictures (H,W,3) uint8 and sounds (F,M) float32."""
+
+    sample_id: str
+    task: str
+    ids: list[int]
+    labels: list[int]
+    pictures: list[NDArray[np.uint8]]
+    mels: list[NDArray[np.float32]]
+
+
+def read_picture(part: ImagePart, size: int) -> NDArray[np.uint8]:
+    """Pixels (size, size, 3) of an image part; raises DataError."""
+    return image.to_array(image.read(inline_bytes(part.path) or Path(part.path)), size)
+
+
+def read_wave(part: AudioPart, rate_hz: int, *, max_s: float = 60.0) -> NDArray[np.float32]:
+    """Mono samples (S,) of an audio part; raises DataError."""
+    content = inline_bytes(part.path)
+    source = io.BytesIO(content) if content is not None else Path(part.path)
+    return audio.read(source, rate_hz, start_s=part.start, end_s=part.end, max_s=max_s)
+
+
+def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDArray[np.float32]:
+    """Log-mel (F, M) of a wave with silence on both sides."""
+    silence = np.zeros(round(pad_s * spec.rate_hz), dtype=np.float32)
+    padded = torch.from_numpy(np.concatenate([silence, wave_S, silence]))
+    out: NDArray[np.float32] = log_mel(padded[None], spec)[0].numpy()
+    return out
+
+
+def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False) -> Item:
+    """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak.
+
+    Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
+    """
+    pictures = [read_picture(part, spec.image_size) for part in sample.images]
+    mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
+    counts = [spec.audio_tokens(len(mel)) for mel in mels]
+    if counts and max(counts) > spec.max_audio_tokens:
+        raise DataError(
+            "too_long",
+            f"{sample.id}: a sound fills {max(counts)} positions, at most {spec.max_audio_tokens} are allowed",
+            hint="cut it into parts, or raise max_audio_tokens or audio_pool",
+        )
+    rendered = chat.render(tokenizer, sample.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply)
+    rendered = chat.fit(rendered, ctx_len, shorten=not reply)
+    return Item(sample.id, sample.task, rendered.ids, rendered.labels, pictures, mels)
+
+
+class Conversations:
+    """Samples as a dataset of `Item`s; what was prepared is kept in memory up to `cache_items`."""
+
+    def __init__(
+        self, samples: Sequence[Sample], tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, cache_items: int = 50_000
+    ) -> None:
+        self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
+        self.cache: dict[int, Item] = {}
+        self.cache_items = cache_items
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """One prepared sample."""
+        found = self.cache.get(index)
+        if found is None:
+            found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len)
+            if len(self.cache) < self.cache_items:
+                self.cache[index] = found
+        return found
+
+    def length(self, index: int) -> int:
+        """A cheap guess of the row's length, for batches of like lengths."""
+        sample = self.samples[index]
+        words = sum(len(message.text) for message in sample.messages) // 4
+        sounds = sum(int(25 / self.spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))) for part in sample.audios)
+        return words + len(sample.images) * self.spec.image_tokens + sounds

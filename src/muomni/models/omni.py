@@ -1,0 +1,146 @@
+"""The fusion: frozen eyes and ears, two projectors, and a Thinker that reads their tokens among its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muomni.errors import ShapeError
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.decoder import Decoder
+from muomni.models.vision_encoder import VisionEncoder
+from muomni.tokens.bpe import SPECIAL
+
+
+class ProjectorsConfig(BaseModel):
+    """How pictures and sounds become tokens of the Thinker.
+
+    grid        0: a picture is its summary alone (1 token); g: the summary and g x g pooled patches
+    audio_pool  states of the ears in one token: 1 = 25 Hz, 2 = 12.5 Hz
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_type: Literal["projectors"] = "projectors"
+    width: int = Field(default=256, gt=0)
+    vision_width: int = Field(default=128, gt=0)
+    audio_width: int = Field(default=192, gt=0)
+    grid: int = Field(default=0, ge=0)
+    audio_pool: int = Field(default=1, ge=1, le=4)
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one picture fills."""
+        return 1 + self.grid**2
+
+
+class Projectors(nn.Module):
+    """One linear map a modality into the Thinker's width (SPEC M-E)."""
+
+    model_type = "muomni_projectors"
+
+    def __init__(self, config: ProjectorsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = nn.Linear(config.vision_width, config.width)
+        self.audio = nn.Linear(config.audio_width * config.audio_pool, config.width)
+
+    @torch.no_grad()
+    def start_at(self, rms: float) -> Self:
+        """Weights for which states of rms 1 (both towers end in a norm) give tokens as loud as the Thinker's embeddings."""
+        for layer in (self.vision, self.audio):
+            nn.init.normal_(layer.weight, std=rms / math.sqrt(layer.in_features))
+            nn.init.zeros_(layer.bias)
+        return self
+
+
+@dataclass
+class Media:
+    """The pictures and sounds of a batch, in the order in which their pads stand in the rows (row by row, left to right).
+
+    pixels_N3HW  uint8, or None where no row has a picture
+    mel_NFM      natural-log mel, padded; frames_N the real frames; both None where no row has a sound
+    """
+
+    pixels_N3HW: Tensor | None = None
+    mel_NFM: Tensor | None = None
+    frames_N: Tensor | None = None
+
+    def to(self, device: torch.device) -> Media:
+        """The same on another device."""
+        moved = (None if t is None else t.to(device, non_blocking=True) for t in (self.pixels_N3HW, self.mel_NFM, self.frames_N))
+        return Media(*moved)
+
+
+class Omni(nn.Module):
+    """ids and media -> embeddings that the decoder reads. The towers stay frozen; what trains is chosen by the stage."""
+
+    def __init__(self, decoder: Decoder, vision: VisionEncoder | None, audio: AudioEncoder | None, projectors: Projectors) -> None:
+        super().__init__()
+        self.decoder, self.vision, self.audio, self.projectors = decoder, vision, audio, projectors
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one picture fills."""
+        return self.projectors.config.image_tokens
+
+    def audio_tokens(self, frames: int) -> int:
+        """Positions that a sound of so many mel frames fills."""
+        if self.audio is None:
+            raise ShapeError("this model has no ears: stage omni was trained without stage hearing")
+        return -(-self.audio.length(frames) // self.projectors.config.audio_pool)
+
+    def see(self, pixels_N3HW: Tensor) -> Tensor:
+        """Pictures -> (N, image_tokens, D)."""
+        if self.vision is None:
+            raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
+        with torch.no_grad():
+            seen = self.vision(pixels_N3HW)
+        states = seen.cls_B1D
+        if grid := self.projectors.config.grid:
+            side = self.vision.config.side
+            patches = seen.grid_BPD.transpose(1, 2).unflatten(2, (side, side))
+            pooled = patches if side == grid else F.adaptive_avg_pool2d(patches, grid)
+            states = torch.cat([states, pooled.flatten(2).transpose(1, 2)], dim=1)
+        out: Tensor = self.projectors.vision(states)
+        return out
+
+    def hear(self, mel_NFM: Tensor, frames_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Sounds -> (N, T, D) and the real tokens of each, (N,)."""
+        if self.audio is None:
+            raise ShapeError("this model has no ears: stage omni was trained without stage hearing")
+        with torch.no_grad():
+            heard = self.audio(mel_NFM, frames_N)
+        states, pool = heard.states_BTD * heard.keep_BT[..., None], self.projectors.config.audio_pool
+        states = F.pad(states, (0, 0, 0, -states.shape[1] % pool)).reshape(len(states), -1, pool * states.shape[2])
+        return self.projectors.audio(states), (heard.lengths_B + pool - 1) // pool
+
+    def embed(self, ids_BT: Tensor, media: Media) -> Tensor:
+        """Token embeddings with the media's tokens in the places of their pads.
+
+        Takes   ids_BT with image_pad and audio_pad where media go; media in the order of these pads.
+        Gives   (B,T,D).
+        Raises  ShapeError where pads and media tokens do not count the same.
+        """
+        x_BTD = self.decoder.embed(ids_BT)
+        if media.pixels_N3HW is not None:
+            x_BTD = _fill(x_BTD, ids_BT == SPECIAL.image_pad, self.see(media.pixels_N3HW).flatten(0, 1), "image")
+        if media.mel_NFM is not None and media.frames_N is not None:
+            tokens_NTD, lengths_N = self.hear(media.mel_NFM, media.frames_N)
+            keep_NT = torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]
+            x_BTD = _fill(x_BTD, ids_BT == SPECIAL.audio_pad, tokens_NTD[keep_NT], "audio")
+        return x_BTD
+
+
+def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tensor:
+    """x with the tokens put at the pads, in order."""
+    places = pads_BT.sum()
+    if int(places) != len(tokens_ND):
+        raise ShapeError(f"{kind}: {int(places)} pads in the rows but {len(tokens_ND)} tokens from the media")
+    return x_BTD.masked_scatter(pads_BT[..., None], tokens_ND.to(x_BTD.dtype))
