@@ -50,7 +50,7 @@ class _Chunked(torch.autograd.Function):
         chunk: int,
         is_training: bool,
     ) -> tuple[Tensor, Tensor]:
-        needs_h, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
+        needs_h, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
         grad_h = torch.empty_like(h_ND) if needs_h else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), device=h_ND.device)
@@ -74,7 +74,7 @@ class _Chunked(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight += error.T @ h
         ctx.mark_non_differentiable(correct)
-        ctx.save_for_backward(grad_h, grad_weight)
+        ctx.save_for_backward(grad_h, grad_weight)  # type: ignore[arg-type]
         ctx.dtype = weight_VD.dtype  # type: ignore[attr-defined]
         return total, correct
 
