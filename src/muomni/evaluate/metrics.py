@@ -52,7 +52,7 @@ def exact(references: Sequence[Any], guesses: Sequence[Any]) -> float:
     """The share of guesses that are right in whole."""
     if len(references) != len(guesses) or not references:
         raise ShapeError(f"exact match: {len(references)} references for {len(guesses)} guesses")
-    return sum(wanted == got for wanted, got in zip(references, guesses)) / len(references)
+    return sum(bool(wanted == got) for wanted, got in zip(references, guesses)) / len(references)
 
 
 class Retrieval(NamedTuple):

@@ -90,7 +90,7 @@ class CharLM:
     def load(cls, path: Path) -> CharLM:
         """Read what `save` wrote."""
         stored = read_json(path)
-        counts = {tuple(context): {symbol: count for symbol, count in follow} for context, follow in stored["counts"]}
+        counts = {tuple(context): dict(follow) for context, follow in stored["counts"]}
         return cls(stored["order"], stored["size"], counts)
 
 

@@ -109,4 +109,5 @@ def jitter(
     mean = x.mean()
     x = (x - mean) * (1 + rng.uniform(-contrast, contrast)) + mean * (1 + rng.uniform(-brightness, brightness))
     x *= 1 + rng.uniform(-tint, tint, 3).astype(np.float32)
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    changed: Picture = np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    return changed

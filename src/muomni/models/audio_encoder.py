@@ -129,9 +129,8 @@ class AudioEncoder(nn.Module):
         """
         bins = self.config.mel.num_mels
         if mel_BFM.ndim != 3 or mel_BFM.shape[2] != bins or frames_B.shape != mel_BFM.shape[:1]:
-            raise ShapeError(
-                f"hearing: expected mel (B, F, {bins}) and frames (B,), got {tuple(mel_BFM.shape)} and {tuple(frames_B.shape)}"
-            )
+            got = f"{tuple(mel_BFM.shape)} and {tuple(frames_B.shape)}"
+            raise ShapeError(f"hearing: expected mel (B, F, {bins}) and frames (B,), got {got}")
         if not torch.compiler.is_compiling() and bool(((frames_B < 1) | (frames_B > mel_BFM.shape[1])).any()):
             raise ShapeError(f"hearing: every row needs 1 to {mel_BFM.shape[1]} real frames, got {frames_B.tolist()}")
         lengths_B = self.lengths(frames_B)
@@ -145,4 +144,5 @@ class AudioEncoder(nn.Module):
 
     def symbols(self, states_BTD: Tensor) -> Tensor:
         """CTC log-probabilities (B, T, symbols), float32, blank at 0."""
-        return self.head(states_BTD).float().log_softmax(-1)
+        log_probs_BTC: Tensor = self.head(states_BTD).float().log_softmax(-1)
+        return log_probs_BTC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Self
 
 import torch
@@ -74,7 +75,7 @@ class ConvStem(nn.Module):
     def __init__(self, width: int, strides: int) -> None:
         super().__init__()
         channels = [3, *[max(32, width >> (strides - 1 - step)) for step in range(strides)]]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(channels, channels[1:]))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(nn.GroupNorm(8, count) for count in channels[1:])
         self.out = nn.Conv2d(channels[-1], width, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -47,7 +48,7 @@ def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequen
 
 def states_needed(ids: Sequence[int]) -> int:
     """The least encoder states that can spell `ids`: one a symbol, and a blank between equal neighbours."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:]))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def feasible(states: int, ids: Sequence[int]) -> bool:
