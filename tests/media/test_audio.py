@@ -94,17 +94,14 @@ def test_text_and_noise_are_undecodable(tmp_path: Path) -> None:
     assert reason(tmp_path / "b.flac") == "undecodable"
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("kind", ["wav", "flac"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_torn_files_are_refused_whole(tmp_path: Path, kind: str, share: float) -> None:
     path = tmp_path / f"a.{kind}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), 16_000)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    if kind == "ogg":  # a cut stream of pages is a shorter stream, no header says how long it was
-        assert len(audio.read(path)) < 48_000
-    else:
-        assert reason(path) == "undecodable"
+    assert reason(path) == "undecodable"
 
 
 def test_a_wav_from_a_pipe_has_no_true_size_and_is_read(tmp_path: Path) -> None:
@@ -126,11 +123,8 @@ def test_one_bad_value_is_enough(tmp_path: Path, poison: float) -> None:
 
 
 def test_silence_constant_and_dither_are_silent(tmp_path: Path) -> None:
-    for name, wave in {
-        "zero": np.zeros(8000),
-        "constant": np.full(8000, 0.3),
-        "dither": np.random.default_rng(0).normal(0, 1e-5, 8000),
-    }.items():
+    dither = np.random.default_rng(0).normal(0, 1e-5, 8000)
+    for name, wave in {"zero": np.zeros(8000), "constant": np.full(8000, 0.3), "dither": dither}.items():
         soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="FLOAT")
         assert reason(tmp_path / f"{name}.wav") == "silent"
         assert len(audio.read(tmp_path / f"{name}.wav", allow_silent=True)) == 8000
