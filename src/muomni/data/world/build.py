@@ -1,0 +1,173 @@
+"""The whole toy world in a folder: a pure function of (seed, size)."""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from muomni import files
+from muomni.data.world import lexicon, picture_rows, render, speech, speech_rows, text_rows, voices
+from muomni.errors import ConfigError
+
+VERSION = 1
+Size = Literal["tiny", "quick", "full"]
+Split = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of everything, by split; `repeats` of every single word and the `least` times that a word is said, per voice set."""
+
+    side: int
+    text: Split
+    captions: Split
+    questions: Split
+    reading: Split
+    probe: Split
+    transcripts: Split
+    digits: Split
+    spoken_questions: Split
+    speak: Split
+    repeats: int
+    least: int
+
+
+def _split(train: int, valid: int) -> Split:
+    return {"train": train, "valid": valid}
+
+
+_QUICK = Counts(
+    side=112,
+    text=_split(12_000, 500),
+    captions=_split(8_400, 640),
+    questions=_split(6_000, 300),
+    reading=_split(600, 60),
+    probe=_split(1_500, 300),
+    transcripts=_split(5_400, 300),
+    digits=_split(1_200, 250),
+    spoken_questions=_split(2_000, 250),
+    speak=_split(2_100, 120),
+    repeats=4,
+    least=40,
+)
+_TINY = Counts(
+    side=112,
+    text=_split(60, 16),
+    captions=_split(48, 16),
+    questions=_split(32, 12),
+    reading=_split(12, 4),
+    probe=_split(24, 8),
+    transcripts=_split(24, 10),
+    digits=_split(22, 11),
+    spoken_questions=_split(16, 10),
+    speak=_split(24, 8),
+    repeats=1,
+    least=1,
+)
+
+
+def counts(size: Size) -> Counts:
+    """How much a size holds; full is five times quick in 224 px.
+
+    Raises ConfigError on an unknown size.
+    """
+    if size == "tiny":
+        return _TINY
+    if size == "quick":
+        return _QUICK
+    if size == "full":
+        times = {
+            name: {split: 5 * count for split, count in value.items()} for name, value in vars(_QUICK).items() if isinstance(value, dict)
+        }
+        return replace(_QUICK, side=224, repeats=8, least=200, **times)
+    raise ConfigError(f"size of the world: expected one of {', '.join(get_args(Size))}, got {size!r}")
+
+
+def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
+    """Make the world in `out` and give its manifest; a world of the same seed, size and version there is given back at once.
+
+    Raises ConfigError if `size` is unknown, `seed` is negative, or `out` holds something that is no world.
+    """
+    much = counts(size)
+    if seed < 0:
+        raise ConfigError(f"seed of the world: expected 0 or more, got {seed}")
+    if (out / "manifest.json").exists():
+        found: dict[str, Any] = files.read_json(out / "manifest.json")
+        if (found.get("seed"), found.get("size"), found.get("version")) == (seed, size, VERSION):
+            return found
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is no world (it has no manifest.json)", hint="give an empty or new folder")
+    with files.fresh_folder(out) as part:
+        return _make(part, seed, size, much)
+
+
+def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
+    shown = picture_rows.show(seed, "scene", 10, much.captions)
+    asked = [one for one in shown if one.split == "train"][: much.questions["train"]]
+    asked += picture_rows.show(seed, "question", 11, {"valid": much.questions["valid"]})
+    probe = picture_rows.show(seed, "probe", 12, much.probe, most=1)
+    writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
+    rng = np.random.default_rng((seed, 40))
+    speakers = speech_rows.Speakers(rng)
+    rows = {
+        "text": text_rows.text_rows(seed, much.text),
+        "captions": picture_rows.caption_rows(seed, shown) + writing_captions,
+        "questions": picture_rows.question_rows(seed, asked) + writing_questions,
+        "probe": picture_rows.probe_rows(probe),
+        "transcripts": speech_rows.transcript_rows(rng, speakers, much.transcripts, repeats=much.repeats, least=much.least),
+        "digits": speech_rows.digit_rows(speakers, much.digits),
+        "spoken_questions": speech_rows.spoken_question_rows(rng, speakers, asked, much.spoken_questions),
+        "speak": speech_rows.speak_rows(rng, speakers, much.speak, repeats=much.repeats, least=much.least),
+    }
+    pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
+    with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we draw
+        speaking = beside.submit(speech.speak, speakers.jobs, out)
+        (out / "images").mkdir()
+        for picture in pictures.values():
+            (out / picture.path).write_bytes(render.png(picture.draw(much.side)))
+        said = speaking.result()
+    for name, content in rows.items():
+        files.write_jsonl(out / f"{name}.jsonl", content)
+    files.write_text(out / "vocabulary.txt", "".join(f"{word}\n" for word in lexicon.WORDS))
+    manifest = {
+        "version": VERSION,
+        "seed": seed,
+        "size": size,
+        "image_side": much.side,
+        "voice": said["voice"],
+        "speech_s": said["seconds"],
+        "rows": {
+            name: {split: sum(row["split"] == split for row in content) for split in ("train", "valid")} for name, content in rows.items()
+        },
+        "images": len(pictures),
+        "utterances": said["utterances"],
+        "sha256": {f"{name}.jsonl": files.sha256_file(out / f"{name}.jsonl") for name in rows},
+        "media_sha256": {folder: _digest(out / folder) for folder in ("images", "audio")},
+        "voices": {"answer": voices.ANSWER_VOICE, "train": list(voices.TRAIN), "held_out": list(voices.HELD_OUT)},
+        "held_out_pairs": [list(pair) for pair in sorted(lexicon.HELD_OUT_PAIRS)],
+    }
+    files.write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _digest(folder: Path) -> str:
+    """One sha256 of the names and contents of all files of a folder."""
+    return files.sha256_json([[path.name, files.sha256_file(path)] for path in sorted(folder.iterdir())])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m muomni.data.world --out DIR --seed N --size tiny|quick|full`."""
+    parser = argparse.ArgumentParser(prog="muomni.data.world", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--size", choices=get_args(Size), default="quick")
+    given = parser.parse_args(arguments)
+    manifest = build(given.out, seed=given.seed, size=given.size)
+    print(
+        f"{given.out}: {manifest['images']} images, {manifest['utterances']} utterances ({manifest['speech_s']:.0f} s, {manifest['voice']})"
+    )

@@ -1,0 +1,214 @@
+"""Rows that show pictures: captions, questions, and single shapes for linear probes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from muomni.data.world import render
+from muomni.data.world.asking import Asker
+from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_out
+from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
+
+Row = dict[str, Any]
+SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
+
+
+@dataclass(frozen=True)
+class Written:
+    """Digits or a word in a picture; `name` is how it is said."""
+
+    text: str
+    name: str
+    colour: str
+
+    def caption(self) -> str:
+        """ "the number seven in red" """
+        return f"the {'number' if self.text.isdigit() else 'word'} {self.name} in {self.colour}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw: its path below the world's folder, what it shows, and the key of its randomness."""
+
+    path: str
+    content: Scene | Written
+    key: tuple[int, ...]
+
+    def draw(self, side: int) -> Image.Image:
+        """The RGB picture (side, side)."""
+        rng = np.random.default_rng(self.key)
+        if isinstance(self.content, Written):
+            return render.written(rng, self.content.text, self.content.colour, side)
+        return render.picture(rng, self.content, side)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a scene with its split, caption and whether it shows a held-out pair."""
+
+    picture: Picture
+    scene: Scene
+    caption: Caption
+    split: str
+    held_out: bool
+
+    def extra(self) -> Row:
+        """What a row says about its picture: the whole scene, and which pairs it shows."""
+        return {"scene": [list(astuple(thing)) for thing in self.scene], "pairs": "held_out" if self.held_out else "seen"}
+
+
+def message(role: str, *parts: Row | str) -> Row:
+    """A message; a lone string is its whole content, strings among parts are text parts."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return {"role": role, "content": parts[0]}
+    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+
+
+def show(seed: int, name: str, number: int, counts: dict[str, int], *, most: int = 3) -> list[Shown]:
+    """Scenes with 1 to `most` objects; in the valid split no caption twice (texts of retrieval must differ)."""
+    shown = []
+    told: set[str] = set()
+    for split, count in counts.items():
+        rng = np.random.default_rng((seed, number, split == "valid"))
+        for index in range(count):
+            held_out = split == "valid" and rng.random() >= SEEN_SHARE
+            for tried in itertools.count():
+                # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
+                scene = sample(rng, min(most, 1 + index % most + tried // 30), held_out=held_out)
+                caption = describe(rng, scene)
+                text = caption.text()
+                if is_held_out(text) == (split == "valid") and not (split == "valid" and text in told):
+                    break
+                if tried >= 30 and most == 1:
+                    break
+            told.add(text)
+            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7))
+            shown.append(Shown(picture, scene, caption, split, held_out))
+    return shown
+
+
+def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool) -> list[Row]:
+    """False captions with one attribute changed: one of each kind that the caption mentions, two of shape (learned last)."""
+    found: dict[str, list[str]] = {}
+    for kind, changed in changes(caption):
+        if not changed.holds(scene) and not (training and is_held_out(changed.text())):
+            found.setdefault(kind, []).append(changed.text())
+    return [
+        {"kind": kind, "text": str(text)}
+        for kind, texts in found.items()
+        for text in rng.choice(texts, size=min(len(texts), 2 if kind == "shape" else 1), replace=False)
+    ]
+
+
+def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
+    """One row a picture: no words from the user, the caption from the assistant."""
+    rng = np.random.default_rng((seed, 20))
+    return [
+        {
+            "id": f"caption-{one.split}-{index:05d}",
+            "group": one.picture.path,
+            "task": "caption",
+            "split": one.split,
+            "messages": [message("user", {"type": "image", "path": one.picture.path}), message("assistant", one.caption.text())],
+            "negatives": negatives(rng, one.caption, one.scene, training=one.split == "train"),
+            "extra": one.extra(),
+        }
+        for index, one in enumerate(shown)
+    ]
+
+
+def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
+    """One conversation of 4 to 6 questions a picture, the picture in the first turn."""
+    rng = np.random.default_rng((seed, 21))
+    askers = {split: Asker(rng, training=split == "train") for split in ("train", "valid")}
+    rows = []
+    for index, one in enumerate(shown):
+        asked = askers[one.split].ask(one.scene, int(rng.integers(4, 7)))
+        rows.append(
+            {
+                "id": f"question-{one.split}-{index:05d}",
+                "group": one.picture.path,
+                "task": "question",
+                "split": one.split,
+                "messages": conversation(one.picture.path, [(question, answer) for _, question, answer in asked]),
+                "extra": {**one.extra(), "kinds": [kind for kind, _, _ in asked]},
+            }
+        )
+    return rows
+
+
+def conversation(path: str, turns: list[tuple[str, str]]) -> list[Row]:
+    """User and assistant in turns; the picture precedes the first question."""
+    messages = []
+    for index, (question, answer) in enumerate(turns):
+        messages.append(message("user", {"type": "image", "path": path}, question) if index == 0 else message("user", question))
+        messages.append(message("assistant", answer))
+    return messages
+
+
+def probe_rows(shown: list[Shown]) -> list[Row]:
+    """Single shapes with their four attributes in extra."""
+    return [
+        {
+            "id": f"probe-{one.split}-{index:05d}",
+            "group": one.picture.path,
+            "task": "probe",
+            "split": one.split,
+            "messages": [message("user", {"type": "image", "path": one.picture.path}), message("assistant", one.caption.text())],
+            "extra": {**one.extra(), **vars(one.scene[0])},
+        }
+        for index, one in enumerate(shown)
+    ]
+
+
+def reading_rows(seed: int, counts: dict[str, int]) -> tuple[list[Picture], list[Row], list[Row]]:
+    """Pictures of digits and words: (pictures, captions of the training ones, questions of both splits)."""
+    pictures, captions, asked = [], [], []
+    names = [(str(value), name) for value, name in enumerate(NUMBERS)] + [(word, word) for word in PICTURED_WORDS]
+    for split, count in counts.items():
+        training = split == "train"
+        rng = np.random.default_rng((seed, 22, split == "valid"))
+        pool = [Written(*name, colour) for name in names for colour in COLOURS]
+        pool = [one for one in pool if is_held_out(one.caption()) != training]
+        for index in range(count):
+            one = pool[rng.integers(len(pool))]
+            path = f"images/reading-{split}-{index:05d}.png"
+            pictures.append(Picture(path, one, (seed, 22, split == "valid", index, 7)))
+            extra = {"written": one.text, "word": one.name, "colour": one.colour}
+            row = {"group": path, "split": split, "extra": extra}
+            read = ("what number is it?" if one.text.isdigit() else "what does it say?", one.name)
+            turns = [("read", *read), ("colour", "what colour is it?", one.colour)]
+            kinds, *_ = zip(*turns, strict=True)
+            messages = conversation(path, [turn[1:] for turn in turns])
+            asked.append(
+                {
+                    "id": f"reading-{split}-{index:05d}",
+                    "task": "question",
+                    **row,
+                    "messages": messages,
+                    "extra": {**extra, "kinds": list(kinds)},
+                }
+            )
+            if training:
+                wrong = [other for other in pool if other.colour == one.colour and other.name != one.name]
+                inks = [other for other in pool if other.text == one.text and other.colour != one.colour]
+                changed = [
+                    {"kind": kind, "text": choices[rng.integers(len(choices))].caption()}
+                    for kind, choices in (("read", wrong), ("colour", inks))
+                    if choices
+                ]
+                messages = [message("user", {"type": "image", "path": path}), message("assistant", one.caption())]
+                captions.append(
+                    {"id": f"reading-caption-{index:05d}", "task": "caption", **row, "messages": messages, "negatives": changed}
+                )
+    return pictures, captions, asked
+
+
+def claims(scene: Scene) -> Caption:
+    """All there is to say about a scene, in its order."""
+    return Caption(tuple(Claim(*astuple(thing)) for thing in scene))

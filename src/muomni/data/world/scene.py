@@ -1,0 +1,193 @@
+"""Scenes: what a picture shows, what may be said of it, and whether it is true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+
+from muomni.data.world.lexicon import COLOURS, HELD_OUT_PAIRS, NUMBERS, PLACES, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, grammatical, plural
+
+HELD = tuple(sorted(HELD_OUT_PAIRS))
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_ALONG = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene."""
+
+    size: str
+    colour: str
+    shape: str
+    place: str
+
+
+Scene = tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A description of one object; None is what it does not say."""
+
+    size: str | None
+    colour: str | None
+    shape: str
+    place: str | None = None
+
+    def fits(self, thing: Thing) -> bool:
+        """Whether the object is as described."""
+        return all(said is None or said == getattr(thing, name) for name, said in vars(self).items())
+
+    def noun(self) -> str:
+        """ "small red circle" """
+        return " ".join(part for part in (self.size, self.colour, self.shape) if part)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a caption says: objects, how many there are if it says so, and how the first lies to the second if it says so."""
+
+    claims: tuple[Claim, ...]
+    count: int | None = None
+    relation: str | None = None
+
+    def text(self) -> str:
+        """The caption in words."""
+        if self.relation:
+            first, second = self.claims
+            return f"the {first.noun()} is {self.relation} the {second.noun()}"
+        parts = [grammatical(f"a {claim.noun()} at the {claim.place}") for claim in self.claims]
+        told = ", ".join(parts[:-2] + [" and ".join(parts[-2:])])
+        if self.count is None:
+            return told
+        return f"there {'is' if self.count == 1 else 'are'} {NUMBERS[self.count]} shape{'s' * (self.count != 1)}, {told}"
+
+    def holds(self, scene: Scene) -> bool:
+        """Whether the caption is true of the scene: some distinct objects fit its claims, its count and its relation."""
+        if self.count is not None and self.count != len(scene):
+            return False
+        for chosen in permutations(scene, len(self.claims)):
+            if all(claim.fits(thing) for claim, thing in zip(self.claims, chosen, strict=True)):
+                if self.relation is None or relation(chosen[0], chosen[1]) == self.relation:
+                    return True
+        return False
+
+
+def relation(one: Thing, other: Thing) -> str | None:
+    """How one object lies to another, where that is clear: only along one axis, never on a diagonal."""
+    across = _ALONG[one.place][0] - _ALONG[other.place][0]
+    down = _ALONG[one.place][1] - _ALONG[other.place][1]
+    if (across == 0) == (down == 0):
+        return None
+    if across:
+        return "left of" if across < 0 else "right of"
+    return "above" if down < 0 else "below"
+
+
+def sample(rng: np.random.Generator, count: int, *, held_out: bool = False) -> Scene:
+    """A scene of `count` objects, no (colour, shape) twice, no place twice.
+
+    Training scenes know seen pairs only; held-out scenes show at least one held-out pair. Colours and shapes repeat often enough that
+    "how many red shapes" has every answer.
+    """
+    places = [str(place) for place in rng.permutation(PLACES)[:count]]
+    like = rng.choice(["nothing", "colour", "shape"], p=[0.55, 0.25, 0.2])
+    chosen: list[tuple[str, str]] = []
+    while len(chosen) < count:
+        pool = HELD if held_out and (not chosen or rng.random() < 0.3) else SEEN_PAIRS
+        if chosen and like != "nothing":
+            axis = 0 if like == "colour" else 1
+            pool = tuple(pair for pair in SEEN_PAIRS if pair[axis] == chosen[0][axis])
+        pair = pool[rng.integers(len(pool))]
+        if pair not in chosen:
+            chosen.append(pair)
+    sizes = [str(size) for size in rng.choice(SIZES, size=count)]
+    if "middle" in places and sizes[places.index("middle")] == "big":  # two big ones side by side would overlap
+        sizes = ["big" if place == "middle" else "small" for place in places]
+    return tuple(Thing(size, *pair, place) for size, pair, place in zip(sizes, chosen, places, strict=True))
+
+
+def describe(rng: np.random.Generator, scene: Scene) -> Caption:
+    """A true caption: every object with size, colour, shape and place; or one relation of two; sometimes with the count."""
+    if len(scene) == 2 and rng.random() < 0.5:
+        ordered = [scene[index] for index in rng.permutation(2)]
+        clear = relation(ordered[0], ordered[1])
+        if clear:
+            sized = rng.random(2) < 0.7
+            claims = [Claim(thing.size if said else None, thing.colour, thing.shape) for thing, said in zip(ordered, sized, strict=True)]
+            return Caption(tuple(claims), relation=clear)
+    claims = [
+        Claim(thing.size, thing.colour, thing.shape, thing.place) for thing in (scene[index] for index in rng.permutation(len(scene)))
+    ]
+    return Caption(tuple(claims), count=len(scene) if rng.random() < 0.15 else None)
+
+
+def changes(caption: Caption) -> Iterator[tuple[str, Caption]]:
+    """Every (kind, caption) that changes one attribute of the caption; they may still be true."""
+    options = {"colour": COLOURS, "shape": SHAPES, "place": PLACES, "size": SIZES}
+    for index, claim in enumerate(caption.claims):
+        for kind, values in options.items():
+            said = getattr(claim, kind)
+            for value in values if said else ():
+                if value != said:
+                    changed = replace(claim, **{kind: value})
+                    yield kind, replace(caption, claims=(*caption.claims[:index], changed, *caption.claims[index + 1 :]))
+    if caption.relation:
+        for value in RELATIONS:
+            if value != caption.relation:
+                yield "place", replace(caption, relation=value)
+    if caption.count is not None:
+        for count in (1, 2, 3):
+            if count != caption.count and count >= len(caption.claims):
+                yield "count", replace(caption, count=count)
+
+
+def questions(scene: Scene) -> list[tuple[str, str, str]]:
+    """Every (kind, question, answer) that has one answer in the scene; a question names an object only where the name is unique."""
+    found: list[tuple[str, str, str]] = []
+    add = found.append
+    colours, shapes = Counter(thing.colour for thing in scene), Counter(thing.shape for thing in scene)
+    pairs = {(thing.colour, thing.shape) for thing in scene}
+    taken = {thing.place: thing for thing in scene}
+    add(("count", "how many shapes are there?", NUMBERS[len(scene)]))
+    for colour in COLOURS:
+        add(("how many", f"how many {colour} shapes are there?", NUMBERS[colours[colour]]))
+    for shape in SHAPES:
+        add(("how many", f"how many {plural(shape)} are there?", NUMBERS[shapes[shape]]))
+    for size in SIZES:
+        add(("how many", f"how many {size} shapes are there?", NUMBERS[sum(thing.size == size for thing in scene)]))
+    for place in PLACES:
+        there = grammatical(f"a {taken[place].colour} {taken[place].shape}") if place in taken else "nothing"
+        add(("at", f"what is at the {place}?", there))
+    for thing in scene:
+        add(("colour", f"what colour is the shape at the {thing.place}?", thing.colour))
+        add(("shape", f"what shape is at the {thing.place}?", thing.shape))
+        add(("where", f"where is the {thing.colour} {thing.shape}?", f"at the {thing.place}"))
+        add(("yes no", grammatical(f"is there a {thing.colour} {thing.shape}?"), "yes"))
+        # A hard no changes one attribute of something that is there.
+        for colour, shape in [(colour, thing.shape) for colour in COLOURS] + [(thing.colour, shape) for shape in SHAPES]:
+            if (colour, shape) not in pairs:
+                add(("yes no", grammatical(f"is there a {colour} {shape}?"), "no"))
+        if colours[thing.colour] == 1:
+            add(("shape", f"what shape is {thing.colour}?", thing.shape))
+        if shapes[thing.shape] == 1:
+            name = f"the {thing.shape}"
+            add(("colour", f"what colour is {name}?", thing.colour))
+            add(("size", f"what size is {name}?", thing.size))
+            add(("where", f"where is {name}?", f"at the {thing.place}"))
+            for colour in COLOURS:
+                add(("yes no", f"is {name} {colour}?", "yes" if colour == thing.colour else "no"))
+            for size in SIZES:
+                add(("yes no", f"is {name} {size}?", "yes" if size == thing.size else "no"))
+            for place in PLACES:
+                add(("yes no", f"is {name} at the {place}?", "yes" if place == thing.place else "no"))
+            for other in scene:
+                clear = relation(thing, other)
+                if clear and shapes[other.shape] == 1:
+                    for said in (clear, OPPOSITE[clear]):
+                        add(("yes no", f"is {name} {said} the {other.shape}?", "yes" if said == clear else "no"))
+    return found

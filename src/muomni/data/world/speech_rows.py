@@ -1,0 +1,134 @@
+"""Rows that hold speech: transcripts, spoken digits, spoken questions, and the voice that answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from muomni.data.world import lexicon, voices
+from muomni.data.world.asking import Asker
+from muomni.data.world.language import Sentences, spoken
+from muomni.data.world.lexicon import NUMBERS, is_held_out
+from muomni.data.world.picture_rows import Shown, message
+from muomni.data.world.speech import Job
+
+Row = dict[str, Any]
+_SHORT_SHARE = 0.2  # of the valid transcripts are single words, which can't be held out; marked in extra
+
+
+class Speakers:
+    """Voices in turn, each utterance with a rate and pitch of its own; collects the jobs."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._turns: dict[str, list[str]] = {"train": [], "valid": []}
+        self.jobs: list[Job] = []
+
+    def say(self, text: str, split: str, path: str) -> tuple[str, Row]:
+        """Order an utterance by the next voice of the split; gives (voice, audio part)."""
+        turns = self._turns[split]
+        if not turns:
+            turns.extend(str(voice) for voice in self._rng.permutation(voices.TRAIN if split == "train" else voices.HELD_OUT))
+        voice = turns.pop()
+        rate, pitch = (int(self._rng.integers(low, high + 1)) for low, high in (voices.RATES_WPM, voices.PITCHES))
+        self.jobs.append(Job(path, text, voice, rate, pitch, int(self._rng.integers(1, 2**31))))
+        return voice, {"type": "audio", "path": path, "speaker": voice}
+
+    def answer(self, text: str, path: str) -> Row:
+        """Order an utterance by the voice that answers; gives the audio part."""
+        seed = int(self._rng.integers(1, 2**31))
+        self.jobs.append(Job(path, text, voices.ANSWER_VOICE, voices.ANSWER_RATE_WPM, voices.ANSWER_PITCH, seed))
+        return {"type": "audio", "path": path, "speaker": voices.ANSWER_VOICE}
+
+
+def _training_texts(rng: np.random.Generator, count: int, *, repeats: int, least: int, distinct: bool) -> list[str]:
+    """`count` training sentences, every word alone `repeats` times, and more sentences until every word came `least` times."""
+    source = Sentences(rng)
+    texts = source.many(count, held_out=False, distinct=distinct) + list(lexicon.WORDS) * repeats
+    return texts + source.cover(texts, least)
+
+
+def transcript_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], *, repeats: int, least: int) -> list[Row]:
+    """Many voices say sentences and words; the assistant writes the exact words."""
+    short = int(counts["valid"] * _SHORT_SHARE)
+    texts = {
+        "train": _training_texts(rng, counts["train"], repeats=repeats, least=least, distinct=False),
+        "valid": Sentences(rng).many(counts["valid"] - short, held_out=True)
+        + [str(word) for word in rng.choice(lexicon.WORDS, size=short, replace=short > len(lexicon.WORDS))],
+    }
+    return [
+        _heard(speakers, "transcribe", "transcript", split, index, text, text)
+        for split in ("train", "valid")
+        for index, text in enumerate(texts[split])
+    ]
+
+
+def digit_rows(speakers: Speakers, counts: dict[str, int]) -> list[Row]:
+    """Many voices say a number; which one was it?"""
+    return [
+        _heard(
+            speakers,
+            "digit",
+            "digit",
+            split,
+            index,
+            NUMBERS[index % len(NUMBERS)],
+            NUMBERS[index % len(NUMBERS)],
+            "what number did you hear?",
+        )
+        for split in ("train", "valid")
+        for index in range(counts[split])
+    ]
+
+
+def _heard(speakers: Speakers, task: str, name: str, split: str, index: int, text: str, answer: str, *after: str) -> Row:
+    voice, part = speakers.say(text, split, f"audio/{name}-{split}-{index:05d}.wav")
+    return {
+        "id": f"{name}-{split}-{index:05d}",
+        "group": voice,
+        "task": task,
+        "split": split,
+        "messages": [message("user", part, *after), message("assistant", answer)],
+        "extra": {"text": text, "sentence": "held_out" if is_held_out(text) else "seen"},
+    }
+
+
+def spoken_question_rows(rng: np.random.Generator, speakers: Speakers, shown: list[Shown], counts: dict[str, int]) -> list[Row]:
+    """A picture and a spoken question; the assistant answers in words."""
+    rows = []
+    for split in ("train", "valid"):
+        asker = Asker(rng, training=split == "train")
+        pool = [one for one in shown if one.split == split]
+        order = rng.permutation(len(pool))
+        for index in range(counts[split]):
+            one = pool[order[index % len(pool)]]
+            kind, question, answer = asker.ask(one.scene, 1)[0]
+            row = _heard(speakers, "spoken_question", "spoken", split, index, spoken(question), answer)
+            row["messages"][0]["content"].insert(0, {"type": "image", "path": one.picture.path})
+            rows.append({**row, "extra": {**row["extra"], **one.extra(), "kind": kind, "question": question}})
+    return rows
+
+
+def speak_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], *, repeats: int, least: int) -> list[Row]:
+    """The voice that answers says the words that the user gives."""
+    texts = {
+        "train": _training_texts(rng, counts["train"], repeats=repeats, least=least, distinct=True),
+        "valid": Sentences(rng).many(counts["valid"], held_out=True),
+    }
+    rows = []
+    for split in ("train", "valid"):
+        for index, text in enumerate(texts[split]):
+            part = speakers.answer(text, f"audio/speak-{split}-{index:05d}.wav")
+            messages = [message("user", text), {"role": "assistant", "content": [{"type": "text", "text": text}, part]}]
+            rows.append(
+                {
+                    "id": f"speak-{split}-{index:05d}",
+                    "group": text,
+                    "task": "speak",
+                    "split": split,
+                    "messages": messages,
+                    "extra": {"text": text},
+                }
+            )
+    return rows
