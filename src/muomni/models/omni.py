@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -144,3 +146,17 @@ def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tenso
     if int(places) != len(tokens_ND):
         raise ShapeError(f"{kind}: {int(places)} pads in the rows but {len(tokens_ND)} tokens from the media")
     return x_BTD.masked_scatter(pads_BT[..., None], tokens_ND.to(x_BTD.dtype))
+
+
+def gather(pictures: Sequence[Any], mels: Sequence[Any]) -> Media:
+    """Pictures (H,W,3) uint8 and log-mels (F,M) of a batch as padded tensors."""
+    media = Media()
+    if pictures:
+        media.pixels_N3HW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    if mels:
+        media.frames_N = torch.tensor([len(mel) for mel in mels])
+        padded = np.zeros((len(mels), int(media.frames_N.max()), mels[0].shape[1]), dtype=np.float32)
+        for row, mel in enumerate(mels):
+            padded[row, : len(mel)] = mel
+        media.mel_NFM = torch.from_numpy(padded)
+    return media

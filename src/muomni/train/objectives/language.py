@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from muomni.data.conversation import Item
 from muomni.models.decoder import Decoder
-from muomni.models.omni import Media, Omni
+from muomni.models.omni import Media, Omni, gather
 from muomni.tokens.bpe import SPECIAL
 from muomni.tokens.chat import IGNORE
 from muomni.train.losses import linear_cross_entropy
@@ -103,17 +102,3 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
         torch.from_numpy(keep),
         media=gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
     )
-
-
-def gather(pictures: Sequence[Any], mels: Sequence[Any]) -> Media:
-    """Pictures (H,W,3) uint8 and log-mels (F,M) of a batch as padded tensors."""
-    media = Media()
-    if pictures:
-        media.pixels_N3HW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    if mels:
-        media.frames_N = torch.tensor([len(mel) for mel in mels])
-        padded = np.zeros((len(mels), int(media.frames_N.max()), mels[0].shape[1]), dtype=np.float32)
-        for row, mel in enumerate(mels):
-            padded[row, : len(mel)] = mel
-        media.mel_NFM = torch.from_numpy(padded)
-    return media
