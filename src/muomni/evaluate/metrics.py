@@ -72,7 +72,7 @@ def retrieval(images_NE: Array, texts_NE: Array, keys: Sequence[Hashable], *, ks
 
     Takes   unit vectors, row i of one belongs to row i of the other; keys, equal for equal captions: every one with the right key is
             right. `batch` rows compete with each other; a rest smaller than that is left out, unless it is all there is.
-    Gives   Retrieval; a tie counts as wrong (a collapsed encoder must not score).
+    Gives   Retrieval; a tie counts as wrong, and so does NaN (a collapsed encoder must not score).
     """
     if not len(images_NE) == len(texts_NE) == len(keys) or not len(keys):
         raise ShapeError(f"retrieval: {len(images_NE)} images, {len(texts_NE)} texts, {len(keys)} keys")
@@ -88,7 +88,7 @@ def retrieval(images_NE: Array, texts_NE: Array, keys: Sequence[Hashable], *, ks
         chances.extend(right.mean(1))
         for found, matrix in zip(ranks, (similar, similar.T)):
             best = np.where(right, matrix, -np.inf).max(1, keepdims=True)
-            found.extend(((matrix >= best) & ~right).sum(1).tolist())
+            found.extend((~(matrix < best) & ~right).sum(1).tolist())
     forth, back = ({k: float(np.mean(np.array(found) < k)) for k in ks} for found in ranks)
     return Retrieval(forth, back, {k: min(1.0, k * float(np.mean(chances))) for k in ks})
 

@@ -14,23 +14,13 @@ from numpy.typing import NDArray
 
 from muomni.errors import ConfigError, ShapeError
 from muomni.files import read_json, write_json
+from muomni.tokens.alphabet import BLANK, collapse
 
 FloatArray = NDArray[np.floating[Any]]
 Prefix = tuple[int, ...]
 NEVER = -math.inf
 # Symbols less likely than this in a frame open no new prefix there.
 LEAST_LOG_PROB = math.log(1e-4)
-
-
-def collapse(path: Iterable[int]) -> list[int]:
-    """What a frame-by-frame path spells: equal neighbours merged, then blanks (0) dropped."""
-    spelt: list[int] = []
-    last = 0
-    for symbol in path:
-        if symbol not in (0, last):
-            spelt.append(symbol)
-        last = symbol
-    return spelt
 
 
 def greedy(log_probs_TC: FloatArray) -> list[int]:
@@ -127,7 +117,7 @@ def beam(
         return told[prefix]
 
     for frame in np.asarray(log_probs_TC, dtype=np.float64):
-        likely = [symbol for symbol in np.flatnonzero(frame > LEAST_LOG_PROB).tolist() if symbol != 0]
+        likely = [symbol for symbol in np.flatnonzero(frame > LEAST_LOG_PROB).tolist() if symbol != BLANK]
         grown: dict[Prefix, tuple[float, float]] = {}
 
         def add(prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown) -> None:
@@ -136,7 +126,7 @@ def beam(
 
         for prefix, (ends_blank, ends_symbol) in masses.items():
             either = float(np.logaddexp(ends_blank, ends_symbol))
-            add(prefix, either + frame[0], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
+            add(prefix, either + frame[BLANK], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
             for symbol in likely:
                 repeats = bool(prefix) and symbol == prefix[-1]
                 add((*prefix, symbol), NEVER, (ends_blank if repeats else either) + frame[symbol])

@@ -182,8 +182,10 @@ def _nats(images_NE: Tensor, texts_NE: Tensor, keys_N: Tensor, scale: Tensor, fa
     """InfoNCE a row, (N,), both directions averaged; scale is a scalar or (N, 1)."""
     same_NN = (keys_N[:, None] == keys_N[None, :]).fill_diagonal_(False)
     similar_NN = images_NE @ texts_NE.T
-    to_text = torch.cat([similar_NN.masked_fill(same_NN, NEVER), false_NM], 1) * scale
-    to_image = similar_NN.T.masked_fill(same_NN, NEVER) * scale
+    # Scaled before it is masked: a scale times -inf has no gradient but NaN.
+    absent = torch.cat([same_NN, false_NM == NEVER], 1)
+    to_text = (torch.cat([similar_NN, false_NM.masked_fill(false_NM == NEVER, 0.0)], 1) * scale).masked_fill(absent, NEVER)
+    to_image = (similar_NN.T * scale).masked_fill(same_NN, NEVER)
     return -(to_text.log_softmax(1).diagonal() + to_image.log_softmax(1).diagonal()) / 2
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Self
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from muomni.errors import DataError, TokenRangeError
 from muomni.models.audio_encoder import AudioEncoder
+from muomni.tokens.alphabet import BLANK, min_frames
 from muomni.train.objective import Objective, Term
 
 
@@ -46,18 +46,13 @@ def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequen
     )
 
 
-def states_needed(ids: Sequence[int]) -> int:
-    """The least encoder states that can spell `ids`: one a symbol, and a blank between equal neighbours."""
-    return len(ids) + sum(a == b for a, b in pairwise(ids))
-
-
 def feasible(states: int, ids: Sequence[int]) -> bool:
     """Whether `states` encoder states can spell `ids`, which must not be empty.
 
     The data side asks this before a batch is made, and counts the refusals as DataError reason "infeasible": zero_infinity would
     turn them into rows of loss 0 that look like success (reference/muomni.md B11).
     """
-    return 0 < states_needed(ids) <= states
+    return 0 < min_frames(ids) <= states
 
 
 class Hearing(Objective):
@@ -80,7 +75,7 @@ class Hearing(Objective):
         lengths_B = self._check(batch)
         heard = self.encoder(batch.mel_BFM, batch.frames_B)
         log_probs_BTC = self.encoder.symbols(heard.states_BTD)
-        nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=0, reduction="sum")
+        nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=BLANK, reduction="sum")
         return {"ctc": Term(nats, int(batch.symbols_B.sum()))}
 
     def _check(self, batch: HearingBatch) -> Tensor:
