@@ -76,6 +76,18 @@ def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDA
     return out
 
 
+def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -> list[int]:
+    """Positions that each sound fills; raises DataError (too_long) beyond max_audio_tokens, naming whose sound it is."""
+    counts = [spec.audio_tokens(len(mel)) for mel in mels]
+    if counts and max(counts) > spec.max_audio_tokens:
+        raise DataError(
+            "too_long",
+            f"{name}: a sound fills {max(counts)} positions, at most {spec.max_audio_tokens} are allowed",
+            hint="cut it into parts, or raise max_audio_tokens or audio_pool",
+        )
+    return counts
+
+
 def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False) -> Item:
     """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak.
 
@@ -83,13 +95,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
     """
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
-    counts = [spec.audio_tokens(len(mel)) for mel in mels]
-    if counts and max(counts) > spec.max_audio_tokens:
-        raise DataError(
-            "too_long",
-            f"{sample.id}: a sound fills {max(counts)} positions, at most {spec.max_audio_tokens} are allowed",
-            hint="cut it into parts, or raise max_audio_tokens or audio_pool",
-        )
+    counts = positions(mels, spec, sample.id)
     rendered = chat.render(tokenizer, sample.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply)
     rendered = chat.fit(rendered, ctx_len, shorten=not reply)
     return Item(sample.id, sample.task, rendered.ids, rendered.labels, pictures, mels)
