@@ -177,7 +177,7 @@ class Tokenizer:
         return str(name)
 
 
-def _guarded(open_library: Callable[[], Any]) -> Library:
+def _guarded(open_library: Callable[[], Any]) -> Any:
     """Run the library's parser; its errors are bare `Exception`s, which no caller should have to catch."""
     try:
         return open_library()

@@ -97,6 +97,7 @@ def render(
         if isinstance(message.content, str):
             writer.write(tokenizer.encode(message.content), learned=learned)
         else:
+            part: Any
             for part in message.content:
                 kind = part.type
                 if kind == "text":

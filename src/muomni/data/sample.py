@@ -1,0 +1,271 @@
+"""The one shape of a training sample, whatever file it came from: a conversation, or a text document."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from muomni import files
+from muomni.data.source import Source as Source
+from muomni.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+Split = Literal["train", "valid"]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TextPart(_Row):
+    """Words in a message."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImagePart(_Row):
+    """A picture; path is a file or a `data:` URI."""
+
+    type: Literal["image"] = "image"
+    path: str = Field(min_length=1)
+
+
+class AudioPart(_Row):
+    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say."""
+
+    type: Literal["audio"] = "audio"
+    path: str = Field(min_length=1)
+    start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    speaker: str | None = None
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+class Message(_Row):
+    """One turn of a conversation; content is plain text or parts in their order."""
+
+    role: Role
+    content: str | list[Part]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart | AudioPart]:
+        """The content as parts, plain text too."""
+        return [TextPart(text=self.content)] if isinstance(self.content, str) else list(self.content)
+
+    @property
+    def text(self) -> str:
+        """The words of the turn, media left out."""
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content if isinstance(p, TextPart))
+
+
+class Negative(_Row):
+    """A caption with one attribute changed, so that it no longer fits the picture."""
+
+    kind: str
+    text: str
+
+
+class Sample(_Row):
+    """What one training step may see: `messages` or `text`, never both."""
+
+    id: str = Field(min_length=1)
+    group: str = Field(min_length=1)  # what must never straddle a split: speaker, clip, photo
+    task: str
+    messages: list[Message] = []
+    text: str | None = None
+    split: Split | None = None
+    negatives: list[Negative] = []
+    extra: dict[str, Any] = {}
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """The pictures that the model sees, in their order."""
+        return [part for part in self._parts(spoken=False) if isinstance(part, ImagePart)]
+
+    @property
+    def audios(self) -> list[AudioPart]:
+        """The sounds that the model hears, in their order."""
+        return [part for part in self._parts(spoken=False) if isinstance(part, AudioPart)]
+
+    @property
+    def speech(self) -> list[AudioPart]:
+        """The sounds that the model shall make: the assistant's audio parts."""
+        return [part for part in self._parts(spoken=True) if isinstance(part, AudioPart)]
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn's words, "" if there is none."""
+        return next((m.text for m in reversed(self.messages) if m.role == "assistant"), "")
+
+    @property
+    def question(self) -> str:
+        """The last user turn's words, "" if there is none."""
+        return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def media(self) -> list[ImagePart | AudioPart]:
+        """Every file that the sample needs, heard, seen or to be said."""
+        return [part for m in self.messages if not isinstance(m.content, str) for part in m.content if not isinstance(part, TextPart)]
+
+    def _parts(self, *, spoken: bool) -> list[TextPart | ImagePart | AudioPart]:
+        chosen = [m.content for m in self.messages if not isinstance(m.content, str) and (m.role == "assistant") == spoken]
+        return [part for content in chosen for part in content]
+
+
+def parse(row: Any) -> Sample:
+    """A sample of one JSON row: ours, OpenAI's (`image_url`, `input_audio`) or Higgs' (`audio_url`) spelling.
+
+    Without an id the content's hash is taken; without a group the first picture, else the first sound, else the id;
+    without a task, it is told from the parts. Keys that are none of ours go to `extra`, unless they look like a slip of the pen.
+    Raises  DataError: bad_row (what, where, expected, got), empty.
+    """
+    if not isinstance(row, dict):
+        raise DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
+    known = {key: value for key, value in row.items() if key in Sample.model_fields and value is not None}
+    extra = dict(known.pop("extra", {})) if isinstance(known.get("extra", {}), dict) else {}
+    for key, value in row.items():
+        if key not in Sample.model_fields:
+            meant = _meant(key)
+            if meant and meant not in row:
+                raise DataError("bad_row", f"row: unknown key {key!r}", hint=f"did you mean {meant!r}?")
+            extra[key] = value
+    if "messages" in known:
+        known["messages"] = _messages(known["messages"])
+    for key in ("id", "group"):
+        if isinstance(known.get(key), int) and not isinstance(known[key], bool):
+            known[key] = str(known[key])
+    known.setdefault("id", files.sha256_json(row)[:16])
+    try:
+        sample = Sample.model_validate({"group": "?", "task": "?", **known, "extra": extra})
+    except ValidationError as error:
+        raise DataError("bad_row", f"row: {_first(error)}") from error
+    return _complete(sample, has_group="group" in known, has_task="task" in known)
+
+
+def inline_bytes(path: str) -> bytes | None:
+    """The content of a `data:` URI, None for the path of a file.
+
+    Raises  DataError (undecodable) if the base64 is broken.
+    """
+    if not path.startswith("data:"):
+        return None
+    try:
+        return base64.b64decode(path.partition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError("undecodable", f"data URI: expected base64, got {path[:40]!r}...") from error
+
+
+@lru_cache(maxsize=1024)
+def _meant(key: str) -> str | None:
+    """The key of ours that this one is a slip of the pen of."""
+    return next(iter(difflib.get_close_matches(key, Sample.model_fields, n=1, cutoff=0.8)), None)
+
+
+def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
+    """Check what the fields can't say one by one, and fill group and task."""
+    if bool(sample.messages) == (sample.text is not None):
+        raise DataError(
+            "bad_row", "row: expected either messages or text", hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}'
+        )
+    if sample.text is not None:
+        if not sample.text.strip():
+            raise DataError("empty", "text: expected words, got none")
+    else:
+        for number, message in enumerate(sample.messages):
+            if not message.text.strip() and not (isinstance(message.content, list) and any(p.type != "text" for p in message.content)):
+                raise DataError("empty", f"message {number} ({message.role}): expected content, got none")
+            for part in message.content if isinstance(message.content, list) else []:
+                if isinstance(part, AudioPart) and part.end is not None and part.end <= (part.start or 0):
+                    raise DataError("bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s")
+    filled: dict[str, str] = {}
+    if not has_group:
+        media = sample.media
+        first = next((part for part in media if isinstance(part, ImagePart)), media[0] if media else None)
+        filled["group"] = first.path if first else sample.id
+    if not has_task:
+        filled["task"] = _task(sample)
+    return sample.model_copy(update=filled) if filled else sample
+
+
+def _task(sample: Sample) -> str:
+    if sample.text is not None:
+        return "text"
+    if sample.speech:
+        return "speak"
+    if sample.images and sample.audios:
+        return "spoken_question"
+    if sample.images:
+        return "question" if sample.question.strip() else "caption"
+    return "transcribe" if sample.audios else "chat"
+
+
+def _messages(messages: Any) -> Any:
+    """Messages with foreign parts respelled; what is not understood is left for the schema to name."""
+    if not isinstance(messages, list):
+        return messages
+    out = []
+    for message in messages:
+        if isinstance(message, dict) and not isinstance(message.get("content"), str):
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [content]  # Higgs writes a lone part without a list
+            message = {**message, "content": [_part(part) for part in parts]}
+        out.append(message)
+    return out
+
+
+def _part(part: Any) -> Any:
+    """One part in our spelling. Source: OpenAI chat completions API; Higgs Audio v2 ChatML."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if kind == "image_url" or (kind == "image" and "image_url" in part):
+        url = part.get("image_url")
+        return {"type": "image", "path": _local(url.get("url") if isinstance(url, dict) else url)}
+    if kind == "input_audio":
+        sound = part.get("input_audio")
+        if not isinstance(sound, dict):
+            return part
+        return {"type": "audio", "path": f"data:audio/{sound.get('format', 'wav')};base64,{sound.get('data', '')}"}
+    if kind in ("audio", "audio_url") and "audio_url" in part:
+        url = part["audio_url"]
+        found: dict[str, Any] = {"type": "audio", "path": _local(url.get("url") if isinstance(url, dict) else url)}
+        raw = part.get("raw_audio")
+        if raw and isinstance(raw, str):
+            found["path"] = f"data:audio/wav;base64,{raw}"
+        offset, length = part.get("offset"), part.get("duration")
+        if isinstance(offset, int | float) and offset > 0:
+            found["start"] = float(offset)
+        if isinstance(length, int | float) and length > 0:
+            found["end"] = found.get("start", 0.0) + float(length)
+        return found
+    return {key: value for key, value in part.items() if value is not None}
+
+
+def _local(url: Any) -> Any:
+    if isinstance(url, str) and url.startswith(("http://", "https://")):
+        raise DataError(
+            "bad_row",
+            f"media: expected a file or data: URI, got {url[:80]!r}",
+            hint="nothing is fetched from the network; download it first",
+        )
+    return url.removeprefix("file://") if isinstance(url, str) else url
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint in a line: where, what, got."""
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["loc"][-1:] != ("str",)), errors[0])  # content: the parts' fault says more than "not a string"
+    where = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("str", "list["))) or "row"
+    got = repr(first["input"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg'][:200]}, got {got[:60]}{'...' if len(got) > 60 else ''}{more}"
