@@ -116,11 +116,6 @@ def test_a_run_and_its_stages(tmp_path: Path) -> None:
     stage = inspect(tmp_path / "hearing")
     assert (stage["kind"], stage["verdict"], stage["gates"]) == ("stage", "green", {"learns": "green"})
     assert stage["checkpoints"] == ["step_000010"]
-        "stage",
-        "green",
-        {"learns": "green"},
-        ["step_000010"],
-    )
     assert inspect(tmp_path / "thinker")["verdict"] is None
     (tmp_path / "vision" / "certificate.json").write_text('{"stage": "vis')
     refusal(tmp_path / "vision")
