@@ -8,6 +8,8 @@ from pathlib import Path
 
 from muomni.errors import DataError
 
+EXAMPLES = 20  # kept in memory for each reason; the file has them all
+
 
 class Quarantine:
     """Counts bad rows by reason and appends them to a JSONL file (`path, row, reason, detail`).
@@ -19,13 +21,14 @@ class Quarantine:
         self.path = path
         self.limit = limit
         self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+        self.examples: dict[str, list[str]] = {}
         self._written = _known(path) if path is not None and path.exists() else set[tuple[str, str, str]]()
 
     def add(self, path: str | Path, row: int | str, reason: str, detail: str = "") -> None:
         """Set one row aside; `row` is the line (from 1) or the sample's id."""
         self.counts[reason] += 1
-        self.examples.setdefault(reason, f"{path}:{row}: {detail}")
+        if len(examples := self.examples.setdefault(reason, [])) < EXAMPLES:
+            examples.append(f"{path}:{row}: {detail}")
         key = (str(path), str(row), reason)
         if self.path is not None and key not in self._written:
             self._written.add(key)
@@ -46,7 +49,9 @@ class Quarantine:
     def summary(self) -> str:
         """`3 missing, 1 empty; first missing: photos.jsonl:7: ...` in one line."""
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
-        first = "; ".join(f"first {reason}: {self.examples[reason]}" for reason, _ in self.counts.most_common(3) if reason in self.examples)
+        first = "; ".join(
+            f"first {reason}: {self.examples[reason][0]}" for reason, _ in self.counts.most_common(3) if reason in self.examples
+        )
         return f"{counts}; {first}" if first else counts
 
     def check(self, total: int) -> None:

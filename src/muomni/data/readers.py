@@ -43,6 +43,11 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
 
     Raises  DataError if the manifest is missing or no file of that kind; ConfigError if the template or format is wrong.
     """
+    return (sample for _, sample in numbered(source, base, quarantine))
+
+
+def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
+    """`read` with the line of each sample."""
     path = locate(source, base)
     root = Path(base) / source.root if source.root else (path if path.is_dir() else path.parent)
     present: dict[str, bool] = {}
@@ -56,7 +61,7 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
             quarantine.add(path, line, error.reason, str(error))
             continue
         if source.tasks is None or sample.task in source.tasks:
-            yield sample
+            yield line, sample
             count += 1
             if count == source.limit:
                 return
@@ -122,33 +127,39 @@ def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, 
             )
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
     quarantine.check(len(samples) + quarantine.total)
-    sides = _sides(samples, val_split, seed)
-    train = [(sample, source.weight) for (sample, source), side in zip(samples, sides, strict=True) if side == "train"]
-    valid = [sample for (sample, _), side in zip(samples, sides, strict=True) if side == "valid"]
+    placed = sides(samples, val_split, seed)
+    train = [(sample, source.weight) for (sample, source), side in zip(samples, placed, strict=True) if side == "train"]
+    valid = [sample for (sample, _), side in zip(samples, placed, strict=True) if side == "valid"]
     kept = [sample for sample, _ in train]
-    digest = files.sha256_json([val_split, seed, [_fingerprint(source, base) for source in sources]])
+    digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
     return Corpus(kept, valid, digest, [weight for _, weight in train], split.leaks(kept, valid))
 
 
-def _sides(samples: list[tuple[Sample, Source]], val_split: float, seed: int) -> list[str]:
-    sides: list[str] = []
+def sides(samples: list[tuple[Sample, Source]], val_split: float, seed: int) -> list[str]:
+    """`train` or `valid` for each sample, as `load` says."""
+    placed: list[str] = []
     free: list[int] = []  # those that the hash alone decides
     for index, (sample, source) in enumerate(samples):
         if sample.split is not None:
-            sides.append(sample.split)
+            placed.append(sample.split)
         elif any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
-            sides.append("valid")
+            placed.append("valid")
         else:
             share = val_split if source.val_split is None else source.val_split
-            sides.append(split.assign(sample.group, share, seed))
+            placed.append(split.assign(sample.group, share, seed))
             if share > 0:
                 free.append(index)
-    if "valid" not in sides and len({samples[i][0].group for i in free}) > 1:
+    if "valid" not in placed and len({samples[i][0].group for i in free}) > 1:
         first = min({samples[i][0].group for i in free}, key=lambda group: split.place(group, seed))
         for i in free:
             if samples[i][0].group == first:
-                sides[i] = "valid"
-    return sides
+                placed[i] = "valid"
+    return placed
+
+
+def fingerprint(sources: Sequence[Source], base: Path) -> str:
+    """Digest of what the sources hold, without reading their samples."""
+    return files.sha256_json([_fingerprint(source, base) for source in sources])
 
 
 def _fingerprint(source: Source, base: Path) -> list[object]:

@@ -1,0 +1,212 @@
+"""Documents as one flat memory-mapped token file, and rows of whole documents packed from it: text that never waits for a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muomni import files
+from muomni.data.sample import Sample
+from muomni.errors import CheckpointError, DataError
+from muomni.tokens import chat
+from muomni.tokens.bpe import Tokenizer
+
+IGNORE = chat.IGNORE
+FORMAT = 1  # of the files; part of the key, so that an older build is made again
+ENCODED_AT_ONCE = 1024
+NO_DOCUMENT = -1
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row of ctx_len positions; padding has id 0, label IGNORE and document NO_DOCUMENT."""
+
+    ids_T: Ints
+    labels_T: Ints  # ids, or IGNORE where nothing is learned
+    documents_T: Ints  # 0, 1, ... within the row
+    positions_T: Ints  # from 0 in each document
+
+
+class TokenCorpus:
+    """The tokens of many documents, opened from a folder and read page by page."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what `build` made.
+
+        Raises  CheckpointError if it is not whole.
+        """
+        self.folder = folder
+        try:
+            meta = files.read_json(folder / "corpus.json")
+            self.offsets: Ints = np.load(folder / "offsets.npy", allow_pickle=False)
+            self.ids: NDArray[np.unsignedinteger] = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
+            # None: every token is learned
+            self.learned: NDArray[np.uint8] | None = np.memmap(folder / "learned.bin", np.uint8, "r") if meta["has_labels"] else None
+            self.digest: str = meta["digest"]
+            self.num_bytes: int = meta["bytes"]  # of the text in UTF-8: the divisor of bits per byte
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: not a whole token corpus ({error})", hint="remove the folder; it is made again") from error
+        if len(self.ids) != self.offsets[-1]:
+            raise CheckpointError(
+                f"{folder}: expected {self.offsets[-1]} tokens, got {len(self.ids)}", hint="remove the folder; it is made again"
+            )
+
+    @classmethod
+    def build(cls, cache: Path, samples: Sequence[Sample], tokenizer: Tokenizer) -> TokenCorpus:
+        """The corpus of these samples: made once in `cache/<digest>`, then opened; a build that dies leaves nothing.
+
+        Takes   text samples (all learned, eos after each) and conversations without media (the assistant's words learned).
+        Raises  DataError (empty) without samples; DataError (bad_row) if one has media.
+        """
+        if not samples:
+            raise DataError("empty", "token corpus: expected documents, got none")
+        digest = _digest(samples, tokenizer)
+        folder = Path(cache) / digest[:16]
+        if not (folder / "corpus.json").exists():
+            with files.fresh_folder(folder) as part:
+                _write(part, samples, tokenizer, digest)
+        return cls(folder)
+
+    def __reduce__(self) -> tuple[type[TokenCorpus], tuple[Path]]:
+        return type(self), (self.folder,)  # a worker maps the file itself
+
+    def __len__(self) -> int:
+        """How many documents."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens, eos included."""
+        return int(self.offsets[-1])
+
+    def pack(self, ctx_len: int, *, single: bool = False) -> Packed:
+        """Rows of ctx_len that use every token once; `single` puts one document, or one piece of a long one, in each."""
+        return Packed(self, ctx_len, single=single)
+
+    def labels(self, start: int, stop: int) -> Ints:
+        """The ids of a stretch of the file, IGNORE where nothing is learned."""
+        labels: Ints = self.ids[start:stop].astype(np.int64)
+        if self.learned is not None:
+            labels[self.learned[start:stop] == 0] = IGNORE
+        return labels
+
+
+class Packed:
+    """Rows by number. Documents longer than ctx_len are cut into pieces; pieces are laid best-fit, longest first, the same way always."""
+
+    def __init__(self, corpus: TokenCorpus, ctx_len: int, *, single: bool = False) -> None:
+        self.corpus = corpus
+        self.ctx_len = ctx_len
+        pieces = _pieces(corpus.offsets, ctx_len)
+        self.rows = [[piece] for piece in pieces] if single else _best_fit(pieces, ctx_len)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fill(self) -> float:
+        """The share of positions that hold a token."""
+        return self.corpus.num_tokens / (len(self) * self.ctx_len)
+
+    def __getitem__(self, index: int) -> Row:
+        row = Row(
+            np.zeros(self.ctx_len, np.int64),
+            np.full(self.ctx_len, IGNORE, np.int64),
+            np.full(self.ctx_len, NO_DOCUMENT, np.int64),
+            np.zeros(self.ctx_len, np.int64),
+        )
+        at = 0
+        for number, (start, stop) in enumerate(self.rows[index]):
+            here = slice(at, at + stop - start)
+            row.ids_T[here] = self.corpus.ids[start:stop]
+            row.labels_T[here] = self.corpus.labels(start, stop)
+            row.documents_T[here] = number
+            row.positions_T[here] = np.arange(stop - start)
+            at = here.stop
+        return row
+
+
+def _pieces(offsets: Ints, ctx_len: int) -> list[tuple[int, int]]:
+    return [(at, min(at + ctx_len, int(stop))) for start, stop in pairwise(offsets) for at in range(int(start), int(stop), ctx_len)]
+
+
+def _best_fit(pieces: list[tuple[int, int]], ctx_len: int) -> list[list[tuple[int, int]]]:
+    """Each piece into the fullest row that still has room for it, longest pieces first."""
+    rows: list[list[tuple[int, int]]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of by_room, sorted
+    for piece in sorted(pieces, key=lambda piece: (piece[0] - piece[1], piece[0])):
+        length = piece[1] - piece[0]
+        found = bisect_left(rooms, length)
+        if found < len(rooms):
+            room = rooms[found]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[found]
+        else:
+            room, row = ctx_len, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        if left := room - length:
+            if left not in by_room:
+                insort(rooms, left)
+            by_room.setdefault(left, []).append(row)
+    return rows
+
+
+def _digest(samples: Iterable[Sample], tokenizer: Tokenizer) -> str:
+    """Names the content and the tokenizer: equal digests mean equal files."""
+    digest = hashlib.sha256(f"{FORMAT} {tokenizer.digest}".encode())
+    for sample in samples:
+        content = sample.text if sample.text is not None else [[m.role, m.text] for m in sample.messages]
+        digest.update(files.sha256_json(content).encode())
+    return digest.hexdigest()
+
+
+def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int] | None, int]]:
+    """(ids, labels or None, bytes of learned text) of each sample."""
+    for first in range(0, len(samples), ENCODED_AT_ONCE):
+        some = samples[first : first + ENCODED_AT_ONCE]
+        texts = iter(tokenizer.encode_many([sample.text for sample in some if sample.text is not None]))
+        for sample in some:
+            if sample.text is not None:
+                yield [*next(texts), tokenizer.special.eos], None, len(sample.text.encode())
+            elif sample.media:
+                raise DataError("bad_row", f"sample {sample.id}: has media, which a token corpus can't hold", hint="use the omni stage")
+            else:
+                rendered = chat.render(tokenizer, sample.messages)
+                num_bytes = sum(len(m.text.encode()) for m in sample.messages if m.role == "assistant")
+                yield rendered.ids, rendered.labels, num_bytes
+
+
+def _write(folder: Path, samples: Sequence[Sample], tokenizer: Tokenizer, digest: str) -> None:
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    offsets, num_bytes = [0], 0
+    has_labels = any(sample.text is None for sample in samples)
+    with (folder / "ids.bin").open("wb") as ids_file, (folder / "learned.bin").open("wb") as learned_file:
+        for ids, labels, length in _encoded(samples, tokenizer):
+            ids_file.write(np.asarray(ids, dtype).tobytes())
+            if has_labels:
+                learned_file.write(bytes(len(ids) * b"\1") if labels is None else bytes(label != IGNORE for label in labels))
+            offsets.append(offsets[-1] + len(ids))
+            num_bytes += length
+    np.save(folder / "offsets.npy", np.asarray(offsets, np.int64), allow_pickle=False)
+    meta = {
+        "digest": digest,
+        "tokenizer": tokenizer.digest,
+        "dtype": np.dtype(dtype).name,
+        "documents": len(offsets) - 1,
+        "tokens": offsets[-1],
+        "bytes": num_bytes,
+        "has_labels": has_labels,
+    }
+    files.write_json(folder / "corpus.json", meta)
