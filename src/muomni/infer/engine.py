@@ -1,0 +1,257 @@
+"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, embed, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from muomni.data.sample import Sample
+from muomni.errors import ConfigError, TokenRangeError
+from muomni.infer import generate, prompt, transcribe
+from muomni.infer.answer import Answer, Writer
+from muomni.infer.generate import GREEDY
+from muomni.infer.parts import Parts
+from muomni.infer.prompt import Messages, Picture, Prompt, Request, Sound
+from muomni.infer.sampling import SamplingConfig
+from muomni.models.omni import gather
+from muomni.tokens.bpe import SPECIAL, Tokenizer
+
+MAX_NEW = 128
+BATCH = 32
+PICTURES_AT_ONCE = 64
+LONGEST_S = 4 * 3600.0  # a transcript's memory grows with the sound: 4 h take about 2 GB
+
+
+class Engine:
+    """The parts of a folder at work; each is opened when first needed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.device = parts, parts.device
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> Self:
+        """Open a recipe's run folder, a stage's, or a `final/`.
+
+        Raises  CheckpointError where nothing finished is there.
+        """
+        name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(Parts(folder, torch.device(name)))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> ids, as the Thinker reads and writes them."""
+        return self.parts.tokenizer
+
+    # --- answers --------------------------------------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        ask: str | Sample | Messages | None = None,
+        *,
+        images: Sequence[Picture] = (),
+        audios: Sequence[Sound] = (),
+        sampling: SamplingConfig = GREEDY,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        max_new: int = MAX_NEW,
+        speak: bool = False,
+    ) -> Answer:
+        """The answer to words, pictures, sounds, or a conversation that ends with the user's turn (media go before that turn's words).
+
+        Takes   seed: in place of sampling.seed; max_new: most tokens of the answer, fewer where ctx_len ends first;
+                speak: also say it aloud.
+        Raises  DataError for media or turns that can't be used; ContextError for a prompt beyond ctx_len; CheckpointError for an ability
+                that no stage here has.
+        """
+        request = Request(ask, images, audios)
+        if speak:
+            _ = self.parts.voice  # a missing Talker is told before the work, not after
+        writer, pieces = self._write(request, sampling, seed, stop, max_new)
+        for _ in pieces:
+            pass
+        return self._aloud([writer.answer()], speak)[0]
+
+    def stream(
+        self,
+        ask: str | Sample | Messages | None = None,
+        *,
+        images: Sequence[Picture] = (),
+        audios: Sequence[Sound] = (),
+        sampling: SamplingConfig = GREEDY,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        max_new: int = MAX_NEW,
+    ) -> Iterator[str]:
+        """The text of `answer` in pieces as they come, characters whole; takes and raises as `answer`, before the first piece."""
+        return self._write(Request(ask, images, audios), sampling, seed, stop, max_new)[1]
+
+    def answer_many(
+        self,
+        requests: Sequence[Request | Sample | Messages | str],
+        *,
+        sampling: SamplingConfig = GREEDY,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        max_new: int = MAX_NEW,
+        speak: bool = False,
+    ) -> list[Answer]:
+        """Answers in the order of the requests, in batches of like lengths; greedy ones equal those of `answer`. Raises as `answer`."""
+        if speak:
+            _ = self.parts.voice
+        sampling = _seeded(sampling, seed)
+        prompts = [self._prompt(each if isinstance(each, Request) else Request(each)) for each in requests]
+        found: dict[int, Answer] = {}
+        for rows in self._batches(prompts, max_new):
+            chosen = [prompts[row] for row in rows]
+            writers = [Writer(self.tokenizer, stop) for _ in rows]
+            x, keep_BT = self._input(chosen)
+            room = self._room(max(len(each.ids) for each in chosen), max_new)
+            ids = generate.generate(
+                self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, stop_ids=(SPECIAL.end, SPECIAL.eos)
+            )
+            for row, writer, new in zip(rows, writers, ids):
+                found[row] = _written(writer, new, room)
+        return self._aloud([found[row] for row in range(len(prompts))], speak)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
+        """Next-token logits (B,T,V), float32, of the Thinker at every position of ids (B,T) or (T,).
+
+        Raises  TokenRangeError for an id outside of the vocabulary; ContextError beyond ctx_len.
+        """
+        ids_BT = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        ids_BT = ids_BT[None] if ids_BT.dim() == 1 else ids_BT
+        size = self.parts.thinker.config.vocab_size
+        if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < size:
+            raise TokenRangeError(f"logits: expected ids in 0..{size - 1}, got {int(ids_BT.min())}..{int(ids_BT.max())}")
+        found: Tensor = self.parts.thinker(ids_BT)
+        return found.float()
+
+    def _prompt(self, request: Request) -> Prompt:
+        spec, questions = self.parts.media
+        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions)
+
+    def _room(self, length: int, max_new: int) -> int:
+        if max_new < 1:
+            raise ConfigError(f"max_new: expected at least 1, got {max_new}")
+        return min(max_new, self.parts.thinker.config.ctx_len - length)
+
+    def _write(
+        self, request: Request, sampling: SamplingConfig, seed: int | None, stop: Sequence[str], max_new: int
+    ) -> tuple[Writer, Iterator[str]]:
+        """One answer's writer, and the pieces whose reading drives it; the prompt is built, and refused, at once."""
+        ready = self._prompt(request)
+        room = self._room(len(ready.ids), max_new)
+        writer = Writer(self.tokenizer, stop)
+        x, _ = self._input([ready])
+        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), stop_ids=(SPECIAL.end, SPECIAL.eos))
+
+        def pieces() -> Iterator[str]:
+            count = 0
+            for token in ids:
+                count += 1
+                if piece := writer.push(token):
+                    yield piece
+                if writer.finish:
+                    return
+            if piece := writer.close("length" if count == room else "end"):
+                yield piece
+
+        return writer, pieces()
+
+    def _batches(self, prompts: Sequence[Prompt], max_new: int) -> Iterator[list[int]]:
+        """Rows that go together: media with media (ids alone can be penalised), like lengths, and none that another's padding would cut."""
+        ctx_len = self.parts.thinker.config.ctx_len
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].ids))
+        for has_media in (False, True):
+            alike = [row for row in order if bool(prompts[row].pictures or prompts[row].mels) == has_media]
+            roomy = [row for row in alike if len(prompts[row].ids) + max_new <= ctx_len]
+            yield from (roomy[first : first + BATCH] for first in range(0, len(roomy), BATCH))
+            yield from ([row] for row in alike[len(roomy) :])
+
+    @torch.no_grad()
+    def _input(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
+        """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a lone row."""
+        size = max(len(each.ids) for each in prompts)
+        ids_BT = torch.tensor([[SPECIAL.pad] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
+        keep_BT = torch.tensor([[False] * (size - len(each.ids)) + [True] * len(each.ids) for each in prompts], device=self.device)
+        pictures = [picture for each in prompts for picture in each.pictures]
+        mels = [mel for each in prompts for mel in each.mels]
+        x = ids_BT
+        if pictures or mels:
+            assert self.parts.omni is not None
+            x = self.parts.omni.embed(ids_BT, gather(pictures, mels).to(self.device))
+        return x, keep_BT if len(prompts) > 1 else None
+
+    def _aloud(self, answers: list[Answer], speak: bool) -> list[Answer]:
+        if not speak:
+            return answers
+        said = [index for index, each in enumerate(answers) if each.text.strip()]
+        waves = dict(zip(said, self.speak([answers[index].text for index in said])))
+        return [replace(each, audio=waves.get(index)) for index, each in enumerate(answers)]
+
+    # --- sound and sight ------------------------------------------------------------------------------------------------------------------
+
+    def transcribe(self, sounds: Sequence[Sound], *, beam: bool = True) -> list[str]:
+        """The text of each sound, of any length up to hours.
+
+        Takes   beam: search with the character model, where stage hearing left one; else the likeliest symbols.
+        Raises  DataError for a file that can't be used; CheckpointError where stage hearing is missing.
+        """
+        encoder = self.parts.hearing
+        waves = [prompt.read_sound(sound, encoder.config.mel.rate_hz, max_s=LONGEST_S) for sound in sounds]
+        return transcribe.transcribe(encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=self.parts.char_lm if beam else None)
+
+    def speak(
+        self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None
+    ) -> list[tuple[NDArray[np.float32], int]]:
+        """Speech of each text, (wave (S,) float32, rate in Hz).
+
+        Raises  DataError for a text without words; CheckpointError without a Talker.
+        """
+        voice = self.parts.voice
+        return [(said.wave_S, voice.rate_hz) for said in voice.speak(texts, sampling=_seeded(sampling, seed))]
+
+    @torch.no_grad()
+    def embed(self, *, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None) -> Tensor:
+        """Unit vectors (N, E) of pictures or of texts, in one space: their products say how well they fit.
+
+        Raises  ConfigError unless exactly one of both is given; DataError for a picture that can't be read or an empty text.
+        """
+        if (images is None) == (texts is None):
+            raise ConfigError("embed: expected images or texts, one of both")
+        eyes, tower, tokenizer = self.parts.vision
+        if images is not None:
+            pictures = [prompt.read_picture(each, eyes.config.image_size) for each in images]
+            batches = [pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)]
+            seen = [gather(batch, []).to(self.device).pixels_N3HW for batch in batches]
+            return torch.cat([eyes.embed(pixels) for pixels in seen if pixels is not None])
+        rows = [tokenizer.encode(text) for text in texts or ()]
+        size = max(map(len, rows), default=0)
+        ids_BT = torch.tensor([row + [SPECIAL.pad] * (size - len(row)) for row in rows], device=self.device)
+        keep_BT = torch.arange(size, device=self.device) < torch.tensor([[len(row)] for row in rows], device=self.device)
+        if tower.config.kind != "thinker":
+            return tower.embed(ids_BT, keep_BT)
+        reader = self.parts.reader
+        return tower.embed(reader.hidden(reader.embed(ids_BT), keep_BT=keep_BT).float(), keep_BT)
+
+
+def _seeded(sampling: SamplingConfig, seed: int | None) -> SamplingConfig:
+    return sampling if seed is None else sampling.model_copy(update={"seed": seed})
+
+
+def _written(writer: Writer, ids: Sequence[int], room: int) -> Answer:
+    """The answer that these ids, all that were generated, make."""
+    for token in ids:
+        writer.push(token)
+        if writer.finish:
+            return writer.answer()
+    writer.close("length" if len(ids) == room else "end")
+    return writer.answer()

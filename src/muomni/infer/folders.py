@@ -1,0 +1,66 @@
+"""Which trained parts a folder holds: a recipe's run, one stage of it, or a stage's `final/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muomni import files
+from muomni.errors import CheckpointError
+
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+OMNI = "omni.json"
+# model_type in a folder's config.json -> the stage that ends in such a folder
+KINDS = {
+    "qwen3": "thinker",
+    "muomni_audio_encoder": "hearing",
+    "muomni_vision_encoder": "vision",
+    "muomni_codec": "codec",
+    "muomni_talker": "talker",
+}
+
+
+def find(folder: Path | str) -> dict[str, Path]:
+    """Stage name -> its `final/`, for every finished stage that the folder holds.
+
+    Raises  CheckpointError where there is no such folder, or nothing finished in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise CheckpointError(f"{folder}: expected a run, stage or final folder, found {found}", hint="train one: muomni run RECIPE")
+    if stage := kind(folder):
+        return {stage: folder}
+    if stage := kind(folder / "final"):
+        return {stage: folder / "final"}
+    stages = {name: folder / name / "final" for name in STAGES if kind(folder / name / "final") == name}
+    if not stages:
+        raise CheckpointError(
+            f"{folder}: holds no finished stage (expected {folder.name}/{{{','.join(STAGES)}}}/final, a stage's final/, or one of these)",
+            hint="train it: muomni run RECIPE",
+        )
+    return stages
+
+
+def kind(folder: Path) -> str | None:
+    """The stage whose `final/` this folder is, None where it is none."""
+    if (folder / OMNI).is_file():
+        return "omni"
+    try:
+        content = files.read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    return KINDS.get(content.get("model_type", "")) if isinstance(content, dict) else None
+
+
+def require(stages: dict[str, Path], *wanted: str, ability: str, where: Path | str) -> tuple[str, Path]:
+    """The first of the wanted stages that is there, by name and folder.
+
+    Raises  CheckpointError naming the ability that is asked for, what is there, and the stage to run.
+    """
+    for name in wanted:
+        if name in stages:
+            return name, stages[name]
+    raise CheckpointError(
+        f"{where}: to {ability}, stage {' or '.join(wanted)} must be there, found {', '.join(stages)}",
+        hint=f"train it: muomni run RECIPE {wanted[-1]}; or point at the recipe's run folder",
+    )

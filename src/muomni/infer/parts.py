@@ -1,0 +1,129 @@
+"""The trained parts of a folder, each opened when first needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from muomni import files
+from muomni.data.conversation import MediaSpec
+from muomni.errors import CheckpointError
+from muomni.infer import folders
+from muomni.infer.ctc import CharLM
+from muomni.infer.speech import Think, Voice
+from muomni.media.mel import MelSpec
+from muomni.models import store
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.decoder import Decoder
+from muomni.models.omni import Omni
+from muomni.models.text_tower import TextTower
+from muomni.models.vision_encoder import VisionEncoder
+from muomni.tokens.bpe import Tokenizer
+
+
+class Parts:
+    """Networks, tokenizers and settings of the stages in a folder; asking for what is not there is a CheckpointError that says so.
+
+    All networks are in evaluation mode; nothing is unpickled.
+    """
+
+    def __init__(self, folder: Path | str, device: torch.device) -> None:
+        self.where, self.device = Path(folder), device
+        self.stages = folders.find(folder)
+
+    @cached_property
+    def text_folder(self) -> Path:
+        """The folder of the Thinker that answers, with its tokenizer."""
+        name, folder = self.stage("omni", "thinker", ability="read and write text")
+        return folder / "thinker" if name == "omni" else folder
+
+    @cached_property
+    def thinker(self) -> Decoder:
+        """The language model: omni's tuned one where there is one."""
+        return Decoder.open(self.text_folder, self.device)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the Thinker."""
+        return Tokenizer.load(self.text_folder)
+
+    @cached_property
+    def omni(self) -> Omni | None:
+        """The Thinker with eyes and ears, None where only stage thinker is there."""
+        if "omni" not in self.stages:
+            return None
+        folder = self.stages["omni"]
+        eyes, ears = (store.load(folder / name, self.device) if (folder / name).is_dir() else None for name in ("vision", "hearing"))
+        return Omni(self.thinker, eyes, ears, store.load(folder / "projectors", self.device)).eval()
+
+    @cached_property
+    def media(self) -> tuple[MediaSpec | None, dict[str, str]]:
+        """How media become tokens, and what is asked of a medium that comes without words."""
+        if "omni" not in self.stages:
+            return None, {}
+        path = self.stages["omni"] / folders.OMNI
+        try:
+            content = files.read_json(path)
+            media = dict(content["media"])
+            return MediaSpec(**{**media, "mel": MelSpec.model_validate(media["mel"])}), dict(content.get("prompts", {}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: expected how media become tokens, got {type(error).__name__}: {error}") from error
+
+    @property
+    def reader(self) -> Decoder:
+        """The Thinker as stage vision read captions through it, before omni tuned it."""
+        return Decoder.open(self.stage("thinker", ability="embed texts")[1], self.device)
+
+    @cached_property
+    def hearing(self) -> AudioEncoder:
+        """The ears with their CTC head."""
+        model = store.load(self.hearing_folder, self.device)
+        assert isinstance(model, AudioEncoder)
+        return model
+
+    @cached_property
+    def hearing_folder(self) -> Path:
+        """Stage hearing's, or the ears that stage omni listens through: they are the same."""
+        if "hearing" not in self.stages and "omni" in self.stages and (self.stages["omni"] / "hearing").is_dir():
+            return self.stages["omni"] / "hearing"
+        return self.stage("hearing", ability="transcribe")[1]
+
+    @cached_property
+    def hearing_pad_s(self) -> float:
+        """Silence that the ears were trained to expect on both sides of a sound."""
+        return float(store.extra_of(self.hearing_folder).get("pad_s", 0.1))
+
+    @cached_property
+    def char_lm(self) -> CharLM | None:
+        """The character model that a beam search listens to, where stage hearing left one."""
+        path = self.hearing_folder / "char_lm.json"
+        return CharLM.load(path) if path.is_file() else None
+
+    @cached_property
+    def vision(self) -> tuple[VisionEncoder, TextTower, Tokenizer]:
+        """The eyes, the tower that embeds texts beside them, and its tokenizer."""
+        folder = self.stage("vision", ability="embed pictures or texts")[1]
+        return store.load(folder, self.device), store.load(folder / "text_tower", self.device), Tokenizer.load(folder)
+
+    @cached_property
+    def voice(self) -> Voice:
+        """The Talker and its codec."""
+        folder = self.stage("talker", ability="speak")[1]
+        talker = store.load(folder, self.device)
+        codec = folder / "codec" if (folder / "codec").is_dir() else self.stage("codec", ability="speak")[1]
+        tokenizer = Tokenizer.load(folder) if talker.config.text_units == "bpe" else None
+        return Voice(
+            talker, store.load(codec, self.device), tokenizer, think=self._think(folder) if talker.config.condition_width else None
+        )
+
+    def _think(self, folder: Path) -> Think:
+        """The states of the Thinker's layer that the Talker in `folder` was trained with."""
+        layer = store.extra_of(folder).get("layer")
+        thinker = Decoder.open(folder / "thinker", self.device)
+        return lambda ids_BT, keep_BT: thinker.hidden(thinker.embed(ids_BT), keep_BT=keep_BT, layer=layer)
+
+    def stage(self, *wanted: str, ability: str) -> tuple[str, Path]:
+        """The first of the wanted stages that is there, by name and folder."""
+        return folders.require(self.stages, *wanted, ability=ability, where=self.where)

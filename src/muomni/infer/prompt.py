@@ -1,0 +1,169 @@
+"""What a user brings (words, pictures, sounds, earlier turns) -> the ids and arrays that the Thinker reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from muomni.data import conversation
+from muomni.data.conversation import MediaSpec
+from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, parse
+from muomni.errors import CheckpointError, ContextError, DataError, ShapeError
+from muomni.media import image
+from muomni.tokens import chat
+from muomni.tokens.bpe import Tokenizer
+
+Wave = NDArray[np.float32]
+Picture = str | Path | bytes | Image | NDArray[np.uint8]
+"""A file, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
+Sound = str | Path | Wave | tuple[Wave, int]
+"""A file, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
+Messages = Sequence[Message | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: words, or a whole conversation whose last user turn is to be answered; media go before that turn's words."""
+
+    ask: str | Sample | Messages | None = None
+    images: Sequence[Picture] = ()
+    audios: Sequence[Sound] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered request: ids with pads where media go, pictures (H, W, 3) uint8 and log-mels (F, M) in the order of their pads."""
+
+    ids: list[int]
+    pictures: list[NDArray[np.uint8]]
+    mels: list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Medium:
+    type: Literal["image", "audio"]
+    array: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    role: str
+    content: list[Any]
+
+
+def build(request: Request, tokenizer: Tokenizer, ctx_len: int, spec: MediaSpec | None, questions: Mapping[str, str]) -> Prompt:
+    """Read the media and render the turns, up to where the assistant is to speak.
+
+    Takes   spec: how media become tokens, None for a model that only reads; questions: what is asked of a lone "image" or "audio"
+            that comes without words.
+    Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
+            ContextError (no room for an answer within ctx_len).
+    """
+    turns = [_read(message, spec) for message in _messages(request.ask)]
+    given = [_picture(each, spec) for each in request.images] + [_sound(each, spec) for each in request.audios]
+    last = replace(turns[-1], content=[*given, *turns[-1].content])
+    if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
+        kinds = {part.type for part in last.content if isinstance(part, _Medium)}
+        if not kinds:
+            raise DataError("empty", "nothing is asked: expected words, a picture or a sound")
+        question = questions.get(kinds.pop()) if len(kinds) == 1 else None
+        media = [part for part in last.content if isinstance(part, _Medium)]
+        last = replace(last, content=[*media, TextPart(text=question)] if question else media)
+    turns[-1] = last
+    media = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
+    pictures = [medium.array for medium in media if medium.type == "image"]
+    mels = [medium.array for medium in media if medium.type == "audio"]
+    counts = conversation.positions(mels, spec, "request") if spec else []
+    widths = [spec.image_tokens] * len(pictures) if spec else []
+    ids = chat.render(tokenizer, turns, image_tokens=widths, audio_tokens=counts, reply=True).ids
+    if len(ids) >= ctx_len:
+        media_tokens = f"{sum(widths)} of pictures, {sum(counts)} of sounds"
+        raise ContextError(
+            f"prompt: {len(ids)} tokens ({media_tokens}) leave no room for an answer in ctx_len {ctx_len}",
+            hint="shorten the text or the conversation, or send fewer media",
+        )
+    return Prompt(ids, pictures, mels)
+
+
+def read_picture(source: Picture, size: int) -> NDArray[np.uint8]:
+    """Pixels (size, size, 3) of whatever shows a picture; raises DataError, ShapeError."""
+    if isinstance(source, str | Path):
+        return conversation.read_picture(ImagePart(path=str(source)), size)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise ShapeError(f"picture: expected uint8 (H, W, 3), got {source.dtype} {source.shape}")
+        from PIL.Image import fromarray
+
+        source = fromarray(source)
+    return image.to_array(image.read(source) if isinstance(source, bytes) else source, size)
+
+
+def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
+    """Mono samples (S,) float32 at rate_hz of whatever sounds; raises DataError, ShapeError."""
+    if isinstance(source, str | Path):
+        return conversation.read_wave(AudioPart(path=str(source)), rate_hz, max_s=max_s)
+    wave_S, own_rate_hz = source if isinstance(source, tuple) else (source, rate_hz)
+    wave_S = np.asarray(wave_S, dtype=np.float32)
+    if wave_S.ndim != 1:
+        raise ShapeError(f"sound: expected a mono wave (S,), got {wave_S.shape}")
+    if len(wave_S) == 0 or not np.isfinite(wave_S).all():
+        raise DataError("nonfinite" if len(wave_S) else "empty", "sound: expected finite samples, at least one")
+    if len(wave_S) > max_s * own_rate_hz:
+        raise DataError("too_long", f"sound: {len(wave_S) / own_rate_hz:.1f} s, at most {max_s:g} s allowed")
+    if own_rate_hz != rate_hz:
+        wave_S = soxr.resample(wave_S, own_rate_hz, rate_hz).astype(np.float32)
+    return wave_S
+
+
+def _messages(ask: str | Sample | Messages | None) -> list[Message]:
+    """The turns, ending with the user's that is to be answered."""
+    if ask is None or isinstance(ask, str):
+        return [Message(role="user", content=ask or "")]
+    if not isinstance(ask, Sample):
+        ask = parse({"messages": [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in ask]})
+    if ask.text is not None:
+        return [Message(role="user", content=ask.text)]
+    messages = list(ask.messages)
+    while messages and messages[-1].role == "assistant":
+        messages.pop()
+    if not messages or messages[-1].role != "user":
+        raise DataError("bad_row", "messages: expected a last turn of the user, got none")
+    return messages
+
+
+def _read(message: Message, spec: MediaSpec | None) -> _Turn:
+    """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
+    if message.role == "assistant":
+        return _Turn(message.role, list(message.parts))
+    parts: list[Any] = []
+    for part in message.parts:
+        if isinstance(part, ImagePart):
+            parts.append(_picture(part.path, spec))
+        elif isinstance(part, AudioPart):
+            parts.append(_heard(conversation.read_wave(part, spec.mel.rate_hz), spec) if spec else _sound(part.path, spec))
+        else:
+            parts.append(part)
+    return _Turn(message.role, parts)
+
+
+def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
+    if spec is None:
+        raise CheckpointError("to see pictures, stage omni must be there", hint="train it: muomni run RECIPE omni")
+    return _Medium("image", read_picture(source, spec.image_size))
+
+
+def _sound(source: Sound, spec: MediaSpec | None) -> _Medium:
+    if spec is None:
+        raise CheckpointError("to hear sounds in a chat, stage omni must be there", hint="train it: muomni run RECIPE omni")
+    return _heard(read_sound(source, spec.mel.rate_hz), spec)
+
+
+def _heard(wave_S: Wave, spec: MediaSpec) -> _Medium:
+    return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))
