@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -18,19 +16,18 @@ class CodecConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["codec"] = "codec"
     mel: MelSpec = SPEECH
-    codebooks: int = Field(2, ge=1)
-    entries: int = Field(128, ge=2)
-    stride_frames: int = Field(8, ge=1)  # mel frames a code frame
-    width: int = Field(192, ge=1)
-    latent: int = Field(48, ge=1)
-    blocks: int = Field(3, ge=0)  # each side of the quantiser, at the code rate: that is where compute is cheap
-    fine_width: int = Field(96, ge=1)
-    fine_blocks: int = Field(2, ge=0)  # at the mel rate
-    kernel: int = Field(5, ge=1)
-    decay: float = Field(0.97, ge=0, lt=1)
-    revive_below: float = Field(0.03, ge=0, lt=1)
+    codebooks: int = Field(default=2, ge=1)
+    entries: int = Field(default=128, ge=2)
+    stride_frames: int = Field(default=8, ge=1)  # mel frames a code frame
+    width: int = Field(default=192, ge=1)
+    latent: int = Field(default=48, ge=1)
+    blocks: int = Field(default=3, ge=0)  # each side of the quantiser, at the code rate: that is where compute is cheap
+    fine_width: int = Field(default=96, ge=1)
+    fine_blocks: int = Field(default=2, ge=0)  # at the mel rate
+    kernel: int = Field(default=5, ge=1)
+    decay: float = Field(default=0.97, ge=0, lt=1)
+    revive_below: float = Field(default=0.03, ge=0, lt=1)
 
 
 class ConvBlock(nn.Module):
@@ -57,6 +54,7 @@ class Codec(nn.Module):
     Statistics of the log-mel (one mean, one deviation) are set once by `fit_statistics` and stored with the weights.
     """
 
+    model_type = "muomni_codec"
     mel_mean: Tensor
     mel_std: Tensor
 

@@ -10,13 +10,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from muomni.errors import ConfigError, ShapeError, TokenRangeError
+from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
 from muomni.models.pace import Pace
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
 from muomni.nn.norm import RMSNorm
 from muomni.tokens import grid
+from muomni.tokens.alphabet import Alphabet
+from muomni.tokens.bpe import Tokenizer
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, classes), earlier codes of this book (B, F)) -> chosen codes (B,)."""
@@ -27,23 +29,22 @@ class TalkerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["talker"] = "talker"
     text_vocab: int = Field(ge=1)
     text_units: Literal["bpe", "char"] = "bpe"
-    codebooks: int = Field(2, ge=1)
-    entries: int = Field(128, ge=2)
+    codebooks: int = Field(default=2, ge=1)
+    entries: int = Field(default=128, ge=2)
     layout: Literal["delay", "parallel"] = "delay"
-    width: int = Field(192, ge=1)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(3, ge=1)
-    hidden: int = Field(768, ge=1)
-    theta: float = Field(1e4, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    condition_width: int = Field(0, ge=0)  # width of the Thinker's hidden states; 0 = the Talker reads text tokens alone
-    condition_dropout: float = Field(0.2, ge=0, le=1)  # training rows that must do without hidden states
-    num_speakers: int = Field(0, ge=0)
-    code_noise: float = Field(0.1, ge=0, lt=1)  # input codes replaced by random ones in training
-    guard_frames_per_token: int = Field(30, ge=1)  # upper guard only: the learned end symbol decides
+    width: int = Field(default=192, ge=1)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=3, ge=1)
+    hidden: int = Field(default=768, ge=1)
+    theta: float = Field(default=1e4, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    condition_width: int = Field(default=0, ge=0)  # width of the Thinker's hidden states; 0 = the Talker reads text tokens alone
+    condition_dropout: float = Field(default=0.2, ge=0, le=1)  # training rows that must do without hidden states
+    num_speakers: int = Field(default=0, ge=0)
+    code_noise: float = Field(default=0.1, ge=0, lt=1)  # input codes replaced by random ones in training
+    guard_frames_per_token: int = Field(default=30, ge=1)  # upper guard only: the learned end symbol decides
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Talker(nn.Module):
     So "which word now" becomes "which word is near", which is learned in a fraction of the steps. Source: SPEC section 7.
     """
 
+    model_type = "muomni_talker"
+
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()
         self.config = config
@@ -113,6 +116,20 @@ class Talker(nn.Module):
     def tail(self) -> int:
         """Steps that a grid has more than frames: room for the end symbol and for the delay."""
         return max(1, self.config.codebooks - 1) if self.config.layout == "delay" else 1
+
+    def text_ids(self, text: str, tokenizer: Tokenizer | None) -> list[int]:
+        """The ids of a text as this Talker reads it; a leading space gives every word the one form that it has within a sentence.
+
+        Raises  DataError(empty) if nothing is left to say; ConfigError if its units need a tokenizer and none is given.
+        """
+        text = " ".join(text.split())
+        if not text:
+            raise DataError("empty", "talker: the text is empty, there is nothing to say")
+        if self.config.text_units == "char":
+            return Alphabet().encode(text)
+        if tokenizer is None:
+            raise ConfigError("talker: this one reads BPE tokens, so it needs the tokenizer that it was trained with")
+        return tokenizer.encode(f" {text}")
 
     # --- one pass -----------------------------------------------------------------------------------------------------------------------
 

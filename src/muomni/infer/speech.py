@@ -1,0 +1,199 @@
+"""Speech out: texts -> codes -> log-mel -> waves, whole or as a stream of growing pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from muomni.infer.sampling import SamplingConfig, pick
+from muomni.media import griffin_lim, mel
+from muomni.models.codec import Codec
+from muomni.models.talker import Choose, Talker
+from muomni.tokens.bpe import Tokenizer
+
+Wave = NDArray[np.float32]
+Think = Callable[[Tensor, Tensor], Tensor]
+"""(text_ids_BT, keep_BT) -> the Thinker's hidden states (B, T, D) at the same tokens."""
+
+BREATH = 1e-3  # noise under all speech: digital silence trips recognisers (true speech was misheard 17 % of words without, 6 % with it)
+LOUDEST = 0.95
+REPETITION_WINDOW_FRAMES = 8
+FIRST_PIECE_FRAMES = 2
+FADE_S = 0.02
+SEARCH_S = 0.005  # half a period of the lowest voices: so far pieces may be shifted to meet in phase
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One spoken text."""
+
+    wave_S: Wave  # float32 at Voice.rate_hz
+    codes_KF: Tensor  # int64
+    is_ended: bool  # the Talker itself said the end; False = its guard cut it off
+
+
+class Voice:
+    """A Talker and its codec, ready to speak.
+
+    Takes   tokenizer for a Talker of BPE tokens; think for one that may listen to the Thinker (without, it speaks from the tokens alone).
+    """
+
+    def __init__(self, talker: Talker, codec: Codec, tokenizer: Tokenizer | None = None, *, think: Think | None = None) -> None:
+        self.talker, self.codec, self.tokenizer, self.think = talker.eval(), codec.eval(), tokenizer, think
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second."""
+        return self.codec.config.mel.rate_hz
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        texts: Sequence[str],
+        *,
+        sampling: SamplingConfig | None = None,
+        speakers: Sequence[int] | None = None,
+        batch: int = 16,
+        max_frames: int | None = None,
+    ) -> list[Speech]:
+        """Say texts, `batch` at a time; equal seeds give equal waves.
+
+        Raises  DataError(empty) for a text without words.
+        """
+        said: list[Speech] = []
+        for first in range(0, len(texts), batch):
+            ids_BT, keep_BT = self._read(texts[first : first + batch])
+            spoken = self.talker.speak(
+                ids_BT,
+                keep_BT,
+                hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
+                speaker_B=self._speakers(speakers, first, len(ids_BT)),
+                choose=_chooser(sampling, ids_BT.device),
+                max_frames=max_frames,
+            )
+            mel_BFM = self.codec.decode(spoken.codes_BKF, spoken.frames_B)
+            for row, frames in enumerate(spoken.frames_B.tolist()):
+                wave_S = sound(mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel)
+                said.append(Speech(with_breath(wave_S), spoken.codes_BKF[row, :, :frames].cpu(), bool(spoken.ended_B[row])))
+        return said
+
+    @torch.inference_mode()
+    def stream(self, text: str, *, sampling: SamplingConfig | None = None, speaker: int | None = None) -> Iterator[Wave]:
+        """Say one text in pieces, the first after two code frames, each about twice as long as the one before.
+
+        Pieces are cross-faded over 20 ms where they meet in phase, so the whole lasts as long as that of `speak` to within 5 ms, and sounds
+        alike; samples differ, since the phases of a piece are found without knowing what comes after.
+        """
+        ids_BT, keep_BT = self._read([text])
+        steps = self.talker.stream(
+            ids_BT,
+            keep_BT,
+            hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
+            speaker_B=self._speakers(None if speaker is None else [speaker], 0, 1),
+            choose=_chooser(sampling, ids_BT.device),
+        )
+        pieces = _Pieces(self.codec)
+        codes: list[Tensor] = []
+        wanted = FIRST_PIECE_FRAMES
+        for step in steps:
+            codes.append(step.codes_BK[0])
+            if len(codes) == wanted:
+                wanted = 2 * wanted
+                yield pieces.add(torch.stack(codes, -1), is_last=False)
+        yield pieces.add(torch.stack(codes, -1), is_last=True)
+
+    def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, T) and keep (B, T) of texts, padded on the right."""
+        rows = [self.talker.text_ids(text, self.tokenizer) for text in texts]
+        device = next(self.talker.parameters()).device
+        ids_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        for row, ids in enumerate(rows):
+            ids_BT[row, : len(ids)], keep_BT[row, : len(ids)] = torch.tensor(ids), True
+        return ids_BT.to(device), keep_BT.to(device)
+
+    def _speakers(self, speakers: Sequence[int] | None, first: int, count: int) -> Tensor | None:
+        device = next(self.talker.parameters()).device
+        return None if speakers is None else torch.tensor(list(speakers[first : first + count]), device=device)
+
+
+def sound(log_mel_FM: Tensor, spec: mel.MelSpec, *, seed: int = 0) -> Wave:
+    """A wave (F * hop,) of log-mel frames, as loud as the frames say (Griffin-Lim alone gives every wave the same peak)."""
+    wave_S = griffin_lim.invert(log_mel_FM, spec, seed=seed).cpu()
+    target_FM = log_mel_FM.float().cpu()
+    loud_FM = target_FM > target_FM.max() - 3.0
+    if not bool(wave_S.any()):
+        return np.asarray(wave_S.numpy(), np.float32)
+    gain = float((target_FM - mel.log_mel(wave_S[None], spec)[0])[loud_FM].mean()) / spec.power
+    scaled_S = wave_S.numpy() * np.exp(gain)
+    return np.asarray(np.clip(scaled_S, -LOUDEST, LOUDEST), np.float32)
+
+
+def with_breath(wave_S: Wave, *, seed: int = 0) -> Wave:
+    """The wave over faint noise, 60 dB below full scale."""
+    noise_S = np.random.default_rng(seed).standard_normal(len(wave_S), dtype=np.float32)
+    return np.asarray(np.clip(wave_S + BREATH * noise_S, -1.0, 1.0), np.float32)
+
+
+class _Pieces:
+    """Turns growing codes into consecutive pieces of one wave."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        spec = codec.config.mel
+        self.frame_samples = codec.config.stride_frames * spec.hop_samples
+        self.fade, self.search = int(FADE_S * spec.rate_hz), int(SEARCH_S * spec.rate_hz)
+        self.sent = 0  # samples given so far, in the time of the codes
+        self.tail_S: Wave | None = None  # the samples after those: to be faded into the next piece
+        self.count = 0
+
+    def add(self, codes_KF: Tensor, *, is_last: bool) -> Wave:
+        """The next samples, up to one code frame (which may still change) before the end of the codes known."""
+        frames = codes_KF.shape[1]
+        first = max(0, self.sent // self.frame_samples - self.codec.reach_frames)
+        stride = self.codec.config.stride_frames
+        # The decoder looks back once more as far, so that the piece's own frames are decoded as in the whole.
+        context = max(0, first - self.codec.reach_frames)
+        mel_FM = self.codec.decode(codes_KF[None, :, context:])[0, (first - context) * stride :]
+        wave_S = sound(mel_FM, self.codec.config.mel)
+        start = self.sent - first * self.frame_samples  # where the tail begins, in this piece's samples
+        if self.tail_S is not None:
+            shift = self._shift(wave_S, start)
+            start += shift
+            rise = np.linspace(0, 1, self.fade, dtype=np.float32)
+            wave_S[start : start + self.fade] = rise * wave_S[start : start + self.fade] + (1 - rise) * self.tail_S
+        stop = len(wave_S) if is_last else (frames - 1 - first) * self.frame_samples
+        self.tail_S = None if is_last else wave_S[stop : stop + self.fade].copy()
+        self.sent = first * self.frame_samples + stop
+        self.count += 1
+        return with_breath(wave_S[start:stop], seed=self.count)
+
+    def _shift(self, wave_S: Wave, start: int) -> int:
+        """By how many samples the piece fits best to the tail of the one before."""
+        assert self.tail_S is not None
+        best, shift = -np.inf, 0
+        for moved in range(-min(self.search, start), min(self.search, len(wave_S) - start - self.fade) + 1):
+            part_S = wave_S[start + moved : start + moved + self.fade]
+            likeness = float(part_S @ self.tail_S) / (float(np.linalg.norm(part_S)) + 1e-6)
+            if likeness > best:
+                best, shift = likeness, moved
+        return shift
+
+
+def _chooser(sampling: SamplingConfig | None, device: torch.device) -> Choose:
+    """How codes are drawn; the repetition penalty looks at the last few frames of the same book."""
+    config = sampling or SamplingConfig()
+    generator = torch.Generator(device=device).manual_seed(config.seed)
+
+    def choose(logits_BV: Tensor, before_BF: Tensor) -> Tensor:
+        recent_BF = before_BF[:, -REPETITION_WINDOW_FRAMES:]
+        classes = logits_BV.shape[1]
+        seen_BV = torch.zeros(len(logits_BV), classes + 2, dtype=torch.bool, device=device).scatter_(1, recent_BF, True)[:, :classes]
+        return pick(logits_BV, config, generator=generator, seen_BV=seen_BV)
+
+    return choose
