@@ -22,7 +22,6 @@ class AudioEncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["audio_encoder"] = "audio_encoder"
     mel: MelSpec = MelSpec()
     width: int = Field(default=192, gt=0)
     layers: int = Field(default=4, gt=0)
@@ -82,6 +81,8 @@ class AudioEncoder(nn.Module):
     A clip alone gives what it gives beside longer ones: padding is zeroed before every convolution and never attended.
     Source  SPEC M-B; the original had neither positions, masks, exact lengths nor a logarithm (reference/muomni.md B13, B14).
     """
+
+    model_type = "muomni_audio_encoder"
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ class ProjectorsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["projectors"] = "projectors"
     width: int = Field(default=256, gt=0)
     vision_width: int = Field(default=128, gt=0)
     audio_width: int = Field(default=192, gt=0)

@@ -23,7 +23,6 @@ class TextTowerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["text_tower"] = "text_tower"
     kind: Literal["bow", "transformer", "thinker"] = "transformer"
     vocab_size: int = Field(default=5000, gt=0)
     width: int = Field(default=128, gt=0)
@@ -39,6 +38,8 @@ class TextTower(nn.Module):
 
     Source  SPEC M-C. `bow` can't tell "red circle, blue square" from "blue circle, red square" by construction; use it as a floor.
     """
+
+    model_type = "muomni_text_tower"
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()

@@ -24,7 +24,6 @@ class VisionEncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["vision_encoder"] = "vision_encoder"
     image_size: int = Field(default=224, gt=0)
     patch: int = Field(default=16, gt=0)
     width: int = Field(default=128, gt=0)
@@ -95,6 +94,8 @@ class VisionEncoder(nn.Module):
             patch outputs without a gradient, and they are what a language model reads later (reference/feas_perceive.md E).
     """
 
+    model_type = "muomni_vision_encoder"
+
     def __init__(self, config: VisionEncoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -135,4 +136,8 @@ class VisionEncoder(nn.Module):
 
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
         """Unit vectors (B, embed_dim), float32, to be compared with a TextTower's; takes and raises as `forward`."""
-        return F.normalize(self.proj(self.pooled(self(pixels_B3HW))).float(), dim=-1)
+        return self.unit(self.pooled(self(pixels_B3HW)))
+
+    def unit(self, pooled: Tensor) -> Tensor:
+        """Pooled pictures (B, 2 * width) -> unit vectors (B, embed_dim), float32."""
+        return F.normalize(self.proj(pooled).float(), dim=-1)
