@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 
@@ -10,6 +10,11 @@ from muomni.data.world.lexicon import CONTENT, is_held_out, words
 from muomni.data.world.scene import Scene, questions
 
 Asked = tuple[str, str, str]  # kind, question, answer
+
+
+def form(question: str) -> str:
+    """A question without its content words and articles: "is the _ _" of "is the star red?"."""
+    return " ".join("_" if word in CONTENT else word for word in words(question) if word not in ("a", "an"))
 
 
 class Asker:
@@ -24,28 +29,23 @@ class Asker:
         self._training = training
         self._used: Counter[tuple[str, ...]] = Counter()
 
-    def _least(self, keys: list[tuple[str, ...]]) -> tuple[str, ...]:
-        return min(keys, key=lambda key: self._used[key] + self._rng.random())
-
     def ask(self, scene: Scene, count: int) -> list[Asked]:
-        """`count` different questions about the scene, fewer if it has no more; in training none that is held out."""
-        tree: dict[tuple[str, ...], dict[tuple[str, ...], dict[tuple[str, ...], list[Asked]]]] = defaultdict(
-            lambda: defaultdict(lambda: defaultdict(list))
-        )
-        for kind, question, answer in questions(scene):
+        """`count` different questions about the scene, fewer if it has no more; in training none that is held out, else such first."""
+        open_: list[tuple[tuple[str, str, str], Asked]] = []
+        for asked in questions(scene):
+            kind, question, answer = asked
             if not (self._training and (is_held_out(question) or is_held_out(answer))):
-                form = " ".join("_" if word in CONTENT else word for word in words(question) if word not in ("a", "an"))
-                tree[(kind,)][(kind, form)][(kind, form, answer.split()[-1])].append((kind, question, answer))
-        asked: list[Asked] = []
-        while len(asked) < count and tree:
-            kind = self._least(list(tree))
-            form = self._least(list(tree[kind]))
-            bucket = self._least(list(tree[kind][form]))
-            choices = tree[kind][form].pop(bucket)
-            asked.append(choices[self._rng.integers(len(choices))])
-            self._used.update([kind, form, bucket])
-            if not tree[kind][form]:
-                del tree[kind][form]
-            if not tree[kind]:
-                del tree[kind]
-        return asked
+                open_.append(((kind, form(question), answer.split()[-1]), asked))
+        chosen: list[Asked] = []
+        while len(chosen) < count and open_:
+            left = open_
+            for depth in (1, 2, 3):
+                keys = dict.fromkeys(key[:depth] for key, _ in left)
+                best = min(keys, key=lambda key: self._used[key] + self._rng.random())
+                self._used[best] += 1
+                left = [entry for entry in left if entry[0][:depth] == best]
+            unheard = [] if self._training else [asked for _, asked in left if is_held_out(asked[1])]
+            choices = unheard or [asked for _, asked in left]
+            chosen.append(choices[self._rng.integers(len(choices))])
+            open_ = [entry for entry in open_ if entry[0] != best]
+        return chosen

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from muomni import files
-from muomni.data.world import lexicon, picture_rows, render, speech, speech_rows, text_rows, voices
+from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
 from muomni.errors import ConfigError
 
 VERSION = 1
@@ -48,12 +48,12 @@ _QUICK = Counts(
     questions=_split(6_000, 300),
     reading=_split(600, 60),
     probe=_split(1_500, 300),
-    transcripts=_split(5_400, 300),
+    transcripts=_split(5_200, 300),
     digits=_split(1_200, 250),
     spoken_questions=_split(2_000, 250),
-    speak=_split(2_100, 120),
-    repeats=4,
-    least=40,
+    speak=_split(2_000, 120),
+    repeats=6,
+    least=80,
 )
 _TINY = Counts(
     side=112,
@@ -84,7 +84,7 @@ def counts(size: Size) -> Counts:
         times = {
             name: {split: 5 * count for split, count in value.items()} for name, value in vars(_QUICK).items() if isinstance(value, dict)
         }
-        return replace(_QUICK, side=224, repeats=8, least=200, **times)
+        return replace(_QUICK, side=224, repeats=12, least=400, **times)
     raise ConfigError(f"size of the world: expected one of {', '.join(get_args(Size))}, got {size!r}")
 
 
@@ -126,7 +126,7 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
     }
     pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
     with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we draw
-        speaking = beside.submit(speech.speak, speakers.jobs, out)
+        speaking = beside.submit(utterance.speak, speakers.jobs, out)
         (out / "images").mkdir()
         for picture in pictures.values():
             (out / picture.path).write_bytes(render.png(picture.draw(much.side)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def _letter(rng: np.random.Generator, letter: str, unit_samples: int, base_hz: f
     size = int(unit_samples * length)
     freqs = np.fft.rfftfreq(size, 1 / RATE_HZ)
 
-    def envelope(at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def envelope(at: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         return np.asarray(
             sum(gain / (1 + ((at - throat * centre) / 90) ** 2) for gain, centre in zip((1.0, 0.6, 0.3), formants, strict=True))
         )

@@ -29,6 +29,7 @@ TEMPLATES = (
     "there are M C shapes",
     "there are M S P",
     "there are M P",
+    "there are M C P",
     "there is one C H",
     "there is a S H at the L",
     "there is nothing at the L",
@@ -42,8 +43,10 @@ TEMPLATES = (
     "A it is S",
     "A there is a C H",
     "the number is N",
+    "the number N in C",
     "the word is H",
     "i see M P",
+    "i see M C P",
     "i see a S C H",
     "at the L",
     "what colour is the H",
@@ -96,15 +99,18 @@ class Sentences:
         self._used: Counter[str] = Counter()
         self._turn: list[str] = []
 
-    def _fill(self, template: str) -> str:
+    def _fill(self, template: str, must: str = "") -> str:
+        """The template with its slots filled; the first slot that has the word `must` takes it."""
         filled: list[str] = []
         for token in template.split(" "):
             choices = _FILLERS.get(token)
             if choices is None:
                 filled.append(token)
                 continue
+            wanted = [choice for choice in choices if must in choice.split(" ")]
             free = [choice for choice in choices if choice not in filled] or list(choices)
-            filled.append(min(free, key=lambda choice: self._used[choice] + 2 * self._rng.random()))
+            filled.append(wanted[0] if wanted else min(free, key=lambda choice: self._used[choice] + 2 * self._rng.random()))
+            must = "" if wanted else must
         return grammatical(" ".join(filled))
 
     def _accept(self, text: str) -> str:
@@ -151,7 +157,7 @@ class Sentences:
     def _with(self, word: str, templates: list[str]) -> str:
         """A training sentence that holds the word; the word alone if 50 tries find none."""
         for _ in range(50):
-            text = self._fill(templates[self._rng.integers(len(templates))])
+            text = self._fill(templates[self._rng.integers(len(templates))], must=word)
             if word in words(text) and not is_held_out(text):
                 return self._accept(text)
         return word

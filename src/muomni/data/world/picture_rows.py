@@ -126,7 +126,7 @@ def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
     """One conversation of 4 to 6 questions a picture, the picture in the first turn."""
     rng = np.random.default_rng((seed, 21))
     askers = {split: Asker(rng, training=split == "train") for split in ("train", "valid")}
-    rows = []
+    rows: list[Row] = []
     for index, one in enumerate(shown):
         asked = askers[one.split].ask(one.scene, int(rng.integers(4, 7)))
         rows.append(
@@ -136,7 +136,7 @@ def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
                 "task": "question",
                 "split": one.split,
                 "messages": conversation(one.picture.path, [(question, answer) for _, question, answer in asked]),
-                "extra": {**one.extra(), "kinds": [kind for kind, _, _ in asked]},
+                "extra": one.extra() | {"kinds": [kind for kind, _, _ in asked]},
             }
         )
     return rows
@@ -176,22 +176,22 @@ def reading_rows(seed: int, counts: dict[str, int]) -> tuple[list[Picture], list
         pool = [Written(*name, colour) for name in names for colour in COLOURS]
         pool = [one for one in pool if is_held_out(one.caption()) != training]
         for index in range(count):
-            one = pool[rng.integers(len(pool))]
+            inked = [one for one in pool if (one.text, one.name) == names[index % len(names)]] or pool
+            one = inked[rng.integers(len(inked))]
             path = f"images/reading-{split}-{index:05d}.png"
             pictures.append(Picture(path, one, (seed, 22, split == "valid", index, 7)))
             extra = {"written": one.text, "word": one.name, "colour": one.colour}
-            row = {"group": path, "split": split, "extra": extra}
+            row: Row = {"group": path, "split": split, "extra": extra}
             read = ("what number is it?" if one.text.isdigit() else "what does it say?", one.name)
-            turns = [("read", *read), ("colour", "what colour is it?", one.colour)]
-            kinds, *_ = zip(*turns, strict=True)
-            messages = conversation(path, [turn[1:] for turn in turns])
+            messages = conversation(path, [read, ("what colour is it?", one.colour)])
+            kinds = {"kinds": ["read", "colour"]}
             asked.append(
                 {
                     "id": f"reading-{split}-{index:05d}",
                     "task": "question",
                     **row,
                     "messages": messages,
-                    "extra": {**extra, "kinds": list(kinds)},
+                    "extra": {**extra, **kinds},
                 }
             )
             if training:

@@ -61,7 +61,7 @@ class Caption:
             first, second = self.claims
             return f"the {first.noun()} is {self.relation} the {second.noun()}"
         parts = [grammatical(f"a {claim.noun()} at the {claim.place}") for claim in self.claims]
-        told = ", ".join(parts[:-2] + [" and ".join(parts[-2:])])
+        told = ", ".join([*parts[:-2], " and ".join(parts[-2:])])
         if self.count is None:
             return told
         return f"there {'is' if self.count == 1 else 'are'} {NUMBERS[self.count]} shape{'s' * (self.count != 1)}, {told}"
@@ -71,9 +71,9 @@ class Caption:
         if self.count is not None and self.count != len(scene):
             return False
         for chosen in permutations(scene, len(self.claims)):
-            if all(claim.fits(thing) for claim, thing in zip(self.claims, chosen, strict=True)):
-                if self.relation is None or relation(chosen[0], chosen[1]) == self.relation:
-                    return True
+            fit = all(claim.fits(thing) for claim, thing in zip(self.claims, chosen, strict=True))
+            if fit and (self.relation is None or relation(chosen[0], chosen[1]) == self.relation):
+                return True
         return False
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ import numpy.typing as npt
 import soxr
 
 from muomni.data.world import formant
+from muomni.data.world.utterance import Job
 from muomni.errors import InternalError, UserError
-from muomni.files import write_json, write_jsonl
+from muomni.files import write_json
 
 RATE_HZ = 16_000
 _PAD_SAMPLES = RATE_HZ * 30 // 1000
@@ -31,36 +30,6 @@ _PEAK = 0.6
 _QUIET = 1e-3  # of full scale: what is below it at both ends is trimmed
 
 Wave = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One utterance: where it goes (relative to the out folder) and how it is said; rate in words a minute, pitch 0..99."""
-
-    path: str
-    text: str
-    voice: str
-    rate_wpm: int
-    pitch: int
-    seed: int
-
-
-def speak(jobs: Sequence[Job], out: Path) -> dict[str, Any]:
-    """Say all jobs in one fresh process, in an order that depends on the jobs alone; gives {"voice", "utterances", "seconds"}.
-
-    Raises InternalError if the process fails.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    order = sorted(jobs, key=lambda job: (job.voice, job.path))  # changing a voice costs more than saying a word
-    listed, report = out / ".jobs.jsonl", out / ".speech.json"
-    write_jsonl(listed, [asdict(job) for job in order])
-    done = subprocess.run([sys.executable, "-m", __name__, str(listed), str(out)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InternalError(f"speech process left with {done.returncode}: {done.stderr.strip()[-500:]}")
-    said: dict[str, Any] = json.loads(report.read_text())
-    listed.unlink()
-    report.unlink()
-    return said
 
 
 def finish(wave: Wave) -> Wave:
@@ -93,13 +62,13 @@ def _espeak(library: str, data: str) -> Callable[[Job], Wave]:
         raise InternalError(f"espeak_Initialize failed with {native_hz} for {data}")
     pieces: list[Wave] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
     def hear(samples: Any, count: int, _events: Any) -> int:
         if count > 0 and samples:
-            pieces.append(np.ctypeslib.as_array(samples, (count,)).astype(np.float32) / 32768)
+            pieces.append(np.asarray(np.ctypeslib.as_array(samples, (count,)) / 32768, np.float32))
         return 0
 
-    engine.espeak_SetSynthCallback(hear)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(hear)
+    engine.espeak_SetSynthCallback(callback)
     engine.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
     current = ""
 
@@ -114,7 +83,9 @@ def _espeak(library: str, data: str) -> Callable[[Job], Wave]:
         engine.espeak_SetParameter(3, job.pitch, 0)  # espeakPITCH
         pieces.clear()
         text = job.text.encode() + b"\0"
-        if engine.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, hear):  # espeakCHARS_UTF8
+        if engine.espeak_Synth(
+            text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, callback
+        ):  # espeakCHARS_UTF8; user data keeps the callback alive
             raise InternalError(f"espeak-ng could not say {job.text!r}")
         if not pieces:
             raise InternalError(f"espeak-ng gave nothing for {job.text!r} by {job.voice}")
@@ -123,16 +94,19 @@ def _espeak(library: str, data: str) -> Callable[[Job], Wave]:
     return say
 
 
+def _formant(job: Job) -> Wave:
+    return formant.say(job.text, job.voice, job.rate_wpm, job.pitch, job.seed)
+
+
 def main(listed: Path, out: Path) -> None:
     """Say every job of a JSONL file and leave `.speech.json` beside the wavs."""
+    say: Callable[[Job], Wave]
     try:
         import espeakng_loader
     except ImportError:
-        voice = "formant"
-        say: Callable[[Job], Wave] = lambda job: formant.say(job.text, job.voice, job.rate_wpm, job.pitch, job.seed)  # noqa: E731
+        voice, say = "formant", _formant
     else:
-        voice = "espeak-ng"
-        say = _espeak(str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path()))
+        voice, say = "espeak-ng", _espeak(str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path()))
     samples = utterances = 0
     for line in listed.read_text().splitlines():
         job = Job(**json.loads(line))

@@ -9,11 +9,15 @@ import numpy as np
 from muomni.data.world import lexicon, voices
 from muomni.data.world.asking import Asker
 from muomni.data.world.language import Sentences, spoken
-from muomni.data.world.lexicon import NUMBERS, is_held_out
+from muomni.data.world.lexicon import NUMBERS, PLACES, SEEN_PAIRS, grammatical, is_held_out
 from muomni.data.world.picture_rows import Shown, message
-from muomni.data.world.speech import Job
+from muomni.data.world.utterance import Job
 
 Row = dict[str, Any]
+_SHORT_ANSWERS = (
+    *(f"at the {place}" for place in PLACES),
+    *(grammatical(f"a {colour} {shape}") for colour, shape in SEEN_PAIRS),
+)
 _SHORT_SHARE = 0.2  # of the valid transcripts are single words, which can't be held out; marked in extra
 
 
@@ -43,9 +47,9 @@ class Speakers:
 
 
 def _training_texts(rng: np.random.Generator, count: int, *, repeats: int, least: int, distinct: bool) -> list[str]:
-    """`count` training sentences, every word alone `repeats` times, and more sentences until every word came `least` times."""
+    """`count` training sentences, every word alone `repeats` times, every short answer, and more until every word came `least` times."""
     source = Sentences(rng)
-    texts = source.many(count, held_out=False, distinct=distinct) + list(lexicon.WORDS) * repeats
+    texts = source.many(count, held_out=False, distinct=distinct) + list(lexicon.WORDS) * repeats + list(_SHORT_ANSWERS)
     return texts + source.cover(texts, least)
 
 

@@ -30,7 +30,7 @@ def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
         asker, sentences = Asker(rng, training=training), Sentences(rng)
         facts = [fact for fact in _FACTS if is_held_out(fact) != training]
         for index in range(count):
-            name = {"id": f"text-{split}-{index:05d}", "split": split}
+            name: Row = {"id": f"text-{split}-{index:05d}", "split": split}
             if index % 4 == 3:
                 told = sentences.many(int(rng.integers(3, 7)), held_out=not training)
                 if facts and rng.random() < 0.3:
