@@ -44,7 +44,7 @@ class Runtime:
 def has_bf16(device: torch.device) -> bool:
     """True where bf16 matrix products are done by the chip itself."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         capability = torch.backends.cpu.get_cpu_capability()
         flags = _cpu_flags()
@@ -128,7 +128,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.signal = number
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         before[number] = signal.signal(number, handle)
     try:
         yield request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +62,7 @@ def read_picture(part: ImagePart, size: int) -> NDArray[np.uint8]:
 
 def read_wave(part: AudioPart, rate_hz: int, *, max_s: float = 60.0) -> NDArray[np.float32]:
     """Mono samples (S,) of an audio part; raises DataError."""
-    content = inline_bytes(part.path)
-    source = io.BytesIO(content) if content is not None else Path(part.path)
-    return audio.read(source, rate_hz, start_s=part.start, end_s=part.end, max_s=max_s)
+    return audio.read(inline_bytes(part.path) or part.path, rate_hz, start_s=part.start, end_s=part.end, max_s=max_s)
 
 
 def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDArray[np.float32]:
@@ -127,9 +124,11 @@ class Conversations:
                 self.cache[index] = found
         return found
 
-    def length(self, index: int) -> int:
-        """A cheap guess of the row's length, for batches of like lengths."""
-        sample = self.samples[index]
+    def lengths(self) -> list[int]:
+        """A cheap guess of each row's length, for batches of like lengths."""
+        return [self._length(sample) for sample in self.samples]
+
+    def _length(self, sample: Sample) -> int:
         words = sum(len(message.text) for message in sample.messages) // 4
         sounds = sum(int(25 / self.spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))) for part in sample.audios)
         return words + len(sample.images) * self.spec.image_tokens + sounds

@@ -22,7 +22,7 @@ STREAMED_BYTES = 0x7FFFF000  # a RIFF size from here on was written by a pipe th
 
 
 def read(
-    path: str | Path,
+    source: str | Path | bytes,
     rate_hz: int = 16_000,
     *,
     start_s: float | None = None,
@@ -32,18 +32,21 @@ def read(
 ) -> NDArray[np.float32]:
     """The mean of a file's channels, resampled to `rate_hz`.
 
-    Takes   start_s, end_s the window to decode (only it is decoded); an end beyond the file means the file's end.
+    Takes   source: a file, or its content; start_s, end_s the window to decode (only it is decoded), cut at the file's end.
     Gives   (S,) float32, [-1, 1] for integer formats; S = round(frames * rate_hz / file rate), to one sample.
     Raises  DataError: missing, empty, undecodable (torn files too), too_long (> max_s), nonfinite, silent, bad_row (window).
     """
-    path = Path(path)
-    if not os.path.isfile(path):
+    is_content = isinstance(source, bytes)
+    path = "sound in memory" if is_content else str(source)
+    if not is_content and not os.path.isfile(source):
         raise DataError("missing", f"{path}: no such sound file", hint="paths in a manifest are relative to the manifest or its `root`")
-    if path.stat().st_size == 0:
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    if size == 0:
         raise DataError("empty", f"{path}: the file has no bytes")
-    _refuse_torn_wav(path)
     try:
-        with soundfile.SoundFile(path) as sound:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            _refuse_torn_wav(stream.read(12), size, path)
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as sound:
             first, last = _window(sound, path, start_s, end_s)
             if last - first > max_s * sound.samplerate:
                 length_s = (last - first) / sound.samplerate
@@ -84,7 +87,7 @@ def write(path: str | Path, wave_S: ArrayLike, rate_hz: int) -> None:
     write_bytes(Path(path), stream.getvalue())
 
 
-def _window(sound: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+def _window(sound: soundfile.SoundFile, path: str, start_s: float | None, end_s: float | None) -> tuple[int, int]:
     """First frame and the frame after the last, within the file."""
     begin_s, stop_s = start_s or 0.0, math.inf if end_s is None else end_s
     if not 0.0 <= begin_s < stop_s:  # NaN fails here too
@@ -112,13 +115,10 @@ def _decode(sound: soundfile.SoundFile, first: int, frames: int) -> NDArray[np.f
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def _refuse_torn_wav(path: Path) -> None:
+def _refuse_torn_wav(head: bytes, size: int, path: str) -> None:
     """libsndfile shortens a torn wav without a word, and a whole transcript would then stand beside half of its sound."""
-    with path.open("rb") as stream:
-        head = stream.read(12)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
         return
     announced = struct.unpack("<I", head[4:8])[0] + 8
-    actual = path.stat().st_size
-    if actual < announced < STREAMED_BYTES:
-        raise DataError("undecodable", f"{path}: torn, the header announces {announced} bytes, the file has {actual}")
+    if size < announced < STREAMED_BYTES:
+        raise DataError("undecodable", f"{path}: torn, the header announces {announced} bytes, the file has {size}")

@@ -54,6 +54,11 @@ class KVCache:
             self._real_B += new
             self.mask = self._future_mask(new) if self.start and new > 1 else None
             return torch.arange(self.start, self.length, device=self.keys.device)
+        if new == 1 and keep_BT is None:  # one real token a row: decoding, where every step counts
+            self.keep_BS[:, self.start] = True
+            self.mask = self.keep_BS[:, None, None, : self.length]
+            self._real_B += 1
+            return self._real_B[:, None] - 1
         keep = torch.ones_like(self.keep_BS[:, :new]) if keep_BT is None else keep_BT
         self.keep_BS[:, self.start : self.length] = keep
         positions = self._real_B[:, None] + keep.long().cumsum(1) - keep.long()

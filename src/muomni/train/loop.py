@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from muomni import files
 from muomni.data.loader import Loaded, Loader
 from muomni.data.quarantine import Quarantine
-from muomni.errors import MuomniError, UserError
+from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
 from muomni.train import checkpoint, distributed, monitor, optim
 from muomni.train.objective import Objective
@@ -40,6 +40,7 @@ class Progress:
 
     step: int = 0
     samples: int = 0
+    labelled: int = 0
     targets: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -161,6 +162,26 @@ def fit(
     return Fitted(progress, validation, account)
 
 
+def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: TrainSettings, run: Runtime, folder: Path) -> Fitted:
+    """A finished stage as `fit` left it, without training: its weights in place, validated anew.
+
+    Raises  CheckpointError where no whole checkpoint is there.
+    """
+    objective.to(run.device)
+    account = optim.select(objective, settings)
+    found = checkpoint.newest(folder)
+    if found is None:
+        raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
+    state = checkpoint.load(found, objective, run.device)
+    for key, value in state.ema.items():
+        objective.get_parameter(key).data.copy_(value)
+    if settings.final == "best" and (folder / "best").exists():
+        objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+    validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
+    objective.eval()
+    return Fitted(Progress(**state.progress), validation, account)
+
+
 def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: Quarantine, progress: Progress) -> tuple[list[Any], float]:
     """The usable micro-batches of one update and the seconds that the loop waited for them."""
     batches, waited_s = [], 0.0
@@ -172,6 +193,7 @@ def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: 
         if loaded.batch is not None:
             batches.append(loaded.batch)
             progress.samples += len(loaded.batch.sample_ids)
+            progress.labelled += getattr(loaded.batch, "labelled_rows", len(loaded.batch.sample_ids))
     return batches, waited_s
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,10 +35,10 @@ class Monitor:
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(folder / "tensorboard")
 
     def __enter__(self) -> Self:
-        if self.is_main and sys.stderr.isatty():
+        if self.is_main and sys.stderr.isatty() and not os.environ.get("MUOMNI_PLAIN"):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

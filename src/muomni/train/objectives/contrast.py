@@ -75,16 +75,26 @@ class _Cached:
 
 
 class Contrast(Objective):
-    """Symmetric InfoNCE with a learned temperature; one term "contrast", counted in rows.
+    """Symmetric InfoNCE with a learned temperature; term "contrast", counted in rows, and with word_weight also term "words".
 
     The value is the own rows' nats, image to text and text to image averaged. Negatives are all rows of the update, over
     micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches' gradients is exactly the gradient of
     the one large batch (the towers must be deterministic: no dropout). Captions with equal keys are never each other's
     negatives. False captions are extra columns of their own picture, image to text only.
+    "words" asks a linear layer on the pooled picture which tokens its caption holds: contrast may hide an attribute in products of
+    others where no linear reader finds it (shape: probe 0.51 at 96 % right against one changed attribute), this lays it open.
     Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of stored gradients.
     """
 
-    def __init__(self, vision: VisionEncoder, text: TextTower, *, temperature: float = 0.07, reader: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        text: TextTower,
+        *,
+        temperature: float = 0.07,
+        word_weight: float = 0.0,
+        reader: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if (text.config.kind == "thinker") != (reader is not None):
             raise ShapeError(f"contrast: a text tower of kind {text.config.kind} and reader {type(reader).__name__} do not fit")
@@ -94,11 +104,17 @@ class Contrast(Objective):
         self.text = text
         self.reader = reader
         self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        self.word_weight = word_weight
+        self.words: nn.Linear | None = None
+        if word_weight:
+            self.words = nn.Linear(2 * vision.config.width, text.config.vocab_size)
+            nn.init.constant_(self.words.bias, -4.0)  # most tokens are in no caption
         self._cached: _Cached | None = None
 
     def counts(self, batch: VisionBatch) -> dict[str, int]:
         """Rows."""
-        return {"contrast": len(batch.sample_ids)}
+        rows = len(batch.sample_ids)
+        return {"contrast": rows, "words": rows} if self.words else {"contrast": rows}
 
     @property
     def scale(self) -> Tensor:
@@ -107,7 +123,10 @@ class Contrast(Objective):
 
     def images(self, batch: VisionBatch) -> Tensor:
         """Unit vectors of the pictures, (B, E)."""
-        return self.vision.embed(batch.pixels_BHW3.permute(0, 3, 1, 2))
+        return self.vision.unit(self._pooled(batch))
+
+    def _pooled(self, batch: VisionBatch) -> Tensor:
+        return self.vision.pooled(self.vision(batch.pixels_BHW3.permute(0, 3, 1, 2)))
 
     def texts(self, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Unit vectors of captions, (B, E)."""
@@ -147,11 +166,22 @@ class Contrast(Objective):
 
     def forward(self, batch: VisionBatch) -> dict[str, Term]:
         """The own rows' nats; the gradient is that of the whole update's loss with respect to the own rows."""
-        images, texts = self.images(batch), self.texts(batch.caption_ids_BT, batch.caption_keep_BT)
+        pooled_BD = self._pooled(batch)
+        terms = {"contrast": self._contrast(batch, self.vision.unit(pooled_BD))}
+        if self.words:
+            held_BV = torch.zeros(len(pooled_BD), self.words.out_features, device=pooled_BD.device)
+            rows, columns = batch.caption_keep_BT.nonzero(as_tuple=True)
+            held_BV[rows, batch.caption_ids_BT[rows, columns]] = 1.0
+            nats = nn.functional.binary_cross_entropy_with_logits(self.words(pooled_BD).float(), held_BV, reduction="sum")
+            terms["words"] = Term(nats, len(pooled_BD), self.word_weight)
+        return terms
+
+    def _contrast(self, batch: VisionBatch, images: Tensor) -> Term:
+        texts = self.texts(batch.caption_ids_BT, batch.caption_keep_BT)
         false = self._false_captions(batch, images)
         start = self._cached.starts.get(tuple(batch.sample_ids)) if self._cached else None
         if self._cached is None or start is None:
-            return {"contrast": Term(_nats(images, texts, batch.keys_B, self.scale, false).sum(), len(images))}
+            return Term(_nats(images, texts, batch.keys_B, self.scale, false).sum(), len(images))
         own = slice(start, start + len(images))
         all_images, all_texts = self._cached.images_NE.clone(), self._cached.texts_NE.clone()
         all_images[own], all_texts[own] = images, texts
@@ -164,7 +194,7 @@ class Contrast(Objective):
         nats_N = _nats(all_images, all_texts, self._cached.keys_N, scale_N1, all_false)
         surrogate = nats_N.sum()
         value = nats_N[own].sum().detach()
-        return {"contrast": Term(surrogate - surrogate.detach() + value, len(images))}
+        return Term(surrogate - surrogate.detach() + value, len(images))
 
     def _false_captions(self, batch: VisionBatch, images_BE: Tensor) -> Tensor:
         """Similarities of the pictures with their own false captions, (B, N), N may be 0; absent ones at -inf."""

@@ -39,6 +39,11 @@ class LanguageBatch:
         """Positions of a row."""
         return self.ids_BT.shape[1]
 
+    @property
+    def labelled_rows(self) -> int:
+        """Rows that teach something."""
+        return int((self.labels_BT != IGNORE).any(1).sum())
+
     def to(self, device: torch.device) -> LanguageBatch:
         """The same on another device."""
         move = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}

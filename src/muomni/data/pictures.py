@@ -1,0 +1,109 @@
+"""Pictures with their captions, true and false: what the eyes learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from muomni import files
+from muomni.config import Strict
+from muomni.data.conversation import read_picture
+from muomni.data.sample import Sample
+from muomni.errors import DataError
+from muomni.media import augment
+from muomni.tokens.bpe import Tokenizer
+
+Pixels = NDArray[np.uint8]
+
+
+class PictureAugment(Strict):
+    """Changes of a training picture, drawn anew each time."""
+
+    shift: int = Field(0, ge=0, description="pixels, at most, down and right")
+    crop: float | None = Field(None, gt=0, lt=1, description="least share of the edge that is kept")
+    flip: list[str] = Field([], description="tasks whose pictures may be mirrored")
+    jitter: bool = False
+
+    def change(self, pixels: Pixels, rng: np.random.Generator, task: str) -> Pixels:
+        """A changed picture of the same size."""
+        if self.shift:
+            down, right = rng.integers(-self.shift, self.shift + 1, 2)
+            pixels = augment.shift(pixels, int(down), int(right))
+        if self.crop is not None:
+            pixels = augment.crop(pixels, float(rng.uniform(self.crop, 1.0)), rng)
+        if task in self.flip and rng.random() < 0.5:
+            pixels = augment.flip(pixels)
+        return augment.jitter(pixels, rng) if self.jitter else pixels
+
+
+@dataclass
+class Captioned:
+    """A picture (H,W,3) uint8, the ids of its caption, ids of false captions, and a key that equal captions share."""
+
+    sample_id: str
+    pixels: Pixels
+    caption_ids: list[int]
+    negatives: list[list[int]]
+    key: int
+
+
+class Pictures:
+    """Samples with one picture and a caption (the answer) as a dataset; pixels are kept in memory.
+
+    negatives   false captions drawn for each picture; max_tokens longer captions lose their end
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        tokenizer: Tokenizer,
+        image_size: int,
+        *,
+        negatives: int = 0,
+        max_tokens: int = 64,
+        changes: PictureAugment | None = None,
+    ) -> None:
+        self.samples, self.tokenizer, self.image_size = samples, tokenizer, image_size
+        self.negatives, self.max_tokens, self.changes = negatives, max_tokens, changes
+        self._pixels: dict[str, Pixels] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def pixels(self, index: int) -> Pixels:
+        """The picture as it is.
+
+        Raises  DataError
+        """
+        sample = self.samples[index]
+        if len(sample.images) != 1:
+            raise DataError("bad_row", f"{sample.id}: expected one picture, got {len(sample.images)}")
+        part = sample.images[0]
+        if part.path not in self._pixels:
+            self._pixels[part.path] = read_picture(part, self.image_size)
+        return self._pixels[part.path]
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a caption."""
+        return self.tokenizer.encode(text)[: self.max_tokens]
+
+    def item(self, index: int, rng: np.random.Generator) -> Captioned:
+        """One picture with its caption and `negatives` false ones, drawn without repetition."""
+        sample = self.samples[index]
+        if not sample.answer.strip():
+            raise DataError("empty", f"{sample.id}: expected a caption, got none")
+        pixels = self.pixels(index)
+        if self.changes is not None:
+            pixels = self.changes.change(pixels, rng, sample.task)
+        false = [n.text for n in sample.negatives]
+        chosen = rng.permutation(len(false))[: self.negatives].tolist()
+        key = int(files.sha256_bytes(sample.answer.encode())[:15], 16)
+        return Captioned(sample.id, np.ascontiguousarray(pixels), self.ids(sample.answer), [self.ids(false[i]) for i in chosen], key)

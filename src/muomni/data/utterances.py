@@ -1,0 +1,184 @@
+"""Speech with its transcript or alone, as log-mel frames: what the ears, the codec and the Talker's codec codes are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from pydantic import Field
+
+from muomni.config import Strict
+from muomni.data.conversation import read_wave, wave_to_mel
+from muomni.data.sample import AudioPart, Sample, inline_bytes
+from muomni.errors import DataError
+from muomni.media import augment
+from muomni.media.mel import MelSpec
+from muomni.tokens.alphabet import Alphabet, min_frames
+
+ALPHABET = Alphabet()
+Wave = NDArray[np.float32]
+Mel = NDArray[np.float32]
+
+
+class SpeechAugment(Strict):
+    """Changes of a training utterance, drawn anew each time; a pair is a range, None is off."""
+
+    speed: tuple[float, float] | None = None
+    gain_db: tuple[float, float] | None = None
+    noise_snr_db: tuple[float, float] | None = None
+    formants: tuple[float, float] | None = None
+    time_masks: int = Field(0, ge=0)
+    time_frames: int = Field(10, ge=1)
+    bin_masks: int = Field(0, ge=0)
+    bins: int = Field(16, ge=1)
+
+    @property
+    def changes_wave(self) -> bool:
+        """Whether the wave itself is changed, so that log-mels can't be kept."""
+        return self.speed is not None or self.gain_db is not None or self.noise_snr_db is not None
+
+    def wave(self, wave_S: Wave, rng: np.random.Generator, rate_hz: int) -> Wave:
+        """A changed wave."""
+        if self.speed:
+            wave_S = augment.speed(wave_S, float(rng.uniform(*self.speed)), rate_hz=rate_hz)
+        if self.noise_snr_db:
+            wave_S = augment.noise(wave_S, float(rng.uniform(*self.noise_snr_db)), rng)
+        if self.gain_db:
+            wave_S = augment.gain(wave_S, float(rng.uniform(*self.gain_db)))
+        return wave_S
+
+    def mel(self, mel_FM: Mel, rng: np.random.Generator) -> Mel:
+        """A changed log-mel."""
+        if self.formants:
+            mel_FM = augment.formants(mel_FM, float(rng.uniform(*self.formants)))
+        if self.time_masks or self.bin_masks:
+            mel_FM = augment.spec_augment(
+                mel_FM, rng, time_masks=self.time_masks, time_frames=self.time_frames, bin_masks=self.bin_masks, bins=self.bins
+            )
+        return mel_FM
+
+
+@dataclass
+class Utterance:
+    """Speech as log-mel (F, M) float32, what it says, and the symbols of that."""
+
+    sample_id: str
+    mel_FM: Mel
+    text: str
+    symbols: list[int]
+
+
+def spoken(sample: Sample) -> tuple[AudioPart, str]:
+    """The sound of a sample and the words in it: `extra.text` where given, else the answer.
+
+    Raises  DataError (bad_row) where a sample has no sound or more than one, or no words.
+    """
+    sounds = sample.audios or sample.speech
+    text = str(sample.extra.get("text") or sample.answer)
+    if len(sounds) != 1 or not text.strip():
+        raise DataError("bad_row", f"{sample.id}: expected one sound and its words, got {len(sounds)} sounds and {len(text.split())} words")
+    return sounds[0], text
+
+
+def duration_s(part: AudioPart) -> float:
+    """Seconds of a sound by its header; 0 where that can't be read (reading the sound itself will say why)."""
+    if inline_bytes(part.path) is not None:
+        return 0.0
+    try:
+        whole = soundfile.info(part.path).duration
+    except (RuntimeError, OSError):
+        return 0.0
+    return float(min(whole, part.end if part.end is not None else whole) - (part.start or 0.0))
+
+
+class Utterances:
+    """Samples as a dataset of `Utterance`s. Log-mels are kept in memory as float16 where no augmentation changes the wave, else the waves.
+
+    downsample     mel frames of one state of the ears; texts that need more states are refused as "infeasible"; 0: no such check
+    max_text_len   longer texts are refused, never cut (SPEC M-B); 0: no limit
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        mel: MelSpec,
+        *,
+        downsample: int = 4,
+        pad_s: float = 0.1,
+        max_text_len: int = 64,
+        max_s: float = 20.0,
+        changes: SpeechAugment | None = None,
+    ) -> None:
+        self.samples, self.spec, self.downsample, self.pad_s = samples, mel, downsample, pad_s
+        self.max_text_len, self.max_s, self.changes = max_text_len, max_s, changes
+        self._mels: dict[int, NDArray[np.float16]] = {}
+        self._waves: dict[int, NDArray[np.int16]] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def lengths(self) -> list[int]:
+        """Mel frames of each, about, by the files' headers."""
+        return [int(duration_s(sounds[0]) * self.spec.frame_rate_hz) if (sounds := s.audios or s.speech) else 0 for s in self.samples]
+
+    def item(self, index: int, rng: np.random.Generator) -> Utterance:
+        """One utterance.
+
+        Raises  DataError: unreadable sound, text too long, or more symbols than its frames can hold.
+        """
+        sample = self.samples[index]
+        part, text = spoken(sample)
+        if self.max_text_len and len(text) > self.max_text_len:
+            raise DataError("text_too_long", f"{sample.id}: {len(text)} characters, at most {self.max_text_len}", hint="raise max_text_len")
+        symbols = ALPHABET.encode(text)
+        mel_FM = self._mel(index, part, rng)
+        if self.downsample:
+            states = len(mel_FM)
+            for _ in range(self.downsample.bit_length() - 1):
+                states = (states + 1) // 2
+            if min_frames(symbols) > states:
+                raise DataError(
+                    "infeasible", f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}"
+                )
+        return Utterance(sample.id, mel_FM, text, symbols)
+
+    def _mel(self, index: int, part: AudioPart, rng: np.random.Generator) -> Mel:
+        changes = self.changes
+        if changes is None or not changes.changes_wave:
+            if index not in self._mels:
+                wave = read_wave(part, self.spec.rate_hz, max_s=self.max_s)
+                self._mels[index] = wave_to_mel(wave, self.spec, self.pad_s).astype(np.float16)
+            mel_FM = self._mels[index].astype(np.float32)
+        else:
+            if index not in self._waves:
+                self._waves[index] = np.clip(read_wave(part, self.spec.rate_hz, max_s=self.max_s) * 32767, -32768, 32767).astype(np.int16)
+            wave = changes.wave(self._waves[index].astype(np.float32) / np.float32(32767), rng, self.spec.rate_hz)
+            mel_FM = wave_to_mel(wave, self.spec, self.pad_s)
+        return changes.mel(mel_FM, rng) if changes is not None else mel_FM
+
+
+class Crops:
+    """Random stretches of utterances of at most `frames` mel frames, drawn as often as they are long; for the codec."""
+
+    def __init__(self, utterances: Utterances, frames: int) -> None:
+        self.utterances, self.frames = utterances, frames
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.utterances.name(index)
+
+    def item(self, index: int, rng: np.random.Generator) -> Utterance:
+        """One crop."""
+        whole = self.utterances.item(index, rng)
+        start = int(rng.integers(0, max(0, len(whole.mel_FM) - self.frames) + 1))
+        return Utterance(whole.sample_id, whole.mel_FM[start : start + self.frames], whole.text, whole.symbols)

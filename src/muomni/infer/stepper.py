@@ -1,0 +1,83 @@
+"""A decoder's weights arranged for one token at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muomni.errors import InternalError
+from muomni.models.decoder import Decoder
+from muomni.nn import rope
+from muomni.nn.attention import Attention, attend_plainly
+from muomni.nn.block import SwiGLU
+from muomni.nn.cache import KVCache
+
+
+class Stepper:
+    """Decodes as `Decoder.hidden` with a cache does, several times faster for short steps.
+
+    At batch 1 the time goes into starting operations, so there are few: q, k, v are one product, so are gate and up; the gains of the
+    norms are multiplied into the weights that follow them; tables of positions are made once. It holds copies: make a new one when
+    weights have changed.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        config = model.config
+        self.config = config
+        self.eps = config.eps
+        self.heads, self.kv_heads, self.dim = config.heads, config.num_kv_heads, config.dim_of_head
+        self.layers = [self._arrange(block) for block in model.model.layers]
+        self.embedding_VD = model.model.embed_tokens.weight.detach()
+        self.output_DV = (model.output_weight_VD.detach() * model.model.norm.weight.detach()).T.contiguous()
+        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
+        half = self.dim // 2
+        # With the sign in the table, a turn is x * cos + swapped(x) * sin.
+        self.cos = cos.to(self.embedding_VD.dtype)
+        self.sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1).to(self.embedding_VD.dtype)
+
+    def _arrange(self, block: torch.nn.Module) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        attention, mlp = block.self_attn, block.mlp
+        if not isinstance(attention, Attention) or not isinstance(mlp, SwiGLU):
+            raise InternalError(f"the stepper knows Attention and SwiGLU, got {type(attention).__name__} and {type(mlp).__name__}")
+        before, after = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
+        qkv = torch.cat([part.weight.detach() for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before
+        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]) * after
+        gains = None
+        if self.config.qk_norm:
+            gains = torch.cat([attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]).detach()
+        out, down = attention.o_proj.weight.detach(), mlp.down_proj.weight.detach()
+        # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for 25 MB).
+        return qkv.T.contiguous(), gains, out.T.contiguous(), gate_up.T.contiguous(), down.T.contiguous()
+
+    def logits(self, x_BD: Tensor, cache: KVCache) -> Tensor:
+        """One more position a row.
+
+        Takes   x_BD embeddings of the newest tokens; cache of everything before them.
+        Gives   (B,V).
+        """
+        batch, heads, both, dim = x_BD.shape[0], self.heads, self.heads + self.kv_heads, self.dim
+        positions = cache.begin(1)
+        cos, sin = (self.cos[positions], self.sin[positions]) if cache.is_padded else (self.cos[cache.start], self.sin[cache.start])
+        if cache.is_padded:
+            cos, sin = cos.view(batch, 1, dim), sin.view(batch, 1, dim)
+        for index, (qkv, gains, out, gate_up, down) in enumerate(self.layers):
+            found = torch.mm(self._even(x_BD), qkv).view(batch, -1, dim)
+            qk = found[:, :both]
+            if gains is not None:
+                qk = self._even(qk) * gains
+            qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
+            k, v, mask = cache.layer(index).update(qk[:, heads:, None], found[:, both:, None])
+            heard = attend_plainly(qk[:, :heads, None], k, v, mask)
+            x_BD = torch.addmm(x_BD, heard.view(batch, -1), out)
+            gate, up = torch.mm(self._even(x_BD), gate_up).chunk(2, -1)
+            x_BD = torch.addmm(x_BD, F.silu(gate).mul_(up), down)
+        return torch.mm(self._even(x_BD), self.output_DV)
+
+    def _even(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps), by way of the norm: two operations fewer."""
+        size = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.hypot(norm, norm.new_tensor(math.sqrt(size * self.eps))).reciprocal_().mul_(math.sqrt(size))

@@ -1,0 +1,120 @@
+"""Hearing: speech to text by connectionist temporal classification; the ears that stage omni listens through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from muomni.data.utterances import SpeechAugment, Utterance, Utterances
+from muomni.errors import DataError
+from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
+from muomni.infer import ctc
+from muomni.models import store
+from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.tokens.alphabet import Alphabet
+from muomni.train.loop import Fitted
+from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.ctc import collate as collate_tensors
+
+
+class HearingSettings(StageSettings):
+    """Settings of stage hearing.
+
+    word_tasks  tasks whose answers are single words out of a small set; their share of exact transcripts is a fact of its own
+    lm_order    characters of context of the n-gram model that beam search may use; 0: none is kept
+    """
+
+    model: AudioEncoderConfig = AudioEncoderConfig()
+    max_text_len: int = Field(64, ge=1)
+    pad_s: float = Field(0.1, ge=0)
+    max_s: float = Field(20.0, gt=0)
+    augment: SpeechAugment = SpeechAugment()
+    word_tasks: list[str] = ["digit"]
+    lm_order: int = Field(6, ge=0)
+
+
+def collate(items: list[Utterance]) -> HearingBatch:
+    """A batch of utterances."""
+    mels = [torch.from_numpy(item.mel_FM) for item in items]
+    return collate_tensors([item.sample_id for item in items], mels, [item.symbols for item in items])
+
+
+def build(settings: HearingSettings, inputs: Inputs) -> Plan:
+    """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
+    corpus = inputs.corpus(settings)
+    encoder = AudioEncoder(settings.model)
+
+    def utterances(samples: list[object], changes: SpeechAugment | None) -> Utterances:
+        return Utterances(
+            samples,  # type: ignore[arg-type]
+            settings.model.mel,
+            downsample=settings.model.downsample,
+            pad_s=settings.pad_s,
+            max_text_len=settings.max_text_len,
+            max_s=settings.max_s,
+            changes=changes,
+        )
+
+    training, held_out = utterances([*corpus.train], settings.augment), utterances([*corpus.valid], None)
+    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
+
+    def save(folder: Path) -> None:
+        store.save(encoder, folder, extra={"pad_s": settings.pad_s})
+        if settings.lm_order:
+            texts = [Alphabet().encode(sample.extra.get("text") or sample.answer) for sample in corpus.train]
+            ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order).save(folder / "char_lm.json")
+
+    def measure(_: Fitted) -> dict[str, Fact]:
+        return transcripts(encoder, held_out, settings, inputs)
+
+    return Plan(Hearing(encoder), train, valid, save, measure, corpus.digest, {"leaks": Fact(float(bool(corpus.leaks)))})
+
+
+def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, inputs: Inputs) -> dict[str, Fact]:
+    """Greedy transcripts of all held-out utterances against the true ones; refused utterances are counted."""
+    words: list[tuple[str, str, str]] = []
+    sentences: list[tuple[str, str, str]] = []
+    refused = 0
+    encoder.eval()
+    for index in range(len(held_out)):
+        try:
+            item = held_out.item(index, np.random.default_rng(0))
+        except DataError:
+            refused += 1
+            continue
+        with torch.inference_mode(), inputs.run.autocast():
+            mel = torch.from_numpy(item.mel_FM)[None].to(inputs.run.device)
+            heard = encoder(mel, torch.tensor([mel.shape[1]], device=mel.device))
+            guess = Alphabet().decode(ctc.greedy(encoder.symbols(heard.states_BTD)[0].float().cpu().numpy()))
+        kind = words if held_out.samples[index].task in settings.word_tasks else sentences
+        kind.append((item.text, guess, item.sample_id))
+    facts = {"refused": Fact(float(refused), len(held_out))}
+    everything = sentences or words
+    rates = [levenshtein(truth, guess) / max(1, len(truth)) for truth, guess, _ in everything]
+    truths, guesses = [t for t, _, _ in everything], [g for _, g, _ in everything]
+    # Without ears the best guess is silence: every character is missed.
+    facts["cer"] = Fact(cer(truths, guesses), len(truths), bootstrap(rates), 1.0)
+    facts["wer"] = Fact(wer(truths, guesses), len(truths), None, 1.0)
+    if words:
+        commonest = max(sum(truth == other for truth, _, _ in words) for other in {truth for truth, _, _ in words})
+        facts["digit_exact"] = share(sum(t == g for t, g, _ in words), len(words), floor=commonest / len(words))
+    return facts
+
+
+STAGE = Stage(
+    "hearing",
+    "speech to text",
+    HearingSettings,
+    build,
+    gates=(
+        Gate("cer", "cer", "held-out speech is not understood: train longer, more speakers, look at the transcripts", at_most=0.5),
+        Gate("refused", "refused", "held-out rows were refused: texts too long for their sound", at_most=50),
+        Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0),
+    ),
+)

@@ -1,0 +1,143 @@
+"""A recipe: the stages of a curriculum with their settings, and the toy world where it needs one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from muomni import config, files
+from muomni.config import Strict
+from muomni.errors import ConfigError
+from muomni.stages.stage import Stage, StageSettings
+
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+def stage(name: str) -> Stage:
+    """The stage of that name; its module, and what it imports, is loaded only now."""
+    found: Stage = importlib.import_module(f"muomni.stages.{name}").STAGE
+    return found
+
+
+class World(Strict):
+    """The toy world that a recipe makes for itself; its sources then start with `{world}/`."""
+
+    seed: int = Field(1, ge=0)
+    size: Literal["tiny", "quick", "full"] = "quick"
+
+
+class Header(Strict):
+    """What a recipe says beside its stages; each stage stands under its own name.
+
+    jobs     stages that may run side by side, each with its share of the cores
+    threads  threads of each stage; None: cores / jobs
+    """
+
+    name: str | None = None
+    seed: int = Field(42, ge=0)
+    jobs: int = Field(1, ge=1, le=16)
+    threads: int | None = Field(None, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    world: World | None = None
+    scoreboard: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, read and checked."""
+
+    name: str
+    base: Path
+    header: Header
+    stages: dict[str, StageSettings]
+
+    @property
+    def threads(self) -> int:
+        """Threads of one stage."""
+        return self.header.threads or max(1, (os.cpu_count() or 1) // self.header.jobs)
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that is shipped.
+
+    Raises  ConfigError
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{path.stem}.yaml"
+    if path.parent in (Path("."), Path("recipes")) and shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+    raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, or one of {known}")
+
+
+def read(name: str, overrides: list[str] | None = None, *, out: Path | None = None) -> Recipe:
+    """Read and check a recipe with the command line's overrides.
+
+    Takes   out: the run folder, in which `{world}` lies; default runs/<name>.
+    Raises  ConfigError naming file, key, value and the nearest valid key.
+    """
+    path = find(name)
+    values = config.override(config.read_yaml(path), overrides or [])
+    header_keys = set(Header.model_fields)
+    header = config.build(Header, {k: v for k, v in values.items() if k in header_keys}, str(path))
+    title = header.name or path.stem
+    folder = (out or Path("runs") / title).resolve()
+    stages: dict[str, StageSettings] = {}
+    for key, settings in values.items():
+        if key in header_keys:
+            continue
+        if key not in STAGES:
+            import difflib
+
+            near = difflib.get_close_matches(key, [*STAGES, *header_keys], n=1)
+            raise ConfigError(
+                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(STAGES)}")
+            )
+        if not isinstance(settings, dict | None):
+            raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
+        filled = {"seed": header.seed, **_placed(settings or {}, folder / "data" / "world")}
+        stages[key] = config.build(stage(key).settings, filled, f"{path}: {key}")
+    if not stages:
+        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
+    ordered = {key: stages[key] for key in STAGES if key in stages}
+    for key in ordered:
+        for needed in stage(key).needs:
+            if needed not in ordered:
+                raise ConfigError(f"{path}: {key} needs stage {needed}, which the recipe does not have")
+    return Recipe(title, path.parent.resolve(), header, ordered)
+
+
+def _placed(value: Any, world: Path) -> Any:
+    """Settings with `{world}` replaced by its folder."""
+    if isinstance(value, dict):
+        return {key: _placed(part, world) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_placed(part, world) for part in value]
+    return value.replace("{world}", str(world)) if isinstance(value, str) else value
+
+
+def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str:
+    """What a stage's result depends on: settings that matter, the weights it builds upon, and its data."""
+    return files.sha256_json([result_settings(settings), needed, sources])
+
+
+# Settings that change how a run looks or is kept, never its weights.
+HARMLESS = frozenset(
+    {"print_freq", "keep_checkpoints", "checkpoint_freq", "num_workers", "gates", "eval_items", "val_batches", "quarantine_limit"}
+)
+
+
+def result_settings(settings: StageSettings) -> dict[str, Any]:
+    """The settings that matter to the weights."""
+    dumped = settings.model_dump(mode="json")
+    for source in dumped["data"]:
+        source.pop("path"), source.pop("root")  # what a source holds counts, not where it lies
+    return {key: value for key, value in dumped.items() if key not in HARMLESS}

@@ -1,0 +1,114 @@
+"""What a stage is: frozen data that says what it needs, how it is wired, and what must hold at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from muomni.data import readers
+from muomni.data.loader import Dataset, Loader
+from muomni.data.order import Order
+from muomni.data.quarantine import Quarantine
+from muomni.errors import ConfigError
+from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.runtime import Runtime
+from muomni.train.loop import Fitted
+from muomni.train.objective import Objective
+from muomni.train.settings import TrainSettings
+
+
+class StageSettings(TrainSettings):
+    """Settings of any stage; `gates` sets bounds anew, by gate name."""
+
+    gates: dict[str, float] = {}
+    eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+
+    @property
+    def width(self) -> int:
+        """Width of what trains, which decides the number format on a CPU."""
+        model: Any = getattr(self, "model", None)
+        return int(getattr(model, "width", 256))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine."""
+
+    folder: Path
+    needed: dict[str, Path]
+    base: Path
+    run: Runtime
+
+    def corpus(self, settings: StageSettings) -> readers.Corpus:
+        """The samples of the stage's sources, split; bad rows go to its quarantine.
+
+        Raises  ConfigError where the stage has no data.
+        """
+        if not settings.data:
+            raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
+        quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
+        return readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+
+
+@dataclass
+class Plan:
+    """A stage, built: what trains on what, how the result is saved, and how it is measured.
+
+    save      writes the files of `final/`
+    measure   facts on held-out data, called with the weights in place; only the main rank does
+    data      digest of what it was trained on
+    notes     facts that are known before training (e.g. how many rows were refused)
+    """
+
+    objective: Objective
+    train: Loader[Any, Any]
+    valid: Loader[Any, Any] | None
+    save: Callable[[Path], None]
+    measure: Callable[[Fitted], dict[str, Fact]]
+    data: str
+    notes: dict[str, Fact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of the table of contents: what it teaches, what it stands on, and its gates."""
+
+    name: str
+    teaches: str
+    settings: type[StageSettings]
+    build: Callable[[Any, Inputs], Plan]
+    gates: tuple[Gate, ...]
+    needs: tuple[str, ...] = ()
+
+
+def loaders(
+    train: Dataset[Any],
+    valid: Dataset[Any],
+    collate: Callable[[list[Any]], Any],
+    settings: StageSettings,
+    *,
+    weights: Sequence[float] | None = None,
+    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+    """Loaders for training (shuffled, weighted) and held-out data (in order); with `lengths`, batches hold samples of like length."""
+    runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
+    order = Order(
+        [size for _, size in runs],
+        weights=[weight for weight, _ in runs],
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        lengths=lengths(train) if lengths else None,
+    )
+    held_out = None
+    if len(valid):
+        fixed = Order(
+            [len(valid)], batch_size=settings.batch_size, seed=settings.seed, lengths=lengths(valid) if lengths else None, shuffle=False
+        )
+        held_out = Loader(valid, fixed, collate)
+    return Loader(train, order, collate, workers=settings.num_workers), held_out

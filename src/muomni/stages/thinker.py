@@ -1,0 +1,141 @@
+"""Thinker: a language model from scratch; what every later stage speaks to."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from muomni.data import readers
+from muomni.data.corpus import Packed, Row, TokenCorpus
+from muomni.data.quarantine import Quarantine
+from muomni.data.sample import Sample
+from muomni.data.source import Source
+from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
+from muomni.models import store
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
+from muomni.train.loop import Fitted, validate
+from muomni.train.objectives.language import LanguageBatch, NextToken, targets
+
+
+class ThinkerSettings(StageSettings):
+    """Settings of stage thinker.
+
+    model           its vocab_size is the most that the tokenizer may learn; ctx_len the longest sequence it will ever read
+    row_len         positions of a packed training row; None: ctx_len. Short rows give more updates a token, which binding needs (SPEC 7)
+    packing         false: one document a row, padded
+    tokenizer_data  more texts that the vocabulary, not the model, learns from
+    """
+
+    model: DecoderConfig = DecoderConfig(vocab_size=5000)
+    row_len: int | None = Field(None, ge=8)
+    packing: bool = True
+    tokenizer_data: list[Source] = []
+
+
+class Rows:
+    """Packed rows as a dataset."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def name(self, index: int) -> str:
+        """The row's number: it may hold many documents."""
+        return f"row-{index}"
+
+    def item(self, index: int, rng: np.random.Generator) -> tuple[str, Row]:
+        """One row."""
+        return self.name(index), self.packed[index]
+
+
+def collate(rows: list[tuple[str, Row]]) -> LanguageBatch:
+    """Rows, cut to the longest real length; documents do not look at each other."""
+    longest = max(int((row.documents_T >= 0).sum()) for _, row in rows)
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(row, name)[:longest] for _, row in rows]))
+
+    return LanguageBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))
+
+
+def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
+    """A byte-level vocabulary and a decoder from nothing, on packed documents; bits per byte of held-out text at the end."""
+    corpus = inputs.corpus(settings)
+    if settings.init_from is not None:
+        tokenizer = Tokenizer.load(inputs.base / settings.init_from / "final")
+    else:
+        tokenizer = Tokenizer.train(_texts(settings, inputs, corpus), settings.model.vocab_size)
+    decoder = Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    cache = inputs.folder / "tokens"
+    row_len = settings.row_len or settings.model.ctx_len
+    tokens = {name: TokenCorpus.build(cache, samples, tokenizer) for name, samples in (("train", corpus.train), ("valid", corpus.valid))}
+    rows = {name: Rows(part.pack(row_len, single=not settings.packing)) for name, part in tokens.items()}
+    train, valid = loaders(rows["train"], rows["valid"], collate, settings)
+    assert valid is not None
+    objective = NextToken(decoder)
+
+    def save(folder: Path) -> None:
+        store.save(decoder, folder)
+        tokenizer.save(folder)
+
+    def measure(fitted: Fitted) -> dict[str, Fact]:
+        labels = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]
+        batches = [collate([rows["valid"].item(i, np.random.default_rng(0))]) for i in range(len(rows["valid"]))]
+        count = sum(int((targets(batch) != IGNORE).sum()) for batch in batches)
+        nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
+        floor_nats = unigram_entropy(np.concatenate(labels).tolist())
+        seen = loaders(rows["train"], rows["train"], collate, settings)[1]
+        trained = validate(objective, seen, settings, inputs.run) if seen is not None else {}
+        return {
+            "nats_per_token": Fact(nats, count, None, floor_nats),
+            "perplexity": Fact(math.exp(min(nats, 700.0)), count, None, math.exp(floor_nats)),
+            "bits_per_byte": Fact(bits_per_byte(nats * count, num_bytes), num_bytes, None, bits_per_byte(floor_nats * count, num_bytes)),
+            "token_accuracy": Fact(1 - fitted.validation["misses"], count),
+            "held_out_gap_nats": Fact(nats - trained.get("text", math.nan), count),
+        }
+
+    return Plan(objective, train, valid, save, measure, corpus.digest, {"leaks": Fact(float(bool(corpus.leaks)))})
+
+
+def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> list[str]:
+    """The training texts, and what `tokenizer_data` adds."""
+    more: list[str] = []
+    if settings.tokenizer_data:
+        quarantine = Quarantine(None, settings.quarantine_limit)
+        others = readers.load(settings.tokenizer_data, base=inputs.base, val_split=0.0, seed=settings.seed, quarantine=quarantine)
+        more = [text for sample in others.train for text in words(sample)]
+    return [text for sample in corpus.train for text in words(sample)] + more
+
+
+def words(sample: Sample) -> list[str]:
+    """All texts of a sample."""
+    return [sample.text] if sample.text is not None else [message.text for message in sample.messages if message.text]
+
+
+STAGE = Stage(
+    "thinker",
+    "language",
+    ThinkerSettings,
+    build,
+    gates=(
+        Gate(
+            "floor",
+            "nats_per_token",
+            "it knows little more than how often each token occurs: train longer, check the data",
+            below_floor=0.8,
+        ),
+        Gate("held_out_gap", "held_out_gap_nats", "it learned the training text by heart: more data, fewer epochs, dropout", at_most=0.7),
+        Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0),
+    ),
+)
