@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muomni.errors import InternalError
 from muomni.models.decoder import Decoder
 from muomni.nn import rope
-from muomni.nn.attention import Attention, attend_plainly
-from muomni.nn.block import SwiGLU
+from muomni.nn.attention import attend_plainly
+from muomni.nn.block import Block, SwiGLU
 from muomni.nn.cache import KVCache
+from muomni.nn.norm import RMSNorm
 
 
 class Stepper:
@@ -38,15 +39,15 @@ class Stepper:
         self.cos = cos.to(self.embedding_VD.dtype)
         self.sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1).to(self.embedding_VD.dtype)
 
-    def _arrange(self, block: torch.nn.Module) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    def _arrange(self, block: nn.Module) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        if not isinstance(block, Block) or not isinstance(block.mlp, SwiGLU):
+            raise InternalError(f"the stepper knows blocks with SwiGLU, got {block}")
         attention, mlp = block.self_attn, block.mlp
-        if not isinstance(attention, Attention) or not isinstance(mlp, SwiGLU):
-            raise InternalError(f"the stepper knows Attention and SwiGLU, got {type(attention).__name__} and {type(mlp).__name__}")
         before, after = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
         qkv = torch.cat([part.weight.detach() for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before
         gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]) * after
         gains = None
-        if self.config.qk_norm:
+        if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
             gains = torch.cat([attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]).detach()
         out, down = attention.o_proj.weight.detach(), mlp.down_proj.weight.detach()
         # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for 25 MB).
