@@ -60,7 +60,7 @@ def test_no_held_out_pair_or_sentence_in_any_training_row(world: Path) -> None:
 
 
 def test_valid_pictures_show_held_out_pairs_where_marked(world: Path) -> None:
-    marks = Counter()
+    marks: Counter[tuple[str, bool]] = Counter()
     for name in ("captions", "questions", "probe", "spoken_questions"):
         for row in rows(world)[name]:
             if "scene" in row["extra"]:
