@@ -130,7 +130,10 @@ def parse(row: Any) -> Sample:
     if not isinstance(row, dict):
         raise DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
     known = {key: value for key, value in row.items() if key in Sample.model_fields and value is not None}
-    extra = dict(known.pop("extra", {})) if isinstance(known.get("extra", {}), dict) else {}
+    extra = known.pop("extra", {})
+    if not isinstance(extra, dict):
+        raise DataError("bad_row", f"extra: expected an object, got {type(extra).__name__}")
+    extra = dict(extra)
     for key, value in row.items():
         if key not in Sample.model_fields:
             meant = _meant(key)
@@ -142,11 +145,14 @@ def parse(row: Any) -> Sample:
     for key in ("id", "group"):
         if isinstance(known.get(key), int) and not isinstance(known[key], bool):
             known[key] = str(known[key])
-    known.setdefault("id", files.sha256_json(row)[:16])
     try:
+        if "id" not in known:
+            known["id"] = files.sha256_json(row)[:16]
         sample = Sample.model_validate({"group": "?", "task": "?", **known, "extra": extra})
     except ValidationError as error:
         raise DataError("bad_row", f"row: {_first(error)}") from error
+    except UnicodeEncodeError as error:
+        raise DataError("bad_row", "row: expected valid Unicode, got a lone surrogate") from error
     return _complete(sample, has_group="group" in known, has_task="task" in known)
 
 

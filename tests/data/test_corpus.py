@@ -1,0 +1,123 @@
+"""The token file: every token once, whole documents, the same rows always, nothing half built."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muomni.data import corpus as module
+from muomni.data.corpus import IGNORE, NO_DOCUMENT, TokenCorpus
+from muomni.data.sample import parse
+from muomni.errors import CheckpointError, DataError
+from muomni.tokens import chat
+from muomni.tokens.bpe import SPECIAL, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["a cat sat on the mat and saw the other cat"] * 30, 280)
+
+
+def texts(*documents):
+    return [parse({"id": str(i), "text": words}) for i, words in enumerate(documents)]
+
+
+DOCUMENTS = ["a cat", "the mat and the other cat " * 6, "saw", "on the mat", "é", "sat " * 30]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(2, 16))
+@settings(max_examples=200, deadline=None)
+def test_packing_lays_every_piece_once_and_fits(lengths, ctx_len):
+    offsets = np.cumsum([0, *lengths])
+    rows = module._best_fit(module._pieces(offsets, ctx_len), ctx_len)
+    assert all(sum(stop - start for start, stop in row) <= ctx_len for row in rows)
+    used = sorted(at for row in rows for start, stop in row for at in range(start, stop))
+    assert used == list(range(sum(lengths)))
+    for row in rows:
+        for start, stop in row:  # a piece lies within one document, and is whole if the document fits
+            document = int(np.searchsorted(offsets, start, side="right")) - 1
+            assert stop <= offsets[document + 1]
+            assert stop - start == ctx_len or stop == offsets[document + 1]
+    half_full = [row for row in rows if sum(stop - start for start, stop in row) * 2 <= ctx_len]
+    assert len(half_full) <= 1
+
+
+def test_rows_hold_the_documents(tokenizer, tmp_path):
+    corpus = TokenCorpus.build(tmp_path, texts(*DOCUMENTS), tokenizer)
+    expected = [chat.document(tokenizer, words) for words in DOCUMENTS]
+    assert len(corpus) == len(DOCUMENTS)
+    assert corpus.num_bytes == sum(len(words.encode()) for words in DOCUMENTS)
+    packed = corpus.pack(512)
+    found = []
+    for i in range(len(packed)):
+        row = packed[i]
+        real = row.documents_T != NO_DOCUMENT
+        assert np.array_equal(row.labels_T, np.where(real, row.ids_T, IGNORE))
+        assert (row.ids_T[~real] == SPECIAL.pad).all()
+        for number in range(row.documents_T.max() + 1):
+            here = row.documents_T == number
+            found.append(row.ids_T[here].tolist())
+            assert row.positions_T[here].tolist() == list(range(here.sum()))
+    assert sorted(found) == sorted(expected)
+
+
+def test_every_token_once_per_epoch_when_documents_are_cut(tokenizer, tmp_path):
+    corpus = TokenCorpus.build(tmp_path, texts(*DOCUMENTS), tokenizer)
+    packed = corpus.pack(7)
+    used = Counter(int(i) for n in range(len(packed)) for i in packed[n].ids_T[packed[n].documents_T != NO_DOCUMENT])
+    assert used == Counter(i for words in DOCUMENTS for i in chat.document(tokenizer, words))
+    assert packed.rows == corpus.pack(7).rows
+
+
+def test_conversations_keep_their_labels(tokenizer, tmp_path):
+    turns = [{"role": "user", "content": "the mat?"}, {"role": "assistant", "content": "a cat sat"}]
+    talk = parse({"messages": turns})
+    corpus = TokenCorpus.build(tmp_path, [talk, *texts("saw the cat")], tokenizer)
+    packed = corpus.pack(64)
+    (row,) = (packed[i] for i in range(len(packed)))
+    rendered = chat.render(tokenizer, talk.messages)
+    here = row.documents_T == row.documents_T[np.flatnonzero(row.ids_T == SPECIAL.bos)[0]]
+    assert row.ids_T[here].tolist() == rendered.ids
+    assert row.labels_T[here].tolist() == rendered.labels
+    other = (row.documents_T != NO_DOCUMENT) & ~here
+    assert row.labels_T[other].tolist() == chat.document(tokenizer, "saw the cat")
+    assert corpus.num_bytes == len("a cat sat") + len("saw the cat")
+
+
+def test_built_once_keyed_by_content_and_tokenizer(tokenizer, tmp_path, monkeypatch):
+    first = TokenCorpus.build(tmp_path, texts("a cat", "saw"), tokenizer)
+    assert TokenCorpus.build(tmp_path, texts("a cat", "sat"), tokenizer).digest != first.digest
+    other = Tokenizer.train(["a cat sat on the mat and saw the other cat"] * 30, 275)
+    assert TokenCorpus.build(tmp_path, texts("a cat", "saw"), other).digest != first.digest
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("built again"))
+    assert TokenCorpus.build(tmp_path, texts("a cat", "saw"), tokenizer).digest == first.digest
+    again = pickle.loads(pickle.dumps(first))
+    assert np.array_equal(again.ids, first.ids)
+
+
+def test_a_build_that_dies_leaves_nothing(tokenizer, tmp_path):
+    turns = [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}, {"role": "assistant", "content": "x"}]
+    with pytest.raises(DataError, match="media"):
+        TokenCorpus.build(tmp_path, [*texts("a cat"), parse({"messages": turns})], tokenizer)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError):
+        TokenCorpus.build(tmp_path, [], tokenizer)
+
+
+def test_a_torn_file_is_refused(tokenizer, tmp_path):
+    corpus = TokenCorpus.build(tmp_path, texts("a cat"), tokenizer)
+    (corpus.folder / "ids.bin").write_bytes(b"\1\0")
+    with pytest.raises(CheckpointError, match="tokens"):
+        TokenCorpus(corpus.folder)
+    with pytest.raises(CheckpointError):
+        TokenCorpus(tmp_path / "none")
+
+
+def test_a_large_vocabulary_takes_four_bytes(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "vocab_size", 2**16 + 1)
+    corpus = TokenCorpus.build(tmp_path, texts("a cat"), tokenizer)
+    assert corpus.ids.dtype == np.uint32
+    assert corpus.ids.tolist() == chat.document(tokenizer, "a cat")
