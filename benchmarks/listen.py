@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jiwer
 import numpy as np
-import pocketsphinx
+import pocketsphinx  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from muomni.media import audio
