@@ -19,6 +19,7 @@ from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
+from muomni.stages import scoreboard
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, loop
@@ -50,6 +51,7 @@ def run(
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
     _check_waivers(waived, chosen)
+    begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=_threads(plan))
     if machine.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,20 @@ def run(
     else:
         for name in chosen:
             run_stage(plan, name, folder, machine, fresh=fresh, waived=waived)
+    if plan.header.scoreboard and machine.is_main and all(certificate.read(folder / name) for name in plan.stages):
+        board = scoreboard.write(folder, plan, time.perf_counter() - begin)
+        print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
     return folder
+
+
+def quickstart(out: Path | None = None) -> dict[str, Any]:
+    """Train the whole muomni recipe on the toy world and give its score board; run again, it resumes or reuses.
+
+    Raises  as `run`.
+    """
+    folder = run("quickstart", out=out)
+    board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
+    return board
 
 
 def _threads(plan: Recipe) -> int:

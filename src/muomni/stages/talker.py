@@ -60,7 +60,7 @@ class Mind:
 
 
 class Coded:
-    """Utterances as codes and text ids, made once: a dataset of `TalkerItem`s. Unreadable ones raise when their turn comes, to be counted."""
+    """Utterances as codes and text ids, made once: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to be counted."""
 
     def __init__(self, samples: list[Sample], items: dict[int, TalkerItem], refused: dict[int, DataError]) -> None:
         self.samples, self.items, self.refused = samples, items, refused
@@ -84,7 +84,7 @@ class Coded:
 
 
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
-    """Texts beside the codes of their speech, durations fitted in closed form, a causal model over the codes; free speech judged at the end."""
+    """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
     codec: Codec = freeze(store.load(inputs.needed["codec"]))  # type: ignore[assignment]
@@ -183,7 +183,7 @@ def free_speech(
     true_frames = [held_out.items[i].codes_KF.shape[1] for i in chosen]
     near = sum(abs(each.codes_KF.shape[1] - frames) <= 0.2 * frames for each, frames in zip(said, true_frames, strict=True))
 
-    def heard(waves: list[np.ndarray]) -> list[str]:  # type: ignore[type-arg]
+    def heard(waves: list[np.ndarray]) -> list[str]:
         return transcribe(ears, waves, pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1))  # type: ignore[arg-type]
 
     guesses = heard(waves)

@@ -1,0 +1,41 @@
+# make quickstart   set up, train the toy world on the CPU, print the score board
+# make test         set up, lint, types, import rules, every test
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test lint fast slow smoke bench clean
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet torch==2.13.0 -e '.[speech]'
+	touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(BIN)/pip install --quiet torch==2.13.0 -e '.[speech,hf,dev]'
+	touch $@
+
+quickstart: .venv/.ready
+	$(BIN)/muomni quickstart
+	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/scene-valid-00000.png --text 'what colour is the circle?'"
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+fast: .venv/.ready-dev
+	$(BIN)/pytest -m "not slow"
+
+bench: .venv/.ready-dev
+	$(BIN)/python -m benchmarks.spine
+
+clean:
+	rm -rf .venv build dist src/*.egg-info
