@@ -94,7 +94,7 @@ class Engine:
 
     def answer_many(
         self,
-        requests: Sequence[Request | Sample | Messages | str],
+        requests: Sequence[Prompt | Request | Sample | Messages | str],
         *,
         sampling: SamplingConfig = GREEDY,
         seed: int | None = None,
@@ -106,7 +106,7 @@ class Engine:
         if speak:
             _ = self.parts.voice
         sampling = _seeded(sampling, seed)
-        prompts = [self._prompt(each if isinstance(each, Request) else Request(each)) for each in requests]
+        prompts = [each if isinstance(each, Prompt) else self.prepare(each) for each in requests]
         found: dict[int, Answer] = {}
         for rows in self._batches(prompts, max_new):
             chosen = [prompts[row] for row in rows]
@@ -119,6 +119,12 @@ class Engine:
             for row, writer, new in zip(rows, writers, ids):
                 found[row] = _written(writer, new, room)
         return self._aloud([found[row] for row in range(len(prompts))], speak)
+
+    def prepare(self, request: Request | Sample | Messages | str) -> Prompt:
+        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`."""
+        spec, questions = self.parts.media
+        request = request if isinstance(request, Request) else Request(request)
+        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -134,10 +140,6 @@ class Engine:
         found: Tensor = self.parts.thinker(ids_BT)
         return found.float()
 
-    def _prompt(self, request: Request) -> Prompt:
-        spec, questions = self.parts.media
-        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions)
-
     def _room(self, length: int, max_new: int) -> int:
         if max_new < 1:
             raise ConfigError(f"max_new: expected at least 1, got {max_new}")
@@ -147,7 +149,7 @@ class Engine:
         self, request: Request, sampling: SamplingConfig, seed: int | None, stop: Sequence[str], max_new: int
     ) -> tuple[Writer, Iterator[str]]:
         """One answer's writer, and the pieces whose reading drives it; the prompt is built, and refused, at once."""
-        ready = self._prompt(request)
+        ready = self.prepare(request)
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
         x, _ = self._input([ready])

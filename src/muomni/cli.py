@@ -1,0 +1,150 @@
+"""The command `muomni`. Heavy imports happen inside of the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from muomni.commands import console, data, use
+from muomni.errors import GateRed, InternalError, MuomniError, UserError
+
+app = typer.Typer(
+    name="muomni",
+    help="Staged training of omni-modal models (text, image, audio in and out) by a trainer that refuses to lie.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(use.chat)
+app.command()(use.transcribe)
+app.command()(use.speak)
+app.command()(use.trace)
+app.add_typer(data.app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
+
+
+@app.command()
+def quickstart(out: Annotated[Path | None, typer.Option(metavar="DIR", help="where the run goes")] = None) -> None:
+    """Make the toy world, train the whole recipe on it, and print the score board."""
+    from muomni.stages import runner
+
+    board = runner.quickstart(out)
+    rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
+    console.table(f"score board, after {board['wall_s']:.0f} s", ["metric", "value"], rows)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or file")],
+    args: Annotated[list[str] | None, typer.Argument(metavar="[STAGE...] [STAGE.KEY=VALUE...]", help="all stages if none is named")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="run folder; runs/<recipe's name> if left out")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever is there")] = False,
+    waive: Annotated[list[str] | None, typer.Option(metavar="GATE", help="let this gate be red; may be given several times")] = None,
+    reason: Annotated[str | None, typer.Option(help="why the gate is waived; it shows in every report")] = None,
+) -> None:
+    """Run a recipe or some of its stages; done ones are reused, broken ones resume."""
+    from muomni.stages import runner
+
+    stages = [arg for arg in args or [] if "=" not in arg]
+    overrides = [arg for arg in args or [] if "=" in arg]
+    folder = runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+    console.result(str(folder))
+
+
+@app.command()
+def gate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a finished stage's")], as_json: Json = False
+) -> None:
+    """Measure and judge a finished stage, or all of a run; exit 1 on a red gate."""
+    from muomni.stages import runner
+
+    found = runner.gate(folder)
+    stages = found if isinstance(found, list) else [found]
+    if as_json:
+        console.result_json(found)
+    else:
+        for stage in stages:
+            rows = [[row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in stage["gates"]]
+            console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
+    if any(stage["verdict"] == "red" for stage in stages):
+        raise typer.Exit(GateRed.exit_code)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_json: Json = False) -> None:
+    """Tell what is in a file or folder."""
+    from muomni import inspection
+
+    found = inspection.inspect(path)
+    if as_json:
+        console.result_json(found)
+    else:
+        console.table(str(path), ["what", "value"], [[name, _plain(value)] for name, value in found.items()])
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine can do."""
+    from muomni.doctor import examine
+
+    rows = [[each.name, "ok" if each.ok else "act", each.detail, each.hint] for each in examine()]
+    console.table("doctor", ["what", "", "found", "what to do"], rows)
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _plain(value: Any) -> str:
+    """A value of an inspection, long lists and objects shortened to their beginning."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 400 else f"{text[:400]} ... (--json shows all)"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0 done, 1 a gate is red, 2 the user must change something, 3 our fault."""
+    argv = sys.argv[1:] if argv is None else argv
+    code = _exit_code(argv or ["--help"])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _closed()
+    sys.exit(code)
+
+
+def _exit_code(argv: list[str]) -> int:
+    try:
+        done = app(argv, standalone_mode=False)
+        return done if isinstance(done, int) else 0
+    except MuomniError as error:
+        console.problem(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("stopped")
+        return 130
+    except SystemExit:  # the command line library leaves so when nobody reads our output any more
+        return _closed()
+    except BrokenPipeError:
+        return _closed()
+    except OSError as error:
+        console.problem(error)
+        return UserError.exit_code
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error, whichever library typer is built on
+            console.problem(f"{error.format_message()} (see muomni --help)")
+            return UserError.exit_code
+        if os.environ.get("MUOMNI_DEBUG") == "1":
+            traceback.print_exc()
+        console.problem(f"{type(error).__name__}: {error} (our fault; MUOMNI_DEBUG=1 shows where)")
+        return InternalError.exit_code
+
+
+def _closed() -> int:
+    """Whoever read our output has gone: nothing more can be told. The shell's code for SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

@@ -1,0 +1,58 @@
+"""Where commands write: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from muomni.errors import DataError, MuomniError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def result(text: str) -> None:
+    """A line of the result."""
+    print(text, flush=True)
+
+
+def result_json(value: Any) -> None:
+    """The result as one JSON value."""
+    result(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def note(text: str) -> None:
+    """A line for whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def problem(error: MuomniError | OSError | str) -> None:
+    """An error in one line."""
+    note("error: " + " ".join(str(error).split()))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Rows as a table, as wide as the terminal; in a pipe as wide as it must be."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def each(items: list[T], read: Callable[[T], R]) -> tuple[dict[int, R], int]:
+    """What can be read of many, by place; what can't is told, one line each, and counted."""
+    found: dict[int, R] = {}
+    for place, item in enumerate(items):
+        try:
+            found[place] = read(item)
+        except (DataError, OSError) as error:
+            problem(error)
+    return found, len(items) - len(found)

@@ -1,0 +1,79 @@
+"""`muomni data`: make the toy world, validate a dataset, list the formats that are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muomni.commands import console
+from muomni.errors import DataError
+
+app = typer.Typer(help="Make, validate and describe data.")
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where it goes")],
+    seed: Annotated[int, typer.Option(help="another seed, another world")] = 0,
+    size: Annotated[str, typer.Option(help="tiny, quick or full")] = "quick",
+) -> None:
+    """Make the toy world: pictures, speech and text with known truth."""
+    from muomni.data.world.build import build
+
+    manifest = build(out, seed=seed, size=size)  # type: ignore[arg-type]  # build names the sizes if it is none of them
+    rows = [[name, str(value)] for name, value in manifest.items() if isinstance(value, str | int | float)]
+    console.table(f"toy world in {out}", ["what", "value"], rows)
+
+
+@app.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="the file or folder of a dataset")],
+    form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; told from the file if left out")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
+    ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
+    val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share held out")] = 0.05,
+    seed: Annotated[int, typer.Option(help="of the split")] = 0,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for exact lengths")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
+) -> None:
+    """Read every row and open every file of a dataset; exit 1 where something must be mended."""
+    from muomni.data.check import check as examine
+    from muomni.data.formats import READERS
+    from muomni.data.source import Source
+    from muomni.tokens.bpe import Tokenizer
+
+    if form is not None and form not in READERS:
+        raise DataError("bad_row", f"--format: expected one of {', '.join(READERS)}, got {form!r}")
+    source = Source(path=str(manifest.absolute()), format=form, root=str(root.absolute()) if root else None)
+    found = Tokenizer.load(tokenizer) if tokenizer else None
+    report = examine(source, Path(), tokenizer=found, ctx_len=ctx_len, val_split=val_split, seed=seed)
+    if as_json:
+        console.result_json(report.to_json())
+    else:
+        plain = {name: value for name, value in report.to_json().items() if isinstance(value, str | int) and not isinstance(value, bool)}
+        console.table(f"check of {manifest}", ["what", "value"], [[name, str(value)] for name, value in plain.items()])
+        for severity, lines in (("error", report.errors), ("warning", report.warnings)):
+            for line in lines:
+                console.result(f"{severity}: {line}")
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def formats() -> None:
+    """List the formats that `sources:` of a recipe can read."""
+    about = {
+        "text": "text documents, one a line (or whole paragraphs)",
+        "samples": "our samples as JSONL or JSON; OpenAI's and Higgs' spellings too",
+        "asr_csv": "csv with columns wav,text: speech to text",
+        "tts_csv": "csv with columns text,wav: text to speech",
+        "ocr_csv": "csv with columns image,text: read what is written",
+        "captions": 'json [{"image", "caption"}] or csv image,caption',
+        "images": "a folder of pictures, in class folders or with metadata.jsonl",
+        "rows": "any JSONL, JSON or csv, filled into the source's template",
+    }
+    from muomni.data.formats import READERS
+
+    console.table("formats", ["format", "what it reads"], [[name, about.get(name, "")] for name in READERS])

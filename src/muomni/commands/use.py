@@ -1,0 +1,172 @@
+"""What a trained folder can do: chat, transcribe, speak, trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muomni.commands import console
+from muomni.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from muomni.infer.sampling import SamplingConfig
+
+ROWS_AT_ONCE = 256
+FILES_AT_ONCE = 32
+TEXTS_AT_ONCE = 16
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder, a stage's, or a final/")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
+Temperature = Annotated[float, typer.Option(help="0: always the likeliest")]
+TopK = Annotated[int, typer.Option(help="draw among the k likeliest; 0: among all")]
+TopP = Annotated[float, typer.Option(help="draw among the fewest that hold this share of the probability")]
+Penalty = Annotated[float, typer.Option(help="above 1: what stood before becomes less likely")]
+Seed = Annotated[int, typer.Option(help="of the drawing")]
+
+
+def chat(
+    folder: Folder,
+    text: Annotated[str | None, typer.Option(help="what to ask")] = None,
+    image: Annotated[list[Path] | None, typer.Option(metavar="F", help="a picture; may be given several times")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(metavar="F", help="a sound; may be given several times")] = None,
+    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="say the answer aloud; with --batch a folder")] = None,
+    as_json: Json = False,
+    batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="answer many samples, the last turn of each is the user's")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="where the answers to --batch go")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
+    max_new: Annotated[int, typer.Option(help="most tokens of an answer")] = 128,
+    seed: Seed = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text; may be given several times")] = None,
+) -> None:
+    """Answer a question about words, pictures and sounds; an interactive chat where nothing is asked."""
+    if (batch is None) != (out is None):
+        raise ConfigError("chat: --batch and --out go together", hint="--batch IN.jsonl --out OUT.jsonl")
+    if batch is not None and (text is not None or image or audio):
+        raise ConfigError("chat: --batch brings its own questions, so --text, --image and --audio can't be given")
+    from muomni.commands.conversation import Chat
+    from muomni.infer.engine import Engine
+
+    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    talk = Chat(Engine.load(folder), {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
+    if batch is not None and out is not None:
+        talk.answer_file(batch, out)
+    elif text is not None or image or audio:
+        talk.answer_once(text, image or [], audio or [])
+    else:
+        talk.interactive()
+
+
+def transcribe(
+    folder: Folder,
+    wavs: Annotated[list[Path], typer.Argument(metavar="WAV...", help="sound files")],
+    as_json: Json = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="without the character model's advice")] = False,
+) -> None:
+    """Speech to text."""
+    from muomni.infer import prompt
+    from muomni.infer.engine import LONGEST_S, Engine
+
+    engine = Engine.load(folder)
+    rate_hz = engine.parts.hearing.config.mel.rate_hz
+    rows: list[dict[str, str]] = []
+    bad = 0
+    for first in range(0, len(wavs), FILES_AT_ONCE):
+        some = wavs[first : first + FILES_AT_ONCE]
+        waves, refused = console.each(some, lambda path: prompt.read_sound(path, rate_hz, max_s=LONGEST_S))
+        bad += refused
+        found = zip(waves, engine.transcribe(list(waves.values()), beam=not greedy))
+        rows += [{"path": str(some[place]), "text": text} for place, text in found]
+        if len(wavs) > FILES_AT_ONCE:
+            console.note(f"{min(first + FILES_AT_ONCE, len(wavs))} of {len(wavs)} files")
+    if as_json:
+        console.result_json(rows)
+    else:
+        for row in rows:
+            console.result(row["text"] if len(wavs) == 1 else f"{row['path']}\t{row['text']}")
+    if bad:
+        raise typer.Exit(DataError.exit_code)
+
+
+def speak(
+    folder: Folder,
+    text: Annotated[str | None, typer.Argument(help="what to say")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="F.wav|FOLDER", help="where the speech goes; a folder with --batch")] = None,
+    batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="say each line: 0000.wav, 0001.wav, ...")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Text to speech."""
+    if (text is None) == (batch is None):
+        raise ConfigError("speak: expected TEXT or --batch F.txt, one of both")
+    if out is None:
+        raise ConfigError("speak: --out is missing", hint="--out F.wav, or with --batch --out FOLDER")
+    texts = [text] if text is not None else _lines(batch)
+    from muomni.infer.engine import Engine
+    from muomni.media import audio
+
+    engine = Engine.load(folder)
+    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        said = engine.speak(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)
+        for place, (wave, rate_hz) in enumerate(said, start=first):
+            path = out if batch is None else out / f"{place:04d}.wav"
+            audio.write(path, wave, rate_hz)
+        console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} spoken -> {out}")
+
+
+def trace(
+    folder: Folder,
+    text: Annotated[str | None, typer.Option(help="what to ask")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="F", help="a picture")] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="F", help="a sound")] = None,
+    speak: Annotated[bool, typer.Option("--speak", help="also say the text aloud")] = False,
+) -> None:
+    """Walk through one request: every hop with its shape and meaning, from the forward pass itself."""
+    from muomni.infer.engine import Engine
+    from muomni.infer.trace import trace as walk
+
+    hops = walk(Engine.load(folder), text=text, image=image, audio=audio, speak=speak)
+    console.table(f"trace of {folder}", ["hop", "shape", "meaning"], [[hop.name, str(hop.shape), hop.meaning] for hop in hops])
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> SamplingConfig:
+    from pydantic import ValidationError
+
+    from muomni.infer.sampling import SamplingConfig
+
+    values: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    try:
+        return SamplingConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name}: {first['msg'].lower()}, got {first['input']}") from error
+
+
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a text file, each with words; blank ones at the end don't count."""
+    assert path is not None
+    try:
+        texts = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError("undecodable", f"{path}: expected UTF-8 text: {error}") from error
+    for number, line in enumerate(texts, start=1):
+        if not line.strip():
+            raise DataError("empty", f"{path}:{number}: expected words to say, got a blank line", hint="each line becomes one file")
+    if not texts:
+        raise DataError("empty", f"{path}: no line to say")
+    return texts
