@@ -102,7 +102,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def matmul_peak(run: Runtime, *, size: int = 1024, repeats: int = 5) -> float:
     """Best measured matrix-product speed of this machine in FLOP/s, in the run's number format: the 100 % of MFU."""
-    a = torch.randn(size, size, device=run.device, dtype=run.dtype)
+    own = torch.Generator(run.device).manual_seed(0)  # the run's own generators stay where a checkpoint put them
+    a = torch.randn(size, size, device=run.device, dtype=run.dtype, generator=own)
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
