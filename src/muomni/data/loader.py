@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -70,7 +71,8 @@ class Loader(Generic[ItemT, BatchT]):
             for number in numbers:
                 yield self.load(number)
             return
-        yield from DataLoader(_ByNumber(self, numbers), batch_size=None, num_workers=self.workers, prefetch_factor=4)
+        own = torch.Generator().manual_seed(0)  # else torch draws the workers' seed from the generator that dropout uses
+        yield from DataLoader(_ByNumber(self, numbers), batch_size=None, num_workers=self.workers, prefetch_factor=4, generator=own)
 
 
 class _ByNumber(TorchDataset[Any]):
