@@ -140,9 +140,10 @@ def fit(
                 log.log({"step": progress.step, **_numbers(result), **meter.read(result, len(batches))})
             if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
                 _validate_and_keep(objective, valid, settings, run, progress, folder, log)
-            if progress.step % settings.checkpoint_freq == 0 or is_last or stop or progress.stopped_early:
+            is_asked = _stop_everywhere(stop, run)  # asked once: all ranks save, or none
+            if progress.step % settings.checkpoint_freq == 0 or is_last or is_asked or progress.stopped_early:
                 save()
-            if _stop_everywhere(stop, run):
+            if is_asked:
                 raise Interrupted(
                     f"stopped by signal {stop.signal} after step {progress.step}; run the same command to go on", stop.exit_code
                 )
