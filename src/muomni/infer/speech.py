@@ -162,14 +162,15 @@ class _Pieces:
         mel_FM = self.codec.decode(codes_KF[None, :, context:])[0, (first - context) * stride :]
         wave_S = sound(mel_FM, self.codec.config.mel)
         start = self.sent - first * self.frame_samples  # where the tail begins, in this piece's samples
+        stop = len(wave_S) if is_last else (frames - 1 - first) * self.frame_samples
+        self.sent = first * self.frame_samples + stop
         if self.tail_S is not None:
             shift = self._shift(wave_S, start)
             start += shift
+            stop += 0 if is_last else shift  # so that shifts don't add up
             rise = np.linspace(0, 1, self.fade, dtype=np.float32)
             wave_S[start : start + self.fade] = rise * wave_S[start : start + self.fade] + (1 - rise) * self.tail_S
-        stop = len(wave_S) if is_last else (frames - 1 - first) * self.frame_samples
         self.tail_S = None if is_last else wave_S[stop : stop + self.fade].copy()
-        self.sent = first * self.frame_samples + stop
         self.count += 1
         return with_breath(wave_S[start:stop], seed=self.count)
 

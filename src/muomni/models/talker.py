@@ -62,7 +62,7 @@ class Step:
 
     codes_BK: Tensor  # int64; zeros where a row is over
     speaks_B: Tensor  # bool, True = the row still speaks in this frame
-    ended_B: Tensor  # bool, True = the row has said its end symbol
+    ended_B: Tensor  # bool, True = the row has said its end; one tensor for all steps, final after the last
 
 
 def greedy(logits_BV: Tensor, _: Tensor) -> Tensor:
@@ -240,11 +240,11 @@ class Talker(nn.Module):
         """The speech of each text one frame at a time, with cached keys and values."""
         books, layout_delay = self.config.codebooks, self.config.layout == "delay"
         batch, text = text_ids_BT.shape
+        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B)
         guard_B = self._guard(text_ids_BT, keep_BT, max_frames)
         lag = books - 1 if layout_delay else 0
         steps = int(guard_B.max()) + lag
         device = text_ids_BT.device
-        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B)
         head_dim = self.config.width // self.config.heads
         cache = KVCache(self.config.layers, batch, self.config.heads, text + steps, head_dim, dtype=x_BTD.dtype, device=device)
         cache.begin(text + 1, torch.cat((keep_BT, keep_BT.new_ones(batch, 1)), 1))
@@ -268,7 +268,8 @@ class Talker(nn.Module):
                         logits_BV[:, self.end] = -torch.inf  # silence is no answer
                     code_B = choose(logits_BV, said_BKS[:, 0, :step])
                     ends_B = (code_B == self.end) & (end_B > step)
-                    end_B, ended_B = torch.where(ends_B, step, end_B), ended_B | ends_B
+                    end_B = torch.where(ends_B, step, end_B)
+                    ended_B |= ends_B
                     code_B = torch.where(end_B == step, self.end, torch.where(end_B < step, self.pad, code_B))
                 else:
                     code_B = choose(logits_BV, said_BKS[:, book, first:step])
