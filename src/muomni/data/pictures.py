@@ -27,12 +27,17 @@ class PictureAugment(Strict):
     crop: float | None = Field(None, gt=0, lt=1, description="least share of the edge that is kept")
     flip: list[str] = Field([], description="tasks whose pictures may be mirrored")
     jitter: bool = False
+    degrees: float = Field(0.0, ge=0, le=45, description="largest turn")
+    scale: float = Field(0.0, ge=0, lt=1, description="largest relative zoom of each axis")
+    shear: float = Field(0.0, ge=0, lt=1)
 
     def change(self, pixels: Pixels, rng: np.random.Generator, task: str) -> Pixels:
         """A changed picture of the same size."""
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2)
             pixels = augment.shift(pixels, int(down), int(right))
+        if self.degrees or self.scale or self.shear:
+            pixels = augment.warp(pixels, rng, degrees=self.degrees, scale=self.scale, shear=self.shear)
         if self.crop is not None:
             pixels = augment.crop(pixels, float(rng.uniform(self.crop, 1.0)), rng)
         if task in self.flip and rng.random() < 0.5:

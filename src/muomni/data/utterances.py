@@ -30,6 +30,7 @@ class SpeechAugment(Strict):
     gain_db: tuple[float, float] | None = None
     noise_snr_db: tuple[float, float] | None = None
     formants: tuple[float, float] | None = None
+    narrow_hz: float | None = Field(None, gt=0, description="half of the utterances lose what lies above: telephone sound")
     time_masks: int = Field(0, ge=0)
     time_frames: int = Field(10, ge=1)
     bin_masks: int = Field(0, ge=0)
@@ -50,8 +51,10 @@ class SpeechAugment(Strict):
             wave_S = augment.gain(wave_S, float(rng.uniform(*self.gain_db)))
         return wave_S
 
-    def mel(self, mel_FM: Mel, rng: np.random.Generator) -> Mel:
+    def mel(self, mel_FM: Mel, rng: np.random.Generator, spec: MelSpec) -> Mel:
         """A changed log-mel."""
+        if self.narrow_hz is not None and rng.random() < 0.5:
+            mel_FM = augment.narrow(mel_FM, spec.bin_at(self.narrow_hz))
         if self.formants:
             mel_FM = augment.formants(mel_FM, float(rng.uniform(*self.formants)))
         if self.time_masks or self.bin_masks:
@@ -161,7 +164,7 @@ class Utterances:
                 self._waves[index] = np.clip(read_wave(part, self.spec.rate_hz, max_s=self.max_s) * 32767, -32768, 32767).astype(np.int16)
             wave = changes.wave(self._waves[index].astype(np.float32) / np.float32(32767), rng, self.spec.rate_hz)
             mel_FM = wave_to_mel(wave, self.spec, self.pad_s)
-        return changes.mel(mel_FM, rng) if changes is not None else mel_FM
+        return changes.mel(mel_FM, rng, self.spec) if changes is not None else mel_FM
 
 
 class Crops:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import soxr
+from PIL import Image
 from numpy.typing import NDArray
 
 Wave = NDArray[np.float32]
@@ -110,4 +111,33 @@ def jitter(
     x = (x - mean) * (1 + rng.uniform(-contrast, contrast)) + mean * (1 + rng.uniform(-brightness, brightness))
     x *= 1 + rng.uniform(-tint, tint, 3).astype(np.float32)
     changed: Picture = np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    return changed
+
+
+def warp(picture_HW3: Picture, rng: np.random.Generator, *, degrees: float, scale: float, shear: float) -> Picture:
+    """Turned, zoomed and slanted a little about its middle, bilinear; what comes in from outside has the colour of the border's median.
+
+    Takes   degrees the largest turn either way; scale and shear the largest relative change.
+    """
+    height, width = picture_HW3.shape[:2]
+    angle = np.deg2rad(rng.uniform(-degrees, degrees))
+    zoom = np.exp(rng.uniform(-scale, scale, 2))
+    slant = rng.uniform(-shear, shear)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[1.0, slant], [0.0, 1.0]]) @ np.diag(zoom)
+    middle = np.array([width / 2, height / 2])
+    offset = middle - matrix @ middle
+    border = np.concatenate([picture_HW3[0], picture_HW3[-1], picture_HW3[:, 0], picture_HW3[:, -1]])
+    fill = tuple(int(value) for value in np.median(border, axis=0))
+    coefficients = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
+    moved = Image.fromarray(picture_HW3).transform(
+        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=fill
+    )
+    return np.array(moved)
+
+
+def narrow(mel_FM: Mel, bins: int) -> Mel:
+    """Telephone sound: the bins from `bins` on hold as little as the quietest one does."""
+    changed = mel_FM.copy()
+    changed[:, bins:] = mel_FM.min()
     return changed

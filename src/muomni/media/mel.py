@@ -58,6 +58,12 @@ class MelSpec(BaseModel):
         """The value of a log-mel bin that holds nothing; the right padding for log-mel frames."""
         return math.log(self.floor)
 
+    def bin_at(self, hz: float) -> int:
+        """The first bin whose filter lies above a frequency; num_mels where none does."""
+        low, high = _to_mel(np.array([self.f_min_hz, self.f_max_hz]), self.scale)
+        starts_hz = _to_hz(np.linspace(low, high, self.num_mels + 2), self.scale)[:-2]
+        return int(np.searchsorted(starts_hz, hz))
+
     def frames(self, samples: int) -> int:
         """Frames that a wave of so many samples gives."""
         return samples // self.hop_samples
