@@ -100,6 +100,7 @@ def fit(
     max_steps = settings.max_steps
     if settings.max_epochs is not None:
         max_steps = min(max_steps, -(-settings.max_epochs * train.order.batches_per_epoch // per_step))
+    settings = settings.model_copy(update={"max_steps": max_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main)
 
