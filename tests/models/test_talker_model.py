@@ -169,15 +169,6 @@ def test_hidden_states_are_dropped_for_a_share_of_training_rows() -> None:
     assert 0.4 < float(deaf) < 0.6
 
 
-def test_noise_changes_a_share_of_codes_and_no_symbols() -> None:
-    talker = small(code_noise=0.5)
-    grid = talker.lay_out(torch.zeros(2, 2, 500, dtype=torch.int64), torch.tensor([500, 300]))
-    torch.manual_seed(0)
-    noisy = talker.noisy(grid)
-    assert torch.equal(noisy >= 10, grid >= 10)
-    assert 0.35 < float((noisy != grid)[0, 0, :500].float().mean()) < 0.55
-
-
 @pytest.mark.parametrize("text", [torch.tensor([[12, 0]]), torch.tensor([[-1, 0]])])
 def test_ids_outside_are_refused(text: Tensor) -> None:
     with pytest.raises(TokenRangeError, match="0 to 11"):

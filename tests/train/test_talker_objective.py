@@ -100,6 +100,15 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert silent == []
 
 
+def test_noise_changes_a_share_of_codes_and_no_symbols() -> None:
+    objective = small(code_noise=0.5)
+    grid = objective.talker.lay_out(torch.zeros(2, 2, 500, dtype=torch.int64), torch.tensor([500, 300]))
+    torch.manual_seed(0)
+    noisy = objective.noisy(grid)
+    assert torch.equal(noisy >= 16, grid >= 16)
+    assert 0.4 < float((noisy != grid)[0, 0, :500].float().mean()) < 0.55
+
+
 def test_weights_reach_the_terms() -> None:
     objective = TalkerObjective(small().talker, weights=[1.0, 0.5])
     assert [term.weight for term in objective(TalkerBatch.of([item(0, [1], 3)])).values()] == [1.0, 0.5]

@@ -131,8 +131,6 @@ class Talker(nn.Module):
             raise ConfigError("talker: this one reads BPE tokens, so it needs the tokenizer that it was trained with")
         return tokenizer.encode(f" {text}")
 
-    # --- one pass -----------------------------------------------------------------------------------------------------------------------
-
     def lay_out(self, codes_BKF: Tensor, frames_B: Tensor) -> Tensor:
         """Grid (B, K, F + tail) of codes, with `end` in book 0 and `pad` elsewhere: what the steps have to say, and then are told.
 
@@ -214,17 +212,10 @@ class Talker(nn.Module):
         out: Tensor = self.heads[book](state).float()
         return out
 
-    def noisy(self, grid_BKS: Tensor) -> Tensor:
-        """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""
-        hit = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < self.config.code_noise) & (grid_BKS < self.config.entries)
-        return torch.where(hit, torch.randint_like(grid_BKS, self.config.entries), grid_BKS)
-
     def _mask(self, keep_BT: Tensor, steps: int) -> Tensor | None:
         batch, text = keep_BT.shape
         keep = torch.cat((keep_BT, keep_BT.new_ones(batch, steps)), 1)
         return masks.build(text + steps, keep_BT=keep, causal=True, prefix_B=torch.full((batch,), text, device=keep_BT.device))
-
-    # --- speaking -----------------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def stream(

@@ -104,7 +104,7 @@ class TalkerObjective(Objective):
         """Nats of every book over real codes and ends."""
         talker = self.talker
         grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
-        heard_BKS = talker.noisy(grid_BKS) if self.training else grid_BKS
+        heard_BKS = self.noisy(grid_BKS) if self.training else grid_BKS
         states_BSD = talker(batch.text_ids_BT, batch.text_keep_BT, heard_BKS, hidden_BTD=batch.hidden_BTD, speaker_B=batch.speaker_B)
         counts, terms = self.counts(batch), {}
         for book, weight in enumerate(self.weights):
@@ -113,3 +113,9 @@ class TalkerObjective(Objective):
             nats = F.cross_entropy(talker.logits(states_BSD[said_BS], book), target_BS[said_BS], reduction="sum")
             terms[f"book{book}"] = Term(nats, counts[f"book{book}"], weight)
         return terms
+
+    def noisy(self, grid_BKS: Tensor) -> Tensor:
+        """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""
+        config = self.talker.config
+        hit_BKS = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < config.code_noise) & (grid_BKS < config.entries)
+        return torch.where(hit_BKS, torch.randint_like(grid_BKS, config.entries), grid_BKS)
