@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import soxr
-from PIL import Image
 from numpy.typing import NDArray
+from PIL import Image
 
 Wave = NDArray[np.float32]
 Mel = NDArray[np.floating[Any]]
