@@ -97,17 +97,17 @@ def _answer(engine: Engine, request: Request) -> list[Hop]:
     with _watching() as watch:
         watch.add("ids", ids_BT.shape, "the conversation as token ids, with pads where media go")
         watch.out_of(thinker.model.embed_tokens, "embeddings", "one vector a token")
-        counts = []
+        counts: dict[str, int] = {}
         if omni is not None and request.images and omni.vision is not None:
             _watch_eyes(watch, omni.vision, omni.projectors)
-            counts.append(f"{omni.image_tokens} of the picture")
+            counts["of the picture"] = omni.image_tokens
         if omni is not None and request.audios and omni.audio is not None:
             _watch_sound(watch, engine, omni.audio, request.audios[0])
             _watch_ears(watch, omni.audio, omni.projectors)
-            counts.append(f"{omni.audio_tokens(len(ready.mels[0]))} of the sound")
+            counts["of the sound"] = omni.audio_tokens(len(ready.mels[0]))
         if counts:
-            taken = " + ".join([*counts, "the rest of words and marks"])
-            watch.into(thinker.model.layers[0], "fused", f"what the Thinker reads: {taken}")
+            counts["of words and marks"] = len(ready.ids) - sum(counts.values())
+            watch.into(thinker.model.layers[0], "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))
         _watch_thinker(watch, thinker)
         media = gather(ready.pictures, ready.mels).to(engine.device)
         x_BTD = thinker.embed(ids_BT) if omni is None else omni.embed(ids_BT, media)
