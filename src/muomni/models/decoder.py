@@ -167,16 +167,20 @@ class Decoder(nn.Module):
 
         Embeddings of std 0.02 drown beside what blocks add (SPEC 7). They start sqrt(width) wider, and the gain of the last norm takes the
         same factor off again, so that tied logits stay small (first loss near ln V) and the maths stays Qwen3's.
-        What blocks add is scaled by 1 / sqrt(2 layers), as GPT-2 does it.
+        Products in blocks start at 0.5 / sqrt(width), those that write into the stream 1 / sqrt(2 layers) lower, as in GPT-2.
+        Measured (200 steps, width 128, 1,000 words of real text, one seed, nats held out): both as here 4.47, products at 0.02 4.59,
+        embeddings at 0.02 4.58, both at 0.02 4.69.
         """
         config = self.config
-        for name, weight in self.named_parameters():
+        for name, weight in self.model.layers.named_parameters():
             if weight.dim() == 2:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
-        self.model.embed_tokens.weight.mul_(math.sqrt(config.width))
-        if config.tied:
+                is_writing = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=0.5 / math.sqrt(config.width) / (math.sqrt(2 * config.layers) if is_writing else 1))
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.02 * math.sqrt(config.width))
+        if self.lm_head is None:
             self.model.norm.weight.fill_(1 / math.sqrt(config.width))
+        else:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
 
     @property
     def output_weight_VD(self) -> Tensor:

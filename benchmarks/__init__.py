@@ -1,0 +1,1 @@
+"""What muOmni costs, measured: each module is run by hand and prints its numbers."""
