@@ -54,7 +54,18 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
         rows.append(Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0))
     if not any(row.trains for row in rows):
         raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
+    _rest(model)
     return rows
+
+
+def _rest(model: nn.Module) -> None:
+    """Keep every part whose parameters are all frozen in eval mode: no dropout where nothing learns (SPEC C8)."""
+    for part in model.children():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            freeze(part)
+        else:
+            _rest(part)
 
 
 def freeze(model: nn.Module) -> nn.Module:
