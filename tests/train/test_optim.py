@@ -1,0 +1,139 @@
+"""What trains, and how fast."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from toy_training import Rows, Toy, collate, fit, settings
+
+from muomni.errors import ConfigError
+from muomni.train import optim
+
+import numpy as np
+from pathlib import Path
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_schedule_starts_above_zero_and_stays_where_it_ends(schedule: str, warmup: int) -> None:
+    chosen = settings(max_steps=100, warmup_steps=warmup, schedule=schedule, min_lr_ratio=0.1)
+    scales = [optim.lr_scale(step, chosen) for step in range(250)]
+    assert all(type(scale) is float for scale in scales)  # a tensor as rate turns the fused optimiser off (B32)
+    assert 0 < scales[0] <= 1
+    assert max(scales) == 1.0
+    end = 1.0 if schedule == "constant" else 0.1
+    assert scales[99] == pytest.approx(end)  # the last update of the run
+    assert scales[100:] == pytest.approx([end] * 150)  # and not up again at 2 x max_steps (B32)
+    if warmup:
+        assert scales[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+        assert scales[10] == pytest.approx(1.0)
+    falling = scales[warmup:100]
+    assert all(a >= b for a, b in zip(falling, falling[1:]))
+
+
+def test_cosine_and_decay_have_their_shapes() -> None:
+    chosen = settings(max_steps=101, warmup_steps=0, min_lr_ratio=0.0)
+    for step, expected in ((25, 0.5 * (1 + math.cos(math.pi / 4))), (50, 0.5), (100, 0.0)):
+        assert optim.lr_scale(step, chosen) == pytest.approx(expected, abs=1e-9)
+    wsd = settings(max_steps=101, warmup_steps=0, schedule="wsd", decay_share=0.2, min_lr_ratio=0.0)
+    assert optim.lr_scale(80, wsd) == 1.0
+    assert optim.lr_scale(90, wsd) == pytest.approx(0.5)
+    assert optim.lr_scale(0, settings(max_steps=1, warmup_steps=0)) == 1.0
+
+
+def test_the_rate_of_a_group_is_a_float_at_each_step() -> None:
+    model = Toy()
+    chosen = settings(lr=0.01, param_groups=[{"pattern": "head.*", "lr": 0.1}])
+    optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
+    optim.set_lr(optimizer, 0.5)
+    rates = {type(group["lr"]) for group in optimizer.param_groups}
+    assert rates == {float}
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.005, 0.05]
+
+
+def test_decay_is_on_matrices_only() -> None:
+    model = Toy()
+    rows = {row.name: row for row in optim.select(model, settings(wd=0.3))}
+    assert rows["head.weight"].wd == 0.3
+    assert rows["head.bias"].wd == 0.0
+    optimizer = optim.make_optimizer(model, list(rows.values()), settings(wd=0.3))
+    for group in optimizer.param_groups:
+        assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_patterns_choose_exclude_and_name_their_rates() -> None:
+    model = Toy()
+    rows = {r.name: r for r in optim.select(model, settings(train=["*", "!body.*"], param_groups=[{"pattern": "*.bias", "lr": 0.5, "wd": 0.2}]))}
+    assert {name for name, row in rows.items() if row.trains} == {"head.weight", "head.bias"}
+    assert rows["head.bias"].lr == 0.5
+    assert rows["head.bias"].wd == 0.2
+    assert rows["body.0.bias"].lr == 0.0
+    assert [p.requires_grad for p in model.body.parameters()] == [False, False]
+    assert sum(row.count for row in rows.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_last_pattern_that_fits_wins() -> None:
+    rows = optim.select(Toy(), settings(train=["!body.*", "*.bias", "!head.bias"]))
+    assert [row.name for row in rows if row.trains] == ["body.0.bias"]
+
+
+@pytest.mark.parametrize("values", [{"train": ["haed.*"]}, {"train": ["*", "!nothing*"]}, {"param_groups": [{"pattern": "tail*", "lr": 1.0}]}])
+def test_a_pattern_that_matches_nothing_is_an_error(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        optim.select(Toy(), settings(**values))
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="nothing trains"):
+        optim.select(Toy(), settings(train=["!*"]))
+    with pytest.raises(ConfigError, match="nothing trains"):
+        optim.select(optim.freeze(Toy()), settings())
+
+
+def test_a_frozen_part_stays_in_eval_mode_without_gradients_and_unchanged(tmp_path: Path) -> None:
+    class Watched(Toy):
+        modes: set[bool] = set()
+
+        def forward(self, batch: object) -> dict[str, object]:
+            self.modes.add(self.body.training)
+            return super().forward(batch)  # type: ignore[arg-type, return-value]
+
+    for patterns, frozen_by_hand in ((["*"], True), (["head.*"], False)):
+        model = Watched()
+        if frozen_by_hand:
+            optim.freeze(model.body)
+        Watched.modes = set()
+        before = [p.detach().clone() for p in model.body.parameters()]
+        fit(tmp_path / str(frozen_by_hand), model, train=patterns, max_steps=4)
+        assert Watched.modes == {False}, "its dropout was on"
+        assert all(p.grad is None and not p.requires_grad for p in model.body.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, model.body.parameters()))
+        assert not torch.equal(model.head.weight, Toy().head.weight)
+
+
+def test_a_part_that_trains_is_in_training_mode() -> None:
+    model = Toy()
+    optim.select(model, settings(train=["head.*"]))
+    model.train()
+    assert model.head.training
+    assert model.training
+    assert not model.body[0].training
+    assert torch.equal(*(model.body(collate([Rows().item(0, np.random.default_rng(0))]).x_BD) for _ in range(2)))
+
+
+def test_tied_weights_train_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+            self.b = nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    model = Tied()
+    rows = optim.select(model, settings())
+    optimizer = optim.make_optimizer(model, rows, settings())
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len({id(p) for p in held}) == 3
