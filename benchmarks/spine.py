@@ -177,7 +177,7 @@ def compare_loss_memory() -> dict[str, float]:
 
 def start_up_s() -> float:
     """Seconds until `muomni --help` is back: the best of three."""
-    return min(timed(lambda: python("-m", "muomni.cli", "--help")) for _ in range(3))
+    return min(timed(lambda: python("-m", "muomni", "--help")) for _ in range(3))
 
 
 def python(*arguments: str) -> str:
