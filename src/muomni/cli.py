@@ -19,12 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(use.chat)
-app.command()(use.transcribe)
-app.command()(use.speak)
-app.command()(use.trace)
-app.add_typer(data.app, name="data")
-
 Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
 
 
@@ -73,6 +67,13 @@ def gate(
             console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
     if any(stage["verdict"] == "red" for stage in stages):
         raise typer.Exit(GateRed.exit_code)
+
+
+app.command()(use.chat)
+app.command()(use.transcribe)
+app.command()(use.speak)
+app.command()(use.trace)
+app.add_typer(data.app, name="data")
 
 
 @app.command()

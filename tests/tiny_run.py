@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
-from PIL import Image
 
 from muomni import files
 from muomni.data.conversation import MediaSpec
-from muomni.infer.engine import Engine
-from muomni.media import audio
 from muomni.media.mel import HEARING, SPEECH
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
@@ -63,29 +58,3 @@ def save_run(run: Path) -> None:
     spec = MediaSpec(image_size=32, image_tokens=2, mel=HEARING, audio_pool=2, max_audio_tokens=24)
     media = {**vars(spec), "mel": spec.mel.model_dump()}
     files.write_json(final("omni") / "omni.json", {"media": media, "prompts": {"image": "what is it", "audio": "write"}})
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    save_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def engine(run: Path) -> Engine:
-    return Engine.load(run)
-
-
-@pytest.fixture(scope="session")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """red.png, blue.png, high.wav (0.5 s), low.wav (1 s), broken.wav, broken.png."""
-    folder = tmp_path_factory.mktemp("media")
-    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
-        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
-    for name, hz, seconds in (("high", 880, 0.5), ("low", 220, 1.0)):
-        times = np.arange(int(16000 * seconds)) / 16000
-        audio.write(folder / f"{name}.wav", 0.5 * np.sin(2 * np.pi * hz * times), 16000)
-    (folder / "broken.wav").write_bytes(b"RIFF, but no more")
-    (folder / "broken.png").write_bytes(b"no picture")
-    return folder

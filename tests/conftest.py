@@ -1,0 +1,48 @@
+"""Fixtures of more than one room. Imports stay inside, so that a test of one room needs no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from muomni.infer.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of tiny, untrained networks, as the stages leave it."""
+    from tiny_run import save_run
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    save_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(run: Path) -> Engine:
+    """The tiny run at work."""
+    from muomni.infer.engine import Engine
+
+    return Engine.load(run)
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """red.png, blue.png, high.wav (0.5 s), low.wav (1 s), broken.wav, broken.png."""
+    import numpy as np
+    from PIL import Image
+
+    from muomni.media import audio
+
+    folder = tmp_path_factory.mktemp("media")
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    for name, hz, seconds in (("high", 880, 0.5), ("low", 220, 1.0)):
+        times = np.arange(int(16000 * seconds)) / 16000
+        audio.write(folder / f"{name}.wav", 0.5 * np.sin(2 * np.pi * hz * times), 16000)
+    (folder / "broken.wav").write_bytes(b"RIFF, but no more")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
