@@ -1,0 +1,201 @@
+"""All six stages, one after another: each ends with a certificate, and the next believes only that."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_recipe import STAGES, STEPS, recipe, write
+
+from muomni import files
+from muomni.errors import ConfigError, GateRed
+from muomni.evaluate import certificate
+from muomni.models import store
+from muomni.stages import runner
+from muomni.train import checkpoint, loop
+
+
+def verdicts(folder: Path, stage: str) -> dict[str, str]:
+    found = certificate.read(folder / stage)
+    assert found is not None
+    return {gate["name"]: gate["verdict"] for gate in found["gates"]}
+
+
+def changed(recipe_file: Path, path: Path, stage: str, **values: Any) -> Path:
+    """The recipe with other settings of a stage."""
+    content = recipe(recipe_file.parent / "world")
+    content[stage].update(values)
+    return write(path / "tiny.yaml", content)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A run folder that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+
+
+def no_training(*_: Any, **__: Any) -> Any:
+    raise AssertionError("it trains again")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_ends_with_a_green_certificate(finished: Path, stage: str) -> None:
+    own = finished / stage
+    found = certificate.read(own)
+    assert found is not None
+    assert found["verdict"] == "green", certificate.reasons(found)
+    assert found["facts"]["steps"]["value"] == STEPS
+    for name in ("config.yaml", "metrics.jsonl", "training_log.json", "account.json", "final"):
+        assert (own / name).exists(), name
+    assert checkpoint.newest(own) == own / checkpoint.name(STEPS)
+    assert not list(own.glob(".*")), "leftovers of a save"
+    assert {file.suffix for file in (own / "final").rglob("*") if file.is_file()} <= {".safetensors", ".json"}
+
+
+def test_every_gate_had_its_fact(finished: Path) -> None:
+    for stage in STAGES:
+        found = certificate.read(finished / stage)
+        assert found is not None
+        assert all(gate["value"] is not None for gate in found["gates"]), (stage, found["gates"])
+        assert not any("was not measured" in gate["threshold"] for gate in found["gates"])
+
+
+def test_what_a_stage_needs_is_frozen_where_it_says_so(finished: Path) -> None:
+    for stage, part in (("vision", "vision"), ("hearing", "hearing")):
+        a, b = load_file(finished / stage / "final" / "model.safetensors"), load_file(finished / "omni" / "final" / part / "model.safetensors")
+        assert all(a[key].equal(b[key]) for key in a)
+    account = files.read_json(finished / "omni" / "account.json")
+    trains = {row["name"].split(".")[1] for row in account if row["trains"]}
+    assert trains == {"decoder", "projectors"}
+    assert not any(row["lr"] for row in account if row["name"].split(".")[1] in ("vision", "audio"))
+
+
+def test_the_thinker_of_omni_learned_something_else(finished: Path) -> None:
+    before = store.load(finished / "thinker" / "final")
+    after = store.load(finished / "omni" / "final" / "thinker")
+    assert store.digest(before) != store.digest(after)
+
+
+def test_a_second_run_trains_nothing(
+    finished: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    before = {stage: files.sha256_file(finished / stage / certificate.NAME) for stage in STAGES}
+    runner.run(str(recipe_file), out=finished)
+    assert capsys.readouterr().err.count("reused") == len(STAGES)
+    assert before == {stage: files.sha256_file(finished / stage / certificate.NAME) for stage in STAGES}
+
+
+def test_a_changed_setting_is_refused_with_the_difference(
+    copied: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    with pytest.raises(ConfigError, match=r"lr: 0\.0003 -> 0\.001.*--fresh"):
+        runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["hearing"], out=copied)
+    monkeypatch.undo()
+    old = certificate.read(copied / "hearing")
+    runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["hearing"], out=copied, fresh=True)
+    new = certificate.read(copied / "hearing")
+    assert old is not None
+    assert new is not None
+    assert old["weights"] != new["weights"]
+    with pytest.raises(ConfigError, match="a stage that it needs"):  # omni was made with the old ears
+        runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["omni"], out=copied)
+
+
+def test_a_harmless_setting_is_not_refused(copied: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    runner.run(str(changed(recipe_file, tmp_path, "codec", print_freq=2, checkpoint_freq=3)), stages=["codec"], out=copied)
+
+
+def test_changed_data_are_seen(copied: Path, tiny_world: Path, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(tiny_world, world)
+    text = world / "text.jsonl"
+    text.write_text("".join(text.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError):
+        runner.run(str(write(tmp_path / "tiny.yaml", recipe(world))), stages=["thinker"], out=copied)
+
+
+def test_a_red_gate_stops_the_run_and_whoever_builds_on_it(copied: Path, recipe_file: Path, tmp_path: Path) -> None:
+    strict = changed(recipe_file, tmp_path, "vision", gates={"retrieval": 0.99})
+    with pytest.raises(GateRed, match="retrieval") as caught:
+        runner.run(str(strict), stages=["vision"], out=copied)
+    assert caught.value.exit_code == 1
+    assert verdicts(copied, "vision")["retrieval"] == "red"
+    shutil.rmtree(copied / "omni")
+    with pytest.raises(GateRed, match=r"omni refuses to build on vision.*retrieval"):
+        runner.run(str(strict), stages=["omni"], out=copied)
+    assert not (copied / "omni").exists()
+    with pytest.raises(ConfigError, match="reason"):
+        runner.run(str(strict), stages=["vision"], out=copied, waive=["retrieval"])
+    runner.run(str(strict), stages=["vision"], out=copied, waive=["retrieval"], reason="a tiny test")
+    found = certificate.read(copied / "vision")
+    assert found is not None
+    assert found["verdict"] == "waived"
+    assert "a tiny test" in {gate["why"] for gate in found["gates"]}
+    assert certificate.demand(copied / "vision", "omni")["verdict"] == "waived"
+    with pytest.raises(ConfigError, match="no such gate"):
+        runner.run(str(strict), stages=["vision"], out=copied, waive=["retreival"], reason="a tiny test")
+
+
+def test_a_missing_certificate_is_refused(copied: Path, recipe_file: Path) -> None:
+    (copied / "hearing" / certificate.NAME).unlink()
+    shutil.rmtree(copied / "talker")
+    with pytest.raises(GateRed, match="no certificate"):
+        runner.run(str(recipe_file), stages=["talker"], out=copied)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_measuring_again_gives_the_same_facts(finished: Path, stage: str) -> None:
+    before = files.sha256_file(finished / stage / certificate.NAME)
+    stored, again = certificate.read(finished / stage), runner.gate(finished / stage)
+    assert stored is not None
+    assert isinstance(again, dict)
+    clock = {"wall_s", "rtf"}
+    facts = {name: fact for name, fact in stored["facts"].items() if name not in clock}
+    assert {name: fact["value"] for name, fact in again["facts"].items() if name not in clock} == pytest.approx(
+        {name: fact["value"] for name, fact in facts.items()}, nan_ok=True, abs=1e-9
+    )
+    assert again["verdict"] == stored["verdict"]
+    assert files.sha256_file(finished / stage / certificate.NAME) == before, "measuring writes nothing"
+
+
+def test_spoiled_weights_turn_the_gate_red(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured anew means measured: not read from the certificate."""
+    stored = certificate.read(copied / "hearing")
+    assert stored is not None
+    restore = loop.restore
+
+    def spoiled(objective: Any, *args: Any) -> Any:
+        fitted = restore(objective, *args)
+        for parameter in objective.parameters():
+            parameter.data.zero_()
+        return fitted
+
+    monkeypatch.setattr(loop, "restore", spoiled)
+    again = runner.gate(copied / "hearing")
+    assert isinstance(again, dict)
+    assert again["facts"]["cer"]["value"] != stored["facts"]["cer"]["value"]
+
+
+def test_gate_of_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished stage"):
+        runner.gate(tmp_path)
+
+
+def test_a_stage_that_the_recipe_does_not_have(recipe_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no stage vocoder"):
+        runner.run(str(recipe_file), stages=["vocoder"], out=tmp_path / "run")
+
+
+def test_swapped_pictures_change_what_omni_measures(finished: Path) -> None:
+    """Right, swapped and blank media are different inputs, so untrained nats differ; equal numbers would mean that no medium is read."""
+    found = certificate.read(finished / "omni")
+    assert found is not None
+    for kind in ("image", "audio"):
+        values = {found["facts"][f"{kind}_nats_{name}"]["value"] for name in ("correct", "swapped", "zero", "noise")}
+        assert len(values) == 4, (kind, values)

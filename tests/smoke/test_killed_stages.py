@@ -1,0 +1,53 @@
+"""Each stage killed with -9 at a random update and run again ends with the very weights of a run that nothing broke."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+from safetensors.torch import load_file
+from tiny_recipe import STAGES, STEPS
+
+from muomni.evaluate import certificate
+from muomni.stages import recipe, runner
+from muomni.train import checkpoint
+
+
+def killed_then_finished(finished: Path, recipe_file: Path, folder: Path, stage: str) -> None:
+    folder.mkdir()
+    for needed in recipe.stage(stage).needs:
+        os.symlink(finished / needed, folder / needed)
+    at = random.randint(1, STEPS)
+    script = [sys.executable, tiny_recipe.__file__, str(recipe_file), str(folder), stage, "--die-at", str(at)]
+    died = subprocess.run(script, capture_output=True, text=True, timeout=200, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    assert certificate.read(folder / stage) is None
+    found = checkpoint.newest(folder / stage)
+    assert (found.name if found else None) == (checkpoint.name((at - 1) // 2 * 2) if at > 2 else None)
+    runner.run(str(recipe_file), stages=[stage], out=folder)
+    for file in sorted((finished / stage / "final").rglob("*.safetensors")):
+        a, b = load_file(file), load_file(folder / stage / "final" / file.relative_to(finished / stage / "final"))
+        assert list(a) == list(b)
+        assert all(a[key].equal(b[key]) for key in a), (stage, at, file.name)
+    whole, broken = certificate.read(finished / stage), certificate.read(folder / stage)
+    assert whole is not None
+    assert broken is not None
+    assert whole["weights"] == broken["weights"]
+    clock = {"wall_s", "rtf"}
+    assert {k: v for k, v in whole["facts"].items() if k not in clock} == {k: v for k, v in broken["facts"].items() if k not in clock}
+
+
+def test_a_killed_thinker_ends_with_the_same_weights(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    killed_then_finished(finished, recipe_file, tmp_path / "killed", "thinker")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_killed_stage_ends_with_the_same_weights(finished: Path, recipe_file: Path, tmp_path: Path, stage: str) -> None:
+    killed_then_finished(finished, recipe_file, tmp_path / "killed", stage)

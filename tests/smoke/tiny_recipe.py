@@ -1,0 +1,124 @@
+"""The whole curriculum at a size that trains in seconds, and a process of its own for runs that are killed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STEPS = 6
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+
+
+def recipe(world: Path) -> dict[str, Any]:
+    """All six stages on a tiny toy world; bounds that six updates can meet."""
+    common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 2, "checkpoint_freq": 2, "val_freq": 3, "print_freq": 1}
+
+    def data(*names: str) -> list[dict[str, Any]]:
+        return [{"path": str(world / f"{name}.jsonl")} for name in names]
+
+    small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    return {
+        "seed": 3,
+        "threads": 1,
+        "device": "cpu",
+        "thinker": {
+            **common,
+            "data": data("text"),
+            "tokenizer_data": data("questions", "speak", "transcripts"),
+            "model": {"vocab_size": 700, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 256, "dropout": 0.1},
+            "row_len": 128,
+            "ema_decay": 0.8,
+            "gates": {"floor": 9.0, "held_out_gap": 9.0},
+        },
+        "hearing": {
+            **common,
+            "data": data("transcripts", "digits"),
+            "model": {**small, "channels": 4},
+            "augment": {"time_masks": 1, "gain_db": [-3.0, 3.0]},
+            "num_workers": 2,
+            "quarantine_limit": 0.5,
+            "gates": {"cer": 9.0},
+        },
+        "vision": {
+            **common,
+            "data": data("captions"),
+            "probe": data("probe"),
+            "model": {**small, "image_size": 112, "patch": 16, "embed_dim": 8, "stem": "conv"},
+            "text": {**small, "kind": "transformer", "embed_dim": 8},
+            "vocab_size": 400,
+            "negatives": 2,
+            "augment": {"shift": 2},
+            "gradient_accumulation_steps": 2,
+            "gates": {"retrieval": -1.0},
+        },
+        "codec": {
+            **common,
+            "data": data("speak"),
+            "model": {"entries": 8, "width": 16, "latent": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+            "crop_frames": 64,
+            "quantise_after": 3,
+            "gates": {"round_trip": 9.0, "usage": 0.0},
+        },
+        "talker": {
+            **common,
+            "data": data("speak"),
+            "model": {**small, "text_vocab": 1},
+            "eval_items": 4,
+            "gates": {"text_matters": -9.0, "own_cer": 99.0, "stops": 0.0},
+        },
+        "omni": {
+            **common,
+            "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
+            "grid": 2,
+            "audio_pool": 2,
+            "max_audio_tokens": 128,
+            "eval_items": 8,
+            "gates": {
+                "image_swap_gap": -9.0,
+                "image_swap_wins": 0.0,
+                "audio_swap_gap": -9.0,
+                "audio_swap_wins": 0.0,
+                "forgetting": 99.0,
+            },
+        },
+    }
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    """The recipe as a file."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def main() -> None:
+    """python tiny_recipe.py RECIPE OUT STAGE --die-at N: one stage, killed by -9 in update N."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("stage")
+    parser.add_argument("--die-at", type=int, required=True)
+    given = parser.parse_args()
+
+    from muomni.stages import runner
+    from muomni.train import loop
+
+    update, count = loop.update, 0
+
+    def dies(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == given.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(*args)
+
+    loop.update = dies
+    runner.run(given.recipe, stages=[given.stage], out=given.out)
+
+
+if __name__ == "__main__":
+    main()

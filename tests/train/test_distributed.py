@@ -1,0 +1,83 @@
+"""Two processes with a share of the batch each are one process with all of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+from toy_training import CPU, losses
+
+from muomni.runtime import Runtime
+from muomni.train import checkpoint, distributed
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left behind; a rank that hangs is ended by the clock."""
+    out = tmp_path_factory.mktemp("ranks")
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ranks.__file__, str(out)]
+    processes = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=150)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
+    return out
+
+
+@pytest.mark.parametrize("name", ranks.CASES)
+def test_two_ranks_equal_one_process(two: Path, name: str) -> None:
+    """Unequal labels a rank, negatives across ranks, a modality a rank; accumulated and shared."""
+    alone = ranks.updates(name, CPU)
+    torch.manual_seed(1)
+    start = dict(ranks.CASES[name]()[0].named_parameters())
+    moved = max(float((alone[key] - value).detach().abs().max()) for key, value in start.items())
+    assert moved > 1e-3
+    for rank in range(2):
+        found = load_file(two / f"{name}-{rank}.safetensors")
+        assert found.keys() == alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_loop_of_two_ranks_equals_the_loop_of_one(two: Path, tmp_path: Path) -> None:
+    """One global sequence of batches: 2 ranks x 2 micro-batches see what 1 x 4 sees, and tell the same losses."""
+    ranks.whole_loop(tmp_path, CPU, 4)
+    name = checkpoint.name(6)
+    a, b = load_file(tmp_path / name / "weights.safetensors"), load_file(two / "loop" / name / "weights.safetensors")
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, atol=1e-5, rtol=1e-5)
+    for (step, one), (other, shared) in zip(losses(tmp_path), losses(two / "loop"), strict=True):
+        assert step == other
+        assert shared == pytest.approx(one, abs=1e-5)
+
+
+def test_an_update_that_is_unsafe_on_one_rank_is_skipped_on_both(two: Path) -> None:
+    assert (two / "skipped-0").read_text()
+    assert (two / "skipped-1").read_text()
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    model = torch.nn.Linear(2, 2)
+    assert distributed.wrap(model, CPU) is model
+    assert distributed.sum_counts({"a": 1.0}, CPU) == {"a": 1.0}
+    assert distributed.from_main("x", CPU) == "x"
+    distributed.barrier(Runtime(CPU.device, CPU.dtype))
