@@ -14,7 +14,7 @@ from muomni import files
 from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
 from muomni.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 Size = Literal["tiny", "quick", "full"]
 Split = dict[str, int]
 
@@ -43,15 +43,15 @@ def _split(train: int, valid: int) -> Split:
 
 _QUICK = Counts(
     side=112,
-    text=_split(12_000, 500),
-    captions=_split(8_400, 640),
+    text=_split(24_000, 500),
+    captions=_split(9_000, 640),
     questions=_split(6_000, 300),
     reading=_split(600, 60),
     probe=_split(1_500, 300),
     transcripts=_split(5_200, 300),
     digits=_split(1_200, 250),
     spoken_questions=_split(2_000, 250),
-    speak=_split(2_000, 120),
+    speak=_split(2_000, 240),
     repeats=6,
     least=80,
 )

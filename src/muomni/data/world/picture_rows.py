@@ -15,6 +15,7 @@ from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_
 from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
 
 Row = dict[str, Any]
+UNNAMED_SHARE = 0.35  # of the training pictures shows shapes in colours that have no name
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
 
 
@@ -77,9 +78,10 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], *, most: int
         rng = np.random.default_rng((seed, number, split == "valid"))
         for index in range(count):
             held_out = split == "valid" and rng.random() >= SEEN_SHARE
+            unnamed = split == "train" and most > 1 and rng.random() < UNNAMED_SHARE
             for tried in itertools.count():
                 # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
-                scene = sample(rng, min(most, 1 + index % most + tried // 30), held_out=held_out)
+                scene = sample(rng, min(most, 1 + index % most + tried // 30), held_out=held_out, unnamed=unnamed)
                 caption = describe(rng, scene)
                 text = caption.text()
                 if is_held_out(text) == (split == "valid") and not (split == "valid" and text in told):

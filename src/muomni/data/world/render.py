@@ -8,6 +8,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from muomni.data.world.lexicon import HELD_OUT_PAIRS
 from muomni.data.world.scene import Scene, Thing
 
 PAINT = {
@@ -30,6 +31,18 @@ _OVERSAMPLE = 3
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+
+
+def _paint(rng: np.random.Generator, thing: Thing) -> Colour:
+    """The colour of an object. One without a name is any that is not nearest to the colour in which its shape is held out."""
+    if thing.colour:
+        return PAINT[thing.colour]
+    held = next(colour for colour, shape in HELD_OUT_PAIRS if shape == thing.shape)
+    while True:
+        red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
+        nearest = min(PAINT, key=lambda name: math.dist(PAINT[name], (red, green, blue)))
+        if nearest != held:
+            return (red, green, blue)
 
 
 def _outline(paint: Colour) -> Colour:
@@ -68,8 +81,9 @@ def _turn(points: list[Point], angle: float) -> list[Point]:
     return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
 
 
-def _draw(canvas: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, radius: float, angle: float, ground: Colour) -> None:
-    paint = PAINT[thing.colour]
+def _draw(
+    canvas: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, radius: float, angle: float, ground: Colour, paint: Colour
+) -> None:
     rim = max(2, round(0.010 * canvas.im.size[0]))
     if thing.shape in ("circle", "ring"):
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=_outline(paint), width=rim)
@@ -121,7 +135,7 @@ def picture(rng: np.random.Generator, scene: Scene, side: int) -> Image.Image:
     image = Image.new("RGB", (large, large), ground)
     canvas = ImageDraw.Draw(image)
     for thing, (x, y, radius) in zip(scene, _layout(rng, scene), strict=True):
-        _draw(canvas, thing, x * large, y * large, radius * large, float(rng.uniform(-0.1, 0.1)), ground)
+        _draw(canvas, thing, x * large, y * large, radius * large, float(rng.uniform(-0.1, 0.1)), ground, _paint(rng, thing))
     return image.reduce(_OVERSAMPLE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -12,13 +12,14 @@ import numpy as np
 from muomni.data.world.lexicon import COLOURS, HELD_OUT_PAIRS, NUMBERS, PLACES, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, grammatical, plural
 
 HELD = tuple(sorted(HELD_OUT_PAIRS))
+UNNAMED = ""
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _ALONG = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene."""
+    """One object of a scene; colour UNNAMED is one that the lexicon has no word for."""
 
     size: str
     colour: str
@@ -88,11 +89,12 @@ def relation(one: Thing, other: Thing) -> str | None:
     return "above" if down < 0 else "below"
 
 
-def sample(rng: np.random.Generator, count: int, *, held_out: bool = False) -> Scene:
+def sample(rng: np.random.Generator, count: int, *, held_out: bool = False, unnamed: bool = False) -> Scene:
     """A scene of `count` objects, no (colour, shape) twice, no place twice.
 
     Training scenes know seen pairs only; held-out scenes show at least one held-out pair. Colours and shapes repeat often enough that
-    "how many red shapes" has every answer.
+    "how many red shapes" has every answer. `unnamed` scenes show shapes in colours without a name: who has only seen shapes in their own
+    few colours learns the pair, not the shape (a linear probe of shape found 0.42 on held-out pairs, 0.68 on seen ones).
     """
     places = [str(place) for place in rng.permutation(PLACES)[:count]]
     like = rng.choice(["nothing", "colour", "shape"], p=[0.55, 0.25, 0.2])
@@ -105,6 +107,8 @@ def sample(rng: np.random.Generator, count: int, *, held_out: bool = False) -> S
         pair = pool[rng.integers(len(pool))]
         if pair not in chosen:
             chosen.append(pair)
+    if unnamed:
+        chosen = [(UNNAMED, str(shape)) for shape in rng.permutation(SHAPES)[:count]]
     sizes = [str(size) for size in rng.choice(SIZES, size=count)]
     if "middle" in places and sizes[places.index("middle")] == "big":  # two big ones side by side would overlap
         sizes = ["big" if place == "middle" else "small" for place in places]
@@ -118,10 +122,13 @@ def describe(rng: np.random.Generator, scene: Scene) -> Caption:
         clear = relation(ordered[0], ordered[1])
         if clear:
             sized = rng.random(2) < 0.7
-            claims = [Claim(thing.size if said else None, thing.colour, thing.shape) for thing, said in zip(ordered, sized, strict=True)]
+            claims = [
+                Claim(thing.size if said else None, thing.colour or None, thing.shape) for thing, said in zip(ordered, sized, strict=True)
+            ]
             return Caption(tuple(claims), relation=clear)
     claims = [
-        Claim(thing.size, thing.colour, thing.shape, thing.place) for thing in (scene[index] for index in rng.permutation(len(scene)))
+        Claim(thing.size, thing.colour or None, thing.shape, thing.place)
+        for thing in (scene[index] for index in rng.permutation(len(scene)))
     ]
     return Caption(tuple(claims), count=len(scene) if rng.random() < 0.15 else None)
 
@@ -147,25 +154,33 @@ def changes(caption: Caption) -> Iterator[tuple[str, Caption]]:
 
 
 def questions(scene: Scene) -> list[tuple[str, str, str]]:
-    """Every (kind, question, answer) that has one answer in the scene; a question names an object only where the name is unique."""
+    """Every (kind, question, answer) that has one answer in the scene; a question names an object only where the name is unique.
+
+    Where colours have no names, nothing is asked about them.
+    """
     found: list[tuple[str, str, str]] = []
     add = found.append
     colours, shapes = Counter(thing.colour for thing in scene), Counter(thing.shape for thing in scene)
     pairs = {(thing.colour, thing.shape) for thing in scene}
     taken = {thing.place: thing for thing in scene}
+    is_named = UNNAMED not in colours
     add(("count", "how many shapes are there?", NUMBERS[len(scene)]))
-    for colour in COLOURS:
+    for colour in COLOURS if is_named else ():
         add(("how many", f"how many {colour} shapes are there?", NUMBERS[colours[colour]]))
     for shape in SHAPES:
         add(("how many", f"how many {plural(shape)} are there?", NUMBERS[shapes[shape]]))
     for size in SIZES:
         add(("how many", f"how many {size} shapes are there?", NUMBERS[sum(thing.size == size for thing in scene)]))
-    for place in PLACES:
+    for place in PLACES if is_named else ():
         there = grammatical(f"a {taken[place].colour} {taken[place].shape}") if place in taken else "nothing"
         add(("at", f"what is at the {place}?", there))
     for thing in scene:
-        add(("colour", f"what colour is the shape at the {thing.place}?", thing.colour))
         add(("shape", f"what shape is at the {thing.place}?", thing.shape))
+        if shapes[thing.shape] == 1:
+            _by_shape(thing, scene, shapes, is_named, add)
+        if not is_named:
+            continue
+        add(("colour", f"what colour is the shape at the {thing.place}?", thing.colour))
         add(("where", f"where is the {thing.colour} {thing.shape}?", f"at the {thing.place}"))
         add(("yes no", grammatical(f"is there a {thing.colour} {thing.shape}?"), "yes"))
         # A hard no changes one attribute of something that is there.
@@ -174,20 +189,24 @@ def questions(scene: Scene) -> list[tuple[str, str, str]]:
                 add(("yes no", grammatical(f"is there a {colour} {shape}?"), "no"))
         if colours[thing.colour] == 1:
             add(("shape", f"what shape is {thing.colour}?", thing.shape))
-        if shapes[thing.shape] == 1:
-            name = f"the {thing.shape}"
-            add(("colour", f"what colour is {name}?", thing.colour))
-            add(("size", f"what size is {name}?", thing.size))
-            add(("where", f"where is {name}?", f"at the {thing.place}"))
-            for colour in COLOURS:
-                add(("yes no", f"is {name} {colour}?", "yes" if colour == thing.colour else "no"))
-            for size in SIZES:
-                add(("yes no", f"is {name} {size}?", "yes" if size == thing.size else "no"))
-            for place in PLACES:
-                add(("yes no", f"is {name} at the {place}?", "yes" if place == thing.place else "no"))
-            for other in scene:
-                clear = relation(thing, other)
-                if clear and shapes[other.shape] == 1:
-                    for said in (clear, OPPOSITE[clear]):
-                        add(("yes no", f"is {name} {said} the {other.shape}?", "yes" if said == clear else "no"))
     return found
+
+
+def _by_shape(thing: Thing, scene: Scene, shapes: Counter[str], is_named: bool, add: Callable[[tuple[str, str, str]], None]) -> None:
+    """Questions about an object that its shape alone names."""
+    name = f"the {thing.shape}"
+    add(("size", f"what size is {name}?", thing.size))
+    add(("where", f"where is {name}?", f"at the {thing.place}"))
+    if is_named:
+        add(("colour", f"what colour is {name}?", thing.colour))
+        for colour in COLOURS:
+            add(("yes no", f"is {name} {colour}?", "yes" if colour == thing.colour else "no"))
+    for size in SIZES:
+        add(("yes no", f"is {name} {size}?", "yes" if size == thing.size else "no"))
+    for place in PLACES:
+        add(("yes no", f"is {name} at the {place}?", "yes" if place == thing.place else "no"))
+    for other in scene:
+        clear = relation(thing, other)
+        if clear and shapes[other.shape] == 1:
+            for said in (clear, OPPOSITE[clear]):
+                add(("yes no", f"is {name} {said} the {other.shape}?", "yes" if said == clear else "no"))
