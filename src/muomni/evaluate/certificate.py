@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import muomni
 from muomni import files
 from muomni.errors import GateRed
 from muomni.evaluate.facts import Fact
@@ -36,7 +36,7 @@ def write(
         "weights": weights,
         "data": data,
         "settings": settings,
-        "code": muomni.__version__,
+        "code": version("muomni"),
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "system": platform.platform()},
     }
     files.write_json(folder / NAME, certificate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,6 +90,23 @@ def judge(
         why = waived[gate.name] if verdict == "waived" else gate.why if verdict == "red" else ""
         judged.append(Judged(gate.name, verdict, value, threshold, why))
     return judged
+
+
+def demanded(demands: Mapping[str, str]) -> tuple[Gate, ...]:
+    """Gates that a recipe adds for facts of its own data, `fact: ">= 0.9"` or `fact: "<= 0.1"`.
+
+    Raises  ConfigError for another form.
+    """
+    gates = []
+    for fact, text in demands.items():
+        found = re.fullmatch(r"\s*(>=|<=)\s*([-+0-9.eE]+)\s*", text)
+        if found is None:
+            raise ConfigError(f"demands.{fact}: expected e.g. '>= 0.9' or '<= 0.1', got {text!r}")
+        bound = float(found[2])
+        why = "less than this recipe demands: train longer, or look at its report"
+        least, most = (bound, None) if found[1] == ">=" else (None, bound)
+        gates.append(Gate(f"demand_{fact}", fact, why, at_least=least, at_most=most))
+    return tuple(gates)
 
 
 # Gates that every stage has (SPEC G1): the run itself must have been sound.

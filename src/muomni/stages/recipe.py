@@ -131,7 +131,17 @@ def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str
 
 # Settings that change how a run looks or is kept, never its weights.
 HARMLESS = frozenset(
-    {"print_freq", "keep_checkpoints", "checkpoint_freq", "num_workers", "gates", "eval_items", "val_batches", "quarantine_limit"}
+    {
+        "print_freq",
+        "keep_checkpoints",
+        "checkpoint_freq",
+        "num_workers",
+        "gates",
+        "demands",
+        "eval_items",
+        "val_batches",
+        "quarantine_limit",
+    }
 )
 
 

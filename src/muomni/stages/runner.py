@@ -50,7 +50,7 @@ def run(
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
-    _check_waivers(waived, chosen)
+    _check_waivers(waived, plan, chosen)
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=_threads(plan))
     if machine.is_main:
@@ -83,16 +83,16 @@ def _threads(plan: Recipe) -> int:
     return int(os.environ.get("MUOMNI_THREADS", plan.threads))
 
 
-def _check_waivers(waived: dict[str, str], chosen: list[str]) -> None:
-    known = {gate.name for name in chosen for gate in all_gates(recipes.stage(name))}
+def _check_waivers(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
+    known = {gate.name for name in chosen for gate in all_gates(recipes.stage(name), plan.stages[name])}
     for gate in waived:
         if gate not in known:
             raise ConfigError(f"--waive {gate}: no such gate", hint=f"the gates are {', '.join(sorted(known))}")
 
 
-def all_gates(stage: Stage) -> tuple[gates.Gate, ...]:
-    """The gates that every stage has, and the stage's own."""
-    return (*gates.SOUND, *stage.gates)
+def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
+    """The gates that every stage has, the stage's own, and what the recipe demands beside them."""
+    return (*gates.SOUND, *stage.gates, *gates.demanded(settings.demands))
 
 
 def _make_world(plan: Recipe, folder: Path) -> None:
@@ -132,7 +132,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         facts["wall_s"] = Fact(time.perf_counter() - begin)
         with files.fresh_folder(own / "final") as part:
             built.save(part)
-        judged = gates.judge(all_gates(stage), facts, settings.gates, _waived_here(stage, waived))
+        judged = gates.judge(all_gates(stage, settings), facts, settings.gates, _waived_here(stage, settings, waived))
         result = certificate.write(own, name, facts, judged, weights=store.digest(built.objective), data=built.data, settings=digest)
         _tell(name, result)
     result = distributed.from_main(result, machine)
@@ -202,8 +202,8 @@ def _sound(built: Plan, fitted: Fitted) -> dict[str, Fact]:
     }
 
 
-def _waived_here(stage: Stage, waived: dict[str, str]) -> dict[str, str]:
-    names = {gate.name for gate in all_gates(stage)}
+def _waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
+    names = {gate.name for gate in all_gates(stage, settings)}
     return {gate: why for gate, why in waived.items() if gate in names}
 
 
@@ -213,7 +213,7 @@ def _reuse(
     """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
     kept = {gate["name"]: gate["why"] for gate in done["gates"] if gate["verdict"] == "waived"}
-    judged = gates.judge(all_gates(stage), facts, settings.gates, {**kept, **_waived_here(stage, waived)})
+    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, {**kept, **_waived_here(stage, settings, waived)})
     if machine.is_main:
         done = certificate.write(own, stage.name, facts, judged, weights=done["weights"], data=done["data"], settings=done["settings"])
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
@@ -282,7 +282,7 @@ def _side_by_side(
                 if failed is None and not blocked and len(running) < plan.header.jobs:
                     command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder)]
                     command += ["--fresh"] if fresh else []
-                    for gate in _waived_here(recipes.stage(name), waived):
+                    for gate in _waived_here(recipes.stage(name), plan.stages[name], waived):
                         command += ["--waive", gate, "--reason", reason or ""]
                     running[name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
                     waiting.remove(name)
@@ -344,7 +344,7 @@ def _gate_stage(folder: Path, name: str) -> dict[str, Any]:
     facts = {**built.notes, **_sound(built, fitted), **built.measure(fitted)}
     stored = certificate.read(own) or {"gates": []}
     kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
-    judged = gates.judge(all_gates(stage), facts, settings.gates, kept)
+    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, kept)
     return {
         "stage": name,
         "verdict": certificate.overall(judged),

@@ -24,9 +24,10 @@ from muomni.train.settings import TrainSettings
 
 
 class StageSettings(TrainSettings):
-    """Settings of any stage; `gates` sets bounds anew, by gate name."""
+    """Settings of any stage; `gates` sets bounds anew, by gate name; `demands` adds gates, e.g. {digit_exact: ">= 0.93"}."""
 
     gates: dict[str, float] = {}
+    demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
 
     @property
