@@ -25,7 +25,7 @@ def sum_counts(counts: dict[str, float], runtime: Runtime) -> dict[str, float]:
 
 
 def wrap(objective: nn.Module, runtime: Runtime) -> nn.Module:
-    """The objective under DDP where there are several ranks; unused parameters are looked for, so other modalities on a rank do not hang."""
+    """The objective under DDP where there are several ranks; unused parameters are looked for: ranks may hold other modalities."""
     if runtime.world == 1:
         return objective
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
