@@ -130,13 +130,14 @@ class Omni(nn.Module):
         Raises  ShapeError where pads and media tokens do not count the same.
         """
         x_BTD = self.decoder.embed(ids_BT)
+        seen_ND = heard_ND = x_BTD.new_zeros(0, x_BTD.shape[2])
         if media.pixels_N3HW is not None:
-            x_BTD = _fill(x_BTD, ids_BT == SPECIAL.image_pad, self.see(media.pixels_N3HW).flatten(0, 1), "image")
+            seen_ND = self.see(media.pixels_N3HW).flatten(0, 1)
         if media.mel_NFM is not None and media.frames_N is not None:
             tokens_NTD, lengths_N = self.hear(media.mel_NFM, media.frames_N)
-            keep_NT = torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]
-            x_BTD = _fill(x_BTD, ids_BT == SPECIAL.audio_pad, tokens_NTD[keep_NT], "audio")
-        return x_BTD
+            heard_ND = tokens_NTD[torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]]
+        x_BTD = _fill(x_BTD, ids_BT == SPECIAL.image_pad, seen_ND, "image")
+        return _fill(x_BTD, ids_BT == SPECIAL.audio_pad, heard_ND, "audio")
 
 
 def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tensor:
