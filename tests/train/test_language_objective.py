@@ -1,0 +1,245 @@
+"""The next token: shifted once, padding and prompts never learned, media in the places of their pads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muomni.data.conversation import Item
+from muomni.errors import ShapeError
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
+from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from muomni.tokens.bpe import SPECIAL
+from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
+
+VOCAB = 40
+SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 32}
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=VOCAB, ctx_len=64, dropout=0.0, tied=False, **SMALL))
+    for parameter in model.parameters():
+        parameter.data *= 3  # far from uniform, so that a wrong target shows
+    return model.eval()
+
+
+def nats(model: Decoder, ids: list[int], labels: list[int]) -> float:
+    """The slow way: one position after another."""
+    logits = model.logits(model.hidden(model.embed(torch.tensor([ids]))))[0]
+    return sum(float(F.cross_entropy(logits[t - 1], torch.tensor(labels[t])).detach()) for t in range(1, len(ids)) if labels[t] >= 0)
+
+
+def item(ids: list[int], labels: list[int]) -> Item:
+    return Item("x", "text", ids, labels, [], [])
+
+
+def test_the_shift_is_by_one_exactly() -> None:
+    """A body that always says 'one more' has no loss on a counting sequence, and only with a shift of one."""
+
+    class Counting(nn.Module):
+        output_weight_VD = 50.0 * torch.eye(VOCAB)
+
+        def embed(self, ids_BT: Tensor) -> Tensor:
+            return F.one_hot(ids_BT + 1, VOCAB + 1)[..., :VOCAB].float()
+
+        def hidden(self, x_BTD: Tensor, **_: object) -> Tensor:
+            return x_BTD
+
+    objective = NextToken(Counting())  # type: ignore[arg-type]
+    for step, is_right in ((1, True), (0, False), (2, False)):
+        ids = torch.arange(15, 15 + 8 * max(step, 1), max(step, 1))[None] if step else torch.full((1, 8), 20)
+        terms = objective(LanguageBatch(["a"], ids, ids.clone()))
+        assert terms["text"].count == 7
+        assert (float(terms["text"].total) < 1e-6) == is_right
+        assert (float(terms["misses"].total) == 0) == is_right
+
+
+def test_the_loss_is_that_of_each_position() -> None:
+    model = decoder()
+    ids, labels = [1, 5, 20, 21, 22, 7], [-100, -100, 20, -100, 22, 7]
+    term = NextToken(model)(collate([item(ids, labels)]))["text"]
+    assert term.count == 3
+    assert float(term.total.detach()) == pytest.approx(nats(model, ids, labels), abs=1e-4)
+
+
+def test_padding_changes_nothing() -> None:
+    model = decoder()
+    short, long = item([1, 20, 21, 22], [-100, 20, 21, 22]), item(list(range(15, 35)), list(range(15, 35)))
+    objective = NextToken(model)
+    alone = [objective(collate([one]))["text"] for one in (short, long)]
+    both = objective(collate([short, long]))["text"]
+    assert both.count == sum(term.count for term in alone) == 3 + 19
+    assert float(both.total.detach()) == pytest.approx(sum(float(term.total.detach()) for term in alone), abs=1e-4)
+    batch = collate([short, long])
+    batch.ids_BT[0, 4:] = 33  # what stands in the padding is never looked at
+    assert float(objective(batch)["text"].total.detach()) == pytest.approx(float(both.total.detach()), abs=1e-5)
+
+
+def test_packed_documents_cost_what_they_cost_apart() -> None:
+    model = decoder()
+    parts = [[20, 21, 22, 2], [30, 31, 2], [25, 26, 27, 28, 2]]
+    ids = torch.tensor([sum(parts, [])])
+    documents = torch.tensor([[n for n, part in enumerate(parts) for _ in part]])
+    packed = NextToken(model)(LanguageBatch(["a"], ids, ids.clone(), documents_BT=documents))["text"]
+    assert packed.count == sum(len(part) - 1 for part in parts)
+    assert float(packed.total.detach()) == pytest.approx(sum(nats(model, part, part) for part in parts), abs=1e-4)
+    merged = NextToken(model)(LanguageBatch(["a"], ids, ids.clone()))["text"]
+    assert merged.count == packed.count + 2  # without the document mask, ends are asked to foretell beginnings
+
+
+def test_prompts_are_never_learned() -> None:
+    """No gradient reaches the output row of a token that stands in prompts only, as a target."""
+    model = decoder()
+    batch = collate([item([1, 5, 30, 31, 6, 20, 7], [-100] * 5 + [20, 7])])
+    assert set(targets(batch)[targets(batch) >= 0].tolist()) == {20, 7}
+    term = NextToken(model)(batch)["text"]
+    assert term.count == 2
+    changed = collate([item([1, 5, 30, 31, 6, 20, 7], [-100] * 5 + [20, 7])])
+    changed.labels_BT[0, 0] = 33  # the first position is no target of any
+    assert float(NextToken(model)(changed)["text"].total.detach()) == float(term.total.detach())
+
+
+def test_the_future_does_not_reach_an_earlier_loss() -> None:
+    model = decoder()
+    ids = list(range(15, 30))
+    labels = [-100] * 15
+    labels[6] = ids[6]
+    first = float(NextToken(model)(collate([item(ids, labels)]))["text"].total)
+    for t in range(6, 15):
+        other = [*ids]
+        other[t] = 38
+        assert float(NextToken(model)(collate([item(other, labels)]))["text"].total) == pytest.approx(first, abs=1e-6)
+    other = [*ids]
+    other[5] = 38
+    assert abs(float(NextToken(model)(collate([item(other, labels)]))["text"].total) - first) > 1e-3
+
+
+def test_counts_are_known_before_the_forward() -> None:
+    model = decoder()
+    for batch in (collate([item([1, 20], [-100, -100])]), collate([item([1, 20, 21], [1, 20, -100]), item([9], [9])])):
+        objective = NextToken(model)
+        terms = objective(batch)
+        assert objective.counts(batch) == {name: term.count for name, term in terms.items()}
+        assert bool(terms["text"].total.isfinite())
+
+
+def test_a_batch_without_labels_reaches_all_weights_with_zero() -> None:
+    model = decoder()
+    term = NextToken(model)(collate([item([1, 20, 21], [-100] * 3)]))["text"]
+    term.total.backward()
+    assert term.count == 0
+    assert all(p.grad is not None and not bool(p.grad.any()) for p in model.parameters())
+
+
+def test_misses_are_counted_without_weight() -> None:
+    model = decoder()
+    ids = list(range(15, 27))
+    terms = NextToken(model)(collate([item(ids, ids)]))
+    guesses = model.logits(model.hidden(model.embed(torch.tensor([ids]))))[0, :-1].argmax(-1)
+    assert float(terms["misses"].total) == int((guesses != torch.tensor(ids[1:])).sum())
+    assert terms["misses"].weight == 0.0
+
+
+def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
+    body = decoder()
+    vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)).eval() if eyes else None
+    audio = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)).eval() if ears else None
+    shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, grid=1, audio_pool=2)
+    return Omni(body, vision, audio, Projectors(shape).start_at(body.embedding_rms)).eval()
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+def sound(frames: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(frames, 128)).astype(np.float32)
+
+
+def test_media_stand_at_their_pads_in_order() -> None:
+    model = omni()
+    pictures, mels = [picture(0), picture(1)], [sound(17, 2), sound(40, 3)]
+    counts = [model.audio_tokens(17), model.audio_tokens(40)]
+    assert model.image_tokens == 2
+    image, audio = SPECIAL.image_pad, SPECIAL.audio_pad
+    rows = [[20, image, image, 21, *[audio] * counts[0], 22], [*[audio] * counts[1], 23, image, image]]
+    batch = collate([Item("a", "", rows[0], rows[0], [pictures[0]], [mels[0]]), Item("b", "", rows[1], rows[1], [pictures[1]], [mels[1]])])
+    with torch.no_grad():
+        x = model.embed(batch.ids_BT, batch.media)
+        for row, ids in enumerate(rows):
+            seen = model.see(gather([pictures[row]], []).pixels_N3HW)[0]  # type: ignore[arg-type]
+            alone = gather([], [mels[row]])
+            heard = model.hear(alone.mel_NFM, alone.frames_N)[0][0, : counts[row]]  # type: ignore[arg-type]
+            places = torch.tensor(ids)
+            torch.testing.assert_close(x[row, : len(ids)][places == image], seen, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(x[row, : len(ids)][places == audio], heard, atol=1e-5, rtol=1e-5)
+            words = (places != image) & (places != audio)
+            torch.testing.assert_close(x[row, : len(ids)][words], model.decoder.embed(places[words]))
+
+
+def test_media_are_as_loud_as_words() -> None:
+    model = omni()
+    seen = model.see(gather([picture(0)], []).pixels_N3HW)  # type: ignore[arg-type]
+    ratio = float(seen.square().mean().sqrt()) / model.decoder.embedding_rms
+    assert 0.4 < ratio < 2.5
+
+
+@pytest.mark.parametrize("pads", [0, 1, 3])
+def test_pads_and_media_that_do_not_fit_are_refused(pads: int) -> None:
+    model = omni()
+    row = [20, *[SPECIAL.image_pad] * pads, 21]
+    with pytest.raises(ShapeError, match="image"):
+        model.embed(torch.tensor([row]), gather([picture(0)], []))
+    row = [20, *[SPECIAL.audio_pad] * pads, 21]
+    with pytest.raises(ShapeError, match="audio"):
+        model.embed(torch.tensor([row]), gather([], [sound(40, 0)]))
+
+
+@pytest.mark.parametrize("pad", [SPECIAL.image_pad, SPECIAL.audio_pad])
+def test_pads_without_any_media_are_refused(pad: int) -> None:
+    """Else a row that lost its picture would be read as if it had one."""
+    with pytest.raises(ShapeError):
+        omni().embed(torch.tensor([[20, pad, pad, 21]]), Media())
+
+
+def test_a_missing_sense_is_named() -> None:
+    with pytest.raises(ShapeError, match="no eyes"):
+        omni(eyes=False).see(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match="no ears"):
+        omni(ears=False).hear(torch.zeros(1, 8, 128), torch.tensor([8]))
+
+
+def test_the_towers_get_no_gradient_and_the_projectors_do() -> None:
+    model = omni()
+    count = model.audio_tokens(20)
+    row = [20, *[SPECIAL.image_pad] * 2, *[SPECIAL.audio_pad] * count, 21, 22]
+    batch = collate([Item("a", "", row, [-100] * (len(row) - 1) + [22], [picture(0)], [sound(20, 1)])])
+    NextToken(model.decoder, model)(batch)["text"].total.backward()
+    assert all(p.grad is None for part in (model.vision, model.audio) for p in part.parameters())  # type: ignore[union-attr]
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.projectors.parameters())
+
+
+def test_a_sound_in_a_longer_batch_is_heard_the_same() -> None:
+    model = omni()
+    with torch.no_grad():
+        alone = gather([], [sound(18, 1)])
+        both = gather([], [sound(18, 1), sound(90, 2)])
+        one, count = model.hear(alone.mel_NFM, alone.frames_N)  # type: ignore[arg-type]
+        two, counts = model.hear(both.mel_NFM, both.frames_N)  # type: ignore[arg-type]
+    assert counts[0] == count[0] == model.audio_tokens(18)
+    torch.testing.assert_close(two[0, : count[0]], one[0, : count[0]], atol=1e-4, rtol=1e-4)
+
+
+def test_uniform_guesses_cost_the_logarithm_of_the_vocabulary() -> None:
+    model = decoder()
+    model.lm_head.weight.data.zero_()  # type: ignore[union-attr]
+    term = NextToken(model)(collate([item(list(range(15, 35)), list(range(15, 35)))]))["text"]
+    assert float(term.total.detach()) / term.count == pytest.approx(math.log(VOCAB), abs=1e-5)
