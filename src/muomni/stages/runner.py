@@ -22,7 +22,7 @@ from muomni.stages import recipe as recipes
 from muomni.stages import scoreboard
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, loop
+from muomni.train import distributed, loop, optim
 from muomni.train.loop import Fitted
 
 
@@ -147,6 +147,7 @@ def _train(stage: Stage, settings: StageSettings, own: Path, folder: Path, plan:
     built = stage.build(settings, Inputs(own, {n: folder / n / "final" for n in stage.needs}, plan.base, run_as))
     if settings.init_from is not None:
         _init_from(built, plan.base / settings.init_from)
+    optim.select(built.objective, settings)  # so that what patterns freeze is watched too
     before = _frozen(built)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=stage.name)
     if machine.is_main:
@@ -338,6 +339,9 @@ def _gate_stage(folder: Path, name: str) -> dict[str, Any]:
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
     runtime.seed_everything(settings.seed)
     built = stage.build(settings, Inputs(own, {n: folder / n / "final" for n in stage.needs}, plan.base, run_as))
+    if settings.init_from is not None:
+        _init_from(built, plan.base / settings.init_from)
+    optim.select(built.objective, settings)
     before = _frozen(built)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
     built.notes["frozen_moved"] = Fact(float(sum(_frozen(built).get(key) != value for key, value in before.items())), len(before))
