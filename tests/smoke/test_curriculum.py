@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_recipe import STAGES, STEPS, recipe, write
 
 from muomni import files
-from muomni.errors import ConfigError, GateRed
+from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
 from muomni.models import store
 from muomni.stages import runner
@@ -199,3 +199,35 @@ def test_swapped_pictures_change_what_omni_measures(finished: Path) -> None:
     for kind in ("image", "audio"):
         values = {found["facts"][f"{kind}_nats_{name}"]["value"] for name in ("correct", "swapped", "zero", "noise")}
         assert len(values) == 4, (kind, values)
+
+
+def test_what_a_pattern_freezes_is_watched(copied: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """The gate `frozen` compares all that does not train, also what a recipe's pattern froze, and `gate` measures the same again."""
+    shutil.rmtree(copied / "omni")
+    runner.run(str(changed(recipe_file, tmp_path, "omni", train=["omni.projectors.*"])), stages=["omni"], out=copied)
+    found = certificate.read(copied / "omni")
+    assert found is not None
+    account = files.read_json(copied / "omni" / "account.json")
+    frozen = sum(not row["trains"] for row in account)
+    assert found["facts"]["frozen_moved"] == {"value": 0.0, "n": frozen, "ci": None, "floor": None}
+    assert store.digest(store.load(copied / "thinker" / "final")) == store.digest(store.load(copied / "omni" / "final" / "thinker"))
+    again = runner.gate(copied / "omni")
+    assert isinstance(again, dict)
+    assert again["facts"]["frozen_moved"] == found["facts"]["frozen_moved"]
+
+
+def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """init_from takes the weights over: with no rate to speak of, the loss is where the other run ended."""
+    path = changed(
+        recipe_file, tmp_path, "codec", init_from=str(finished / "codec"), lr=1e-12, max_steps=1, warmup_steps=0, ema_decay=None
+    )
+    runner.run(str(path), stages=["codec"], out=tmp_path / "run")
+    found, old = certificate.read(tmp_path / "run" / "codec"), certificate.read(finished / "codec")
+    assert found is not None
+    assert old is not None
+    assert found["facts"]["init_share"]["value"] == 1.0
+    again = runner.gate(tmp_path / "run" / "codec")
+    assert isinstance(again, dict)
+    assert again["verdict"] == found["verdict"]
+    with pytest.raises(CheckpointError, match="init_from"):
+        runner.run(str(changed(recipe_file, tmp_path, "codec", init_from=str(tmp_path))), stages=["codec"], out=tmp_path / "other")
