@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +54,7 @@ def main() -> None:
     found["decoding"] = decoding(3 if arguments.quick else 7)
     found["loss_memory"] = compare_loss_memory()
     found["start_up_s"] = start_up_s()
+    found["data_wait"] = data_wait(20 if arguments.quick else 60)
     print(json.dumps(found, indent=2) if arguments.json else report(found))
 
 
@@ -180,6 +183,21 @@ def start_up_s() -> float:
     return min(timed(lambda: python("-m", "muomni", "--help")) for _ in range(3))
 
 
+def data_wait(steps: int) -> float:
+    """The share of its time that stage thinker waits for batches, default sizes, measured by its own loop on made-up words."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw = random.Random(0)
+        words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(2000)]
+        lines = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(4000)]
+        Path(folder, "words.txt").write_text("\n".join(lines), encoding="utf-8")
+        settings = {"data": [{"path": "words.txt"}], "model": {"vocab_size": 1000}, "row_len": LENGTH, "batch_size": BATCH}
+        settings |= {"max_steps": steps, "warmup_steps": 5, "print_freq": steps, "gates": {"floor": 9.0, "held_out_gap": 9.0}}
+        Path(folder, "recipe.yaml").write_text(json.dumps({"name": "wait", "thinker": settings}), encoding="utf-8")
+        python("-m", "muomni", "run", f"{folder}/recipe.yaml", "--out", f"{folder}/run")
+        rows = [json.loads(line) for line in Path(folder, "run/thinker/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return float(next(row["data_wait"] for row in reversed(rows) if "data_wait" in row))
+
+
 def python(*arguments: str) -> str:
     """The output of a Python process."""
     return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
@@ -199,6 +217,7 @@ def report(found: dict[str, Any]) -> str:
     megabytes = f"{memory['ours_mb']:.0f} against {memory['plain_mb']:.0f} MB"
     lines.append(f"loss, V 32000, N 4096: {megabytes}, share {memory['share']:.2f} (aim {MEMORY_AIM})")
     lines.append(f"start-up of --help: {found['start_up_s']:.2f} s")
+    lines.append(f"waiting for data in stage thinker: {found['data_wait']:.2%} of the time (aim < 1 %)")
     return "\n".join(lines)
 
 
