@@ -42,7 +42,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
@@ -53,6 +55,17 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _load(text: str, fault: str) -> Any:
+    """The value of a YAML text; `fault` begins the message of the ConfigError that anything else becomes."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{fault}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        # PyYAML lets through what fails inside of a value: !!int x, a 13th month, a thousand open brackets
+        raise ConfigError(f"{fault}: a value can't be read: {type(error).__name__} {' '.join(str(error).split())[:200]}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -80,10 +93,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         return value
 
     text = re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", substitute, text)
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    value = _load(text, f"{where}: not valid YAML")
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of keys, got {type(value).__name__}")
     return value
@@ -158,10 +168,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"{assignment!r}: expected KEY=VALUE, e.g. thinker.max_steps=200")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{assignment!r}: the value is not valid YAML") from error
+        value = _load(text, f"{assignment!r}: the value is not valid YAML")
         *parents, last = path.split(".")
         node: Any = out
         for part in parents:
@@ -186,7 +193,7 @@ def _child(node: Any, part: str, assignment: str) -> Any:
 
 
 def _position(node: list[Any], part: str, assignment: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not part.isdecimal() or int(part) >= len(node):
         raise ConfigError(f"{assignment!r}: {part} is no position of a list of {len(node)}")
     return int(part)
 
