@@ -1,10 +1,15 @@
 """Captions as unit vectors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from muomni.errors import ShapeError, TokenRangeError
+from muomni.models import store
+from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
+from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 
 def tower(kind: str) -> TextTower:
@@ -53,3 +58,17 @@ def test_wrong_captions_are_refused() -> None:
         tower("thinker").embed(torch.ones(3, 7, dtype=torch.int64), keep)
     with pytest.raises(ShapeError):
         tower("transformer").embed(torch.randn(3, 7, 24), keep)
+
+
+def test_towers_and_encoders_are_kept_whole(tmp_path: Path) -> None:
+    networks = [
+        tower("transformer"),
+        VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=16, layers=1, heads=2, hidden=32, stem="conv")),
+        AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, hidden=64, channels=8)),
+    ]
+    for number, network in enumerate(networks):
+        store.save(network, tmp_path / str(number))
+        again = store.load(tmp_path / str(number))
+        assert type(again) is type(network)
+        assert again.config == network.config
+        assert store.digest(again) == store.digest(network)
