@@ -102,7 +102,10 @@ def load(folder: Path, model: nn.Module, device: torch.device) -> State:
     progress = files.read_json(folder / "progress.json")
     tensors = load_file(folder / "weights.safetensors")
     tensors.update({alias: tensors[name] for alias, name in progress.pop("aliases").items()})
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: another model: {' '.join(str(error).split())[:500]}") from error
     if missing or unexpected:
         raise CheckpointError(f"{folder}: another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
     saved = torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)
@@ -124,7 +127,7 @@ def verify(folder: Path) -> None:
         for name, digest in manifest["files"].items():
             if files.sha256_file(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: torn checkpoint: the content differs from its manifest")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: torn checkpoint: {error}") from error
 
 
