@@ -1,0 +1,121 @@
+"""What a run tells, and where it looks for what went wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_training import CPU, Rows, Toy, collate
+from torch import Tensor, nn
+
+from muomni.train import monitor
+from muomni.train.monitor import Monitor
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def start(folder: Path, step: int = 0) -> Monitor:
+    return Monitor(folder, "toy", step=step, max_steps=10, is_main=True)
+
+
+def test_rows_are_on_the_disk_at_once_and_plain_lines_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with start(tmp_path) as log:
+        log.log({"step": 1, "loss": 2.0})
+        assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+        log.say("hello")
+    said = capsys.readouterr()
+    assert said.out == "", "standard output is for JSON"
+    assert "[toy] step 1/10" in said.err
+    assert "loss=2" in said.err
+    assert "[toy] hello" in said.err
+
+
+def test_a_resume_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -> None:
+    with start(tmp_path) as log:
+        for step in range(1, 6):
+            log.log({"step": step, "loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6')
+    with start(tmp_path, step=3) as log:
+        assert [row["step"] for row in log.rows] == [1, 2, 3]
+        log.log({"step": 4, "loss": -4.0})
+    assert [row["loss"] for row in rows(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 3.0, -4.0]
+
+
+def test_a_fresh_start_forgets_all(tmp_path: Path) -> None:
+    with start(tmp_path) as log:
+        log.log({"step": 1, "loss": 1.0})
+    with start(tmp_path):
+        assert rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", "\n", "{\"step\": 2, \"lo"])
+def test_a_spoiled_metrics_file_stops_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + content)
+    with start(tmp_path, step=3) as log:
+        log.log({"step": 4})
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 4]
+
+
+def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Monitor(tmp_path, "toy", step=0, max_steps=3, is_main=False) as log:
+        log.log({"step": 1, "loss": 1.0})
+        log.say("hello")
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
+
+
+class Poison(nn.Module):
+    """Spoils what passes, where it is told to."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_first_module_that_is_not_finite_is_named(value: float, place: int) -> None:
+    model = Toy()
+    layers = [nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh()]
+    layers.insert(place, Poison(value))
+    model.body = nn.Sequential(*layers)
+    batch = collate([Rows().item(i, np.random.default_rng(0)) for i in (0, 1)])
+    before = torch.get_rng_state()
+    assert monitor.find_nonfinite(model, batch, CPU) == f"body.{place}"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_sound_model_has_no_culprit() -> None:
+    batch = collate([Rows().item(0, np.random.default_rng(0))])
+    assert monitor.find_nonfinite(Toy(), batch, CPU) == ""
+
+
+def test_looking_for_the_culprit_survives_a_model_that_raises() -> None:
+    class Raises(Toy):
+        def forward(self, batch: object) -> dict[str, Any]:
+            raise ValueError("no")
+
+    assert monitor.find_nonfinite(Raises(), None, CPU) == ""
+
+
+def test_the_peak_is_measured_without_touching_the_generators() -> None:
+    before = torch.get_rng_state()
+    assert monitor.matmul_peak(CPU, size=64, repeats=1) > 1e6
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flops_are_counted() -> None:
+    with monitor.counted_flops() as counter:
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    assert counter.get_total_flops() == 2 * 3 * 4 * 5
