@@ -23,11 +23,13 @@ class Fact:
     floor: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a certificate; a value that is not finite becomes None, which JSON can hold."""
+        """As it stands in a certificate; what is not finite becomes None, which JSON can hold."""
         row = asdict(self)
         for key in ("value", "floor"):
             if row[key] is not None and not math.isfinite(row[key]):
                 row[key] = None
+        if self.ci is not None and not all(map(math.isfinite, self.ci)):
+            row["ci"] = None
         return row
 
     @classmethod

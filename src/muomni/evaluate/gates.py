@@ -84,7 +84,7 @@ def judge(
         else:
             sign, bound = gate.bound(fact, overrides.get(gate.name))
             value = fact.value if math.isfinite(fact.value) else None
-            holds = value is not None and (value >= bound if sign == ">=" else value <= bound)
+            holds = value is not None and math.isfinite(bound) and (value >= bound if sign == ">=" else value <= bound)
             threshold = f"{sign} {bound:.4g}"
         verdict: Verdict = "green" if holds else "waived" if gate.name in waived else "red"
         why = waived[gate.name] if verdict == "waived" else gate.why if verdict == "red" else ""
