@@ -97,7 +97,7 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         if key not in STAGES:
             import difflib
 
-            near = difflib.get_close_matches(key, [*STAGES, *header_keys], n=1)
+            near = difflib.get_close_matches(str(key), [*STAGES, *header_keys], n=1)
             raise ConfigError(
                 f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(STAGES)}")
             )
