@@ -28,11 +28,14 @@ class Corpus:
 
 
 def locate(source: Source, base: Path) -> Path:
-    """The file or folder of a source.
+    """The file or folder of a source: relative to `base` (the recipe's folder), else to the working folder.
 
     Raises  DataError (missing).
     """
-    path = Path(base) / Path(source.path).expanduser()
+    given = Path(source.path).expanduser()
+    path = Path(base) / given
+    if not path.exists() and given.exists():
+        return given.absolute()
     if not path.exists():
         raise DataError("missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`")
     return path

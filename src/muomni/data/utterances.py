@@ -21,6 +21,7 @@ from muomni.tokens.alphabet import Alphabet, min_frames
 ALPHABET = Alphabet()
 Wave = NDArray[np.float32]
 Mel = NDArray[np.float32]
+EDGE_FRAMES = 40
 
 
 class SpeechAugment(Strict):
@@ -168,7 +169,11 @@ class Utterances:
 
 
 class Crops:
-    """Random stretches of utterances of at most `frames` mel frames, drawn as often as they are long; for the codec."""
+    """Random stretches of utterances of at most `frames` mel frames, for the codec.
+
+    Starts are drawn as if the utterance went on for EDGE_FRAMES on both sides and are then moved inside, so that beginnings and ends, which plain
+    crops hardly ever show, are learned: word error of single words after the codec 0.59 -> 0.40 (docs/log.md).
+    """
 
     def __init__(self, utterances: Utterances, frames: int) -> None:
         self.utterances, self.frames = utterances, frames
@@ -183,5 +188,6 @@ class Crops:
     def item(self, index: int, rng: np.random.Generator) -> Utterance:
         """One crop."""
         whole = self.utterances.item(index, rng)
-        start = int(rng.integers(0, max(0, len(whole.mel_FM) - self.frames) + 1))
+        last = max(0, len(whole.mel_FM) - self.frames)
+        start = int(np.clip(rng.integers(-EDGE_FRAMES, last + EDGE_FRAMES + 1), 0, last))
         return Utterance(whole.sample_id, whole.mel_FM[start : start + self.frames], whole.text, whole.symbols)
