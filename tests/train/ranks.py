@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.runtime import Runtime
 from muomni.tokens.bpe import SPECIAL
-from muomni.train import distributed, step
+from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.language import LanguageBatch, NextToken
@@ -119,6 +121,20 @@ def unsafe_on_one_rank(run: Runtime) -> str:
     return step.update(objective, wrapped, optimizer, scaler, [batches[run.rank]], settings(), run).skipped
 
 
+def stopped(folder: Path, run: Runtime) -> str:
+    """What both ranks do when only the second one is asked to stop, in the middle of nowhere."""
+
+    def asked(number: int) -> None:
+        if number == 2 and run.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        fit(folder, Toy(dropout=0.0, dies=asked), run=run, max_steps=6, checkpoint_freq=5)
+    except loop.Interrupted as error:
+        return str(error)
+    return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """torchrun's variables, then: python ranks.py OUT"""
     parser = argparse.ArgumentParser()
@@ -129,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_file(updates(name, run), given.out / f"{name}-{run.rank}.safetensors")
     whole_loop(given.out / "loop", run, 2)
     (given.out / f"skipped-{run.rank}").write_text(unsafe_on_one_rank(run))
+    (given.out / f"stopped-{run.rank}").write_text(stopped(given.out / "stopped", run))
     torch.distributed.destroy_process_group()
 
 

@@ -75,6 +75,13 @@ def test_an_update_that_is_unsafe_on_one_rank_is_skipped_on_both(two: Path) -> N
     assert (two / "skipped-1").read_text()
 
 
+def test_a_stop_that_reaches_one_rank_saves_on_both(two: Path) -> None:
+    """Asked on one rank between two steps: both leave after the same step, and its checkpoint is whole."""
+    for rank in range(2):
+        assert "after step 2" in (two / f"stopped-{rank}").read_text()
+    assert checkpoint.newest(two / "stopped") == two / "stopped" / checkpoint.name(2)
+
+
 def test_alone_nothing_is_exchanged() -> None:
     model = torch.nn.Linear(2, 2)
     assert distributed.wrap(model, CPU) is model
