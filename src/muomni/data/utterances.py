@@ -171,8 +171,8 @@ class Utterances:
 class Crops:
     """Random stretches of utterances of at most `frames` mel frames, for the codec.
 
-    Starts are drawn as if the utterance went on for EDGE_FRAMES on both sides and are then moved inside, so that beginnings and ends, which plain
-    crops hardly ever show, are learned: word error of single words after the codec 0.59 -> 0.40 (docs/log.md).
+    Starts are drawn as if the utterance went on for EDGE_FRAMES on both sides and are then moved inside: so beginnings and ends, which
+    plain crops hardly ever show, are learned too (docs/log.md).
     """
 
     def __init__(self, utterances: Utterances, frames: int) -> None:
