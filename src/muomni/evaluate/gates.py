@@ -115,4 +115,5 @@ SOUND = (
     Gate("updates", "skipped_share", "more than 1 % of the updates were skipped as unsafe: lower lr or raise warmup_steps", at_most=0.01),
     Gate("label_coverage", "label_coverage", "some rows teach nothing: all their labels are masked", at_least=0.99),
     Gate("frozen", "frozen_moved", "a frozen part changed its weights", at_most=0.0),
+    Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0.0),
 )

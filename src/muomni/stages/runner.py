@@ -133,7 +133,9 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         with files.fresh_folder(own / "final") as part:
             built.save(part)
         judged = gates.judge(all_gates(stage, settings), facts, settings.gates, _waived_here(stage, settings, waived))
-        result = certificate.write(own, name, facts, judged, weights=store.digest(built.objective), data=built.data, settings=digest)
+        result = certificate.write(
+            own, name, facts, judged, weights=store.digest(built.objective), data=built.corpus.digest, settings=digest
+        )
         _tell(name, result)
     result = distributed.from_main(result, machine)
     _refuse(result)
@@ -197,6 +199,7 @@ def _sound(built: Plan, fitted: Fitted) -> dict[str, Fact]:
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
+        "leaks": Fact(float(bool(built.corpus.leaks))),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),

@@ -63,7 +63,7 @@ class Plan:
 
     save      writes the files of `final/`
     measure   facts on held-out data, called with the weights in place; only the main rank does
-    data      digest of what it was trained on
+    corpus    what it was trained on, and what was held out
     notes     facts that are known before training (e.g. how many rows were refused)
     """
 
@@ -72,7 +72,7 @@ class Plan:
     valid: Loader[Any, Any] | None
     save: Callable[[Path], None]
     measure: Callable[[Fitted], dict[str, Fact]]
-    data: str
+    corpus: readers.Corpus
     notes: dict[str, Fact] = field(default_factory=dict)
 
 
