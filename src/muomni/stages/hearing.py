@@ -15,6 +15,7 @@ from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
 from muomni.infer import ctc
+from muomni.infer.transcribe import log_probs
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
@@ -65,34 +66,35 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     training, held_out = utterances([*corpus.train], settings.augment), utterances([*corpus.valid], None)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
 
+    def language() -> ctc.CharLM | None:
+        texts = [Alphabet().encode(sample.extra.get("text") or sample.answer) for sample in corpus.train]
+        return ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order) if settings.lm_order else None
+
     def save(folder: Path) -> None:
         store.save(encoder, folder, extra={"pad_s": settings.pad_s})
-        if settings.lm_order:
-            texts = [Alphabet().encode(sample.extra.get("text") or sample.answer) for sample in corpus.train]
-            ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order).save(folder / "char_lm.json")
+        if (lm := language()) is not None:
+            lm.save(folder / "char_lm.json")
 
     def measure(_: Fitted) -> dict[str, Fact]:
-        return transcripts(encoder, held_out, settings, inputs)
+        return transcripts(encoder, held_out, settings, language())
 
     return Plan(Hearing(encoder), train, valid, save, measure, corpus)
 
 
-def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, inputs: Inputs) -> dict[str, Fact]:
-    """Greedy transcripts of all held-out utterances against the true ones, by task; refused utterances are counted."""
-    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    refused = 0
-    encoder.eval()
+def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, lm: ctc.CharLM | None) -> dict[str, Fact]:
+    """Transcripts of held-out utterances, as `muomni transcribe` makes them, against the true ones, by task; refused ones count apart."""
+    items: list[tuple[str, Utterance]] = []
     for index in range(len(held_out)):
         try:
-            item = held_out.item(index, np.random.default_rng(0))
+            items.append((held_out.samples[index].task, held_out.item(index, np.random.default_rng(0))))
         except DataError:
-            refused += 1
             continue
-        with torch.inference_mode(), inputs.run.autocast():
-            mel = torch.from_numpy(item.mel_FM)[None].to(inputs.run.device)
-            heard = encoder(mel, torch.tensor([mel.shape[1]], device=mel.device))
-            guess = Alphabet().decode(ctc.greedy(encoder.symbols(heard.states_BTD)[0].float().cpu().numpy()))
-        told[held_out.samples[index].task].append((item.text, guess))
+    refused = len(held_out) - len(items)
+    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    greedy = []
+    for (task, item), found in zip(items, log_probs(encoder.eval(), [item.mel_FM for _, item in items]), strict=True):
+        greedy.append((item.text, Alphabet().decode(ctc.greedy(found))))
+        told[task].append((item.text, Alphabet().decode(ctc.beam(found, lm=lm)[0].ids)) if lm else greedy[-1])
     facts = {"refused_share": Fact(refused / max(1, len(held_out)), len(held_out))}
     for task, pairs in sorted(told.items()):
         if task in settings.word_tasks:
@@ -104,6 +106,7 @@ def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSe
     everything = sentences or [pair for pairs in told.values() for pair in pairs]
     if everything:
         facts["cer"] = error(everything)
+        facts["cer_greedy"] = error(greedy)
         facts["wer"] = Fact(wer(*map(list, zip(*everything, strict=True))), len(everything), None, 1.0)
     return facts
 
