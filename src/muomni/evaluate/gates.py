@@ -99,8 +99,8 @@ def demanded(demands: Mapping[str, str]) -> tuple[Gate, ...]:
     """
     gates = []
     for fact, text in demands.items():
-        found = re.fullmatch(r"\s*(>=|<=)\s*([-+0-9.eE]+)\s*", text)
-        if found is None:
+        found = re.fullmatch(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
+        if found is None or not math.isfinite(float(found[2])):
             raise ConfigError(f"demands.{fact}: expected e.g. '>= 0.9' or '<= 0.1', got {text!r}")
         bound = float(found[2])
         why = "less than this recipe demands: train longer, or look at its report"
