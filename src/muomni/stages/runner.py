@@ -50,7 +50,7 @@ def run(
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
-    _check_waivers(waived, plan, chosen)
+    _check_gates(waived, plan, chosen)
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=_threads(plan))
     if machine.is_main:
@@ -83,7 +83,9 @@ def _threads(plan: Recipe) -> int:
     return int(os.environ.get("MUOMNI_THREADS", plan.threads))
 
 
-def _check_waivers(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
+def _check_gates(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
+    for name in chosen:  # judged on nothing: a bound for no gate is found before anything is spent
+        gates.judge(all_gates(recipes.stage(name), plan.stages[name]), {}, plan.stages[name].gates)
     known = {gate.name for name in chosen for gate in all_gates(recipes.stage(name), plan.stages[name])}
     for gate in waived:
         if gate not in known:
