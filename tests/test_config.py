@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ class Model(config.Strict):
     inner: Inner = Inner()
     many: list[Inner] = []
     maybe: Inner | None = None
+
+
+def fault(read: Callable[[], Any]) -> str | None:
+    """What the ConfigError says, or None where a mapping came back; anything else is a failure."""
+    try:
+        value = read()
+    except ConfigError as error:
+        return str(error)
+    assert isinstance(value, dict)
+    return None
 
 
 def build(**values: Any) -> Model:
@@ -73,7 +84,9 @@ def test_the_original_names_are_understood() -> None:
     assert (read.lr, read.wd, read.max_epochs, read.checkpoint_freq, read.val_freq) == (0.01, 0.2, 3, 7, 9)
     assert (read.data[0].path, read.warmup_steps, read.gradient_accumulation_steps) == ("a", 4, 2)
     assert config.build(TrainSettings, {"epochs": 5}, "x").max_epochs == 5
-    names = "max_steps warmup_steps val_freq checkpoint_freq max_grad_norm gradient_accumulation_steps use_amp val_split seed lr wd batch_size"
+    names = (
+        "max_steps warmup_steps val_freq checkpoint_freq max_grad_norm gradient_accumulation_steps use_amp val_split seed lr wd batch_size"
+    )
     assert set(f"{names} print_freq".split()) <= set(TrainSettings.model_fields)
 
 
@@ -162,11 +175,8 @@ def test_the_environment_is_substituted(monkeypatch: pytest.MonkeyPatch) -> None
 @example("%YAML 9.9\n---\na: 1")
 @example("a: 1\n---\nb: 2")
 def test_any_text_is_a_mapping_or_a_config_error(text: str) -> None:
-    try:
-        assert isinstance(config.parse_yaml(text, "any.yaml"), dict)
-    except ConfigError as error:
-        assert "any.yaml" in str(error)
-        assert "\n" not in str(error)
+    told = fault(lambda: config.parse_yaml(text, "any.yaml"))
+    assert told is None or ("any.yaml" in told and "\n" not in told)
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,10 +185,8 @@ def test_any_file_is_a_mapping_or_a_config_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.yaml"
         path.write_bytes(content)
-        try:
-            assert isinstance(config.read_yaml(path), dict)
-        except ConfigError as error:
-            assert str(path) in str(error)
+        told = fault(lambda: config.read_yaml(path))
+        assert told is None or str(path) in told
 
 
 def test_a_missing_file_and_a_folder_are_config_errors(tmp_path: Path) -> None:
@@ -189,7 +197,9 @@ def test_a_missing_file_and_a_folder_are_config_errors(tmp_path: Path) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["lr", "inner", "depth", "many", "x", "1"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["lr", "inner", "depth", "many", "x", "1"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -197,10 +207,8 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(["lr", "learning_rate", "name", "inner", "many", "maybe", "zz"]), JSON, max_size=4))
 def test_any_values_build_or_are_explained(values: dict[str, Any]) -> None:
-    try:
-        build(**values)
-    except ConfigError as error:
-        assert "\n" not in str(error)
+    told = fault(lambda: dict(build(**values)))
+    assert told is None or "\n" not in told
 
 
 def test_overrides_reach_any_depth() -> None:
@@ -230,7 +238,9 @@ def test_overrides_reach_any_depth() -> None:
     assert repr(values) == before, "the recipe itself is not changed"
 
 
-@pytest.mark.parametrize("assignment", ["seed", "=3", "a.2=1", "a.x=1", "a.-1=1", "b.c=1", "b.c.d=1", "a.0.x=1", "x=[1", "x=!!int y", "x={a: 1, a: 2}", "a.²=1"])
+@pytest.mark.parametrize(
+    "assignment", ["seed", "=3", "a.2=1", "a.x=1", "a.-1=1", "b.c=1", "b.c.d=1", "a.0.x=1", "x=[1", "x=!!int y", "x={a: 1, a: 2}", "a.²=1"]
+)
 def test_overrides_that_lead_nowhere_are_refused(assignment: str) -> None:
     with pytest.raises(ConfigError):
         config.override({"a": [1, 2], "b": 3}, [assignment])

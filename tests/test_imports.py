@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-EXTRAS = ("transformers", "peft", "espeakng_loader", "tensorboard", "datasets", "fastapi", "uvicorn", "gradio", "jiwer", "pocketsphinx", "pytest")
+EXTRAS = (
+    "transformers",
+    "peft",
+    "espeakng_loader",
+    "tensorboard",
+    "datasets",
+    "fastapi",
+    "uvicorn",
+    "gradio",
+    "jiwer",
+    "pocketsphinx",
+    "pytest",
+)
 
 PROGRAM = f"""
 import importlib, pkgutil, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -72,8 +73,8 @@ def test_ranks_share_one_sequence(world: int) -> None:
     """Whatever the number of processes, all samples are seen, each once; a resume may change it."""
     order = Order([100], batch_size=4, seed=1)
     shared = [indices(order, range(rank, 25, world)) for rank in range(world)]
-    assert sorted(sum(shared, [])) == list(range(100))
-    went_on = indices(order, range(0, 10)) + sum((indices(order, range(10 + rank, 25, world)) for rank in range(world)), [])
+    assert sorted(chain(*shared)) == list(range(100))
+    went_on = [*indices(order, range(10)), *chain(*(indices(order, range(10 + rank, 25, world)) for rank in range(world)))]
     assert sorted(went_on) == list(range(100))
 
 

@@ -55,7 +55,10 @@ def test_a_missing_fact_is_red_and_named() -> None:
 
 
 def test_bounds_may_be_set_anew() -> None:
-    assert [judge([gate], {"a": Fact(0.55, floor=1.0)}, {gate.name: bound})[0].verdict for gate, bound, in ((LEAST, 0.6), (LEAST, 0.5), (MOST, 0.6), (BELOW, 0.5), (ABOVE, -0.5))] == ["red", "green", "green", "red", "green"]
+    assert [
+        judge([gate], {"a": Fact(0.55, floor=1.0)}, {gate.name: bound})[0].verdict
+        for gate, bound in ((LEAST, 0.6), (LEAST, 0.5), (MOST, 0.6), (BELOW, 0.5), (ABOVE, -0.5))
+    ] == ["red", "green", "green", "red", "green"]
     assert judge([LEAST], {"a": Fact(-1.0)}, {"least": 0.0})[0].verdict == "red", "zero is a bound too"
 
 
@@ -89,9 +92,9 @@ def test_the_worst_gate_decides() -> None:
     assert certificate.overall([]) == "red", "nothing judged proves nothing"
 
 
-@pytest.mark.parametrize(("fact", "bad"), [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0)])
+@pytest.mark.parametrize(("fact", "bad"), [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0), ("leaks", 1.0)])
 def test_the_gates_of_every_stage(fact: str, bad: float) -> None:
-    sound = {"finite": Fact(1.0), "skipped_share": Fact(0.0), "label_coverage": Fact(1.0), "frozen_moved": Fact(0.0)}
+    sound = {"finite": Fact(1.0), "skipped_share": Fact(0.0), "label_coverage": Fact(1.0), "frozen_moved": Fact(0.0), "leaks": Fact(0.0)}
     assert {row.verdict for row in judge(gates.SOUND, sound)} == {"green"}
     broken = judge(gates.SOUND, {**sound, fact: Fact(bad)})
     assert [row.verdict for row in broken].count("red") == 1
@@ -155,7 +158,9 @@ def test_a_waived_one_passes_and_shows(tmp_path: Path) -> None:
     assert certificate.red(found) == []
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '"green"', '{"verdict": "green"}', '{"stage": "ears", "verdict": "green", "facts": {}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '"green"', '{"verdict": "green"}', '{"stage": "ears", "verdict": "green", "facts": {}}', b"\xff\xfe"]
+)
 def test_one_that_is_missing_or_spoiled_is_none(tmp_path: Path, content: str | bytes | None) -> None:
     folder = tmp_path / "ears"
     folder.mkdir()
@@ -174,3 +179,17 @@ def test_a_certificate_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     json.loads((tmp_path / certificate.NAME).read_text(), parse_constant=refuse)
+
+
+def test_a_recipe_may_demand_more() -> None:
+    least, most = gates.demanded({"word_exact": ">= 0.9", "cer": "<=1e-1"})
+    assert (least.fact, least.at_least, least.at_most) == ("word_exact", 0.9, None)
+    assert (most.fact, most.at_least, most.at_most) == ("cer", None, 0.1)
+    assert [row.verdict for row in judge([least, most], {"word_exact": Fact(0.9), "cer": Fact(0.2)})] == ["green", "red"]
+    assert {row.verdict for row in judge([least, most], {})} == {"red"}, "a demand for what was not measured is not met"
+
+
+@pytest.mark.parametrize("text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"])
+def test_a_demand_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"demands\.cer"):
+        gates.demanded({"cer": text})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,10 @@ def test_every_gate_had_its_fact(finished: Path) -> None:
 
 def test_what_a_stage_needs_is_frozen_where_it_says_so(finished: Path) -> None:
     for stage, part in (("vision", "vision"), ("hearing", "hearing")):
-        a, b = load_file(finished / stage / "final" / "model.safetensors"), load_file(finished / "omni" / "final" / part / "model.safetensors")
+        a, b = (
+            load_file(finished / stage / "final" / "model.safetensors"),
+            load_file(finished / "omni" / "final" / part / "model.safetensors"),
+        )
         assert all(a[key].equal(b[key]) for key in a)
     account = files.read_json(finished / "omni" / "account.json")
     trains = {row["name"].split(".")[1] for row in account if row["trains"]}
@@ -218,9 +224,7 @@ def test_what_a_pattern_freezes_is_watched(copied: Path, recipe_file: Path, tmp_
 
 def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
     """init_from takes the weights over: with no rate to speak of, the loss is where the other run ended."""
-    path = changed(
-        recipe_file, tmp_path, "codec", init_from=str(finished / "codec"), lr=1e-12, max_steps=1, warmup_steps=0, ema_decay=None
-    )
+    path = changed(recipe_file, tmp_path, "codec", init_from=str(finished / "codec"), lr=1e-12, max_steps=1, warmup_steps=0, ema_decay=None)
     runner.run(str(path), stages=["codec"], out=tmp_path / "run")
     found, old = certificate.read(tmp_path / "run" / "codec"), certificate.read(finished / "codec")
     assert found is not None
@@ -231,3 +235,50 @@ def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp
     assert again["verdict"] == found["verdict"]
     with pytest.raises(CheckpointError, match="init_from"):
         runner.run(str(changed(recipe_file, tmp_path, "codec", init_from=str(tmp_path))), stages=["codec"], out=tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_stages_side_by_side_end_as_one_after_another(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """jobs: 2 runs each stage in a process of its own, as soon as what it needs is done."""
+    out = runner.run(str(recipe_file), stages=["thinker", "hearing", "codec", "talker"], out=tmp_path / "run", overrides=["jobs=2"])
+    for stage in ("thinker", "hearing", "codec", "talker"):
+        one, two = certificate.read(finished / stage), certificate.read(out / stage)
+        assert one is not None
+        assert two is not None
+        assert one["weights"] == two["weights"], stage
+
+
+@pytest.mark.slow
+def test_a_red_stage_side_by_side_stops_the_others(recipe_file: Path, tmp_path: Path) -> None:
+    strict = changed(recipe_file, tmp_path, "hearing", gates={"cer": -1.0})
+    with pytest.raises(GateRed, match="cer"):
+        runner.run(str(strict), stages=["hearing", "codec", "talker", "thinker"], out=tmp_path / "run", overrides=["jobs=2"])
+    assert certificate.read(tmp_path / "run" / "talker") is None
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_143_when_it_is_asked_to_and_goes_on(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "muomni", "run", str(recipe_file), "codec", "--out", str(tmp_path / "run"), "codec.max_steps=5000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 5/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 143, said
+    assert "Traceback" not in said
+    assert "run the same command to go on" in said
+    found = checkpoint.newest(tmp_path / "run" / "codec")
+    assert found is not None
+    assert f"after step {int(found.name.removeprefix('step_'))};" in said
+
+
+@pytest.mark.parametrize("values", [{"gates": {"cerr": 0.5}}, {"demands": {"cer": "0.5"}}])
+def test_a_bound_for_no_gate_is_refused_before_anything_is_spent(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    with pytest.raises(ConfigError, match="cer"):
+        runner.run(str(changed(recipe_file, tmp_path, "hearing", **values)), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -110,7 +110,14 @@ def test_the_digest_changes_with_what_changes_the_result_only(tmp_path: Path) ->
     for harmless in ({"print_freq": 3}, {"checkpoint_freq": 3}, {"num_workers": 2}, {"gates": {"cer": 1.0}}, {"keep_checkpoints": 9}):
         assert recipe.digest(settings(tmp_path, **harmless), {"a": "1"}, "d") == usual, harmless
     assert recipe.digest(settings(tmp_path, data=[{"path": "elsewhere/a.txt"}]), {"a": "1"}, "d") == usual, "only what it holds counts"
-    for other in ({"lr": 1.0}, {"seed": 2}, {"max_steps": 77}, {"model": {"width": 96}}, {"batch_size": 3}, {"data": [{"path": "a.txt", "weight": 2.0}]}):
+    for other in (
+        {"lr": 1.0},
+        {"seed": 2},
+        {"max_steps": 77},
+        {"model": {"width": 96}},
+        {"batch_size": 3},
+        {"data": [{"path": "a.txt", "weight": 2.0}]},
+    ):
         assert recipe.digest(settings(tmp_path, **other), {"a": "1"}, "d") != usual, other
     assert recipe.digest(settings(tmp_path), {"a": "2"}, "d") != usual
     assert recipe.digest(settings(tmp_path), {"a": "1"}, "e") != usual

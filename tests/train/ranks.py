@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from toy_training import Toy, fit, settings
 from torch import Tensor
+from toy_training import Toy, fit, settings
 
 from muomni import runtime
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
@@ -59,7 +59,9 @@ def contrast() -> tuple[Objective, list[Any]]:
         rows = 2 + number % 2  # the last micro-batch of an epoch is smaller
         ids = torch.randint(1, 30, (rows, 5), generator=draw)
         pixels = torch.randint(0, 256, (rows, 16, 16, 3), generator=draw, dtype=torch.uint8)
-        return VisionBatch([f"{number}-{i}" for i in range(rows)], pixels, ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows) % 2)
+        return VisionBatch(
+            [f"{number}-{i}" for i in range(rows)], pixels, ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows) % 2
+        )
 
     return Contrast(eyes, words), [batch(n) for n in range(4)]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_training import CPU, Toy, fit
 from torch import nn
+from toy_training import CPU, Toy, fit
 
 from muomni import files
 from muomni.errors import CheckpointError
@@ -73,9 +73,7 @@ NAMES = ("weights.safetensors", "ema.safetensors", "train_state.pt", "progress.j
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["cut", "empty", "gone", "flipped"])
-def test_a_torn_file_is_named_and_the_one_before_is_taken(
-    tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_torn_file_is_named_and_the_one_before_is_taken(tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     older, newer = saved(tmp_path, 3), saved(tmp_path, 6)
     assert checkpoint.newest(tmp_path) == newer
     content = (newer / name).read_bytes()
@@ -128,7 +126,7 @@ def test_loading_runs_no_code_of_the_file(tmp_path: Path) -> None:
     manifest = files.read_json(folder / "manifest.json")
     manifest["files"]["train_state.pt"] = files.sha256_file(folder / "train_state.pt")
     files.write_json(folder / "manifest.json", manifest)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.load(folder, Toy(), CPU.device)
     assert not (tmp_path / "owned").exists()
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from muomni.data.conversation import Item
 from muomni.errors import ShapeError
+from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.tokens.bpe import SPECIAL
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
 
@@ -86,7 +86,7 @@ def test_padding_changes_nothing() -> None:
 def test_packed_documents_cost_what_they_cost_apart() -> None:
     model = decoder()
     parts = [[20, 21, 22, 2], [30, 31, 2], [25, 26, 27, 28, 2]]
-    ids = torch.tensor([sum(parts, [])])
+    ids = torch.tensor([[i for part in parts for i in part]])
     documents = torch.tensor([[n for n, part in enumerate(parts) for _ in part]])
     packed = NextToken(model)(LanguageBatch(["a"], ids, ids.clone(), documents_BT=documents))["text"]
     assert packed.count == sum(len(part) - 1 for part in parts)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from toy_training import CPU, Rows, RowBatch, Toy, collate, die_at, fit, losses, settings
-
 import toy_training
+from safetensors.torch import load_file
+from toy_training import CPU, RowBatch, Rows, Toy, collate, die_at, fit, losses, settings
+
 from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.order import Order

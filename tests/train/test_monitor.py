@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_training import CPU, Rows, Toy, collate
 from torch import Tensor, nn
+from toy_training import CPU, Rows, Toy, collate
 
 from muomni.train import monitor
 from muomni.train.monitor import Monitor
@@ -55,7 +55,7 @@ def test_a_fresh_start_forgets_all(tmp_path: Path) -> None:
         assert rows(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize("content", ["nonsense\n", "\n", "{\"step\": 2, \"lo"])
+@pytest.mark.parametrize("content", ["nonsense\n", "\n", '{"step": 2, "lo'])
 def test_a_spoiled_metrics_file_stops_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + content)
     with start(tmp_path, step=3) as log:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,9 +14,6 @@ from toy_training import Rows, Toy, collate, fit, settings
 
 from muomni.errors import ConfigError
 from muomni.train import optim
-
-import numpy as np
-from pathlib import Path
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
@@ -31,7 +31,7 @@ def test_a_schedule_starts_above_zero_and_stays_where_it_ends(schedule: str, war
         assert scales[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
         assert scales[10] == pytest.approx(1.0)
     falling = scales[warmup:100]
-    assert all(a >= b for a, b in zip(falling, falling[1:]))
+    assert all(a >= b for a, b in pairwise(falling))
 
 
 def test_cosine_and_decay_have_their_shapes() -> None:
@@ -66,7 +66,9 @@ def test_decay_is_on_matrices_only() -> None:
 
 def test_patterns_choose_exclude_and_name_their_rates() -> None:
     model = Toy()
-    rows = {r.name: r for r in optim.select(model, settings(train=["*", "!body.*"], param_groups=[{"pattern": "*.bias", "lr": 0.5, "wd": 0.2}]))}
+    rows = {
+        r.name: r for r in optim.select(model, settings(train=["*", "!body.*"], param_groups=[{"pattern": "*.bias", "lr": 0.5, "wd": 0.2}]))
+    }
     assert {name for name, row in rows.items() if row.trains} == {"head.weight", "head.bias"}
     assert rows["head.bias"].lr == 0.5
     assert rows["head.bias"].wd == 0.2
@@ -80,7 +82,9 @@ def test_the_last_pattern_that_fits_wins() -> None:
     assert [row.name for row in rows if row.trains] == ["body.0.bias"]
 
 
-@pytest.mark.parametrize("values", [{"train": ["haed.*"]}, {"train": ["*", "!nothing*"]}, {"param_groups": [{"pattern": "tail*", "lr": 1.0}]}])
+@pytest.mark.parametrize(
+    "values", [{"train": ["haed.*"]}, {"train": ["*", "!nothing*"]}, {"param_groups": [{"pattern": "tail*", "lr": 1.0}]}]
+)
 def test_a_pattern_that_matches_nothing_is_an_error(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="matches no parameter"):
         optim.select(Toy(), settings(**values))

@@ -38,7 +38,9 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("pieces", [[[0, 1, 2, 3], [4, 5, 8, 11]], [[0], [1], [2], [3], [4], [5], [8], [11]], [[0, 3, 1, 4, 2], [5, 8, 11]]])
+@pytest.mark.parametrize(
+    "pieces", [[[0, 1, 2, 3], [4, 5, 8, 11]], [[0], [1], [2], [3], [4], [5], [8], [11]], [[0, 3, 1, 4, 2], [5, 8, 11]]]
+)
 def test_micro_batches_of_unequal_labels_equal_one_batch(pieces: list[list[int]]) -> None:
     """A mean of the micro-batches' means would differ: their label counts do."""
     one, many = Toy(dropout=0.0), Toy(dropout=0.0)
