@@ -129,3 +129,9 @@ def test_nothing_to_order_is_an_error() -> None:
     for sizes, weights in (([], None), ([0], None), ([3], [0.0])):
         with pytest.raises(ValueError, match="at least one"):
             Order(sizes, weights=weights, batch_size=2, seed=0)
+
+
+def test_sources_are_mixed_anew_each_epoch() -> None:
+    order = Order([50, 50], batch_size=10, seed=4)
+    mixes = [tuple(i < 50 for i in indices(order, range(10 * epoch, 10 * (epoch + 1)))) for epoch in range(4)]
+    assert len(set(mixes)) == 4

@@ -92,7 +92,9 @@ def test_the_worst_gate_decides() -> None:
     assert certificate.overall([]) == "red", "nothing judged proves nothing"
 
 
-@pytest.mark.parametrize(("fact", "bad"), [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0), ("leaks", 1.0)])
+@pytest.mark.parametrize(
+    ("fact", "bad"), [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0), ("leaks", 1.0)]
+)
 def test_the_gates_of_every_stage(fact: str, bad: float) -> None:
     sound = {"finite": Fact(1.0), "skipped_share": Fact(0.0), "label_coverage": Fact(1.0), "frozen_moved": Fact(0.0), "leaks": Fact(0.0)}
     assert {row.verdict for row in judge(gates.SOUND, sound)} == {"green"}
@@ -189,7 +191,9 @@ def test_a_recipe_may_demand_more() -> None:
     assert {row.verdict for row in judge([least, most], {})} == {"red"}, "a demand for what was not measured is not met"
 
 
-@pytest.mark.parametrize("text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"])
+@pytest.mark.parametrize(
+    "text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"]
+)
 def test_a_demand_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"demands\.cer"):
         gates.demanded({"cer": text})
