@@ -96,8 +96,6 @@ SOUND_FACTS = [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9)
 
 
 @pytest.mark.parametrize(("fact", "bad"), SOUND_FACTS)
-    ("fact", "bad"), [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0), ("leaks", 1.0)]
-)
 def test_the_gates_of_every_stage(fact: str, bad: float) -> None:
     sound = {"finite": Fact(1.0), "skipped_share": Fact(0.0), "label_coverage": Fact(1.0), "frozen_moved": Fact(0.0), "leaks": Fact(0.0)}
     assert {row.verdict for row in judge(gates.SOUND, sound)} == {"green"}
