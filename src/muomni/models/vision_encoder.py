@@ -68,21 +68,40 @@ def sincos_2d(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], 2).reshape(side * side, width)
 
 
+class Deeper(nn.Module):
+    """A 3x3 convolution that adds to what it reads; it starts by adding nothing (its last norm has gain 0), so depth costs no colour."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.GroupNorm(8, width)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        out: Tensor = x_BDHW + F.gelu(self.norm(self.conv(x_BDHW)))
+        return out
+
+
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions from RGB to one vector a patch; each picture is normalised by itself, so batches do not matter."""
+    """Stride-2 3x3 convolutions from RGB to one vector a patch, the last two followed by one that looks around at the same stride.
+
+    Convolutions find a shape wherever it lies; a transformer over patches has to learn it anew at every place.
+    Each picture is normalised by itself, so batches do not matter.
+    """
 
     def __init__(self, width: int, strides: int) -> None:
         super().__init__()
         channels = [3, *[max(32, width >> (strides - 1 - step)) for step in range(strides)]]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(nn.GroupNorm(8, count) for count in channels[1:])
+        self.deeper = nn.ModuleList(Deeper(count) if step >= strides - 2 else nn.Identity() for step, count in enumerate(channels[1:]))
         self.out = nn.Conv2d(channels[-1], width, 1)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, width, H / 2^strides, W / 2^strides)."""
         x = pixels_B3HW
-        for conv, norm in zip(self.convs, self.norms):
-            x = F.gelu(norm(conv(x)))
+        for conv, norm, deeper in zip(self.convs, self.norms, self.deeper, strict=True):
+            x = deeper(F.gelu(norm(conv(x))))
         out: Tensor = self.out(x)
         return out
 
@@ -90,8 +109,9 @@ class ConvStem(nn.Module):
 class VisionEncoder(nn.Module):
     """A ViT that gives a summary and every patch, and an embedding of both for retrieval.
 
-    Source  SPEC M-C. The embedding pools the summary and the mean patch: contrast on the summary alone leaves the last block's
-            patch outputs without a gradient, and they are what a language model reads later (reference/feas_perceive.md E).
+    Source  SPEC M-C. The embedding pools the summary and the patches: contrast on the summary alone leaves the last block's patch
+            outputs without a gradient, and they are what a language model reads later (reference/feas_perceive.md E). Patches are
+            pooled by their maximum: an object fills a few of them, which a mean drowns (docs/log.md).
     """
 
     model_type = "muomni_vision_encoder"
@@ -131,8 +151,8 @@ class VisionEncoder(nn.Module):
         return Seen(x_BTD[:, :1], x_BTD[:, 1:])
 
     def pooled(self, seen: Seen) -> Tensor:
-        """Summary beside the mean patch, (B, 2 * width)."""
-        return torch.cat([seen.cls_B1D[:, 0], seen.grid_BPD.mean(1)], 1)
+        """Summary beside the maximum over the patches, (B, 2 * width)."""
+        return torch.cat([seen.cls_B1D[:, 0], seen.grid_BPD.amax(1)], 1)
 
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
         """Unit vectors (B, embed_dim), float32, to be compared with a TextTower's; takes and raises as `forward`."""

@@ -107,12 +107,26 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         stages[key] = config.build(stage(key).settings, filled, f"{path}: {key}")
     if not stages:
         raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
-    ordered = {key: stages[key] for key in STAGES if key in stages}
-    for key in ordered:
+    return Recipe(title, path.parent.resolve(), header, _ordered(stages, path))
+
+
+def _ordered(stages: dict[str, StageSettings], path: Path) -> dict[str, StageSettings]:
+    """The stages as they are written, but each after those that it needs.
+
+    Raises  ConfigError where a needed stage is not in the recipe.
+    """
+    ordered: dict[str, StageSettings] = {}
+
+    def place(key: str) -> None:
         for needed in stage(key).needs:
-            if needed not in ordered:
+            if needed not in stages:
                 raise ConfigError(f"{path}: {key} needs stage {needed}, which the recipe does not have")
-    return Recipe(title, path.parent.resolve(), header, ordered)
+            place(needed)
+        ordered[key] = stages[key]
+
+    for key in stages:
+        place(key)
+    return ordered
 
 
 def _placed(value: Any, world: Path) -> Any:

@@ -32,6 +32,7 @@ class VisionSettings(StageSettings):
     """Settings of stage vision.
 
     text        the caption's tower; its vocabulary comes from the tokenizer
+    word_weight how much it counts that a linear layer tells the caption's tokens from the pooled picture; 0: not asked
     negatives   false captions a picture, where the data have them
     probe       pictures with attributes in `extra`, for linear probes of what the eyes carry
     zero_shot   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
@@ -40,6 +41,7 @@ class VisionSettings(StageSettings):
     model: VisionEncoderConfig = VisionEncoderConfig()
     text: TextTowerConfig = TextTowerConfig()
     temperature: float = Field(0.07, gt=0)
+    word_weight: float = Field(0.0, ge=0)
     negatives: int = Field(0, ge=0)
     vocab_size: int = Field(5000, ge=300)
     augment: PictureAugment = PictureAugment()
@@ -81,9 +83,8 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         texts = [caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives))]
         tokenizer = Tokenizer.train(texts, settings.vocab_size)
     encoder = VisionEncoder(settings.model)
-    objective = Contrast(
-        encoder, TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size})), temperature=settings.temperature, reader=reader
-    )
+    tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
     size = settings.model.image_size
     training = Pictures(corpus.train, tokenizer, size, negatives=settings.negatives, changes=settings.augment)
     held_out = Pictures(corpus.valid, tokenizer, size)
@@ -112,18 +113,16 @@ class _Eyes:
         self.objective, self.run = objective.eval(), inputs.run
 
     @torch.inference_mode()
-    def images(self, pictures: Pictures, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors, summary + mean patch, and grid of pictures, in batches."""
-        unit, pooled, grids = [], [], []
+    def images(self, pictures: Pictures, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Unit vectors and pooled states of pictures, in batches."""
+        unit, pooled = [], []
         for start in range(0, len(indices), 64):
             pixels = torch.from_numpy(np.stack([pictures.pixels(i) for i in indices[start : start + 64]])).permute(0, 3, 1, 2)
             with self.run.autocast():
-                seen = self.objective.vision(pixels.to(self.run.device))
-                both = self.objective.vision.pooled(seen)
-                unit.append(torch.nn.functional.normalize(self.objective.vision.proj(both).float(), dim=-1))
+                both = self.objective.vision.pooled(self.objective.vision(pixels.to(self.run.device)))
+                unit.append(self.objective.vision.unit(both))
             pooled.append(both.float())
-            grids.append(seen.grid_BPD.float().mean(1))
-        return torch.cat(unit).cpu(), torch.cat(pooled).cpu(), torch.cat(grids).cpu()
+        return torch.cat(unit).cpu(), torch.cat(pooled).cpu()
 
     @torch.inference_mode()
     def texts(self, pictures: Pictures, captions: list[str]) -> Tensor:
@@ -178,7 +177,7 @@ class _Eyes:
         return facts
 
     def probes(self, train: Pictures, valid: Pictures, keys: list[str]) -> dict[str, Fact]:
-        """Linear probes of attributes on summary + mean patch; chance beside them."""
+        """Linear probes of attributes on what the eyes pool; chance beside them."""
         seen = {name: self.images(p, readable(p))[1].numpy() for name, p in (("train", train), ("valid", valid))}
         facts = {}
         for key in keys:

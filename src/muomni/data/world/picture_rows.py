@@ -76,12 +76,14 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], *, most: int
     told: set[str] = set()
     for split, count in counts.items():
         rng = np.random.default_rng((seed, number, split == "valid"))
+        # Half of the training pictures show one object: shape is learned last, and fastest from these.
+        many = [1] if most == 1 else [1, 2, 1, 3] if split == "train" else [1, 2, 3]
         for index in range(count):
             held_out = split == "valid" and rng.random() >= SEEN_SHARE
             unnamed = split == "train" and most > 1 and rng.random() < UNNAMED_SHARE
             for tried in itertools.count():
                 # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
-                scene = sample(rng, min(most, 1 + index % most + tried // 30), held_out=held_out, unnamed=unnamed)
+                scene = sample(rng, min(most, many[index % len(many)] + tried // 30), held_out=held_out, unnamed=unnamed)
                 caption = describe(rng, scene)
                 text = caption.text()
                 if is_held_out(text) == (split == "valid") and not (split == "valid" and text in told):

@@ -23,7 +23,7 @@ PAINT = {
     "pink": (255, 128, 196),
     "brown": (112, 62, 20),
 }
-_RADIUS = {"big": (0.178, 0.205), "small": (0.100, 0.118)}
+_RADIUS = {"big": (0.178, 0.212), "small": (0.100, 0.138)}
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 _GAP = 0.012  # least free space between two objects, in widths
 _BORDER = 0.004
