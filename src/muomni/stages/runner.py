@@ -55,7 +55,13 @@ def run(
     machine = runtime.start(device=plan.header.device, threads=_threads(plan))
     if machine.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "recipe.json", {"recipe": str(recipes.find(recipe).resolve()), "overrides": overrides or []})
+        origin = {
+            "recipe": str(recipes.find(recipe).resolve()),
+            "base": str(plan.base),
+            "device": plan.header.device,
+            "threads": _threads(plan),
+        }
+        files.write_json(folder / "recipe.json", origin)
         _make_world(plan, folder)
     distributed.barrier(machine)
     if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
@@ -244,6 +250,8 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, or a stage that it needs"
             raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
+    for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
+        shutil.rmtree(leftover)
     files.write_text(path, yaml.safe_dump(dumped, sort_keys=False))
     files.write_json(own / "digest.json", digest)
 
@@ -336,16 +344,16 @@ def gate(path: Path | str) -> dict[str, Any] | list[dict[str, Any]]:
 
 
 def _gate_stage(folder: Path, name: str) -> dict[str, Any]:
-    origin = files.read_json(folder / "recipe.json")
-    plan = recipes.read(origin["recipe"], origin["overrides"], out=folder)
-    stage, settings, own = recipes.stage(name), plan.stages[name], folder / name
-    machine = runtime.start(device=plan.header.device, threads=_threads(plan))
+    origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    base = Path(origin["base"])
+    machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     precision = settings.precision if settings.use_amp else "fp32"
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
     runtime.seed_everything(settings.seed)
-    built = stage.build(settings, Inputs(own, {n: folder / n / "final" for n in stage.needs}, plan.base, run_as))
+    built = stage.build(settings, Inputs(own, {n: folder / n / "final" for n in stage.needs}, base, run_as))
     if settings.init_from is not None:
-        _init_from(built, plan.base / settings.init_from)
+        _init_from(built, base / settings.init_from)
     optim.select(built.objective, settings)
     before = _frozen(built)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)

@@ -97,7 +97,7 @@ def loaders(
     weights: Sequence[float] | None = None,
     lengths: Callable[[Dataset[Any]], list[int]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
-    """Loaders for training (shuffled, weighted) and held-out data (in order); with `lengths`, batches hold samples of like length."""
+    """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
     runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
     order = Order(
         [size for _, size in runs],
@@ -108,8 +108,7 @@ def loaders(
     )
     held_out = None
     if len(valid):
-        fixed = Order(
-            [len(valid)], batch_size=settings.batch_size, seed=settings.seed, lengths=lengths(valid) if lengths else None, shuffle=False
-        )
+        # Shuffled once and for all: the first `val_batches` speak for all of it, short and long.
+        fixed = Order([len(valid)], batch_size=settings.batch_size, seed=settings.seed, lengths=lengths(valid) if lengths else None)
         held_out = Loader(valid, fixed, collate)
     return Loader(train, order, collate, workers=settings.num_workers), held_out

@@ -14,6 +14,7 @@ from muomni.data.corpus import Packed, Row, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
+from muomni.errors import ConfigError
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
@@ -72,6 +73,10 @@ def collate(rows: list[tuple[str, Row]]) -> LanguageBatch:
 def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     """A byte-level vocabulary and a decoder from nothing, on packed documents; bits per byte of held-out text at the end."""
     corpus = inputs.corpus(settings)
+    if any(source.weight != 1.0 for source in settings.data):
+        raise ConfigError("thinker.data: weight has no effect on packed text", hint="leave it out, or name the file twice")
+    if not corpus.valid:
+        raise ConfigError("thinker: nothing is held out, so nothing can be proven", hint="set val_split above 0")
     if settings.init_from is not None:
         tokenizer = Tokenizer.load(inputs.base / settings.init_from / "final")
     else:
