@@ -75,6 +75,7 @@ class Pictures:
         self.samples, self.tokenizer, self.image_size = samples, tokenizer, image_size
         self.negatives, self.max_tokens, self.changes = negatives, max_tokens, changes
         self._pixels: dict[str, Pixels] = {}
+        self._ids: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,8 +98,10 @@ class Pictures:
         return self._pixels[part.path]
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a caption."""
-        return self.tokenizer.encode(text)[: self.max_tokens]
+        """Ids of a caption, encoded once."""
+        if text not in self._ids:
+            self._ids[text] = self.tokenizer.encode(text)[: self.max_tokens]
+        return self._ids[text]
 
     def item(self, index: int, rng: np.random.Generator) -> Captioned:
         """One picture with its caption and `negatives` false ones, drawn without repetition."""
