@@ -135,3 +135,15 @@ def test_guessed_lengths_order_the_samples(tokenizer: Tokenizer, folder: Path) -
     lengths = Conversations(samples, tokenizer, SPEC, 500).lengths()
     assert lengths[0] < lengths[1]
     assert torch.tensor(lengths).dtype == torch.int64
+
+
+def test_a_text_document_is_learned_whole_and_keeps_its_end(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["the red star is big"] * 3, 300)
+    words = "the red star is big " * 40
+    for ctx_len in (20, 4000):
+        item = prepare(parse({"id": "d", "text": words}), tokenizer, MediaSpec(), ctx_len)
+        assert item.ids[0] == tokenizer.special.bos
+        assert item.labels == [-100, *item.ids[1:]]
+        assert item.ids[-1] == tokenizer.special.eos
+        assert len(item.ids) <= ctx_len
+    assert tokenizer.decode(item.ids) == words

@@ -114,8 +114,8 @@ def test_unknown_roles_and_parts_are_refused(tokenizer):
         assert caught.value.reason == "bad_row"
 
 
-def test_a_document_ends_with_eos(tokenizer):
-    assert chat.document(tokenizer, "a red") == [*tokenizer.encode("a red"), SPECIAL.eos]
+def test_a_document_stands_between_bos_and_eos(tokenizer):
+    assert chat.document(tokenizer, "a red") == [SPECIAL.bos, *tokenizer.encode("a red"), SPECIAL.eos]
 
 
 def test_fit_never_cuts_media_and_keeps_the_end_id(tokenizer):

@@ -86,16 +86,27 @@ def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -
 
 
 def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False) -> Item:
-    """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak.
+    """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak. A text document is learned whole.
 
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
+    if sample.text is not None:
+        return _document(sample, tokenizer, ctx_len)
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
     counts = positions(mels, spec, sample.id)
     rendered = chat.render(tokenizer, sample.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply)
     rendered = chat.fit(rendered, ctx_len, shorten=not reply)
     return Item(sample.id, sample.task, rendered.ids, rendered.labels, pictures, mels)
+
+
+def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
+    """A text document as a row of its own, all of it learned; a longer one loses its end, never its end symbol."""
+    assert sample.text is not None
+    ids = chat.document(tokenizer, sample.text)
+    if len(ids) > ctx_len:
+        ids = [*ids[: ctx_len - 1], ids[-1]]
+    return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]], [], [])
 
 
 class Conversations:
@@ -129,6 +140,6 @@ class Conversations:
         return [self._length(sample) for sample in self.samples]
 
     def _length(self, sample: Sample) -> int:
-        words = sum(len(message.text) for message in sample.messages) // 4
+        words = min(2000, len(sample.text or "") + sum(len(message.text) for message in sample.messages)) // 4
         sounds = sum(int(25 / self.spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))) for part in sample.audios)
         return words + len(sample.images) * self.spec.image_tokens + sounds

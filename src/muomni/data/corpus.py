@@ -19,7 +19,7 @@ from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
 IGNORE = chat.IGNORE
-FORMAT = 1  # of the files; part of the key, so that an older build is made again
+FORMAT = 2  # of the files; part of the key, so that an older build is made again
 ENCODED_AT_ONCE = 1024
 NO_DOCUMENT = -1
 
@@ -64,7 +64,7 @@ class TokenCorpus:
     def build(cls, cache: Path, samples: Sequence[Sample], tokenizer: Tokenizer) -> TokenCorpus:
         """The corpus of these samples: made once in `cache/<digest>`, then opened; a build that dies leaves nothing.
 
-        Takes   text samples (all learned, eos after each) and conversations without media (the assistant's words learned).
+        Takes   text samples (all learned, between bos and eos) and conversations without media (the assistant's words learned).
         Raises  DataError (empty) without samples; DataError (bad_row) if one has media.
         """
         if not samples:
@@ -179,7 +179,8 @@ def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[
         texts = iter(tokenizer.encode_many([sample.text for sample in some if sample.text is not None]))
         for sample in some:
             if sample.text is not None:
-                yield [*next(texts), tokenizer.special.eos], None, len(sample.text.encode())
+                # bos in front, so that the first word is predicted too, and bits per byte count every byte.
+                yield [tokenizer.special.bos, *next(texts), tokenizer.special.eos], None, len(sample.text.encode())
             elif sample.media:
                 raise DataError("bad_row", f"sample {sample.id}: has media, which a token corpus can't hold", hint="use the omni stage")
             else:

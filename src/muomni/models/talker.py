@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
+from muomni.media.text import spoken
 from muomni.models.pace import Pace
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
@@ -118,11 +119,12 @@ class Talker(nn.Module):
         return max(1, self.config.codebooks - 1) if self.config.layout == "delay" else 1
 
     def text_ids(self, text: str, tokenizer: Tokenizer | None) -> list[int]:
-        """The ids of a text as this Talker reads it; a leading space gives every word the one form that it has within a sentence.
+        """The ids of a text as this Talker reads it: as it is said (lower case, numbers in words, no punctuation), after a space, which
+        gives every word the one form that it has within a sentence.
 
         Raises  DataError(empty) if nothing is left to say; ConfigError if its units need a tokenizer and none is given.
         """
-        text = " ".join(text.split())
+        text = spoken(text)
         if not text:
             raise DataError("empty", "talker: the text is empty, there is nothing to say")
         if self.config.text_units == "char":

@@ -122,8 +122,8 @@ def render(
 
 
 def document(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text document, closed by eos."""
-    return [*tokenizer.encode(text), tokenizer.special.eos]
+    """Ids of a text document between bos, from which its first word is predicted, and eos."""
+    return [tokenizer.special.bos, *tokenizer.encode(text), tokenizer.special.eos]
 
 
 def fit(rendered: Rendered, ctx_len: int, *, shorten: bool = False) -> Rendered:
