@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from muomni.media import augment
+from muomni.media.mel import MelSpec
 
 RATE_HZ = 16_000
 
@@ -110,3 +111,31 @@ def test_seeded_and_never_in_place(change: Callable[..., np.ndarray]) -> None:
     np.testing.assert_array_equal(first, again)
     for x, old in zip(inputs, before):
         np.testing.assert_array_equal(x, old)
+
+
+def test_warp_keeps_a_picture_where_nothing_is_asked_and_moves_it_where_it_is() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    same = augment.warp(picture, np.random.default_rng(1), degrees=0, scale=0, shear=0)
+    assert np.abs(same.astype(int) - picture.astype(int)).max() <= 1
+    turned = augment.warp(picture, np.random.default_rng(1), degrees=30, scale=0.2, shear=0.2)
+    assert turned.shape == picture.shape
+    assert turned.dtype == np.uint8
+    assert (turned != picture).any()
+
+
+def test_a_warped_picture_is_filled_with_the_colour_of_its_border() -> None:
+    picture = np.full((32, 32, 3), 77, dtype=np.uint8)
+    picture[12:20, 12:20] = 200
+    corner = augment.warp(picture, np.random.default_rng(2), degrees=45, scale=0.3, shear=0.1)[0, 0]
+    assert corner.tolist() == [77, 77, 77]
+
+
+def test_telephone_sound_has_nothing_above_its_border() -> None:
+    spec = MelSpec()
+    mel_FM = np.random.default_rng(0).normal(size=(10, spec.num_mels)).astype(np.float32)
+    border = spec.bin_at(4000)
+    narrow = augment.narrow(mel_FM, border)
+    assert 0 < border < spec.num_mels
+    assert (narrow[:, border:] == mel_FM.min()).all()
+    np.testing.assert_array_equal(narrow[:, :border], mel_FM[:, :border])
+    assert spec.bin_at(9000) == spec.num_mels
