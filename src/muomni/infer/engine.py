@@ -20,6 +20,7 @@ from muomni.infer.generate import GREEDY
 from muomni.infer.parts import Parts
 from muomni.infer.prompt import Messages, Picture, Prompt, Request, Sound
 from muomni.infer.sampling import SamplingConfig
+from muomni.media.text import spoken
 from muomni.models.omni import gather
 from muomni.tokens.bpe import SPECIAL, Tokenizer
 
@@ -195,7 +196,7 @@ class Engine:
     def _aloud(self, answers: list[Answer], speak: bool) -> list[Answer]:
         if not speak:
             return answers
-        said = [index for index, each in enumerate(answers) if each.text.strip()]
+        said = [index for index, each in enumerate(answers) if spoken(each.text)]
         waves = dict(zip(said, self.speak([answers[index].text for index in said])))
         return [replace(each, audio=waves.get(index)) for index, each in enumerate(answers)]
 

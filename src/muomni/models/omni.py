@@ -130,7 +130,9 @@ class Omni(nn.Module):
         Raises  ShapeError where pads and media tokens do not count the same.
         """
         x_BTD = self.decoder.embed(ids_BT)
-        seen_ND = heard_ND = x_BTD.new_zeros(0, x_BTD.shape[2])
+        # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
+        seen_ND = self.projectors.vision(x_BTD.new_zeros(0, self.projectors.vision.in_features))
+        heard_ND = self.projectors.audio(x_BTD.new_zeros(0, self.projectors.audio.in_features))
         if media.pixels_N3HW is not None:
             seen_ND = self.see(media.pixels_N3HW).flatten(0, 1)
         if media.mel_NFM is not None and media.frames_N is not None:

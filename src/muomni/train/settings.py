@@ -66,8 +66,8 @@ class TrainSettings(Strict):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
         if not self.use_amp and self.precision in ("bf16", "fp16"):
             raise ValueError(f"use_amp is false, so precision {self.precision} would have no effect")
-        if "decay_share" in self.model_fields_set and self.schedule != "wsd":
+        if self.decay_share != 0.2 and self.schedule != "wsd":
             raise ValueError("decay_share has an effect with schedule: wsd only")
-        if "min_delta" in self.model_fields_set and self.patience is None:
+        if self.min_delta != 0 and self.patience is None:
             raise ValueError("min_delta has an effect with patience only")
         return self
