@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
 from muomni.stages import scoreboard
 from muomni.stages.recipe import Recipe
+from muomni.stages.schedule import side_by_side
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, loop, optim
 from muomni.train.loop import Fitted
@@ -285,45 +285,27 @@ def _side_by_side(
 
     Raises  the error of the first stage that fails, after the others that run have been asked to stop and have saved.
     """
-    waiting, done = list(chosen), set[str]()
-    running: dict[str, subprocess.Popen[bytes]] = {}
     environment = {**os.environ, "MUOMNI_THREADS": str(plan.threads), "OMP_NUM_THREADS": str(plan.threads), "MUOMNI_PLAIN": "1"}
-    failed: tuple[str, int] | None = None
-    try:
-        while (waiting and failed is None) or running:
-            for name in list(waiting):
-                blocked = [other for other in recipes.stage(name).needs if other in chosen and other not in done]
-                if failed is None and not blocked and len(running) < plan.header.jobs:
-                    command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder)]
-                    command += ["--fresh"] if fresh else []
-                    for gate in _waived_here(recipes.stage(name), plan.stages[name], waived):
-                        command += ["--waive", gate, "--reason", reason or ""]
-                    running[name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-                    waiting.remove(name)
-            time.sleep(0.1)
-            for name, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del running[name]
-                done.add(name)
-                if code != 0 and failed is None:
-                    failed = (name, code)
-                    for other in running.values():
-                        other.terminate()
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    if failed is not None:
-        name, code = failed
-        found = certificate.read(folder / name)
-        if code == 1 and found is not None:
-            _refuse(found)
-        error = MuomniError(f"stage {name} ended with exit code {code}", hint="its message stands above")
-        error.exit_code = code if code > 0 else 128 - code
-        raise error
+    commands, needs = {}, {}
+    for name in chosen:
+        command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder)]
+        command += ["--fresh"] if fresh else []
+        for gate in _waived_here(recipes.stage(name), plan.stages[name], waived):
+            command += ["--waive", gate, "--reason", reason or ""]
+        commands[name] = command
+        needs[name] = [other for other in recipes.stage(name).needs if other in chosen]
+    failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment)
+    if failed is None:
+        return
+    name, code = failed
+    if not name:
+        raise loop.Interrupted("stopped; every running stage has saved; run the same command to go on", code)
+    found = certificate.read(folder / name)
+    if code == 1 and found is not None:
+        _refuse(found)
+    error = MuomniError(f"stage {name} ended with exit code {code}", hint="its message stands above")
+    error.exit_code = code
+    raise error
 
 
 # --- a finished run -----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""Commands side by side: order, limits, failure and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from muomni.stages.schedule import side_by_side
+
+
+def note(folder: Path, name: str, *, seconds: float = 0.0, code: int = 0) -> list[str]:
+    """A command that writes when it began and ended, and leaves with a code."""
+    program = (
+        "import sys, time; from pathlib import Path; p = Path(sys.argv[1]); b = time.time(); time.sleep(float(sys.argv[2]));"
+        "p.write_text(f'{b} {time.time()}'); sys.exit(int(sys.argv[3]))"
+    )
+    return [sys.executable, "-c", program, str(folder / name), str(seconds), str(code)]
+
+
+def times(folder: Path, name: str) -> tuple[float, float]:
+    begin, end = (folder / name).read_text().split()
+    return float(begin), float(end)
+
+
+def test_a_command_waits_for_what_it_needs(tmp_path: Path) -> None:
+    commands = {name: note(tmp_path, name, seconds=0.3) for name in ("c", "a", "b")}
+    assert side_by_side(commands, {"a": [], "b": ["a"], "c": ["a", "b"]}, jobs=2, environment=os.environ) is None
+    assert times(tmp_path, "a")[1] <= times(tmp_path, "b")[0]
+    assert times(tmp_path, "b")[1] <= times(tmp_path, "c")[0]
+
+
+def test_no_more_than_jobs_run_at_a_time(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    assert side_by_side({n: note(tmp_path, n, seconds=0.4) for n in names}, {n: [] for n in names}, jobs=2, environment=os.environ) is None
+    spans = [times(tmp_path, name) for name in names]
+    assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 2
+
+
+def test_a_failure_stops_the_others_and_is_told(tmp_path: Path) -> None:
+    commands = {
+        "bad": note(tmp_path, "bad", seconds=0.2, code=7),
+        "long": note(tmp_path, "long", seconds=60),
+        "after": note(tmp_path, "after"),
+    }
+    begin = time.time()
+    assert side_by_side(commands, {"bad": [], "long": [], "after": ["bad"]}, jobs=2, environment=os.environ) == ("bad", 7)
+    assert time.time() - begin < 30
+    assert not (tmp_path / "long").exists()
+    assert not (tmp_path / "after").exists()
+
+
+def test_a_signal_is_passed_on(tmp_path: Path) -> None:
+    child = f"import signal, sys, time; signal.signal(15, lambda *_: (open({str(tmp_path / 'saved')!r}, 'w').close(), sys.exit(143)))"
+    child += f"; open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(60)"
+    parent = (
+        "import os, sys; from muomni.stages.schedule import side_by_side;"
+        f"found = side_by_side({{'a': [sys.executable, '-c', {child!r}]}}, {{'a': []}}, jobs=1, environment=os.environ); print(found)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert out.strip() == "('', 143)"
+    assert (tmp_path / "saved").exists()
