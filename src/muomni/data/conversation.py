@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,6 +54,12 @@ class Item:
     labels: list[int]
     pictures: list[NDArray[np.uint8]]
     mels: list[NDArray[np.float32]]
+
+
+class Changes(Protocol):
+    """Augmentation of pictures (data.pictures.PictureAugment)."""
+
+    def change(self, pixels: NDArray[np.uint8], rng: np.random.Generator, task: str) -> NDArray[np.uint8]: ...
 
 
 def read_picture(part: ImagePart, size: int) -> NDArray[np.uint8]:
@@ -110,14 +117,21 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s; what was prepared is kept in memory up to `cache_items`."""
+    """Samples as a dataset of `Item`s, kept in memory up to `cache_items`; `changes` are made to pictures anew each time."""
 
     def __init__(
-        self, samples: Sequence[Sample], tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, cache_items: int = 50_000
+        self,
+        samples: Sequence[Sample],
+        tokenizer: Tokenizer,
+        spec: MediaSpec,
+        ctx_len: int,
+        *,
+        changes: Changes | None = None,
+        cache_items: int = 50_000,
     ) -> None:
         self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
         self.cache: dict[int, Item] = {}
-        self.cache_items = cache_items
+        self.changes, self.cache_items = changes, cache_items
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,7 +147,9 @@ class Conversations:
             found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len)
             if len(self.cache) < self.cache_items:
                 self.cache[index] = found
-        return found
+        if self.changes is None or not found.pictures:
+            return found
+        return replace(found, pictures=[self.changes.change(picture, rng, found.task) for picture in found.pictures])
 
     def lengths(self) -> list[int]:
         """A cheap guess of each row's length, for batches of like lengths."""

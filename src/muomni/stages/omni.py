@@ -14,6 +14,7 @@ from pydantic import Field
 from muomni import files
 from muomni.data.conversation import Conversations, Item, MediaSpec, prepare
 from muomni.data.corpus import TokenCorpus
+from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Message, Sample
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
@@ -38,12 +39,17 @@ class OmniSettings(StageSettings):
 
     grid, audio_pool   how many tokens a picture and a second of sound become (see ProjectorsConfig)
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
+    dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
+                       (no star was ever red) it would else believe over its eyes
+    augment            changes of training pictures
     prompts            what is asked of a lone "image" or "audio"
     """
 
     grid: int = Field(0, ge=0)
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    augment: PictureAugment = PictureAugment()
     prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -52,6 +58,9 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
     decoder = Decoder.open(inputs.needed["thinker"])
+    for part in decoder.modules():
+        if isinstance(part, torch.nn.Dropout) and settings.dropout is not None:
+            part.p = settings.dropout
     vision, audio = store.load(inputs.needed["vision"]), store.load(inputs.needed["hearing"])
     shape = ProjectorsConfig(
         width=decoder.config.width,
@@ -71,7 +80,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
-    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len)
+    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower
-from muomni.models.vision_encoder import VisionEncoder
+from muomni.models.vision_encoder import Seen, VisionEncoder
 from muomni.train.objective import Objective, Term
 
 NEVER = -math.inf
@@ -74,6 +74,21 @@ class _Cached:
     starts: dict[tuple[str, ...], int]
 
 
+class Words(nn.Module):
+    """Which tokens a picture's caption holds: what the summary says, and what the surest patch says."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(width, vocab_size)
+        self.patch = nn.Linear(width, vocab_size, bias=False)
+        nn.init.constant_(self.summary.bias, -4.0)  # most tokens are in no caption
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits (B, V)."""
+        out: Tensor = self.summary(seen.cls_B1D[:, 0]) + self.patch(seen.grid_BPD).amax(1)
+        return out
+
+
 class Contrast(Objective):
     """Symmetric InfoNCE with a learned temperature; term "contrast", counted in rows, and with word_weight also term "words".
 
@@ -81,8 +96,9 @@ class Contrast(Objective):
     micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches' gradients is exactly the gradient of
     the one large batch (the towers must be deterministic: no dropout). Captions with equal keys are never each other's
     negatives. False captions are extra columns of their own picture, image to text only.
-    "words" asks a linear layer on the pooled picture which tokens its caption holds: contrast may hide an attribute in products of
-    others where no linear reader finds it (shape: probe 0.51 at 96 % right against one changed attribute), this lays it open.
+    "words" asks which tokens the caption holds, by a linear layer on the summary and one on every patch, of which the surest patch
+    counts: contrast may hide an attribute in products of others where no linear reader finds it (shape: probe 0.51 at 96 % right
+    against one changed attribute); this lays it open, in the patch where the thing is.
     Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of stored gradients.
     """
 
@@ -105,10 +121,7 @@ class Contrast(Objective):
         self.reader = reader
         self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
         self.word_weight = word_weight
-        self.words: nn.Linear | None = None
-        if word_weight:
-            self.words = nn.Linear(2 * vision.config.width, text.config.vocab_size)
-            nn.init.constant_(self.words.bias, -4.0)  # most tokens are in no caption
+        self.words: Words | None = Words(vision.config.width, text.config.vocab_size) if word_weight else None
         self._cached: _Cached | None = None
 
     def counts(self, batch: VisionBatch) -> dict[str, int]:
@@ -123,10 +136,11 @@ class Contrast(Objective):
 
     def images(self, batch: VisionBatch) -> Tensor:
         """Unit vectors of the pictures, (B, E)."""
-        return self.vision.unit(self._pooled(batch))
+        return self.vision.unit(self.vision.pooled(self._seen(batch)))
 
-    def _pooled(self, batch: VisionBatch) -> Tensor:
-        return self.vision.pooled(self.vision(batch.pixels_BHW3.permute(0, 3, 1, 2)))
+    def _seen(self, batch: VisionBatch) -> Seen:
+        seen: Seen = self.vision(batch.pixels_BHW3.permute(0, 3, 1, 2))
+        return seen
 
     def texts(self, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Unit vectors of captions, (B, E)."""
@@ -166,14 +180,15 @@ class Contrast(Objective):
 
     def forward(self, batch: VisionBatch) -> dict[str, Term]:
         """The own rows' nats; the gradient is that of the whole update's loss with respect to the own rows."""
-        pooled_BD = self._pooled(batch)
-        terms = {"contrast": self._contrast(batch, self.vision.unit(pooled_BD))}
+        seen = self._seen(batch)
+        terms = {"contrast": self._contrast(batch, self.vision.unit(self.vision.pooled(seen)))}
         if self.words:
-            held_BV = torch.zeros(len(pooled_BD), self.words.out_features, device=pooled_BD.device)
+            logits_BV = self.words(seen).float()
+            held_BV = torch.zeros_like(logits_BV)
             rows, columns = batch.caption_keep_BT.nonzero(as_tuple=True)
             held_BV[rows, batch.caption_ids_BT[rows, columns]] = 1.0
-            nats = nn.functional.binary_cross_entropy_with_logits(self.words(pooled_BD).float(), held_BV, reduction="sum")
-            terms["words"] = Term(nats, len(pooled_BD), self.word_weight)
+            nats = nn.functional.binary_cross_entropy_with_logits(logits_BV, held_BV, reduction="sum")
+            terms["words"] = Term(nats, len(logits_BV), self.word_weight)
         return terms
 
     def _contrast(self, batch: VisionBatch, images: Tensor) -> Term:
