@@ -15,7 +15,7 @@ from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_
 from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
 
 Row = dict[str, Any]
-UNNAMED_SHARE = 0.35  # of the training pictures shows shapes in colours that have no name
+UNNAMED_SHARE = 0.5  # of the training pictures shows shapes in colours that have no name
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
 
 
