@@ -135,6 +135,24 @@ class Packed:
         return row
 
 
+class Rows:
+    """Packed rows as a dataset."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def name(self, index: int) -> str:
+        """The row's number: it may hold many documents."""
+        return f"row-{index}"
+
+    def item(self, index: int, rng: np.random.Generator) -> tuple[str, Row]:
+        """One row."""
+        return self.name(index), self.packed[index]
+
+
 def _pieces(offsets: Ints, ctx_len: int) -> list[tuple[int, int]]:
     return [(at, min(at + ctx_len, int(stop))) for start, stop in pairwise(offsets) for at in range(int(start), int(stop), ctx_len)]
 

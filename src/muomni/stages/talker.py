@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +13,10 @@ from torch import Tensor
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
-from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.metrics import bootstrap, cer, levenshtein
-from muomni.infer import speech
+from muomni.evaluate.listening import free_speech, swap
 from muomni.infer.speech import Voice
-from muomni.infer.transcribe import transcribe
 from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -115,8 +112,10 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     def measure(_: Fitted) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=mind)
         ears = store.load(inputs.needed["hearing"], inputs.run.device)
-        facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, coded["valid"], settings, inputs)}
-        return {**facts, **free_speech(voice, ears, corpus.valid, coded["valid"], settings, inputs)}
+        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
+        held_out = coded["valid"].items
+        facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
+        return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s)
 
     return Plan(objective, train, valid, save, measure, corpus)
 
@@ -143,69 +142,6 @@ def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Cod
             hidden = mind(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if mind else None
             items[index] = TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
     return Coded(samples, items, refused)
-
-
-@torch.inference_mode()
-def swap(objective: TalkerObjective, held_out: Coded, settings: TalkerSettings, inputs: Inputs) -> dict[str, Fact]:
-    """Does the text matter? Nats a code of held-out speech with its own text, and with the text of another of like length."""
-    objective.eval()
-    items = sorted(held_out.items.values(), key=lambda item: item.codes_KF.shape[1])
-    sums = {"own": 0.0, "other": 0.0}
-    count = 0
-    for first in range(0, len(items) - 1, settings.batch_size):
-        batch = TalkerBatch.of(items[first : first + settings.batch_size]).to(inputs.run.device)
-        if len(batch.sample_ids) < 2:
-            continue
-        for name, variant in (("own", batch), ("other", batch.rolled())):
-            sums[name] += sum(float(term.total) for term in objective(variant).values())
-        count += sum(objective.counts(batch).values())
-    if not count:
-        return {}
-    own, other = sums["own"] / count, sums["other"] / count
-    return {"nats_per_code": Fact(own, count), "nats_per_code_swapped": Fact(other, count), "text_swap_gap_nats": Fact(other - own, count)}
-
-
-def free_speech(
-    voice: Voice, ears: object, samples: list[Sample], held_out: Coded, settings: TalkerSettings, inputs: Inputs
-) -> dict[str, Fact]:
-    """Speech from text alone, heard by our own ears, beside what copy synthesis and the codec leave of the true speech."""
-    chosen = [
-        i for i in np.linspace(0, len(samples) - 1, min(settings.eval_items, len(samples))).astype(int).tolist() if i in held_out.items
-    ]
-    texts = [spoken(samples[i])[1] for i in chosen]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the real-time factor is quoted for one thread
-    begin = time.perf_counter()
-    said = voice.speak(texts)
-    took_s = time.perf_counter() - begin
-    torch.set_num_threads(threads)
-    waves = [each.wave_S for each in said]
-    true_frames = [held_out.items[i].codes_KF.shape[1] for i in chosen]
-    near = sum(abs(each.codes_KF.shape[1] - frames) <= 0.2 * frames for each, frames in zip(said, true_frames, strict=True))
-
-    def heard(waves: list[np.ndarray]) -> list[str]:
-        return transcribe(ears, waves, pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1))  # type: ignore[arg-type]
-
-    guesses = heard(waves)
-    rates = [levenshtein(truth, guess) / len(truth) for truth, guess in zip(texts, guesses, strict=True)]
-    few = chosen[:: max(1, len(chosen) // 80)]
-    spec = voice.codec.config.mel
-    utterances = Utterances(samples, spec, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
-    mels = [torch.from_numpy(utterances.item(i, np.random.default_rng(0)).mel_FM) for i in few]
-    copies = heard([speech.sound(mel, spec) for mel in mels])
-    decoded = [voice.codec.decode(held_out.items[i].codes_KF[None])[0] for i in few]
-    coded = heard([speech.sound(mel, spec) for mel in decoded])
-    few_texts = [spoken(samples[i])[1] for i in few]
-    copy_cer, codec_cer = cer(few_texts, copies), cer(few_texts, coded)
-    return {
-        "own_cer": Fact(cer(texts, guesses), len(texts), bootstrap(rates), copy_cer),
-        "copy_synthesis_cer": Fact(copy_cer, len(few)),
-        "codec_cer": Fact(codec_cer, len(few), None, copy_cer),
-        "codec_own_cer": Fact(codec_cer - copy_cer, len(few)),
-        "stop_within_20pct": share(near, len(chosen)),
-        "ended": share(sum(each.is_ended for each in said), len(said)),
-        "rtf": Fact(took_s / (sum(map(len, waves)) / voice.rate_hz), len(said)),
-    }
 
 
 STAGE = Stage(

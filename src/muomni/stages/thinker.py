@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from muomni.data import readers
-from muomni.data.corpus import Packed, Row, TokenCorpus
+from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
@@ -24,7 +23,7 @@ from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted, validate
-from muomni.train.objectives.language import LanguageBatch, NextToken, targets
+from muomni.train.objectives.language import NextToken, collate_rows, targets
 
 
 class ThinkerSettings(StageSettings):
@@ -40,34 +39,6 @@ class ThinkerSettings(StageSettings):
     row_len: int | None = Field(None, ge=8)
     packing: bool = True
     tokenizer_data: list[Source] = []
-
-
-class Rows:
-    """Packed rows as a dataset."""
-
-    def __init__(self, packed: Packed) -> None:
-        self.packed = packed
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def name(self, index: int) -> str:
-        """The row's number: it may hold many documents."""
-        return f"row-{index}"
-
-    def item(self, index: int, rng: np.random.Generator) -> tuple[str, Row]:
-        """One row."""
-        return self.name(index), self.packed[index]
-
-
-def collate(rows: list[tuple[str, Row]]) -> LanguageBatch:
-    """Rows, cut to the longest real length; documents do not look at each other."""
-    longest = max(int((row.documents_T >= 0).sum()) for _, row in rows)
-
-    def stack(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(row, name)[:longest] for _, row in rows]))
-
-    return LanguageBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))
 
 
 def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
@@ -86,7 +57,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     row_len = settings.row_len or settings.model.ctx_len
     tokens = {name: TokenCorpus.build(cache, samples, tokenizer) for name, samples in (("train", corpus.train), ("valid", corpus.valid))}
     rows = {name: Rows(part.pack(row_len, single=not settings.packing)) for name, part in tokens.items()}
-    train, valid = loaders(rows["train"], rows["valid"], collate, settings)
+    train, valid = loaders(rows["train"], rows["valid"], collate_rows, settings)
     assert valid is not None
     objective = NextToken(decoder)
 
@@ -96,11 +67,11 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
 
     def measure(fitted: Fitted) -> dict[str, Fact]:
         labels = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]
-        batches = [collate([rows["valid"].item(i, np.random.default_rng(0))]) for i in range(len(rows["valid"]))]
+        batches = [collate_rows([rows["valid"].item(i, np.random.default_rng(0))]) for i in range(len(rows["valid"]))]
         count = sum(int((targets(batch) != IGNORE).sum()) for batch in batches)
         nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
         floor_nats = unigram_entropy(np.concatenate(labels).tolist())
-        seen = loaders(rows["train"], rows["train"], collate, settings)[1]
+        seen = loaders(rows["train"], rows["train"], collate_rows, settings)[1]
         trained = validate(objective, seen, settings, inputs.run) if seen is not None else {}
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from muomni.data.conversation import Item
+from muomni.data.corpus import Row
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Media, Omni, gather
 from muomni.tokens.bpe import SPECIAL
@@ -107,3 +108,13 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
         torch.from_numpy(keep),
         media=gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
     )
+
+
+def collate_rows(rows: list[tuple[str, Row]]) -> LanguageBatch:
+    """Rows, cut to the longest real length; documents do not look at each other."""
+    longest = max(int((row.documents_T >= 0).sum()) for _, row in rows)
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(row, name)[:longest] for _, row in rows]))
+
+    return LanguageBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))

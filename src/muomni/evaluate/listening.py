@@ -1,0 +1,91 @@
+"""Judges a Talker: does its text matter, and is its free speech understood by our own ears."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from muomni.data.sample import Sample
+from muomni.data.utterances import Utterances, Wave, spoken
+from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.metrics import bootstrap, cer, levenshtein
+from muomni.infer import speech
+from muomni.infer.speech import Voice
+from muomni.infer.transcribe import transcribe
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.runtime import Runtime
+from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+
+
+@torch.inference_mode()
+def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, *, batch_size: int = 16) -> dict[str, Fact]:
+    """Does the text matter? Nats a code of held-out speech with its own text, and with the text of another of like length."""
+    objective.eval()
+    items = sorted(items, key=lambda item: item.codes_KF.shape[1])
+    sums = {"own": 0.0, "other": 0.0}
+    count = 0
+    for first in range(0, len(items) - 1, batch_size):
+        batch = TalkerBatch.of(items[first : first + batch_size]).to(run.device)
+        if len(batch.sample_ids) < 2:
+            continue
+        for name, variant in (("own", batch), ("other", batch.rolled())):
+            sums[name] += sum(float(term.total) for term in objective(variant).values())
+        count += sum(objective.counts(batch).values())
+    if not count:
+        return {}
+    own, other = sums["own"] / count, sums["other"] / count
+    return {"nats_per_code": Fact(own, count), "nats_per_code_swapped": Fact(other, count), "text_swap_gap_nats": Fact(other - own, count)}
+
+
+def free_speech(
+    voice: Voice,
+    ears: AudioEncoder,
+    pad_s: float,
+    samples: Sequence[Sample],
+    coded: Mapping[int, TalkerItem],
+    *,
+    most: int,
+    max_s: float = 20.0,
+) -> dict[str, Fact]:
+    """Speech from text alone, heard by our own ears, beside what copy synthesis and the codec leave of the true speech.
+
+    Takes   pad_s: silence that the ears want on both sides; coded: the samples' codes by their index; most: how many are spoken.
+    """
+    chosen = [i for i in np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int).tolist() if i in coded]
+    texts = [spoken(samples[i])[1] for i in chosen]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the real-time factor is quoted for one thread
+    begin = time.perf_counter()
+    said = voice.speak(texts)
+    took_s = time.perf_counter() - begin
+    torch.set_num_threads(threads)
+    waves = [each.wave_S for each in said]
+    true_frames = [coded[i].codes_KF.shape[1] for i in chosen]
+    near = sum(abs(each.codes_KF.shape[1] - frames) <= 0.2 * frames for each, frames in zip(said, true_frames, strict=True))
+
+    def heard(waves: list[Wave]) -> list[str]:
+        return transcribe(ears, waves, pad_s=pad_s)
+
+    guesses = heard(waves)
+    rates = [levenshtein(truth, guess) / len(truth) for truth, guess in zip(texts, guesses, strict=True)]
+    few = chosen[:: max(1, len(chosen) // 80)]
+    spec = voice.codec.config.mel
+    utterances = Utterances(samples, spec, downsample=0, pad_s=0.0, max_text_len=0, max_s=max_s)
+    mels = [torch.from_numpy(utterances.item(i, np.random.default_rng(0)).mel_FM) for i in few]
+    copies = heard([speech.sound(mel, spec) for mel in mels])
+    decoded = [voice.codec.decode(coded[i].codes_KF[None])[0] for i in few]
+    rebuilt = heard([speech.sound(mel, spec) for mel in decoded])
+    few_texts = [spoken(samples[i])[1] for i in few]
+    copy_cer, codec_cer = cer(few_texts, copies), cer(few_texts, rebuilt)
+    return {
+        "own_cer": Fact(cer(texts, guesses), len(texts), bootstrap(rates), copy_cer),
+        "copy_synthesis_cer": Fact(copy_cer, len(few)),
+        "codec_cer": Fact(codec_cer, len(few), None, copy_cer),
+        "codec_own_cer": Fact(codec_cer - copy_cer, len(few)),
+        "stop_within_20pct": share(near, len(chosen)),
+        "ended": share(sum(each.is_ended for each in said), len(said)),
+        "rtf": Fact(took_s / (sum(map(len, waves)) / voice.rate_hz), len(said)),
+    }
