@@ -70,7 +70,8 @@ def test_micro_batches_teach_what_the_one_batch_teaches(cuts: list[int], negativ
     assert split_loss == pytest.approx(loss, rel=1e-5)
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
+        rounding = 1e-5 * max(1.0, float(gradient.abs().max()))  # sums of nats: some gradients are large
+        torch.testing.assert_close(got[name], gradient, atol=rounding, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
 
 
 def test_without_the_cache_small_batches_teach_less() -> None:
