@@ -48,4 +48,5 @@ class Asker:
             choices = unheard or [asked for _, asked in left]
             chosen.append(choices[self._rng.integers(len(choices))])
             open_ = [entry for entry in open_ if entry[0] != best]
-        return chosen
+        # The rarest kind was chosen first; asked in that order, the first question of every long conversation would be of one kind.
+        return [chosen[index] for index in self._rng.permutation(len(chosen))]

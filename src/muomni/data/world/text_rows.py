@@ -42,7 +42,7 @@ def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
             while is_held_out(description) == training:
                 scene = sample(rng, len(scene), held_out=not training)
                 description = claims(scene).text()
-            asked = asker.ask(scene, int(rng.integers(3, 6)))
+            asked = asker.ask(scene, int(rng.integers(6, 10)))
             extra = {"scene": [list(vars(thing).values()) for thing in scene], "kinds": [kind for kind, _, _ in asked]}
             if index % 4 == 2:
                 turns = " ".join(f"{question} {answer}." for _, question, answer in asked)
