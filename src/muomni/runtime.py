@@ -65,8 +65,7 @@ def start(*, precision: str = "auto", width: int = 256, device: str = "auto", th
 
     precision  auto | fp32 | bf16 | fp16
     """
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,6 +75,12 @@ def start(*, precision: str = "auto", width: int = 256, device: str = "auto", th
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return Runtime(chosen, choose_dtype(precision, width, chosen), rank, world)
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads from here on; None changes nothing. Another count may give other last bits."""
+    if count:
+        torch.set_num_threads(count)
 
 
 def choose_dtype(precision: str, width: int, device: torch.device) -> torch.dtype:

@@ -70,3 +70,19 @@ def test_impossible_sizes_are_refused(changes: dict[str, object]) -> None:
 def test_wrong_pictures_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="vision"):
         small()(torch.rand(shape))
+
+
+def test_levels_are_what_passed_through_so_many_blocks() -> None:
+    vision, pixels = small(), torch.rand(2, 3, 32, 32)
+    seen = vision(pixels, levels=(0, 2))
+    assert seen.levels_BTE is not None
+    assert seen.levels_BTE.shape == (2, 1 + 16, 2 * 32)
+    torch.testing.assert_close(seen.levels_BTE.unflatten(2, (2, 32)).square().mean(-1), torch.ones(2, 17, 2), atol=1e-3, rtol=0)
+    vision.norm.weight.data.fill_(1.0)
+    last = vision(pixels)
+    torch.testing.assert_close(seen.levels_BTE[:, 1:, 32:], last.grid_BPD, atol=1e-5, rtol=0)  # the end is a level too
+    changed = pixels.clone()
+    changed[:, :, :8, :8] = 1.0 - changed[:, :, :8, :8]
+    stem = vision(pixels, levels=(0,)).levels_BTE, vision(changed, levels=(0,)).levels_BTE
+    assert not torch.allclose(stem[0][:, 1], stem[1][:, 1])
+    assert last.levels_BTE is None

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muomni.errors import ShapeError
+from muomni.errors import ConfigError, ShapeError
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.vision_encoder import VisionEncoder
@@ -24,6 +24,8 @@ class ProjectorsConfig(BaseModel):
     """How pictures and sounds become tokens of the Thinker.
 
     grid        0: a picture is its summary alone (1 token); g: the summary and g x g pooled patches
+    levels      after how many blocks of the eyes their states are read, beside each other; () reads the end alone. The end knows the
+                picture, the beginning what is where (Yao et al. 2024, Dense Connector)
     audio_pool  states of the ears in one token: 1 = 25 Hz, 2 = 12.5 Hz
     """
 
@@ -33,6 +35,7 @@ class ProjectorsConfig(BaseModel):
     vision_width: int = Field(default=128, gt=0)
     audio_width: int = Field(default=192, gt=0)
     grid: int = Field(default=0, ge=0)
+    levels: tuple[NonNegativeInt, ...] = ()
     audio_pool: int = Field(default=1, ge=1, le=4)
 
     @property
@@ -49,7 +52,7 @@ class Projectors(nn.Module):
     def __init__(self, config: ProjectorsConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = nn.Linear(config.vision_width, config.width)
+        self.vision = nn.Linear(config.vision_width * max(1, len(config.levels)), config.width)
         self.audio = nn.Linear(config.audio_width * config.audio_pool, config.width)
 
     @torch.no_grad()
@@ -84,6 +87,8 @@ class Omni(nn.Module):
 
     def __init__(self, decoder: Decoder, vision: VisionEncoder | None, audio: AudioEncoder | None, projectors: Projectors) -> None:
         super().__init__()
+        if vision is not None and max(projectors.config.levels, default=0) > len(vision.blocks):
+            raise ConfigError(f"levels {projectors.config.levels}: the eyes have {len(vision.blocks)} blocks")
         self.decoder, self.vision, self.audio, self.projectors = decoder, vision, audio, projectors
 
     @property
@@ -102,11 +107,12 @@ class Omni(nn.Module):
         if self.vision is None:
             raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
         with torch.no_grad():
-            seen = self.vision(pixels_N3HW)
-        states = seen.cls_B1D
+            seen = self.vision(pixels_N3HW, self.projectors.config.levels)
+            states = torch.cat([seen.cls_B1D, seen.grid_BPD], 1) if seen.levels_BTE is None else seen.levels_BTE
+        states, patches = states.split([1, states.shape[1] - 1], dim=1)
         if grid := self.projectors.config.grid:
             side = self.vision.config.side
-            patches = seen.grid_BPD.transpose(1, 2).unflatten(2, (side, side))
+            patches = patches.transpose(1, 2).unflatten(2, (side, side))
             pooled = patches if side == grid else F.adaptive_avg_pool2d(patches, grid)
             states = torch.cat([states, pooled.flatten(2).transpose(1, 2)], dim=1)
         out: Tensor = self.projectors.vision(states)

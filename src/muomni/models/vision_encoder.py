@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Self
@@ -52,10 +53,14 @@ class VisionEncoderConfig(BaseModel):
 
 @dataclass
 class Seen:
-    """What a VisionEncoder gives: cls_B1D, a summary, and grid_BPD, one state a patch, row by row."""
+    """What a VisionEncoder gives: cls_B1D, a summary, and grid_BPD, one state a patch, row by row.
+
+    levels_BTE  the states of all asked levels beside each other, summary first, (B, 1+P, levels * D), each of rms 1; None if none was asked
+    """
 
     cls_B1D: Tensor
     grid_BPD: Tensor
+    levels_BTE: Tensor | None = None
 
 
 def sincos_2d(side: int, width: int) -> Tensor:
@@ -132,10 +137,10 @@ class VisionEncoder(nn.Module):
         self.norm = RMSNorm(config.width)
         self.proj = nn.Linear(2 * config.width, config.embed_dim, bias=False)
 
-    def forward(self, pixels_B3HW: Tensor) -> Seen:
+    def forward(self, pixels_B3HW: Tensor, levels: Sequence[int] = ()) -> Seen:
         """Summary and patch states.
 
-        Takes   pixels_B3HW uint8, or float in [0, 1].
+        Takes   pixels_B3HW uint8, or float in [0, 1]; levels: after how many blocks states are wanted beside (0: the stem's).
         Gives   Seen(cls_B1D, grid_BPD), P = side * side, row by row.
         Raises  ShapeError if the picture is not (B, 3, image_size, image_size).
         """
@@ -145,10 +150,13 @@ class VisionEncoder(nn.Module):
         scale = 127.5 if pixels_B3HW.dtype == torch.uint8 else 0.5
         patches = self.stem(pixels_B3HW.float() / scale - 1.0).flatten(2).transpose(1, 2)
         x_BTD = torch.cat([self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1) + self.positions
+        passed = [x_BTD]
         for block in self.blocks:
             x_BTD = block(x_BTD)
+            passed.append(x_BTD)
         x_BTD = self.norm(x_BTD)
-        return Seen(x_BTD[:, :1], x_BTD[:, 1:])
+        beside = torch.cat([F.rms_norm(passed[level], passed[level].shape[-1:]) for level in levels], -1) if levels else None
+        return Seen(x_BTD[:, :1], x_BTD[:, 1:], beside)
 
     def pooled(self, seen: Seen) -> Tensor:
         """Summary beside the maximum over the patches, (B, 2 * width)."""

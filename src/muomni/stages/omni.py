@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from muomni import files
 from muomni.data.conversation import Conversations, MediaSpec
@@ -28,7 +28,7 @@ from muomni.train.optim import freeze
 class OmniSettings(StageSettings):
     """Settings of stage omni.
 
-    grid, audio_pool   how many tokens a picture and a second of sound become (see ProjectorsConfig)
+    grid, levels, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
@@ -37,6 +37,7 @@ class OmniSettings(StageSettings):
     """
 
     grid: int = Field(0, ge=0)
+    levels: tuple[NonNegativeInt, ...] = ()
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -58,6 +59,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         vision_width=vision.config.width,
         audio_width=audio.config.width,
         grid=settings.grid,
+        levels=settings.levels,
         audio_pool=settings.audio_pool,
     )
     omni = Omni(decoder, freeze(vision), freeze(audio), Projectors(shape).start_at(decoder.embedding_rms))  # type: ignore[arg-type]

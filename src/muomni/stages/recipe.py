@@ -143,13 +143,14 @@ def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str
     return files.sha256_json([result_settings(settings), needed, sources])
 
 
-# Settings that change how a run looks or is kept, never its weights.
+# Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order).
 HARMLESS = frozenset(
     {
         "print_freq",
         "keep_checkpoints",
         "checkpoint_freq",
         "num_workers",
+        "threads",
         "gates",
         "demands",
         "eval_items",

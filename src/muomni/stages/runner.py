@@ -122,6 +122,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     Raises  GateRed where it, or one that it needs, is red.
     """
     stage, settings = recipes.stage(name), plan.stages[name]
+    runtime.use_threads(settings.threads or _threads(plan))
     own = folder / name
     needed = {other: certificate.demand(folder / other, name)["weights"] for other in stage.needs}
     digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))

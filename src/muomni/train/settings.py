@@ -47,6 +47,7 @@ class TrainSettings(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(42, ge=0)
     num_workers: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1, description="threads of this stage; None: the recipe's. For one that runs when others are done")
 
     val_split: float = Field(0.1, ge=0, lt=1)
     val_freq: int = Field(200, ge=1)

@@ -17,6 +17,7 @@ from muomni.models.vision_encoder import Seen, VisionEncoder
 from muomni.train.objective import Objective, Term
 
 NEVER = -math.inf
+TOKENS_OF_A_CAPTION = 8  # a guess, for the start of `Words`
 
 
 class Reader(Protocol):
@@ -81,7 +82,10 @@ class Words(nn.Module):
         super().__init__()
         self.summary = nn.Linear(width, vocab_size)
         self.patch = nn.Linear(width, vocab_size, bias=False)
-        nn.init.constant_(self.summary.bias, -4.0)  # most tokens are in no caption
+        # Most tokens are in no caption. A vocabulary of loud guesses, pushed down together, would be one huge gradient at the start.
+        nn.init.constant_(self.summary.bias, math.log(TOKENS_OF_A_CAPTION / vocab_size))
+        for layer in (self.summary, self.patch):
+            nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits (B, V)."""
@@ -90,8 +94,9 @@ class Words(nn.Module):
 
 
 class Contrast(Objective):
-    """Symmetric InfoNCE with a learned temperature; term "contrast", counted in rows, and with word_weight also term "words".
+    """Symmetric InfoNCE with a learned temperature; term "contrast", counted in rows.
 
+    With word_weight also term "words", counted in the captions' tokens.
     The value is the own rows' nats, image to text and text to image averaged. Negatives are all rows of the update, over
     micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches' gradients is exactly the gradient of
     the one large batch (the towers must be deterministic: no dropout). Captions with equal keys are never each other's
@@ -125,9 +130,18 @@ class Contrast(Objective):
         self._cached: _Cached | None = None
 
     def counts(self, batch: VisionBatch) -> dict[str, int]:
-        """Rows."""
-        rows = len(batch.sample_ids)
-        return {"contrast": rows, "words": rows} if self.words else {"contrast": rows}
+        """Rows, and the different tokens of each row's caption."""
+        counts = {"contrast": len(batch.sample_ids)}
+        if self.words:
+            counts["words"] = int(self._held(batch).sum())
+        return counts
+
+    def _held(self, batch: VisionBatch) -> Tensor:
+        """Which tokens each caption holds, bool (B, V)."""
+        held_BV = torch.zeros(len(batch.sample_ids), self.text.config.vocab_size, dtype=torch.bool, device=batch.caption_ids_BT.device)
+        rows, columns = batch.caption_keep_BT.nonzero(as_tuple=True)
+        held_BV[rows, batch.caption_ids_BT[rows, columns]] = True
+        return held_BV
 
     @property
     def scale(self) -> Tensor:
@@ -184,11 +198,9 @@ class Contrast(Objective):
         terms = {"contrast": self._contrast(batch, self.vision.unit(self.vision.pooled(seen)))}
         if self.words:
             logits_BV = self.words(seen).float()
-            held_BV = torch.zeros_like(logits_BV)
-            rows, columns = batch.caption_keep_BT.nonzero(as_tuple=True)
-            held_BV[rows, batch.caption_ids_BT[rows, columns]] = 1.0
-            nats = nn.functional.binary_cross_entropy_with_logits(logits_BV, held_BV, reduction="sum")
-            terms["words"] = Term(nats, len(logits_BV), self.word_weight)
+            held_BV = self._held(batch)
+            nats = nn.functional.binary_cross_entropy_with_logits(logits_BV, held_BV.float(), reduction="sum")
+            terms["words"] = Term(nats, int(held_BV.sum()), self.word_weight)
         return terms
 
     def _contrast(self, batch: VisionBatch, images: Tensor) -> Term:

@@ -1,0 +1,38 @@
+"""The fusion: which states of the eyes become tokens."""
+
+import pytest
+import torch
+
+from muomni.errors import ConfigError
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+
+
+def omni(grid: int = 0, levels: tuple[int, ...] = ()) -> Omni:
+    torch.manual_seed(0)
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=32, layers=2, heads=2, hidden=64, embed_dim=16)).eval()
+    thinker = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, hidden=32, dropout=0.0))
+    shape = ProjectorsConfig(width=16, vision_width=32, audio_width=8, grid=grid, levels=levels)
+    return Omni(thinker, eyes, None, Projectors(shape).start_at(0.3))
+
+
+@pytest.mark.parametrize("levels", [(), (1,), (0, 1, 2)])
+@pytest.mark.parametrize("grid", [0, 2, 4])
+def test_a_picture_fills_its_summary_and_its_grid_from_any_levels(grid: int, levels: tuple[int, ...]) -> None:
+    model = omni(grid, levels)
+    tokens = model.see(torch.rand(3, 3, 32, 32))
+    assert tokens.shape == (3, 1 + grid**2, 16)
+    assert tokens.detach().square().mean().sqrt() == pytest.approx(0.3, rel=0.3)  # as loud as asked, whatever is read
+
+
+def test_without_levels_the_end_of_the_eyes_is_read() -> None:
+    model, pixels = omni(4), torch.rand(2, 3, 32, 32)
+    seen = model.vision(pixels)
+    expected = model.projectors.vision(torch.cat([seen.cls_B1D, seen.grid_BPD], 1))
+    torch.testing.assert_close(model.see(pixels), expected)
+
+
+def test_a_level_that_the_eyes_do_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 blocks"):
+        omni(4, (0, 3))
