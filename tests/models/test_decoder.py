@@ -103,12 +103,13 @@ def test_first_loss_is_near_ln_of_the_vocabulary(tied):
     assert abs(float(loss) - math.log(1000)) < 0.5
 
 
-def test_embeddings_are_audible_beside_what_blocks_add():
+def test_embeddings_and_what_blocks_add_are_audible_beside_each_other():
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(vocab_size=1000)).eval()
     x = model.embed(torch.randint(0, 1000, (2, 64)))
     added = model.hidden(x, layer=4) - x
-    assert x.std() > 2 * added.std()
+    # At 0.1 (embeddings of std 0.02) words were not heard, at 2 (quiet values and outputs) nothing learned to look anything up.
+    assert 0.15 < x.std() / added.std() < 1.0
     assert abs(model.embedding_rms - float(x.square().mean().sqrt())) < 0.05 * model.embedding_rms
 
 

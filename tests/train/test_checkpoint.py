@@ -216,10 +216,3 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     checkpoint.load(folder, other, CPU.device)
     assert bool((other.head.bias == 9).all())
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-
-
-def test_a_link_moves_at_once(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        checkpoint.replace_link(tmp_path / "last", tmp_path / name)
-        assert (tmp_path / "last").resolve() == tmp_path / name

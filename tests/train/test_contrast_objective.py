@@ -195,7 +195,9 @@ def test_words_count_tokens_and_start_as_calm_with_a_large_vocabulary_as_with_a_
     for vocab_size in (60, 6000):
         torch.manual_seed(0)
         vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
-        objective = Contrast(vision, TextTower(TextTowerConfig(vocab_size=vocab_size, width=16, layers=1, heads=2, hidden=32, embed_dim=8)), word_weight=1.0)
+        objective = Contrast(
+            vision, TextTower(TextTowerConfig(vocab_size=vocab_size, width=16, layers=1, heads=2, hidden=32, embed_dim=8)), word_weight=1.0
+        )
         some = batch(8, negatives=0)
         term = objective(some)["words"]
         assert term.count == objective.counts(some)["words"] == sum(len(set(row.tolist())) for row in some.caption_ids_BT)

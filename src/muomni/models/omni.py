@@ -45,7 +45,11 @@ class ProjectorsConfig(BaseModel):
 
 
 class Projectors(nn.Module):
-    """One linear map a modality into the Thinker's width (SPEC M-E)."""
+    """One linear map a modality into the Thinker's width (SPEC M-E).
+
+    What the eyes give is first brought to mean 0 and spread 1 in every channel, summaries and patches each by their own statistics:
+    what all patches share is loud, what tells them apart is quiet, and nothing learns to look a patch up (docs/log.md).
+    """
 
     model_type = "muomni_projectors"
 
@@ -54,6 +58,28 @@ class Projectors(nn.Module):
         self.config = config
         self.vision = nn.Linear(config.vision_width * max(1, len(config.levels)), config.width)
         self.audio = nn.Linear(config.audio_width * config.audio_pool, config.width)
+        self.register_buffer("mean_2E", torch.zeros(2, self.vision.in_features))  # of summaries, of patches
+        self.register_buffer("spread_2E", torch.ones(2, self.vision.in_features))
+
+    mean_2E: Tensor
+    spread_2E: Tensor
+
+    @torch.no_grad()
+    def standardise(self, states_NTE: Tensor) -> Self:
+        """Take the statistics of states of the eyes, (N, 1+P, E), N pictures."""
+        for row, part in enumerate((states_NTE[:, :1], states_NTE[:, 1:])):
+            flat = part.float().flatten(0, 1)
+            self.mean_2E[row] = flat.mean(0)
+            # A channel that is alike everywhere (summaries before the first block) says nothing; it is left quiet, not blown up.
+            spread = flat.std(0)
+            self.spread_2E[row] = torch.where(spread > 1e-3, spread, torch.ones_like(spread))
+        return self
+
+    def see(self, summary_N1E: Tensor, patches_NPE: Tensor) -> Tensor:
+        """Summaries and patches of pictures -> (N, 1+P, D)."""
+        both = (summary_N1E, patches_NPE)
+        out: Tensor = self.vision(torch.cat([(x - mean) / spread for x, mean, spread in zip(both, self.mean_2E, self.spread_2E)], 1))
+        return out
 
     @torch.no_grad()
     def start_at(self, rms: float) -> Self:
@@ -106,17 +132,21 @@ class Omni(nn.Module):
         """Pictures -> (N, image_tokens, D)."""
         if self.vision is None:
             raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
-        with torch.no_grad():
-            seen = self.vision(pixels_N3HW, self.projectors.config.levels)
-            states = torch.cat([seen.cls_B1D, seen.grid_BPD], 1) if seen.levels_BTE is None else seen.levels_BTE
-        states, patches = states.split([1, states.shape[1] - 1], dim=1)
-        if grid := self.projectors.config.grid:
-            side = self.vision.config.side
-            patches = patches.transpose(1, 2).unflatten(2, (side, side))
-            pooled = patches if side == grid else F.adaptive_avg_pool2d(patches, grid)
-            states = torch.cat([states, pooled.flatten(2).transpose(1, 2)], dim=1)
-        out: Tensor = self.projectors.vision(states)
-        return out
+        states = self.look(pixels_N3HW)
+        return self.projectors.see(states[:, :1], states[:, 1:])
+
+    @torch.no_grad()
+    def look(self, pixels_N3HW: Tensor) -> Tensor:
+        """Pictures -> what the eyes give to the projector: the summary and the pooled grid, (N, image_tokens, E)."""
+        assert self.vision is not None
+        config, side = self.projectors.config, self.vision.config.side
+        seen = self.vision(pixels_N3HW, config.levels)
+        states = torch.cat([seen.cls_B1D, seen.grid_BPD], 1) if seen.levels_BTE is None else seen.levels_BTE
+        summary, patches = states[:, :1], states[:, 1:]
+        if config.grid not in (0, side):
+            square = patches.transpose(1, 2).unflatten(2, (side, side))
+            patches = F.adaptive_avg_pool2d(square, config.grid).flatten(2).transpose(1, 2)
+        return torch.cat([summary, patches], 1) if config.grid else summary
 
     def hear(self, mel_NFM: Tensor, frames_N: Tensor) -> tuple[Tensor, Tensor]:
         """Sounds -> (N, T, D) and the real tokens of each, (N,)."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field, NonNegativeInt
 
 from muomni import files
-from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.conversation import Conversations, MediaSpec, read_picture
 from muomni.data.pictures import PictureAugment
+from muomni.data.sample import Sample
+from muomni.errors import DataError
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting
@@ -23,6 +27,8 @@ from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
 from muomni.train.optim import freeze
+
+MEASURED_PICTURES = 512  # for the statistics of what the eyes give
 
 
 class OmniSettings(StageSettings):
@@ -73,6 +79,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
+    _standardise(omni, corpus.train)
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
@@ -94,6 +101,18 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         return {**examiner.answers(corpus.valid), **examiner.ablations(held_out), **forgetting.facts()}
 
     return Plan(objective, train, valid, save, measure, corpus, forgetting.before())
+
+
+def _standardise(omni: Omni, samples: Sequence[Sample]) -> None:
+    """Give the projectors the statistics of what the eyes see in training pictures, evenly chosen; unreadable ones do not count."""
+    assert omni.vision is not None
+    shown = [sample.images[0] for sample in samples if sample.images]
+    pictures = []
+    for part in shown[:: max(1, len(shown) // MEASURED_PICTURES)][:MEASURED_PICTURES]:
+        with contextlib.suppress(DataError):
+            pictures.append(torch.from_numpy(read_picture(part, omni.vision.config.image_size)).permute(2, 0, 1))
+    if pictures:
+        omni.projectors.standardise(torch.cat([omni.look(torch.stack(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]))
 
 
 STAGE = Stage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import shutil
 import sys
@@ -154,11 +153,3 @@ def retain(run: Path, keep: int) -> None:
 def name(step: int) -> str:
     """The folder name of a periodic checkpoint."""
     return f"step_{step:06d}"
-
-
-def replace_link(link: Path, target: Path) -> None:
-    """Point a relative symbolic link at a sibling folder, atomically."""
-    part = link.with_name(f".{link.name}.new")
-    part.unlink(missing_ok=True)
-    part.symlink_to(target.name)
-    os.replace(part, link)
