@@ -189,18 +189,7 @@ def test_a_batch_without_false_captions_moves() -> None:
     assert bare.to("meta").negatives_BNT is None
 
 
-def test_words_count_tokens_and_start_as_calm_with_a_large_vocabulary_as_with_a_small_one() -> None:
-    """Counted by row, the nats grew with the vocabulary, and 1,700 loud guesses blew the eyes up."""
-    norms = []
-    for vocab_size in (60, 6000):
-        torch.manual_seed(0)
-        vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
-        objective = Contrast(
-            vision, TextTower(TextTowerConfig(vocab_size=vocab_size, width=16, layers=1, heads=2, hidden=32, embed_dim=8)), word_weight=1.0
-        )
-        some = batch(8, negatives=0)
-        term = objective(some)["words"]
-        assert term.count == objective.counts(some)["words"] == sum(len(set(row.tolist())) for row in some.caption_ids_BT)
-        (term.total / term.count).backward()
-        norms.append(sum(float(p.grad.square().sum()) for p in objective.parameters() if p.grad is not None) ** 0.5)
-    assert norms[1] < 3 * norms[0]
+def test_words_are_counted_in_the_different_tokens_of_the_captions() -> None:
+    """Counted by row, the term had the scale of the captions' lengths, and one weight meant another thing for each data set."""
+    some, objective = batch(8, negatives=0), contrast(1.0)
+    assert objective(some)["words"].count == objective.counts(some)["words"] == sum(len(set(row.tolist())) for row in some.caption_ids_BT)

@@ -17,7 +17,6 @@ from muomni.models.vision_encoder import Seen, VisionEncoder
 from muomni.train.objective import Objective, Term
 
 NEVER = -math.inf
-TOKENS_OF_A_CAPTION = 8  # a guess, for the start of `Words`
 
 
 class Reader(Protocol):
@@ -82,10 +81,7 @@ class Words(nn.Module):
         super().__init__()
         self.summary = nn.Linear(width, vocab_size)
         self.patch = nn.Linear(width, vocab_size, bias=False)
-        # Most tokens are in no caption. A vocabulary of loud guesses, pushed down together, would be one huge gradient at the start.
-        nn.init.constant_(self.summary.bias, math.log(TOKENS_OF_A_CAPTION / vocab_size))
-        for layer in (self.summary, self.patch):
-            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.constant_(self.summary.bias, -4.0)  # most tokens are in no caption
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits (B, V)."""
