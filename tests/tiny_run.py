@@ -22,7 +22,7 @@ from muomni.tokens.bpe import Tokenizer
 
 def save_run(run: Path) -> None:
     """Every stage's `final/`, with random weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(8)  # one of those whose untrained answers hold words to say
     tokenizer = Tokenizer.train(["the red circle is left of the blue square"] * 4, 280)
     sizes = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 96, "dropout": 0.0, "tied": False}
     thinker = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
