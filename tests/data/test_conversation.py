@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from muomni.data.conversation import Conversations, MediaSpec, prepare, wave_to_mel
+from muomni.data.conversation import Conversations, MediaSpec, prepare, questions, wave_to_mel
 from muomni.data.sample import Sample, parse
 from muomni.errors import DataError
 from muomni.media import audio
@@ -98,6 +98,31 @@ def test_media_are_never_cut_and_answers_may_be_shortened(tokenizer: Tokenizer, 
     assert shorter.ids.count(SPECIAL.image_pad) == 3
     with pytest.raises(DataError, match="at most 12"):
         prepare(sample(folder, RED, ASKS), tokenizer, SPEC, 12)
+
+
+def dialogue(folder: Path, *media: dict[str, object], later: list[dict[str, object]] | None = None) -> Sample:
+    first = sample(folder, *media, ASKS).model_dump(exclude_none=True)
+    ask = [{"type": "text", "text": "what do you hear?"}, *[{**part, "path": str(folder / str(part["path"]))} for part in later or []]]
+    first["messages"] += [{"role": "user", "content": ask}, {"role": "assistant", "content": "one two"}]
+    return parse(first)
+
+
+def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, folder: Path) -> None:
+    asked = dialogue(folder, RED, SHORT)
+    item = prepare(asked, tokenizer, SPEC, 200, apart=True)
+    alone = [prepare(one, tokenizer, SPEC, 200) for one in questions(asked)]
+    assert item.starts == [item.shared, len(alone[0].ids)]
+    assert item.ids[item.shared - 1] == SPECIAL.audio_end
+    for start, end, one in zip(item.starts, [item.starts[1], len(item.ids)], alone, strict=True):
+        assert item.ids[: item.shared] + item.ids[start:end] == one.ids
+        assert item.labels[: item.shared] + item.labels[start:end] == one.labels
+    assert len(item.pictures) == len(item.mels) == 1
+
+
+def test_media_that_come_later_keep_their_dialogue(tokenizer: Tokenizer, folder: Path) -> None:
+    for asked in (dialogue(folder, RED, later=[BLUE]), dialogue(folder)):
+        item = prepare(asked, tokenizer, SPEC, 200, apart=True)
+        assert (item.ids, item.starts) == (prepare(asked, tokenizer, SPEC, 200).ids, [])
 
 
 def test_a_reply_stops_where_the_model_is_to_speak(tokenizer: Tokenizer, folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_ids_are_unique_and_media_exist(world: Path) -> None:
 
 
 def test_valid_captions_are_distinct() -> None:
-    shown = picture_rows.show(1, "scene", 10, {"valid": 640})
+    shown = picture_rows.show(1, "scene", 10, {"valid": 640}, picture_rows.SCENES)
     assert len({one.caption.text() for one in shown}) == 640
 
 

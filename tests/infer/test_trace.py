@@ -11,6 +11,7 @@ from torch import nn
 
 from muomni import files
 from muomni.data.conversation import MediaSpec
+from muomni.infer.answer import Answer
 from muomni.infer.engine import Engine
 from muomni.infer.trace import Hop, trace
 from muomni.media.mel import HEARING
@@ -31,7 +32,7 @@ SECOND = np.sin(np.arange(16000) / 9).astype(np.float32)
 def full(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """All networks at the sizes of SPEC section 1, untrained."""
     run = tmp_path_factory.mktemp("full")
-    torch.manual_seed(1)  # one of those whose untrained answer holds words to say
+    torch.manual_seed(0)
     tokenizer = Tokenizer.train(["the red circle"] * 4, 280)
     omni, talker = run / "omni" / "final", run / "talker" / "final"
     for folder in (omni / "thinker", talker / "thinker"):
@@ -114,6 +115,12 @@ def test_speech(full: Engine) -> None:
     assert found["samples"] == (1, 8 * frames * 160)
     assert found["Thinker's states"] == (*found["text ids"], 256)
     assert [hop.name for hop in hops][-3:] == ["codes", "log-mel", "samples"]
+
+
+def test_an_answer_without_words_is_traced_as_a_greeting(full: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full, "answer", lambda *_, **__: Answer("... !", [], "end"))
+    said = [hop.meaning for hop in trace(full, text="the", image=PICTURE, speak=True) if hop.name == "text ids"]
+    assert said == ["what is said: 'hello'"]
 
 
 def test_no_hook_is_left_behind(full: Engine) -> None:

@@ -38,3 +38,16 @@ def test_positions_skip_padding_and_restart():
     assert masks.positions(4, documents_BT=documents).tolist() == [[0, 1, 0, 1], [0, 0, 1, 2]]
     assert masks.positions(4, keep_BT=keep, documents_BT=documents)[0].tolist() == [0, 0, 0, 1]
     assert masks.positions(3).tolist() == [0, 1, 2]
+
+
+def test_shared_positions_are_gone_on_from_by_every_document():
+    shared = masks.SHARED
+    documents = torch.tensor([[shared, shared, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0]])
+    mask = masks.build(7, documents_BT=documents, causal=True)[:, 0]
+    assert mask[0].int().tolist()[3] == [1, 1, 1, 1, 0, 0, 0]
+    assert mask[0].int().tolist()[6] == [1, 1, 0, 0, 1, 1, 1]
+    assert mask[1].equal(torch.ones(7, 7, dtype=torch.bool).tril())
+    assert masks.positions(7, documents_BT=documents).tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
+    keep = torch.ones(2, 7, dtype=torch.bool)
+    keep[0, 0] = False
+    assert masks.positions(7, keep_BT=keep, documents_BT=documents)[0].tolist() == [0, 0, 1, 2, 1, 2, 3]

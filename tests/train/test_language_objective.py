@@ -17,6 +17,7 @@ from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.tokens.bpe import SPECIAL
+from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
 
 VOCAB = 40
@@ -225,6 +226,27 @@ def test_the_towers_get_no_gradient_and_the_projectors_do() -> None:
     NextToken(model.decoder, model)(batch)["text"].total.backward()
     assert all(p.grad is None for part in (model.vision, model.audio) for p in part.parameters())  # type: ignore[union-attr]
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.projectors.parameters())
+
+
+def test_questions_apart_cost_what_they_cost_alone() -> None:
+    """Two questions about one picture in a row, padded beside a longer one, against each with the picture to itself."""
+    model = omni()
+    pads, first, second = [20, SPECIAL.image_pad, SPECIAL.image_pad, 21], [22, 23, 24, 2], [25, 26, 2]
+    ignored = [IGNORE] * 6
+    shared = Item("a", "", pads + first + second, [*ignored, 24, 2, IGNORE, 26, 2], [picture(0)], [], 4, [4, 8])
+    other = Item("b", "", pads + list(range(22, 34)), ignored + list(range(24, 34)), [picture(1)], [])
+    alone = [
+        Item("c", "", pads + first, [*ignored, 24, 2], [picture(0)], []),
+        Item("d", "", pads + second, [*ignored[:5], 26, 2], [picture(0)], []),
+    ]
+
+    def cost(*items: Item) -> float:
+        return float(NextToken(model.decoder, model)(collate(items))["text"].total)
+
+    with torch.no_grad():
+        assert cost(shared, other) == pytest.approx(cost(other) + sum(map(cost, alone)), abs=1e-4)
+        shared.starts, shared.shared = [], 0
+        assert abs(cost(shared, other) - cost(other) - sum(map(cost, alone))) > 1e-2, "as a dialogue it would not"
 
 
 def test_a_sound_in_a_longer_batch_is_heard_the_same() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from muomni.data.sample import AudioPart, ImagePart, Sample, inline_bytes
+from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, inline_bytes
 from muomni.errors import DataError
 from muomni.media import audio, image
 from muomni.media.mel import MelSpec, log_mel
@@ -46,7 +46,10 @@ class MediaSpec:
 
 @dataclass
 class Item:
-    """One conversation, ready for a batch: ids and labels (see tokens.chat), pictures (H,W,3) uint8 and sounds (F,M) float32."""
+    """One conversation, ready for a batch: ids and labels (see tokens.chat), pictures (H,W,3) uint8 and sounds (F,M) float32.
+
+    shared, starts  where questions stand apart: how many first ids (the media) each goes on from, and where each begins
+    """
 
     sample_id: str
     task: str
@@ -54,6 +57,8 @@ class Item:
     labels: list[int]
     pictures: list[NDArray[np.uint8]]
     mels: list[NDArray[np.float32]]
+    shared: int = 0
+    starts: list[int] = field(default_factory=list)
 
 
 class Changes(Protocol):
@@ -92,9 +97,11 @@ def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -
     return counts
 
 
-def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False) -> Item:
+def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False, apart: bool = False) -> Item:
     """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak. A text document is learned whole.
 
+    With `apart` each question about media that stand before them all is rendered as if it was the first: they share the media's ids,
+    and none reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
     if sample.text is not None:
@@ -102,9 +109,39 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
     counts = positions(mels, spec, sample.id)
-    rendered = chat.render(tokenizer, sample.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply)
-    rendered = chat.fit(rendered, ctx_len, shorten=not reply)
-    return Item(sample.id, sample.task, rendered.ids, rendered.labels, pictures, mels)
+    asked = questions(sample) if apart and sample.media and sample.media == _media(sample.messages[0]) else [sample]
+    rows = [
+        chat.fit(
+            chat.render(tokenizer, one.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply),
+            ctx_len,
+            shorten=not reply,
+        )
+        for one in asked
+    ]
+    item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels), pictures, mels)
+    if len(rows) > 1:
+        last = rows[0].spans[-1]
+        item.shared = last.start + last.length + 1  # with the mark that closes it
+        item.starts = [item.shared]
+        for row in rows[1:]:
+            item.starts.append(len(item.ids))
+            item.ids += row.ids[item.shared :]
+            item.labels += row.labels[item.shared :]
+    return item
+
+
+def questions(sample: Sample) -> list[Sample]:
+    """Each question of a sample as a sample of its own, its media in front of the words; `extra["kind"]` is that of `extra["kinds"]`."""
+    media = [part for message in sample.messages if message.role == "user" for part in _media(message)]
+    kinds = sample.extra.get("kinds") or [sample.extra.get("kind", "")] * len(sample.messages)
+    singles = []
+    pairs = [(a, b) for a, b in zip(sample.messages, sample.messages[1:]) if a.role == "user" and b.role == "assistant"]
+    for number, (question, answer) in enumerate(pairs):
+        words = [part for part in question.parts if part.type == "text"]
+        asked = Message(role="user", content=[*media, *words])
+        extra = {**sample.extra, "kind": kinds[number] if number < len(kinds) else ""}
+        singles.append(sample.model_copy(update={"id": f"{sample.id}/{number}", "messages": [asked, answer], "extra": extra}))
+    return singles
 
 
 def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
@@ -116,8 +153,15 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
     return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]], [], [])
 
 
+def _media(message: Message) -> list[AudioPart | ImagePart]:
+    return [part for part in message.parts if not isinstance(part, TextPart)]
+
+
 class Conversations:
-    """Samples as a dataset of `Item`s, kept in memory up to `cache_items`; `changes` are made to pictures anew each time."""
+    """Samples as a dataset of `Item`s, kept in memory up to `cache_items`; `changes` are made to pictures anew each time.
+
+    apart  questions about the same media do not see each other (see `prepare`)
+    """
 
     def __init__(
         self,
@@ -126,10 +170,12 @@ class Conversations:
         spec: MediaSpec,
         ctx_len: int,
         *,
+        apart: bool = False,
         changes: Changes | None = None,
         cache_items: int = 50_000,
     ) -> None:
         self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
+        self.apart = apart
         self.cache: dict[int, Item] = {}
         self.changes, self.cache_items = changes, cache_items
 
@@ -144,7 +190,7 @@ class Conversations:
         """One prepared sample."""
         found = self.cache.get(index)
         if found is None:
-            found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len)
+            found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len, apart=self.apart)
             if len(self.cache) < self.cache_items:
                 self.cache[index] = found
         if self.changes is None or not found.pictures:

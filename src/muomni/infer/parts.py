@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -12,7 +13,7 @@ from muomni.data.conversation import MediaSpec
 from muomni.errors import CheckpointError
 from muomni.infer import folders
 from muomni.infer.ctc import CharLM
-from muomni.infer.speech import Think, Voice
+from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.mel import MelSpec
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder
@@ -32,6 +33,14 @@ class Parts:
     def __init__(self, folder: Path | str, device: torch.device) -> None:
         self.where, self.device = Path(folder), device
         self.stages = folders.find(folder)
+
+    @classmethod
+    def live(cls, device: torch.device, **parts: Any) -> Self:
+        """Parts that are in memory, by their names here (thinker, tokenizer, omni, media): what a stage asks before it saves them."""
+        made = cls.__new__(cls)
+        made.where, made.device, made.stages = Path("memory"), device, {}
+        vars(made).update(parts)
+        return made
 
     @cached_property
     def text_folder(self) -> Path:
@@ -120,9 +129,7 @@ class Parts:
 
     def _think(self, folder: Path) -> Think:
         """The states of the Thinker's layer that the Talker in `folder` was trained with."""
-        layer = store.extra_of(folder).get("layer")
-        thinker = Decoder.open(folder / "thinker", self.device)
-        return lambda ids_BT, keep_BT: thinker.hidden(thinker.embed(ids_BT), keep_BT=keep_BT, layer=layer)
+        return listen_to(Decoder.open(folder / "thinker", self.device), store.extra_of(folder).get("layer"))
 
     def stage(self, *wanted: str, ability: str) -> tuple[str, Path]:
         """The first of the wanted stages that is there, by name and folder."""

@@ -13,12 +13,24 @@ from torch import Tensor
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.media import griffin_lim, mel
 from muomni.models.codec import Codec
+from muomni.models.decoder import Decoder
 from muomni.models.talker import Choose, Talker
 from muomni.tokens.bpe import Tokenizer
 
 Wave = NDArray[np.float32]
 Think = Callable[[Tensor, Tensor], Tensor]
 """(text_ids_BT, keep_BT) -> the Thinker's hidden states (B, T, D) at the same tokens."""
+
+
+def listen_to(thinker: Decoder, layer: int | None) -> Think:
+    """What a Talker hears of a Thinker: the hidden states after `layer` blocks, without gradients."""
+
+    @torch.no_grad()
+    def think(text_ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
+        return thinker.hidden(thinker.embed(text_ids_BT), keep_BT=keep_BT, layer=layer).float()
+
+    return think
+
 
 LOUDEST = 0.95
 REPETITION_WINDOW_FRAMES = 8

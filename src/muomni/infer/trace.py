@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from muomni.infer import prompt
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Picture, Request, Sound
+from muomni.media.text import spoken
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Projectors, gather
@@ -85,7 +86,7 @@ def trace(
         hops += _hear(engine, audio) if audio is not None else []
     if speak:
         said = engine.answer(text, images=images, audios=audios, max_new=SAID_TOKENS).text if images or audios else text
-        hops += _speak(engine, said if said and said.strip() else GREETING)
+        hops += _speak(engine, said if said and spoken(said) else GREETING)
     return hops
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SHARED = -2  # in documents_BT: positions at a row's beginning that each of its documents goes on from
+
 
 def build(
     length: int,
@@ -16,7 +18,7 @@ def build(
 ) -> Tensor | None:
     """The attention mask of one forward, or None where nothing is hidden but (with `causal`) the future.
 
-    Takes   keep_BT bool, True = a real position; documents_BT ids of packed documents, alike within one;
+    Takes   keep_BT bool, True = a real position; documents_BT ids of packed documents, alike within one (SHARED ones are seen by all);
             prefix_B the number of first positions that all may see (prefix-LM; needs `causal`).
     Gives   bool (B or 1, 1, T, T), [b, 0, t, s] True = t may look at s; a position that may see nothing sees itself,
             so that no softmax is empty. None: attend with `causal` alone, the fast path.
@@ -35,7 +37,7 @@ def build(
         if prefix_B is not None:
             mask = mask | (torch.arange(length, device=device) < prefix_B[:, None])[:, None, :]
     if documents_BT is not None:
-        mask = mask & (documents_BT[:, :, None] == documents_BT[:, None, :])
+        mask = mask & ((documents_BT[:, :, None] == documents_BT[:, None, :]) | (documents_BT == SHARED)[:, None, :])
     if keep_BT is not None:
         mask = mask & keep_BT[:, None, :]
         blind = ~mask.any(-1, keepdim=True)
@@ -46,7 +48,7 @@ def build(
 def positions(
     length: int, *, keep_BT: Tensor | None = None, documents_BT: Tensor | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Sequential positions that skip padding and restart with every document.
+    """Sequential positions that skip padding and restart with every document, after the SHARED ones where there are some.
 
     Gives   int64 (T,) where nothing is given, else (B,T).
     """
@@ -60,4 +62,5 @@ def positions(
         return before
     starts = torch.ones_like(keep_BT)
     starts[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    return before - (before * starts).cummax(1).values
+    shared_B1 = ((documents_BT == SHARED) & keep_BT).sum(1, keepdim=True)
+    return before - (before * starts).cummax(1).values + shared_B1 * (documents_BT != SHARED)

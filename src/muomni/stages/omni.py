@@ -19,6 +19,8 @@ from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting
 from muomni.evaluate.gates import Gate
+from muomni.infer.engine import Engine
+from muomni.infer.parts import Parts
 from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
@@ -39,6 +41,7 @@ class OmniSettings(StageSettings):
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
     augment            changes of training pictures
+    apart              questions about the same media learn without seeing each other, as if each was asked first
     prompts            what is asked of a lone "image" or "audio"
     """
 
@@ -48,6 +51,7 @@ class OmniSettings(StageSettings):
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     augment: PictureAugment = PictureAugment()
+    apart: bool = False
     prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -80,8 +84,8 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     )
     corpus = inputs.corpus(settings)
     _standardise(omni, corpus.train)
-    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, changes=settings.augment)
-    held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len)
+    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
+    held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni)
     forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
@@ -97,7 +101,8 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
 
     def measure(_: Fitted) -> dict[str, Fact]:
         omni.eval()
-        examiner = Examiner(omni, tokenizer, spec, settings.eval_items, inputs.run)
+        parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
+        examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
         return {**examiner.answers(corpus.valid), **examiner.ablations(held_out), **forgetting.facts()}
 
     return Plan(objective, train, valid, save, measure, corpus, forgetting.before())

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
@@ -16,7 +15,7 @@ from muomni.errors import DataError
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.listening import free_speech, swap
-from muomni.infer.speech import Voice
+from muomni.infer.speech import Think, Voice, listen_to
 from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -41,19 +40,6 @@ class TalkerSettings(StageSettings):
     condition: Literal["thinker", "text"] = "thinker"
     book_weights: list[float] | None = None
     max_s: float = Field(20.0, gt=0)
-
-
-class Mind:
-    """The frozen Thinker that a Talker listens to: hidden states of its middle layer at the text's tokens."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.layer = decoder.config.layers // 2
-
-    @torch.no_grad()
-    def __call__(self, text_ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """(B,T) ids -> (B,T,D)."""
-        return self.decoder.hidden(self.decoder.embed(text_ids_BT), keep_BT=keep_BT, layer=self.layer).float()
 
 
 class Coded:
@@ -85,16 +71,21 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
     codec: Codec = freeze(store.load(inputs.needed["codec"]))  # type: ignore[assignment]
-    mind = Mind(freeze(Decoder.open(inputs.needed["thinker"]))) if settings.condition == "thinker" else None  # type: ignore[arg-type]
+    thinker, layer, think = None, None, None
+    if settings.condition == "thinker":
+        thinker = Decoder.open(inputs.needed["thinker"])
+        freeze(thinker)
+        layer = thinker.config.layers // 2
+        think = listen_to(thinker, layer)
     known = {
         "text_vocab": tokenizer.vocab_size,
         "codebooks": codec.config.codebooks,
         "entries": codec.config.entries,
-        "condition_width": mind.decoder.config.width if mind else 0,
+        "condition_width": thinker.config.width if thinker else 0,
     }
     talker = Talker(settings.model.model_copy(update=known))
     coded = {
-        name: code(samples, talker, tokenizer, codec, mind, settings)
+        name: code(samples, talker, tokenizer, codec, think, settings)
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
     said = list(coded["train"].items.values())
@@ -103,14 +94,14 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     objective = TalkerObjective(talker, weights=settings.book_weights)
 
     def save(folder: Path) -> None:
-        store.save(talker, folder, extra={"layer": mind.layer if mind else None})
+        store.save(talker, folder, extra={"layer": layer})
         tokenizer.save(folder)
         store.save(codec, folder / "codec")
-        if mind is not None:
-            store.save(mind.decoder, folder / "thinker")
+        if thinker is not None:
+            store.save(thinker, folder / "thinker")
 
     def measure(_: Fitted) -> dict[str, Fact]:
-        voice = Voice(talker, codec, tokenizer, think=mind)
+        voice = Voice(talker, codec, tokenizer, think=think)
         ears = store.load(inputs.needed["hearing"], inputs.run.device)
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
@@ -120,7 +111,7 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     return Plan(objective, train, valid, save, measure, corpus)
 
 
-def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, mind: Mind | None, settings: TalkerSettings) -> Coded:
+def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, think: Think | None, settings: TalkerSettings) -> Coded:
     """Encode the speech of all samples, in batches."""
     utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
     items: dict[int, TalkerItem] = {}
@@ -139,7 +130,7 @@ def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Cod
         lengths = codec.code_frames(frames_B).tolist()
         for (index, _), codes_KF, length in zip(mels.items(), codes_BKF, lengths, strict=True):
             ids = talker.text_ids(spoken(samples[index])[1], tokenizer)
-            hidden = mind(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if mind else None
+            hidden = think(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if think else None
             items[index] = TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
     return Coded(samples, items, refused)
 

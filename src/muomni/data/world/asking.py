@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from muomni.data.world.scene import Scene, questions
 Asked = tuple[str, str, str]  # kind, question, answer
 
 
+@lru_cache(maxsize=2**16)
 def form(question: str) -> str:
     """A question without its content words and articles: "is the _ _" of "is the star red?"."""
     return " ".join("_" if word in CONTENT else word for word in words(question) if word not in ("a", "an"))

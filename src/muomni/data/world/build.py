@@ -14,7 +14,7 @@ from muomni import files
 from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
 from muomni.errors import ConfigError
 
-VERSION = 7
+VERSION = 8
 Size = Literal["tiny", "quick", "full"]
 Split = dict[str, int]
 
@@ -44,13 +44,13 @@ def _split(train: int, valid: int) -> Split:
 _QUICK = Counts(
     side=112,
     text=_split(24_000, 500),
-    captions=_split(9_000, 640),
-    questions=_split(9_000, 300),
+    captions=_split(12_000, 640),
+    questions=_split(6_000, 300),
     reading=_split(600, 60),
     probe=_split(1_500, 300),
     transcripts=_split(5_200, 300),
     digits=_split(1_200, 250),
-    spoken_questions=_split(2_000, 250),
+    spoken_questions=_split(3_000, 250),
     speak=_split(2_000, 240),
     repeats=6,
     least=80,
@@ -107,27 +107,28 @@ def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
 
 
 def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
-    shown = picture_rows.show(seed, "scene", 10, much.captions)
-    asked = [one for one in shown if one.split == "train"][: much.questions["train"]]
-    asked += picture_rows.show(seed, "question", 11, {"valid": much.questions["valid"]})
-    probe = picture_rows.show(seed, "probe", 12, much.probe, most=1)
+    shown = picture_rows.show(seed, "scene", 10, much.captions, picture_rows.SCENES)
+    asked = picture_rows.show(seed, "question", 11, much.questions, picture_rows.QUESTIONS)
+    probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES)
     writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
     rng = np.random.default_rng((seed, 40))
     speakers = speech_rows.Speakers(rng)
     rows = {
-        "text": text_rows.text_rows(seed, much.text),
-        "captions": picture_rows.caption_rows(seed, shown) + writing_captions,
-        "questions": picture_rows.question_rows(seed, asked) + writing_questions,
-        "probe": picture_rows.probe_rows(probe),
         "transcripts": speech_rows.transcript_rows(rng, speakers, much.transcripts, repeats=much.repeats, least=much.least),
         "digits": speech_rows.digit_rows(speakers, much.digits),
         "spoken_questions": speech_rows.spoken_question_rows(rng, speakers, asked, much.spoken_questions),
         "speak": speech_rows.speak_rows(rng, speakers, much.speak, repeats=much.repeats, least=much.least),
     }
-    pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
-    with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we draw
+    with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we write and draw
         speaking = beside.submit(utterance.speak, speakers.jobs, out)
-        (out / "images").mkdir()
+        rows |= {
+            "text": text_rows.text_rows(seed, much.text),
+            "captions": picture_rows.caption_rows(seed, shown) + writing_captions,
+            "questions": picture_rows.question_rows(seed, asked) + writing_questions,
+            "probe": picture_rows.probe_rows(probe),
+        }
+        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
+        (out / "images").mkdir(parents=True)
         for picture in pictures.values():
             (out / picture.path).write_bytes(render.png(picture.draw(much.side)))
         said = speaking.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange", "pink", "brown")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
@@ -74,6 +75,7 @@ def pairs(text: str) -> set[tuple[str, str]]:
     return found
 
 
+@lru_cache(maxsize=2**18)  # a world asks it of the same short sentences millions of times
 def is_held_out(text: str) -> bool:
     """Whether a sentence may never be seen in training, in any modality: it binds a held-out pair, or its hash says so.
 

@@ -11,11 +11,10 @@ from PIL import Image
 
 from muomni.data.world import render
 from muomni.data.world.asking import Asker
-from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_out
+from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, PLACES, is_held_out
 from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
 
 Row = dict[str, Any]
-UNNAMED_SHARE = 0.5  # of the training pictures shows shapes in colours that have no name
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
 
 
@@ -70,17 +69,31 @@ def message(role: str, *parts: Row | str) -> Row:
     return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
 
 
-def show(seed: int, name: str, number: int, counts: dict[str, int], *, most: int = 3) -> list[Shown]:
-    """Scenes with 1 to `most` objects; in the valid split no caption twice (texts of retrieval must differ)."""
+@dataclass(frozen=True)
+class Recipe:
+    """How many objects the training scenes show, by turns, and which share of them has colours without a name."""
+
+    objects: tuple[int, ...]
+    unnamed: float
+
+
+# Shape is learned last, and fastest from one object in any colour; to look one up among others takes others, and words for them.
+SCENES = Recipe((1, 2, 1, 3), 0.5)
+QUESTIONS = Recipe((2, 3, 2, 3, 1), 0.2)
+PROBES = Recipe((1,), 0.0)
+
+
+def show(seed: int, name: str, number: int, counts: dict[str, int], training: Recipe) -> list[Shown]:
+    """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must differ)."""
+    most = max(training.objects)
     shown = []
     told: set[str] = set()
     for split, count in counts.items():
         rng = np.random.default_rng((seed, number, split == "valid"))
-        # Half of the training pictures show one object: shape is learned last, and fastest from these.
-        many = [1] if most == 1 else [1, 2, 1, 3] if split == "train" else [1, 2, 3]
+        many = training.objects if split == "train" else range(1, most + 1)
         for index in range(count):
             held_out = split == "valid" and rng.random() >= SEEN_SHARE
-            unnamed = split == "train" and most > 1 and rng.random() < UNNAMED_SHARE
+            unnamed = split == "train" and rng.random() < training.unnamed
             for tried in itertools.count():
                 # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
                 scene = sample(rng, min(most, many[index % len(many)] + tried // 30), held_out=held_out, unnamed=unnamed)
@@ -127,12 +140,18 @@ def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
 
 
 def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
-    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it."""
+    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it.
+
+    In training it ends with a description of everything, in one order: it teaches to find each object, and nothing after can read it.
+    """
     rng = np.random.default_rng((seed, 21))
     askers = {split: Asker(rng, training=split == "train") for split in ("train", "valid")}
     rows: list[Row] = []
     for index, one in enumerate(shown):
         asked = askers[one.split].ask(one.scene, int(rng.integers(8, 13)))
+        told = claims(tuple(sorted(one.scene, key=lambda thing: PLACES.index(thing.place)))).text()
+        if one.split == "train" and not is_held_out(told):
+            asked.append(("describe", "what is there?", told))
         rows.append(
             {
                 "id": f"question-{one.split}-{index:05d}",

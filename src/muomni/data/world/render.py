@@ -23,7 +23,7 @@ PAINT = {
     "pink": (255, 128, 196),
     "brown": (112, 62, 20),
 }
-_RADIUS = {"big": (0.178, 0.212), "small": (0.100, 0.138)}
+_RADIUS = {"big": (0.178, 0.212), "small": (0.112, 0.146)}
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 _GAP = 0.012  # least free space between two objects, in widths
 _BORDER = 0.004
@@ -57,7 +57,7 @@ def _outline(paint: Colour) -> Colour:
 def _corners(shape: str, radius: float) -> list[Point]:
     """The corners of a polygonal shape around (0, 0), y downwards."""
     if shape == "square":
-        side = 0.84 * radius
+        side = 0.9 * radius
         return [(-side, -side), (side, -side), (side, side), (-side, side)]
     if shape == "diamond":
         return [(0, -1.08 * radius), (0.66 * radius, 0), (0, 1.08 * radius), (-0.66 * radius, 0)]

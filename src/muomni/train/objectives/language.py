@@ -13,6 +13,7 @@ from muomni.data.conversation import Item
 from muomni.data.corpus import Row
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Media, Omni, gather
+from muomni.nn import masks
 from muomni.tokens.bpe import SPECIAL
 from muomni.tokens.chat import IGNORE
 from muomni.train.losses import linear_cross_entropy
@@ -24,7 +25,7 @@ class LanguageBatch:
     """Rows of ids with labels aligned to them (labels[t] is ids[t] or -100).
 
     ids_BT, labels_BT  int64; keep_BT bool, True = a real position, None = all are
-    documents_BT       int64, number of the packed document, None = one a row
+    documents_BT       int64, number of the packed document (masks.SHARED: of all), None = one a row
     media              pictures and sounds in the order of their pads
     """
 
@@ -92,21 +93,25 @@ class NextToken(Objective):
 
 
 def collate(items: Sequence[Item]) -> LanguageBatch:
-    """Items padded on the right to the longest, their media in the order of the rows."""
+    """Items padded on the right to the longest, their media in the order of the rows; questions that stand apart are documents."""
     size = max(len(item.ids) for item in items)
     ids = np.full((len(items), size), SPECIAL.pad, dtype=np.int64)
     labels = np.full((len(items), size), IGNORE, dtype=np.int64)
     keep = np.zeros((len(items), size), dtype=bool)
+    documents = np.zeros((len(items), size), dtype=np.int64)
     for row, item in enumerate(items):
         ids[row, : len(item.ids)] = item.ids
         labels[row, : len(item.labels)] = item.labels
         keep[row, : len(item.ids)] = True
+        documents[row] = np.searchsorted(item.starts, np.arange(size), side="right")
+        documents[row, : item.shared] = masks.SHARED
     return LanguageBatch(
         [item.sample_id for item in items],
         torch.from_numpy(ids),
         torch.from_numpy(labels),
         torch.from_numpy(keep),
-        media=gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
+        torch.from_numpy(documents) if any(item.starts for item in items) else None,
+        gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
     )
 
 

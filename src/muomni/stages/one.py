@@ -1,0 +1,211 @@
+"""One stage: from settings to a certificate, reused where it is done, resumed where it broke off, refused where it was made otherwise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muomni import config, files, runtime
+from muomni.data import readers
+from muomni.errors import CheckpointError, ConfigError, GateRed
+from muomni.evaluate import certificate, gates
+from muomni.evaluate.facts import Fact
+from muomni.models import store
+from muomni.runtime import Runtime
+from muomni.stages import recipe as recipes
+from muomni.stages.recipe import Recipe
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
+from muomni.train import distributed, loop, optim
+from muomni.train.loop import Fitted
+
+
+def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
+    """The gates that every stage has, the stage's own, and what the recipe demands beside them."""
+    return (*gates.SOUND, *stage.gates, *gates.demanded(settings.demands))
+
+
+def default_threads(plan: Recipe) -> int:
+    """Threads of a stage that sets none: MUOMNI_THREADS, else the recipe's."""
+    return int(os.environ.get("MUOMNI_THREADS", plan.threads))
+
+
+def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
+    """Train, measure, judge and save one stage; give its certificate.
+
+    Raises  GateRed where it, or one that it needs, is red.
+    """
+    stage, settings = recipes.stage(name), plan.stages[name]
+    runtime.use_threads(settings.threads or default_threads(plan))
+    own = folder / name
+    needed = {other: certificate.demand(folder / other, name)["weights"] for other in stage.needs}
+    digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
+    done = certificate.read(own)
+    if done and done["settings"] == digest and (own / "final").is_dir() and not fresh:
+        return _reuse(stage, settings, own, done, waived, machine)
+    if machine.is_main:
+        _open_folder(own, settings, digest, fresh)
+    distributed.barrier(machine)
+
+    begin = time.perf_counter()
+    built, run_as = _build(stage, settings, folder, plan.base, machine)
+    before = _frozen(built)
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name)
+    result: dict[str, Any] = {}
+    if machine.is_main:
+        rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
+        files.write_json(own / "account.json", rows)
+        facts = {**_measure(built, fitted, before), "wall_s": Fact(time.perf_counter() - begin)}
+        with files.fresh_folder(own / "final") as part:
+            built.save(part)
+        judged = gates.judge(all_gates(stage, settings), facts, settings.gates, waived_here(stage, settings, waived))
+        result = certificate.write(
+            own, name, facts, judged, weights=store.digest(built.objective), data=built.corpus.digest, settings=digest
+        )
+        _tell(name, result)
+    result = distributed.from_main(result, machine)
+    refuse(result)
+    return result
+
+
+def gate_stage(folder: Path, name: str) -> dict[str, Any]:
+    """Build a finished stage from its own settings, put its weights in place, measure and judge it; nothing is written."""
+    origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
+    built, run_as = _build(stage, settings, folder, Path(origin["base"]), machine)
+    before = _frozen(built)
+    facts = _measure(built, loop.restore(built.objective, built.valid, settings, run_as, own), before)
+    stored = certificate.read(own) or {"gates": []}
+    kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
+    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, kept)
+    return {
+        "stage": name,
+        "verdict": certificate.overall(judged),
+        "facts": {key: fact.to_json() for key, fact in facts.items()},
+        "gates": [row.to_json() for row in judged],
+    }
+
+
+def _build(stage: Stage, settings: StageSettings, folder: Path, base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
+    """The stage of a run's folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
+    precision = settings.precision if settings.use_amp else "fp32"
+    run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)
+    runtime.seed_everything(settings.seed)
+    built = stage.build(settings, Inputs(folder / stage.name, {n: folder / n / "final" for n in stage.needs}, base, run_as))
+    if settings.init_from is not None:
+        _init_from(built, base / settings.init_from)
+    optim.select(built.objective, settings)  # so that what patterns freeze is watched too
+    return built, run_as
+
+
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str]) -> dict[str, Fact]:
+    """All facts: those known before, the sound ones, whether what was frozen (digests `before`) stayed, and the stage's own."""
+    moved = sum(_frozen(built).get(key) != value for key, value in before.items())
+    frozen = {"frozen_moved": Fact(float(moved), len(before))}
+    return {**built.notes, **frozen, **_sound(built, fitted), **built.measure(fitted)}
+
+
+def _init_from(built: Plan, folder: Path) -> None:
+    """Start from another run's stage: tensors of equal name and shape are taken over.
+
+    Raises  CheckpointError where there is no checkpoint, or nothing fits.
+    """
+    from safetensors.torch import load_file
+
+    from muomni.train import checkpoint
+
+    found = checkpoint.newest(folder)
+    if found is None:
+        raise CheckpointError(
+            f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
+        )
+    theirs, ours = load_file(found / "weights.safetensors"), built.objective.state_dict()
+    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+    if not fitting:
+        raise CheckpointError(f"init_from: no tensor of {found} fits this stage")
+    built.objective.load_state_dict(fitting, strict=False)
+    built.notes["init_share"] = Fact(len(fitting) / len(ours), len(ours))
+
+
+def _frozen(built: Plan) -> dict[str, str]:
+    """Digests of the parameters that the stage's patterns freeze."""
+    return {
+        n: files.sha256_bytes(p.detach().cpu().float().numpy().tobytes())
+        for n, p in built.objective.named_parameters()
+        if not p.requires_grad
+    }
+
+
+def _sound(built: Plan, fitted: Fitted) -> dict[str, Fact]:
+    """The facts behind the gates that every stage has."""
+    progress = fitted.progress
+    finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
+    return {
+        "finite": Fact(float(finite)),
+        "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
+        "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
+        "leaks": Fact(float(bool(built.corpus.leaks))),
+        "quarantined": Fact(float(progress.quarantined), progress.samples),
+        "steps": Fact(float(progress.step)),
+        "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
+    }
+
+
+def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
+    """Those of the waivers, by gate name, that speak of this stage's gates."""
+    names = {gate.name for gate in all_gates(stage, settings)}
+    return {gate: why for gate, why in waived.items() if gate in names}
+
+
+def _reuse(
+    stage: Stage, settings: StageSettings, own: Path, done: dict[str, Any], waived: dict[str, str], machine: Runtime
+) -> dict[str, Any]:
+    """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
+    facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
+    kept = {gate["name"]: gate["why"] for gate in done["gates"] if gate["verdict"] == "waived"}
+    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, {**kept, **waived_here(stage, settings, waived)})
+    if machine.is_main:
+        done = certificate.write(own, stage.name, facts, judged, weights=done["weights"], data=done["data"], settings=done["settings"])
+        print(f"[{stage.name}] done before: reused", file=sys.stderr)
+        _tell(stage.name, done)
+    done = distributed.from_main(done, machine)
+    refuse(done)
+    return done
+
+
+def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -> None:
+    """Make the stage's folder, or see that the one there was made with the same settings."""
+    path = own / "config.yaml"
+    if fresh and own.exists():
+        shutil.rmtree(own)
+    dumped = settings.model_dump(mode="json")
+    if path.exists():
+        old = config.read_yaml(path)
+        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.HARMLESS]
+        stored = own / "digest.json"
+        if changed or (stored.exists() and files.read_json(stored) != digest):
+            what = "; ".join(changed) or "its data, or a stage that it needs"
+            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
+    for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
+        shutil.rmtree(leftover)
+    files.write_text(path, yaml.safe_dump(dumped, sort_keys=False))
+    files.write_json(own / "digest.json", digest)
+
+
+def _tell(name: str, result: dict[str, Any]) -> None:
+    for gate in result["gates"]:
+        value = "-" if gate["value"] is None else f"{gate['value']:.4g}"
+        print(f"[{name}] {gate['verdict']:6} {gate['name']}: {value} {gate['threshold']}", file=sys.stderr)
+    print(f"[{name}] {result['verdict']} after {result['facts'].get('wall_s', {}).get('value') or 0:.0f}s", file=sys.stderr, flush=True)
+
+
+def refuse(result: dict[str, Any]) -> None:
+    """Raise GateRed, with the reasons, for a certificate that is red."""
+    if result["verdict"] == "red":
+        raise GateRed(f"stage {result['stage']}: {certificate.reasons(result)}")
