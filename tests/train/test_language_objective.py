@@ -249,6 +249,14 @@ def test_questions_apart_cost_what_they_cost_alone() -> None:
         assert abs(cost(shared, other) - cost(other) - sum(map(cost, alone))) > 1e-2, "as a dialogue it would not"
 
 
+def test_nats_of_rows_are_those_of_each_alone() -> None:
+    model = decoder()
+    rows = [item([20, 21, 22, 23, 2], [IGNORE, IGNORE, 22, 23, 2]), item([30, 31, 2], [IGNORE, 31, 2]), item([25, 26], [IGNORE, IGNORE])]
+    found = NextToken(model).nats(collate(rows))
+    slow = [nats(model, row.ids, row.labels) / count for row, count in zip(rows, (3, 2, 1), strict=True)]
+    torch.testing.assert_close(found, torch.tensor(slow), atol=1e-4, rtol=1e-4)
+
+
 def test_a_sound_in_a_longer_batch_is_heard_the_same() -> None:
     model = omni()
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from muomni.infer.engine import Engine
 from muomni.infer.prompt import Prompt
 from muomni.runtime import Runtime
 from muomni.train.objectives.language import NextToken, collate
+
+ITEMS_AT_ONCE = 16
 
 
 class Examiner:
@@ -70,8 +73,11 @@ class Examiner:
         return [answer.text for answer in self.engine.answer_many(prompts, max_new=32)]
 
     @torch.inference_mode()
-    def ablations(self, held_out: Conversations) -> dict[str, Fact]:
-        """Nats of the answers with the right media, with another sample's, with none (zeros) and with noise, for each modality."""
+    def ablations(self, held_out: Conversations, proof: Sequence[str] = ()) -> dict[str, Fact]:
+        """Nats of the answers with the right media, with another sample's, with none (zeros) and with noise, for each modality.
+
+        `proof` names the tasks that count, none: all. The win rate over swapped media is given for each task beside.
+        """
         facts: dict[str, Fact] = {}
         rng = np.random.default_rng(0)
         for kind in ("image", "audio"):
@@ -91,22 +97,32 @@ class Examiner:
             nats["swapped"] = self._nats([_swapped(item, items[p], kind) for item, p in zip(items, partners)])
             nats["zero"] = self._nats([_blank(item, kind) for item in items])
             nats["noise"] = self._nats([_noisy(item, kind, rng) for item in items])
-            for name, values in nats.items():
-                facts[f"{kind}_nats_{name}"] = Fact(float(np.mean(values)), len(values))
+            tasks = np.array([item.task for item in items])
             gaps = np.array(nats["swapped"]) - np.array(nats["correct"])
+            for task in sorted(set(tasks)):
+                won = gaps[tasks == task] > 0
+                facts[f"{kind}_swap_win_rate_{task}"] = share(int(won.sum()), len(won), floor=0.5)
+            counted = np.isin(tasks, proof) if proof else np.ones(len(tasks), dtype=bool)
+            if not counted.any():
+                continue
+            for name, values in nats.items():
+                facts[f"{kind}_nats_{name}"] = Fact(float(np.array(values)[counted].mean()), int(counted.sum()))
+            gaps = gaps[counted]
             facts[f"{kind}_swap_gap_nats"] = Fact(float(gaps.mean()), len(gaps), bootstrap(gaps.tolist()))
             facts[f"{kind}_swap_win_rate"] = share(int((gaps > 0).sum()), len(gaps), floor=0.5)
         return facts
 
     def _nats(self, items: list[Item]) -> list[float]:
         """Mean nats per labelled token of each item."""
-        out = []
-        for item in items:
-            batch = collate([item]).to(self.run.device)
+        order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+        nats = [0.0] * len(items)
+        for first in range(0, len(order), ITEMS_AT_ONCE):
+            some = order[first : first + ITEMS_AT_ONCE]
+            batch = collate([items[i] for i in some]).to(self.run.device)
             with self.run.autocast():
-                term = self._objective.forward(batch)["text"]
-            out.append(float(term.total) / max(1, term.count))
-        return out
+                for index, value in zip(some, self._objective.nats(batch).tolist(), strict=True):
+                    nats[index] = value
+        return nats
 
 
 def _partner(samples: list[Sample], index: int) -> int:

@@ -88,7 +88,8 @@ class Deeper(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions from RGB to one vector a patch, the last two followed by one that looks around at the same stride.
+    """Stride-2 3x3 convolutions from RGB to one vector a patch; after the last but one another looks around at the same stride, after the
+    last two more do: a patch in the middle of an object must reach its rim to know the shape.
 
     Convolutions find a shape wherever it lies; a transformer over patches has to learn it anew at every place.
     Each picture is normalised by itself, so batches do not matter.
@@ -99,7 +100,8 @@ class ConvStem(nn.Module):
         channels = [3, *[max(32, width >> (strides - 1 - step)) for step in range(strides)]]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(nn.GroupNorm(8, count) for count in channels[1:])
-        self.deeper = nn.ModuleList(Deeper(count) if step >= strides - 2 else nn.Identity() for step, count in enumerate(channels[1:]))
+        looks = [max(0, step + 3 - strides) for step in range(strides)]
+        self.deeper = nn.ModuleList(nn.Sequential(*(Deeper(count) for _ in range(n))) for n, count in zip(looks, channels[1:], strict=True))
         self.out = nn.Conv2d(channels[-1], width, 1)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:

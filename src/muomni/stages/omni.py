@@ -42,6 +42,8 @@ class OmniSettings(StageSettings):
                        (no star was ever red) it would else believe over its eyes
     augment            changes of training pictures
     apart              questions about the same media learn without seeing each other, as if each was asked first
+    proof              tasks by which swapped media judge whether it looks and listens, none: all. For data that hold some of a task that
+                       are too few to learn it from; what each task gains is told all the same
     prompts            what is asked of a lone "image" or "audio"
     """
 
@@ -52,6 +54,7 @@ class OmniSettings(StageSettings):
     dropout: float | None = Field(None, ge=0, lt=1)
     augment: PictureAugment = PictureAugment()
     apart: bool = False
+    proof: list[str] = []
     prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -103,7 +106,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         omni.eval()
         parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
         examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        return {**examiner.answers(corpus.valid), **examiner.ablations(held_out), **forgetting.facts()}
+        return {**examiner.answers(corpus.valid), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
 
     return Plan(objective, train, valid, save, measure, corpus, forgetting.before())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muomni.data.conversation import Item
 from muomni.data.corpus import Row
@@ -84,10 +84,23 @@ class NextToken(Objective):
         count = int((targets(batch) != IGNORE).sum())
         return {"text": count, "misses": count}
 
+    def _hidden(self, batch: LanguageBatch) -> Tensor:
+        x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
+        return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT)
+
+    @torch.no_grad()
+    def nats(self, batch: LanguageBatch) -> Tensor:
+        """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
+        h_BTD, wanted_BT = self._hidden(batch)[:, :-1], targets(batch)
+        rows, places = (wanted_BT != IGNORE).nonzero(as_tuple=True)
+        logits_NV = self.trunk.logits(h_BTD[rows, places]).float()
+        nats_N = nn.functional.cross_entropy(logits_NV, wanted_BT[rows, places], reduction="none")
+        sums_B = nats_N.new_zeros(len(wanted_BT)).index_add(0, rows, nats_N)
+        return sums_B / torch.bincount(rows, minlength=len(wanted_BT)).clamp(min=1)
+
     def forward(self, batch: LanguageBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
-        x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
-        h_BTD = self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT)
+        h_BTD = self._hidden(batch)
         total, count, correct = linear_cross_entropy(h_BTD[:, :-1].flatten(0, 1), self.trunk.output_weight_VD, targets(batch).flatten())
         return {"text": Term(total, count), "misses": Term((count - correct).float(), count, weight=0.0)}
 
