@@ -126,12 +126,15 @@ class Examiner:
 
 
 def _partner(samples: list[Sample], index: int) -> int:
-    """The next sample whose answer, and whose media, are others': a swap with an equal answer would prove nothing."""
-    for step in range(1, len(samples)):
-        other = (index + step) % len(samples)
-        if samples[other].answer != samples[index].answer and samples[other].group != samples[index].group:
-            return other
-    return (index + 1) % len(samples)
+    """The next sample of the task whose answer, and whose media, are others': a swap with an equal answer would prove nothing.
+
+    Another task's picture is so unlike that it would prove little; it is taken where the task has no other answer.
+    """
+    own = samples[index]
+    others = [(index + step) % len(samples) for step in range(1, len(samples))]
+    unlike = [other for other in others if samples[other].answer != own.answer and samples[other].group != own.group]
+    alike = [other for other in unlike if samples[other].task == own.task]
+    return [*alike, *unlike, *others, index][0]
 
 
 def _pictures_of(other: Prompt | Item, own: Prompt | Item) -> list[NDArray[np.uint8]]:
