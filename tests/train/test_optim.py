@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from toy_training import Rows, Toy, collate, fit, settings
 
 from muomni.errors import ConfigError
+from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.train import optim
 
 
@@ -141,3 +144,46 @@ def test_tied_weights_train_once() -> None:
     optimizer = optim.make_optimizer(model, rows, settings())
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held}) == 3
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, hidden=32, ctx_len=16))
+    chosen = settings(optimizer="muon", param_groups=[{"pattern": "*q_proj*", "lr": 0.5}])
+    optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
+    assert isinstance(optimizer, optim.Both)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_muon, by_adamw = ({names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert by_muon | by_adamw == set(names.values())
+    assert by_muon == {name for name in names.values() if "_proj" in name}
+    assert len(by_muon) == 2 * 7
+    assert isinstance(optim.make_optimizer(Toy(), optim.select(Toy(), settings()), chosen), torch.optim.AdamW), "it has none of them"
+
+
+def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
+    def made() -> tuple[Decoder, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=1, heads=2, hidden=32, ctx_len=16, dropout=0.0))
+        chosen = settings(optimizer="muon", lr=0.01)
+        return model, optim.make_optimizer(model, optim.select(model, chosen), chosen)
+
+    def train(model: Decoder, optimizer: torch.optim.Optimizer, steps: range) -> float:
+        ids = torch.arange(16)[None] % 20
+        for step in steps:
+            optim.set_lr(optimizer, 1.0 - step / 20)
+            loss = F.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    whole, optimizer = made()
+    first = train(whole, optimizer, range(1))
+    assert train(whole, optimizer, range(1, 12)) < first
+    before, optimizer = made()
+    train(before, optimizer, range(5))
+    after, fresh = made()
+    after.load_state_dict(before.state_dict())
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(after, fresh, range(5, 12))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), after.parameters(), strict=True))

@@ -1,10 +1,12 @@
-"""Which parameters train, with which rates: selection by name patterns, AdamW with decay on matrices only, and the schedules."""
+"""Which parameters train, with which rates: selection by name patterns, AdamW or Muon with decay on matrices only, and the schedules."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,18 +82,55 @@ def freeze(model: nn.Module) -> nn.Module:
     return model
 
 
-def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (fused where torch has it) with one group for each (rate, decay) pair; `base_lr` of a group is its rate at scale 1."""
+MATRICES = "*_proj.weight"  # of attention and feed-forward, in every network here
+
+
+class Both(torch.optim.Optimizer):
+    """Several optimizers, each with parameters of its own, that step, save and load as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
+
+
+def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW (fused where torch has it), or Muon for MATRICES beside it; `base_lr` of a group is its rate at scale 1.
+
+    Groups are one for each (rate, decay) pair. Muon steps along the orthogonalised momentum, scaled so that rates and decay mean what they
+    mean for AdamW; its iteration runs in bf16, so N ranks equal one process to that precision only.
+    Source  Jordan et al. 2024 (Muon); Liu et al. 2025 (scale by the larger side).
+    """
     parameters = dict(model.named_parameters())
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    kinds: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {True: {}, False: {}}
     for row in rows:
         if row.trains:
-            groups.setdefault((row.lr, row.wd), []).append(parameters[row.name])
-    return torch.optim.AdamW(
-        [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in groups.items()],
-        betas=settings.betas,
-        fused=True,
-    )
+            by_muon = settings.optimizer == "muon" and fnmatchcase(row.name, MATRICES)
+            kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
+    groups = {
+        by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]
+        for by_muon, chosen in kinds.items()
+    }
+    parts: list[torch.optim.Optimizer] = []
+    if groups[True]:
+        parts.append(torch.optim.Muon(groups[True], adjust_lr_fn="match_rms_adamw"))
+    if groups[False]:
+        parts.append(torch.optim.AdamW(groups[False], betas=settings.betas, fused=True))
+    return parts[0] if len(parts) == 1 else Both(parts)
 
 
 def lr_scale(step: int, settings: TrainSettings) -> float:

@@ -34,6 +34,9 @@ class TrainSettings(Strict):
     lr: float = Field(3e-4, gt=0)
     wd: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of attention and feed-forward, AdamW for the rest"
+    )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = Field(10, ge=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
