@@ -82,7 +82,7 @@ def freeze(model: nn.Module) -> nn.Module:
     return model
 
 
-MATRICES = "*_proj.weight"  # of attention and feed-forward, in every network here
+MATRICES = ("*_proj.weight", "*.projectors.*.weight")  # of attention and feed-forward in every network here, and of projectors
 
 
 class Both(torch.optim.Optimizer):
@@ -119,7 +119,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
     kinds: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {True: {}, False: {}}
     for row in rows:
         if row.trains:
-            by_muon = settings.optimizer == "muon" and fnmatchcase(row.name, MATRICES)
+            by_muon = settings.optimizer == "muon" and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
             kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
     groups = {
         by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]

@@ -35,7 +35,7 @@ class TrainSettings(Strict):
     wd: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices of attention and feed-forward, AdamW for the rest"
+        "adamw", description="muon: for matrices of attention, feed-forward and projectors, AdamW for the rest"
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = Field(10, ge=0)

@@ -14,7 +14,7 @@ from muomni import files
 from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
 from muomni.errors import ConfigError
 
-VERSION = 8
+VERSION = 9
 Size = Literal["tiny", "quick", "full"]
 Split = dict[str, int]
 
@@ -45,7 +45,7 @@ _QUICK = Counts(
     side=112,
     text=_split(24_000, 500),
     captions=_split(12_000, 640),
-    questions=_split(6_000, 300),
+    questions=_split(10_000, 300),
     reading=_split(600, 60),
     probe=_split(1_500, 300),
     transcripts=_split(5_200, 300),
