@@ -40,6 +40,18 @@ def test_no_more_than_jobs_run_at_a_time(tmp_path: Path) -> None:
     assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 2
 
 
+def test_a_wide_command_waits_for_its_room_and_one_wider_than_all_runs_alone(tmp_path: Path) -> None:
+    names = ["a", "wide", "b", "widest"]
+    commands = {name: note(tmp_path, name, seconds=0.5) for name in names}
+    widths = {"wide": 2, "widest": 5}
+    assert side_by_side(commands, {n: [] for n in names}, jobs=2, environment=os.environ, widths=widths) is None
+    spans = {name: times(tmp_path, name) for name in names}
+    for wide in widths:
+        others = [spans[name] for name in names if name != wide]
+        assert all(end <= spans[wide][0] or begin >= spans[wide][1] for begin, end in others)
+    assert spans["b"][0] < spans["a"][1], "what is narrow need not wait behind it"
+
+
 def test_a_failure_stops_the_others_and_is_told(tmp_path: Path) -> None:
     commands = {
         "bad": note(tmp_path, "bad", seconds=0.2, code=7),

@@ -123,7 +123,8 @@ def _side_by_side(
             command += ["--waive", gate, "--reason", reason or ""]
         commands[name] = command
         needs[name] = [other for other in recipes.stage(name).needs if other in chosen]
-    failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment)
+    widths = {name: -(-(plan.stages[name].threads or plan.threads) // plan.threads) for name in chosen}
+    failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths)
     if failed is None:
         return
     name, code = failed

@@ -12,22 +12,30 @@ GRACE_S = 60.0  # how long a command may take to save after it was asked to stop
 
 
 def side_by_side(
-    commands: Mapping[str, Sequence[str]], needs: Mapping[str, Sequence[str]], *, jobs: int, environment: Mapping[str, str]
+    commands: Mapping[str, Sequence[str]],
+    needs: Mapping[str, Sequence[str]],
+    *,
+    jobs: int,
+    environment: Mapping[str, str],
+    widths: Mapping[str, int] | None = None,
 ) -> tuple[str, int] | None:
     """Run named commands in their order, `jobs` at a time.
 
-    Takes   needs: names that must have ended well before a command starts.
+    Takes   needs: names that must have ended well before a command starts; widths: how many jobs' room a command fills, else one (threads
+            that share cores wait for each other: two stages of two threads on two cores are slower than one after the other).
     Gives   None if all ended well, else the first that did not and its exit code; the others were asked to stop, and have saved.
             A signal to this process is passed on: then the name is "" and the code the signal's.
     """
-    waiting, done = list(commands), set[str]()
+    waiting, done, widths = list(commands), set[str](), widths or {}
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: tuple[str, int] | None = None
     with stop_on_signals() as stop:
         try:
             while (waiting and failed is None) or running:
                 for name in list(waiting):
-                    if failed is None and done.issuperset(needs[name]) and len(running) < jobs:
+                    taken = sum(widths.get(other, 1) for other in running)
+                    has_room = not running or taken + widths.get(name, 1) <= jobs
+                    if failed is None and done.issuperset(needs[name]) and has_room:
                         running[name] = subprocess.Popen(commands[name], env=dict(environment), stdin=subprocess.DEVNULL)
                         waiting.remove(name)
                 time.sleep(0.1)
