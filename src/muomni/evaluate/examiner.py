@@ -60,7 +60,7 @@ class Examiner:
         return facts
 
     def readable(self, samples: list[Sample]) -> tuple[list[Sample], list[Prompt]]:
-        """The samples whose question can be put, with the question; those that can't were counted in training."""
+        """The samples whose question can be put, with the question; a fact's n tells how many were left."""
         asked, prompts = [], []
         for sample in samples:
             with contextlib.suppress(DataError, ContextError):

@@ -28,7 +28,7 @@ class VisionSettings(StageSettings):
     """Settings of stage vision.
 
     text        the caption's tower; its vocabulary comes from the tokenizer
-    word_weight how much it counts to tell a token of the caption from the stem's surest patch; 0: not asked
+    word_weight how much it counts to tell a token of the caption from the summary and the surest patch; 0: not asked
     negatives   false captions a picture, where the data have them
     probe       pictures with attributes in `extra`, for linear probes of what the eyes carry
     zero_shot   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions

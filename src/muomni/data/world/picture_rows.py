@@ -70,7 +70,7 @@ def message(role: str, *parts: Row | str) -> Row:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Mix:
     """How many objects the training scenes show, by turns, and which share of them has colours without a name."""
 
     objects: tuple[int, ...]
@@ -78,12 +78,12 @@ class Recipe:
 
 
 # Shape is learned last, and fastest from one object in any colour; to look one up among others takes others, and words for them.
-SCENES = Recipe((1, 2, 1, 3), 0.5)
-QUESTIONS = Recipe((2, 3, 2, 3, 1), 0.2)
-PROBES = Recipe((1,), 0.0)
+SCENES = Mix((1, 2, 1, 3), 0.5)
+QUESTIONS = Mix((2, 3, 2, 3, 1), 0.2)
+PROBES = Mix((1,), 0.0)
 
 
-def show(seed: int, name: str, number: int, counts: dict[str, int], training: Recipe) -> list[Shown]:
+def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mix) -> list[Shown]:
     """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must differ)."""
     most = max(training.objects)
     shown = []
