@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, inline_bytes
+from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_bytes
 from muomni.errors import DataError
 from muomni.media import audio, image
 from muomni.media.mel import MelSpec, log_mel
@@ -109,7 +109,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
     counts = positions(mels, spec, sample.id)
-    asked = questions(sample) if apart and sample.media and sample.media == _media(sample.messages[0]) else [sample]
+    asked = questions(sample) if apart and sample.media and sample.media == sample.messages[0].media else [sample]
     rows = [
         chat.fit(
             chat.render(tokenizer, one.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply),
@@ -132,7 +132,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
 def questions(sample: Sample) -> list[Sample]:
     """Each question of a sample as a sample of its own, its media in front of the words; `extra["kind"]` is that of `extra["kinds"]`."""
-    media = [part for message in sample.messages if message.role == "user" for part in _media(message)]
+    media = [part for message in sample.messages if message.role == "user" for part in message.media]
     kinds = sample.extra.get("kinds") or [sample.extra.get("kind", "")] * len(sample.messages)
     singles = []
     pairs = [(a, b) for a, b in zip(sample.messages, sample.messages[1:]) if a.role == "user" and b.role == "assistant"]
@@ -151,10 +151,6 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
     if len(ids) > ctx_len:
         ids = [*ids[: ctx_len - 1], ids[-1]]
     return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]], [], [])
-
-
-def _media(message: Message) -> list[AudioPart | ImagePart]:
-    return [part for part in message.parts if not isinstance(part, TextPart)]
 
 
 class Conversations:

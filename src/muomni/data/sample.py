@@ -61,6 +61,11 @@ class Message(_Row):
         return [TextPart(text=self.content)] if isinstance(self.content, str) else list(self.content)
 
     @property
+    def media(self) -> list[ImagePart | AudioPart]:
+        """The pictures and sounds of the turn, in their order."""
+        return [part for part in self.parts if not isinstance(part, TextPart)]
+
+    @property
     def text(self) -> str:
         """The words of the turn, media left out."""
         return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content if isinstance(p, TextPart))
@@ -113,7 +118,7 @@ class Sample(_Row):
     @property
     def media(self) -> list[ImagePart | AudioPart]:
         """Every file that the sample needs, heard, seen or to be said."""
-        return [part for m in self.messages if not isinstance(m.content, str) for part in m.content if not isinstance(part, TextPart)]
+        return [part for message in self.messages for part in message.media]
 
     def _parts(self, *, spoken: bool) -> list[TextPart | ImagePart | AudioPart]:
         chosen = [m.content for m in self.messages if not isinstance(m.content, str) and (m.role == "assistant") == spoken]
