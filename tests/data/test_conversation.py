@@ -107,20 +107,24 @@ def dialogue(folder: Path, *media: dict[str, object], later: list[dict[str, obje
     return parse(first)
 
 
-def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, folder: Path) -> None:
-    asked = dialogue(folder, RED, SHORT)
+@pytest.mark.parametrize("later", [[], [LONG]], ids=["the same sound", "a sound of its own"])
+def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, folder: Path, later: list[dict[str, object]]) -> None:
+    asked = dialogue(folder, RED, SHORT, later=later)
     item = prepare(asked, tokenizer, SPEC, 200, apart=True)
     alone = [prepare(one, tokenizer, SPEC, 200) for one in questions(asked)]
     assert item.starts == [item.shared, len(alone[0].ids)]
-    assert item.ids[item.shared - 1] == SPECIAL.audio_end
+    assert item.ids[item.shared - 1] == (SPECIAL.image_end if later else SPECIAL.audio_end)
     for start, end, one in zip(item.starts, [item.starts[1], len(item.ids)], alone, strict=True):
         assert item.ids[: item.shared] + item.ids[start:end] == one.ids
         assert item.labels[: item.shared] + item.labels[start:end] == one.labels
-    assert len(item.pictures) == len(item.mels) == 1
+    assert len(item.pictures) == 1
+    sounds = [alone[0].mels[0], alone[1].mels[0]] if later else [alone[0].mels[0]]
+    assert [mel.shape for mel in item.mels] == [mel.shape for mel in sounds]
+    assert all((a == b).all() for a, b in zip(item.mels, sounds, strict=True))
 
 
-def test_media_that_come_later_keep_their_dialogue(tokenizer: Tokenizer, folder: Path) -> None:
-    for asked in (dialogue(folder, RED, later=[BLUE]), dialogue(folder)):
+def test_where_nothing_is_shared_a_dialogue_stays_one(tokenizer: Tokenizer, folder: Path) -> None:
+    for asked in (dialogue(folder, SHORT, later=[LONG]), dialogue(folder)):
         item = prepare(asked, tokenizer, SPEC, 200, apart=True)
         assert (item.ids, item.starts) == (prepare(asked, tokenizer, SPEC, 200).ids, [])
 

@@ -100,27 +100,33 @@ def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -
 def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False, apart: bool = False) -> Item:
     """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak. A text document is learned whole.
 
-    With `apart` each question about media that stand before them all is rendered as if it was the first: they share the media's ids,
-    and none reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
+    With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none reads
+    what others were told. In a dialogue the answers given before say much of what the next one asks for.
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
     if sample.text is not None:
         return _document(sample, tokenizer, ctx_len)
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
-    counts = positions(mels, spec, sample.id)
-    asked = questions(sample) if apart and sample.media and sample.media == sample.messages[0].media else [sample]
+    counts = dict(zip(sample.audios, positions(mels, spec, sample.id), strict=False))
+    shared = _shared(sample) if apart else []
     rows = [
         chat.fit(
-            chat.render(tokenizer, one.messages, image_tokens=[spec.image_tokens] * len(pictures), audio_tokens=counts, reply=reply),
+            chat.render(
+                tokenizer,
+                one.messages,
+                image_tokens=[spec.image_tokens] * len(one.images),
+                audio_tokens=[counts[part] for part in one.audios],
+                reply=reply,
+            ),
             ctx_len,
             shorten=not reply,
         )
-        for one in asked
+        for one in (questions(sample) if shared else [sample])
     ]
     item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels), pictures, mels)
     if len(rows) > 1:
-        last = rows[0].spans[-1]
+        last = rows[0].spans[len(shared) - 1]
         item.shared = last.start + last.length + 1  # with the mark that closes it
         item.starts = [item.shared]
         for row in rows[1:]:
@@ -130,15 +136,27 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
     return item
 
 
+def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
+    """The media that all questions are about: the first one's, without its sounds if later ones bring media of their own."""
+    first, *later = sample.messages
+    if first.role != "user":
+        return []
+    alone = not any(message.media for message in later if message.role == "user")
+    return [part for part in first.media if alone or isinstance(part, ImagePart)]
+
+
 def questions(sample: Sample) -> list[Sample]:
-    """Each question of a sample as a sample of its own, its media in front of the words; `extra["kind"]` is that of `extra["kinds"]`."""
-    media = [part for message in sample.messages if message.role == "user" for part in message.media]
+    """Each question of a sample as a sample of its own, in front of its words the media that all are about and those that it brings.
+
+    `extra["kind"]` is that of `extra["kinds"]`.
+    """
+    shared = _shared(sample)
     kinds = sample.extra.get("kinds") or [sample.extra.get("kind", "")] * len(sample.messages)
     singles = []
     pairs = [(a, b) for a, b in zip(sample.messages, sample.messages[1:]) if a.role == "user" and b.role == "assistant"]
     for number, (question, answer) in enumerate(pairs):
-        words = [part for part in question.parts if part.type == "text"]
-        asked = Message(role="user", content=[*media, *words])
+        own = [part for part in question.parts if part not in shared]
+        asked = Message(role="user", content=[*shared, *sorted(own, key=lambda part: part.type == "text")])
         extra = {**sample.extra, "kind": kinds[number] if number < len(kinds) else ""}
         singles.append(sample.model_copy(update={"id": f"{sample.id}/{number}", "messages": [asked, answer], "extra": extra}))
     return singles

@@ -14,7 +14,7 @@ from muomni import files
 from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
 from muomni.errors import ConfigError
 
-VERSION = 9
+VERSION = 11
 Size = Literal["tiny", "quick", "full"]
 Split = dict[str, int]
 

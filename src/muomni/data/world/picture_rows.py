@@ -11,8 +11,8 @@ from PIL import Image
 
 from muomni.data.world import render
 from muomni.data.world.asking import Asker
-from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, PLACES, is_held_out
-from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
+from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_out
+from muomni.data.world.scene import Caption, Scene, changes, describe, sample
 
 Row = dict[str, Any]
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
@@ -140,18 +140,12 @@ def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
 
 
 def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
-    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it.
-
-    In training it ends with a description of everything, in one order: it teaches to find each object, and nothing after can read it.
-    """
+    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it."""
     rng = np.random.default_rng((seed, 21))
     askers = {split: Asker(rng, training=split == "train") for split in ("train", "valid")}
     rows: list[Row] = []
     for index, one in enumerate(shown):
         asked = askers[one.split].ask(one.scene, int(rng.integers(8, 13)))
-        told = claims(tuple(sorted(one.scene, key=lambda thing: PLACES.index(thing.place)))).text()
-        if one.split == "train" and not is_held_out(told):
-            asked.append(("describe", "what is there?", told))
         rows.append(
             {
                 "id": f"question-{one.split}-{index:05d}",
@@ -230,8 +224,3 @@ def reading_rows(seed: int, counts: dict[str, int]) -> tuple[list[Picture], list
                     {"id": f"reading-caption-{index:05d}", "task": "caption", **row, "messages": messages, "negatives": changed}
                 )
     return pictures, captions, asked
-
-
-def claims(scene: Scene) -> Caption:
-    """All there is to say about a scene, in its order."""
-    return Caption(tuple(Claim(*astuple(thing)) for thing in scene))

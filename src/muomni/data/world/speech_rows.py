@@ -18,6 +18,8 @@ _SHORT_ANSWERS = (
     *(f"at the {place}" for place in PLACES),
     *(grammatical(f"a {colour} {shape}") for colour, shape in SEEN_PAIRS),
 )
+_SPOKEN_TURNS = 4  # questions about a picture in training
+_TIMES_SAID = 12
 _SHORT_SHARE = 0.2  # of the valid transcripts are single words, which can't be held out; marked in extra
 
 
@@ -99,18 +101,45 @@ def _heard(speakers: Speakers, task: str, name: str, split: str, index: int, tex
 
 
 def spoken_question_rows(rng: np.random.Generator, speakers: Speakers, shown: list[Shown], counts: dict[str, int]) -> list[Row]:
-    """A picture and a spoken question; the assistant answers in words."""
+    """A picture and spoken questions about it, several voices' in training, one in the valid split; the assistant answers in words.
+
+    A question that training voices have said _TIMES_SAID times is heard again rather than said anew.
+    """
     rows = []
+    said: dict[str, list[Row]] = {}
     for split in ("train", "valid"):
-        asker = Asker(rng, training=split == "train")
+        training = split == "train"
+        asker = Asker(rng, training=training)
         pool = [one for one in shown if one.split == split]
         order = rng.permutation(len(pool))
         for index in range(counts[split]):
             one = pool[order[index % len(pool)]]
-            kind, question, answer = asker.ask(one.scene, 1)[0]
-            row = _heard(speakers, "spoken_question", "spoken", split, index, spoken(question), answer)
-            row["messages"][0]["content"].insert(0, {"type": "image", "path": one.picture.path})
-            rows.append({**row, "extra": {**row["extra"], **one.extra(), "kind": kind, "question": question}})
+            asked = asker.ask(one.scene, _SPOKEN_TURNS if training else 1)
+            messages: list[Row] = []
+            for turn, (_, question, answer) in enumerate(asked):
+                text = spoken(question)
+                heard = said.setdefault(text, []) if training else []
+                if len(heard) < _TIMES_SAID:
+                    heard.append(speakers.say(text, split, f"audio/spoken-{split}-{index:05d}-{turn}.wav")[1])
+                    part = heard[-1]
+                else:
+                    part = heard[rng.integers(len(heard))]
+                picture: list[Row] = [{"type": "image", "path": one.picture.path}] if turn == 0 else []
+                messages += [message("user", *picture, part), message("assistant", answer)]
+            rows.append(
+                {
+                    "id": f"spoken-{split}-{index:05d}",
+                    "group": one.picture.path,
+                    "task": "spoken_question",
+                    "split": split,
+                    "messages": messages,
+                    "extra": {
+                        **one.extra(),
+                        "kinds": [kind for kind, _, _ in asked],
+                        "texts": [spoken(question) for _, question, _ in asked],
+                    },
+                }
+            )
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from muomni.data.world.asking import Asker
 from muomni.data.world.language import Sentences
 from muomni.data.world.lexicon import COLOURS, NUMBERS, SHAPES, is_held_out
-from muomni.data.world.picture_rows import claims, message
-from muomni.data.world.scene import sample
+from muomni.data.world.picture_rows import message
+from muomni.data.world.scene import Caption, Claim, Scene, sample
 
 Row = dict[str, Any]
 _FACTS = (
@@ -53,3 +54,8 @@ def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
                 messages += [message("user", question if turn else f"{description}. {question}"), message("assistant", answer)]
             rows.append({**name, "task": "chat", "messages": messages, "extra": extra})
     return rows
+
+
+def claims(scene: Scene) -> Caption:
+    """All there is to say about a scene, in its order."""
+    return Caption(tuple(Claim(*astuple(thing)) for thing in scene))
