@@ -111,15 +111,15 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mi
 
 def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool) -> list[Row]:
     """False captions with one attribute changed: one of each kind that the caption mentions, two of shape (learned last)."""
-    found: dict[str, list[str]] = {}
-    for kind, changed in changes(caption):
-        if not changed.holds(scene) and not (training and is_held_out(changed.text())):
-            found.setdefault(kind, []).append(changed.text())
-    return [
-        {"kind": kind, "text": str(text)}
-        for kind, texts in found.items()
-        for text in rng.choice(texts, size=min(len(texts), 2 if kind == "shape" else 1), replace=False)
-    ]
+    options = list(changes(caption))
+    found: list[Row] = []
+    missing = {kind: 2 if kind == "shape" else 1 for kind, _ in options}
+    for index in rng.permutation(len(options)):
+        kind, changed = options[index]
+        if missing[kind] and not changed.holds(scene) and not (training and is_held_out(changed.text())):
+            missing[kind] -= 1
+            found.append({"kind": kind, "text": changed.text()})
+    return found
 
 
 def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
