@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni import files, runtime
-from muomni.errors import ConfigError, MuomniError
+from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
 from muomni.stages import recipe as recipes
 from muomni.stages import scoreboard
@@ -57,14 +57,22 @@ def run(
         files.write_json(folder / "recipe.json", origin)
         _make_world(plan, folder)
     distributed.barrier(machine)
-    if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
-        _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
-    else:
-        for name in chosen:
-            run_stage(plan, name, folder, machine, fresh=fresh, waived=waived)
-    if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages):
+    red: GateRed | None = None
+    try:
+        if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
+            _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
+        else:
+            for name in chosen:
+                run_stage(plan, name, folder, machine, fresh=fresh, waived=waived)
+    except GateRed as error:
+        red = error
+    last = certificate.read(folder / list(plan.stages)[-1])
+    is_judged = red is None or (last is not None and last["verdict"] == "red")  # the board says by how much the last stage missed
+    if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
         board = scoreboard.write(folder, plan, time.perf_counter() - begin)
         print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
+    if red is not None:
+        raise red
     return folder
 
 
