@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from muomni.data.conversation import Conversations, MediaSpec, prepare, questions, wave_to_mel
-from muomni.data.sample import Sample, parse
+from muomni.data.sample import Message, Sample, parse
 from muomni.errors import DataError
 from muomni.media import audio
 from muomni.media.mel import HEARING
@@ -107,7 +107,7 @@ def dialogue(folder: Path, *media: dict[str, object], later: list[dict[str, obje
     return parse(first)
 
 
-@pytest.mark.parametrize("later", [[], [LONG]], ids=["the same sound", "a sound of its own"])
+@pytest.mark.parametrize("later", [[], [LONG], [RED, LONG]], ids=["the same sound", "a sound of its own", "the picture again"])
 def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, folder: Path, later: list[dict[str, object]]) -> None:
     asked = dialogue(folder, RED, SHORT, later=later)
     item = prepare(asked, tokenizer, SPEC, 200, apart=True)
@@ -117,10 +117,22 @@ def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, f
     for start, end, one in zip(item.starts, [item.starts[1], len(item.ids)], alone, strict=True):
         assert item.ids[: item.shared] + item.ids[start:end] == one.ids
         assert item.labels[: item.shared] + item.labels[start:end] == one.labels
-    assert len(item.pictures) == 1
+    assert len(item.pictures) == 1 + later.count(RED)
+    assert item.ids.count(SPECIAL.image_pad) == len(item.pictures) * SPEC.image_tokens
     sounds = [alone[0].mels[0], alone[1].mels[0]] if later else [alone[0].mels[0]]
     assert [mel.shape for mel in item.mels] == [mel.shape for mel in sounds]
     assert all((a == b).all() for a, b in zip(item.mels, sounds, strict=True))
+
+
+def test_a_conversation_out_of_turn_stays_one(tokenizer: Tokenizer, folder: Path) -> None:
+    asked = dialogue(folder, RED, later=[BLUE])
+    told = Message(role="system", content="look well")
+    for messages in ([told, *asked.messages], asked.messages[:-1], [*asked.messages, asked.messages[-2]]):
+        item = prepare(asked.model_copy(update={"messages": messages}), tokenizer, SPEC, 200, apart=True)
+        assert item.starts == []
+        assert item.ids.count(SPECIAL.image_pad) == len(item.pictures) * SPEC.image_tokens
+    alone = questions(asked.model_copy(update={"messages": [told, *asked.messages]}))
+    assert [len(one.images) for one in alone] == [1, 2], "what was shown before stands before each question"
 
 
 def test_where_nothing_is_shared_a_dialogue_stays_one(tokenizer: Tokenizer, folder: Path) -> None:

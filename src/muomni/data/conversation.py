@@ -109,7 +109,8 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
     pictures = [read_picture(part, spec.image_size) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
     counts = dict(zip(sample.audios, positions(mels, spec, sample.id), strict=False))
-    shared = _shared(sample) if apart else []
+    in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
+    shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []
     rows = [
         chat.fit(
             chat.render(
@@ -138,11 +139,8 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
 def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
     """The media that all questions are about: the first one's, without its sounds if later ones bring media of their own."""
-    first, *later = sample.messages
-    if first.role != "user":
-        return []
-    alone = not any(message.media for message in later if message.role == "user")
-    return [part for part in first.media if alone or isinstance(part, ImagePart)]
+    first, *later = [message.media for message in sample.messages if message.role == "user"] or [[]]
+    return [part for part in first if not any(later) or isinstance(part, ImagePart)]
 
 
 def questions(sample: Sample) -> list[Sample]:
@@ -155,7 +153,7 @@ def questions(sample: Sample) -> list[Sample]:
     singles = []
     pairs = [(a, b) for a, b in zip(sample.messages, sample.messages[1:]) if a.role == "user" and b.role == "assistant"]
     for number, (question, answer) in enumerate(pairs):
-        own = [part for part in question.parts if part not in shared]
+        own = [part for part in question.parts if not any(part is one for one in shared)]
         asked = Message(role="user", content=[*shared, *sorted(own, key=lambda part: part.type == "text")])
         extra = {**sample.extra, "kind": kinds[number] if number < len(kinds) else ""}
         singles.append(sample.model_copy(update={"id": f"{sample.id}/{number}", "messages": [asked, answer], "extra": extra}))
