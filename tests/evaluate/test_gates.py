@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni.errors import ConfigError, GateRed
-from muomni.evaluate import certificate, gates
+from muomni.evaluate import certificate, gates, thresholds
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate, judge
 
@@ -92,14 +92,21 @@ def test_the_worst_gate_decides() -> None:
     assert certificate.overall([]) == "red", "nothing judged proves nothing"
 
 
-SOUND_FACTS = [("finite", 0.0), ("skipped_share", 0.02), ("label_coverage", 0.9), ("frozen_moved", 1.0), ("leaks", 1.0)]
+SOUND_FACTS = [
+    ("finite", 0.0),
+    ("skipped_share", 0.02),
+    ("label_coverage", 0.9),
+    ("frozen_moved", 1.0),
+    ("leaks", 1.0),
+    ("padding_error", 0.01),
+]
 
 
 @pytest.mark.parametrize(("fact", "bad"), SOUND_FACTS)
 def test_the_gates_of_every_stage(fact: str, bad: float) -> None:
-    sound = {"finite": Fact(1.0), "skipped_share": Fact(0.0), "label_coverage": Fact(1.0), "frozen_moved": Fact(0.0), "leaks": Fact(0.0)}
-    assert {row.verdict for row in judge(gates.SOUND, sound)} == {"green"}
-    broken = judge(gates.SOUND, {**sound, fact: Fact(bad)})
+    sound = {gate.fact: Fact(1.0 if gate.at_least else 0.0) for gate in thresholds.SOUND}
+    assert {row.verdict for row in judge(thresholds.SOUND, sound)} == {"green"}
+    broken = judge(thresholds.SOUND, {**sound, fact: Fact(bad)})
     assert [row.verdict for row in broken].count("red") == 1
 
 

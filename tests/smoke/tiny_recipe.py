@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 STEPS = 6
+ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
 STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
 
 
@@ -70,7 +71,15 @@ def recipe(world: Path) -> dict[str, Any]:
             "data": data("speak"),
             "model": {**small, "text_vocab": 1},
             "eval_items": 4,
-            "gates": {"text_matters": -9.0, "own_cer": 99.0, "stops": 0.0},
+            "gates": {
+                "text_matters": -9.0,
+                "text_sure": -9.0,
+                "text_wins": 0.0,
+                "own_cer": 99.0,
+                "own_cer_cost": 99.0,
+                "stops": 0.0,
+                "ends": 0.0,
+            },
         },
         "omni": {
             **common,
@@ -82,10 +91,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "max_audio_tokens": 128,
             "eval_items": 8,
             "gates": {
-                "image_swap_gap": -9.0,
-                "image_swap_wins": 0.0,
-                "audio_swap_gap": -9.0,
-                "audio_swap_wins": 0.0,
+                **{f"{kind}_{gate}": -9.0 for kind in ("image", "audio") for gate in ABLATION},
                 "forgetting": 99.0,
             },
         },

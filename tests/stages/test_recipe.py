@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from muomni.errors import ConfigError
-from muomni.evaluate import gates
+from muomni.evaluate import thresholds
 from muomni.stages import recipe
 from muomni.stages.recipe import STAGES
 
@@ -131,7 +131,7 @@ def test_a_stage_says_what_it_is(name: str) -> None:
     stage = recipe.stage(name)
     assert stage.name == name
     assert stage.teaches
-    names = [gate.name for gate in (*gates.SOUND, *stage.gates)]
+    names = [gate.name for gate in (*thresholds.SOUND, *stage.gates)]
     assert len(names) == len(set(names))
     for gate in stage.gates:
         bounds = [gate.at_least, gate.at_most, gate.below_floor, gate.above_floor]
@@ -144,5 +144,5 @@ def test_shipped_recipes_can_be_read() -> None:
     for path in found:
         read = recipe.read(str(path))
         for name, values in read.stages.items():
-            known = {gate.name for gate in (*gates.SOUND, *recipe.stage(name).gates)}
+            known = {gate.name for gate in (*thresholds.SOUND, *recipe.stage(name).gates)}
             assert set(values.gates) <= known, path

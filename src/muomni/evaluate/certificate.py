@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,17 @@ def overall(judged: Sequence[Judged]) -> str:
 
 
 def write(
-    folder: Path, stage: str, facts: Mapping[str, Fact], judged: Sequence[Judged], *, weights: str, data: str, settings: str
+    folder: Path,
+    stage: str,
+    facts: Mapping[str, Fact],
+    judged: Sequence[Judged],
+    *,
+    weights: str,
+    data: str,
+    settings: str,
+    modalities: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Store a stage's certificate; `weights`, `data` and `settings` are the digests that it speaks of."""
+    """Store a stage's certificate; `weights`, `data` and `settings` are the digests that it speaks of, `modalities` what the data hold."""
     certificate = {
         "stage": stage,
         "verdict": overall(judged),
@@ -36,6 +44,7 @@ def write(
         "weights": weights,
         "data": data,
         "settings": settings,
+        "modalities": sorted(modalities),
         "code": version("muomni"),
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "system": platform.platform()},
     }

@@ -107,9 +107,13 @@ class Examiner:
                 continue
             for name, values in nats.items():
                 facts[f"{kind}_nats_{name}"] = Fact(float(np.array(values)[counted].mean()), int(counted.sum()))
-            gaps = gaps[counted]
-            facts[f"{kind}_swap_gap_nats"] = Fact(float(gaps.mean()), len(gaps), bootstrap(gaps.tolist()))
-            facts[f"{kind}_swap_win_rate"] = share(int((gaps > 0).sum()), len(gaps), floor=0.5)
+            right, won = np.array(nats["correct"])[counted], gaps[counted] > 0
+            for name, values in (("swap", nats["swapped"]), ("zero", nats["zero"]), ("noise", nats["noise"])):
+                gap = np.array(values)[counted] - right
+                facts[f"{kind}_{name}_gap_nats"] = Fact(float(gap.mean()), len(gap), bootstrap(gap.tolist()))
+            facts[f"{kind}_swap_gap_share"] = Fact(facts[f"{kind}_swap_gap_nats"].value / max(1e-9, float(right.mean())), len(won))
+            facts[f"{kind}_swap_win_rate"] = share(int(won.sum()), len(won), floor=0.5)
+            facts[f"{kind}_swap_pairs"] = Fact(float(len(won)))
         return facts
 
     def _nats(self, items: list[Item]) -> list[float]:

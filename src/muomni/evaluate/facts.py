@@ -15,12 +15,14 @@ class Fact:
     n       how many items stand behind it
     ci      95 % interval, where it is a mean over items
     floor   what knowing nothing would give (chance, unigram entropy, a mean predictor)
+    note    what is behind the number in words, where it counts things that have names
     """
 
     value: float
     n: int | None = None
     ci: tuple[float, float] | None = None
     floor: float | None = None
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a certificate; what is not finite becomes None, which JSON can hold."""
@@ -30,13 +32,15 @@ class Fact:
                 row[key] = None
         if self.ci is not None and not all(map(math.isfinite, self.ci)):
             row["ci"] = None
+        if not self.note:
+            del row["note"]
         return row
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Fact:
         """The fact that `to_json` wrote."""
         value = math.nan if row["value"] is None else float(row["value"])
-        return cls(value, row.get("n"), tuple(row["ci"]) if row.get("ci") else None, row.get("floor"))
+        return cls(value, row.get("n"), tuple(row["ci"]) if row.get("ci") else None, row.get("floor"), row.get("note", ""))
 
 
 def share(hits: int, n: int, *, floor: float | None = None) -> Fact:

@@ -1,20 +1,39 @@
-"""What a stage made the Thinker forget: bits per byte of held-out text before and after."""
+"""What a stage made the others forget: bits per byte of held-out text before and after, and what eyes and ears still know."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from muomni import config
+from muomni.data import readers
+from muomni.data.conversation import read_wave
 from muomni.data.corpus import Rows, TokenCorpus
+from muomni.data.pictures import Pictures
+from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
+from muomni.data.source import Source
+from muomni.data.utterances import spoken
+from muomni.errors import DataError
+from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.metrics import bits_per_byte
+from muomni.evaluate.metrics import bits_per_byte, cer
+from muomni.infer.transcribe import transcribe
+from muomni.models import store
+from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.decoder import Decoder
+from muomni.models.vision_encoder import VisionEncoder
 from muomni.runtime import Runtime
 from muomni.tokens.bpe import Tokenizer
+from muomni.train.objectives.contrast import Contrast
 from muomni.train.objectives.language import NextToken, collate_rows
+from muomni.train.optim import freeze
 
 
 class Forgetting:
@@ -49,3 +68,54 @@ class Forgetting:
             return {}
         now = self.measure()
         return {"text_bits_per_byte": Fact(now), "forgetting_bits_per_byte": Fact(now - self.start)}
+
+
+class Senses:
+    """Ears and eyes asked again, after a later stage, what their own stages were asked: some held-out items of these, then and now.
+
+    needed   the `final/` folders of the stages hearing and vision; the items come from the settings beside them
+    """
+
+    def __init__(self, needed: Mapping[str, Path], base: Path, run: Runtime, items: int) -> None:
+        self.needed, self.base, self.run, self.items = needed, base, run, min(items, 64)
+
+    def facts(self, vision: VisionEncoder, audio: AudioEncoder) -> dict[str, Fact]:
+        """CER and R@1 of the towers in place of those that lie in the folders, and by how much they are worse."""
+        return {**self._ears(audio), **self._eyes(vision)}
+
+    def _held_out(self, stage: str) -> tuple[dict[str, Any], list[Sample]]:
+        settings = config.read_yaml(self.needed[stage].parent / "config.yaml")
+        sources = [Source.model_validate(source) for source in settings["data"]]
+        quarantine = Quarantine(None, 1.0)
+        corpus = readers.load(sources, base=self.base, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
+        places = np.linspace(0, len(corpus.valid) - 1, min(self.items, len(corpus.valid))).astype(int)
+        return settings, [corpus.valid[place] for place in sorted(set(places.tolist()))]
+
+    def _ears(self, audio: AudioEncoder) -> dict[str, Fact]:
+        settings, samples = self._held_out("hearing")
+        heard = []
+        for sample in samples:
+            with contextlib.suppress(DataError):
+                part, text = spoken(sample)
+                heard.append((text, read_wave(part, audio.config.mel.rate_hz, max_s=settings["max_s"])))
+        if not heard:
+            return {}
+        texts, waves = [text for text, _ in heard], [wave for _, wave in heard]
+        then = cer(texts, transcribe(store.load(self.needed["hearing"], self.run.device), waves, pad_s=settings["pad_s"]))
+        now = cer(texts, transcribe(audio, waves, pad_s=settings["pad_s"]))
+        return {"hearing_cer_after": Fact(now, len(texts), None, then), "forgetting_cer": Fact(now - then, len(texts))}
+
+    def _eyes(self, vision: VisionEncoder) -> dict[str, Fact]:
+        _, samples = self._held_out("vision")
+        folder = self.needed["vision"]
+        text = store.load(folder / "text_tower", self.run.device)
+        if len(samples) < 2:
+            return {}
+        # Captions that a Thinker read are read by that of its own stage, whatever became of it since.
+        reader = freeze(Decoder.open(self.needed["thinker"], self.run.device)) if text.config.kind == "thinker" else None
+        found = {}
+        for name, eyes in (("then", store.load(folder, self.run.device)), ("now", vision)):
+            pictures = Pictures(samples, Tokenizer.load(folder), eyes.config.image_size)
+            found[name] = Eyes(Contrast(eyes, text, reader=reader), self.run).retrieval(pictures)["retrieval_r1"]
+        drop = found["then"].value - found["now"].value
+        return {"retrieval_after": replace(found["now"], floor=found["then"].value), "forgetting_retrieval": Fact(drop, len(samples))}

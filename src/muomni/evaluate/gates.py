@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,11 @@ class Gate:
     at_least, at_most   the bound, which a recipe may set anew
     below_floor         the value must be at most this factor of the fact's floor (0.5 = half of what knowing nothing gives)
     above_floor         the value must be at least this much above the floor
+    by_ci               the worse end of the fact's 95 % interval must hold, not its middle
     why                 what a red verdict means, and what to try
+    source              where the bound comes from
+    modality            applies where the data hold it: image, audio, text
+    when                applies where this setting of the stage is on
     """
 
     name: str
@@ -31,6 +35,26 @@ class Gate:
     at_most: float | None = None
     below_floor: float | None = None
     above_floor: float | None = None
+    by_ci: bool = False
+    source: str = ""
+    modality: str | None = None
+    when: str | None = None
+
+    def applies(self, settings: object, modalities: Collection[str]) -> bool:
+        """Whether a stage of these settings, on data of these modalities, is asked for it."""
+        is_on = self.when is None or bool(getattr(settings, self.when, False))
+        return is_on and (self.modality is None or self.modality in modalities)
+
+    def value(self, fact: Fact) -> float:
+        """The number that is compared; nan where an interval is asked for and there is none."""
+        if not self.by_ci:
+            return fact.value
+        return math.nan if fact.ci is None else fact.ci[1 if self.is_ceiling else 0]
+
+    @property
+    def is_ceiling(self) -> bool:
+        """True where less is better."""
+        return self.at_most is not None or self.below_floor is not None
 
     def bound(self, fact: Fact, override: float | None) -> tuple[str, float]:
         """The comparison and the number to compare with; nan where the fact has no floor to compare with."""
@@ -54,6 +78,11 @@ class Judged:
     value: float | None
     threshold: str
     why: str
+    fact: str = ""
+
+    def is_known(self, facts: Collection[str]) -> bool:
+        """Whether its fact is among these."""
+        return self.fact in facts
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a certificate."""
@@ -83,12 +112,14 @@ def judge(
             value, threshold, holds = None, f"{gate.fact} was not measured", False
         else:
             sign, bound = gate.bound(fact, overrides.get(gate.name))
-            value = fact.value if math.isfinite(fact.value) else None
+            found = gate.value(fact)
+            value = found if math.isfinite(found) else None
             holds = value is not None and math.isfinite(bound) and (value >= bound if sign == ">=" else value <= bound)
             threshold = f"{sign} {bound:.4g}"
         verdict: Verdict = "green" if holds else "waived" if gate.name in waived else "red"
-        why = waived[gate.name] if verdict == "waived" else gate.why if verdict == "red" else ""
-        judged.append(Judged(gate.name, verdict, value, threshold, why))
+        note = f": {fact.note}" if fact is not None and fact.note else ""
+        why = waived[gate.name] if verdict == "waived" else gate.why + note if verdict == "red" else ""
+        judged.append(Judged(gate.name, verdict, value, threshold, why, gate.fact))
     return judged
 
 
@@ -107,13 +138,3 @@ def demanded(demands: Mapping[str, str]) -> tuple[Gate, ...]:
         least, most = (bound, None) if found[1] == ">=" else (None, bound)
         gates.append(Gate(f"demand_{fact}", fact, why, at_least=least, at_most=most))
     return tuple(gates)
-
-
-# Gates that every stage has (SPEC G1): the run itself must have been sound.
-SOUND = (
-    Gate("finite", "finite", "a loss or weight is not finite: lower lr, look at skipped.jsonl", at_least=1.0),
-    Gate("updates", "skipped_share", "more than 1 % of the updates were skipped as unsafe: lower lr or raise warmup_steps", at_most=0.01),
-    Gate("label_coverage", "label_coverage", "some rows teach nothing: all their labels are masked", at_least=0.99),
-    Gate("frozen", "frozen_moved", "a frozen part changed its weights", at_most=0.0),
-    Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0.0),
-)

@@ -22,22 +22,24 @@ from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObject
 
 @torch.inference_mode()
 def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, *, batch_size: int = 16) -> dict[str, Fact]:
-    """Does the text matter? Nats a code of held-out speech with its own text, and with the text of another of like length."""
+    """Does the text matter? Nats a code of held-out speech with its own text and with that of another of like length, pair by pair."""
     objective.eval()
     items = sorted(items, key=lambda item: item.codes_KF.shape[1])
-    sums = {"own": 0.0, "other": 0.0}
-    count = 0
+    nats: dict[str, list[float]] = {"own": [], "other": []}
     for first in range(0, len(items) - 1, batch_size):
         batch = TalkerBatch.of(items[first : first + batch_size]).to(run.device)
-        if len(batch.sample_ids) < 2:
-            continue
-        for name, variant in (("own", batch), ("other", batch.rolled())):
-            sums[name] += sum(float(term.total) for term in objective(variant).values())
-        count += sum(objective.counts(batch).values())
-    if not count:
+        if len(batch.sample_ids) > 1:
+            nats["own"] += objective.nats(batch).tolist()
+            nats["other"] += objective.nats(batch.rolled()).tolist()
+    if not nats["own"]:
         return {}
-    own, other = sums["own"] / count, sums["other"] / count
-    return {"nats_per_code": Fact(own, count), "nats_per_code_swapped": Fact(other, count), "text_swap_gap_nats": Fact(other - own, count)}
+    gaps, n = np.array(nats["other"]) - np.array(nats["own"]), len(nats["own"])
+    return {
+        "nats_per_code": Fact(float(np.mean(nats["own"])), n),
+        "nats_per_code_swapped": Fact(float(np.mean(nats["other"])), n),
+        "text_swap_gap_nats": Fact(float(gaps.mean()), n, bootstrap(gaps.tolist())),
+        "text_swap_win_rate": share(int((gaps > 0).sum()), n, floor=0.5),
+    }
 
 
 def free_speech(
@@ -79,9 +81,13 @@ def free_speech(
     decoded = [voice.codec.decode(coded[i].codes_KF[None])[0] for i in few]
     rebuilt = heard([speech.sound(mel, spec) for mel in decoded])
     few_texts = [spoken(samples[i])[1] for i in few]
-    copy_cer, codec_cer = cer(few_texts, copies), cer(few_texts, rebuilt)
+    copy_cer, codec_cer, own_cer = cer(few_texts, copies), cer(few_texts, rebuilt), cer(texts, guesses)
+    ratios = [each.codes_KF.shape[1] / frames for each, frames in zip(said, true_frames, strict=True)]
     return {
-        "own_cer": Fact(cer(texts, guesses), len(texts), bootstrap(rates), copy_cer),
+        "own_cer": Fact(own_cer, len(texts), bootstrap(rates), copy_cer),
+        "own_cer_above_copy": Fact(own_cer - copy_cer, len(texts)),
+        **by_length(texts, guesses),
+        "duration_ratio": Fact(float(np.median(ratios)), len(ratios), None, 1.0),
         "copy_synthesis_cer": Fact(copy_cer, len(few)),
         "codec_cer": Fact(codec_cer, len(few), None, copy_cer),
         "codec_own_cer": Fact(codec_cer - copy_cer, len(few)),
@@ -89,3 +95,13 @@ def free_speech(
         "ended": share(sum(each.is_ended for each in said), len(said)),
         "rtf": Fact(took_s / (sum(map(len, waves)) / voice.rate_hz), len(said)),
     }
+
+
+def by_length(texts: Sequence[str], guesses: Sequence[str]) -> dict[str, Fact]:
+    """CER of texts of one word, of a few, and of more: short ones are where speech is lost first."""
+    facts = {}
+    for name, least, most in (("1_word", 1, 1), ("2_to_4_words", 2, 4), ("5_words_on", 5, 10**9)):
+        pairs = [(text, guess) for text, guess in zip(texts, guesses, strict=True) if least <= len(text.split()) <= most]
+        if pairs:
+            facts[f"own_cer_{name}"] = Fact(cer([text for text, _ in pairs], [guess for _, guess in pairs]), len(pairs))
+    return facts

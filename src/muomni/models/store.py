@@ -129,10 +129,10 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
         own[name].copy_(tensors[name])
 
 
-def digest(module: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters (and buffers), in the order of their names."""
     whole = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(dict(module.named_parameters()).items() if parameters_only else module.state_dict().items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
+from muomni.evaluate import thresholds
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate
 from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
@@ -60,6 +60,7 @@ def build(settings: CodecSettings, inputs: Inputs) -> Plan:
         lambda folder: store.save(codec, folder),
         measure,
         corpus,
+        {".": codec},
     )
 
 
@@ -101,6 +102,7 @@ def quality(codec: Codec, held_out: Utterances, inputs: Inputs) -> dict[str, Fac
     used = codec.usage(torch.cat(codes, dim=1)[None])
     facts = {"mel_error": Fact(error / max(spread, 1e-9), len(codes), None, 1.0), "code_frames": Fact(float(frames))}
     facts["usage"] = Fact(min(book.used for book in used), frames)
+    facts["perplexity_share"] = Fact(min(book.perplexity for book in used) / codec.codebook_size, frames, None, 1 / codec.codebook_size)
     for number, book in enumerate(used):
         facts[f"usage_{number}"] = Fact(book.used, frames)
         facts[f"perplexity_{number}"] = Fact(book.perplexity, frames, None, 1.0)
@@ -112,8 +114,5 @@ STAGE = Stage(
     "speech to codes and back",
     CodecSettings,
     build,
-    gates=(
-        Gate("round_trip", "mel_error", "the codec rebuilds little more than the mean: train longer, more codebooks", below_floor=0.5),
-        Gate("usage", "usage", "codebook entries lie dead: more data, longer training, look at revival", at_least=0.5),
-    ),
+    gates=thresholds.STAGES["codec"],
 )

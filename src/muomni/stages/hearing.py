@@ -11,8 +11,8 @@ from pydantic import Field
 
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
+from muomni.evaluate import labels, thresholds
 from muomni.evaluate.facts import Fact, share
-from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
 from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
@@ -78,7 +78,10 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     def measure(_: Fitted) -> dict[str, Fact]:
         return transcripts(encoder, held_out, settings, language())
 
-    return Plan(Hearing(encoder), train, valid, save, measure, corpus)
+    def checks() -> dict[str, Fact]:
+        return labels.infeasible(training)
+
+    return Plan(Hearing(encoder), train, valid, save, measure, corpus, {".": encoder}, checks)
 
 
 def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, lm: ctc.CharLM | None) -> dict[str, Fact]:
@@ -122,8 +125,5 @@ STAGE = Stage(
     "speech to text",
     HearingSettings,
     build,
-    gates=(
-        Gate("cer", "cer", "held-out speech is not understood: train longer, more speakers, look at the transcripts", at_most=0.5),
-        Gate("refused", "refused_share", "held-out rows were refused: their texts are too long for their sound", at_most=0.1),
-    ),
+    gates=thresholds.STAGES["hearing"],
 )

@@ -15,10 +15,10 @@ from muomni.data.conversation import Conversations, MediaSpec, read_picture
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
 from muomni.errors import DataError
+from muomni.evaluate import labels, thresholds
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting
-from muomni.evaluate.gates import Gate
+from muomni.evaluate.forgetting import Forgetting, Senses
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
 from muomni.models import store
@@ -58,6 +58,11 @@ class OmniSettings(StageSettings):
     prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
+    @property
+    def packs(self) -> bool:
+        """Questions that stand apart share a row and do not see each other."""
+        return self.apart
+
 
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
@@ -91,7 +96,11 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni)
+    for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
+        if not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
+            projector.requires_grad_(False)  # nothing would ever teach it
     forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
+    senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items)
 
     def save(folder: Path) -> None:
         store.save(decoder, folder / "thinker")
@@ -106,9 +115,14 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         omni.eval()
         parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
         examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        return {**examiner.answers(corpus.valid), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
+        facts = {**examiner.answers(corpus.valid), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
+        return facts | senses.facts(vision, audio)
 
-    return Plan(objective, train, valid, save, measure, corpus, forgetting.before())
+    def checks() -> dict[str, Fact]:
+        return labels.conversations(training, tokenizer)
+
+    networks = {"thinker": decoder, "vision": vision, "hearing": audio, "projectors": omni.projectors}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before())
 
 
 def _standardise(omni: Omni, samples: Sequence[Sample]) -> None:
@@ -129,11 +143,5 @@ STAGE = Stage(
     OmniSettings,
     build,
     needs=("thinker", "hearing", "vision"),
-    gates=(
-        Gate("image_swap_gap", "image_swap_gap_nats", "answers ignore the picture: probe the eyes, train projectors longer", at_least=0.1),
-        Gate("image_swap_wins", "image_swap_win_rate", "answers ignore the picture", at_least=0.8),
-        Gate("audio_swap_gap", "audio_swap_gap_nats", "answers ignore the sound: check the ears, train projectors longer", at_least=0.1),
-        Gate("audio_swap_wins", "audio_swap_win_rate", "answers ignore the sound", at_least=0.8),
-        Gate("forgetting", "forgetting_bits_per_byte", "the Thinker forgot its language: more text replay, lower lr", at_most=0.15),
-    ),
+    gates=thresholds.STAGES["omni"],
 )

@@ -6,15 +6,17 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from muomni import config, files, runtime
 from muomni.data import readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
-from muomni.evaluate import certificate, gates
+from muomni.evaluate import certificate, gates, soundness, thresholds
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -27,7 +29,18 @@ from muomni.train.loop import Fitted
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
     """The gates that every stage has, the stage's own, and what the recipe demands beside them."""
-    return (*gates.SOUND, *stage.gates, *gates.demanded(settings.demands))
+    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.demands))
+
+
+def judge(
+    stage: Stage, settings: StageSettings, modalities: Collection[str], facts: dict[str, Fact], waived: dict[str, str]
+) -> list[gates.Judged]:
+    """The verdicts of all gates that apply to a stage of these settings on data of these modalities."""
+    every = all_gates(stage, settings)
+    applying = [gate for gate in every if gate.applies(settings, modalities)]
+    names = {gate.name for gate in every} - {gate.name for gate in applying}
+    bounds = {name: bound for name, bound in settings.gates.items() if name not in names}
+    return gates.judge(applying, facts, bounds, {name: why for name, why in waived.items() if name not in names})
 
 
 def default_threads(plan: Recipe) -> int:
@@ -46,7 +59,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     needed = {other: certificate.demand(folder / other, name)["weights"] for other in stage.needs}
     digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
-    if done and done["settings"] == digest and (own / "final").is_dir() and not fresh:
+    if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
         return _reuse(stage, settings, own, done, waived, machine)
     if machine.is_main:
         _open_folder(own, settings, digest, fresh)
@@ -54,19 +67,23 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
 
     begin = time.perf_counter()
     built, run_as = _build(stage, settings, folder, plan.base, machine)
+    start = _start(built, settings, run_as)
+    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
     before = _frozen(built)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name)
+    spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
     if machine.is_main:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
-        facts = {**_measure(built, fitted, before), "wall_s": Fact(time.perf_counter() - begin)}
+        facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **_measure(built, fitted, before, settings, run_as)}
         with files.fresh_folder(own / "final") as part:
             built.save(part)
-        judged = gates.judge(all_gates(stage, settings), facts, settings.gates, waived_here(stage, settings, waived))
-        result = certificate.write(
-            own, name, facts, judged, weights=store.digest(built.objective), data=built.corpus.digest, settings=digest
-        )
+            facts["saved_error"] = _saved(built, part)
+        facts["wall_s"] = Fact(time.perf_counter() - begin)
+        judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
+        digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
+        result = certificate.write(own, name, facts, judged, modalities=built.modalities, **digests)
         _tell(name, result)
     result = distributed.from_main(result, machine)
     refuse(result)
@@ -79,11 +96,15 @@ def gate_stage(folder: Path, name: str) -> dict[str, Any]:
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     built, run_as = _build(stage, settings, folder, Path(origin["base"]), machine)
+    start = _start(built, settings, run_as)
     before = _frozen(built)
-    facts = _measure(built, loop.restore(built.objective, built.valid, settings, run_as, own), before)
-    stored = certificate.read(own) or {"gates": []}
+    fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
+    facts = {**start, **_measure(built, fitted, before, settings, run_as), "saved_error": _saved(built, own / "final")}
+    stored = certificate.read(own) or {"gates": [], "facts": {}}
+    if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
+        facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
     kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
-    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, kept)
+    judged = judge(stage, settings, built.modalities, facts, kept)
     return {
         "stage": name,
         "verdict": certificate.overall(judged),
@@ -104,11 +125,52 @@ def _build(stage: Stage, settings: StageSettings, folder: Path, base: Path, mach
     return built, run_as
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str]) -> dict[str, Fact]:
-    """All facts: those known before, the sound ones, whether what was frozen (digests `before`) stayed, and the stage's own."""
-    moved = sum(_frozen(built).get(key) != value for key, value in before.items())
-    frozen = {"frozen_moved": Fact(float(moved), len(before))}
-    return {**built.notes, **frozen, **_sound(built, fitted), **built.measure(fitted)}
+def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+    """The facts that are known before the first step."""
+    return {**soundness.examine(built.objective, built.train, settings, run), **built.checks(), **built.notes}
+
+
+def _refuse_early(
+    stage: Stage, settings: StageSettings, built: Plan, start: dict[str, Fact], own: Path, digest: str, waived: dict[str, str], run: Runtime
+) -> None:
+    """Before a step is paid for: raise GateRed, with a certificate that says so, where a gate on what is known already is red."""
+    known = [row for row in judge(stage, settings, built.modalities, start, waived) if row.is_known(start)]
+    if certificate.overall(known) != "red":
+        return
+    digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
+    result: dict[str, Any] = {}
+    if run.is_main:
+        result = certificate.write(own, stage.name, start, known, modalities=built.modalities, **digests)
+        _tell(stage.name, result)
+    refuse(distributed.from_main(result, run))
+
+
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+    """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's."""
+    moved = [key for key, value in before.items() if _frozen(built).get(key) != value]
+    frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
+    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted)}
+
+
+def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+    """How much more is lost on held-out data than on as many batches of training data (which may be augmented)."""
+    if built.valid is None:
+        return {}
+    alone = Runtime(run.device, run.dtype)  # only this rank measures
+    trained = loop.validate(built.objective, built.train, settings, alone)
+    return {"held_out_gap": Fact(fitted.validation["loss"] - trained["loss"], settings.val_batches, None, trained["loss"])}
+
+
+def _saved(built: Plan, folder: Path) -> Fact:
+    """How many tensors of the networks are others in a folder than in memory."""
+    wrong = []
+    for place, network in built.networks.items():
+        stored = store.read_tensors(folder / place)
+        for name, tensor in network.state_dict().items():
+            same = name in stored and torch.equal(stored[name], tensor.detach().cpu())
+            if not same and not (name not in stored and any(torch.equal(other, tensor.detach().cpu()) for other in stored.values())):
+                wrong.append(f"{place}/{name}")
+    return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
 def _init_from(built: Plan, folder: Path) -> None:
@@ -134,27 +196,38 @@ def _init_from(built: Plan, folder: Path) -> None:
 
 
 def _frozen(built: Plan) -> dict[str, str]:
-    """Digests of the parameters that the stage's patterns freeze."""
-    return {
-        n: files.sha256_bytes(p.detach().cpu().float().numpy().tobytes())
-        for n, p in built.objective.named_parameters()
-        if not p.requires_grad
-    }
+    """Digests of what must not move: parameters that the patterns freeze, and all that networks without trained parameters hold."""
+    resting = [(place, net) for place, net in built.networks.items() if not any(p.requires_grad for p in net.parameters())]
+    tensors = {name: p for name, p in built.objective.named_parameters() if not p.requires_grad}
+    tensors |= {f"{place}/{name}": tensor for place, net in resting for name, tensor in net.state_dict().items()}
+    return {name: files.sha256_bytes(tensor.detach().cpu().float().numpy().tobytes()) for name, tensor in tensors.items()}
 
 
-def _sound(built: Plan, fitted: Fitted) -> dict[str, Fact]:
-    """The facts behind the gates that every stage has."""
+def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
+    """The facts behind the gates on the run itself."""
     progress = fitted.progress
     finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
     return {
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
-        "leaks": Fact(float(bool(built.corpus.leaks))),
+        "leaks": Fact(float(bool(built.corpus.leaks)), note=str(built.corpus.leaks) if built.corpus.leaks else ""),
+        "order_error": Fact(float(progress.order != _order(built, progress, settings)), progress.step),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
     }
+
+
+def _order(built: Plan, progress: loop.Progress, settings: StageSettings) -> str:
+    """The digest that `Progress.order` must have: ids of all batches of the main rank, as seed and step say."""
+    order, ends = "", [*(start for start, _ in progress.worlds[1:]), progress.step]
+    for (start, world), end in zip(progress.worlds, ends, strict=True):
+        per_step = settings.gradient_accumulation_steps * world
+        for number in range(start * per_step, end * per_step, world):
+            ids = [built.train.dataset.name(draw.index) for draw in built.train.order.batch(number)]
+            order = loop.chained(order, ids)
+    return order
 
 
 def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
@@ -169,9 +242,10 @@ def _reuse(
     """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
     kept = {gate["name"]: gate["why"] for gate in done["gates"] if gate["verdict"] == "waived"}
-    judged = gates.judge(all_gates(stage, settings), facts, settings.gates, {**kept, **waived_here(stage, settings, waived)})
+    judged = judge(stage, settings, done["modalities"], facts, {**kept, **waived_here(stage, settings, waived)})
     if machine.is_main:
-        done = certificate.write(own, stage.name, facts, judged, weights=done["weights"], data=done["data"], settings=done["settings"])
+        digests = {key: done[key] for key in ("weights", "data", "settings")}
+        done = certificate.write(own, stage.name, facts, judged, modalities=done["modalities"], **digests)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         _tell(stage.name, done)
     done = distributed.from_main(done, machine)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from torch import nn
 
 from muomni.data import readers
 from muomni.data.loader import Dataset, Loader
@@ -29,6 +30,11 @@ class StageSettings(TrainSettings):
     gates: dict[str, float] = {}
     demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+
+    @property
+    def packs(self) -> bool:
+        """Whether its rows hold several documents that must not see each other."""
+        return False
 
     @property
     def width(self) -> int:
@@ -64,7 +70,9 @@ class Plan:
     save      writes the files of `final/`
     measure   facts on held-out data, called with the weights in place; only the main rank does
     corpus    what it was trained on, and what was held out
-    notes     facts that are known before training (e.g. how many rows were refused)
+    networks  what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
+    checks    facts about the data as they are taught, measured before the first step
+    notes     facts that are known before training (e.g. bits per byte before this stage)
     """
 
     objective: Objective
@@ -73,7 +81,16 @@ class Plan:
     save: Callable[[Path], None]
     measure: Callable[[Fitted], dict[str, Fact]]
     corpus: readers.Corpus
+    networks: dict[str, nn.Module]
+    checks: Callable[[], dict[str, Fact]] = dict
     notes: dict[str, Fact] = field(default_factory=dict)
+
+    @property
+    def modalities(self) -> set[str]:
+        """What its samples hold: image, audio, text (samples without media)."""
+        samples = [*self.corpus.train, *self.corpus.valid]
+        held = {"image": any(s.images for s in samples), "audio": any(s.audios or s.speech for s in samples)}
+        return {kind for kind, is_there in (*held.items(), ("text", any(not s.media for s in samples))) if is_there}
 
 
 @dataclass(frozen=True)

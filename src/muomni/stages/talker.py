@@ -12,8 +12,8 @@ from pydantic import Field
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
+from muomni.evaluate import labels, thresholds
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate
 from muomni.evaluate.listening import free_speech, swap
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.models import store
@@ -108,7 +108,12 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
         return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s)
 
-    return Plan(objective, train, valid, save, measure, corpus)
+    def checks() -> dict[str, Fact]:
+        known = store.load(inputs.needed["codec"])
+        return {**labels.stale(coded["train"].items, corpus.train, known), **labels.speech_ends(objective, said[:CODED_AT_ONCE])}
+
+    networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks)
 
 
 def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, think: Think | None, settings: TalkerSettings) -> Coded:
@@ -141,14 +146,5 @@ STAGE = Stage(
     TalkerSettings,
     build,
     needs=("thinker", "codec", "hearing"),
-    gates=(
-        Gate(
-            "text_matters",
-            "text_swap_gap_nats",
-            "it speaks without reading: train longer, check that text reaches the frames",
-            at_least=0.1,
-        ),
-        Gate("own_cer", "own_cer", "its speech is not understood: train longer, look at the codec's own CER first", at_most=0.5),
-        Gate("stops", "stop_within_20pct", "it does not know when to end: check the end symbol's labels", at_least=0.8),
-    ),
+    gates=thresholds.STAGES["talker"],
 )

@@ -14,15 +14,15 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
+from muomni.evaluate import labels, thresholds
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
-from muomni.train.loop import Fitted, validate
+from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate_rows, targets
 
 
@@ -39,6 +39,11 @@ class ThinkerSettings(StageSettings):
     row_len: int | None = Field(None, ge=8)
     packing: bool = True
     tokenizer_data: list[Source] = []
+
+    @property
+    def packs(self) -> bool:
+        """Packed rows hold several documents."""
+        return self.packing
 
 
 def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
@@ -66,22 +71,22 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         tokenizer.save(folder)
 
     def measure(fitted: Fitted) -> dict[str, Fact]:
-        labels = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]
+        learned = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]
         batches = [collate_rows([rows["valid"].item(i, np.random.default_rng(0))]) for i in range(len(rows["valid"]))]
         count = sum(int((targets(batch) != IGNORE).sum()) for batch in batches)
         nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
-        floor_nats = unigram_entropy(np.concatenate(labels).tolist())
-        seen = loaders(rows["train"], rows["train"], collate_rows, settings)[1]
-        trained = validate(objective, seen, settings, inputs.run) if seen is not None else {}
+        floor_nats = unigram_entropy(np.concatenate(learned).tolist())
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
             "perplexity": Fact(math.exp(min(nats, 700.0)), count, None, math.exp(floor_nats)),
             "bits_per_byte": Fact(bits_per_byte(nats * count, num_bytes), num_bytes, None, bits_per_byte(floor_nats * count, num_bytes)),
             "token_accuracy": Fact(1 - fitted.validation["misses"], count),
-            "held_out_gap_nats": Fact(nats - trained.get("text", math.nan), count),
         }
 
-    return Plan(objective, train, valid, save, measure, corpus)
+    def checks() -> dict[str, Fact]:
+        return labels.documents(tokens["train"], corpus.train, tokenizer)
+
+    return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks)
 
 
 def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> list[str]:
@@ -104,13 +109,5 @@ STAGE = Stage(
     "language",
     ThinkerSettings,
     build,
-    gates=(
-        Gate(
-            "floor",
-            "nats_per_token",
-            "it knows little more than how often each token occurs: train longer, check the data",
-            below_floor=0.8,
-        ),
-        Gate("held_out_gap", "held_out_gap_nats", "it learned the training text by heart: more data, fewer epochs, dropout", at_most=0.7),
-    ),
+    gates=thresholds.STAGES["thinker"],
 )

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.source import Source
+from muomni.evaluate import thresholds
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate
 from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
@@ -99,7 +99,7 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
             facts |= eyes.probes(Pictures(probes.train, tokenizer, size), Pictures(probes.valid, tokenizer, size), settings.probe_keys)
         return facts
 
-    return Plan(objective, train, valid, save, measure, corpus)
+    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text})
 
 
 STAGE = Stage(
@@ -107,12 +107,5 @@ STAGE = Stage(
     "pictures and captions",
     VisionSettings,
     build,
-    gates=(
-        Gate(
-            "retrieval",
-            "retrieval_r1",
-            "captions do not find their pictures: train longer, larger batch, audible positions",
-            above_floor=0.1,
-        ),
-    ),
+    gates=thresholds.STAGES["vision"],
 )

@@ -32,6 +32,15 @@ def wrap(objective: nn.Module, runtime: Runtime) -> nn.Module:
     return DistributedDataParallel(objective, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
 
 
+def spread(value: str, runtime: Runtime) -> int:
+    """How many ranks hold another value than the main one."""
+    if runtime.world == 1:
+        return 0
+    everyone: list[str | None] = [None] * runtime.world
+    torch.distributed.all_gather_object(everyone, value)
+    return sum(other != everyone[0] for other in everyone)
+
+
 def barrier(runtime: Runtime) -> None:
     """Wait for all ranks."""
     if runtime.world > 1:

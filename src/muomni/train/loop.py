@@ -49,6 +49,8 @@ class Progress:
     best_step: int = -1
     without_gain: int = 0
     stopped_early: bool = False
+    order: str = ""  # a digest over the sample ids of every batch so far, in their order (the main rank's)
+    worlds: list[list[int]] = field(default_factory=list)  # [step, ranks from there on]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +98,8 @@ def fit(
         if run.world > 1:
             seed_everything(settings.seed + run.rank + 1000 * progress.step)
 
+    if not progress.worlds or progress.worlds[-1][1] != run.world:
+        progress.worlds.append([progress.step, run.world])
     per_step = settings.gradient_accumulation_steps * run.world
     max_steps = settings.max_steps
     if settings.max_epochs is not None:
@@ -112,8 +116,7 @@ def fit(
         distributed.barrier(run)
 
     # 3. the steps
-    numbers = range(progress.step * per_step + run.rank, max_steps * per_step, run.world)
-    stream = _timed(train.numbers(numbers))
+    stream = _timed(train.numbers(to_come(progress.step, max_steps, per_step, run)))
     meter = _Meter(run)
     with log, stop_on_signals() as stop:
         if progress.step:
@@ -189,6 +192,8 @@ def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: 
     batches, waited_s = [], 0.0
     for loaded, seconds in islice(stream, size):
         waited_s += seconds
+        names = [*(loaded.batch.sample_ids if loaded.batch is not None else []), *(bad.sample_id for bad in loaded.bad)]
+        progress.order = chained(progress.order, names)
         for bad in loaded.bad:
             quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
             progress.quarantined += 1
@@ -197,6 +202,16 @@ def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: 
             progress.samples += len(loaded.batch.sample_ids)
             progress.labelled += getattr(loaded.batch, "labelled_rows", len(loaded.batch.sample_ids))
     return batches, waited_s
+
+
+def to_come(step: int, max_steps: int, per_step: int, run: Runtime) -> range:
+    """The numbers of the batches that this rank has yet to see after `step` updates of `per_step` batches."""
+    return range(step * per_step + run.rank, max_steps * per_step, run.world)
+
+
+def chained(order: str, names: list[str]) -> str:
+    """The digest of all batches so far, gone on with one more."""
+    return files.sha256_json([order, sorted(names)])
 
 
 def _timed(stream: Iterator[Loaded[Any]]) -> Iterator[tuple[Loaded[Any], float]]:

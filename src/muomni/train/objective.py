@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +33,28 @@ class Term:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Probe:
+    """One target asked alone, and the same target with other things to read around it: how a shift or a mask is told from outside.
+
+    future  what stands at the target's own place and after it is something else: the loss must not move
+    past    what stands right before it is something else: the loss must move
+    term    the term that asks
+    """
+
+    asked: Any
+    future: Any
+    past: Any
+    term: str
+
+
 class Objective(nn.Module):
-    """Base of the objectives: holds the modules it trains, and owns the shift between inputs and targets."""
+    """Base of the objectives: holds the modules it trains, and owns the shift between inputs and targets.
+
+    Below `after_step` stands what lets a stage prove itself before it trains (evaluate.soundness): each method describes, none checks.
+    """
+
+    joint: frozenset[str] = frozenset()  # terms in which the rows of a batch look at each other
 
     def counts(self, batch: Any) -> dict[str, int]:
         """Targets per term, known before the forward and without the model."""
@@ -48,3 +69,30 @@ class Objective(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after each update (e.g. moving averages); all its state lives in buffers, so that resume is exact."""
+
+    def settle(self, batch: Any) -> None:
+        """Bring a copy that will be thrown away to where all its parts work (a quantiser that starts later starts now)."""
+
+    def teaches(self) -> dict[str, tuple[str, ...]]:
+        """Patterns of the parameters that each weighted term must reach with a gradient; a term that is left out must reach some."""
+        return {}
+
+    def outside(self) -> dict[str, Tensor]:
+        """Tensors that learn without a gradient, by name (codebooks that follow by moving averages)."""
+        return {}
+
+    def probes(self, batch: Any, count: int, rng: np.random.Generator) -> list[Probe]:
+        """Probes of up to `count` targets, for objectives that predict from the past."""
+        return []
+
+    def neighbours(self, batch: Any, count: int, rng: np.random.Generator) -> list[tuple[Any, Any]]:
+        """Pairs of batches with equal losses: a document asked alone, and that with others packed beside it, or with none."""
+        return []
+
+    def padded(self, batch: Any) -> Any | None:
+        """The batch with more padding, junk in it, for objectives with joint terms; None: rows are their own witnesses."""
+        return None
+
+    def other_media(self, batch: Any) -> dict[str, Any]:
+        """By kind (image, audio) the batch with other media of that kind: the loss must move."""
+        return {}

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from muomni.runtime import Runtime
 from muomni.train.distributed import sum_counts
-from muomni.train.objective import Objective
+from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
 
 LOSS_BOUND = 1e6  # SPEC C5
@@ -63,8 +63,8 @@ def update(
     totals: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for number, batch in enumerate(micro_batches):
-        is_last = number == len(micro_batches) - 1
-        hold = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not is_last else nullcontext()
+        holds_back = isinstance(wrapped, DistributedDataParallel) and not syncs(number, len(micro_batches))
+        hold = wrapped.no_sync() if holds_back else nullcontext()  # type: ignore[operator]
         with hold:
             with runtime.autocast():
                 terms = wrapped(batch)
@@ -72,7 +72,7 @@ def update(
             for name, term in terms.items():
                 weights[name] = term.weight
                 totals[name] = totals.get(name, term.total.new_zeros((), dtype=torch.float32)) + term.total.detach().float()
-                parts.append(term.total.float() * (term.weight / max(1, counts.get(name, 1))))
+                parts.append(mean_share(term, counts.get(name, 1)))
             # DDP averages over ranks; our divisor is global already, so its mean is undone
             loss = torch.stack(parts).sum() * runtime.world
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -97,6 +97,16 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
     return StepResult(losses, counts, grad_norm, float(optimizer.param_groups[0]["lr"]), reason, ids)
+
+
+def mean_share(term: Term, count: float) -> Tensor:
+    """What one batch's term adds to the mean over `count` targets of all micro-batches and ranks, weighted."""
+    return term.total.float() * (term.weight / max(1, count))
+
+
+def syncs(number: int, micro_batches: int) -> bool:
+    """Whether ranks exchange gradients after this micro-batch: after the last one only, when all have been added up."""
+    return number == micro_batches - 1
 
 
 def unsafe(loss: float, grad_norm: float, explosion_norm: float) -> str:

@@ -108,6 +108,22 @@ class CodecObjective(Objective):
         if bool(self.codec.quantiser.started):
             self.codec.quantiser.update(self._generator())
 
+    def settle(self, batch: CodecBatch) -> None:
+        """Start the codebooks on the latents of one batch, a little off: else each of these few would be an entry, and nothing be wrong."""
+        self.done.fill_(self.warmup)
+        self.begin([batch], 1)
+        self.codec.quantiser.codebooks_KND.mul_(0.9)
+
+    def teaches(self) -> dict[str, tuple[str, ...]]:
+        """What is rebuilt teaches decoder and, through the quantiser, encoder."""
+        return dict.fromkeys(
+            ("l1", "mse", "delta"), ("codec.patch.*", "codec.encoder.*", "codec.to_latent.*", "codec.decoder.*", "codec.to_mel.*")
+        )
+
+    def outside(self) -> dict[str, Tensor]:
+        """The codebooks."""
+        return {f"codebook {number}": book for number, book in enumerate(self.codec.quantiser.codebooks_KND)}
+
     def _generator(self) -> torch.Generator:
         """Random numbers that depend on seed and update alone, so that a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.done))

@@ -103,6 +103,8 @@ class Contrast(Objective):
     Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of stored gradients.
     """
 
+    joint = frozenset({"contrast"})
+
     def __init__(
         self,
         vision: VisionEncoder,
@@ -187,6 +189,22 @@ class Contrast(Objective):
     def after_step(self, step: int) -> None:
         """Forget the update's embeddings: the weights have moved."""
         self._cached = None
+
+    def teaches(self) -> dict[str, tuple[str, ...]]:
+        """Contrast teaches both towers and the temperature, words the eyes and their own layers."""
+        return {"contrast": ("vision.*", "text.*", "log_scale"), **({"words": ("vision.*", "words.*")} if self.words else {})}
+
+    def padded(self, batch: VisionBatch) -> VisionBatch:
+        """The batch with longer captions, real token ids in their padding."""
+        junk = {"caption_ids_BT": 1, "caption_keep_BT": False}
+        if batch.negatives_BNT is not None:
+            junk |= {"negatives_BNT": 1, "negatives_keep_BNT": False}
+        wider: dict[str, Any] = {name: nn.functional.pad(getattr(batch, name), (0, 5), value=value) for name, value in junk.items()}
+        return replace(batch, **wider)
+
+    def other_media(self, batch: VisionBatch) -> dict[str, VisionBatch]:
+        """The batch with inverted pictures."""
+        return {"image": replace(batch, pixels_BHW3=255 - batch.pixels_BHW3)}
 
     def forward(self, batch: VisionBatch) -> dict[str, Term]:
         """The own rows' nats; the gradient is that of the whole update's loss with respect to the own rows."""

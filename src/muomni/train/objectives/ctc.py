@@ -78,6 +78,10 @@ class Hearing(Objective):
         nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=BLANK, reduction="sum")
         return {"ctc": Term(nats, int(batch.symbols_B.sum()))}
 
+    def other_media(self, batch: HearingBatch) -> dict[str, HearingBatch]:
+        """The batch with its spectra upside down."""
+        return {"audio": replace(batch, mel_BFM=batch.mel_BFM.flip(2))}
+
     def _check(self, batch: HearingBatch) -> Tensor:
         labels_BU = batch.labels_BU
         real_BU = torch.arange(labels_BU.shape[1], device=labels_BU.device) < batch.symbols_B[:, None]

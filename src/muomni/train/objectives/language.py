@@ -17,7 +17,7 @@ from muomni.nn import masks
 from muomni.tokens.bpe import SPECIAL
 from muomni.tokens.chat import IGNORE
 from muomni.train.losses import linear_cross_entropy
-from muomni.train.objective import Objective, Term
+from muomni.train.objective import Objective, Probe, Term
 
 
 @dataclass
@@ -103,6 +103,74 @@ class NextToken(Objective):
         h_BTD = self._hidden(batch)
         total, count, correct = linear_cross_entropy(h_BTD[:, :-1].flatten(0, 1), self.trunk.output_weight_VD, targets(batch).flatten())
         return {"text": Term(total, count), "misses": Term((count - correct).float(), count, weight=0.0)}
+
+    def probes(self, batch: LanguageBatch, count: int, rng: np.random.Generator) -> list[Probe]:
+        """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one right before it."""
+        labelled_BT = batch.labels_BT != IGNORE
+        labelled_BT[:, :1] = False
+        labelled_BT &= ~(_is_media(batch.ids_BT) | _is_media(batch.ids_BT.roll(1, 1)))
+        if batch.documents_BT is not None:  # the first token of a document has nothing before it
+            labelled_BT &= batch.documents_BT == batch.documents_BT.roll(1, 1)
+        places = labelled_BT.nonzero().tolist()
+        found = []
+        for place in rng.permutation(len(places))[:count]:
+            row, t = places[place]
+            here_BT = torch.zeros_like(labelled_BT)
+            here_BT[row, t] = True
+            asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~here_BT, IGNORE))
+            after_BT, before_BT = torch.zeros_like(here_BT), torch.zeros_like(here_BT)
+            after_BT[row, t:], before_BT[row, t - 1] = True, True
+            found.append(Probe(asked, self._with_others(asked, after_BT, rng), self._with_others(asked, before_BT, rng), "text"))
+        return found
+
+    def neighbours(self, batch: LanguageBatch, count: int, rng: np.random.Generator) -> list[tuple[LanguageBatch, LanguageBatch]]:
+        """Packed documents asked alone: with other tokens in the documents beside them, and (without media) in rows of their own."""
+        if batch.documents_BT is None:
+            return []
+        wanted_BT = targets(batch) != IGNORE
+        pairs = []
+        for row in rng.permutation(len(batch.ids_BT)).tolist():
+            documents_T = batch.documents_BT[row]
+            taught = sorted(set(documents_T[1:][wanted_BT[row]].tolist()))
+            if len(set(documents_T[documents_T >= 0].tolist())) < 2 or not taught:
+                continue
+            number = taught[int(rng.integers(len(taught)))]
+            own_T, shared_T = documents_T == number, documents_T == masks.SHARED
+            mine_BT = torch.zeros_like(batch.ids_BT, dtype=torch.bool)
+            mine_BT[row] = own_T
+            asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~mine_BT, IGNORE))
+            beside_BT = torch.zeros_like(mine_BT)
+            beside_BT[row] = (documents_T >= 0) & ~own_T
+            pairs.append((asked, self._with_others(asked, beside_BT, rng)))
+            if batch.media.pixels_N3HW is None and batch.media.mel_NFM is None:
+                alone_T = own_T | shared_T
+                labels_T = asked.labels_BT[row].masked_fill(shared_T, IGNORE)
+                if shared_T.any():  # its first token is the shared part's successor here, and is not asked for there
+                    labels_T[int(own_T.nonzero()[0])] = IGNORE
+                pairs.append((asked, LanguageBatch([batch.sample_ids[row]], batch.ids_BT[row, alone_T][None], labels_T[alone_T][None])))
+            if len(pairs) >= count:
+                break
+        return pairs
+
+    def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
+        """The batch with inverted pictures, and with its sounds' spectra upside down."""
+        media, found = batch.media, {}
+        if media.pixels_N3HW is not None:
+            found["image"] = replace(batch, media=replace(media, pixels_N3HW=255 - media.pixels_N3HW))
+        if media.mel_NFM is not None:
+            found["audio"] = replace(batch, media=replace(media, mel_NFM=media.mel_NFM.flip(2)))
+        return found
+
+    def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
+        """The batch with other words in the given places; labels and media stay."""
+        first, size = len(SPECIAL.names), self.trunk.config.vocab_size
+        drawn_BT = torch.from_numpy(rng.integers(first, size, batch.ids_BT.shape)).to(batch.ids_BT)
+        drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT - first + 1) % (size - first) + first, drawn_BT)
+        return replace(batch, ids_BT=torch.where(where_BT & ~_is_media(batch.ids_BT), drawn_BT, batch.ids_BT))
+
+
+def _is_media(ids_BT: Tensor) -> Tensor:
+    return (ids_BT == SPECIAL.image_pad) | (ids_BT == SPECIAL.audio_pad)
 
 
 def collate(items: Sequence[Item]) -> LanguageBatch:

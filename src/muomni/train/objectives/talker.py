@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.errors import ConfigError
 from muomni.models.talker import Talker
-from muomni.train.objective import Objective, Term
+from muomni.train.objective import Objective, Probe, Term
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class TalkerItem:
 
 @dataclass(frozen=True)
 class TalkerBatch:
-    """Texts and the codes of their speech, padded to the longest."""
+    """Texts and the codes of their speech, padded to the longest.
+
+    heard_BKF    int64, what it is told of its own speech, None: what it is to say
+    learned_BP   bool (B, F + 1), True = a place that it is to say, frames and then the end; None: all
+    """
 
     sample_ids: list[str]
     text_ids_BT: Tensor  # int64
@@ -36,6 +42,8 @@ class TalkerBatch:
     frames_B: Tensor  # int64
     hidden_BTD: Tensor | None = None
     speaker_B: Tensor | None = None
+    heard_BKF: Tensor | None = None
+    learned_BP: Tensor | None = None
 
     @staticmethod
     def of(items: Sequence[TalkerItem]) -> TalkerBatch:
@@ -62,15 +70,8 @@ class TalkerBatch:
 
     def to(self, device: torch.device | str) -> TalkerBatch:
         """The same batch on another device."""
-        return replace(
-            self,
-            text_ids_BT=self.text_ids_BT.to(device),
-            text_keep_BT=self.text_keep_BT.to(device),
-            codes_BKF=self.codes_BKF.to(device),
-            frames_B=self.frames_B.to(device),
-            hidden_BTD=None if self.hidden_BTD is None else self.hidden_BTD.to(device),
-            speaker_B=None if self.speaker_B is None else self.speaker_B.to(device),
-        )
+        moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
 
     def rolled(self) -> TalkerBatch:
         """The same speech with the neighbour's text (and its hidden states): a Talker that reads finds it harder to say."""
@@ -97,22 +98,83 @@ class TalkerObjective(Objective):
 
     def counts(self, batch: TalkerBatch) -> dict[str, int]:
         """Codes to say per book; book 0 has an end symbol a row more."""
-        frames = int(batch.frames_B.sum())
-        return {f"book{book}": frames + (len(batch.frames_B) if book == 0 else 0) for book in range(len(self.weights))}
+        frames, ends = int(batch.frames_B.sum()), len(batch.frames_B)
+        if batch.learned_BP is not None:
+            places_P = torch.arange(batch.learned_BP.shape[1], device=batch.frames_B.device)
+            frames = int((batch.learned_BP & (places_P < batch.frames_B[:, None])).sum())
+            ends = int((batch.learned_BP & (places_P == batch.frames_B[:, None])).sum())
+        return {f"book{book}": frames + (ends if book == 0 else 0) for book in range(len(self.weights))}
 
     def forward(self, batch: TalkerBatch) -> dict[str, Term]:
         """Nats of every book over real codes and ends."""
+        counts = self.counts(batch)
+        return {
+            f"book{book}": Term(nats_N.sum(), counts[f"book{book}"], self.weights[book])
+            for book, (nats_N, _) in enumerate(self._nats(batch))
+        }
+
+    @torch.no_grad()
+    def nats(self, batch: TalkerBatch) -> Tensor:
+        """Mean nats a code of each row, (B,) float32, all books together."""
+        sums_B = torch.zeros(len(batch.frames_B), device=batch.frames_B.device)
+        counts_B = torch.zeros_like(sums_B)
+        for nats_N, rows_N in self._nats(batch):
+            sums_B.index_add_(0, rows_N, nats_N)
+            counts_B.index_add_(0, rows_N, torch.ones_like(nats_N))
+        return sums_B / counts_B.clamp(min=1)
+
+    def _nats(self, batch: TalkerBatch) -> list[tuple[Tensor, Tensor]]:
+        """For each book the nats of what it has to say, and the rows of that."""
         talker = self.talker
         grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
-        heard_BKS = self.noisy(grid_BKS) if self.training else grid_BKS
+        heard_BKS = grid_BKS if batch.heard_BKF is None else talker.lay_out(batch.heard_BKF, batch.frames_B)
+        heard_BKS = self.noisy(heard_BKS) if self.training else heard_BKS
         states_BSD = talker(batch.text_ids_BT, batch.text_keep_BT, heard_BKS, hidden_BTD=batch.hidden_BTD, speaker_B=batch.speaker_B)
-        counts, terms = self.counts(batch), {}
-        for book, weight in enumerate(self.weights):
+        found = []
+        for book in range(len(self.weights)):
             target_BS = grid_BKS[:, book]
-            said_BS = target_BS < talker.config.entries + (book == 0)
-            nats = F.cross_entropy(talker.logits(states_BSD[said_BS], book), target_BS[said_BS], reduction="sum")
-            terms[f"book{book}"] = Term(nats, counts[f"book{book}"], weight)
-        return terms
+            said_BS = self._said(batch, target_BS, book)
+            nats_N = F.cross_entropy(talker.logits(states_BSD[said_BS], book), target_BS[said_BS], reduction="none")
+            found.append((nats_N, said_BS.nonzero()[:, 0]))
+        return found
+
+    def _said(self, batch: TalkerBatch, target_BS: Tensor, book: int) -> Tensor:
+        """Where a book has something to say: a code or, for book 0, the end; of these the learned places."""
+        said_BS = target_BS < self.talker.config.entries + (book == 0)
+        if batch.learned_BP is None:
+            return said_BS
+        lag, steps = (book if self.talker.config.layout == "delay" else 0), target_BS.shape[1]
+        places = batch.learned_BP.shape[1]
+        return said_BS & F.pad(batch.learned_BP, (lag, max(0, steps - lag - places)))[:, :steps]
+
+    def teaches(self) -> dict[str, tuple[str, ...]]:
+        """Every book teaches its own head."""
+        return {f"book{book}": (f"talker.heads.{book}.*", "talker.blocks.*") for book in range(len(self.weights))}
+
+    def probes(self, batch: TalkerBatch, count: int, rng: np.random.Generator) -> list[Probe]:
+        """Codes asked alone: of the first book, with other frames heard from there on; of the last, with others of its own heard."""
+        found = []
+        frames = batch.frames_B.tolist()
+        rows = [row for row, length in enumerate(frames) if length > 1]
+        for _ in range(count if rows else 0):
+            row = rows[int(rng.integers(len(rows)))]
+            place = int(rng.integers(1, frames[row]))
+            learned_BP = torch.zeros(len(frames), batch.codes_BKF.shape[2] + 1, dtype=torch.bool, device=batch.codes_BKF.device)
+            learned_BP[row, place] = True
+            asked = replace(batch, learned_BP=learned_BP)
+            last = len(self.weights) - 1
+            for book, books in {0: slice(None), last: slice(last, None)}.items():
+                after, before = (row, books, slice(place, None)), (row, books, slice(place - 1, place))
+                found.append(Probe(asked, self._hearing(asked, after, rng), self._hearing(asked, before, rng), f"book{book}"))
+        return found
+
+    def _hearing(self, batch: TalkerBatch, where: Any, rng: np.random.Generator) -> TalkerBatch:
+        """The batch with other codes heard in the given places."""
+        entries = self.talker.config.entries
+        heard_BKF = batch.codes_BKF.clone()
+        turn = torch.from_numpy(rng.integers(1, entries, tuple(heard_BKF[where].shape))).to(heard_BKF)
+        heard_BKF[where] = (heard_BKF[where] + turn) % entries
+        return replace(batch, heard_BKF=heard_BKF)
 
     def noisy(self, grid_BKS: Tensor) -> Tensor:
         """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""

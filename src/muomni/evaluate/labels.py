@@ -1,0 +1,121 @@
+"""What is taught, told from the samples themselves: labels say what the assistant says, ends are learned, codes are fresh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from muomni.data.conversation import Conversations
+from muomni.data.corpus import TokenCorpus
+from muomni.data.sample import Sample
+from muomni.data.utterances import Utterances, duration_s, spoken
+from muomni.errors import DataError
+from muomni.evaluate.facts import Fact
+from muomni.models.codec import Codec
+from muomni.tokens.alphabet import Alphabet, min_frames
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
+from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+
+LOOKED_AT = 64  # samples of a source of labels that are read back
+
+
+def documents(corpus: TokenCorpus, samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, Fact]:
+    """Documents of a token file against the samples that they were made from."""
+    chosen = _evenly(len(corpus))
+    rows = [corpus.labels(int(corpus.offsets[i]), int(corpus.offsets[i + 1])).tolist() for i in chosen]
+    return _read_back(rows, [samples[i] for i in chosen], tokenizer, most=None)
+
+
+def conversations(dataset: Conversations, tokenizer: Tokenizer) -> dict[str, Fact]:
+    """Rows of a stage that speaks about media, against their samples."""
+    rows, kept = [], []
+    for index in _evenly(len(dataset)):
+        try:
+            rows.append(dataset.item(index, np.random.default_rng(0)).labels)
+        except DataError:
+            continue  # the loader counts and names it
+        kept.append(dataset.samples[index])
+    return _read_back(rows, kept, tokenizer, most=dataset.ctx_len)
+
+
+def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None) -> dict[str, Fact]:
+    """Share of rows whose labels spell the assistant's words (a document: all of it), and whose turns all end in a learned end symbol."""
+    right, ends, wrong, endless = 0, 0, "", ""
+    special = tokenizer.special
+    for labels, sample in zip(rows, samples, strict=True):
+        learned = [token for token in labels if token != IGNORE]
+        said = [message.text for message in sample.messages if message.role == "assistant"]
+        stop, wanted = (special.eos, [sample.text]) if sample.text is not None else (special.end, said)
+        words = tokenizer.decode([token for token in learned if token >= len(special.names)])
+        whole = "".join(wanted)
+        if words == whole or (len(labels) == most and words and whole.startswith(words)):  # a long one loses its end
+            right += 1
+        else:
+            wrong = wrong or f"{sample.id}: {words[:40]!r} for {whole[:40]!r}"
+        if learned.count(stop) == len(wanted) and learned and learned[-1] == stop:
+            ends += 1
+        else:
+            endless = endless or sample.id
+    n = len(rows)
+    return {"taught_right": Fact(right / max(1, n), n, note=wrong), "ends_taught": Fact(ends / max(1, n), n, note=endless)}
+
+
+def infeasible(dataset: Utterances) -> dict[str, Fact]:
+    """Rows that CTC can't spell by their header's duration and their own words, and that the dataset would let through all the same."""
+    doomed = []
+    for index, sample in enumerate(dataset.samples):
+        try:
+            part, text = spoken(sample)
+        except DataError:
+            continue
+        seconds = duration_s(part) + 2 * dataset.pad_s
+        states = -(-int(seconds * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
+        if duration_s(part) > 0 and min_frames(Alphabet().encode(text)) > states + 1:
+            doomed.append(index)
+    taught = []
+    for index in doomed[: 4 * LOOKED_AT]:
+        try:
+            taught.append(dataset.item(index, np.random.default_rng(0)).sample_id)
+        except DataError:
+            continue
+    return {"infeasible_taught": Fact(float(len(taught)), len(dataset), note=", ".join(taught[:4]))}
+
+
+@torch.no_grad()
+def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Codec) -> dict[str, Fact]:
+    """Share of codes to be learned that the codec, asked again about the same speech, does not give."""
+    codec.eval()
+    utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=math.inf)
+    chosen = [sorted(items)[place] for place in _evenly(len(items))]
+    differ = count = 0
+    for index in chosen:
+        mel = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
+        now = codec.encode(mel[None], torch.tensor([len(mel)]))[0]
+        then = items[index].codes_KF
+        differ += int((now != then).sum()) if now.shape == then.shape else now.numel()
+        count += now.numel()
+    return {"stale_codes": Fact(differ / max(1, count), count)}
+
+
+@torch.no_grad()
+def speech_ends(objective: TalkerObjective, items: Sequence[TalkerItem]) -> dict[str, Fact]:
+    """Share of utterances whose end alone, asked of the objective, has a loss."""
+    batch = TalkerBatch.of(items)
+    was_training = objective.training
+    objective.eval()
+    taught = 0
+    for row, frames in enumerate(batch.frames_B.tolist()):
+        learned_BP = torch.zeros(len(items), batch.codes_BKF.shape[2] + 1, dtype=torch.bool)
+        learned_BP[row, frames] = True
+        alone = TalkerBatch(**{**vars(batch), "learned_BP": learned_BP})
+        taught += float(objective(alone)["book0"].total) > 0
+    objective.train(was_training)
+    return {"ends_taught": Fact(taught / len(items), len(items))}
+
+
+def _evenly(count: int) -> list[int]:
+    return sorted(set(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int).tolist()))

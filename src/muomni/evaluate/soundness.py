@@ -1,0 +1,295 @@
+"""What must hold before the first step is paid for: the objective looks where it may, at nothing else, and everything that is to learn can.
+
+Every check runs on a few rows, in float32, on a copy that is thrown away; weights, generators and data order stay as they were (SPEC G2).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muomni.data.loader import Loader
+from muomni.data.order import Draw
+from muomni.errors import DataError
+from muomni.evaluate.facts import Fact
+from muomni.runtime import Runtime
+from muomni.train import checkpoint, optim
+from muomni.train.objective import Objective, Term
+from muomni.train.settings import TrainSettings
+from muomni.train.step import update
+
+ROWS = 6  # rows of the batch that everything is tried on
+DRAWS = 64  # samples among which these rows are chosen
+PROBES = 6  # targets, and packed documents, that are asked alone
+OVERFIT_STEPS = 24
+OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
+MOVES = 1e-7  # a loss that moves less than this, of its size, does not depend on what was changed
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An objective's copy with a batch to try it on.
+
+    items   the batch's rows; batch is their collation
+    """
+
+    objective: Objective
+    items: list[Any]
+    batch: Any
+    loader: Loader[Any, Any]
+    run: Runtime
+    settings: TrainSettings
+
+    def collate(self, items: list[Any]) -> Any:
+        """A batch of these rows, in its place."""
+        return self.loader.collate(items).to(self.run.device)
+
+    @torch.no_grad()
+    def terms(self, batch: Any) -> dict[str, float]:
+        """Each term's sum."""
+        self.objective.begin([batch], 1)
+        return {name: float(term.total) for name, term in self.objective(batch).items()}
+
+    @torch.no_grad()
+    def loss(self, batch: Any) -> float:
+        """What is minimised: the terms' means, weighted."""
+        self.objective.begin([batch], 1)
+        terms: dict[str, Term] = self.objective(batch)
+        return sum(float(term.total) * term.weight / max(1, term.count) for term in terms.values())
+
+
+def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:
+    """The facts behind the gates that are judged before training; on several ranks, all of them call it.
+
+    Raises  DataError (empty) where none of the first samples can be used.
+    """
+    state = torch.get_rng_state()
+    try:
+        bench = prepare(objective, loader, settings, run)
+        facts = {**companions(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
+        facts |= {**reach(bench), **round_trip(bench), **rates(settings), **overfit(bench)}
+    finally:
+        torch.set_rng_state(state)
+    return facts
+
+
+def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> Bench:
+    """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
+    items = choose(loader, ROWS)
+    batch = loader.collate(items).to(run.device)
+    twin = copy.deepcopy(objective).to(run.device).eval()
+    with torch.no_grad():
+        twin.settle(batch)
+    return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)
+
+
+def choose(loader: Loader[Any, Any], count: int) -> list[Any]:
+    """Usable items of the first batches, evenly over the data's sources: they stand one after another in the dataset."""
+    draws: list[Draw] = []
+    number = 0
+    while len(draws) < DRAWS and number < loader.order.batches_per_epoch:
+        draws += loader.order.batch(number)
+        number += 1
+    draws = sorted({draw.index: draw for draw in draws}.values(), key=lambda draw: draw.index)
+    spread = [draws[i] for i in np.linspace(0, len(draws) - 1, min(count, len(draws))).astype(int).tolist()]
+    found: list[Any] = []
+    for draw in [*spread, *(draw for draw in draws if draw not in spread)]:
+        if len(found) == count:
+            break
+        try:
+            found.append(loader.dataset.item(draw.index, np.random.default_rng([draw.epoch, draw.position, draw.index])))
+        except DataError:
+            continue  # the loader counts and names it in its turn
+    if not found:
+        raise DataError("empty", f"none of the first {len(draws)} samples can be used", hint="run muomni data check on the sources")
+    return found
+
+
+def companions(bench: Bench) -> dict[str, Fact]:
+    """Padding invariance: the rows alone, unpadded, have the losses that they have together; joint terms are padded further instead."""
+    together = bench.terms(bench.batch)
+    apart: dict[str, float] = {}
+    for item in bench.items:
+        for name, total in bench.terms(bench.collate([item])).items():
+            apart[name] = apart.get(name, 0.0) + total
+    joint = bench.objective.joint
+    wider = bench.objective.padded(bench.batch)
+    if wider is not None:
+        padded = bench.terms(wider)
+        apart |= {name: padded[name] for name in joint}
+    counts = bench.objective.counts(bench.batch)
+    return {
+        "padding_error": Fact(max(relative(apart[name], total) for name, total in together.items()), len(bench.items)),
+        "lost_terms": Fact(float(len(set(together) ^ set(counts))), len(counts), note=", ".join(sorted(set(together) ^ set(counts)))),
+    }
+
+
+def past_and_future(bench: Bench) -> dict[str, Fact]:
+    """Causality: no target depends on what stands at its own place or later. Shift: each depends on what stands right before it."""
+    leak, moved, count = 0.0, 0, 0
+    for probe in bench.objective.probes(bench.batch, PROBES, np.random.default_rng(0)):
+        asked, future, past = (bench.terms(batch)[probe.term] for batch in (probe.asked, probe.future, probe.past))
+        leak = max(leak, relative(future, asked))
+        moved += relative(past, asked) > MOVES
+        count += 1
+    return {"future_leak": Fact(leak, count), "past_seen": Fact(moved / count, count)} if count else {}
+
+
+def neighbours(bench: Bench) -> dict[str, Fact]:
+    """Packing: a document's loss is its own, whatever stands beside it in its row, and equals that in a row of its own."""
+    if type(bench.objective).neighbours is Objective.neighbours:
+        return {}
+    rng = np.random.default_rng(0)
+    pairs = bench.objective.neighbours(bench.batch, PROBES, rng)
+    if not pairs:  # rows of many documents may be rare
+        pairs = bench.objective.neighbours(bench.collate(choose(bench.loader, DRAWS)), PROBES, rng)
+    errors = [total_error(bench.terms(one), bench.terms(other)) for one, other in pairs]
+    return {"packing_error": Fact(max(errors, default=0.0), len(errors))}
+
+
+def media(bench: Bench) -> dict[str, Fact]:
+    """Media reach: with other pictures, or other sounds, the loss is another; counts the kinds for which it is not."""
+    plain = bench.terms(bench.batch)
+    others = bench.objective.other_media(bench.batch)
+    blind = [kind for kind, batch in others.items() if total_error(plain, bench.terms(batch)) <= MOVES]
+    return {"blind_media": Fact(float(len(blind)), len(others), note=", ".join(blind))} if others else {}
+
+
+def accumulation(bench: Bench) -> dict[str, Fact]:
+    """The update by one batch and by two micro-batches of unequal size and length, taken by the step itself: the same to rounding."""
+    if len(bench.items) < 2:
+        return {"accumulation_error": Fact(0.0, len(bench.items))}
+    order = sorted(range(len(bench.items)), key=lambda row: sum(bench.objective.counts(bench.collate([bench.items[row]])).values()))
+    cut = max(1, len(order) // 3)
+    parts = [bench.collate([bench.items[row] for row in rows]) for rows in (order[:cut], order[cut:])]
+    whole, halves = gradient(bench, [bench.batch]), gradient(bench, parts)
+    return {"accumulation_error": Fact(float((whole - halves).norm() / whole.norm().clamp(min=1e-12)), len(bench.items))}
+
+
+def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
+    """All gradients of one update as one vector, as the optimizer is given them."""
+    twin = copy.deepcopy(bench.objective)
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    unclipped = bench.settings.model_copy(update={"max_grad_norm": math.inf, "explosion_norm": math.inf})
+    seen: list[Tensor] = []
+    still = torch.optim.SGD(parameters, lr=0.0)
+    still.register_step_pre_hook(lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters))
+    update(twin, twin, still, torch.amp.GradScaler(bench.run.device.type, enabled=False), micro_batches, unclipped, bench.run)
+    return torch.cat([g.flatten() for g in seen])
+
+
+def reach(bench: Bench) -> dict[str, Fact]:
+    """Gradient reach: each term teaches what it is there to teach."""
+    named = {name: p for name, p in bench.objective.named_parameters() if p.requires_grad}
+    bench.objective.begin([bench.batch], 1)
+    terms: dict[str, Term] = bench.objective(bench.batch)
+    reached = {name: _reached(term, named) for name, term in terms.items() if term.weight}
+    wanted = {name: bench.objective.teaches().get(name, ("*",)) for name in reached}
+    lost = [
+        f"{name} does not reach {pattern}"
+        for name, patterns in wanted.items()
+        for pattern in patterns
+        if any(fnmatchcase(other, pattern) for other in named) and not any(fnmatchcase(other, pattern) for other in reached[name])
+    ]
+    return {"lost_gradients": Fact(float(len(lost)), len(reached), note="; ".join(lost))}
+
+
+def _reached(term: Term, named: Mapping[str, Tensor]) -> set[str]:
+    """The parameters whose gradient by this term is not zero."""
+    if not term.total.requires_grad:
+        return set()
+    found = torch.autograd.grad(term.total, list(named.values()), retain_graph=True, allow_unused=True)
+    return {name for name, g in zip(named, found, strict=True) if g is not None and bool(g.any())}
+
+
+def round_trip(bench: Bench) -> dict[str, Fact]:
+    """Save-load equality: a checkpoint, loaded into a copy whose weights were wiped, gives the same losses to the last bit."""
+    plain = bench.terms(bench.batch)
+    twin = copy.deepcopy(bench.objective)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / checkpoint.name(0)
+        checkpoint.save(path, bench.objective, checkpoint.State({"step": 0}, {}, {}, {}))
+        for tensor in twin.state_dict().values():
+            tensor.zero_()
+        checkpoint.load(path, twin, bench.run.device)
+    again = replace(bench, objective=twin).terms(bench.batch)
+    return {"reload_error": Fact(total_error(plain, again), len(plain))}
+
+
+def rates(settings: TrainSettings) -> dict[str, Fact]:
+    """The learning rate after warm-up, and half a run past the end: the number of steps at which it rises, or is nothing at all."""
+    scales = np.array([optim.lr_scale(step, settings) for step in range(settings.max_steps + settings.max_steps // 2 + 2)])
+    rises = int((np.diff(scales[settings.warmup_steps :]) > 1e-12).sum())
+    return {"rate_rises": Fact(float(rises + (scales[0] <= 0) + (scales.max() > 1 + 1e-9)), len(scales))}
+
+
+def overfit(bench: Bench) -> dict[str, Fact]:
+    """A few rows are learned by heart in a few real updates; meanwhile all that is to learn is taught, and nothing moves that is frozen."""
+    settings = bench.settings.model_copy(update={"lr": max(bench.settings.lr, OVERFIT_LR)})
+    mine = replace(bench, objective=copy.deepcopy(bench.objective))
+    twin, batch = mine.objective, bench.batch
+    account = optim.select(twin, settings)
+    trains = {row.name for row in account if row.trains}
+    optimizer = optim.make_optimizer(twin, account, settings)
+    scaler = torch.amp.GradScaler(bench.run.device.type, enabled=False)
+    taught: set[str] = set()
+    for name in trains:  # decay moves weights that nothing teaches, so it is the gradient that is looked at
+        told = _noting(taught, name)
+        twin.get_parameter(name).register_post_accumulate_grad_hook(told)  # type: ignore[no-untyped-call]
+    start = {name: tensor.detach().clone() for name, tensor in _watched(twin, trains).items()}
+    before = mine.loss(batch)
+    twin.train()
+    awake = [name for name, part in twin.named_modules() if part.training and _is_frozen(part)]
+    for step in range(1, OVERFIT_STEPS + 1):
+        if not update(twin, twin, optimizer, scaler, [batch], settings, bench.run).skipped:
+            twin.after_step(step)
+    twin.eval()
+    now = _watched(twin, trains)
+    moved = {name for name, tensor in start.items() if not torch.equal(tensor, now[name])}
+    still = sorted(trains - taught | (twin.outside().keys() - moved))
+    unfrozen = [*sorted(moved - twin.outside().keys()), *awake]
+    return {
+        "overfit_ratio": Fact(mine.loss(batch) / before if before else math.nan, len(bench.items)),
+        "still_parameters": Fact(float(len(still)), len(trains) + len(twin.outside()), note=", ".join(still[:4])),
+        "unfrozen": Fact(float(len(unfrozen)), len(account) - len(trains), note=", ".join(unfrozen[:4])),
+    }
+
+
+def _noting(taught: set[str], name: str) -> Callable[[Tensor], None]:
+    def note(parameter: Tensor) -> None:
+        if parameter.grad is not None and bool(parameter.grad.any()):
+            taught.add(name)
+
+    return note
+
+
+def _watched(objective: Objective, trains: set[str]) -> dict[str, Tensor]:
+    """What must move without a gradient, and what must not move at all."""
+    return {**{name: p.detach() for name, p in objective.named_parameters() if name not in trains}, **objective.outside()}
+
+
+def _is_frozen(part: torch.nn.Module) -> bool:
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+def relative(one: float, other: float) -> float:
+    """The difference of two numbers by their size; infinite where one is not finite."""
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return math.inf
+    return abs(one - other) / max(abs(one), abs(other), 1e-6)
+
+
+def total_error(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """The largest relative difference among equal terms."""
+    return max((relative(value, other[name]) for name, value in one.items() if name in other), default=math.inf)

@@ -1,0 +1,370 @@
+"""Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
+
+A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`demands`), or be waived one with a reason.
+docs/gates.md is written from here (`python -m muomni.selftest.page`).
+"""
+
+from __future__ import annotations
+
+from muomni.evaluate.gates import Gate
+
+# --- before the first step: on a few rows, in seconds (evaluate.soundness) ----------------------------------------------------------------
+
+START = (
+    Gate(
+        "terms",
+        "lost_terms",
+        "the objective announces terms that it does not give, or gives others: a part of the loss is lost",
+        at_most=0.0,
+        source="reference muomni B, lost sub-loss",
+    ),
+    Gate(
+        "padding",
+        "padding_error",
+        "a row's loss depends on what it was batched with: padding is attended, or rows are mixed up",
+        at_most=1e-4,
+        source="SPEC M-B: 1e-5 in fp32; sums of many rows round",
+    ),
+    Gate(
+        "accumulation",
+        "accumulation_error",
+        "two micro-batches do not give the gradient of one batch: a mean of means",
+        at_most=1e-4,
+        source="SPEC C4: 1e-6 in fp32; a whole gradient rounds",
+    ),
+    Gate(
+        "gradient_reach",
+        "lost_gradients",
+        "a loss does not reach what it is there to teach: something is detached",
+        at_most=0.0,
+        source="SPEC G2",
+    ),
+    Gate(
+        "all_learn",
+        "still_parameters",
+        "something that is to learn gets no gradient, or never moves: freeze it by `train:`, or mend the wiring",
+        at_most=0.0,
+        source="SPEC M-D: every codebook learns",
+    ),
+    Gate(
+        "frozen_rests", "unfrozen", "a frozen part moves within a few updates, or is not in evaluation mode", at_most=0.0, source="SPEC C8"
+    ),
+    Gate(
+        "overfits",
+        "overfit_ratio",
+        "six rows are not learned by heart in 24 updates: the objective can't be met, or the rate is far too low",
+        at_most=0.9,
+        source="measured: 0.001 to 0.65 over the six stages of the quickstart in 16 updates",
+    ),
+    Gate(
+        "reloads", "reload_error", "a checkpoint does not give back the network that was saved", at_most=0.0, source="SPEC C7: bit for bit"
+    ),
+    Gate(
+        "schedule",
+        "rate_rises",
+        "the learning rate rises after warm-up or past the end, or starts at nothing",
+        at_most=0.0,
+        source="SPEC C2",
+    ),
+)
+
+CAUSAL = (
+    Gate(
+        "causality",
+        "future_leak",
+        "a target's loss depends on what comes at its place or later: it is copied, not predicted",
+        at_most=1e-5,
+        source="SPEC M-A",
+    ),
+    Gate(
+        "shift",
+        "past_seen",
+        "a target does not depend on what stands right before it: labels are shifted twice",
+        at_least=1.0,
+        source="reference lumo C",
+    ),
+)
+
+PACKING = (
+    Gate(
+        "packing",
+        "packing_error",
+        "a packed document's loss depends on its neighbours: masks or positions leak",
+        at_most=1e-4,
+        source="SPEC M-A",
+        when="packs",
+    ),
+)
+
+LABELS = (
+    Gate(
+        "supervision",
+        "taught_right",
+        "what is learned is not what the assistant says (or the document): prompts are supervised, or words lost",
+        at_least=1.0,
+        source="SPEC V3",
+    ),
+    Gate(
+        "ends_taught",
+        "ends_taught",
+        "the symbol that ends an answer, a document or speech is not learned: generation will not stop",
+        at_least=1.0,
+        source="reference higgs B",
+    ),
+)
+
+SIGHT = (
+    Gate(
+        "media_reach", "blind_media", "other pictures or sounds change nothing: media do not reach the loss", at_most=0.0, source="SPEC M-E"
+    ),
+)
+
+# --- of the run itself------------------------------------------------
+
+RUN = (
+    Gate("finite", "finite", "a loss or weight is not finite: lower lr, look at skipped.jsonl", at_least=1.0, source="SPEC C5"),
+    Gate(
+        "updates",
+        "skipped_share",
+        "more than 1 % of the updates were skipped as unsafe: lower lr or raise warmup_steps",
+        at_most=0.01,
+        source="SPEC C5",
+    ),
+    Gate("label_coverage", "label_coverage", "some rows teach nothing: all their labels are masked", at_least=0.99, source="SPEC V5"),
+    Gate("frozen", "frozen_moved", "a frozen part changed its weights", at_most=0.0, source="SPEC C8"),
+    Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0.0, source="SPEC C13"),
+    Gate(
+        "order",
+        "order_error",
+        "samples did not come in the order that seed and step say: a resume began at another place",
+        at_most=0.0,
+        source="SPEC C7",
+    ),
+    Gate("ranks", "rank_spread", "the ranks hold different weights: gradients are not synced", at_most=0.0, source="SPEC C14"),
+    Gate("saved", "saved_error", "what lies in final/ is not what was measured", at_most=0.0, source="SPEC G2"),
+)
+
+SOUND = (*START, *RUN)  # of every stage
+
+
+def held_out_gap(most: float, unit: str) -> Gate:
+    """The gate on how much harder held-out data are than training data."""
+    return Gate(
+        "held_out_gap",
+        "held_out_gap",
+        f"it learned its training data by heart ({unit}): more data, fewer epochs, dropout",
+        at_most=most,
+        source="measured",
+    )
+
+
+def ablation(kind: str) -> tuple[Gate, ...]:
+    """The gates that prove that a modality is used: answers are likelier with the right medium than with another, with none, with noise."""
+    what, organ = ("picture", "eyes") if kind == "image" else ("sound", "ears")
+    ignored = f"answers ignore the {what}: look at the swapped pairs, probe the {organ}, train the projector longer"
+    return (
+        Gate(f"{kind}_swap_gap", f"{kind}_swap_gap_nats", ignored, at_least=0.1, source="SPEC M-E", modality=kind),
+        Gate(
+            f"{kind}_swap_share", f"{kind}_swap_gap_share", ignored, at_least=0.05, source="SPEC M-E: 5 % of the right nats", modality=kind
+        ),
+        Gate(
+            f"{kind}_swap_sure",
+            f"{kind}_swap_gap_nats",
+            ignored,
+            at_least=0.0,
+            source="SPEC M-E: paired bootstrap, 95 %",
+            modality=kind,
+            by_ci=True,
+        ),
+        Gate(f"{kind}_swap_wins", f"{kind}_swap_win_rate", ignored, at_least=0.8, source="SPEC M-E", modality=kind),
+        Gate(
+            f"{kind}_zero_sure",
+            f"{kind}_zero_gap_nats",
+            ignored,
+            at_least=0.0,
+            source="SPEC M-E: correct < zero",
+            modality=kind,
+            by_ci=True,
+        ),
+        Gate(
+            f"{kind}_noise_sure",
+            f"{kind}_noise_gap_nats",
+            ignored,
+            at_least=0.0,
+            source="SPEC M-E: correct < noise",
+            modality=kind,
+            by_ci=True,
+        ),
+        Gate(
+            f"{kind}_pairs",
+            f"{kind}_swap_pairs",
+            "too few held-out items to prove anything: raise eval_items or val_split",
+            at_least=64,
+            source="SPEC M-E",
+            modality=kind,
+        ),
+    )
+
+
+# --- at the end, by stage---------------------------------------------
+
+STAGES: dict[str, tuple[Gate, ...]] = {
+    "thinker": (
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        Gate(
+            "floor",
+            "nats_per_token",
+            "it knows little more than how often each token occurs: train longer, check the data",
+            below_floor=0.8,
+            source="SPEC M-A",
+        ),
+        held_out_gap(0.7, "nats a token"),
+    ),
+    "hearing": (
+        *SIGHT,
+        Gate(
+            "infeasible",
+            "infeasible_taught",
+            "rows whose text can't fit their frames are learned from: CTC gives them a loss of 0",
+            at_most=0.0,
+            source="SPEC M-B",
+        ),
+        Gate(
+            "cer",
+            "cer",
+            "held-out speech is not understood: train longer, more speakers, look at the transcripts",
+            at_most=0.5,
+            source="floor 1: silence",
+        ),
+        Gate(
+            "refused", "refused_share", "held-out rows were refused: their texts are too long for their sound", at_most=0.1, source="chosen"
+        ),
+        held_out_gap(1.0, "nats a symbol"),
+    ),
+    "vision": (
+        *SIGHT,
+        Gate(
+            "retrieval",
+            "retrieval_r1",
+            "captions do not find their pictures: train longer, larger batch, audible positions",
+            above_floor=0.1,
+            source="chance + 0.1",
+        ),
+        held_out_gap(2.0, "nats a picture"),
+    ),
+    "codec": (
+        Gate(
+            "round_trip",
+            "mel_error",
+            "the codec rebuilds little more than the mean: train longer, more codebooks",
+            below_floor=0.5,
+            source="floor: the mean",
+        ),
+        Gate(
+            "usage",
+            "usage",
+            "codebook entries lie dead: more data, longer training, look at revival",
+            at_least=0.5,
+            source="SPEC 7 asks 0.8 of the quickstart",
+        ),
+        Gate(
+            "perplexity",
+            "perplexity_share",
+            "a few entries do all the work: more data, longer training, look at revival",
+            at_least=0.1,
+            source="chosen",
+        ),
+        held_out_gap(0.5, "error, deviations"),
+    ),
+    "talker": (
+        *CAUSAL,
+        Gate(
+            "ends_taught",
+            "ends_taught",
+            "the symbol that ends speech is not learned: it will not stop",
+            at_least=1.0,
+            source="reference muomni B",
+        ),
+        Gate(
+            "codes",
+            "stale_codes",
+            "the codes it learns from are not those of the codec it will speak through: they are stale",
+            at_most=0.01,
+            source="SPEC H2, DESIGN 5",
+        ),
+        Gate(
+            "text_matters",
+            "text_swap_gap_nats",
+            "it speaks without reading: train longer, check that text reaches the frames",
+            at_least=0.1,
+            source="SPEC M-D",
+        ),
+        Gate(
+            "text_sure",
+            "text_swap_gap_nats",
+            "it speaks without reading",
+            at_least=0.0,
+            source="SPEC M-D: paired bootstrap, 95 %",
+            by_ci=True,
+        ),
+        Gate("text_wins", "text_swap_win_rate", "it speaks without reading", at_least=0.8, source="SPEC M-E"),
+        Gate(
+            "own_cer",
+            "own_cer",
+            "its speech is not understood: train longer, look at the codec's own CER first",
+            at_most=0.5,
+            source="floor: copy synthesis",
+        ),
+        Gate(
+            "own_cer_cost",
+            "own_cer_above_copy",
+            "its speech is far less clear than the codec allows: train longer",
+            at_most=0.45,
+            source="SPEC M-D: the copy-synthesis ceiling",
+        ),
+        Gate(
+            "stops",
+            "stop_within_20pct",
+            "it does not know when to end: check the end symbol's labels",
+            at_least=0.8,
+            source="SPEC 7 asks 0.95 of the quickstart",
+        ),
+        Gate("ends", "ended", "it does not end by itself: check the end symbol's labels", at_least=0.9, source="SPEC M-D"),
+        held_out_gap(2.0, "nats a frame"),
+    ),
+    "omni": (
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *SIGHT,
+        *ablation("image"),
+        *ablation("audio"),
+        Gate(
+            "forgetting",
+            "forgetting_bits_per_byte",
+            "the Thinker forgot its language: more text replay, lower lr",
+            at_most=0.15,
+            source="SPEC 7",
+            modality="text",
+        ),
+        Gate(
+            "forgetting_ears",
+            "forgetting_cer",
+            "the ears hear worse than after stage hearing",
+            at_most=0.01,
+            source="frozen: 0 but for rounding",
+            modality="audio",
+        ),
+        Gate(
+            "forgetting_eyes",
+            "forgetting_retrieval",
+            "the eyes find fewer captions than after stage vision",
+            at_most=0.01,
+            source="frozen: 0 but for rounding",
+            modality="image",
+        ),
+        held_out_gap(1.0, "nats a token"),
+    ),
+}
