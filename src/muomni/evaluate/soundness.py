@@ -56,9 +56,10 @@ class Bench:
 
     @torch.no_grad()
     def terms(self, batch: Any) -> dict[str, float]:
-        """Each term's sum."""
+        """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        return {name: float(term.total) for name, term in self.objective(batch).items()}
+        given: dict[str, Term] = self.objective(batch)
+        return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
 
     @torch.no_grad()
     def loss(self, batch: Any) -> float:
@@ -128,9 +129,10 @@ def companions(bench: Bench) -> dict[str, Fact]:
         padded = bench.terms(wider)
         apart |= {name: padded[name] for name in joint}
     counts = bench.objective.counts(bench.batch)
+    lost = sorted(counts.keys() ^ bench.objective(bench.batch).keys())
     return {
         "padding_error": Fact(max(relative(apart[name], total) for name, total in together.items()), len(bench.items)),
-        "lost_terms": Fact(float(len(set(together) ^ set(counts))), len(counts), note=", ".join(sorted(set(together) ^ set(counts)))),
+        "lost_terms": Fact(float(len(lost)), len(counts), note=", ".join(lost)),
     }
 
 

@@ -127,7 +127,9 @@ def _build(stage: Stage, settings: StageSettings, folder: Path, base: Path, mach
 
 def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
     """The facts that are known before the first step."""
-    return {**soundness.examine(built.objective, built.train, settings, run), **built.checks(), **built.notes}
+    shared = built.corpus.leaks
+    leaks = {"leaks": Fact(float(bool(shared)), note=str(shared) if shared else "")}
+    return {**leaks, **soundness.examine(built.objective, built.train, settings, run), **built.checks(), **built.notes}
 
 
 def _refuse_early(
@@ -211,7 +213,6 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
-        "leaks": Fact(float(bool(built.corpus.leaks)), note=str(built.corpus.leaks) if built.corpus.leaks else ""),
         "order_error": Fact(float(progress.order != _order(built, progress, settings)), progress.step),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),

@@ -1,0 +1,295 @@
+"""The known bugs of this field, each as a small patch on the running code (SPEC G5); the gate that must catch it stands beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.nn import functional as F
+
+from muomni.data import conversation, readers, utterances
+from muomni.models import omni
+from muomni.models.talker import Talker
+from muomni.nn import masks
+from muomni.nn.rvq import Quantised, ResidualVQ
+from muomni.stages import talker as talker_stage
+from muomni.tokens import chat
+from muomni.tokens.chat import IGNORE
+from muomni.train import loop, optim, step
+from muomni.train.objective import Term
+from muomni.train.objectives import ctc, language
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.talker import TalkerObjective
+
+Plant = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way)."""
+
+    number: int
+    name: str
+    stage: str
+    plants: tuple[tuple[Plant, str], ...]
+    how: str = "train"  # train | resume: stopped half-way, the bug sits in the second half | ranks: two processes
+
+
+# --- who looks where ----------------------------------------------------------------------------------------------------------------------
+
+
+def no_shift() -> AbstractContextManager[Any]:
+    """Each position is asked for its own token: copying is enough."""
+    return patch.object(language, "targets", lambda batch: batch.labels_BT[:, :-1])
+
+
+def double_shift() -> AbstractContextManager[Any]:
+    """Data and objective both shift: each position is asked for the token after the next."""
+    return patch.object(language, "targets", lambda batch: F.pad(batch.labels_BT[:, 2:], (0, 1), value=IGNORE))
+
+
+def no_causal_mask() -> AbstractContextManager[Any]:
+    """The future may be looked at."""
+    return _masks(lambda given: {**given, "causal": False}, otherwise=_everything)
+
+
+def attended_padding() -> AbstractContextManager[Any]:
+    """Padding is looked at as if it was there."""
+    return _masks(lambda given: {**given, "keep_BT": None})
+
+
+def leaking_packs() -> AbstractContextManager[Any]:
+    """Documents of one row look at each other."""
+    return _masks(lambda given: {**given, "documents_BT": None})
+
+
+def _masks(change: Callable[[dict[str, Any]], dict[str, Any]], otherwise: Callable[..., Any] | None = None) -> AbstractContextManager[Any]:
+    true = masks.build
+
+    def build(length: int, **given: Any) -> Any:
+        made = true(length, **change(given))
+        return otherwise(length, given) if made is None and otherwise is not None and given.get("causal") else made
+
+    return patch.object(masks, "build", build)
+
+
+def _everything(length: int, given: dict[str, Any]) -> torch.Tensor:
+    device = next((value.device for value in given.values() if isinstance(value, torch.Tensor)), None)
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+
+
+# --- what is lost -------------------------------------------------------------------------------------------------------------------------
+
+
+def lost_term() -> AbstractContextManager[Any]:
+    """Only the first codebook's loss is added up."""
+    true = TalkerObjective.forward
+
+    def forward(self: TalkerObjective, batch: Any) -> dict[str, Term]:
+        return {"book0": true(self, batch)["book0"]}
+
+    return patch.object(TalkerObjective, "forward", forward)
+
+
+def detached_term() -> AbstractContextManager[Any]:
+    """The second codebook's loss is reported, but no gradient comes of it."""
+    true = TalkerObjective.forward
+
+    def forward(self: TalkerObjective, batch: Any) -> dict[str, Term]:
+        terms = true(self, batch)
+        return {**terms, "book1": replace(terms["book1"], total=terms["book1"].total.detach())}
+
+    return patch.object(TalkerObjective, "forward", forward)
+
+
+def nothing_taught() -> AbstractContextManager[Any]:
+    """Every label is masked."""
+    return _labels(lambda rendered: [IGNORE] * len(rendered.ids))
+
+
+def prompt_taught() -> AbstractContextManager[Any]:
+    """The user's words are learned like the assistant's."""
+    return _labels(lambda rendered: list(rendered.ids))
+
+
+@contextmanager
+def _labels(change: Callable[[chat.Rendered], list[int]]) -> Iterator[None]:
+    true = chat.render
+
+    def render(*args: Any, **more: Any) -> chat.Rendered:
+        rendered = true(*args, **more)
+        return replace(rendered, labels=change(rendered))
+
+    with patch.object(chat, "render", render):
+        yield
+
+
+def no_end_of_speech() -> AbstractContextManager[Any]:
+    """Where speech is over, nothing is to be said."""
+    true = Talker.lay_out
+
+    def lay_out(self: Talker, *args: Any) -> torch.Tensor:
+        laid = true(self, *args)
+        return laid.masked_fill(laid == self.end, self.pad)
+
+    return patch.object(Talker, "lay_out", lay_out)
+
+
+def cut_quantiser() -> AbstractContextManager[Any]:
+    """What leaves the quantiser carries no gradient back to the encoder."""
+    true = ResidualVQ.forward
+
+    def forward(self: ResidualVQ, *args: Any) -> Quantised:
+        out = true(self, *args)
+        return replace(out, vectors_BTD=out.vectors_BTD.detach())
+
+    return patch.object(ResidualVQ, "forward", forward)
+
+
+def still_codebooks() -> AbstractContextManager[Any]:
+    """The codebooks stay where they started."""
+    return patch.object(ResidualVQ, "update", lambda self, generator: 0)
+
+
+# --- media and codes ----------------------------------------------------------------------------------------------------------------------
+
+
+def swapped_pictures() -> AbstractContextManager[Any]:
+    """Every sample shows the picture of another one."""
+    true = conversation.Conversations.__init__
+
+    def __init__(self: Any, samples: Any, *args: Any, **more: Any) -> None:
+        shown = [sample for sample in samples if sample.images]
+        others = dict(zip((sample.id for sample in shown), [*shown[7:], *shown[:7]], strict=True))
+        true(self, [_showing(sample, others.get(sample.id)) for sample in samples], *args, **more)
+
+    return patch.object(conversation.Conversations, "__init__", __init__)
+
+
+def _showing(sample: Any, other: Any) -> Any:
+    if other is None:
+        return sample
+    picture = other.images[0]
+    messages = [
+        message
+        if isinstance(message.content, str)
+        else message.model_copy(update={"content": [picture if p.type == "image" else p for p in message.parts]})
+        for message in sample.messages
+    ]
+    return sample.model_copy(update={"messages": messages})
+
+
+def blank_pictures() -> AbstractContextManager[Any]:
+    """All pictures reach the eyes as nothing."""
+    true = omni.Omni.look
+    return patch.object(omni.Omni, "look", lambda self, pixels: true(self, torch.zeros_like(pixels)))
+
+
+def stale_codes() -> AbstractContextManager[Any]:
+    """The codes to learn from were made by another codec than the one that will speak them."""
+    true = talker_stage.code
+
+    def code(*args: Any) -> Any:
+        made = true(*args)
+        entries = int(args[3].codebook_size)
+        made.items = {n: replace(item, codes_KF=(item.codes_KF + 1) % entries) for n, item in made.items.items()}
+        return made
+
+    return patch.object(talker_stage, "code", code)
+
+
+def infeasible_rows() -> AbstractContextManager[Any]:
+    """Texts longer than their sound are let through, and their infinite loss is set to 0."""
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        true = F.ctc_loss
+        with (
+            patch.object(utterances, "min_frames", lambda ids: 1),
+            patch.object(ctc, "min_frames", lambda ids: 1),
+            patch.object(ctc.Hearing, "_check", lambda self, batch: self.encoder.lengths(batch.frames_B)),
+            patch.object(F, "ctc_loss", lambda *args, **more: true(*args, **{**more, "zero_infinity": True})),
+        ):
+            yield
+
+    return plant()
+
+
+def split_by_row() -> AbstractContextManager[Any]:
+    """Rows are split one by one, whatever group they are of."""
+    return patch.object(readers, "sides", lambda samples, share, seed: ["valid" if n % 5 == 0 else "train" for n in range(len(samples))])
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------------------------
+
+
+def mean_of_means() -> AbstractContextManager[Any]:
+    """Each micro-batch is divided by its own count, and the means are averaged (of two)."""
+    return patch.object(step, "mean_share", lambda term, count: term.total.float() * (term.weight / max(1, term.count) / 2))
+
+
+def early_sync() -> AbstractContextManager[Any]:
+    """Gradients are exchanged before the last micro-batch, and not after it."""
+    return patch.object(step, "syncs", lambda number, micro_batches: number != micro_batches - 1)
+
+
+def frozen_moves() -> AbstractContextManager[Any]:
+    """The eyes, which are frozen, drift a little with every update."""
+
+    def after_step(self: NextToken, number: int) -> None:
+        if self.omni is not None and self.omni.vision is not None:
+            with torch.no_grad():
+                for parameter in self.omni.vision.parameters():
+                    parameter.mul_(1 + 1e-4)
+
+    return patch.object(NextToken, "after_step", after_step)
+
+
+def resume_from_the_start() -> AbstractContextManager[Any]:
+    """A run that is resumed reads its data from the beginning again."""
+    true = loop.to_come
+
+    def to_come(done: int, max_steps: int, per_step: int, run: Any) -> range:
+        again = true(0, max_steps - done, per_step, run)
+        return again if done else true(done, max_steps, per_step, run)
+
+    return patch.object(loop, "to_come", to_come)
+
+
+def climbing_rate() -> AbstractContextManager[Any]:
+    """The cosine is not stopped at the end of the run, and climbs again."""
+
+    def lr_scale(number: int, settings: Any) -> float:
+        turn = math.pi * (number - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
+        return (number + 1) / settings.warmup_steps if number < settings.warmup_steps else 0.55 + 0.45 * math.cos(turn)
+
+    return patch.object(optim, "lr_scale", lr_scale)
+
+
+MUTANTS = (
+    Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
+    Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
+    Mutant(3, "missing causal mask", "thinker", ((no_causal_mask, "causality"),)),
+    Mutant(4, "attended padding", "hearing", ((attended_padding, "padding"),)),
+    Mutant(5, "leaking packs", "thinker", ((leaking_packs, "packing"),)),
+    Mutant(6, "lost sub-loss, detached sub-loss", "talker", ((lost_term, "terms"), (detached_term, "gradient_reach"))),
+    Mutant(7, "all labels masked, prompt supervised", "omni", ((nothing_taught, "supervision"), (prompt_taught, "supervision"))),
+    Mutant(
+        8, "quantiser without gradient, codebooks that rest", "codec", ((cut_quantiser, "gradient_reach"), (still_codebooks, "all_learn"))
+    ),
+    Mutant(9, "no end symbol of speech", "talker", ((no_end_of_speech, "ends_taught"),)),
+    Mutant(10, "swapped media, blank media", "omni", ((swapped_pictures, "image_swap_sure"), (blank_pictures, "media_reach"))),
+    Mutant(11, "stale codes", "talker", ((stale_codes, "codes"),)),
+    Mutant(12, "accumulation by a mean of means", "thinker", ((mean_of_means, "accumulation"),)),
+    Mutant(13, "inverted gradient sync (two ranks)", "thinker", ((early_sync, "ranks"),), how="ranks"),
+    Mutant(14, "frozen part that moves", "omni", ((frozen_moves, "frozen_rests"),)),
+    Mutant(15, "wrong order after a resume", "thinker", ((resume_from_the_start, "order"),), how="resume"),
+    Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
+    Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
+    Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+)
