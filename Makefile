@@ -1,11 +1,12 @@
 # make quickstart   set up, train the toy world on the CPU, print the score board
 # make test         set up, lint, types, import rules, every test
+# make selftest     plant the known bugs, see which gate catches each
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint fast slow smoke bench clean
+.PHONY: quickstart test lint fast bench selftest gates clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -36,6 +37,14 @@ fast: .venv/.ready-dev
 
 bench: .venv/.ready-dev
 	$(BIN)/python -m benchmarks.spine
+
+selftest: .venv/.ready-dev
+	$(BIN)/muomni selftest
+
+gates: .venv/.ready-dev
+	mkdir -p build
+	$(BIN)/muomni selftest --json > build/selftest.json
+	$(BIN)/python -m muomni.selftest.page build/selftest.json > docs/gates.md
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

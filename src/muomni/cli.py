@@ -52,12 +52,14 @@ def run(
 
 @app.command()
 def gate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a finished stage's")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a finished stage's")],
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="an earlier --json report: what is worse now is red")] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure and judge a finished stage, or all of a run; exit 1 on a red gate."""
     from muomni.stages import runner
 
-    found = runner.gate(folder)
+    found = runner.gate(folder, baseline=baseline)
     stages = found if isinstance(found, list) else [found]
     if as_json:
         console.result_json(found)
@@ -66,6 +68,29 @@ def gate(
             rows = [[row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in stage["gates"]]
             console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
     if any(stage["verdict"] == "red" for stage in stages):
+        raise typer.Exit(GateRed.exit_code)
+
+
+@app.command()
+def selftest(
+    only: Annotated[list[int] | None, typer.Option(metavar="N", help="this mutant alone; may be given several times")] = None,
+    third: Annotated[str | None, typer.Option(metavar="HASH", help="the third that a commit's hash chooses")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Plant the known bugs one by one and show which gate catches each; exit 1 if one is not caught."""
+    from muomni.selftest import run as planting
+
+    numbers = planting.third(third) if third is not None else only
+    found = planting.selftest(numbers or None, jobs=jobs, say=console.note)
+    caught = sum(row["caught_by"] is not None for row in found["mutants"])
+    if as_json:
+        console.result_json(found)
+    else:
+        rows = [[row["name"], row["caught_by"] or "NOT CAUGHT", f"{row['seconds']:.0f}", row["told"]] for row in found["mutants"]]
+        console.table(f"unmutated: {found['unmutated']} {found['why']}", ["planted", "caught by", "s", "what was seen"], rows)
+        console.result(f"{caught} of {len(found['mutants'])} caught, unmutated run {found['unmutated']}, {found['seconds']:.0f} s")
+    if found["unmutated"] != "green" or caught < len(found["mutants"]):
         raise typer.Exit(GateRed.exit_code)
 
 

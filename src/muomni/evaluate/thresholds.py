@@ -1,7 +1,7 @@
 """Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
 
 A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`demands`), or be waived one with a reason.
-docs/gates.md is written from here (`python -m muomni.selftest.page`).
+docs/gates.md is written from here (`make gates`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from muomni import config, files, runtime
 from muomni.data import readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
-from muomni.evaluate import certificate, gates, soundness, thresholds
+from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -90,8 +90,11 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     return result
 
 
-def gate_stage(folder: Path, name: str) -> dict[str, Any]:
-    """Build a finished stage from its own settings, put its weights in place, measure and judge it; nothing is written."""
+def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Build a finished stage from its own settings, put its weights in place, measure and judge it; nothing is written.
+
+    Takes   earlier: the facts of another report, by stage, behind which these must not fall.
+    """
     origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
@@ -105,6 +108,10 @@ def gate_stage(folder: Path, name: str) -> dict[str, Any]:
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
     kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
     judged = judge(stage, settings, built.modalities, facts, kept)
+    if earlier is not None:
+        if name not in earlier:
+            raise ConfigError(f"the baseline has no stage {name}", hint=f"it has {', '.join(earlier) or 'none'}")
+        judged += baseline.compare([*stage.gates, *gates.demanded(settings.demands)], facts, earlier[name])
     return {
         "stage": name,
         "verdict": certificate.overall(judged),

@@ -149,15 +149,26 @@ def _side_by_side(
 # --- a finished run -----------------------------------------------------------------------------------------------------------------------
 
 
-def gate(path: Path | str) -> dict[str, Any] | list[dict[str, Any]]:
+def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | list[dict[str, Any]]:
     """Measure and judge a finished stage anew, or all stages of a recipe's folder; nothing is written.
 
-    Raises  ConfigError where the folder is neither.
+    Takes   baseline: a report that `muomni gate --json` gave earlier; facts that are worse now are red.
+    Raises  ConfigError where the folder is neither, or the baseline no such report.
     """
     path = Path(path).resolve()
+    before = None if baseline is None else _stored(baseline)
     path = path.parent if path.name == "final" else path
     if (path / "recipe.json").exists():
-        return [gate_stage(path, name) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
+        return [gate_stage(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
     if (path.parent / "recipe.json").exists() and (path / certificate.NAME).exists():
-        return gate_stage(path.parent, path.name)
+        return gate_stage(path.parent, path.name, before)
     raise ConfigError(f"{path}: no finished stage and no run folder", hint="give runs/<recipe> or runs/<recipe>/<stage>")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The facts of a stored report, by stage."""
+    try:
+        report = files.read_json(path)
+        return {row["stage"]: row["facts"] for row in (report if isinstance(report, list) else [report])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no report of `muomni gate --json`: {error}") from error

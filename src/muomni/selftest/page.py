@@ -1,0 +1,80 @@
+"""docs/gates.md, written from the table of gates and the result of a selftest (`make gates`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from muomni import files
+from muomni.evaluate import thresholds
+from muomni.evaluate.gates import Gate
+
+INTRODUCTION = """# Gates
+
+This page is generated (`make gates`); the gates stand in `src/muomni/evaluate/thresholds.py`, the mutants in `src/muomni/selftest/mutants.py`.
+
+A stage's certificate holds **facts**, numbers measured by code on held-out data with n, 95 % interval and floor, and **verdicts**, rules
+over facts. A fact that was not measured is red. The gates of the start are judged before the first step: what they refuse costs seconds.
+A recipe may set a bound anew (`gates: {name: bound}`) and demand more (`demands: {fact: ">= 0.9"}`); `--waive GATE --reason "..."` lets one be
+red, and says so in every report. A gate on a modality applies where the data hold it.
+
+`muomni gate DIR --json` gives for a stage (a list of these for a run)
+`{"stage", "verdict", "facts": {name: {"value", "n", "ci", "floor", "note"?}}, "gates": [{"name", "verdict", "value", "threshold", "why"}]}`;
+`--baseline FILE` compares with such a report: a fact that has a gate and is worse by more than 2 %, and by more than half of the stored
+interval, is red as `baseline_<fact>`.
+"""
+
+SELFTEST = """
+## The gates' own test
+`muomni selftest` plants each bug in a tiny run (`src/muomni/selftest/recipe.yaml`) and looks which gates are red. The run without a bug,
+stopped and resumed once, and once by two ranks, must be green. CI runs a third, chosen by the commit; `make selftest` all.
+
+"""
+
+
+def bound(gate: Gate) -> str:
+    """A gate's bound in words."""
+    if gate.at_least is not None:
+        text = f">= {gate.at_least:g}"
+    elif gate.at_most is not None:
+        text = f"<= {gate.at_most:g}"
+    elif gate.below_floor is not None:
+        text = f"<= {gate.below_floor:g} x floor"
+    else:
+        text = f">= floor + {gate.above_floor:g}"
+    return text + (" by the interval's worse end" if gate.by_ci else "")
+
+
+def table(gates: tuple[Gate, ...]) -> str:
+    """Gates as a table."""
+    lines = ["| gate | fact | bound | from | red means |", "|---|---|---|---|---|"]
+    for gate in gates:
+        where = f" (data with {gate.modality})" if gate.modality else " (packed rows)" if gate.when else ""
+        lines.append(f"| `{gate.name}`{where} | {gate.fact} | {bound(gate)} | {gate.source} | {gate.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def gates() -> str:
+    """All gates, by when they are judged and of which stage."""
+    parts = ["\n## Every stage, before the first step\n", table(thresholds.START), "\n## Every stage, of its run\n", table(thresholds.RUN)]
+    for name, own in thresholds.STAGES.items():
+        parts += [f"\n## {name}\n", table(own)]
+    return "".join(parts)
+
+
+def mutants(result: dict[str, Any]) -> str:
+    """The table of a selftest."""
+    lines = ["| planted | caught by |", "|---|---|"]
+    lines += [f"| {row['name']} | {row['caught_by'] or '**not caught**'} |" for row in result["mutants"]]
+    caught = sum(row["caught_by"] is not None for row in result["mutants"])
+    return "\n".join(lines) + f"\n\n{caught} of {len(result['mutants'])} caught, unmutated run {result['unmutated']}.\n"
+
+
+def main() -> None:
+    """Write the page to standard output."""
+    print(INTRODUCTION + gates() + SELFTEST + mutants(files.read_json(Path(sys.argv[1]))), end="")
+
+
+if __name__ == "__main__":
+    main()
