@@ -12,17 +12,18 @@ from muomni.evaluate.gates import Gate
 
 INTRODUCTION = """# Gates
 
-This page is generated (`make gates`); the gates stand in `src/muomni/evaluate/thresholds.py`, the mutants in `src/muomni/selftest/mutants.py`.
+This page is generated (`make gates`). The gates stand in `src/muomni/evaluate/thresholds.py`, the mutants in
+`src/muomni/selftest/mutants.py`.
 
-A stage's certificate holds **facts**, numbers measured by code on held-out data with n, 95 % interval and floor, and **verdicts**, rules
-over facts. A fact that was not measured is red. The gates of the start are judged before the first step: what they refuse costs seconds.
-A recipe may set a bound anew (`gates: {name: bound}`) and demand more (`demands: {fact: ">= 0.9"}`); `--waive GATE --reason "..."` lets one be
-red, and says so in every report. A gate on a modality applies where the data hold it.
+A stage's certificate holds **facts**, numbers measured by code on held-out data with n, 95 % interval and floor, and **verdicts**,
+rules over facts. A fact that was not measured is red. The gates of the start are judged before the first step: what they refuse
+costs seconds. A recipe may set a bound anew (`gates: {name: bound}`) and demand more (`demands: {fact: ">= 0.9"}`);
+`--waive GATE --reason "..."` lets one be red, and says so in every report. A gate on a modality applies where the data hold it.
 
 `muomni gate DIR --json` gives for a stage (a list of these for a run)
-`{"stage", "verdict", "facts": {name: {"value", "n", "ci", "floor", "note"?}}, "gates": [{"name", "verdict", "value", "threshold", "why"}]}`;
-`--baseline FILE` compares with such a report: a fact that has a gate and is worse by more than 2 %, and by more than half of the stored
-interval, is red as `baseline_<fact>`.
+`{"stage", "verdict", "facts": {name: {"value", "n", "ci", "floor", "note"?}}, "gates": [...]}`, a gate being
+`{"name", "verdict", "value", "threshold", "why"}`. `--baseline FILE` compares with such a report: a fact that has a gate and is worse
+by more than 2 %, and by more than half of the stored interval, is red as `baseline_<fact>`.
 """
 
 SELFTEST = """

@@ -1,0 +1,147 @@
+"""Soundness: a sound objective passes every check and is left as it was; each fault of a small one is seen by its fact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muomni.data.loader import Loader
+from muomni.data.order import Order
+from muomni.errors import DataError
+from muomni.evaluate import soundness
+from muomni.models import store
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.runtime import Runtime
+from muomni.tokens.chat import IGNORE
+from muomni.train import optim
+from muomni.train.objective import Objective, Term
+from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.settings import TrainSettings
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+SETTINGS = TrainSettings(lr=1e-2, max_steps=40, warmup_steps=2, batch_size=4)
+
+
+@dataclass
+class Packed:
+    """Two documents a row, rows of several lengths."""
+
+    bad: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return 24
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def item(self, index: int, rng: np.random.Generator) -> Any:
+        if index in self.bad:
+            raise DataError("empty", "bad")
+        size = 6 + index % 5
+        ids = np.random.default_rng(index).integers(20, 40, 2 * size)
+        return str(index), ids, np.repeat([0, 1], size)
+
+
+def collate(items: list[Any]) -> LanguageBatch:
+    longest = max(len(ids) for _, ids, _ in items)
+
+    def padded(row: Any, value: int) -> Tensor:
+        return torch.from_numpy(np.pad(row, (0, longest - len(row)), constant_values=value))
+
+    ids = torch.stack([padded(ids, 0) for _, ids, _ in items])
+    labels = torch.stack([padded(ids, IGNORE) for _, ids, _ in items])
+    documents = torch.stack([padded(documents, -1) for _, _, documents in items])
+    return LanguageBatch([name for name, _, _ in items], ids, labels, documents_BT=documents)
+
+
+def loader(**more: Any) -> Loader[Any, Any]:
+    data = Packed(**more)
+    return Loader(data, Order([len(data)], batch_size=4, seed=0), collate)
+
+
+def reader() -> NextToken:
+    torch.manual_seed(0)
+    return NextToken(Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, hidden=32, ctx_len=32, dropout=0.2)))
+
+
+def facts_of(objective: Objective, settings: TrainSettings = SETTINGS, **more: Any) -> dict[str, float]:
+    optim.select(objective, settings)
+    return {name: fact.value for name, fact in soundness.examine(objective, loader(**more), settings, CPU).items()}
+
+
+def test_a_sound_objective_passes_and_is_left_as_it_was() -> None:
+    objective = reader()
+    objective.train()
+    before, state = store.digest(objective), torch.get_rng_state()
+    facts = facts_of(objective)
+    assert facts["padding_error"] < 1e-5
+    assert facts["accumulation_error"] < 1e-5
+    assert facts["packing_error"] < 1e-5
+    assert facts["past_seen"] == 1
+    assert facts["overfit_ratio"] < 0.8
+    zero = ("future_leak", "lost_terms", "lost_gradients", "still_parameters", "unfrozen", "reload_error", "rate_rises")
+    assert {name: facts[name] for name in zero} == dict.fromkeys(zero, 0.0)
+    assert store.digest(objective) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert objective.training
+    assert all(p.grad is None for p in objective.parameters())
+
+
+def test_bad_samples_are_passed_over_until_none_is_left() -> None:
+    assert facts_of(reader(), bad=frozenset(range(0, 24, 2)))["past_seen"] == 1
+    with pytest.raises(DataError, match="none of the first"):
+        facts_of(reader(), bad=frozenset(range(24)))
+
+
+class Spoilt(NextToken):
+    """One fault at a time."""
+
+    fault = ""
+
+    def __init__(self) -> None:
+        super().__init__(reader().decoder)
+        self.aside = nn.Linear(2, 2)
+
+    def forward(self, batch: LanguageBatch) -> dict[str, Term]:
+        terms = super().forward(batch)
+        if self.fault == "companions":
+            terms["text"] = replace(terms["text"], total=terms["text"].total * len(batch.sample_ids))
+        if self.fault == "detached":
+            terms["text"] = replace(terms["text"], total=terms["text"].total.detach() + 0.0 * self.aside.weight.sum())
+        if self.fault == "constant":
+            terms["text"] = replace(terms["text"], total=terms["text"].total * 0 + 5.0 + 0.0 * self.aside.weight.sum())
+        if self.fault != "idle":
+            terms["text"] = replace(
+                terms["text"], total=terms["text"].total + 1e-3 * self.aside(torch.ones(2)).square().sum() * terms["text"].count
+            )
+        return terms
+
+    def after_step(self, step: int) -> None:
+        if self.fault == "drift":
+            with torch.no_grad():
+                self.decoder.model.norm.weight.add_(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "fact"),
+    [("companions", "padding_error"), ("detached", "lost_gradients"), ("idle", "still_parameters"), ("drift", "unfrozen")],
+)
+def test_each_fault_is_seen(fault: str, fact: str) -> None:
+    sound, spoilt = Spoilt(), Spoilt()
+    spoilt.fault = fault
+    spoilt.teaches = lambda: {"text": ("decoder.*",)}  # type: ignore[method-assign]
+    sound.teaches = spoilt.teaches  # type: ignore[method-assign]
+    settings = SETTINGS.model_copy(update={"train": ["*", "!decoder.model.norm.*"]})
+    assert facts_of(sound, settings)[fact] < 1e-4
+    assert facts_of(spoilt, settings)[fact] >= (1e-2 if fact == "padding_error" else 1)
+
+
+def test_a_rate_that_rises_after_warm_up_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert soundness.rates(SETTINGS)["rate_rises"].value == 0
+    monkeypatch.setattr(optim, "lr_scale", lambda step, settings: 0.0 if step == 0 else 1.0 + step / 100)
+    assert soundness.rates(SETTINGS)["rate_rises"].value > 2
