@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 	touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(BIN)/pip install --quiet torch==2.13.0 -e '.[speech,hf,dev]'
+	$(BIN)/pip install --quiet torch==2.13.0 -e '.[speech,hf,track,dev]'
 	touch $@
 
 quickstart: .venv/.ready

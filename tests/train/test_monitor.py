@@ -119,3 +119,15 @@ def test_flops_are_counted() -> None:
     with monitor.counted_flops() as counter:
         torch.ones(3, 4) @ torch.ones(4, 5)
     assert counter.get_total_flops() == 2 * 3 * 4 * 5
+
+
+def test_curves_for_tensorboard(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with monitor.Monitor(tmp_path, "t", step=0, max_steps=4, is_main=True, tensorboard=True) as log:
+        for step in (1, 2, 3):
+            log.log({"step": step, "loss": 1.0 / step})
+    with monitor.Monitor(tmp_path, "t", step=2, max_steps=4, is_main=True, tensorboard=True) as log:  # resumed before step 3
+        log.log({"step": 3, "loss": 9.0})
+    board = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(row.step, round(row.value, 3)) for row in board.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]

@@ -229,6 +229,8 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
 
 def _order(built: Plan, progress: loop.Progress, settings: StageSettings) -> str:
     """The digest that `Progress.order` must have: ids of all batches of the main rank, as seed and step say."""
+    if not progress.worlds:  # a checkpoint from before the order was kept
+        return "unknown"
     order, ends = "", [*(start for start, _ in progress.worlds[1:]), progress.step]
     for (start, world), end in zip(progress.worlds, ends, strict=True):
         per_step = settings.gradient_accumulation_steps * world

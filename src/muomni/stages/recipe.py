@@ -147,6 +147,7 @@ def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str
 HARMLESS = frozenset(
     {
         "print_freq",
+        "tensorboard",
         "keep_checkpoints",
         "checkpoint_freq",
         "num_workers",

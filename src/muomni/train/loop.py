@@ -20,7 +20,7 @@ from muomni.data.loader import Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
-from muomni.train import checkpoint, distributed, monitor, optim
+from muomni.train import checkpoint, distributed, monitor, optim, watch
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
 from muomni.train.step import StepResult, update
@@ -106,7 +106,7 @@ def fit(
         max_steps = min(max_steps, -(-settings.max_epochs * train.order.batches_per_epoch // per_step))
     settings = settings.model_copy(update={"max_steps": max_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
-    log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main)
+    log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
 
     def save() -> None:
         if run.is_main:
@@ -118,7 +118,7 @@ def fit(
     # 3. the steps
     stream = _timed(train.numbers(to_come(progress.step, max_steps, per_step, run)))
     meter = _Meter(run)
-    with log, stop_on_signals() as stop:
+    with log, watch.Watch(folder, log.say, is_main=run.is_main) as alive, stop_on_signals() as stop:
         if progress.step:
             log.say(f"resumed from {found}")
         objective.train()
@@ -126,6 +126,7 @@ def fit(
             batches, waited_s = _window(stream, settings.gradient_accumulation_steps, quarantine, progress)
             optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
             if batches:
+                alive.step(progress.step + 1, [name for batch in batches for name in batch.sample_ids])
                 moved = [batch.to(run.device) for batch in batches]
                 with meter.step(waited_s):
                     result = update(objective, wrapped, optimizer, scaler, moved, settings, run)

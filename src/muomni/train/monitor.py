@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from muomni import files, runtime
+from muomni.errors import ConfigError
 from muomni.runtime import Runtime
 
 
@@ -33,9 +34,7 @@ class Monitor:
             files.write_jsonl(self.path, self.rows)
             self._stream = self.path.open("a", encoding="utf-8")
             if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(folder / "tensorboard")
+                self._board = _board(folder / "tensorboard", step)
 
     def __enter__(self) -> Self:
         if self.is_main and sys.stderr.isatty() and not os.environ.get("MUOMNI_PLAIN"):
@@ -82,6 +81,18 @@ class Monitor:
         """One line for the person at the terminal."""
         if self.is_main:
             print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer of curves; what an interrupted run wrote past `step` is hidden.
+
+    Raises  ConfigError where tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard: true needs tensorboard", hint="pip install 'muomni[track]', or leave it out") from error
+    return SummaryWriter(folder, purge_step=step + 1)
 
 
 def _short(value: float) -> str:

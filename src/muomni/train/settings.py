@@ -62,6 +62,7 @@ class TrainSettings(Strict):
     keep_checkpoints: int = Field(2, ge=1)
     final: Literal["last", "best"] = "last"
     print_freq: int = Field(20, ge=1)
+    tensorboard: bool = Field(False, description="also write curves for tensorboard, beside metrics.jsonl (extra: track)")
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="after")
