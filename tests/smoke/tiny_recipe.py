@@ -56,7 +56,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "negatives": 2,
             "augment": {"shift": 2},
             "gradient_accumulation_steps": 2,
-            "gates": {"retrieval": -1.0},
+            "gates": {"retrieval": -1.0, "changed": -1.0, "probes": -1.0},
         },
         "codec": {
             **common,

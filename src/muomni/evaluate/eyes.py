@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Eyes:
         for (index, negative), vector in zip(rows, false, strict=True):
             wins[negative.kind].append(bool(unit[index] @ true[index] > unit[index] @ vector))
         facts = {f"changed_{kind}": share(sum(won), len(won), floor=0.5) for kind, won in sorted(wins.items())}
-        named = [facts[f"changed_{kind}"] for kind in ("colour", "shape", "place") if f"changed_{kind}" in facts]
+        named = [facts[f"changed_{kind}"] for kind in ("colour", "shape", "place") if f"changed_{kind}" in facts] or list(facts.values())
         if named:
             facts["attribute_changed"] = Fact(sum(f.value for f in named) / len(named), sum(f.n or 0 for f in named), None, 0.5)
         return facts
@@ -100,7 +101,8 @@ class Eyes:
             accuracy = linear_probe(seen["train"], labels["train"], seen["valid"], labels["valid"])
             n = len(labels["valid"])
             facts[f"{key}_probe"] = share(round(accuracy * n), n, floor=1 / len(set(labels["train"])))
-        return facts
+        worst = min(facts, key=lambda name: facts[name].value - (facts[name].floor or 0.0), default="")
+        return {**facts, "probe_least": replace(facts[worst], note=worst)} if facts else facts
 
 
 def readable(pictures: Pictures) -> list[int]:

@@ -252,6 +252,22 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             above_floor=0.1,
             source="chance + 0.1",
         ),
+        Gate(
+            "changed",
+            "attribute_changed",
+            "captions with one attribute changed are not told from true ones: harder negatives, train longer",
+            above_floor=0.1,
+            source="SPEC 7: retrieval alone is a weak gate",
+            when="negatives",
+        ),
+        Gate(
+            "probes",
+            "probe_least",
+            "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
+            above_floor=0.1,
+            source="SPEC 7: run the probe before stage omni",
+            when="probe",
+        ),
         held_out_gap(2.0, "nats a picture"),
     ),
     "codec": (
