@@ -34,7 +34,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "model": {"vocab_size": 700, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 256, "dropout": 0.1},
             "row_len": 128,
             "ema_decay": 0.8,
-            "gates": {"floor": 9.0, "held_out_gap": 9.0},
+            "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},
         },
         "hearing": {
             **common,
@@ -44,7 +44,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "optimizer": "muon",
             "num_workers": 2,
             "quarantine_limit": 0.5,
-            "gates": {"cer": 9.0},
+            "gates": {"overfits": 9.0, "cer": 9.0},
         },
         "vision": {
             **common,
@@ -56,7 +56,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "negatives": 2,
             "augment": {"shift": 2},
             "gradient_accumulation_steps": 2,
-            "gates": {"retrieval": -1.0, "changed": -1.0, "probes": -1.0},
+            "gates": {"overfits": 9.0, "retrieval": -1.0, "changed": -1.0, "probes": -1.0},
         },
         "codec": {
             **common,
@@ -64,7 +64,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "model": {"entries": 8, "width": 16, "latent": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
             "crop_frames": 64,
             "quantise_after": 3,
-            "gates": {"round_trip": 9.0, "usage": 0.0},
+            "gates": {"overfits": 9.0, "round_trip": 9.0, "usage": 0.0},
         },
         "talker": {
             **common,
@@ -91,6 +91,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "max_audio_tokens": 128,
             "eval_items": 8,
             "gates": {
+                "overfits": 9.0,
                 **{f"{kind}_{gate}": -9.0 for kind in ("image", "audio") for gate in ABLATION},
                 "forgetting": 99.0,
             },
