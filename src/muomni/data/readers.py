@@ -61,7 +61,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 raise row
             sample = _rooted(parse(row), root, present)
         except DataError as error:
-            quarantine.add(path, line, error.reason, str(error))
+            quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
         if source.tasks is None or sample.task in source.tasks:
             yield line, sample
