@@ -59,7 +59,7 @@ def check(
     if as_json:
         console.result_json(report.to_json())
     else:
-        console.table(f"check of {path}", ["what", "value"], [list(row) for row in reports.summary(report)])
+        console.table(f"check of {path.absolute()}", ["what", "value"], [list(row) for row in reports.summary(report)])
         for line in reports.lines(report):
             console.result(line)
     if report.total("error"):

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from muomni.data import columns, folder, formats, medium, overlap, readers
-from muomni.data.findings import Finding, Findings, of_error
+from muomni.data.findings import Finding, Findings, of_error, printable
 from muomni.data.medium import Medium
 from muomni.data.overlap import Row
 from muomni.data.quarantine import Quarantine
@@ -80,33 +80,36 @@ class _Check:
 
     def manifest(self, source: Source, path: Path, base: Path) -> None:
         """Read one manifest to its end."""
-        known = Manifest(str(path))
+        known = Manifest(printable(str(path)))
         self.report.manifests.append(known)
         quarantine = _Collected(self.findings)
         try:
             recognised = columns.recognise(path, source)
             known.read_as = columns.describe(recognised) if recognised is not source else ""
             known.format = formats.sniff(path, recognised)
+            is_pictures = formats.listing(path).is_dir()  # in class folders, without lines
             for line, sample in readers.numbered(recognised, base, quarantine):
-                if self._row(sample, formats.listing(path), line, quarantine):
+                where = sample.media[0].path if is_pictures else f"{formats.listing(path)}:{line}"
+                known.rows += 1
+                if self._row(sample, where):
                     self.pairs.append((sample, recognised))
                     known.samples += 1
         except (UserError, OSError) as error:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
-        known.rows = known.samples + quarantine.total
+        known.rows += quarantine.total
         if not known.samples:
             self.findings.add(Finding("no_samples", str(path), "no usable sample"))
 
-    def _row(self, sample: Sample, path: Path, line: int, quarantine: Quarantine) -> bool:
+    def _row(self, sample: Sample, where: str) -> bool:
         """Open the sample's media and look at its words; a sample that training would set aside is reported as that."""
         self.named.update(part.path for part in sample.media)
-        row = Row(sample, where := f"{path}:{line}")
+        row = Row(sample, where)
         try:
             row.media = [self._medium(part, where) for part in sample.media]
             self._transcript(row)
         except DataError as error:
-            quarantine.add(path, line, error.reason, str(error))
+            self.findings.add(of_error(error, error.reason, where))
             return False
         self._labels_and_length(row)
         self.rows.append(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from muomni.errors import DataError, UserError
@@ -79,7 +79,12 @@ class Finding:
         return severity(self.reason)
 
     def __str__(self) -> str:
-        return f"{self.where}: {' '.join(self.what.split())}{f' ({self.other})' if self.other else ''}"
+        return printable(f"{self.where}: {' '.join(self.what.split())}{f' ({self.other})' if self.other else ''}")
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or could not show, escaped: names and rows may hold anything."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def severity(reason: str) -> Severity:
@@ -102,10 +107,10 @@ class Findings:
         self.kept: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        """One more."""
+        """One more; half a surrogate pair, which no JSON could carry, is escaped."""
         self.counts[finding.reason] += 1
         if self.counts[finding.reason] <= KEPT:
-            self.kept.append(finding)
+            self.kept.append(Finding(*(value.encode(errors="backslashreplace").decode() for value in astuple(finding))))
 
     def total(self, weight: Severity) -> int:
         """How many of a severity."""

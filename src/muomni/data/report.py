@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from muomni.data.findings import REASONS, Finding, Severity, severity
+from muomni.data.findings import REASONS, Finding, Severity, printable, severity
 
 BINS = 10
 SHOWN = 3  # examples of a reason in the lines
@@ -65,6 +65,12 @@ class Report:
         """How many findings of a severity, those not kept too."""
         return sum(count for reason, count in self.counts.items() if severity(reason) == weight)
 
+    def short(self, text: str) -> str:
+        """The text with paths as they are seen from the folder that was checked."""
+        path = printable(self.path)
+        folder = path if any(manifest.path != path for manifest in self.manifests) else path.rpartition("/")[0]
+        return text.replace(f"{folder}/", "") if folder else text
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         totals = {"errors": self.total("error"), "warnings": self.total("warning")}
@@ -111,12 +117,15 @@ def balance(answers: dict[str, Counter[str]]) -> dict[str, dict[str, Any]]:
 
 def summary(report: Report) -> Iterator[tuple[str, str]]:
     """The rows of the table that people read first."""
-    for manifest in report.manifests[:20]:
+    for manifest in report.manifests:
         read_as = f"; read as: {manifest.read_as}" if manifest.read_as else ""
-        yield manifest.path, f"{manifest.samples} of {manifest.rows} rows usable, format {manifest.format or 'unknown'}{read_as}"
+        yield (
+            report.short(manifest.path),
+            f"{manifest.samples} of {manifest.rows} rows usable, format {manifest.format or 'unknown'}{read_as}",
+        )
     if len(report.manifests) > 1:
         yield "all", f"{report.samples} of {report.rows} rows usable in {len(report.manifests)} manifests"
-    yield "tasks", ", ".join(f"{task} {count}" for task, count in report.tasks.items())
+    yield "tasks", printable(", ".join(f"{task} {count}" for task, count in report.tasks.items()))
     yield "split", f"{', '.join(f'{side} {count}' for side, count in report.sides.items())}; {report.groups} groups"
     if report.sounds:
         spread = report.durations_s
@@ -140,7 +149,7 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
             f"{found['share_over']:.1%} over {report.ctx_len}",
         )
     for task, found in report.answers.items():
-        yield f"answers of {task}", f"{found['distinct']} distinct, {found['share']:.0%} {found['commonest']!r}"
+        yield printable(f"answers of {task}"), f"{found['distinct']} distinct, {found['share']:.0%} {found['commonest']!r}"
 
 
 def _counts(table: dict[str, int], unit: str) -> str:
@@ -152,9 +161,9 @@ def lines(report: Report) -> Iterator[str]:
     for weight in ("error", "warning"):
         for reason in (reason for reason in report.counts if severity(reason) == weight):
             about = REASONS.get(reason)
-            yield f"{weight}: {report.counts[reason]} {reason}{f': {about.meaning}. To do: {about.remedy}' if about else ''}"
+            yield f"{weight}: {report.counts[reason]} {reason}{f' - {about.meaning}; {about.remedy}' if about else ''}"
             examples = [finding for finding in report.findings if finding.reason == reason][:SHOWN]
-            yield from (f"  {finding}" for finding in examples)
+            yield from (f"  {report.short(str(finding))}" for finding in examples)
             if (more := report.counts[reason] - len(examples)) > 0:
                 yield f"  ... and {more} more (--json shows all)"
     notes = ", ".join(f"{count} {reason}" for reason, count in report.counts.items() if severity(reason) == "note")
