@@ -72,7 +72,7 @@ def _template(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         made["expand"] = words
     if heard:
         made["task"] = "transcribe" if words in TRANSCRIPTS else words
-    group = next((key for key in GROUPS if key in common and all(isinstance(row[key], str | int) for row in rows)), None)
+    group = next((key for key in GROUPS if key in common and all(isinstance(row.get(key), str | int) for row in rows)), None)
     if group:
         made["group"] = f"{{{group}}}"
     if "split" in common and _splits(path) - {"train"}:
