@@ -154,12 +154,47 @@ def run_picture(kind: str) -> Run:
 def odd(rng: random.Random) -> Any:
     """A value that no row should hold."""
     deep: Any = "x"
-    for _ in range(rng.choice([3, 50, 400])):
+    for _ in range(rng.choice([3, 50, 400, rng.randint(850, 1000), 3000])):
         deep = rng.choice([[deep], {"type": deep}])
-    plain = [None, True, 0, -1, 1e308, float("nan"), float("inf"), 10**30, "", " ", "\ud800", "\0", "\x1b[2J", "x" * 5000, [], {}, deep]
+    plain = [
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        float("nan"),
+        float("inf"),
+        10**30,
+        10**400,
+        -(10**4000),
+        "",
+        " ",
+        "\ud800",
+        "\0",
+        "\x1b[2J",
+        "x" * 5000,
+        [],
+        {},
+        deep,
+    ]
     paths = ["../../etc/passwd", "/dev/zero", "/proc/self/mem", ".", "/", "data:", "data:image/png;base64,!", "http://a/b.png", "a" * 300]
     good = ["data:audio/wav;base64,UklGRg==", "a.wav", "a.png", "train", "valid", "user", "audio", {"type": "image", "path": "a.png"}]
     return rng.choice(plain + paths + good)
+
+
+def dumps(value: Any) -> str:
+    """JSON of any depth."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        return json.dumps(value)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def words(value: Any) -> str:
+    """The value as it would stand in a text."""
+    return value if isinstance(value, str) else dumps(value)
 
 
 def twist(rng: random.Random, value: Any, depth: int = 0) -> Any:
@@ -167,7 +202,7 @@ def twist(rng: random.Random, value: Any, depth: int = 0) -> Any:
     if rng.random() < 0.12:
         return odd(rng)
     if isinstance(value, dict):
-        out = {key if rng.random() > 0.04 else str(odd(rng))[:50]: twist(rng, one, depth + 1) for key, one in value.items()}
+        out = {key if rng.random() > 0.04 else words(odd(rng))[:50]: twist(rng, one, depth + 1) for key, one in value.items()}
         if rng.random() < 0.08:
             out.pop(rng.choice(list(out)), None) if out else None
         if rng.random() < 0.1:
@@ -229,7 +264,7 @@ def run_rows(kind: str) -> Run:
         seeds, settings = ROWS[kind]
         rows = [twist(rng, rng.choice(seeds)) for _ in range(rng.randint(1, 5))]
         is_array = rng.random() < 0.3
-        text = json.dumps(rows) if is_array else "\n".join(map(json.dumps, rows))
+        text = f"[{', '.join(map(dumps, rows))}]" if is_array else "\n".join(map(dumps, rows))
         _manifest(rng, folder, "m.json" if is_array else "m.jsonl", text.encode(), settings)
 
     return run
@@ -242,7 +277,7 @@ def run_table(kind: str) -> Run:
         lines = [TABLES[kind]]
         for _ in range(rng.randint(1, 5)):
             cells = [
-                str(odd(rng))[:300] if rng.random() < 0.3 else rng.choice(["a.wav", "a.png", "hello", "0.1"])
+                words(odd(rng))[:300] if rng.random() < 0.3 else rng.choice(["a.wav", "a.png", "hello", "0.1"])
                 for _ in range(rng.choice([1, 2, 2, 3]))
             ]
             lines.append(rng.choice([",", ",", ",", "\t", '","']).join(cells))
@@ -254,7 +289,7 @@ def run_table(kind: str) -> Run:
 
 def run_text(rng: random.Random, folder: Path) -> None:
     """Read and check a text of odd lines."""
-    content = "\n".join(str(odd(rng)) for _ in range(rng.randint(0, 20))).encode(errors="surrogatepass")
+    content = "\n".join(words(odd(rng)) for _ in range(rng.randint(0, 20))).encode(errors="surrogatepass")
     _manifest(rng, folder, "m.txt", content, {"paragraphs": rng.random() < 0.5})
 
 
@@ -269,7 +304,7 @@ def run_images(rng: random.Random, folder: Path) -> None:
         (inside / rng.choice(["", "cat"]) / f"{number}.png").write_bytes(mutate(rng, picture("png", "RGB")))
     if rng.random() < 0.6:
         rows = [twist(rng, {"file_name": "cat/1.png", "text": "a cat"}) for _ in range(3)]
-        (inside / "metadata.jsonl").write_bytes(_damaged(rng, "\n".join(map(json.dumps, rows)).encode()))
+        (inside / "metadata.jsonl").write_bytes(_damaged(rng, "\n".join(map(dumps, rows)).encode()))
     _read(Source(path="images"), folder)
 
 
@@ -283,7 +318,7 @@ def run_folder(rng: random.Random, folder: Path) -> None:
     for number in range(rng.randint(1, 3)):
         rows = [twist(rng, rng.choice([CHAT, DOCUMENT, FLAT])) for _ in range(3)]
         name = f"{number}{rng.choice(['.jsonl', '.json', '.csv', '.txt'])}"
-        (inside / name).write_bytes(_damaged(rng, "\n".join(map(json.dumps, rows)).encode()))
+        (inside / name).write_bytes(_damaged(rng, "\n".join(map(dumps, rows)).encode()))
     json.dumps(check(Source(path="many"), folder).to_json())
 
 
