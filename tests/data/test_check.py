@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muomni.data.check import check
+from muomni.data.findings import REASONS
 from muomni.data.report import histogram
 from muomni.data.sample import Source
 
@@ -222,3 +223,9 @@ def test_real_manifests_are_recognised_and_green(name, samples):
     assert (report.samples, report.errors) == (samples, [])
     assert report.manifests[0].read_as
     assert report.counts.get("near_duplicate", 0) <= (3 if name == "emoji" else 0)  # three pairs of emoji do look the same
+
+
+def test_the_docs_table_is_the_table_of_reasons():
+    docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    rows = [f"| {name} | {about.severity} | {about.meaning} | {about.remedy} |" for name, about in REASONS.items()]
+    assert "\n".join(rows) in docs
