@@ -75,8 +75,8 @@ def test_every_planted_fault_is_found_with_its_line(tmp_path):
     ]
     report = report_of(tmp_path, rows)
     errors = {"missing": [3], "undecodable": [4, 9], "silent": [5], "infeasible": [6], "empty": [7], "bad_row": [8]}
-    assert places(report) == {**errors, "duplicate": [2], "zero_label": [10], "truncated": [11]}
-    assert (report.rows, report.samples, report.total("error"), report.total("warning")) == (11, 4, 7, 3)
+    assert places(report) == {**errors, "duplicate": [2], "duplicate_file": [2], "zero_label": [10], "truncated": [11]}
+    assert (report.rows, report.samples, report.total("error"), report.total("warning")) == (11, 4, 7, 4)
 
 
 def test_a_finding_says_what_was_expected_and_what_stood_there(tmp_path):

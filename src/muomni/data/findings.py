@@ -43,6 +43,7 @@ REASONS: dict[str, Reason] = {
     "leak_near": Reason("warning", "a likeness on both sides of the split", "look at both; remove one, or give both one group"),
     "near_duplicate": Reason("warning", "a picture, sound or text all but the same as another", "look at both; remove one"),
     "duplicate": Reason("warning", "a sample whose content another one has", "remove the copy"),
+    "duplicate_file": Reason("warning", "a file of the same bytes as another", "name one file in both rows"),
     "zero_label": Reason("warning", "a conversation without an assistant's turn: nothing is learned from it", "remove it"),
     "truncated": Reason("warning", "a conversation of more tokens than the context", "shorten it, or raise `--ctx-len`"),
     "unknown_symbols": Reason("warning", "a transcript with characters that the CTC alphabet can't write", "spell them in ASCII"),

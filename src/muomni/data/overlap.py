@@ -39,6 +39,7 @@ class Row:
 def find(rows: Sequence[Row]) -> Iterator[Finding]:
     """Every duplicate id, duplicate sample, leak and likeness among rows that know their side."""
     yield from _duplicates(rows)
+    yield from _copies(rows)
     yield from _leaks(rows)
     yield from _near(rows)
 
@@ -54,6 +55,19 @@ def _duplicates(rows: Sequence[Row]) -> Iterator[Finding]:
         if namesake.content != row.content:
             what = f"id {row.sample.id!r} is another row's"
             yield Finding("duplicate_id", row.where, what, "an id of its own", row.sample.id, namesake.where)
+
+
+def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Files of the same bytes under two names, where it is no leak."""
+    first: dict[tuple[str, str], tuple[str, Row]] = {}
+    told: set[str] = set()
+    for row in rows:
+        for medium in row.media:
+            name, other = first.setdefault((row.side, medium.digest), (medium.name, row))
+            if medium.name != name and medium.name not in told and not medium.name.startswith("data:"):
+                told.add(medium.name)
+                what = f"file {medium.name} holds the same bytes as {name}"
+                yield Finding("duplicate_file", row.where, what, "bytes of its own", medium.name, other.where)
 
 
 def _leaks(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -92,65 +106,56 @@ def _shared(rows: Sequence[Row], reason: str, kind: str, keys: Callable[[Row], K
                 yield Finding(reason, row.where, what, "on one side of the split", name, train[key].where)
 
 
-class _Users:
-    """The rows that use each of several media, or have each of several texts: the first on either side is enough."""
+class _Likes:
+    """All things of one kind, each with its name, the first row on either side that uses it, and the earlier ones that are like it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, index: Callable[..., list[int]]) -> None:
+        self.kind, self.index = kind, index
+        self.places: dict[Hashable, int] = {}
         self.names: list[str] = []
         self.sides: list[dict[str, Row]] = []
+        self.near: list[list[int]] = []
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def use(self, key: Hashable, name: str, row: Row, *what: object) -> None:
+        """A row uses a thing; `what` goes to the index the first time."""
+        if key not in self.places:
+            self.places[key] = len(self.names)
+            self.names.append(name)
+            self.sides.append({})
+            self.near.append(self.index(*what))
+        self.sides[self.places[key]].setdefault(row.side, row)
+
+    def findings(self) -> Iterator[Finding]:
+        """One for each thing that is like earlier ones: the leak if there is one."""
+        for number, near in enumerate(self.near):
+            if near:
+                yield next((leak for other in near if (leak := self._leak(number, other))), None) or self._twice(number, near[0])
+
+    def _leak(self, number: int, other: int) -> Finding | None:
+        for side, row in self.sides[number].items():
+            across = self.sides[other].get("train" if side == "valid" else "valid")
+            if across is not None:
+                what = f"{self.kind} {self.names[number]} ({side}) is all but the same as {self.names[other]} ({across.side})"
+                return Finding("leak_near", row.where, what, "on one side of the split", self.names[number], across.where)
+        return None
+
+    def _twice(self, number: int, other: int) -> Finding:
+        row, first = next(iter(self.sides[number].values())), next(iter(self.sides[other].values()))
+        what = f"{self.kind} {self.names[number]} is all but the same as {self.names[other]}"
+        return Finding("near_duplicate", row.where, what, f"another {self.kind}", self.names[number], first.where)
 
 
 def _near(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Likenesses between media and between texts that stand alone."""
-    pictures, sounds, texts = likeness.near_pictures(), likeness.near_sounds(), likeness.NearTexts()
-    users = {"picture": _Users(), "sound": _Users(), "text": _Users()}
-    places: dict[Hashable, tuple[_Users, int]] = {}
-    found: list[tuple[str, int, list[int]]] = []
+    """Likenesses between media, and between texts that stand alone."""
+    pictures = _Likes("picture", likeness.near_pictures().add)
+    sounds = _Likes("sound", likeness.near_sounds().add)
+    texts = _Likes("text", likeness.NearTexts().add)
     for row in rows:
         for medium in row.media:
-            kind = "sound" if medium.is_sound else "picture"
-            if medium.vector is None:
-                continue
-            if medium.key not in places:
-                near = sounds.add(medium.vector, medium.seconds) if medium.is_sound else pictures.add(medium.vector)
-                found.append((kind, len(users[kind]), near))
-                places[medium.key] = _enter(users[kind], medium.name)
-            _use(places[medium.key], row)
-        if not row.media and (row.content, "text") not in places:
-            found.append(("text", len(users["text"]), texts.add(row.words)))
-            places[row.content, "text"] = _enter(users["text"], repr(row.words[:40]))
+            if medium.vector is not None:
+                likes = sounds if medium.is_sound else pictures
+                likes.use(medium.key, medium.name, row, medium.vector, medium.seconds)
         if not row.media:
-            _use(places[row.content, "text"], row)
-    for kind, number, near in found:
-        yield from _pairs(kind, users[kind], number, near)
-
-
-def _enter(users: _Users, name: str) -> tuple[_Users, int]:
-    users.names.append(name)
-    users.sides.append({})
-    return users, len(users) - 1
-
-
-def _use(place: tuple[_Users, int], row: Row) -> None:
-    users, number = place
-    users.sides[number].setdefault(row.side, row)
-
-
-def _pairs(kind: str, users: _Users, number: int, near: list[int]) -> Iterator[Finding]:
-    """One finding for a medium that is like earlier ones: the leak if there is one."""
-    ours = users.sides[number]
-    for other in near:
-        theirs = users.sides[other]
-        for side, row in ours.items():
-            across = theirs.get("train" if side == "valid" else "valid")
-            if across is not None:
-                what = f"{kind} {users.names[number]} ({side}) is all but the same as {users.names[other]} ({across.side})"
-                yield Finding("leak_near", row.where, what, "on one side of the split", users.names[number], across.where)
-                return
-    if near:
-        row, first = next(iter(ours.values())), next(iter(users.sides[near[0]].values()))
-        what = f"{kind} {users.names[number]} is all but the same as {users.names[near[0]]}"
-        yield Finding("near_duplicate", row.where, what, f"another {kind}", users.names[number], first.where)
+            texts.use(row.content, repr(row.words[:40]), row, row.words)
+    for likes in (pictures, sounds, texts):
+        yield from likes.findings()
