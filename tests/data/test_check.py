@@ -13,7 +13,7 @@ from PIL import Image
 
 from muomni.data.check import check
 from muomni.data.findings import REASONS
-from muomni.data.report import histogram
+from muomni.data.report import histogram, lines, summary
 from muomni.data.sample import Source
 
 
@@ -229,3 +229,12 @@ def test_the_docs_table_is_the_table_of_reasons():
     docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     rows = [f"| {name} | {about.severity} | {about.meaning} | {about.remedy} |" for name, about in REASONS.items()]
     assert "\n".join(rows) in docs
+
+
+def test_lines_for_people_are_few_and_hold_nothing_that_a_terminal_obeys(tmp_path):
+    report = report_of(tmp_path, [{"text": "fine"}, *[hear(f"\x1b[2J{i}.wav", "x", "g") for i in range(9)]])
+    told = list(lines(report))
+    assert told[0].startswith("error: 9 missing - a file that is not there;")
+    assert told[1].startswith(r"  m.jsonl:2: \x1b[2J0.wav: expected a file under")
+    assert told[4:] == ["  ... and 6 more (--json shows all)", "red: 9 errors, 0 warnings in 10 rows"]
+    assert dict(summary(report))["m.jsonl"] == "1 of 10 rows usable, format samples"
