@@ -2,9 +2,9 @@
 
     python -m benchmarks.fuzz --inputs 10000 [--seed 0] [--kind wav]
 
-An input may be read or refused with a UserError; anything else that comes out is a crash, more than 10 s of work a hang. It all runs in one process
-whose memory may grow by 2 GiB. Prints what came of each kind, the slowest input and the traceback of every crash; exit 1 if there was one.
-tests/data/test_fuzz.py runs a few hundred of the same inputs.
+An input may be read or refused with a UserError; anything else that comes out is a crash, more than 10 s of work a hang. It all runs in
+one process whose memory may grow by 2 GiB. Prints what came of each kind, the slowest input and the traceback of every crash; exit 1 if
+there was one. tests/data/test_fuzz.py runs a few hundred of the same inputs.
 """
 
 from __future__ import annotations
