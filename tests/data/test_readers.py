@@ -159,6 +159,14 @@ def test_wrong_sources_stop_with_a_line_that_helps(tmp_path):
         read(tmp_path, "a.json")
 
 
+def test_what_never_ends_is_no_manifest(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="found neither"):
+        read(tmp_path, "pipe.jsonl")
+    with pytest.raises(DataError, match="found neither"):
+        read(tmp_path, Source(path="/dev/zero", format="samples"))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.json"])
 def test_an_empty_file_is_an_error_not_an_empty_training(tmp_path, name):
     write(tmp_path, name, b"")

@@ -48,6 +48,14 @@ def test_openai_and_higgs_spellings():
     assert (lone.task, lone.audios, lone.speech) == ("speak", [], [AudioPart(path="c.wav")])
 
 
+def test_seconds_that_no_float_holds_are_refused():
+    for key in ("offset", "duration"):
+        assert reason(user({"type": "audio", "audio_url": "b.wav", key: 10**400})) == (
+            "bad_row",
+            f"{key}: expected seconds, got a number of over 300 digits",
+        )
+
+
 def test_content_names_a_row_without_id():
     first, second = parse({"text": "one"}), parse({"text": "two"})
     assert first.id == parse({"text": "one"}).id != second.id

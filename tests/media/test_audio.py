@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -154,3 +155,20 @@ def test_write_refuses_what_is_no_wave_and_keeps_the_old_file(tmp_path: Path) ->
     with pytest.raises(DataError, match="no samples"):
         audio.write(path, [], 16_000)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("rate_hz", [1, 999, 768_001, 2**31 - 1])
+def test_rates_that_no_recording_has_are_refused_before_they_fill_the_memory(rate_hz):
+    stream = io.BytesIO()
+    soundfile.write(stream, np.random.default_rng(0).standard_normal(500) * 0.1, 16000, format="WAV", subtype="PCM_16")
+    content = bytearray(stream.getvalue())
+    content[24:28] = rate_hz.to_bytes(4, "little")
+    with pytest.raises(DataError, match="sound in memory: expected 1000 to 768000 Hz") as caught:
+        audio.read(bytes(content))
+    assert caught.value.reason == "undecodable"
+
+
+def test_a_message_is_the_same_in_each_run():
+    with pytest.raises(DataError) as caught:
+        audio.read(b"no sound at all")
+    assert "0x" not in str(caught.value)

@@ -165,3 +165,23 @@ def test_pixels_have_channels_first_in_minus_one_to_one() -> None:
 def test_pixels_from_anything_else_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ShapeError):
         image.to_pixels(wrong)
+
+
+def test_formats_that_no_picture_of_ours_has_are_refused():
+    """Pillow hands an EPS to Ghostscript, a program that runs what it is given."""
+    with pytest.raises(DataError, match="expected a picture") as caught:
+        image.read(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert caught.value.reason == "undecodable"
+
+
+def test_a_file_over_the_limit_is_refused_unread(tmp_path):
+    with (tmp_path / "big.png").open("wb") as stream:
+        stream.truncate(image.MAX_BYTES + 1)
+    with pytest.raises(DataError) as caught:
+        image.read(tmp_path / "big.png")
+    assert caught.value.reason == "too_large"
+
+
+def test_a_file_that_the_system_will_not_give_is_refused():
+    with pytest.raises(DataError, match=r"/proc/self/mem"):
+        image.read("/proc/self/mem")

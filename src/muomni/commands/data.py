@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from muomni.commands import console
-from muomni.errors import DataError
+from muomni.config import build, parse_yaml
+from muomni.errors import ConfigError, DataError
 
 app = typer.Typer(help="Make, validate and describe data.")
 
@@ -29,8 +30,9 @@ def world(
 
 @app.command()
 def check(
-    manifest: Annotated[Path, typer.Argument(help="the file or folder of a dataset")],
+    path: Annotated[Path, typer.Argument(help="a manifest, a folder of manifests, or a folder of images")],
     form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; told from the file if left out")] = None,
+    template: Annotated[str | None, typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe")] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
     ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
     val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share held out")] = 0.05,
@@ -39,25 +41,28 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
     """Read every row and open every file of a dataset; exit 1 where something must be mended."""
+    from muomni.data import report as reports
     from muomni.data.check import check as examine
     from muomni.data.formats import READERS
     from muomni.data.source import Source
     from muomni.tokens.bpe import Tokenizer
 
     if form is not None and form not in READERS:
-        raise DataError("bad_row", f"--format: expected one of {', '.join(READERS)}, got {form!r}")
-    source = Source(path=str(manifest.absolute()), format=form, root=str(root.absolute()) if root else None)
+        raise ConfigError(f"--format: expected one of {', '.join(READERS)}, got {form!r}")
+    if not path.exists():
+        raise DataError("missing", f"{path}: expected a manifest or a folder, found nothing there")
+    asked = parse_yaml(template, "--template") if template else {}
+    given = {"format": form, "root": str(root.absolute()) if root else None}
+    source = build(Source, {**given, **asked, "path": str(path.absolute())}, where="--template")
     found = Tokenizer.load(tokenizer) if tokenizer else None
     report = examine(source, Path(), tokenizer=found, ctx_len=ctx_len, val_split=val_split, seed=seed)
     if as_json:
         console.result_json(report.to_json())
     else:
-        plain = {name: value for name, value in report.to_json().items() if isinstance(value, str | int) and not isinstance(value, bool)}
-        console.table(f"check of {manifest}", ["what", "value"], [[name, str(value)] for name, value in plain.items()])
-        for severity, lines in (("error", report.errors), ("warning", report.warnings)):
-            for line in lines:
-                console.result(f"{severity}: {line}")
-    if report.errors:
+        console.table(f"check of {path.absolute()}", ["what", "value"], [list(row) for row in reports.summary(report)])
+        for line in reports.lines(report):
+            console.result(line)
+    if report.total("error"):
         raise typer.Exit(1)
 
 

@@ -238,18 +238,23 @@ def tts_csv(path: Path, source: Source) -> Rows:
         yield number, row
 
 
+def listing(path: Path) -> Path:
+    """The file in which a manifest's rows stand: the metadata of a folder of images, where it has one; else itself."""
+    names = ("metadata.jsonl", "metadata.csv") if path.is_dir() else ()
+    return next((path / name for name in names if (path / name).exists()), path)
+
+
 def images(path: Path, source: Source) -> Rows:
     """A folder of images: metadata.jsonl or .csv (file_name, text or caption), else class folders whose names are the captions."""
     if not path.is_dir():
         raise DataError("missing", f"{path}: expected a folder of images")
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (path / name).exists():
-            for number, row in objects(path / name):
-                if isinstance(row, DataError) or not isinstance(row, dict):
-                    yield number, row if isinstance(row, DataError) else DataError("bad_row", "row: expected an object")
-                    continue
-                yield number, _pair("image", row.get("file_name"), row.get("text", row.get("caption")), source, task="caption")
-            return
+    if (table := listing(path)) != path:
+        for number, row in objects(table):
+            if isinstance(row, DataError) or not isinstance(row, dict):
+                yield number, row if isinstance(row, DataError) else DataError("bad_row", "row: expected an object")
+                continue
+            yield number, _pair("image", row.get("file_name"), row.get("text", row.get("caption")), source, task="caption")
+        return
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     for number, file in enumerate(files, start=1):
         inside = file.relative_to(path)

@@ -38,6 +38,8 @@ def locate(source: Source, base: Path) -> Path:
         return given.absolute()
     if not path.exists():
         raise DataError("missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`")
+    if not (path.is_file() or path.is_dir()):  # a pipe or a device may never end
+        raise DataError("missing", f"{path}: expected a file or a folder, found neither", hint="check the source's `path`")
     return path
 
 
@@ -61,7 +63,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 raise row
             sample = _rooted(parse(row), root, present)
         except DataError as error:
-            quarantine.add(path, line, error.reason, str(error))
+            quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
         if source.tasks is None or sample.task in source.tasks:
             yield line, sample

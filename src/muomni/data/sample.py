@@ -255,11 +255,18 @@ def _part(part: Any) -> Any:
             found["path"] = f"data:audio/wav;base64,{raw}"
         offset, length = part.get("offset"), part.get("duration")
         if isinstance(offset, int | float) and offset > 0:
-            found["start"] = float(offset)
+            found["start"] = _seconds("offset", offset)
         if isinstance(length, int | float) and length > 0:
-            found["end"] = found.get("start", 0.0) + float(length)
+            found["end"] = found.get("start", 0.0) + _seconds("duration", length)
         return found
     return {key: value for key, value in part.items() if value is not None}
+
+
+def _seconds(name: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:  # JSON knows integers of any length
+        raise DataError("bad_row", f"{name}: expected seconds, got a number of over 300 digits") from error
 
 
 def _local(url: Any) -> Any:

@@ -18,6 +18,7 @@ from muomni.files import write_bytes
 
 SILENT_PEAK_TO_PEAK = 2e-4  # about -80 dB of full scale; dither and a constant offset lie below it
 BLOCK_VALUES = 1 << 20  # values decoded at once: a file of a thousand channels can't fill the memory
+RATES_HZ = (1000, 768_000)  # beyond these a header is damaged, and a minute of sound would not fit the memory
 STREAMED_BYTES = 0x7FFFF000  # a RIFF size from here on was written by a pipe that did not know the length
 
 
@@ -47,6 +48,8 @@ def read(
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
             _refuse_torn_wav(stream.read(12), size, path)
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as sound:
+            if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
+                raise DataError("undecodable", f"{path}: expected {RATES_HZ[0]} to {RATES_HZ[1]} Hz, got {sound.samplerate} Hz")
             first, last = _window(sound, path, start_s, end_s)
             if last - first > max_s * sound.samplerate:
                 length_s = (last - first) / sound.samplerate
@@ -56,7 +59,7 @@ def read(
             source_rate_hz = sound.samplerate
             wave_S = _decode(sound, first, last - first)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError("undecodable", f"{path}: not a readable sound file: {error}") from error
+        raise DataError("undecodable", f"{path}: not a readable sound file: {_said(error)}") from error
     if len(wave_S) != last - first:
         raise DataError("undecodable", f"{path}: torn, {last - first} frames announced, {len(wave_S)} found")
     if not np.isfinite(wave_S).all():
@@ -113,6 +116,11 @@ def _decode(sound: soundfile.SoundFile, first: int, frames: int) -> NDArray[np.f
         pieces.append(block.mean(axis=1, dtype=np.float32))
         left -= len(block)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _said(error: Exception) -> str:
+    """libsndfile's words without the object's address, which is another in each run."""
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
 
 
 def _refuse_torn_wav(head: bytes, size: int, path: str) -> None:

@@ -11,19 +11,22 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from muomni.errors import DataError, ShapeError
 
 WHITE = (255, 255, 255)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # Pillow knows forty; one of them starts Ghostscript
+MAX_BYTES = 256 * 2**20
 
 
 def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
     """A picture as upright 8-bit RGB: alpha laid over white, palette, CMYK and 16-bit grey converted, EXIF orientation applied.
 
     Animations give their first frame.
-    Raises  DataError: missing, empty, undecodable (torn files too), too_large (by the header, before any pixel is decoded).
+    Raises  DataError: missing, empty, undecodable (torn files and other FORMATS too), too_large (by the size or the header, before any
+            pixel is decoded).
     """
     name = "picture in memory" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
     content = path_or_bytes if isinstance(path_or_bytes, bytes) else _bytes(Path(path_or_bytes))
@@ -32,7 +35,7 @@ def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not Pillow's
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
         if picture.width * picture.height > max_pixels:
             raise DataError(
                 "too_large", f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} allowed", hint="shrink it"
@@ -43,6 +46,8 @@ def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> 
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too_large", f"{name}: {error}", hint="shrink it") from error
+    except UnidentifiedImageError as error:
+        raise DataError("undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {content[:8]!r}...") from error
     except Exception as error:  # Pillow's decoders let anything through on hostile bytes: SyntaxError, struct.error, IndexError ...
         raise DataError("undecodable", f"{name}: not a readable picture: {error}") from error
 
@@ -73,7 +78,12 @@ def to_pixels(array: NDArray[np.uint8] | Tensor) -> Tensor:
 def _bytes(path: Path) -> bytes:
     if not os.path.isfile(path):
         raise DataError("missing", f"{path}: no such picture", hint="paths in a manifest are relative to the manifest or its `root`")
-    return path.read_bytes()
+    try:
+        if (size := os.path.getsize(path)) > MAX_BYTES:
+            raise DataError("too_large", f"{path}: {size} bytes, at most {MAX_BYTES} allowed", hint="shrink it")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError("undecodable", f"{path}: can't be read: {error.strerror}") from error
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,162 @@
+"""What looks, sounds or reads all but the same: small vectors that survive a new size, gain, rate or file format, and an index of them.
+
+A picture becomes 16 x 16 colours, a sound the picture of its spectrum (24 bands x 32 stretches, dB); both are brought to mean 0 and
+deviation 1, so that brightness and gain do not count. Like vectors fall into the same buckets of random hyperplanes (Charikar 2002), and
+only what shares a bucket is compared: the cost grows with the rows, not with their square. Thresholds were measured: see docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections import defaultdict
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 16
+LEAST_DEVIATION = 3.0  # of 255: what is flatter has nothing to be told by
+PICTURE_FAR, PICTURE_SPIKE = 0.16, 1.0  # most root mean square and most single difference of two like pictures, in deviations
+SOUND_FAR = 0.16
+RATE_HZ = 8000
+WINDOW_SAMPLES, HOP_SAMPLES = 256, 64
+BANDS, STRETCHES = 24, 32
+LOW_HZ, HIGH_HZ = 150.0, 3400.0  # what a telephone carries
+RANGE_DB = 45.0
+LENGTHS_APART = 0.03  # like sounds are of like length
+STEPS = 12.0  # of a vector to a deviation: int8 holds 10 deviations
+TABLES, BITS = 12, 16  # at the threshold a pair shares one of 12 buckets of 16 bits with probability 0.999
+CROWD = 32  # of a bucket only the last so many are compared, so that a thousand copies cost no million comparisons
+HASHES, ROWS = 64, 4
+SHINGLE_WORDS = 3
+LEAST_WORDS = 12  # shorter texts are like others by chance
+MOST_WORDS = 5000  # of a document; more adds no knowledge
+TEXT_LIKE = 0.8
+
+Vector = NDArray[np.int8]  # deviations from the mean, 12 steps each
+
+
+def picture_vector(picture: Image.Image) -> Vector | None:
+    """(768,) of an RGB picture; None for one of a single colour."""
+    way = Image.Resampling.BOX if min(picture.size) >= SIDE else Image.Resampling.BILINEAR
+    return _standard(np.asarray(picture.convert("RGB").resize((SIDE, SIDE), way), dtype=np.float32), LEAST_DEVIATION)
+
+
+def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
+    """(768,) of a mono wave; None for one whose spectrum never changes."""
+    if rate_hz != RATE_HZ:
+        wave_S = soxr.resample(wave_S, rate_hz, RATE_HZ)
+    wave_S = np.pad(wave_S, (0, max(0, WINDOW_SAMPLES - len(wave_S))))
+    frames_FN = np.lib.stride_tricks.sliding_window_view(wave_S, WINDOW_SAMPLES)[::HOP_SAMPLES]
+    power_FN = np.abs(np.fft.rfft(frames_FN * np.hanning(WINDOW_SAMPLES).astype(np.float32), axis=1)) ** 2
+    bands_FB = _pooled(power_FN.T, np.geomspace(LOW_HZ, HIGH_HZ, BANDS + 1) / (RATE_HZ / WINDOW_SAMPLES)).T
+    pooled = _pooled(bands_FB, np.linspace(0, len(bands_FB), STRETCHES + 1)) / (len(bands_FB) / STRETCHES)
+    db = 10.0 * np.log10(pooled + 1e-12)
+    return _standard(np.maximum(db, db.max() - RANGE_DB).astype(np.float32), 0.5)
+
+
+def _pooled(rows: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Sums of rows between fractional edges."""
+    sums = np.concatenate([np.zeros_like(rows[:1], dtype=np.float64), np.cumsum(rows, axis=0, dtype=np.float64)])
+    low = np.minimum(np.floor(edges).astype(int), len(rows) - 1)
+    return np.diff(sums[low] + (edges - low)[:, None] * (sums[low + 1] - sums[low]), axis=0)
+
+
+def _standard(values: NDArray[np.float32], least: float) -> Vector | None:
+    deviation = float(values.std())
+    if deviation < least:
+        return None
+    steps = np.round((values - values.mean()).ravel() * (STEPS / deviation))
+    return np.asarray(np.clip(steps, -127, 127), dtype=np.int8)
+
+
+class NearVectors:
+    """Which of the vectors seen so far are all but equal to a new one."""
+
+    def __init__(self, far: float, spike: float = np.inf, lengths_apart: float = 1.0) -> None:
+        self.far, self.spike, self.lengths_apart = far, spike, lengths_apart
+        self._planes = np.random.default_rng(0).standard_normal((SIDE * SIDE * 3, TABLES * BITS)).astype(np.float32)
+        self._tables: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in range(TABLES)]
+        self._kept = np.zeros((64, self._planes.shape[0]), dtype=np.int8)
+        self._lengths = np.zeros(64)
+        self._count = 0
+
+    def add(self, vector: Vector, length: float = 0.0) -> list[int]:
+        """The numbers (in the order of adding, from 0) of those like it; then it is one of them."""
+        bits = (vector.astype(np.float32) @ self._planes > 0).reshape(TABLES, BITS)
+        keys = bits @ (1 << np.arange(BITS))
+        found: set[int] = set()
+        for table, key in zip(self._tables, keys.tolist(), strict=True):
+            found.update(table[key][-CROWD:])
+            table[key].append(self._count)
+        near = self._like(vector, length, np.array(sorted(found), dtype=np.int64))
+        if self._count == len(self._kept):
+            self._kept, self._lengths = np.resize(self._kept, (2 * self._count, len(vector))), np.resize(self._lengths, 2 * self._count)
+        self._kept[self._count], self._lengths[self._count] = vector, length
+        self._count += 1
+        return near
+
+    def _like(self, vector: Vector, length: float, numbers: NDArray[np.int64]) -> list[int]:
+        lengths = self._lengths[numbers]
+        numbers = numbers[np.abs(lengths - length) <= self.lengths_apart * np.maximum(lengths, length)]
+        apart = (self._kept[numbers].astype(np.float32) - vector) / np.float32(STEPS)
+        is_like = np.sqrt(np.mean(apart**2, axis=1)) <= self.far
+        if np.isfinite(self.spike):
+            is_like &= np.abs(apart).max(axis=1) <= self.spike
+        return [int(number) for number in numbers[is_like]]
+
+
+def near_pictures() -> NearVectors:
+    """An index for `picture_vector`."""
+    return NearVectors(PICTURE_FAR, PICTURE_SPIKE)
+
+
+def near_sounds() -> NearVectors:
+    """An index for `sound_vector`, with the sound's seconds as length."""
+    return NearVectors(SOUND_FAR, lengths_apart=LENGTHS_APART)
+
+
+class NearTexts:
+    """Which of the texts seen so far say all but the same: equal but for case and punctuation, or four fifths of their word triples shared.
+
+    Source  Broder 1997 (shingles), by 64 minimal hashes in 16 bands.
+    """
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self._factors = rng.integers(1, 2**63, HASHES, dtype=np.uint64) | np.uint64(1)
+        self._offsets = rng.integers(0, 2**63, HASHES, dtype=np.uint64)
+        self._plain: dict[bytes, int] = {}
+        self._buckets: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._signatures: dict[int, NDArray[np.uint32]] = {}
+        self._count = 0
+
+    def add(self, text: str) -> list[int]:
+        """The numbers (in the order of adding, from 0) of those like it; then it is one of them."""
+        number, self._count = self._count, self._count + 1
+        words = re.findall(r"\w+", text.casefold())
+        plain = " ".join(words).encode(errors="replace")
+        if not plain:
+            return []
+        first = self._plain.setdefault(hashlib.sha256(plain).digest(), number)
+        if first != number:
+            return [first]
+        if len(words) < LEAST_WORDS:
+            return []
+        signature = self._signature(words[:MOST_WORDS])
+        found: set[int] = set()
+        for band in range(HASHES // ROWS):
+            bucket = self._buckets[bytes([band]) + signature[band * ROWS : (band + 1) * ROWS].tobytes()]
+            found.update(bucket[-CROWD:])
+            bucket.append(number)
+        self._signatures[number] = signature
+        return [other for other in sorted(found) if float(np.mean(self._signatures[other] == signature)) >= TEXT_LIKE]
+
+    def _signature(self, words: list[str]) -> NDArray[np.uint32]:
+        triples = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
+        hashes = np.array([zlib.crc32(triple.encode(errors="replace")) for triple in triples], dtype=np.uint64)
+        mixed = (hashes[None, :] * self._factors[:, None] + self._offsets[:, None]) >> np.uint64(32)
+        return np.asarray(mixed.min(axis=1), dtype=np.uint32)

@@ -1,0 +1,115 @@
+"""Likeness: a copy in another size, format, gain or rate is known again; what only resembles is not; the cost grows with the rows."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from PIL import Image, ImageDraw, ImageEnhance
+
+from muomni.data import likeness
+from muomni.media import audio
+
+
+def photo(seed):
+    rough = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((240, 180), Image.Resampling.BICUBIC)
+
+
+def drawing(shape, colour, place):
+    picture = Image.new("RGB", (112, 112), (240, 240, 240))
+    getattr(ImageDraw.Draw(picture), shape)([*place, place[0] + 30, place[1] + 30], fill=colour)
+    return picture
+
+
+def jpeg(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=70)
+    return Image.open(io.BytesIO(stream.getvalue())).convert("RGB")
+
+
+CHANGES = {
+    "jpeg": jpeg,
+    "smaller": lambda p: p.resize((p.width * 2 // 3, p.height * 2 // 3), Image.Resampling.BICUBIC),
+    "larger": lambda p: p.resize((p.width * 2, p.height * 2)),
+    "darker": lambda p: ImageEnhance.Brightness(p).enhance(0.8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_picture_is_known_again(change):
+    pictures = [photo(seed) for seed in range(20)] + [drawing("ellipse", (200, 0, 0), (10 * i, 40)) for i in range(6)]
+    index = likeness.near_pictures()
+    assert [index.add(likeness.picture_vector(p)) for p in pictures] == [[]] * 26
+    assert [index.add(likeness.picture_vector(change(p)))[:1] for p in pictures] == [[i] for i in range(26)]
+
+
+def test_flat_pictures_of_other_content_are_told_apart():
+    index = likeness.near_pictures()
+    pictures = [
+        drawing(shape, colour, place)
+        for shape in ("ellipse", "rectangle")
+        for colour in ((200, 0, 0), (0, 150, 0), (0, 0, 200))
+        for place in ((10, 40), (70, 40), (40, 10), (40, 70))
+    ]
+    assert [index.add(likeness.picture_vector(p)) for p in pictures] == [[]] * 24
+    assert likeness.picture_vector(Image.new("RGB", (40, 40), (7, 7, 7))) is None
+
+
+def voice(seed, seconds=1.0, rate_hz=16000):
+    """Five syllables of drawn pitch and length."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for length in rng.dirichlet(np.full(5, 3.0)) * seconds:
+        times = np.arange(int(length * rate_hz)) / rate_hz
+        tones = sum(np.sin(2 * np.pi * f * times) * g for f, g in zip(rng.uniform(150, 3300, 4), rng.random(4), strict=True))
+        parts.append(tones * np.hanning(len(times)) * 0.2)
+    return np.concatenate(parts).astype(np.float32)
+
+
+def coded(wave, rate_hz, form, subtype=None):
+    stream = io.BytesIO()
+    soundfile.write(stream, wave, rate_hz, format=form, subtype=subtype)
+    return audio.read(stream.getvalue(), rate_hz), rate_hz
+
+
+def test_a_changed_sound_is_known_again_and_another_is_not():
+    waves = [voice(seed) for seed in range(30)]
+    index = likeness.near_sounds()
+
+    def add(wave, rate_hz=16000):
+        return index.add(likeness.sound_vector(wave, rate_hz), len(wave) / rate_hz)
+
+    assert [add(wave) for wave in waves] == [[]] * 30
+    for i, wave in enumerate(waves):
+        assert add(wave * 0.2)[:1] == [i]
+        assert add(*coded(wave, 16000, "OGG", "VORBIS"))[:1] == [i]
+        assert add(*coded(wave, 16000, "MP3"))[:1] == [i]
+        assert add(soxr.resample(wave, 16000, 22050), 22050)[:1] == [i]
+        assert add(np.concatenate([wave, wave])) == []
+
+
+def test_texts():
+    index = likeness.NearTexts()
+    words = "the quick brown fox jumps over the lazy dog while the cat sleeps in the warm afternoon sun near the old stone wall by a pond"
+    assert index.add(words) == []
+    assert index.add(words.title() + "!") == [0]
+    assert index.add(words.replace("pond", "lake")) == [0]
+    assert index.add(" ".join(reversed(words.split()))) == []
+    assert index.add("yes") == []
+    assert index.add("Yes.") == [4]
+    assert index.add("yes yes") == []
+    assert index.add("...") == []
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_cost_grows_with_the_rows(alike):
+    rng = np.random.default_rng(0)
+    index = likeness.near_pictures()
+    vectors = rng.normal(0, 12, (1 if alike else 4000, 768)).astype(np.int8)
+    begin = time.perf_counter()
+    for i in range(4000):
+        index.add(vectors[i % len(vectors)])
+    assert time.perf_counter() - begin < 15  # about 0.5 s alone
