@@ -208,7 +208,9 @@ def _frozen(built: Plan) -> dict[str, str]:
     """Digests of what must not move: parameters that the patterns freeze, and all that networks without trained parameters hold."""
     resting = [(place, net) for place, net in built.networks.items() if not any(p.requires_grad for p in net.parameters())]
     tensors = {name: p for name, p in built.objective.named_parameters() if not p.requires_grad}
-    tensors |= {f"{place}/{name}": tensor for place, net in resting for name, tensor in net.state_dict().items()}
+    known = {tensor.data_ptr() for tensor in tensors.values()}
+    held = {f"{place}/{name}": tensor for place, net in resting for name, tensor in net.state_dict().items()}
+    tensors |= {name: tensor for name, tensor in held.items() if tensor.data_ptr() not in known}
     return {name: files.sha256_bytes(tensor.detach().cpu().float().numpy().tobytes()) for name, tensor in tensors.items()}
 
 
