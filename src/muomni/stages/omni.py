@@ -15,6 +15,7 @@ from muomni.data.conversation import Conversations, MediaSpec, read_picture
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
 from muomni.errors import DataError
+from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting
@@ -102,11 +103,11 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
         files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts})
 
-    def measure(_: Fitted) -> dict[str, Fact]:
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         omni.eval()
         parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
         examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        return {**examiner.answers(corpus.valid), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
+        return {**examiner.answers(corpus.valid, album), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
 
     return Plan(objective, train, valid, save, measure, corpus, forgetting.before())
 

@@ -15,6 +15,7 @@ from muomni import config, files, runtime
 from muomni.data import readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate, gates
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -60,7 +61,9 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     if machine.is_main:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
-        facts = {**_measure(built, fitted, before), "wall_s": Fact(time.perf_counter() - begin)}
+        album = Album()
+        facts = {**_measure(built, fitted, before, album), "wall_s": Fact(time.perf_counter() - begin)}
+        album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
             built.save(part)
         judged = gates.judge(all_gates(stage, settings), facts, settings.gates, waived_here(stage, settings, waived))
@@ -80,7 +83,7 @@ def gate_stage(folder: Path, name: str) -> dict[str, Any]:
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     built, run_as = _build(stage, settings, folder, Path(origin["base"]), machine)
     before = _frozen(built)
-    facts = _measure(built, loop.restore(built.objective, built.valid, settings, run_as, own), before)
+    facts = _measure(built, loop.restore(built.objective, built.valid, settings, run_as, own), before, Album())
     stored = certificate.read(own) or {"gates": []}
     kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
     judged = gates.judge(all_gates(stage, settings), facts, settings.gates, kept)
@@ -104,11 +107,14 @@ def _build(stage: Stage, settings: StageSettings, folder: Path, base: Path, mach
     return built, run_as
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str]) -> dict[str, Fact]:
-    """All facts: those known before, the sound ones, whether what was frozen (digests `before`) stayed, and the stage's own."""
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], album: Album) -> dict[str, Fact]:
+    """All facts: those known before, the sound ones, whether what was frozen (digests `before`) stayed, and the stage's own.
+
+    What the stage's own were measured on goes into the album.
+    """
     moved = sum(_frozen(built).get(key) != value for key, value in before.items())
     frozen = {"frozen_moved": Fact(float(moved), len(before))}
-    return {**built.notes, **frozen, **_sound(built, fitted), **built.measure(fitted)}
+    return {**built.notes, **frozen, **_sound(built, fitted), **built.measure(fitted, album)}
 
 
 def _init_from(built: Plan, folder: Path) -> None:

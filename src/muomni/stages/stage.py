@@ -15,6 +15,7 @@ from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order
 from muomni.data.quarantine import Quarantine
 from muomni.errors import ConfigError
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.runtime import Runtime
@@ -62,7 +63,7 @@ class Plan:
     """A stage, built: what trains on what, how the result is saved, and how it is measured.
 
     save      writes the files of `final/`
-    measure   facts on held-out data, called with the weights in place; only the main rank does
+    measure   facts on held-out data, called with the weights in place; only the main rank does. What it saw goes into the album
     corpus    what it was trained on, and what was held out
     notes     facts that are known before training (e.g. how many rows were refused)
     """
@@ -71,7 +72,7 @@ class Plan:
     train: Loader[Any, Any]
     valid: Loader[Any, Any] | None
     save: Callable[[Path], None]
-    measure: Callable[[Fitted], dict[str, Fact]]
+    measure: Callable[[Fitted, Album], dict[str, Fact]]
     corpus: readers.Corpus
     notes: dict[str, Fact] = field(default_factory=dict)
 

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.source import Source
+from muomni.evaluate import exhibits
+from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
@@ -91,8 +93,9 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         store.save(objective.text, folder / "text_tower")
         tokenizer.save(folder)
 
-    def measure(_: Fitted) -> dict[str, Fact]:
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         eyes = Eyes(objective, inputs.run)
+        exhibits.pictures(album, eyes, held_out)
         facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot)}
         if settings.probe:
             probes = inputs.corpus(settings.model_copy(update={"data": settings.probe}))
