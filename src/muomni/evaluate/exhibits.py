@@ -32,7 +32,7 @@ from muomni.models.omni import gather
 from muomni.tokens.bpe import SPECIAL, Tokenizer
 from muomni.tokens.chat import document
 
-TEXTS = 12  # continued, and spelt out token by token
+TEXTS, LEAST_CHARACTERS = 12, 40  # continued, and spelt out token by token
 PROMPT_SHARE, CONTINUATION_TOKENS, SPELT_TOKENS = 3, 32, 96  # a third of a text is its prompt
 GALLERY = 256  # held-out pictures that compete for each other's captions
 
@@ -54,6 +54,7 @@ def _rows(values: Tensor, digits: int = 4) -> list[list[float]]:
 def texts(album: Album, decoder: Decoder, tokenizer: Tokenizer, held_out: Sequence[str]) -> None:
     """Held-out texts: how the Thinker goes on from their first third, and what each token of them costs it in nats."""
     device = next(decoder.parameters()).device
+    held_out = [text for text in held_out if len(text) >= LEAST_CHARACTERS] or held_out  # of a word alone there is nothing to continue
     for index in np.linspace(0, len(held_out) - 1, min(TEXTS, len(held_out))).astype(int):
         ids = document(tokenizer, held_out[index])[: min(SPELT_TOKENS, decoder.config.ctx_len)]
         if len(ids) < 3:
