@@ -135,10 +135,12 @@ def _digit_first(word: str) -> tuple[int, str]:
     return (order.index(word), word) if word in order else (int(word), word) if word.isdigit() else (99, word)
 
 
-def matrix(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], caption: str, *, tall: int = 6) -> Html:
+def matrix(
+    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], caption: str, *, tall: int = 6, most: int = 260
+) -> Html:
     """A matrix as a picture, its values told under the pointer; rows lie from above."""
     told = json.dumps({"r": list(rows), "c": list(columns), "v": values})
-    high = min(260, max(48, tall * len(values)))
+    high = min(most, max(48, tall * len(values)))
     image = h("img", src=media.heat(values, low=0.0, ink=True), alt=caption, style=f"height:{high}px", cls="matrix")
     return h("figure", h("figcaption", caption), image, cls="attention", data_matrix=told)
 
