@@ -190,7 +190,7 @@ def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkp
     made = anatomy.blocks(subject)
     found = [("The sample", _shown(sample)), *made] if sample is not None else made
     sections = [h("section", h("h3", title), block, id=f"part{n}") for n, (title, block) in enumerate(found)]
-    links = [(f"part{n}", title.split(":")[0].split(",")[0][:24], "") for n, (title, _) in enumerate(found)]
+    links = [(f"part{n}", title.split(":")[0].split(",")[0], "") for n, (title, _) in enumerate(found)]
     return page(f"{name} of {where}", join(h("header", h("h1", name), meta, cls="head"), sections), links)
 
 
