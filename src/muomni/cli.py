@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console, data, use
-from muomni.commands.report import report, reported
+from muomni.commands.report import report, run_folder, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 
 app = typer.Typer(
@@ -28,8 +28,7 @@ def quickstart(out: Annotated[Path | None, typer.Option(metavar="DIR", help="whe
     """Make the toy world, train the whole recipe on it, and print the score board."""
     from muomni.stages import runner
 
-    with reported("quickstart", out=out):
-        board = runner.quickstart(out)
+    board = with_pages(lambda: runner.quickstart(out), lambda _: out or Path("runs") / "quickstart")
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
     console.table(f"score board, after {board['wall_s']:.0f} s", ["metric", "value"], rows)
 
@@ -48,8 +47,11 @@ def run(
 
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [arg for arg in args or [] if "=" in arg]
-    with reported(recipe, out=out, stages=stages, overrides=overrides):
-        folder = runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+
+    def train() -> Path:
+        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+
+    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages)
     console.result(str(folder))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from made_run import HOSTILE, make
 
-from muomni.errors import ConfigError
+from muomni.commands.report import with_pages
+from muomni.errors import ConfigError, GateRed
 from muomni.report.build import report
 from muomni.report.curves import Curve, chart
 from muomni.report.gather import gather
@@ -183,11 +186,62 @@ def test_numbers_as_a_person_reads_them() -> None:
     assert h("p", HOSTILE, title=HOSTILE).count("<") == 2
 
 
-def test_a_browser_opens_it_without_a_console_error(made: Path, page: str) -> None:
+def browse(path: Path) -> tuple[str, str]:
+    """The page's elements after its script ran, and what the browser complained of."""
     browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("NO CHROMIUM: the page was not opened in a browser")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{made.resolve() / 'report.html'}"], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert re.search(r"<audio[^>]* hidden", done.stdout)  # the script ran: its own players stand in place of the browser's
+    done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=120)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+def test_a_browser_opens_it_without_a_console_error(made: Path, page: str) -> None:
+    elements, complaints = browse(made / "report.html")
+    assert not complaints
+    assert re.search(r"<audio[^>]* hidden", elements)  # the script ran: its own players stand in place of the browser's
+
+
+POINT = """<script>
+const seen = [];
+for (const what of ["[data-curves] svg", "[data-matrix] img", ".interval"]) {
+  const target = document.querySelector(what), box = target.getBoundingClientRect();
+  const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
+  target.dispatchEvent(new PointerEvent("pointermove", where));
+  seen.push(document.getElementById("tip").textContent);
+}
+document.querySelector(".log").click();
+seen.push(document.querySelectorAll(".logged").length);
+document.querySelector("[data-show=right]").click();
+seen.push(document.querySelectorAll("article[hidden]").length);
+document.title = "TOLD" + JSON.stringify(seen);
+</script>"""
+
+
+def test_values_are_told_under_the_pointer_and_switches_switch(made: Path, page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{POINT}</body>"))
+    elements, complaints = browse(tmp_path / "page.html")
+    assert not complaints
+    curve, cell, interval, logged, hidden = json.loads(unescape(re.search(r"<title>TOLD(.*?)</title>", elements)[1]))  # type: ignore[index]
+    assert re.match(r"step \d+\ntraining  [\d.]+", curve)
+    assert "frame 1" in cell
+    assert "should be" in interval
+    assert (logged, hidden) == (1, 1)
+
+
+def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(tmp_path / "run")
+
+    def red() -> Path:
+        raise GateRed("a gate is red")
+
+    with pytest.raises(GateRed):
+        with_pages(red, lambda done: done or run, ["hearing"])
+    assert (run / "report.html").exists()
+    assert (run / "hearing" / "report.html").exists()
+    assert not (run / "vision" / "report.html").exists()
+    (run / "omni" / "certificate.json").write_text('{"stage": "omni", "verdict": "green", "facts": 3, "gates": []}')
+    assert with_pages(lambda: run, lambda done: done or tmp_path) == run
+    told = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("no report of") and "TypeError" in line for line in told)
+    assert (run / "vision" / "report.html").exists()

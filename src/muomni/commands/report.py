@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from muomni.commands import console
 from muomni.errors import GateRed
+
+T = TypeVar("T")
 
 
 def report(
@@ -25,32 +26,31 @@ def report(
     console.result(str(write(folder, against=against, out=out)))
 
 
-@contextmanager
-def reported(recipe: str, *, out: Path | None, stages: list[str] | None = None, overrides: list[str] | None = None) -> Iterator[None]:
-    """Inside, a recipe is run: at its end, green or red, the pages of its stages and its own are written."""
-    red: GateRed | None = None
+def with_pages(work: Callable[[], T], folder: Callable[[T | None], Path], stages: list[str] | None = None) -> T:
+    """Train, and write the pages of these stages (none: all) and of their run, green or red.
+
+    Takes   folder: the run's, from what `work` gave, or from None where a gate was red.
+    """
     try:
-        yield
-    except GateRed as error:
-        red = error
-    if os.environ.get("RANK", "0") == "0":
-        from muomni.stages import recipe as recipes
-
-        plan = recipes.read(recipe, overrides, out=out)
-        pages((out or Path("runs") / plan.name).resolve(), [name for name in plan.stages if not stages or name in stages])
-    if red is not None:
-        raise red
+        done = work()
+    except GateRed:
+        pages(folder(None), stages)
+        raise
+    pages(folder(done), stages)
+    return done
 
 
-def pages(folder: Path, stages: list[str]) -> None:
-    """Write the pages of stages and of their run folder.
+def pages(folder: Path, stages: list[str] | None = None) -> None:
+    """Write the pages of stages and of their run folder; only the main rank does.
 
     A page is no part of the result: whatever fails here is told in one line, and the training stands.
     """
+    done = [path.parent for path in sorted(folder.glob("*/certificate.json")) if not stages or path.parent.name in stages]
+    if not done or os.environ.get("RANK", "0") != "0":
+        return
     from muomni.report.build import report as write
 
-    done = [folder / name for name in stages if (folder / name / "certificate.json").exists()]
-    for each in [*done, folder] if done else []:
+    for each in [*done, folder]:
         try:
             page = write(each)
         except Exception as error:
@@ -58,3 +58,10 @@ def pages(folder: Path, stages: list[str]) -> None:
             continue
         if each == folder:
             console.note(f"report: {page}")
+
+
+def run_folder(recipe: str, overrides: list[str], out: Path | None) -> Path:
+    """Where a recipe's run goes."""
+    from muomni.stages import recipe as recipes
+
+    return out or Path("runs") / recipes.read(recipe, overrides, out=out).name

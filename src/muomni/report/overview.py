@@ -129,8 +129,8 @@ def forgetting(run: Run) -> Html | None:
         made.append(h("tr", h("td", words(name)), h("td", f"after {stage.name}"), [h("td", cell, cls="num") for cell in cells]))
     if not made:
         return None
-    columns = ("ability", "", "before", "after", "change")
-    return h("table", h("thead", h("tr", [h("th", text) for text in columns])), h("tbody", made))
+    columns = (("ability", ""), ("", ""), ("before", "num"), ("after", "num"), ("change", "num"))
+    return h("table", h("thead", h("tr", [h("th", text, cls=look) for text, look in columns])), h("tbody", made), cls="forgetting")
 
 
 def _taught(run: Run, stage: StageRun, base: str) -> float | None:
@@ -147,7 +147,7 @@ def data(run: Run) -> Html | None:
     made = []
     for stage in run.stages:
         sources = [str(source.get("path", "")).rsplit("/", 1)[-1] for source in stage.settings.get("data", []) if isinstance(source, dict)]
-        tokens = " + ".join(f"{number(row.get('tokens'))} tokens in {number(row.get('documents'))}" for row in stage.corpora)
+        tokens = " + ".join(f"{number(row.get('tokens'))} tokens in {number(row.get('documents'))} texts" for row in stage.corpora)
         bad = ", ".join(f"{count} {reason}" for reason, count in stage.quarantined.most_common())
         fact = stage.facts.get("quarantined", {})
         drawn = f"{number(fact.get('n'))}" if fact.get("n") else ""

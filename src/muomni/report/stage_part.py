@@ -216,7 +216,7 @@ def _more(stage: StageRun) -> list[Html]:
         out.append(h("details", h("summary", f"{len(stage.skipped)} updates were skipped"), h("ul", rows), cls="fold"))
     if stage.facts:
         rows = [_fact_row(name, row) for name, row in stage.facts.items()]
-        head = h("tr", [h("th", text) for text in ("fact", "value", "95 %", "floor", "n")])
+        head = h("tr", h("th", "fact"), [h("th", text, cls="num") for text in ("value", "95 %", "floor", "n")])
         out.append(h("details", h("summary", f"all {len(rows)} facts"), h("table", h("thead", head), h("tbody", rows)), cls="fold"))
     if stage.settings:
         text = yaml.safe_dump(stage.settings, sort_keys=False, allow_unicode=True, width=100)
