@@ -139,10 +139,18 @@ def test_two_runs_are_laid_side_by_side(made: Path, tmp_path: Path) -> None:
     text = report(made, against=other, out=tmp_path / "both.html").read_text()
     assert "run against other" in text
     assert "worse" in text
+    assert "no fair comparison" not in text
     assert "the other" in text  # its curves
     reverse = report(other, against=made, out=tmp_path / "back.html").read_text()
     assert "better" in reverse
     assert Elements(reverse).open == []
+
+
+def test_a_comparison_across_data_says_that_it_is_unfair(made: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", better=True)
+    path = other / "hearing" / "certificate.json"
+    path.write_text(path.read_text().replace("cd" * 32, "dc" * 32))
+    assert report(made, against=other, out=tmp_path / "both.html").read_text().count("no fair comparison") == 1
 
 
 def test_a_difference_within_the_intervals_is_told_as_such() -> None:

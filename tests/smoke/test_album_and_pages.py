@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_recipe import STAGES
 
+from muomni import cli
 from muomni.errors import CheckpointError, ConfigError
 from muomni.evaluate import exhibits
 from muomni.evaluate.album import MOST, ROWS
@@ -97,6 +98,16 @@ def test_a_sample_is_found_by_its_id_or_refused(finished: Path) -> None:
         explain.of_stage(str(finished), "thinkr", Wanted())
     with pytest.raises(ConfigError, match="expected a number"):
         explain.of_stage(str(finished), "vision", Wanted(index=10**9))
+
+
+def test_the_command_line_explains(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "explain", str(finished), "hearing", "--split", "valid", "--out", str(tmp_path / "sample.html")])
+    assert left.value.code == 0
+    assert "Where it is heard" in (tmp_path / "sample.html").read_text()
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "explain", str(finished), "--out", str(tmp_path / "sample.html")])
+    assert left.value.code == 2
 
 
 def test_a_manifest_is_explained_by_a_tokenizer_alone(finished: Path, tiny_world: Path) -> None:

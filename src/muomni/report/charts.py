@@ -151,6 +151,8 @@ def timeline(spans: Sequence[tuple[str, float, float, str]]) -> Html:
     rows = []
     for name, start, stop, verdict in spans:
         style = f"left:{100 * start / end:.2f}%;width:{max(0.4, 100 * (stop - start) / end):.2f}%"
-        inside = h("i", h("b", seconds(stop - start)), cls=f"span {verdict}", style=style)
-        rows += [h("span", name), h("div", inside, cls="track", data_tip=f"{name}: {seconds(stop - start)}, {verdict}")]
+        took, is_narrow = seconds(stop - start), stop - start < 0.08 * end
+        inside = h("i", None if is_narrow else h("b", took), cls=f"span {verdict}", style=style)
+        beside = h("small", took, style=f"left:{100 * stop / end + 0.6:.2f}%") if is_narrow else None
+        rows += [h("span", name), h("div", inside, beside, cls="track", data_tip=f"{name}: {took}, {verdict}")]
     return h("div", rows, h("span"), h("div", h("small", "0"), h("small", seconds(end)), cls="scale"), cls="timeline")

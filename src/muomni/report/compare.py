@@ -7,7 +7,7 @@ from typing import Any
 from muomni import config
 from muomni.report import meaning
 from muomni.report.gather import Run, StageRun
-from muomni.report.html import Html, h, number, words
+from muomni.report.html import Html, h, join, number, words
 
 
 def part(run: Run, other: Run) -> Html:
@@ -45,7 +45,7 @@ def change(ours: dict[str, Any], theirs: dict[str, Any], *, more_is_better: bool
 def _board(run: Run, other: Run) -> Html | None:
     ours, theirs = run.board.get("metrics") or {}, other.board.get("metrics") or {}
     rows = []
-    for name in dict.fromkeys([*ours, *theirs]):
+    for name in dict.fromkeys([*ours, *theirs]) if ours and theirs else []:
         bound, more = meaning.least(name)
         stage, fact = meaning.source(name)
         facts = []
@@ -71,7 +71,17 @@ def _gates(stage: StageRun, theirs: StageRun) -> Html | None:
         rows.append(
             _row(words(name), verdicts, ours, other, str(gate["threshold"]), more_is_better=str(gate["threshold"]).startswith(">="))
         )
-    return _table(stage.folder.parent.name, theirs.folder.parent.name, rows) if rows else None
+    if not rows:
+        return None
+    return join(_data(stage, theirs), _table(stage.folder.parent.name, theirs.folder.parent.name, rows))
+
+
+def _data(stage: StageRun, theirs: StageRun) -> Html | None:
+    """A warning where the two were measured on different data: then a difference tells nothing about which is better."""
+    digests = [str(each.certificate.get("data", "")) for each in (stage, theirs)]
+    if digests[0] == digests[1]:
+        return None
+    return h("p", f"measured on different data ({digests[0][:12]} and {digests[1][:12]}): no fair comparison", cls="verdict waived")
 
 
 def _row(name: str, verdicts: str, ours: dict[str, Any], theirs: dict[str, Any], should: str, *, more_is_better: bool) -> Html:
