@@ -160,7 +160,7 @@ def ablations(stage: StageRun) -> Html | None:
     if own is not None and swapped is not None:
         rows = [Bar("own text", own, look="good"), Bar("another's text", swapped)]
         made.append(h("figure", h("figcaption", h("b", "text"), "nats a code of the speech"), charts.bars(rows, unit="nats")))
-    rates = [_bar(stage, fact, words(fact.split("_win_rate_")[1])) for fact in stage.facts if "_swap_win_rate_" in fact]
+    rates = [_bar(stage, fact, words(fact.replace("_swap_win_rate_", ": "))) for fact in stage.facts if "_swap_win_rate_" in fact]
     if rates:
         made.append(h("figure", h("figcaption", h("b", "the right one wins"), "by task"), charts.bars(rates, most=1.0)))
     return h("div", made, cls="figures") if made else None
