@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console, data, use
+from muomni.commands.report import report, run_folder, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ def quickstart(out: Annotated[Path | None, typer.Option(metavar="DIR", help="whe
     """Make the toy world, train the whole recipe on it, and print the score board."""
     from muomni.stages import runner
 
-    board = runner.quickstart(out)
+    board = with_pages(lambda: runner.quickstart(out), lambda _: out or Path("runs") / "quickstart")
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
     console.table(f"score board, after {board['wall_s']:.0f} s", ["metric", "value"], rows)
 
@@ -46,7 +47,11 @@ def run(
 
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [arg for arg in args or [] if "=" in arg]
-    folder = runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+
+    def train() -> Path:
+        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+
+    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages)
     console.result(str(folder))
 
 
@@ -98,6 +103,7 @@ app.command()(use.chat)
 app.command()(use.transcribe)
 app.command()(use.speak)
 app.command()(use.trace)
+app.command()(report)
 app.add_typer(data.app, name="data")
 
 

@@ -67,6 +67,31 @@ def check(
 
 
 @app.command()
+def explain(
+    source: Annotated[str, typer.Argument(help="a recipe, a run's folder, or with --tokenizer a manifest")],
+    stage: Annotated[str | None, typer.Argument(help="the stage that would learn from it")] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes")] = Path("sample.html"),
+    sample: Annotated[str | None, typer.Option(metavar="ID", help="the sample's id; `row-7` for a packed row of stage thinker")] = None,
+    index: Annotated[int, typer.Option(min=0, help="else its number")] = 0,
+    split: Annotated[str, typer.Option(help="train or valid: where --index counts")] = "train",
+    checkpoint: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights tell the loss of every token")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for a manifest")] = None,
+) -> None:
+    """Show one sample as a stage reads it, on a page: media, ids, labels, who looks at whom, and what each token costs a checkpoint."""
+    from muomni import files
+    from muomni.report import explain as pages
+
+    wanted = pages.Wanted(sample, index, split)
+    if stage is not None:
+        files.write_text(out, pages.of_stage(source, stage, wanted, checkpoint=checkpoint))
+    elif tokenizer is not None:
+        files.write_text(out, pages.of_manifest(Path(source), tokenizer, wanted))
+    else:
+        raise ConfigError("explain: which stage?", hint="RECIPE STAGE, or MANIFEST --tokenizer DIR")
+    console.result(str(out))
+
+
+@app.command()
 def formats() -> None:
     """List the formats that `sources:` of a recipe can read."""
     about = {

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from muomni.data.conversation import Conversations, Item, questions
 from muomni.data.sample import Sample
 from muomni.errors import ContextError, DataError
+from muomni.evaluate import exhibits
+from muomni.evaluate.album import MOST, Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap
 from muomni.infer.engine import Engine
@@ -32,7 +34,7 @@ class Examiner:
         self.engine, self.items, self.run = engine, items, run
         self._objective = NextToken(engine.parts.thinker, engine.parts.omni)
 
-    def answers(self, samples: list[Sample]) -> dict[str, Fact]:
+    def answers(self, samples: list[Sample], album: Album | None = None) -> dict[str, Fact]:
         """Exact answers by task and by kind of question, and with another sample's picture in place."""
         facts: dict[str, Fact] = {}
         by_task: dict[str, list[Sample]] = defaultdict(list)
@@ -53,10 +55,15 @@ class Examiner:
             for sample, guess in zip(asked, said, strict=True):
                 kinds[str(sample.extra.get("kind", ""))].append(guess == sample.answer)
             facts |= {f"{task}_exact_{kind.replace(' ', '_')}": share(sum(hits), len(hits)) for kind, hits in sorted(kinds.items()) if kind}
+            swapped, others = list[str](), list[Prompt]()
             if any(sample.images for sample in asked):
                 partners = [prompts[_partner(asked, i)] for i in range(len(asked))]
-                swapped = self.ask([dataclasses.replace(own, pictures=_pictures_of(other, own)) for own, other in zip(prompts, partners)])
+                others = [dataclasses.replace(own, pictures=_pictures_of(other, own)) for own, other in zip(prompts, partners)]
+                swapped = self.ask(others)
                 facts[f"{task}_exact_swapped_image"] = share(sum(s == t for s, t in zip(swapped, truths, strict=True)), len(truths))
+            if album is not None:
+                most = max(1, MOST // len(by_task))
+                exhibits.answers(album, self.engine, asked, prompts, said, list(zip(others, swapped)), most=most)
         return facts
 
     def readable(self, samples: list[Sample]) -> tuple[list[Sample], list[Prompt]]:

@@ -10,6 +10,8 @@ import torch
 
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, Wave, spoken
+from muomni.evaluate import exhibits
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein
 from muomni.infer import speech
@@ -51,6 +53,7 @@ def free_speech(
     *,
     most: int,
     max_s: float = 20.0,
+    album: Album | None = None,
 ) -> dict[str, Fact]:
     """Speech from text alone, heard by our own ears, beside what copy synthesis and the codec leave of the true speech.
 
@@ -73,6 +76,8 @@ def free_speech(
 
     guesses = heard(waves)
     rates = [levenshtein(truth, guess) / len(truth) for truth, guess in zip(texts, guesses, strict=True)]
+    if album is not None:
+        exhibits.said_aloud(album, voice, texts, said, guesses, true_frames)
     few = chosen[:: max(1, len(chosen) // 80)]
     spec = voice.codec.config.mel
     utterances = Utterances(samples, spec, downsample=0, pad_s=0.0, max_text_len=0, max_s=max_s)

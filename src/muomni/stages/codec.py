@@ -8,7 +8,8 @@ from pydantic import Field
 
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import thresholds
+from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
@@ -50,8 +51,8 @@ def build(settings: CodecSettings, inputs: Inputs) -> Plan:
     training = Crops(whole["train"], settings.crop_frames)
     train, valid = loaders(training, whole["valid"], collate, settings, weights=corpus.weights)
 
-    def measure(_: Fitted) -> dict[str, Fact]:
-        return quality(codec, whole["valid"], inputs)
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
+        return quality(codec, whole["valid"], inputs, album)
 
     return Plan(
         CodecObjective(codec, warmup=settings.quantise_after, seed=settings.seed),
@@ -79,10 +80,10 @@ def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @torch.inference_mode()
-def quality(codec: Codec, held_out: Utterances, inputs: Inputs) -> dict[str, Fact]:
+def quality(codec: Codec, held_out: Utterances, inputs: Inputs, album: Album) -> dict[str, Fact]:
     """Usage of the codebooks and the error of the round trip on held-out speech, against a codec that always says the mean."""
     codec.eval()
-    error = spread = 0.0
+    errors, spreads, heard = [], [], []
     codes, frames = [], 0
     for index in range(len(held_out)):
         try:
@@ -93,14 +94,17 @@ def quality(codec: Codec, held_out: Utterances, inputs: Inputs) -> dict[str, Fac
         coded = codec.encode(batch.mel_BFM, batch.frames_B)
         rebuilt = codec.normalise(codec.decode(coded))[:, : batch.mel_BFM.shape[1]]
         target = codec.normalise(batch.mel_BFM)
-        error += float((rebuilt - target[:, : rebuilt.shape[1]]).square().sum())
-        spread += float((target - target.mean()).square().sum())
+        errors.append(float((rebuilt - target[:, : rebuilt.shape[1]]).square().sum()))
+        spreads.append(float((target - target.mean()).square().sum()))
+        heard.append(index)
         codes.append(coded[0])
         frames += coded.shape[-1]
     if not codes:
         return {}
     used = codec.usage(torch.cat(codes, dim=1)[None])
-    facts = {"mel_error": Fact(error / max(spread, 1e-9), len(codes), None, 1.0), "code_frames": Fact(float(frames))}
+    shares = [error / max(spread, 1e-9) for error, spread in zip(errors, spreads)]
+    exhibits.round_trips(album, codec, held_out, heard, shares, torch.cat(codes, dim=1))
+    facts = {"mel_error": Fact(sum(errors) / max(sum(spreads), 1e-9), len(codes), None, 1.0), "code_frames": Fact(float(frames))}
     facts["usage"] = Fact(min(book.used for book in used), frames)
     facts["perplexity_share"] = Fact(min(book.perplexity for book in used) / codec.codebook_size, frames, None, 1 / codec.codebook_size)
     for number, book in enumerate(used):

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.data.sample import Sample
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import labels, thresholds
+from muomni.evaluate import exhibits, labels, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
 from muomni.infer import ctc
@@ -75,8 +77,8 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
         if (lm := language()) is not None:
             lm.save(folder / "char_lm.json")
 
-    def measure(_: Fitted) -> dict[str, Fact]:
-        return transcripts(encoder, held_out, settings, language())
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
+        return transcripts(encoder, held_out, settings, language(), album)
 
     def checks() -> dict[str, Fact]:
         return labels.infeasible(training)
@@ -84,20 +86,25 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     return Plan(Hearing(encoder), train, valid, save, measure, corpus, {".": encoder}, checks)
 
 
-def transcripts(encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, lm: ctc.CharLM | None) -> dict[str, Fact]:
+def transcripts(
+    encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, lm: ctc.CharLM | None, album: Album
+) -> dict[str, Fact]:
     """Transcripts of held-out utterances, as `muomni transcribe` makes them, against the true ones, by task; refused ones count apart."""
-    items: list[tuple[str, Utterance]] = []
+    items: list[tuple[Sample, Utterance]] = []
     for index in range(len(held_out)):
         try:
-            items.append((held_out.samples[index].task, held_out.item(index, np.random.default_rng(0))))
+            items.append((held_out.samples[index], held_out.item(index, np.random.default_rng(0))))
         except DataError:
             continue
     refused = len(held_out) - len(items)
     told: dict[str, list[tuple[str, str]]] = defaultdict(list)
     greedy = []
-    for (task, item), found in zip(items, log_probs(encoder.eval(), [item.mel_FM for _, item in items]), strict=True):
+    seen = []
+    for (sample, item), found in zip(items, log_probs(encoder.eval(), [item.mel_FM for _, item in items]), strict=True):
         greedy.append((item.text, Alphabet().decode(ctc.greedy(found))))
-        told[task].append((item.text, Alphabet().decode(ctc.beam(found, lm=lm)[0].ids)) if lm else greedy[-1])
+        told[sample.task].append((item.text, Alphabet().decode(ctc.beam(found, lm=lm)[0].ids)) if lm else greedy[-1])
+        seen.append((sample, *told[sample.task][-1], greedy[-1][1]))
+    exhibits.transcripts(album, seen, settings.word_tasks, settings.model.mel.rate_hz)
     facts = {"refused_share": Fact(refused / max(1, len(held_out)), len(held_out))}
     for task, pairs in sorted(told.items()):
         if task in settings.word_tasks:

@@ -16,6 +16,7 @@ from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
 from muomni.errors import DataError
 from muomni.evaluate import labels, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Senses
@@ -111,11 +112,11 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
         files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts})
 
-    def measure(_: Fitted) -> dict[str, Fact]:
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         omni.eval()
         parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
         examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        facts = {**examiner.answers(corpus.valid), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
+        facts = {**examiner.answers(corpus.valid, album), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
         return facts | senses.facts(vision, audio)
 
     def checks() -> dict[str, Fact]:

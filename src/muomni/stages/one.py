@@ -17,6 +17,7 @@ from muomni import config, files, runtime
 from muomni.data import readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -76,7 +77,10 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     if machine.is_main:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
-        facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **_measure(built, fitted, before, settings, run_as)}
+        album = Album()
+        ended = _measure(built, fitted, before, settings, run_as, album)
+        facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
+        album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
             built.save(part)
             facts["saved_error"] = _saved(built, part)
@@ -102,7 +106,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     start = _start(built, settings, run_as)
     before = _frozen(built)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
-    facts = {**start, **_measure(built, fitted, before, settings, run_as), "saved_error": _saved(built, own / "final")}
+    facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
@@ -154,11 +158,14 @@ def _refuse_early(
     refuse(distributed.from_main(result, run))
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime) -> dict[str, Fact]:
-    """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's."""
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime, album: Album) -> dict[str, Fact]:
+    """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
+
+    What the stage's own were measured on goes into the album.
+    """
     moved = [key for key, value in before.items() if _frozen(built).get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted)}
+    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted, album)}
 
 
 def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:

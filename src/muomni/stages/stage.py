@@ -16,6 +16,7 @@ from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order
 from muomni.data.quarantine import Quarantine
 from muomni.errors import ConfigError
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.runtime import Runtime
@@ -68,7 +69,7 @@ class Plan:
     """A stage, built: what trains on what, how the result is saved, and how it is measured.
 
     save      writes the files of `final/`
-    measure   facts on held-out data, called with the weights in place; only the main rank does
+    measure   facts on held-out data, called with the weights in place; only the main rank does. What it saw goes into the album
     corpus    what it was trained on, and what was held out
     networks  what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
     checks    facts about the data as they are taught, measured before the first step
@@ -79,7 +80,7 @@ class Plan:
     train: Loader[Any, Any]
     valid: Loader[Any, Any] | None
     save: Callable[[Path], None]
-    measure: Callable[[Fitted], dict[str, Fact]]
+    measure: Callable[[Fitted, Album], dict[str, Fact]]
     corpus: readers.Corpus
     networks: dict[str, nn.Module]
     checks: Callable[[], dict[str, Fact]] = dict

@@ -13,6 +13,7 @@ from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
 from muomni.evaluate import labels, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.listening import free_speech, swap
 from muomni.infer.speech import Think, Voice, listen_to
@@ -100,13 +101,13 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         if thinker is not None:
             store.save(thinker, folder / "thinker")
 
-    def measure(_: Fitted) -> dict[str, Fact]:
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=think)
         ears = store.load(inputs.needed["hearing"], inputs.run.device)
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
-        return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s)
+        return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)
 
     def checks() -> dict[str, Fact]:
         known = store.load(inputs.needed["codec"])

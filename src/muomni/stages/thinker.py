@@ -14,7 +14,8 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import labels, thresholds
+from muomni.evaluate import exhibits, labels, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
 from muomni.models import store
@@ -70,12 +71,13 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         store.save(decoder, folder)
         tokenizer.save(folder)
 
-    def measure(fitted: Fitted) -> dict[str, Fact]:
+    def measure(fitted: Fitted, album: Album) -> dict[str, Fact]:
         learned = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]
         batches = [collate_rows([rows["valid"].item(i, np.random.default_rng(0))]) for i in range(len(rows["valid"]))]
         count = sum(int((targets(batch) != IGNORE).sum()) for batch in batches)
         nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
         floor_nats = unigram_entropy(np.concatenate(learned).tolist())
+        exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in words(sample)[-1:]])
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
             "perplexity": Fact(math.exp(min(nats, 700.0)), count, None, math.exp(floor_nats)),

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.source import Source
-from muomni.evaluate import thresholds
+from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
 from muomni.models import store
@@ -91,8 +92,9 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         store.save(objective.text, folder / "text_tower")
         tokenizer.save(folder)
 
-    def measure(_: Fitted) -> dict[str, Fact]:
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         eyes = Eyes(objective, inputs.run)
+        exhibits.pictures(album, eyes, held_out)
         facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot)}
         if settings.probe:
             probes = inputs.corpus(settings.model_copy(update={"data": settings.probe}))

@@ -1,0 +1,67 @@
+"""`muomni report`: the page of a run; and the same at the end of `run`, where it must not spoil what was trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from muomni.commands import console
+from muomni.errors import GateRed
+
+T = TypeVar("T")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a stage's")],
+    against: Annotated[Path | None, typer.Option(metavar="OTHER", help="another run, laid beside")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the page goes; DIR/report.html if left out")] = None,
+) -> None:
+    """Write the page of a run or a stage: gates, curves, and held-out samples to look at and listen to; one HTML file."""
+    from muomni.report.build import report as write
+
+    console.result(str(write(folder, against=against, out=out)))
+
+
+def with_pages(work: Callable[[], T], folder: Callable[[T | None], Path], stages: list[str] | None = None) -> T:
+    """Train, and write the pages of these stages (none: all) and of their run, green or red.
+
+    Takes   folder: the run's, from what `work` gave, or from None where a gate was red.
+    """
+    try:
+        done = work()
+    except GateRed:
+        pages(folder(None), stages)
+        raise
+    pages(folder(done), stages)
+    return done
+
+
+def pages(folder: Path, stages: list[str] | None = None) -> None:
+    """Write the pages of stages and of their run folder; only the main rank does.
+
+    A page is no part of the result: whatever fails here is told in one line, and the training stands.
+    """
+    done = [path.parent for path in sorted(folder.glob("*/certificate.json")) if not stages or path.parent.name in stages]
+    if not done or os.environ.get("RANK", "0") != "0":
+        return
+    from muomni.report.build import report as write
+
+    for each in [*done, folder]:
+        try:
+            page = write(each)
+        except Exception as error:
+            console.note(f"no report of {each}: {type(error).__name__}: {' '.join(str(error).split())}")
+            continue
+        if each == folder:
+            console.note(f"report: {page}")
+
+
+def run_folder(recipe: str, overrides: list[str], out: Path | None) -> Path:
+    """Where a recipe's run goes."""
+    from muomni.stages import recipe as recipes
+
+    return out or Path("runs") / recipes.read(recipe, overrides, out=out).name

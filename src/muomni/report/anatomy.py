@@ -1,0 +1,278 @@
+"""A batch of one item, laid open: one function for each kind of batch that a stage learns from.
+
+Each takes the stage's objective (with a checkpoint's weights in place if `is_trained`) and gives titled blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muomni.infer import speech
+from muomni.models.codec import Codec
+from muomni.nn import masks
+from muomni.report import charts, lanes, media
+from muomni.report.html import Html, h, join, number
+from muomni.report.lanes import Cell
+from muomni.tokens.alphabet import BLANK, Alphabet
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
+from muomni.train.objectives.codec import CodecBatch, CodecObjective
+from muomni.train.objectives.contrast import Contrast, VisionBatch
+from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.language import LanguageBatch, NextToken, targets
+from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+
+Blocks = list[tuple[str, Html]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is laid open: the batch of one item, and the networks that would learn from it (None for a manifest alone)."""
+
+    batch: Any
+    objective: Any
+    tokenizer: Tokenizer | None
+    is_trained: bool
+
+
+def blocks(subject: Subject) -> Blocks:
+    """The titled parts of the item's page."""
+    made: Blocks = KINDS[type(subject.batch)](subject)
+    return made
+
+
+def mel(mel_FM: Tensor, caption: str) -> Html:
+    """A log-mel as a picture, low frequencies below."""
+    image = h("img", src=media.heat(mel_FM.T.flip(0).float().tolist(), ink=True), alt=caption, cls="mel")
+    return h("figure", h("figcaption", caption), image, cls="attention")
+
+
+@torch.no_grad()
+def _language(subject: Subject) -> Blocks:
+    batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
+    assert isinstance(batch, LanguageBatch)
+    assert tokenizer is not None
+    ids = batch.ids_BT[0].tolist()
+    wanted = [IGNORE, *targets(batch)[0].tolist()]
+    documents = batch.documents_BT[0].tolist() if batch.documents_BT is not None else [0] * len(ids)
+    places = masks.positions(len(ids), keep_BT=batch.keep_BT, documents_BT=batch.documents_BT)
+    at = (places if places.dim() == 1 else places[0]).tolist()
+    found: dict[int, lanes.Cost] = {}
+    learned = [t for t, label in enumerate(wanted) if label != IGNORE]
+    if subject.is_trained and isinstance(objective, NextToken) and learned:
+        trunk = objective.trunk
+        x_BTD = trunk.embed(batch.ids_BT) if objective.omni is None else objective.omni.embed(batch.ids_BT, batch.media)
+        h_BTD = trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT)
+        rows = torch.tensor(learned)
+        found = dict(zip(learned, lanes.costs(trunk.logits(h_BTD[0, rows - 1]), batch.labels_BT[0, rows], tokenizer)))
+    apart = [t for t in range(1, len(ids)) if masks.SHARED in documents and documents[t] != documents[t - 1]]
+    pieces, owners, shown = [lanes.piece(tokenizer, each) for each in ids], lanes.roles(ids, apart), lanes.runs(ids)
+    first = [start for start, _ in shown]
+
+    def lane(text: Any, look: Any = lambda t: "") -> list[Cell]:
+        return [Cell(str(text(t)), str(look(t))) for t in first]
+
+    spans = [f"{a}–{b - 1}" if b - a > 1 else str(a) for a, b in shown]
+    rows_of_lanes: list[tuple[str, list[Cell]]] = [
+        ("place", [Cell(text, "masked") for text in spans]),
+        ("piece", [Cell(pieces[a] + (f" ×{b - a}" if b - a > 1 else ""), f"piece role-{owners[a]}", tip=owners[a]) for a, b in shown]),
+        ("id", lane(lambda t: ids[t], lambda t: "masked")),
+        ("position", lane(lambda t: at[t])),
+        ("document", lane(lambda t: {masks.SHARED: "shared", -1: "·"}.get(documents[t], documents[t]))),
+        ("learned", lane(lambda t: "✓" if wanted[t] != IGNORE else "·", lambda t: "learned" if wanted[t] != IGNORE else "masked")),
+    ]
+    if found:
+        rows_of_lanes.append(("nats", [found[t].cell(pieces[t]) if t in found else Cell("") for t in first]))
+    allowed = masks.build(len(ids), keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, causal=True)
+    seen_TT = torch.ones(len(ids), len(ids)).tril().bool() if allowed is None else allowed[0, 0]
+    told = h(
+        "p", lanes.average([cost.nats for cost in found.values()]) if found else f"{len(learned)} of {len(ids)} are learned", cls="quiet"
+    )
+    out: Blocks = [("Ids, roles, labels", join(lanes.key([owners[t] for t in first]), lanes.table(rows_of_lanes), told))]
+    out.append(("Who looks at whom", lanes.mask(seen_TT, pieces)))
+    for number_, pixels in enumerate(batch.media.pixels_N3HW if batch.media.pixels_N3HW is not None else []):
+        out.append((f"Picture {number_} as the eyes read it", _pixels(pixels)))
+    if batch.media.mel_NFM is not None and batch.media.frames_N is not None:
+        for number_, (sound, frames) in enumerate(zip(batch.media.mel_NFM, batch.media.frames_N)):
+            out.append((f"Sound {number_} as the ears read it", mel(sound[: int(frames)], f"{int(frames)} frames")))
+    return out
+
+
+def _pixels(pixels_3HW: Tensor, size: int = 224) -> Html:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy()).save(stream, "PNG", optimize=True)
+    return h("img", src=media.uri(stream.getvalue(), "image/png"), width=size, height=size, alt="picture")
+
+
+def _hearing(subject: Subject) -> Blocks:
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, HearingBatch)
+    frames, alphabet = int(batch.frames_B[0]), Alphabet()
+    symbols = batch.labels_BU[0, : int(batch.symbols_B[0])].tolist()
+    letters = [alphabet.decode([each]).replace(" ", "␣") for each in symbols]
+    out: Blocks = [("As the ears read it", mel(batch.mel_BFM[0, :frames], f"log-mel, {frames} frames"))]
+    rows: list[tuple[str, list[Cell]]] = [
+        ("place", [Cell(str(i), "masked") for i in range(len(symbols))]),
+        ("symbol", [Cell(letter, "piece role-assistant") for letter in letters]),
+        ("id", [Cell(str(each), "masked") for each in symbols]),
+    ]
+    told = f"{len(symbols)} symbols"
+    if isinstance(objective, Hearing):
+        states = int(objective.encoder.lengths(batch.frames_B)[0])
+        told += f" against {states} states: a symbol each {states / max(1, len(symbols)):.1f} states"
+    if not (subject.is_trained and isinstance(objective, Hearing)):
+        return [*out, ("What is to be written", join(lanes.table(rows), h("p", told, cls="quiet")))]
+    with torch.no_grad():
+        heard = objective.encoder(batch.mel_BFM, batch.frames_B)
+        log_TC = objective.encoder.symbols(heard.states_BTD)[0]
+    log_TC.requires_grad_(True)
+    nats = F.ctc_loss(log_TC[:, None], batch.labels_BU, heard.lengths_B, batch.symbols_B, blank=BLANK, reduction="sum")
+    (gradient,) = torch.autograd.grad(nats, log_TC)
+    # torch's gradient is exp(log p) - occupancy: how likely each state writes each symbol, given the text.
+    occupied_TC = (log_TC.exp() - gradient).detach().clamp(min=0)
+    log_TC = log_TC.detach()
+    kinds = [BLANK, *dict.fromkeys(symbols)]
+    names = ["blank", *(alphabet.decode([each]).replace(" ", "␣") for each in kinds[1:])]
+    mean = {c: float((occupied_TC[:, c] * -log_TC[:, c]).sum() / occupied_TC[:, c].sum().clamp(min=1e-6)) for c in kinds}
+    cells = [Cell(f"{mean[c]:.1f}", "heat-cell", min(1.0, mean[c] / lanes.FULL_NATS), f"{mean[c]:.3f} nats where heard") for c in symbols]
+    rows.append(("nats", cells))
+    path = [alphabet.decode([c]) or "·" for c in log_TC.argmax(1).tolist()]
+    told += f"; {number(float(nats.detach()))} nats in all, {number(float(nats.detach()) / max(1, len(symbols)), 3)} a symbol"
+    columns = [f"state {t}, likeliest {letter!r}" for t, letter in enumerate(path)]
+    drawn = charts.matrix(
+        [occupied_TC[:, c].tolist() for c in kinds],
+        names,
+        columns,
+        "symbols (rows) against states: where each is heard, the text given",
+        tall=12,
+    )
+    greedy = h("p", "likeliest symbol of each state: ", h("code", "".join(path)))
+    return [*out, ("What is to be written", join(lanes.table(rows), h("p", told, cls="quiet"))), ("Where it is heard", join(drawn, greedy))]
+
+
+@torch.no_grad()
+def _vision(subject: Subject) -> Blocks:
+    batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
+    assert isinstance(batch, VisionBatch)
+    assert tokenizer is not None
+    captions = [("true", batch.caption_ids_BT[0][batch.caption_keep_BT[0]].tolist())]
+    if batch.negatives_BNT is not None and batch.negatives_keep_BNT is not None:
+        pairs = zip(batch.negatives_BNT[0], batch.negatives_keep_BNT[0])
+        captions += [("false", ids[keep].tolist()) for ids, keep in pairs if bool(keep.any())]
+    out: Blocks = [("As the eyes read it", _pixels(batch.pixels_BHW3[0].permute(2, 0, 1)))]
+    scores: list[float] = []
+    if subject.is_trained and isinstance(objective, Contrast):
+        seen = objective.vision(batch.pixels_BHW3.permute(0, 3, 1, 2))
+        unit = objective.vision.unit(objective.vision.pooled(seen))[0]
+        for _, ids in captions:
+            vector = objective.texts(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0]
+            scores.append(float(unit @ vector.float()))
+    tables = []
+    for place, (side, ids) in enumerate(captions):
+        rows = [
+            (side, [Cell(lanes.piece(tokenizer, each), f"piece role-{'assistant' if side == 'true' else 'image'}") for each in ids]),
+            ("id", [Cell(str(each), "masked") for each in ids]),
+        ]
+        won = f"similarity {number(scores[place], 3)}" if scores else ""
+        won += "; it beats the true one" if scores and place and scores[place] >= scores[0] else ""
+        tables.append(join(lanes.table(rows), h("p", won, cls="quiet") if won else None))
+    return [*out, ("Captions, true and false", join(tables))]
+
+
+@torch.no_grad()
+def _codec(subject: Subject) -> Blocks:
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, CodecBatch)
+    frames = int(batch.frames_B[0])
+    out: Blocks = [("What is to be rebuilt", mel(batch.mel_BFM[0, :frames], f"log-mel, {frames} frames"))]
+    if not (subject.is_trained and isinstance(objective, CodecObjective)):
+        return out
+    codec: Codec = objective.codec
+    codes = codec.encode(batch.mel_BFM, batch.frames_B)
+    rebuilt = codec.decode(codes)[0, :frames]
+    error_FM = (codec.normalise(rebuilt) - codec.normalise(batch.mel_BFM[0, :frames])).square()
+    stride = codec.config.stride_frames
+    per_code = [float(part.mean()) for part in torch.split(error_FM, stride)]
+    rows = [("frame", [Cell(str(i), "masked") for i in range(codes.shape[-1])])]
+    rows += [(f"book {k}", [Cell(str(code), "role-audio") for code in book]) for k, book in enumerate(codes[0].tolist())]
+    rows.append(
+        (
+            "error",
+            [Cell(f"{e:.2f}", "heat-cell", min(1.0, e / 0.5), f"mean square {e:.4f}, in units of the mel's spread") for e in per_code],
+        )
+    )
+    terms = {name: float(term.total) / max(1, term.count) for name, term in objective(batch).items()}
+    told = ", ".join(f"{name} {number(value, 3)}" for name, value in terms.items())
+    spec = codec.config.mel
+    sounds = [
+        media.player(speech.sound(each, spec), spec.rate_hz, name)
+        for each, name in ((batch.mel_BFM[0, :frames], "mel"), (rebuilt, "rebuilt"))
+    ]
+    out.append(("Rebuilt from the codes", join(mel(rebuilt, "log-mel, rebuilt"), h("div", sounds, cls="line"))))
+    return [
+        *out,
+        (f"{codec.codebooks} books of codes, a column each {stride} mel frames", join(lanes.table(rows), h("p", told, cls="quiet"))),
+    ]
+
+
+@torch.no_grad()
+def _talker(subject: Subject) -> Blocks:
+    batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
+    assert isinstance(batch, TalkerBatch)
+    assert isinstance(objective, TalkerObjective)
+    talker = objective.talker
+    ids = batch.text_ids_BT[0].tolist()
+    letters = talker.config.text_units == "char"
+    pieces = [Alphabet().decode([each]) if letters or tokenizer is None else lanes.piece(tokenizer, each) for each in ids]
+    times = talker.pace.positions(batch.text_ids_BT, batch.text_keep_BT)[0].tolist()
+    text_rows = [
+        ("piece", [Cell(each, "piece role-user") for each in pieces]),
+        ("id", [Cell(str(each), "masked") for each in ids]),
+        ("at frame", [Cell(f"{each:.1f}", tip="the middle of the time in which it is likely spoken") for each in times]),
+    ]
+    grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
+    steps = grid_BKS.shape[-1]
+    named = {talker.end: "end", talker.pad: "·"}
+    states = talker(batch.text_ids_BT, batch.text_keep_BT, grid_BKS, hidden_BTD=batch.hidden_BTD) if subject.is_trained else None
+    rows: list[tuple[str, list[Cell]]] = [("step", [Cell(str(step), "masked") for step in range(steps)])]
+    nats: list[float] = []
+    for book in range(talker.config.codebooks):
+        codes = grid_BKS[0, book].tolist()
+        said = [s for s, code in enumerate(codes) if code < talker.config.entries + (book == 0)]
+        rows.append(
+            (f"book {book}", [Cell(str(named.get(code, code)), "role-audio" if s in said else "masked") for s, code in enumerate(codes)])
+        )
+        if states is not None and said:
+            at = torch.tensor(said)
+            found = dict(zip(said, lanes.costs(talker.logits(states[0, at], book), grid_BKS[0, book, at], None)))
+            nats += [cost.nats for cost in found.values()]
+            rows.append((f"nats {book}", [found[s].cell(str(codes[s])) if s in found else Cell("") for s in range(steps)]))
+    length = len(ids) + steps
+    prefix_B = torch.tensor([len(ids)])
+    allowed = masks.build(length, causal=True, prefix_B=prefix_B)
+    assert allowed is not None
+    names = [*pieces, "start", *(f"frame {s}" for s in range(steps - 1))]
+    told = lanes.average(nats) if nats else f"{sum(cell.look == 'role-audio' for name, cells in rows for cell in cells)} codes are learned"
+    return [
+        ("The text, and when it is likely said", lanes.table(text_rows)),
+        ("The delayed grid: what each step has to say", join(lanes.table(rows), h("p", told, cls="quiet"))),
+        ("Who looks at whom: the text is seen by all, frames by later ones", lanes.mask(allowed[0, 0], names)),
+    ]
+
+
+KINDS: dict[type, Any] = {
+    LanguageBatch: _language,
+    HearingBatch: _hearing,
+    VisionBatch: _vision,
+    CodecBatch: _codec,
+    TalkerBatch: _talker,
+}

@@ -1,0 +1,220 @@
+"""`muomni data explain`: one sample of a stage as the stage itself would learn from it, on a page.
+
+The stage is built as for training, so that dataset and collate are the real ones; with a checkpoint its weights are put in place too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from muomni import config, files, runtime
+from muomni.data import readers
+from muomni.data.conversation import Conversations, MediaSpec, read_wave
+from muomni.data.loader import Loader
+from muomni.data.quarantine import Quarantine
+from muomni.data.sample import Sample, inline_bytes
+from muomni.data.source import Source
+from muomni.errors import ConfigError, DataError
+from muomni.report import anatomy, media
+from muomni.report.anatomy import Subject
+from muomni.report.html import Html, h, join, words
+from muomni.report.page import page
+from muomni.runtime import Runtime
+from muomni.stages import recipe as recipes
+from muomni.stages.stage import Inputs, Plan, StageSettings
+from muomni.tokens.bpe import Tokenizer
+from muomni.train import loop
+from muomni.train.objectives.language import collate
+
+NARROW = {"talker"}  # stages that encode all of their data before they begin: these are built on the wanted sample alone
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which sample: by its id, else by its number on one side of the split."""
+
+    sample: str | None = None
+    index: int = 0
+    split: str = "train"
+
+
+def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None = None) -> str:
+    """The page of one sample of a stage of a recipe, or of a finished run's folder (which is then its own checkpoint).
+
+    Raises  ConfigError for an unknown stage or sample; CheckpointError where a run lacks what the stage needs; DataError for a bad sample.
+    """
+    run = checkpoint if checkpoint is not None else Path(source) if (Path(source) / "recipe.json").is_file() else None
+    settings, base = _settings(source, stage, run)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = _built(settings, stage, base, Path(scratch) / stage, run, wanted)
+        own = run / stage if run is not None else None
+        is_trained = own is not None and any(own.glob("step_*"))
+        if is_trained and own is not None:
+            loop.restore(plan.objective, None, settings, _machine(), own)
+        plan.objective.eval()
+        loader, index = _find(plan, wanted, stage)
+        item = loader.dataset.item(index, np.random.default_rng(0))
+        subject = Subject(loader.collate([item]), plan.objective, _tokenizer(plan, loader, stage, run, Path(scratch)), is_trained)
+        return _page(stage, loader.dataset.name(index), _sample(loader.dataset, index), subject, own if is_trained else None)
+
+
+def of_manifest(manifest: Path, tokenizer: Path, wanted: Wanted, *, ctx_len: int = 512) -> str:
+    """The page of one row of a manifest, as a conversation of these tokens; pictures fill one position, nothing is learned from it here.
+
+    Raises  ConfigError for an unknown sample; DataError for a manifest or media that can't be read.
+    """
+    samples = list(readers.read(Source(path=str(manifest.absolute())), Path(), Quarantine(None, 1.0)))
+    dataset = Conversations(samples, Tokenizer.load(tokenizer), MediaSpec(), ctx_len)
+    index = _place(samples, wanted, str(manifest))
+    subject = Subject(collate([dataset.item(index, np.random.default_rng(0))]), None, dataset.tokenizer, False)
+    return _page(manifest.name, dataset.name(index), samples[index], subject, None)
+
+
+def _machine() -> Runtime:
+    return Runtime(torch.device("cpu"), torch.float32)
+
+
+def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
+    """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
+    if stage not in recipes.STAGES:
+        raise ConfigError(f"{stage}: no such stage", hint=f"one of {', '.join(recipes.STAGES)}")
+    if run is not None and (run / stage / "config.yaml").is_file():
+        path = run / stage / "config.yaml"
+        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(
+            files.read_json(run / "recipe.json")["base"]
+        )
+    plan = recipes.read(source, out=run)
+    if stage not in plan.stages:
+        raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")
+    return plan.stages[stage], plan.base
+
+
+@dataclass(frozen=True)
+class _Narrow(Inputs):
+    """Inputs whose corpus holds the wanted sample alone."""
+
+    wanted: Wanted = dataclasses.field(default_factory=Wanted)
+
+    def corpus(self, settings: StageSettings) -> readers.Corpus:
+        found = super().corpus(settings)
+        sides = [found.train, found.valid]
+        if self.wanted.sample is None:
+            side = sides[self.wanted.split == "valid"]
+            kept = [side[_place(side, self.wanted, settings.data[0].path)]]
+        else:
+            kept = [sample for side in sides for sample in side if sample.id == self.wanted.sample][:1]
+            if not kept:
+                raise _unknown(self.wanted, settings.data[0].path)
+        return dataclasses.replace(found, train=kept, valid=kept, weights=[1.0])
+
+
+def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Plan:
+    """The stage, built as for training; what it caches goes to `folder`."""
+    declared = recipes.stage(stage)
+    if declared.needs and run is None:
+        raise ConfigError(f"{stage} is built on {', '.join(declared.needs)}", hint="--checkpoint RUN_DIR says where these are")
+    if stage == "thinker" and run is not None and (run / stage / "final").is_dir():
+        settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
+    needed = {name: run / name / "final" for name in declared.needs} if run is not None else {}
+    runtime.seed_everything(settings.seed)
+    given = (folder, needed, base, _machine())
+    return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))
+
+
+def _find(plan: Plan, wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
+    """The loader and the number of the wanted sample."""
+    if stage in NARROW:
+        return plan.train, 0
+    sides = {"train": plan.train} if plan.valid is None else {"train": plan.train, "valid": plan.valid}
+    if wanted.sample is not None:
+        for loader in sides.values():
+            for index in range(len(loader.dataset)):
+                if loader.dataset.name(index) == wanted.sample:
+                    return loader, index
+        raise _unknown(wanted, stage)
+    size = len(sides[wanted.split].dataset) if wanted.split in sides else 0
+    if not 0 <= wanted.index < size:
+        raise ConfigError(f"{stage}: expected a number below {size} of split {wanted.split}, got {wanted.index}")
+    return sides[wanted.split], wanted.index
+
+
+def _place(samples: list[Sample], wanted: Wanted, where: str) -> int:
+    if wanted.sample is None:
+        if 0 <= wanted.index < len(samples):
+            return wanted.index
+        raise ConfigError(f"{where}: expected a number below {len(samples)}, got {wanted.index}")
+    found = next((i for i, sample in enumerate(samples) if sample.id == wanted.sample), None)
+    if found is None:
+        raise _unknown(wanted, where)
+    return found
+
+
+def _unknown(wanted: Wanted, where: str) -> ConfigError:
+    return ConfigError(f"{where}: no sample {wanted.sample!r}", hint="--index N takes one by its number")
+
+
+def _tokenizer(plan: Plan, loader: Loader[Any, Any], stage: str, run: Path | None, scratch: Path) -> Tokenizer | None:
+    """The tokenizer behind the ids: the dataset's, the Thinker's, or the one that the stage would save."""
+    found = getattr(loader.dataset, "tokenizer", None)
+    if isinstance(found, Tokenizer):
+        return found
+    if stage == "talker" and run is not None:
+        return Tokenizer.load(run / "thinker" / "final")
+    if stage == "thinker":
+        plan.save(scratch / "final")
+        return Tokenizer.load(scratch / "final")
+    return None
+
+
+def _sample(dataset: Any, index: int) -> Sample | None:
+    """The sample behind an item, None for a packed row."""
+    inside = getattr(dataset, "utterances", dataset)
+    samples = getattr(inside, "samples", None)
+    return samples[index] if samples is not None else None
+
+
+def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkpoint: Path | None) -> str:
+    told = [
+        ("of", where),
+        ("checkpoint", str(checkpoint) if checkpoint else "none: no losses"),
+        ("task", words(sample.task) if sample else ""),
+    ]
+    meta = h("div", [h("span", h("small", label), value) for label, value in told if value], cls="meta")
+    made = anatomy.blocks(subject)
+    found = [("The sample", _shown(sample)), *made] if sample is not None else made
+    sections = [h("section", h("h3", title), block, id=f"part{n}") for n, (title, block) in enumerate(found)]
+    links = [(f"part{n}", title.split(":")[0].split(",")[0], "") for n, (title, _) in enumerate(found)]
+    return page(f"{name} of {where}", join(h("header", h("h1", name), meta, cls="head"), sections), links)
+
+
+def _shown(sample: Sample) -> Html:
+    """Words, pictures and sounds as they lie on disk."""
+    if sample.text is not None:
+        return h("p", sample.text)
+    turns = []
+    for message in sample.messages:
+        parts = [h("p", message.text)] if message.text else []
+        for part in message.media:
+            parts.append(_medium(part))
+        turns.append(h("article", h("small", message.role, cls=f"tag role-{message.role}"), parts, cls="card"))
+    extra = {key: value for key, value in {**sample.extra, "negatives": [n.text for n in sample.negatives]}.items() if value}
+    more = h("details", h("summary", "beside it"), h("pre", "\n".join(f"{key}: {value}" for key, value in extra.items())), cls="fold")
+    return join(h("div", turns, cls="cards text"), more if extra else None)
+
+
+def _medium(part: Any) -> Html:
+    """A picture or a sound, or why it can't be shown."""
+    try:
+        if part.type == "image":
+            content = inline_bytes(part.path) or Path(part.path).read_bytes()
+            return h("img", src=media.uri(content, "image/png"), alt=Path(part.path).name[:60], style="max-width:100%;max-height:224px")
+        return media.player(read_wave(part, 16_000), 16_000)
+    except (DataError, OSError) as error:
+        return h("p", str(error), cls="quiet")

@@ -1,0 +1,164 @@
+"""What lies in a run folder, read without opening a model; what is missing, torn or older is None or empty."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muomni import files
+from muomni.errors import ConfigError
+from muomni.evaluate.album import ROWS
+
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+# Rows of metrics.jsonl hold these beside the terms of the loss.
+METERS = ("lr", "grad_norm", "steps_per_s", "targets_per_s", "data_wait", "mfu", "memory_mb")
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage's folder."""
+
+    name: str
+    folder: Path
+    certificate: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    account: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    album: list[dict[str, Any]] = field(default_factory=list)
+    corpora: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """green, red, waived, or unfinished."""
+        return str(self.certificate.get("verdict", "unfinished"))
+
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Facts by name."""
+        return dict(self.certificate.get("facts", {}))
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        """Judged gates."""
+        return list(self.certificate.get("gates", []))
+
+    def value(self, fact: str) -> float | None:
+        """The value of a fact, None where it was not measured."""
+        found = self.facts.get(fact, {}).get("value")
+        return float(found) if isinstance(found, int | float) else None
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of the album of that kind."""
+        return [row for row in self.album if row.get("kind") == kind]
+
+    def media(self, name: object) -> Path | None:
+        """A media file of the album, None where it is not there (or no plain name)."""
+        path = self.folder / "samples" / str(name)
+        return path if name and "/" not in str(name) and path.is_file() else None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When it ran, by the time of its `final/` and how long it took."""
+        took, final = self.value("wall_s"), self.folder / "final"
+        return (final.stat().st_mtime - took, final.stat().st_mtime) if took is not None and final.exists() else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe's folder, or a lone stage of one."""
+
+    folder: Path
+    name: str
+    stages: list[StageRun]
+    origin: dict[str, Any]
+    board: dict[str, Any]
+    is_whole: bool
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the stages'."""
+        found = {stage.verdict for stage in self.stages}
+        return next((each for each in ("red", "unfinished", "waived", "green") if each in found), "unfinished")
+
+    def stage(self, name: str) -> StageRun | None:
+        """The stage of that name."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def gather(folder: Path) -> Run:
+    """Read a run folder, or a stage's folder in one.
+
+    Raises  ConfigError where it is neither.
+    """
+    folder = folder.resolve()
+    folder = folder.parent if folder.name == "final" else folder
+    if _is_stage(folder):
+        return Run(folder, folder.parent.name, [_stage(folder)], _object(folder.parent / "recipe.json"), {}, False)
+    stages = [_stage(folder / name) for name in STAGES if _is_stage(folder / name)]
+    if not stages:
+        raise ConfigError(f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>")
+    return Run(folder, folder.name, stages, _object(folder / "recipe.json"), _object(folder / "scoreboard.json"), True)
+
+
+def _is_stage(folder: Path) -> bool:
+    return folder.name in STAGES and any((folder / name).is_file() for name in ("certificate.json", "config.yaml"))
+
+
+def _stage(folder: Path) -> StageRun:
+    rows, meta = _lines(folder / "quarantine.jsonl"), [_object(path) for path in sorted(folder.glob("tokens/*/corpus.json"))]
+    return StageRun(
+        folder.name,
+        folder,
+        certificate=_object(folder / "certificate.json"),
+        settings=_settings(folder / "config.yaml"),
+        metrics=_lines(folder / "metrics.jsonl"),
+        account=[row for row in _value(folder / "account.json", []) if isinstance(row, dict)],
+        quarantined=Counter(str(row.get("reason", "?")) for row in rows),
+        skipped=_lines(folder / "skipped.jsonl"),
+        album=_lines(folder / "samples" / ROWS),
+        corpora=[each for each in meta if each],
+    )
+
+
+def _value(path: Path, default: Any) -> Any:
+    try:
+        return files.read_json(path)
+    except (OSError, ValueError):
+        return default
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _value(path, {})
+    return found if isinstance(found, dict) else {}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; torn lines are left out."""
+    rows: list[dict[str, Any]] = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return rows
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -1,0 +1,32 @@
+"""What numbers stand for, as the stages declare it: which fact a gate judges, and which way of the score board is better."""
+
+from __future__ import annotations
+
+from muomni.evaluate.thresholds import SOUND
+from muomni.stages import recipe
+from muomni.stages.scoreboard import ROWS
+
+SOUND_GATES = frozenset(gate.name for gate in SOUND)
+
+
+def fact_of(stage: str, gate: str) -> str:
+    """The fact that a stage's gate judges."""
+    declared = {each.name: each.fact for each in (*SOUND, *recipe.stage(stage).gates)}
+    return declared.get(gate, gate.removeprefix("demand_"))
+
+
+def teaches(stage: str) -> str:
+    """What a stage teaches, in a few words."""
+    return recipe.stage(stage).teaches
+
+
+def least(metric: str) -> tuple[float | None, bool]:
+    """The least value of a row of the score board, and whether more is better."""
+    _, _, bound, more = ROWS.get(metric, ("", "", None, True))
+    return bound, more
+
+
+def source(metric: str) -> tuple[str, str]:
+    """The stage and fact behind a row of the score board; empty for one that spans stages."""
+    stage, fact, _, _ = ROWS.get(metric, ("", "", None, True))
+    return stage, fact

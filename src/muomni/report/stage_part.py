@@ -1,0 +1,260 @@
+"""The part of the page about one stage: verdict, gates, curves, what it measured, and what it saw."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import yaml
+
+from muomni.report import charts, golden, meaning
+from muomni.report.charts import Bar
+from muomni.report.curves import Curve, chart, spark
+from muomni.report.gather import METERS, StageRun
+from muomni.report.html import Html, h, number, seconds, short, words
+
+TILES = 6
+
+
+def badge(verdict: str) -> Html:
+    """A verdict as a coloured word."""
+    return h("span", verdict, cls=f"badge {verdict}")
+
+
+def part(stage: StageRun, *, others: list[StageRun] | None = None) -> Html:
+    """Everything about a stage; `others` are the stages of another run, whose curves are laid beside."""
+    other = next((each for each in others or [] if each.name == stage.name), None)
+    title = h("summary", h("h2", stage.name), h("span", meaning.teaches(stage.name), cls="teaches"), badge(stage.verdict), _cost(stage))
+    blocks = [
+        ("Gates", gates(stage)),
+        ("Curves", curves(stage, other)),
+        ("With the right media, and with others", ablations(stage)),
+        ("Right answers", by_kind(stage)),
+        ("Taken for another: rows are truths, columns guesses", confusions(stage)),
+        ("Codebooks", codebooks(stage)),
+        ("Seen and heard", golden.gallery(stage)),
+    ]
+    body = [h("section", h("h3", name), block) for name, block in blocks if block is not None]
+    return h("details", title, tiles(stage), body, _more(stage), id=stage.name, open=True, cls="stage")
+
+
+def _cost(stage: StageRun) -> Html:
+    told = [f"{seconds(stage.value('wall_s'))}"]
+    for fact, unit in (("steps", "steps"), ("parameters", "parameters trained")):
+        if (value := stage.value(fact)) is not None:
+            told.append(f"{short(value) if fact == 'parameters' else number(value)} {unit}")
+    return h("span", " · ".join(told), cls="cost")
+
+
+def headline(stage: StageRun) -> list[str]:
+    """The facts behind a stage's own gates, those of its recipe's demands first."""
+    own = [gate["name"] for gate in stage.gates if gate["name"] not in meaning.SOUND_GATES]
+    own.sort(key=lambda name: not name.startswith("demand_"))
+    facts = dict.fromkeys(meaning.fact_of(stage.name, name) for name in own)
+    return [fact for fact in facts if stage.value(fact) is not None]
+
+
+def tiles(stage: StageRun) -> Html | None:
+    """The few numbers that a stage is judged by, large."""
+    made = []
+    for fact in headline(stage)[:TILES]:
+        row = stage.facts[fact]
+        ci = f"95 % {number(row['ci'][0], 3)} … {number(row['ci'][1], 3)}" if row.get("ci") else None
+        floor = f"floor {number(row['floor'], 3)}" if row.get("floor") is not None else None
+        under = [h("small", each) for each in (floor, ci) if each]
+        made.append(h("div", h("span", words(fact)), h("b", number(row["value"], 3)), under))
+    return h("div", made, cls="tiles") if made else None
+
+
+def gates(stage: StageRun) -> Html | None:
+    """Verdicts with value, bound, and the interval of the fact drawn against the bound."""
+    if not stage.gates:
+        return None
+    rows = []
+    ordered = sorted(stage.gates, key=lambda gate: gate["name"] in meaning.SOUND_GATES)
+    for gate in ordered:
+        name, verdict = str(gate["name"]), str(gate["verdict"])
+        fact = stage.facts.get(meaning.fact_of(stage.name, name), {"value": gate.get("value")})
+        is_sound = name in meaning.SOUND_GATES
+        drawn = None if is_sound else charts.interval(fact, str(gate["threshold"]), verdict)
+        rows.append(
+            h(
+                "tr",
+                h("td", h("i", cls=f"dot {verdict}"), words(name)),
+                h("td", verdict, cls=f"verdict {verdict}"),
+                h("td", number(gate.get("value")), cls="num"),
+                h("td", gate["threshold"], cls="num"),
+                h("td", drawn),
+                h("td", number(fact.get("n")) if fact.get("n") else "", cls="num"),
+                h("td", gate.get("why") or "", cls="why"),
+                cls="always" if is_sound else None,
+            )
+        )
+    head = h("tr", [h("th", text) for text in ("gate", "verdict", "value", "should be", "value, interval and bound", "n", "why")])
+    return h("table", h("thead", head), h("tbody", rows), cls="gates")
+
+
+def terms(stage: StageRun) -> list[str]:
+    """The terms of the loss, without the loss itself."""
+    names = {key.removeprefix("val_") for row in stage.metrics for key in row if "@" not in key}
+    return sorted(names - {"step", "loss", *METERS})
+
+
+def points(stage: StageRun, key: str) -> list[tuple[float, float]]:
+    """(step, value) of a metric."""
+    return [(row["step"], row[key]) for row in stage.metrics if isinstance(row.get(key), int | float) and "step" in row]
+
+
+def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
+    """Losses large; rate, gradient, speed, waiting, MFU and memory small. Another run's curves are laid over in a second colour."""
+    if not stage.metrics:
+        return None
+
+    def both(key: str, name: str, colour: int) -> list[Curve]:
+        theirs = [Curve(f"{name}, the other", points(other, key), 4, key.startswith("val_"))] if other else []
+        return [Curve(name, points(stage, key), colour, key.startswith("val_")), *theirs]
+
+    found = terms(stage)
+    rates, parts = [name for name in found if name == "misses"], [name for name in found if name != "misses"]
+    made = [chart("loss", [*both("loss", "training", 0), *both("val_loss", "held out", 1)], size="wide")]
+    if len(parts) > 1:
+        lines = [Curve(name, points(stage, name), n % 6) for n, name in enumerate(parts)]
+        lines += [Curve(f"{name} held out", points(stage, f"val_{name}"), n % 6, True) for n, name in enumerate(parts)]
+        made.append(chart("terms of the loss", lines, size="wide"))
+    for name in rates:
+        lines = [*both(name, "training", 0), *both(f"val_{name}", "held out", 1)]
+        made.append(chart("share missed", lines, size="wide" if len(parts) <= 1 else "half"))
+    small = [
+        ("learning rate", "lr", ""),
+        ("gradient norm", "grad_norm", ""),
+        ("targets a second", "targets_per_s", ""),
+        ("waiting for data", "data_wait", "share"),
+        ("MFU", "mfu", "of measured peak"),
+        ("memory", "memory_mb", "MB, peak"),
+    ]
+    little = [
+        chart(title, both(key, title, 2), unit=unit, size="small" if place < 4 else "half", by_log=key == "grad_norm")
+        for place, (title, key, unit) in enumerate(small)
+    ]
+    return h("div", [each for each in (*made, *little) if each], cls="charts")
+
+
+def ablations(stage: StageRun) -> Html | None:
+    """Nats of the answers with correct, swapped, zero and noise media, for each modality; and of speech with its own and another's text."""
+    made = []
+    for kind in ("image", "audio"):
+        rows = [
+            Bar(name, value, n=stage.facts[f"{kind}_nats_{name}"].get("n"), look="good" if name == "correct" else "")
+            for name in ("correct", "swapped", "zero", "noise")
+            if (value := stage.value(f"{kind}_nats_{name}")) is not None
+        ]
+        if not rows:
+            continue
+        gap, wins = (stage.facts.get(f"{kind}_swap_{name}", {}) for name in ("gap_nats", "win_rate"))
+        told = f"swapping costs {number(gap.get('value'), 3)} nats" if gap else ""
+        told += f" (95 % {number(gap['ci'][0], 3)} … {number(gap['ci'][1], 3)})" if gap.get("ci") else ""
+        told += f" · the right one wins {number(wins.get('value'), 3)} of the time" if wins else ""
+        title = h("figcaption", h("b", kind), "nats a token of the answer")
+        made.append(h("figure", title, charts.bars(rows, unit="nats"), h("small", told)))
+    own, swapped = stage.value("nats_per_code"), stage.value("nats_per_code_swapped")
+    if own is not None and swapped is not None:
+        rows = [Bar("own text", own, look="good"), Bar("another's text", swapped)]
+        made.append(h("figure", h("figcaption", h("b", "text"), "nats a code of the speech"), charts.bars(rows, unit="nats")))
+    rates = [_bar(stage, fact, words(fact.replace("_swap_win_rate_", ": "))) for fact in stage.facts if "_swap_win_rate_" in fact]
+    if rates:
+        made.append(h("figure", h("figcaption", h("b", "the right one wins"), "by task"), charts.bars(rates, most=1.0)))
+    return h("div", made, cls="figures") if made else None
+
+
+def _bar(stage: StageRun, fact: str, name: str) -> Bar:
+    row = stage.facts[fact]
+    return Bar(name, stage.value(fact) or 0.0, row.get("ci"), row.get("floor"), row.get("n"))
+
+
+def by_kind(stage: StageRun) -> Html | None:
+    """Shares of exact answers by task, and within a task by what is asked; the tick is what knowing nothing gives."""
+    groups: dict[str, list[Bar]] = defaultdict(list)
+    tasks = sorted((fact.removesuffix("_exact") for fact in stage.facts if fact.endswith("_exact")), key=len, reverse=True)
+    for fact, row in stage.facts.items():
+        task = next((each for each in tasks if f"{fact}_".startswith(f"{each}_exact_")), None)
+        if task is not None:
+            kind = fact.removeprefix(f"{task}_exact").strip("_")
+            value = stage.value(fact) or 0.0
+            groups[task].append(Bar(words(kind) or "all", value, row.get("ci"), row.get("floor"), row.get("n"), "" if kind else "good"))
+    probes = [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.endswith("_probe") or fact.startswith("zero_shot_")]
+    probes += [_bar(stage, fact, words(fact)) for fact in ("retrieval_r1", "retrieval_r5") if fact in stage.facts]
+    probes += [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("attribute_changed")]
+    made = [h("figure", h("figcaption", h("b", words(task))), charts.bars(rows, most=1.0)) for task, rows in sorted(groups.items())]
+    made += [h("figure", h("figcaption", h("b", "what the eyes carry")), charts.bars(probes, most=1.0))] if probes else []
+    return h("div", made, cls="figures") if made else None
+
+
+def codebooks(stage: StageRun) -> Html | None:
+    """How often each entry was used, or, where no album is left, the shares alone."""
+    made: list[Html] = []
+    for row in stage.of_kind("codebooks")[:1]:
+        made = [charts.histogram([int(n) for n in counts], f"codebook {book}") for book, counts in enumerate(row.get("counts", []))]
+    if not made:
+        rows = [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("usage_")]
+        made = [h("figure", h("figcaption", h("b", "entries used")), charts.bars(rows, most=1.0))] if rows else []
+    return h("div", made, cls="charts") if made else None
+
+
+def confusions(stage: StageRun) -> Html | None:
+    """Which word was taken for which, for tasks of single words."""
+    made = [charts.confusion(words(str(row.get("task"))), row.get("counts", [])) for row in stage.of_kind("confusion")]
+    return h("div", made, cls="confusions") if made else None
+
+
+def _more(stage: StageRun) -> list[Html]:
+    """What few people look for, folded: parameters, facts, settings, updates that were left out."""
+    out = []
+    if stage.account:
+        out.append(h("details", h("summary", "what trained"), account(stage), cls="fold"))
+    if stage.skipped:
+        rows = [h("li", f"step {row.get('step')}: {row.get('reason')} {row.get('module') or ''}") for row in stage.skipped[:50]]
+        out.append(h("details", h("summary", f"{len(stage.skipped)} updates were skipped"), h("ul", rows), cls="fold"))
+    if stage.facts:
+        rows = [_fact_row(name, row) for name, row in stage.facts.items()]
+        head = h("tr", h("th", "fact"), [h("th", text, cls="num") for text in ("value", "95 %", "floor", "n")])
+        out.append(h("details", h("summary", f"all {len(rows)} facts"), h("table", h("thead", head), h("tbody", rows)), cls="fold"))
+    if stage.settings:
+        text = yaml.safe_dump(stage.settings, sort_keys=False, allow_unicode=True, width=100)
+        out.append(h("details", h("summary", "settings"), h("pre", text), cls="fold"))
+    return out
+
+
+def _fact_row(name: str, row: dict[str, Any]) -> Html:
+    ci = f"{number(row['ci'][0], 3)} … {number(row['ci'][1], 3)}" if row.get("ci") else ""
+    floor, n = row.get("floor"), row.get("n")
+    cells = (number(row.get("value")), ci, number(floor) if floor is not None else "", number(n) if n is not None else "")
+    return h("tr", h("td", words(name)), [h("td", cell, cls="num") for cell in cells])
+
+
+def account(stage: StageRun) -> Html:
+    """Parameters by part, trained and frozen."""
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    rates: dict[str, set[float]] = defaultdict(set)
+    for row in stage.account:
+        name = ".".join(str(row.get("name")).split(".")[:3])
+        sums[name][0 if row.get("trains") else 1] += int(row.get("count", 0))
+        if row.get("trains"):
+            rates[name].add(float(row.get("lr") or 0))
+    most = max([sum(pair) for pair in sums.values()] + [1])
+    rows = []
+    for name, (trains, frozen) in sums.items():
+        bar = h(
+            "div",
+            h("i", cls="fill good", style=f"width:{100 * trains / most:.2f}%"),
+            h("i", cls="fill frozen", style=f"left:{100 * trains / most:.2f}%;width:{100 * frozen / most:.2f}%"),
+            cls="track",
+        )
+        rate = ", ".join(f"{each:.2g}" for each in sorted(rates[name]))
+        rows.append(h("tr", h("td", name), h("td", number(trains + frozen), cls="num"), h("td", bar), h("td", rate or "frozen")))
+    head = h("tr", [h("th", text) for text in ("part", "parameters", "", "rate")])
+    return h("table", h("thead", head), h("tbody", rows), cls="account")
+
+
+def trend(stage: StageRun) -> Html | None:
+    """The loss as a small line."""
+    return spark(points(stage, "val_loss") if len(points(stage, "val_loss")) > 3 else points(stage, "loss"))

@@ -1,0 +1,136 @@
+"""A run folder made by hand: every kind of file and sample that a page shows, with hostile texts wherever texts come from data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muomni import files
+from muomni.evaluate.album import Album, Picture, Sound
+
+HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert('2')">&amp;'"\\"""
+
+
+def fact(value: float | None, n: int | None = None, ci: tuple[float, float] | None = None, floor: float | None = None) -> dict[str, Any]:
+    return {"value": value, "n": n, "ci": ci, "floor": floor}
+
+
+def gate(name: str, verdict: str, value: float | None, threshold: str, why: str = "") -> dict[str, Any]:
+    return {"name": name, "verdict": verdict, "value": value, "threshold": threshold, "why": why}
+
+
+def certificate(stage: str, facts: dict[str, Any], gates: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = {each["verdict"] for each in gates}
+    verdict = "red" if "red" in verdicts else "waived" if "waived" in verdicts else "green"
+    common = {"steps": fact(30), "parameters": fact(4_300_000), "wall_s": fact(75.0), "finite": fact(1.0)}
+    return {
+        "stage": stage,
+        "verdict": verdict,
+        "facts": {**common, **facts},
+        "gates": [gate("finite", "green", 1.0, ">= 1"), *gates],
+        "weights": "ab" * 32,
+        "data": "cd" * 32,
+        "settings": "ef" * 32,
+        "code": "0.1.0",
+        "machine": {"torch": "2.13", "threads": 1, "system": HOSTILE},
+    }
+
+
+def metrics(terms: tuple[str, ...], scale: float = 1.0) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 31):
+        row = {
+            "step": step,
+            "loss": scale * 5.0 / step,
+            **dict.fromkeys(terms, scale * 2.0 / step),
+            "lr": 1e-3,
+            "grad_norm": float("nan") if step == 5 else 1.0 / step,
+        }
+        rows.append({**row, "steps_per_s": 3.0, "targets_per_s": 900.0, "data_wait": 0.1, "mfu": 0.5, "memory_mb": 700.0})
+    return [*rows, {"step": 30, "val_loss": scale * 0.3, **{f"val_{term}": scale * 0.2 for term in terms}, "val_text@<=64": 1.0}]
+
+
+def wave() -> Sound:
+    return Sound((0.4 * np.sin(np.arange(8000) / 9)).astype(np.float32), 16_000)
+
+
+def picture() -> Picture:
+    return Picture(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+
+
+def stage(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]], album: Album | None = None) -> None:
+    files.write_json(folder / "certificate.json", result)
+    files.write_text(folder / "config.yaml", f"max_steps: 30\nval_split: 0.1\ndata: [{{path: {json.dumps(HOSTILE)}, val_split: null}}]\n")
+    files.write_jsonl(folder / "metrics.jsonl", rows)
+    account = [{"name": "a.b.weight", "shape": [2], "count": 9, "lr": 1e-3, "trains": True}]
+    files.write_json(folder / "account.json", [*account, {"name": HOSTILE, "shape": [2], "count": 3, "lr": 0.0, "trains": False}])
+    files.write_jsonl(folder / "quarantine.jsonl", [{"path": "x", "row": 1, "reason": HOSTILE, "detail": HOSTILE}])
+    files.write_jsonl(folder / "skipped.jsonl", [{"step": 3, "reason": HOSTILE, "module": HOSTILE, "samples": []}])
+    if album is not None:
+        album.write(folder / "samples")
+
+
+def make(folder: Path, *, better: bool = False) -> Path:
+    """A run of four stages: one green, one red, one waived, one unfinished."""
+    good = 0.9 if better else 0.6
+    files.write_json(folder / "recipe.json", {"recipe": f"/x/{HOSTILE}", "base": "/x", "device": "cpu", "threads": 1})
+    board = {"hearing.cer": 1 - good, "omni.vqa_exact": good, "omni.forgetting_bits_per_byte": 0.1, HOSTILE: None}
+    files.write_json(folder / "scoreboard.json", {"wall_s": 400.0, "metrics": board})
+
+    album = Album()
+    row = {"id": HOSTILE, "task": HOSTILE, "why": "worst"}
+    album.add("transcript", **row, truth="a red ring", guess=HOSTILE, greedy="x", error=0.5, audio=wave())
+    album.add("transcript", **row, truth="one", guess="one", greedy="one", error=0.0, audio=wave())
+    album.add("confusion", task=HOSTILE, counts=[[HOSTILE, "one", 3], ["one", "one", 20], ["two", HOSTILE, 1]])
+    facts = {"cer": fact(1 - good, 300, (0.9 - good, 1.1 - good), 1.0), "digit_exact": fact(good, 250, (good - 0.1, 1.0), 0.1)}
+    result = certificate("hearing", facts, [gate("cer", "green" if better else "red", 1 - good, "<= 0.2", HOSTILE)])
+    stage(folder / "hearing", result, metrics(("ctc",), 0.5 if better else 1.0), album)
+
+    album = Album()
+    maps = {"fits": [[0.1, 0.9], [0.2, 0.3]], "looks": [[0.1, 0.9], [0.2, 0.3]]}
+    found = {"found": [[HOSTILE, 0.9], ["a star", 0.8]], "fooled": [{"kind": HOSTILE, "text": HOSTILE, "score": 0.9}], "changed": 2}
+    album.add("picture", **row, picture=picture(), caption=HOSTILE, score=0.8, rank=2, among=9, **found, **maps)
+    result = certificate("vision", {"retrieval_r1": fact(0.4, 64, None, 0.02)}, [gate("retrieval", "waived", 0.4, ">= 0.5", HOSTILE)])
+    stage(folder / "vision", result, metrics(("contrast", "words")), album)
+
+    album = Album()
+    asked = {"question": HOSTILE, "truth": "red", "guess": HOSTILE, "asks": HOSTILE}
+    album.add(
+        "answer",
+        **row,
+        **asked,
+        picture=picture(),
+        audio=wave(),
+        other_picture=picture(),
+        other_guess=HOSTILE,
+        looks=[[0.1, 0.2], [0.3, 0]],
+    )
+    album.add("text", prompt=HOSTILE, truth=HOSTILE, continuation=HOSTILE, tokens=[[HOSTILE, 3.0], ["b", 0.1]])
+    spoken = {"text": HOSTILE, "heard": "b", "error": 1.0, "ended": False, "frames": 2, "true_frames": 3}
+    album.add("speech", why="best", **spoken, audio=wave(), pieces=[HOSTILE, "b"], looks=[[0.5, 0.5], [0.1, 0.9]])
+    album.add("round_trip", **row, text=HOSTILE, error=0.1, codes=[[1, 2], [3, 4]], audio=wave(), rebuilt=wave())
+    album.add("codebooks", counts=[[5, 0, 3], [1, 1, 1]])
+    album.add("answer", kind_of="another version")
+    nats = {f"image_nats_{name}": fact(value, 40) for name, value in (("correct", 0.2), ("swapped", 2.0), ("zero", 1.5), ("noise", 1.4))}
+    facts = {
+        **nats,
+        "image_swap_gap_nats": fact(1.8, 40, (1.5, 2.0)),
+        "image_swap_win_rate": fact(0.9, 40, (0.8, 1.0), 0.5),
+        "image_swap_win_rate_question": fact(0.9, 40, (0.8, 1.0), 0.5),
+        "question_exact": fact(good, 40, (0.5, 0.7), 0.1),
+        "question_exact_colour": fact(good, 10, (0.4, 0.8)),
+        "text_bits_per_byte_before": fact(0.3),
+        "text_bits_per_byte": fact(0.4),
+        "forgetting_bits_per_byte": fact(0.1),
+        "hearing_cer_after": fact(None),
+    }
+    missing = gate("audio_swap_gap", "waived", None, "audio_swap_gap_nats was not measured", HOSTILE)
+    result = certificate("omni", facts, [gate("image_swap_gap", "green", 1.8, ">= 0.1"), missing])
+    stage(folder / "omni", result, metrics(("text", "misses")), album)
+
+    files.write_text(folder / "talker" / "config.yaml", "max_steps: 30\n")
+    files.write_text(folder / "talker" / "metrics.jsonl", '{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
+    return folder
