@@ -1,0 +1,151 @@
+"""What a stage holds in memory at its peak, and which batch fits a given memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muomni import runtime
+from muomni.train import cost, monitor, optim
+
+if TYPE_CHECKING:
+    from muomni.stages.survey import Built, Trial
+
+CUDA_CONTEXT_BYTES = 600 * 10**6  # of the driver, the kernels and cuBLAS' workspace: an allowance, not measured here
+SLACK = 1.0  # resident memory of a process for each byte of tensors that it makes and frees
+LIST_ITEM_BYTES = 36  # an int in a Python list, with its place in it
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; where the system does not tell, the most it ever was."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return runtime.memory_bytes()
+
+
+def warm_up() -> None:
+    """Have torch load what it loads at its first update, so that it counts as the process's own."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    with monitor.counted_flops():  # type: ignore[no-untyped-call, unused-ignore]
+        model(torch.randn(8, 64)).sum().backward()
+    optimizer.step()
+
+
+def optimizer_bytes(built: Built) -> int:
+    """Bytes of the optimizer's state: two moments a parameter, Muon's matrices one."""
+    by_muon = built.settings.optimizer == "muon"
+    total = 0
+    for row in built.rows:
+        if row.trains:
+            is_matrix = by_muon and any(fnmatchcase(row.name, pattern) for pattern in optim.MATRICES)
+            total += 4 * row.count * (1 if is_matrix else 2)
+    return total
+
+
+def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
+    """Bytes at the peak, by what they are, in the process and on the device alone.
+
+    resident   of the process when the stage was built, its weights among them
+    """
+    settings, objective = built.settings, built.plan.objective
+    weights, gradients, state = cost.weights(objective), cost.gradients(objective), optimizer_bytes(built)
+    average = gradients if settings.ema_decay else 0
+    accumulation = settings.gradient_accumulation_steps
+    inputs = cost.size(cost.tensors(trial.typical)) * accumulation
+    update = trial.peak(settings.batch_size)
+    peak = max(update, trial.valid_bytes)
+    lasting = weights + state + average + inputs
+    caches = cache_bytes(built)
+    is_cpu = built.run.device.type == "cpu"
+    # A checkpoint and the final files are made from copies of the weights, when activations are gone.
+    passing = max(peak, 2 * weights)
+    process = resident + caches + ((state + average + inputs + SLACK * passing) if is_cpu else 0)
+    return {
+        "base": resident - (weights if is_cpu else 0),
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": state,
+        "average": average,
+        "activations": max(0, int(peak - gradients)),
+        "inputs": inputs,
+        "caches": caches,
+        "process": int(process),
+        "device": int(lasting + peak + CUDA_CONTEXT_BYTES),
+        "device_per_row": int(trial.per_row),
+        "rows_run": trial.rows_run,
+        "valid": trial.valid_bytes,
+    }
+
+
+def cache_bytes(built: Built) -> int:
+    """Bytes by which the data that a stage keeps in memory will grow; data workers keep their own, which are not counted here."""
+    settings, total = built.settings, 0.0
+    if settings.num_workers:
+        return 0
+    drawn = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps
+    valid = built.plan.valid
+    pairs = [(built.plan.train.dataset, min(drawn, round(len(built.plan.train.dataset) * built.scale)))]
+    pairs += [(valid.dataset, len(built.whole.valid))] if valid is not None else []
+    seen: set[int] = set()
+    for dataset, count in pairs:
+        for cache in _caches(dataset):
+            if cache and id(cache) not in seen:
+                seen.add(id(cache))
+                total += _held(list(cache.values())) / len(cache) * max(0, count - len(cache))
+    return int(total)
+
+
+def _caches(dataset: Any) -> Iterator[dict[Any, Any]]:
+    """The mappings by number or path in which a dataset keeps what it has read."""
+    for value in vars(dataset).values():
+        if isinstance(value, dict):
+            yield value
+        elif type(value).__module__ == type(dataset).__module__ and hasattr(value, "item"):
+            yield from _caches(value)
+
+
+def _held(value: Any) -> int:
+    """Bytes of the arrays, tensors and lists of ids in a value."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, list | tuple):
+        return LIST_ITEM_BYTES * len(value) if value and isinstance(value[0], int) else sum(map(_held, value))
+    if isinstance(value, Mapping):
+        return sum(map(_held, value.values()))
+    return sum(map(_held, vars(value).values())) if hasattr(value, "__dict__") else 0
+
+
+def propose(found: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """The largest micro-batch that a memory holds, and as many of them as keep the effective batch.
+
+    The limit is one of the device where there is, or may be, a CUDA device; its need falls in a line with the rows of a micro-batch.
+    """
+    memory, batch, times = found["memory"], found["batch_size"], found["gradient_accumulation_steps"]
+    effective = batch * times
+
+    def need(size: int) -> int:
+        inputs = memory["inputs"] * size * (effective // size) // effective
+        return int(memory["device"] - memory["inputs"] + inputs + memory["device_per_row"] * (size - batch))
+
+    fitting = [size for size in range(effective, 0, -1) if effective % size == 0 and need(size) <= limit]
+    fits = need(batch) <= limit
+    chosen = fitting[0] if fitting else 1
+    return {
+        "limit": limit,
+        "need": need(batch),
+        "fits": fits,
+        "batch_size": chosen if fitting else None,
+        "gradient_accumulation_steps": effective // chosen if fitting else None,
+        "bytes": need(chosen),
+    }
