@@ -117,7 +117,7 @@ def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, An
             estimate = planned["memory"]["process"]
             row = {"stage": stage, "large": large, "estimate": estimate, "training": training, "measured": whole}
             found.append({**row, "ratio": estimate / whole, "memory": planned["memory"]})
-            print({k: f"{v / 1e6:.0f}" if isinstance(v, int | float) and v > 1e4 else v for k, v in {**found[-1], **planned["memory"]}.items() if k != "memory"}, file=sys.stderr, flush=True)
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from muomni.commands import console, data, use
+from muomni.commands import console, data, plan, use
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 
 app = typer.Typer(
@@ -69,6 +69,7 @@ def gate(
         raise typer.Exit(GateRed.exit_code)
 
 
+app.command()(plan.plan)
 app.command()(use.chat)
 app.command()(use.transcribe)
 app.command()(use.speak)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from muomni.errors import ConfigError, MuomniError
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.survey import Task
-
-CHECKS_S = 0.0
 
 
 def plan(
@@ -31,11 +30,13 @@ def plan(
     probe: int = 20,
     probe_s: float = 10.0,
     samples: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The account of a recipe's stages: keys as docs/plan.md has them.
 
     Takes   memory: a size that micro-batches are to fit, e.g. 12GB; epoch: how long an epoch is to take, e.g. 1h;
-            probe: updates to time a stage (0: none), for at most probe_s seconds; samples: of an epoch where the data are not there.
+            probe: updates to time a stage (0: none), for at most probe_s seconds; samples: of an epoch where the data
+            are not there; say: told how far it is.
     Raises  ConfigError and DataError as the run itself would.
     """
     limit = units.num_bytes(memory, "--memory") if memory else None
@@ -53,6 +54,7 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
         for name in read.stages:
             if name in chosen or name in stood_in:
+                say(f"[{name}] {'planned' if name in chosen else 'built untrained, for those that need it'}")
                 task = Task(
                     str(recipes.find(recipe)),
                     overrides or [],

@@ -15,10 +15,9 @@ from muomni import runtime
 from muomni.train import cost, monitor, optim
 
 if TYPE_CHECKING:
-    from muomni.stages.survey import Built, Trial
+    from muomni.stages.trial import Built, Trial
 
 CUDA_CONTEXT_BYTES = 600 * 10**6  # of the driver, the kernels and cuBLAS' workspace: an allowance, not measured here
-SLACK = 1.0  # resident memory of a process for each byte of tensors that it makes and frees
 LIST_ITEM_BYTES = 36  # an int in a Python list, with its place in it
 
 
@@ -59,31 +58,31 @@ def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
     settings, objective = built.settings, built.plan.objective
     weights, gradients, state = cost.weights(objective), cost.gradients(objective), optimizer_bytes(built)
     average = gradients if settings.ema_decay else 0
-    accumulation = settings.gradient_accumulation_steps
-    inputs = cost.size(cost.tensors(trial.typical)) * accumulation
-    update = trial.peak(settings.batch_size)
-    peak = max(update, trial.valid_bytes)
-    lasting = weights + state + average + inputs
-    caches = cache_bytes(built)
-    is_cpu = built.run.device.type == "cpu"
-    # A checkpoint and the final files are made from copies of the weights, when activations are gone.
-    passing = max(peak, 2 * weights)
-    process = resident + caches + ((state + average + inputs + SLACK * passing) if is_cpu else 0)
-    return {
-        "base": resident - (weights if is_cpu else 0),
+    inputs = cost.size(cost.tensors(trial.typical)) * settings.gradient_accumulation_steps
+    peak = max(trial.peak(settings.batch_size), trial.valid_bytes)
+    found = {
         "weights": weights,
         "gradients": gradients,
         "optimizer": state,
         "average": average,
         "activations": max(0, int(peak - gradients)),
         "inputs": inputs,
-        "caches": caches,
-        "process": int(process),
-        "device": int(lasting + peak + CUDA_CONTEXT_BYTES),
-        "device_per_row": int(trial.per_row),
+        "context": CUDA_CONTEXT_BYTES,
+        "device": int(weights + state + average + inputs + peak + CUDA_CONTEXT_BYTES),
+        "per_row": int(trial.per_row + inputs / settings.batch_size / settings.gradient_accumulation_steps),
         "rows_run": trial.rows_run,
-        "valid": trial.valid_bytes,
     }
+    if built.run.device.type != "cpu":
+        return found
+    # What the process took beyond what was counted: pieces that the allocator keeps, and what the kernels keep for shapes that they met.
+    counted = resident + state + inputs + trial.highest
+    found["allocator"] = max(0, runtime.memory_bytes() - counted)
+    found["base"] = resident - weights
+    found["caches"] = cache_bytes(built)
+    # A checkpoint and the final files are made from copies of the weights, when activations are gone.
+    passing = max(peak, 2 * weights)
+    found["process"] = int(resident + found["caches"] + state + average + inputs + passing + found["allocator"])
+    return found
 
 
 def cache_bytes(built: Built) -> int:
@@ -126,25 +125,24 @@ def _held(value: Any) -> int:
     return sum(map(_held, vars(value).values())) if hasattr(value, "__dict__") else 0
 
 
-def propose(found: Mapping[str, Any], limit: int) -> dict[str, Any]:
+def propose(found: Mapping[str, Any], limit: int, *, of: str = "device") -> dict[str, Any]:
     """The largest micro-batch that a memory holds, and as many of them as keep the effective batch.
 
-    The limit is one of the device where there is, or may be, a CUDA device; its need falls in a line with the rows of a micro-batch.
+    Takes   of: what must fit, the device's part or the whole `process`; it grows in a line with the rows of a micro-batch.
     """
     memory, batch, times = found["memory"], found["batch_size"], found["gradient_accumulation_steps"]
     effective = batch * times
 
     def need(size: int) -> int:
-        inputs = memory["inputs"] * size * (effective // size) // effective
-        return int(memory["device"] - memory["inputs"] + inputs + memory["device_per_row"] * (size - batch))
+        return int(memory[of] + memory["per_row"] * (size - batch))
 
     fitting = [size for size in range(effective, 0, -1) if effective % size == 0 and need(size) <= limit]
-    fits = need(batch) <= limit
     chosen = fitting[0] if fitting else 1
     return {
         "limit": limit,
+        "of": of,
         "need": need(batch),
-        "fits": fits,
+        "fits": need(batch) <= limit,
         "batch_size": chosen if fitting else None,
         "gradient_accumulation_steps": effective // chosen if fitting else None,
         "bytes": need(chosen),

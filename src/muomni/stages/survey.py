@@ -8,38 +8,30 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from muomni import files, runtime
 from muomni.data import readers
-from muomni.data.loader import Loader
 from muomni.data.readers import Corpus
-from muomni.errors import ConfigError, DataError, MuomniError
+from muomni.errors import DataError, MuomniError
 from muomni.runtime import Runtime
 from muomni.stages import assumed, holding
 from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import cost, monitor, optim
-from muomni.train.step import update
+from muomni.stages.stage import Inputs, StageSettings
+from muomni.stages.trial import Built, Trial, extent, probe
+from muomni.train import cost, optim
 
 # Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
 ENOUGH = {"thinker": 20_000, "talker": 256}
 HELD_OUT = 128
-# A dry run of the whole batch that would take longer (on the stage's own data, on assumed ones) is made on fewer rows, and drawn out in a line.
-DRY_RUN_S, ASSUMED_S = 4.0, 1.0
-DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
 
 
 @dataclass(frozen=True)
@@ -74,21 +66,6 @@ class Sampled(Inputs):
         return self.part
 
 
-@dataclass
-class Built:
-    """A stage as a survey builds it. `whole` counts what the sources hold, `scale` how many times the part that was built."""
-
-    stage: Stage
-    settings: StageSettings
-    plan: Plan
-    run: Runtime
-    rows: list[optim.Row]
-    whole: Corpus
-    scale: float
-    is_assumed: bool
-    notes: list[str]
-
-
 def survey(task: Task) -> dict[str, Any]:
     """The account of one stage; keys as docs/plan.md has them.
 
@@ -104,8 +81,8 @@ def survey(task: Task) -> dict[str, Any]:
     if task.is_stand_in:
         return {}
     trial = Trial(built)
+    speed = probe(built, trial, task.probe, task.probe_s)
     memory = holding.account(built, trial, resident)
-    speed = probe(built, trial, task)
     found: dict[str, Any] = {
         "stage": task.stage,
         "data_found": not built.is_assumed,
@@ -121,7 +98,8 @@ def survey(task: Task) -> dict[str, Any]:
         "speed": speed,
         "disk": disk(built, own),
     }
-    found["proposal"] = holding.propose(found, task.memory) if task.memory else None
+    of = "process" if recipe.header.device == "cpu" else "device"
+    found["proposal"] = holding.propose(found, task.memory, of=of) if task.memory else None
     return found
 
 
@@ -189,93 +167,6 @@ def _needed(name: str, task: Task, notes: list[str]) -> Path:
     return Path(task.temporary) / name / "final"
 
 
-class Trial:
-    """Updates of a built stage for their cost: memory of the largest batch, arithmetic of a typical one."""
-
-    def __init__(self, built: Built) -> None:
-        self.built = built
-        settings, plan, run = built.settings, built.plan, built.run
-        self.optimizer = optim.make_optimizer(plan.objective, built.rows, settings)
-        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-        optim.set_lr(self.optimizer, 1e-3)
-        typical, largest = typical_and_largest(plan.train)
-        self.items = _items(plan.train, largest)
-        typical_items = self.items if typical == largest else _items(plan.train, typical)
-        self.typical = self.batch(typical_items)
-        self.of(self.items[-1:])  # makes the optimizer's state
-        begin = time.perf_counter()
-        one = self.of(self.items[-1:])
-        row_s = time.perf_counter() - begin
-        self.rows = len(self.items)
-        allowed = int((ASSUMED_S if built.is_assumed else DRY_RUN_S) / row_s)
-        self.rows_run = min(self.rows, max(2, allowed)) if run.device.type == "cpu" else self.rows
-        most = self.of(_some(self.items, self.rows_run)) if self.rows_run > 1 else one
-        fewer = max(1, self.rows_run // 2)
-        less = self.of(_some(self.items, fewer)) if fewer > 1 else one
-        self.per_row = max(0.0, (most.peak_bytes - less.peak_bytes) / max(1, self.rows_run - fewer))
-        self.fixed = most.peak_bytes - self.per_row * self.rows_run
-        some = _some(typical_items, min(self.rows_run, len(typical_items)))
-        flops = most.flops if typical == largest else self.of(some).flops
-        self.flops = flops * len(typical_items) / len(some) * settings.gradient_accumulation_steps
-        self.valid_bytes = self._validation() if plan.valid is not None else 0
-
-    def batch(self, items: Sequence[Any]) -> Any:
-        """A batch on the device."""
-        return self.built.plan.train.collate(list(items)).to(self.built.run.device)
-
-    def of(self, items: Sequence[Any]) -> cost.Cost:
-        """The cost of one update by one micro-batch."""
-        built = self.built
-        return cost.of_update(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
-
-    def peak(self, batch_size: int) -> float:
-        """The most bytes beside weights and optimizer state in an update of so many rows."""
-        return self.fixed + self.per_row * batch_size
-
-    def _validation(self) -> int:
-        valid = self.built.plan.valid
-        assert valid is not None
-        items = _items(valid, typical_and_largest(valid)[1])
-        some = _some(items, min(self.rows_run, len(items)))
-        batch = valid.collate(some).to(self.built.run.device)
-        return int(cost.of_validation(self.built.plan.objective, batch, self.built.run) * len(items) / len(some))
-
-
-def typical_and_largest(loader: Loader[Any, Any], most: int = 4000) -> tuple[int, int]:
-    """The numbers of the batches of an epoch with the median and the most padded elements, as far as lengths tell."""
-    order = loader.order
-    count = min(order.batches_per_epoch, most)
-    if order.lengths is None:
-        return 0, 0
-    draws = [order.batch(number) for number in range(count)]
-    padded = [len(batch) * int(order.lengths[[draw.index for draw in batch]].max()) for batch in draws]
-    by_size = np.argsort(padded, kind="stable")
-    return int(by_size[len(by_size) // 2]), int(by_size[-1])
-
-
-def _items(loader: Loader[Any, Any], number: int) -> list[Any]:
-    """The readable items of a batch, the longest last.
-
-    Raises  the last DataError where none is readable.
-    """
-    items, error = [], None
-    lengths = loader.order.lengths
-    for draw in sorted(loader.order.batch(number), key=lambda draw: 0 if lengths is None else int(lengths[draw.index])):
-        try:
-            items.append(loader.dataset.item(draw.index, np.random.default_rng([draw.epoch, draw.index])))
-        except DataError as bad:
-            error = bad
-    if not items:
-        assert error is not None
-        raise error
-    return items
-
-
-def _some(items: list[Any], count: int) -> list[Any]:
-    """So many of the items, evenly, the last among them."""
-    return [items[int(place)] for place in np.linspace(len(items) - 1, 0, count).round()][::-1]
-
-
 def parameters(rows: list[optim.Row]) -> dict[str, Any]:
     """The account of what trains: in all, and by part; parts are named as far down as it takes to tell them apart."""
     names = [row.name.split(".") for row in rows]
@@ -312,63 +203,6 @@ def data(built: Built, trial: Trial) -> dict[str, Any]:
         "updates_per_epoch": math.ceil(samples / per_update),
         "updates": steps,
         "epochs": steps * per_update / samples,
-    }
-
-
-def extent(batch: Any) -> tuple[str, float]:
-    """What a batch holds of its own kind: seconds of sound, tokens, or pictures."""
-    if hasattr(batch, "mel_BFM"):
-        return "seconds", float(batch.frames_B.sum()) / 100
-    if hasattr(batch, "codes_BKF"):
-        return "code frames", float(batch.frames_B.sum())
-    if hasattr(batch, "ids_BT"):
-        keep = batch.keep_BT if batch.keep_BT is not None else batch.documents_BT >= 0 if batch.documents_BT is not None else None
-        return "tokens", float(batch.ids_BT.numel() if keep is None else keep.sum())
-    return "pictures", float(len(batch.sample_ids))
-
-
-def probe(built: Built, trial: Trial, task: Task) -> dict[str, Any] | None:
-    """Real updates on real batches, timed; None where none are wanted.
-
-    Where data are assumed and a whole batch would take too long, rows of it are timed and the time is drawn out in proportion.
-    """
-    settings, plan, run = built.settings, built.plan, built.run
-    if not task.probe:
-        return None
-    accumulation, rows = settings.gradient_accumulation_steps, settings.batch_size
-    loader, share = plan.train, 1.0
-    if built.is_assumed:
-        loader = Loader(plan.train.dataset, plan.train.order, plan.train.collate)
-        share = trial.rows_run / rows
-    stream = loader.numbers(range(10**6)) if share == 1 else None
-    wanted, begin = task.probe + DISCARDED, time.perf_counter()
-    busy, waited, held = [], [], []
-    while len(busy) < wanted and (len(busy) < DISCARDED + 1 or time.perf_counter() - begin < (ASSUMED_S if stream is None else task.probe_s)):
-        start = time.perf_counter()
-        if stream is None:
-            batches = [plan.train.collate(_some(trial.items, trial.rows_run))]
-        else:
-            batches = [batch for batch in (next(stream).batch for _ in range(accumulation)) if batch is not None]
-        moved = [batch.to(run.device) for batch in batches]
-        waited.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        update(plan.objective, plan.objective, trial.optimizer, trial.scaler, moved, settings, run)
-        plan.objective.after_step(len(busy) + 1)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
-        busy.append(time.perf_counter() - start)
-        held.append(sum(extent(batch)[1] for batch in batches))
-    kept = slice(min(DISCARDED, len(busy) - 1), None)
-    factor = 1.0 if stream is not None else accumulation / share
-    update_s = statistics.median(a + b for a, b in zip(busy[kept], waited[kept], strict=True)) * factor
-    typical_units = extent(trial.typical)[1] * accumulation
-    return {
-        "update_s": update_s,
-        "updates_timed": len(busy[kept]),
-        "rows_timed": rows if stream is not None else trial.rows_run,
-        "data_wait": sum(waited[kept]) / (sum(waited[kept]) + sum(busy[kept])) if stream is not None else None,
-        "units_per_s": (statistics.median(held[kept]) if stream is not None else typical_units) / update_s,
-        "mfu": trial.flops / update_s / monitor.matmul_peak(run),
     }
 
 

@@ -20,7 +20,7 @@ from muomni.train.settings import TrainSettings
 from muomni.train.step import update
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that follows the bytes of all tensors made in it, each storage once, and keeps the most that lived at a time.
 
     It sees every operation, those of the backward too, so what autograd keeps, what is passing, and gradients all count. Not seen is what a
@@ -29,7 +29,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive: dict[int, int] = {}
         self.now = self.peak = 0
@@ -73,7 +73,7 @@ def of_update(
     with ExitStack() as stack:
         if before is None:
             stack.enter_context(live)
-        stack.enter_context(flops)  # type: ignore[arg-type]
+        stack.enter_context(flops)
         update(objective, objective, optimizer, scaler, batches, settings, run)
     objective.after_step(1)
     return Cost(live.peak if before is None else _peak(run) - before, float(flops.get_total_flops()))
