@@ -101,18 +101,20 @@ def measured(path: Path, stage: str, out: Path) -> tuple[float, float]:
 def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, Any]]:
     """Estimate and measurement of each stage."""
     from muomni.stages import forecast
+    from muomni.stages import recipe as recipes
 
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "recipe.yaml"
         path.write_text(yaml.safe_dump(recipe(world, large=large), sort_keys=False))
         out = Path(temporary) / "run"
-        for stage in recipe(world, large=large):
-            if stage in ("name", "seed", "threads", "device"):
-                continue
-            planned = forecast.plan(str(path), stages=[stage], out=out, probe=0)["stages"][0] if stage in stages else None
-            training, whole = measured(path, stage, out) if planned or stage != "omni" else (0.0, 0.0)
-            if planned is None:
+        needed = {other for stage in stages for other in recipes.stage(stage).needs}
+        for stage in recipes.STAGES:
+            if stage in stages:
+                planned = forecast.plan(str(path), stages=[stage], out=out, probe=0)["stages"][0]
+            if stage in stages or stage in needed:
+                training, whole = measured(path, stage, out)
+            if stage not in stages:
                 continue
             estimate = planned["memory"]["process"]
             row = {"stage": stage, "large": large, "estimate": estimate, "training": training, "measured": whole}

@@ -95,7 +95,9 @@ def _in_own_process(task: Task) -> dict[str, Any]:
     out = Path(task.temporary) / f"{task.stage}.json"
     command = [sys.executable, "-m", "muomni.stages.survey", str(out)]
     # Threads that spin while they wait would take the cores from a run that is in progress.
-    done = subprocess.run(command, input=json.dumps(asdict(task)), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, input=json.dumps(asdict(task)), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True
+    )
     answer = files.read_json(out) if out.exists() else {}
     if "error" in answer:
         error = MuomniError(answer["error"], hint=answer["hint"])

@@ -115,7 +115,7 @@ def build(task: Task, recipe: Recipe, own: Path) -> Built:
         context = thinker.model.ctx_len if "thinker" in recipe.stages else 512
         sources = assumed.make(task.stage, settings, context, words, own / "assumed")
         notes.append(f"no data found ({absent(settings, recipe.base)[0]}): shapes are assumed, as large as the settings allow")
-        settings = _with(settings, data=sources, tokenizer_data=[], probe=[], init_from=None)
+        settings = _with(settings, data=sources, tokenizer_data=[], probe=[], init_from=None, lm_order=0)
     # Codebooks that start late would leave their share of an update unseen.
     settings = _with(settings, quantise_after=0)
     precision = settings.precision if settings.use_amp else "fp32"

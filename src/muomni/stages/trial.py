@@ -74,12 +74,12 @@ class Trial:
         ran = []
         count = 1
         while True:
-            begin = time.perf_counter()
+            begin = _own_s()
             ran.append((count, self.of(_some(self.items, count))))
-            more = min(self.rows, max(2, int(count * allowed_s / (time.perf_counter() - begin))))
+            more = min(self.rows, max(2, int(count * allowed_s / max(1e-3, _own_s() - begin))))
             if count == self.rows or (count > 1 and more < 1.5 * count):
                 break
-            count = min(more, 8 * count)  # one slow moment is not to decide, nor one fast one
+            count = min(more, 8 * count)  # one moment is not to decide
         return ran[-1], ran[-2] if len(ran) > 1 else ran[-1]
 
     def batch(self, items: Sequence[Any]) -> Any:
@@ -99,12 +99,12 @@ class Trial:
 
     def _shake(self) -> None:
         """Updates of other shapes, uncounted: kernels and the allocator keep something for each that they meet."""
-        built, begin = self.built, time.perf_counter()
+        built, begin = self.built, _own_s()
         for number in range(SHAKES):
             batch = self.batch(_some(_items(built.plan.train, number), min(self.rows_run, built.settings.batch_size)))
             update(built.plan.objective, built.plan.objective, self.optimizer, self.scaler, [batch], built.settings, built.run)
             built.plan.objective.after_step(number + 2)
-            if time.perf_counter() - begin > DRY_RUN_S:
+            if _own_s() - begin > DRY_RUN_S:
                 break
 
     def _validation(self) -> int:
@@ -119,6 +119,11 @@ class Trial:
             peaks.append(cost.of_validation(self.built.plan.objective, batch, self.built.run))
         slope = (peaks[-1] - peaks[0]) / max(1, counts[-1] - counts[0])
         return int(peaks[-1] + slope * (len(items) - counts[-1]))
+
+
+def _own_s() -> float:
+    """Seconds that this process has computed, whatever else the machine does."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def typical_and_largest(loader: Loader[Any, Any], most: int = 4000) -> tuple[int, int]:
@@ -183,12 +188,13 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
         loader = Loader(plan.train.dataset, plan.train.order, plan.train.collate)
         share = trial.rows_run / rows
     stream = loader.numbers(range(10**6)) if share == 1 else None
-    wanted, begin = count + DISCARDED, time.perf_counter()
+    discarded = DISCARDED if stream is not None else 0  # the trial has run these very rows
+    wanted, begin = count + discarded, time.perf_counter()
     longest_s = ASSUMED_S if stream is None else most_s
     busy: list[float] = []
     waited: list[float] = []
     held: list[float] = []
-    while len(busy) < wanted and (len(busy) < DISCARDED + 1 or time.perf_counter() - begin < longest_s):
+    while len(busy) < wanted and (len(busy) < discarded + 1 or time.perf_counter() - begin < longest_s):
         start = time.perf_counter()
         if stream is None:
             batches = [plan.train.collate(_some(trial.items, trial.rows_run))]
@@ -203,7 +209,7 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
             torch.cuda.synchronize(run.device)
         busy.append(time.perf_counter() - start)
         held.append(sum(extent(batch)[1] for batch in batches))
-    kept = slice(min(DISCARDED, len(busy) - 1), None)
+    kept = slice(min(discarded, len(busy) - 1), None)
     factor = 1.0 if stream is not None else accumulation / share
     update_s = statistics.median(a + b for a, b in zip(busy[kept], waited[kept], strict=True)) * factor
     typical_units = extent(trial.typical)[1] * accumulation
