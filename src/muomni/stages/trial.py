@@ -21,7 +21,7 @@ from muomni.train.step import update
 
 # A dry run of the whole batch that would take longer (on the stage's own data; on assumed ones) is made on fewer rows, and drawn out
 # in a line.
-DRY_RUN_S, ASSUMED_S = 4.0, 0.5
+DRY_RUN_S, ASSUMED_S = 4.0, 0.3
 SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
 DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
 
@@ -55,7 +55,7 @@ class Trial:
         self.items = _items(plan.train, largest)
         typical_items = self.items if typical == largest else _items(plan.train, typical)
         self.typical = self.batch(typical_items)
-        self.of(self.items[-1:])  # makes the optimizer's state
+        self._make_state()
         self.rows = len(self.items)
         most, less = self._largest()
         self.per_row = max(0.0, (most[1].peak_bytes - less[1].peak_bytes) / max(1, most[0] - less[0]))
@@ -67,6 +67,14 @@ class Trial:
         self.valid_bytes = self._validation() if plan.valid is not None else 0
         if not built.is_assumed:
             self._shake()
+
+    def _make_state(self) -> None:
+        """Have the optimizer make what it keeps, by a step along nothing."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _largest(self) -> tuple[tuple[int, cost.Cost], tuple[int, cost.Cost]]:
         """Rows and cost of the largest batch, or as many of its rows as time allows, and of fewer."""
