@@ -84,10 +84,13 @@ class Trial:
         while True:
             begin = _own_s()
             ran.append((count, self.of(_some(self.items, count))))
-            more = min(self.rows, max(2, int(count * allowed_s / max(1e-3, _own_s() - begin))))
+            more = min(self.rows, max(4, int(count * allowed_s / max(1e-3, _own_s() - begin))))
             if count == self.rows or (count > 1 and more < 1.5 * count):
                 break
             count = min(more, 8 * count)  # one moment is not to decide
+        if ran[-1][0] < self.rows and ran[-2][0] == 1:
+            # From one row to two more than a row is added: losses taken in chunks hold two of them from the second chunk on.
+            ran.insert(-1, (2, self.of(_some(self.items, 2))))
         return ran[-1], ran[-2] if len(ran) > 1 else ran[-1]
 
     def batch(self, items: Sequence[Any]) -> Any:
