@@ -53,9 +53,23 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_help() -> None:
     told = process("--help").stdout
-    for command in ("quickstart", "run", "gate", "chat", "transcribe", "speak", "trace", "data", "inspect", "doctor"):
+    for command in (
+        "quickstart",
+        "run",
+        "gate",
+        "chat",
+        "transcribe",
+        "speak",
+        "trace",
+        "data",
+        "inspect",
+        "doctor",
+        "selftest",
+        "plan",
+        "report",
+    ):
         assert command in told
-    assert all(name in process("data", "--help").stdout for name in ("world", "check", "formats"))
+    assert all(name in process("data", "--help").stdout for name in ("world", "check", "explain", "formats"))
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------------------------
@@ -173,7 +187,7 @@ def test_commands_without_weights(muomni: Run, run: Path, media: Path) -> None:
     assert (code, json.loads(out)["kind"]) == (0, "network")
     (media / "one.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]}\n')
     code, out, _ = muomni("data", "check", media / "one.jsonl", "--json")
-    assert (code, json.loads(out)["bad"]) == (1, {"missing": 1})
+    assert (code, json.loads(out)["counts"]) == (1, {"missing": 1})
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------------------------
@@ -254,7 +268,7 @@ def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypat
 
     row = {"name": "finite", "verdict": "red", "value": None, "threshold": "= 0", "why": "x"}
     monkeypatch.setattr("muomni.stages.runner.run", run)
-    monkeypatch.setattr("muomni.stages.runner.gate", lambda _: {"stage": "thinker", "verdict": "red", "facts": {}, "gates": [row]})
+    monkeypatch.setattr("muomni.stages.runner.gate", lambda *_, **__: {"stage": "thinker", "verdict": "red", "facts": {}, "gates": [row]})
     waived = ("--waive", "finite", "--reason", "a test")
     assert muomni("run", "quickstart", "thinker", "thinker.max_steps=2", "hearing", "--fresh", *waived)[:2] == (0, f"{tmp_path}\n")
     assert told == {

@@ -1,6 +1,7 @@
 """muOmni: staged training of omni-modal models by a trainer that refuses to lie.
 
-Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder) and `gate` (a finished stage -> verdicts).
+Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder), `gate` (a finished stage ->
+verdicts) and `plan` (what a recipe will need).
 Each is imported when first used, so that importing the package costs nothing.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "gate", "run"]
+__all__ = ["Engine", "gate", "plan", "run"]
 
 if TYPE_CHECKING:
     from muomni.infer.engine import Engine
+    from muomni.stages.forecast import plan
     from muomni.stages.runner import gate, run
 
 
@@ -21,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from muomni.infer.engine import Engine
 
         return Engine
+    if name == "plan":
+        from muomni.stages import forecast
+
+        return forecast.plan
     if name in ("run", "gate"):
         from muomni.stages import runner
 

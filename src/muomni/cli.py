@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from muomni.commands import console, data, use
+from muomni.commands import console, data, plan, use
 from muomni.commands.report import report, run_folder, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 
@@ -99,6 +99,7 @@ def selftest(
         raise typer.Exit(GateRed.exit_code)
 
 
+app.command()(plan.plan)
 app.command()(use.chat)
 app.command()(use.transcribe)
 app.command()(use.speak)

@@ -17,6 +17,7 @@ import torch
 
 from muomni.errors import ConfigError
 
+KERNELS_KEPT = 64
 BF16_MIN_WIDTH = 192  # SPEC C3: narrower networks gain nothing from bf16 on a CPU (measured, reference/ecosystem.md 4)
 
 
@@ -66,6 +67,8 @@ def start(*, precision: str = "auto", width: int = 256, device: str = "auto", th
     precision  auto | fp32 | bf16 | fp16
     """
     use_threads(threads)
+    # oneDNN keeps the kernels and buffers of every shape that it has met, 1024 of them: gigabytes where lengths vary (docs/log.md).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from muomni.commands import console
-from muomni.config import build, parse_yaml
 from muomni.errors import ConfigError, DataError
 
 app = typer.Typer(help="Make, validate and describe data.")
@@ -41,6 +40,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
     """Read every row and open every file of a dataset; exit 1 where something must be mended."""
+    from muomni.config import build, parse_yaml
     from muomni.data import report as reports
     from muomni.data.check import check as examine
     from muomni.data.formats import READERS

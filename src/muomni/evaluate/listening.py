@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,15 +25,16 @@ from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObject
 
 @torch.inference_mode()
 def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, *, batch_size: int = 16) -> dict[str, Fact]:
-    """Does the text matter? Nats a code of held-out speech with its own text and with that of another of like length, pair by pair."""
+    """Does the text matter? Nats a code of held-out speech with its own text and with another of speech of like length, in pairs."""
     objective.eval()
     items = sorted(items, key=lambda item: item.codes_KF.shape[1])
+    pairs = [(item, other) for place, item in enumerate(items) if (other := _other_text(items, place)) is not None]
     nats: dict[str, list[float]] = {"own": [], "other": []}
-    for first in range(0, len(items) - 1, batch_size):
-        batch = TalkerBatch.of(items[first : first + batch_size]).to(run.device)
-        if len(batch.sample_ids) > 1:
-            nats["own"] += objective.nats(batch).tolist()
-            nats["other"] += objective.nats(batch.rolled()).tolist()
+    for first in range(0, len(pairs), batch_size):
+        some = pairs[first : first + batch_size]
+        swapped = [replace(item, text_ids=other.text_ids, hidden_TD=other.hidden_TD) for item, other in some]
+        nats["own"] += objective.nats(TalkerBatch.of([item for item, _ in some]).to(run.device)).tolist()
+        nats["other"] += objective.nats(TalkerBatch.of(swapped).to(run.device)).tolist()
     if not nats["own"]:
         return {}
     gaps, n = np.array(nats["other"]) - np.array(nats["own"]), len(nats["own"])
@@ -42,6 +44,12 @@ def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, 
         "text_swap_gap_nats": Fact(float(gaps.mean()), n, bootstrap(gaps.tolist())),
         "text_swap_win_rate": share(int((gaps > 0).sum()), n, floor=0.5),
     }
+
+
+def _other_text(items: Sequence[TalkerItem], place: int) -> TalkerItem | None:
+    """The nearest of the items with another text; the same words in place of themselves would prove nothing."""
+    near = sorted(range(len(items)), key=lambda other: (abs(other - place), other))
+    return next((items[other] for other in near if items[other].text_ids != items[place].text_ids), None)
 
 
 def free_speech(

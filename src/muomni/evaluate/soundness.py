@@ -258,13 +258,26 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     twin.eval()
     now = _watched(twin, trains)
     moved = {name for name, tensor in start.items() if not torch.equal(tensor, now[name])}
-    still = sorted(trains - taught | (twin.outside().keys() - moved))
+    still = sorted(_untaught(bench, trains - taught) | (twin.outside().keys() - moved))
     unfrozen = [*sorted(moved - twin.outside().keys()), *awake]
     return {
         "overfit_ratio": Fact(mine.loss(batch) / before if before else math.nan, len(bench.items)),
         "still_parameters": Fact(float(len(still)), len(trains) + len(twin.outside()), note=", ".join(still[:4])),
         "unfrozen": Fact(float(len(unfrozen)), len(account) - len(trains), note=", ".join(unfrozen[:4])),
     }
+
+
+def _untaught(bench: Bench, names: set[str]) -> set[str]:
+    """Those of the parameters that other rows do not reach either: six may hold no sound."""
+    others = choose(bench.loader, DRAWS) if names else []
+    for first in range(0, len(others), ROWS):
+        if names:
+            batch = bench.collate(others[first : first + ROWS])
+            bench.objective.begin([batch], 1)
+            terms: dict[str, Term] = bench.objective(batch)
+            named = {name: bench.objective.get_parameter(name) for name in names}
+            names = names - set[str]().union(*(_reached(term, named) for term in terms.values() if term.weight))
+    return names
 
 
 def _noting(taught: set[str], name: str) -> Callable[[Tensor], None]:

@@ -73,15 +73,6 @@ class TalkerBatch:
         moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
-    def rolled(self) -> TalkerBatch:
-        """The same speech with the neighbour's text (and its hidden states): a Talker that reads finds it harder to say."""
-        return replace(
-            self,
-            text_ids_BT=self.text_ids_BT.roll(1, 0),
-            text_keep_BT=self.text_keep_BT.roll(1, 0),
-            hidden_BTD=None if self.hidden_BTD is None else self.hidden_BTD.roll(1, 0),
-        )
-
 
 class TalkerObjective(Objective):
     """Cross-entropy of every codebook, as terms `book0`, `book1`, ...; book 0 also says the end.

@@ -1,0 +1,157 @@
+"""A recipe before anything is spent: what trains, what it needs in memory, time and disk. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from muomni import files, units
+from muomni.errors import ConfigError, MuomniError
+from muomni.stages import recipe as recipes
+from muomni.stages.recipe import Recipe
+from muomni.stages.survey import Task
+
+
+def plan(
+    recipe: str,
+    *,
+    stages: list[str] | None = None,
+    overrides: list[str] | None = None,
+    out: Path | None = None,
+    memory: str | None = None,
+    epoch: str | None = None,
+    probe: int = 20,
+    probe_s: float = 10.0,
+    samples: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The account of a recipe's stages: keys as docs/plan.md has them.
+
+    Takes   memory: a size that micro-batches are to fit, e.g. 12GB; epoch: how long an epoch is to take, e.g. 1h;
+            probe: updates to time a stage (0: none), for at most probe_s seconds; samples: of an epoch where the data
+            are not there; say: told how far it is.
+    Raises  ConfigError and DataError as the run itself would.
+    """
+    limit = units.num_bytes(memory, "--memory") if memory else None
+    target_s = units.seconds(epoch, "--epoch") if epoch else None
+    if probe < 0 or (samples is not None and samples < 1):
+        raise ConfigError(f"--probe and --samples: expected numbers of updates and samples, got {probe} and {samples}")
+    read = recipes.read(recipe, overrides, out=out)
+    unknown = [name for name in stages or [] if name not in read.stages]
+    if unknown:
+        raise ConfigError(f"{recipe}: no stage {', '.join(unknown)}", hint=f"it has {', '.join(read.stages)}")
+    chosen = [name for name in read.stages if not stages or name in stages]
+    folder = (out or Path("runs") / read.name).resolve()
+    stood_in = _stood_in(chosen, folder)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
+        for name in read.stages:
+            if name in chosen or name in stood_in:
+                say(f"[{name}] {'planned' if name in chosen else 'built untrained, for those that need it'}")
+                task = Task(
+                    str(recipes.find(recipe)),
+                    overrides or [],
+                    name,
+                    str(folder),
+                    temporary,
+                    probe,
+                    probe_s,
+                    limit,
+                    is_needed=name in stood_in,
+                    is_stand_in=name not in chosen,
+                )
+                result = _in_own_process(task)
+                if name in chosen:
+                    found.append(result)
+    for stage in found:
+        _add_times(stage, target_s, samples)
+    return {"recipe": read.name, "stages": found, **_together(read, found)}
+
+
+def _stood_in(chosen: list[str], folder: Path) -> set[str]:
+    """The stages that chosen ones build upon, and that are not finished in the run's folder."""
+    needed: set[str] = set()
+    open_ones = list(chosen)
+    while open_ones:
+        for name in recipes.stage(open_ones.pop()).needs:
+            if name not in needed and not (folder / name / "final").is_dir():
+                needed.add(name)
+                open_ones.append(name)
+    return needed
+
+
+def _in_own_process(task: Task) -> dict[str, Any]:
+    """A survey in a fresh process.
+
+    Raises  what it raised; MuomniError where it was killed, most likely by the system for want of memory.
+    """
+    out = Path(task.temporary) / f"{task.stage}.json"
+    command = [sys.executable, "-m", "muomni.stages.survey", str(out)]
+    # Threads that spin while they wait would take the cores from a run that is in progress.
+    done = subprocess.run(
+        command, input=json.dumps(asdict(task)), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True
+    )
+    answer = files.read_json(out) if out.exists() else {}
+    if "error" in answer:
+        error = MuomniError(answer["error"], hint=answer["hint"])
+        error.exit_code = answer["exit_code"]
+        raise error
+    if done.returncode < 0:
+        raise ConfigError(
+            f"{task.stage}: the dry run was ended by signal {-done.returncode}, most likely for want of memory",
+            hint=f"plan it with a smaller {task.stage}.batch_size",
+        )
+    if "found" not in answer:
+        raise MuomniError(f"{task.stage}: the dry run failed: {done.stderr.strip().splitlines()[-1:]}", hint="MUOMNI_DEBUG=1 shows more")
+    found: dict[str, Any] = answer["found"]
+    return found
+
+
+def _add_times(stage: dict[str, Any], target_s: float | None, samples: int | None) -> None:
+    """Put the stage's whole time, and the samples of an epoch of the wanted time, beside its speed."""
+    data, speed = stage["data"], stage["speed"]
+    per_update = stage["batch_size"] * stage["gradient_accumulation_steps"]
+    if not stage["data_found"]:
+        count = samples
+        data["samples"] = count
+        data["held_out"] = data["batches_per_epoch"] = data["updates_per_epoch"] = data["epochs"] = None
+        if count is not None:
+            data["batches_per_epoch"] = -(-count // stage["batch_size"])
+            data["updates_per_epoch"] = -(-count // per_update)
+            data["epochs"] = data["updates"] * per_update / count
+    stage["total_s"] = stage["epoch_s"] = stage["epoch"] = None
+    if speed is None:
+        return
+    stage["total_s"] = data["updates"] * speed["update_s"]
+    if data["updates_per_epoch"]:
+        stage["epoch_s"] = data["updates_per_epoch"] * speed["update_s"]
+    if target_s is not None:
+        updates = max(1, int(target_s / speed["update_s"]))
+        stage["epoch"] = {"target_s": target_s, "updates": updates, "samples": updates * per_update}
+
+
+def _together(read: Recipe, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time, memory and disk of all stages; those that may run side by side do, as `schedule.side_by_side` would start them."""
+    disk = sum(stage["disk"]["total"] for stage in found)
+    if any(stage["total_s"] is None for stage in found):
+        return {"total_s": None, "disk": disk}
+    left = {stage["stage"]: stage["total_s"] for stage in found}
+    ends: dict[str, float] = {}
+    running: dict[str, float] = {}
+    now, jobs = 0.0, read.header.jobs
+    wide = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in left}
+    while left or running:
+        for name in list(left):
+            ready = all(other in ends or other not in {s["stage"] for s in found} for other in recipes.stage(name).needs)
+            if ready and (not running or sum(wide[other] for other in running) + wide[name] <= jobs):
+                running[name] = now + left.pop(name)
+        first = min(running, key=lambda name: running[name])
+        now = ends[first] = running.pop(first)
+    return {"total_s": now, "disk": disk}

@@ -1,0 +1,149 @@
+"""What a stage holds in memory at its peak, and which batch fits a given memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muomni import runtime
+from muomni.train import cost, monitor, optim
+
+if TYPE_CHECKING:
+    from muomni.stages.trial import Built, Trial
+
+CUDA_CONTEXT_BYTES = 600 * 10**6  # of the driver, the kernels and cuBLAS' workspace: an allowance, not measured here
+LIST_ITEM_BYTES = 36  # an int in a Python list, with its place in it
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; where the system does not tell, the most it ever was."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return runtime.memory_bytes()
+
+
+def warm_up() -> None:
+    """Have torch load what it loads at its first update, so that it counts as the process's own."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    with monitor.counted_flops():  # type: ignore[no-untyped-call, unused-ignore]
+        model(torch.randn(8, 64)).sum().backward()
+    optimizer.step()
+
+
+def optimizer_bytes(built: Built) -> int:
+    """Bytes of the optimizer's state: two moments a parameter, Muon's matrices one."""
+    by_muon = built.settings.optimizer == "muon"
+    total = 0
+    for row in built.rows:
+        if row.trains:
+            is_matrix = by_muon and any(fnmatchcase(row.name, pattern) for pattern in optim.MATRICES)
+            total += 4 * row.count * (1 if is_matrix else 2)
+    return total
+
+
+def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
+    """Bytes at the peak, by what they are, in the process and on the device alone.
+
+    resident   of the process when the stage was built, its weights among them
+    """
+    settings, objective = built.settings, built.plan.objective
+    weights, gradients, state = cost.weights(objective), cost.gradients(objective), optimizer_bytes(built)
+    average = gradients if settings.ema_decay else 0
+    inputs = cost.size(cost.tensors(trial.typical)) * settings.gradient_accumulation_steps
+    peak = max(trial.peak(settings.batch_size), trial.valid_bytes)
+    found = {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": state,
+        "average": average,
+        "activations": max(0, int(peak - gradients)),
+        "inputs": inputs,
+        "context": CUDA_CONTEXT_BYTES,
+        "device": int(weights + state + average + inputs + peak + CUDA_CONTEXT_BYTES),
+        "per_row": int(trial.per_row + inputs / settings.batch_size / settings.gradient_accumulation_steps),
+        "rows_run": trial.rows_run,
+    }
+    if built.run.device.type != "cpu":
+        return found
+    # What the process took beyond what was counted: pieces that the allocator keeps, and what the kernels keep for shapes that they met.
+    counted = resident + state + inputs + trial.highest
+    found["allocator"] = max(0, runtime.memory_bytes() - counted)
+    found["base"] = resident - weights
+    found["caches"] = cache_bytes(built)
+    # A checkpoint and the final files are made from copies of the weights, when activations are gone.
+    passing = max(peak, 2 * weights)
+    found["process"] = int(resident + found["caches"] + state + average + inputs + passing + found["allocator"])
+    return found
+
+
+def cache_bytes(built: Built) -> int:
+    """Bytes by which the data that a stage keeps in memory will grow; data workers keep their own, which are not counted here."""
+    settings, total = built.settings, 0.0
+    if settings.num_workers:
+        return 0
+    drawn = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps
+    valid = built.plan.valid
+    pairs = [(built.plan.train.dataset, min(drawn, round(len(built.plan.train.dataset) * built.scale)))]
+    pairs += [(valid.dataset, len(built.whole.valid))] if valid is not None else []
+    seen: set[int] = set()
+    for dataset, count in pairs:
+        for cache in _caches(dataset):
+            if cache and id(cache) not in seen:
+                seen.add(id(cache))
+                total += _held(list(cache.values())) / len(cache) * max(0, count - len(cache))
+    return int(total)
+
+
+def _caches(dataset: Any) -> Iterator[dict[Any, Any]]:
+    """The mappings by number or path in which a dataset keeps what it has read."""
+    for value in vars(dataset).values():
+        if isinstance(value, dict):
+            yield value
+        elif type(value).__module__ == type(dataset).__module__ and hasattr(value, "item"):
+            yield from _caches(value)
+
+
+def _held(value: Any) -> int:
+    """Bytes of the arrays, tensors and lists of ids in a value."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, list | tuple):
+        return LIST_ITEM_BYTES * len(value) if value and isinstance(value[0], int) else sum(map(_held, value))
+    if isinstance(value, Mapping):
+        return sum(map(_held, value.values()))
+    return sum(map(_held, vars(value).values())) if hasattr(value, "__dict__") else 0
+
+
+def propose(found: Mapping[str, Any], limit: int, *, of: str = "device") -> dict[str, Any]:
+    """The largest micro-batch that a memory holds, and as many of them as keep the effective batch.
+
+    Takes   of: what must fit, the device's part or the whole `process`; it grows in a line with the rows of a micro-batch.
+    """
+    memory, batch, times = found["memory"], found["batch_size"], found["gradient_accumulation_steps"]
+    effective = batch * times
+
+    def need(size: int) -> int:
+        return int(memory[of] + memory["per_row"] * (size - batch))
+
+    fitting = [size for size in range(effective, 0, -1) if effective % size == 0 and need(size) <= limit]
+    chosen = fitting[0] if fitting else 1
+    return {
+        "limit": limit,
+        "of": of,
+        "need": need(batch),
+        "fits": need(batch) <= limit,
+        "batch_size": chosen if fitting else None,
+        "gradient_accumulation_steps": effective // chosen if fitting else None,
+        "bytes": need(chosen),
+    }

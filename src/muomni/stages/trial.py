@@ -1,0 +1,234 @@
+"""Trial updates of a stage that is built but not trained: what they hold, how much they compute, how long they take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from muomni.data.loader import Loader
+from muomni.data.readers import Corpus
+from muomni.errors import DataError
+from muomni.runtime import Runtime
+from muomni.stages.stage import Plan, Stage, StageSettings
+from muomni.train import cost, monitor, optim
+from muomni.train.step import update
+
+# A dry run of the whole batch that would take longer (on the stage's own data; on assumed ones) is made on fewer rows, and drawn out
+# in a line.
+DRY_RUN_S, ASSUMED_S = 4.0, 0.3
+SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
+DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
+
+
+@dataclass
+class Built:
+    """A stage as a survey builds it. `whole` counts what the sources hold, `scale` how many times the part that was built."""
+
+    stage: Stage
+    settings: StageSettings
+    plan: Plan
+    run: Runtime
+    rows: list[optim.Row]
+    whole: Corpus
+    scale: float
+    is_assumed: bool
+    notes: list[str]
+
+
+class Trial:
+    """Updates of a built stage for their cost: memory of the largest batch, arithmetic of a typical one."""
+
+    def __init__(self, built: Built) -> None:
+        self.built = built
+        settings, plan, run = built.settings, built.plan, built.run
+        self.optimizer = optim.make_optimizer(plan.objective, built.rows, settings)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+        optim.set_lr(self.optimizer, 1e-3)
+        self.highest = 0  # bytes of any update so far
+        typical, largest = typical_and_largest(plan.train)
+        self.items = _items(plan.train, largest)
+        typical_items = self.items if typical == largest else _items(plan.train, typical)
+        self.typical = self.batch(typical_items)
+        self._make_state()
+        self.rows = len(self.items)
+        most, less = self._largest()
+        self.per_row = max(0.0, (most[1].peak_bytes - less[1].peak_bytes) / max(1, most[0] - less[0]))
+        self.rows_run = most[0]
+        self.fixed = most[1].peak_bytes - self.per_row * self.rows_run
+        some = _some(typical_items, min(self.rows_run, len(typical_items)))
+        flops = most[1].flops if typical == largest else self.of(some).flops
+        self.flops = flops * len(typical_items) / len(some) * settings.gradient_accumulation_steps
+        self.valid_bytes = self._validation() if plan.valid is not None else 0
+        if not built.is_assumed:
+            self._shake()
+
+    def _make_state(self) -> None:
+        """Have the optimizer make what it keeps, by a step along nothing."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _largest(self) -> tuple[tuple[int, cost.Cost], tuple[int, cost.Cost]]:
+        """Rows and cost of the largest batch, or as many of its rows as time allows, and of fewer."""
+        allowed_s = ASSUMED_S if self.built.is_assumed else DRY_RUN_S
+        ran = []
+        count = 1
+        while True:
+            begin = _own_s()
+            ran.append((count, self.of(_some(self.items, count))))
+            more = min(self.rows, max(4, int(count * allowed_s / max(1e-3, _own_s() - begin))))
+            if count == self.rows or (count > 1 and more < 1.5 * count):
+                break
+            count = min(more, 8 * count)  # one moment is not to decide
+        if ran[-1][0] < self.rows and ran[-2][0] == 1:
+            # From one row to two more than a row is added: losses taken in chunks hold two of them from the second chunk on.
+            ran.insert(-1, (2, self.of(_some(self.items, 2))))
+        return ran[-1], ran[-2] if len(ran) > 1 else ran[-1]
+
+    def batch(self, items: Sequence[Any]) -> Any:
+        """A batch on the device."""
+        return self.built.plan.train.collate(list(items)).to(self.built.run.device)
+
+    def of(self, items: Sequence[Any]) -> cost.Cost:
+        """The cost of one update by one micro-batch."""
+        built = self.built
+        found = cost.of_update(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
+        self.highest = max(self.highest, found.peak_bytes)
+        return found
+
+    def peak(self, batch_size: int) -> float:
+        """The most bytes beside weights and optimizer state in an update of so many rows."""
+        return self.fixed + self.per_row * batch_size
+
+    def _shake(self) -> None:
+        """Updates of other shapes, uncounted: kernels and the allocator keep something for each that they meet."""
+        built, begin = self.built, _own_s()
+        for number in range(SHAKES):
+            batch = self.batch(_some(_items(built.plan.train, number), min(self.rows_run, built.settings.batch_size)))
+            update(built.plan.objective, built.plan.objective, self.optimizer, self.scaler, [batch], built.settings, built.run)
+            built.plan.objective.after_step(number + 2)
+            if _own_s() - begin > DRY_RUN_S:
+                break
+
+    def _validation(self) -> int:
+        """The most bytes while the largest held-out batch is judged, in a line through two sizes."""
+        valid = self.built.plan.valid
+        assert valid is not None
+        items = _items(valid, typical_and_largest(valid)[1])
+        counts = sorted({min(self.rows_run, len(items)), max(1, min(self.rows_run, len(items)) // 2)})
+        peaks = []
+        for count in counts:
+            batch = valid.collate(_some(items, count)).to(self.built.run.device)
+            peaks.append(cost.of_validation(self.built.plan.objective, batch, self.built.run))
+        slope = (peaks[-1] - peaks[0]) / max(1, counts[-1] - counts[0])
+        return int(peaks[-1] + slope * (len(items) - counts[-1]))
+
+
+def _own_s() -> float:
+    """Seconds that this process has computed, whatever else the machine does."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def typical_and_largest(loader: Loader[Any, Any], most: int = 4000) -> tuple[int, int]:
+    """The numbers of the batches of an epoch with the median and the most padded elements, as far as lengths tell."""
+    order = loader.order
+    count = min(order.batches_per_epoch, most)
+    if order.lengths is None:
+        return 0, 0
+    draws = [order.batch(number) for number in range(count)]
+    padded = [len(batch) * int(order.lengths[[draw.index for draw in batch]].max()) for batch in draws]
+    by_size = np.argsort(padded, kind="stable")
+    return int(by_size[len(by_size) // 2]), int(by_size[-1])
+
+
+def _items(loader: Loader[Any, Any], number: int) -> list[Any]:
+    """The readable items of a batch, the longest last.
+
+    Raises  the last DataError where none is readable.
+    """
+    items, error = [], None
+    lengths = loader.order.lengths
+    for draw in sorted(loader.order.batch(number), key=lambda draw: 0 if lengths is None else int(lengths[draw.index])):
+        try:
+            items.append(loader.dataset.item(draw.index, np.random.default_rng([draw.epoch, draw.index])))
+        except DataError as bad:
+            error = bad
+    if not items:
+        assert error is not None
+        raise error
+    return items
+
+
+def _some(items: list[Any], count: int) -> list[Any]:
+    """So many of the items, or all, evenly, the last among them."""
+    count = min(count, len(items))
+    return [items[int(place)] for place in np.linspace(len(items) - 1, 0, count).round()][::-1]
+
+
+def extent(batch: Any) -> tuple[str, float]:
+    """What a batch holds of its own kind: seconds of sound, tokens, or pictures."""
+    if hasattr(batch, "mel_BFM"):
+        return "seconds", float(batch.frames_B.sum()) / 100
+    if hasattr(batch, "codes_BKF"):
+        return "code frames", float(batch.frames_B.sum())
+    if hasattr(batch, "ids_BT"):
+        keep = batch.keep_BT if batch.keep_BT is not None else batch.documents_BT >= 0 if batch.documents_BT is not None else None
+        return "tokens", float(batch.ids_BT.numel() if keep is None else keep.sum())
+    return "pictures", float(len(batch.sample_ids))
+
+
+def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, Any] | None:
+    """Real updates on real batches, timed; None where none are wanted.
+
+    Where data are assumed and a whole batch would take too long, rows of it are timed and the time is drawn out in proportion.
+    """
+    settings, plan, run = built.settings, built.plan, built.run
+    if not count:
+        return None
+    accumulation, rows = settings.gradient_accumulation_steps, settings.batch_size
+    loader, share = plan.train, 1.0
+    if built.is_assumed:
+        loader = Loader(plan.train.dataset, plan.train.order, plan.train.collate)
+        share = trial.rows_run / rows
+    stream = loader.numbers(range(10**6)) if share == 1 else None
+    discarded = DISCARDED if stream is not None else 0  # the trial has run these very rows
+    wanted, begin = count + discarded, time.perf_counter()
+    longest_s = ASSUMED_S if stream is None else most_s
+    busy: list[float] = []
+    waited: list[float] = []
+    held: list[float] = []
+    while len(busy) < wanted and (len(busy) < discarded + 1 or time.perf_counter() - begin < longest_s):
+        start = time.perf_counter()
+        if stream is None:
+            batches = [plan.train.collate(_some(trial.items, trial.rows_run))]
+        else:
+            batches = [batch for batch in (next(stream).batch for _ in range(accumulation)) if batch is not None]
+        moved = [batch.to(run.device) for batch in batches]
+        waited.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        update(plan.objective, plan.objective, trial.optimizer, trial.scaler, moved, settings, run)
+        plan.objective.after_step(len(busy) + 1)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        busy.append(time.perf_counter() - start)
+        held.append(sum(extent(batch)[1] for batch in batches))
+    kept = slice(min(discarded, len(busy) - 1), None)
+    factor = 1.0 if stream is not None else accumulation / share
+    update_s = statistics.median(a + b for a, b in zip(busy[kept], waited[kept], strict=True)) * factor
+    typical_units = extent(trial.typical)[1] * accumulation
+    return {
+        "update_s": update_s,
+        "updates_timed": len(busy[kept]),
+        "rows_timed": rows if stream is not None else trial.rows_run,
+        "data_wait": sum(waited[kept]) / (sum(waited[kept]) + sum(busy[kept])) if stream is not None else None,
+        "units_per_s": (statistics.median(held[kept]) if stream is not None else typical_units) / update_s,
+        "mfu": trial.flops / update_s / monitor.matmul_peak(run),
+    }

@@ -1,0 +1,185 @@
+"""A plan says what a run will need, from the recipe's own networks, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from muomni import files, units
+from muomni.errors import ConfigError
+from muomni.stages import forecast, holding
+from muomni.train.cost import LiveTensors
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "smoke"))
+import tiny_recipe
+
+
+def texts(folder: Path) -> Path:
+    """A file of 60 short documents."""
+    rows = [f"the {colour} {thing} number {n} stands at the left of the door" for n in range(20) for colour, thing in
+            (("red", "star"), ("blue", "ring"), ("green", "cross"))]  # fmt: skip
+    path = folder / "texts.txt"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def recipe(folder: Path, **thinker: Any) -> str:
+    """A recipe of one small thinker on `texts`, or on data that are not there."""
+    settings = {
+        "data": [{"path": str(texts(folder))}],
+        "model": {"vocab_size": 300, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0},
+        "batch_size": 8,
+        "max_steps": 6,
+        "warmup_steps": 2,
+        "gates": {"floor": 9.0, "held_out_gap": 9.0},
+        **thinker,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "threads": 1, "device": "cpu", "thinker": settings}, sort_keys=False))
+    return str(path)
+
+
+def planned(path: str, folder: Path, **how: Any) -> dict[str, Any]:
+    """The plan of a recipe's only stage."""
+    found: dict[str, Any] = forecast.plan(path, out=folder / "run", **{"probe": 2, "probe_s": 1.0, **how})["stages"][0]
+    return found
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+def test_parameters_are_those_that_the_run_trains(tmp_path: Path) -> None:
+    from muomni.stages import runner
+
+    path = recipe(tmp_path)
+    found = planned(path, tmp_path, epoch="1m")
+    runner.run(path, out=tmp_path / "run")
+    facts = files.read_json(tmp_path / "run" / "thinker" / "certificate.json")["facts"]
+    account = files.read_json(tmp_path / "run" / "thinker" / "account.json")
+    assert found["parameters"]["trained"] == facts["parameters"]["value"]
+    assert found["parameters"]["all"] == sum(row["count"] for row in account)
+    assert found["data"]["updates"] == facts["steps"]["value"]
+    assert found["epoch"]["samples"] == found["epoch"]["updates"] * 8
+
+
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    forecast.plan(path, probe=0)
+    assert tree(tmp_path) == before
+
+
+def test_without_data_shapes_are_assumed_and_said_so(tmp_path: Path) -> None:
+    path = recipe(tmp_path, data=[{"path": "nowhere.txt"}])
+    found = planned(path, tmp_path)
+    assert not found["data_found"]
+    assert found["data"]["samples"] is None
+    assert "no data found (nowhere.txt)" in found["notes"][0]
+    assert found["total_s"] > 0
+    assert planned(path, tmp_path, samples=800)["data"]["updates_per_epoch"] == 100
+
+
+def test_a_batch_that_does_not_fit_is_split_and_the_product_kept(tmp_path: Path) -> None:
+    path = recipe(tmp_path, batch_size=32, gradient_accumulation_steps=2)
+    found = planned(path, tmp_path, memory="12GB", probe=0)
+    assert found["proposal"]["fits"]
+    assert found["proposal"]["of"] == "process"  # the recipe says device: cpu
+    limit = found["memory"]["device"] - 16 * found["memory"]["per_row"]
+    proposal = holding.propose(found, limit)
+    assert not proposal["fits"]
+    assert proposal["batch_size"] < 32
+    assert proposal["batch_size"] * proposal["gradient_accumulation_steps"] == 64
+    assert proposal["bytes"] <= limit
+    assert holding.propose(found, 1000)["batch_size"] is None
+
+
+def test_live_tensors_count_each_storage_once_and_forget_the_dead() -> None:
+    weight = torch.zeros(1000)
+    with LiveTensors([weight]) as live:
+        a = torch.ones(1000)
+        b = a.view(10, 100) + 1
+        _ = weight.view(10, 100)
+        del a
+        c = b[0]
+        assert live.now == 4000
+        del b, c
+        assert live.now == 0
+    assert live.peak == 8000
+
+
+@pytest.mark.parametrize(("text", "value"), [("1h", 3600), ("90m", 5400), ("45s", 45), ("1.5h", 5400)])
+def test_durations(text: str, value: float) -> None:
+    assert units.seconds(text, "--epoch") == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("12GB", 12 * 10**9), ("8GiB", 8 * 2**30), ("500MB", 500 * 10**6)])
+def test_sizes(text: str, value: int) -> None:
+    assert units.num_bytes(text, "--memory") == value
+
+
+@pytest.mark.parametrize("text", ["", "12", "GB", "-1GB", "0GB", "12 parsecs", "1h30"])
+def test_what_is_no_size_or_duration_is_refused(text: str) -> None:
+    for read in (units.num_bytes, units.seconds):
+        with pytest.raises(ConfigError, match="--it: expected"):
+            read(text, "--it")
+
+
+@pytest.mark.parametrize("args", [["plan", "{recipe}", "--memory", "much"], ["plan", "{recipe}", "nothing"], ["plan", "{bad}"]])
+def test_what_is_wrong_is_one_line_and_exit_2(args: list[str], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("thinker: {widht: 3}")
+    given = [arg.format(recipe=recipe(tmp_path), bad=bad) for arg in args]
+    done = subprocess.run([sys.executable, "-m", "muomni", *given], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_all_stages_before_any_is_trained(tiny_world: Path, tmp_path: Path) -> None:
+    path = tiny_recipe.write(tmp_path / "recipe.yaml", tiny_recipe.recipe(tiny_world))
+    found = forecast.plan(str(path), out=tmp_path / "run", probe=2, probe_s=1.0)
+    assert [stage["stage"] for stage in found["stages"]] == list(tiny_recipe.STAGES)
+    omni = found["stages"][-1]
+    frozen = {part["part"] for part in omni["parameters"]["parts"] if not part["trained"]}
+    assert frozen == {"omni.vision", "omni.audio"}
+    assert any("stage vision is not trained yet" in note for note in omni["notes"])
+    assert found["total_s"] == pytest.approx(sum(stage["total_s"] for stage in found["stages"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["codec", "thinker"])
+def test_memory_is_within_a_fifth_of_what_a_run_takes(stage: str, tiny_world: Path, tmp_path: Path) -> None:
+    content = tiny_recipe.recipe(tiny_world)
+    content[stage]["batch_size"] = 32
+    content["thinker"]["model"] = {"vocab_size": 700, "width": 256, "layers": 4, "heads": 4, "hidden": 1024, "ctx_len": 256}
+    path = tiny_recipe.write(tmp_path / "recipe.yaml", content)
+    found = forecast.plan(str(path), stages=[stage], out=tmp_path / "run", probe=0)["stages"][0]
+    process = subprocess.Popen([sys.executable, "-m", "muomni", "run", str(path), stage, "--out", str(tmp_path / "run")])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert found["memory"]["process"] == pytest.approx(usage.ru_maxrss * 1024, rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny toy world."""
+    from muomni.data.world.build import build
+
+    folder = tmp_path_factory.mktemp("world")
+    build(folder, seed=1, size="tiny")
+    return folder
