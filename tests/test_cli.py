@@ -187,7 +187,7 @@ def test_commands_without_weights(muomni: Run, run: Path, media: Path) -> None:
     assert (code, json.loads(out)["kind"]) == (0, "network")
     (media / "one.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]}\n')
     code, out, _ = muomni("data", "check", media / "one.jsonl", "--json")
-    assert (code, json.loads(out)["counts"]) == (1, {"missing": 1})
+    assert (code, json.loads(out)["counts"]) == (1, {"missing": 1, "no_samples": 1})
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import DataError, UserError
-from muomni.train import checkpoint, loop
+from muomni.train import checkpoint, loop, validation
 
 
 class Crash(Exception):
@@ -207,10 +207,10 @@ def test_validation_is_weighted_by_targets_not_by_batches(tmp_path: Path) -> Non
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
     one = collate(items)
     whole = model(one)["nats"]
-    means = loop.validate(model, valid, settings(), CPU, full=True)
+    means = validation.validate(model, valid, settings(), CPU, full=True)
     assert means["nats"] == pytest.approx(float(whole.total.detach()) / whole.count, rel=1e-5)
     assert means["loss"] == means["nats"]
-    assert loop.validate(model, valid, settings(val_batches=1), CPU)["nats"] != means["nats"]
+    assert validation.validate(model, valid, settings(val_batches=1), CPU)["nats"] != means["nats"]
 
 
 def test_validation_by_length_bucket() -> None:
@@ -219,14 +219,14 @@ def test_validation_by_length_bucket() -> None:
 
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), lambda items: Long(**vars(collate(items))))
     for edges, name in (([64, 128], "nats@<=128"), ([64], "nats@>64"), ([70], "nats@<=70")):
-        assert name in loop.validate(Toy(), valid, settings(len_buckets=edges), CPU)
+        assert name in validation.validate(Toy(), valid, settings(len_buckets=edges), CPU)
 
 
 def test_validation_leaves_training_mode_and_generators_alone() -> None:
     model = Toy().train()
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
     before = torch.get_rng_state()
-    loop.validate(model, valid, settings(), CPU)
+    validation.validate(model, valid, settings(), CPU)
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
 

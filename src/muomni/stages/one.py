@@ -24,7 +24,7 @@ from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, loop, optim
+from muomni.train import distributed, loop, optim, validation
 from muomni.train.loop import Fitted
 
 
@@ -173,7 +173,7 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
     if built.valid is None:
         return {}
     alone = Runtime(run.device, run.dtype)  # only this rank measures
-    trained = loop.validate(built.objective, built.train, settings, alone)
+    trained = validation.validate(built.objective, built.train, settings, alone)
     return {"held_out_gap": Fact(fitted.validation["loss"] - trained["loss"], settings.val_batches, None, trained["loss"])}
 
 

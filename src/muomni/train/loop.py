@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,9 +20,11 @@ from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
 from muomni.train import checkpoint, distributed, monitor, optim, watch
+from muomni.train.meter import Meter
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
 from muomni.train.step import StepResult, update
+from muomni.train.validation import validate
 
 
 class Interrupted(MuomniError):
@@ -117,7 +118,7 @@ def fit(
 
     # 3. the steps
     stream = _timed(train.numbers(to_come(progress.step, max_steps, per_step, run)))
-    meter = _Meter(run)
+    meter = Meter(run)
     with log, watch.Watch(folder, log.say, is_main=run.is_main) as alive, stop_on_signals() as stop:
         if progress.step:
             log.say(f"resumed from {found}")
@@ -256,45 +257,6 @@ def _guard(
         )
 
 
-@torch.no_grad()
-def validate(
-    objective: Objective, valid: Loader[Any, Any], settings: TrainSettings, run: Runtime, *, full: bool = False
-) -> dict[str, float]:
-    """Means per term over held-out batches, token-weighted over all ranks, and per length bucket (`term@<=64`)."""
-    total = valid.order.batches_per_epoch
-    count = total if full else min(total, settings.val_batches)
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    weights: dict[str, float] = {}
-    was_training = objective.training
-    objective.eval()
-    for loaded in valid.numbers(range(run.rank, count, run.world)):
-        if loaded.batch is None:
-            continue
-        batch = loaded.batch.to(run.device)
-        objective.begin([batch], 1)
-        with run.autocast():
-            terms = objective(batch)
-        bucket = _bucket(getattr(batch, "length", None), settings.len_buckets)
-        for term_name, term in terms.items():
-            weights[term_name] = term.weight
-            for key in (term_name, f"{term_name}@{bucket}") if bucket else (term_name,):
-                sums[key] = sums.get(key, 0.0) + float(term.total)
-                counts[key] = counts.get(key, 0) + term.count
-    objective.train(was_training)
-    sums, counts = distributed.sum_counts(sums, run), distributed.sum_counts(counts, run)
-    means = {key: sums[key] / max(1, counts[key]) for key in sums}
-    means["loss"] = sum(weights.get(key, 1.0) * value for key, value in means.items() if "@" not in key)
-    return means
-
-
-def _bucket(length: int | None, edges: list[int]) -> str:
-    if length is None or not edges:
-        return ""
-    place = bisect_right(edges, length - 1)
-    return f"<={edges[place]}" if place < len(edges) else f">{edges[-1]}"
-
-
 def _validate_and_keep(
     objective: Objective,
     valid: Loader[Any, Any],
@@ -331,49 +293,3 @@ def _stop_everywhere(stop: StopRequest, run: Runtime) -> bool:
 
 def _numbers(result: StepResult) -> dict[str, float]:
     return {**result.losses, "lr": result.lr, "grad_norm": result.grad_norm}
-
-
-class _Meter:
-    """Speed, the share of time spent waiting for data, and MFU against the measured matrix-product peak."""
-
-    def __init__(self, run: Runtime) -> None:
-        self.run = run
-        self.peak = monitor.matmul_peak(run)
-        self.flops = 0.0
-        self.busy_s = self.waited_s = 0.0
-        self.steps = 0
-        self.targets = 0.0
-
-    def step(self, waited_s: float) -> _Meter:
-        self.waited_s += waited_s
-        self.counter = monitor.counted_flops() if not self.flops else None
-        return self
-
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-        if self.counter:
-            self.counter.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        if self.counter:
-            self.counter.__exit__(*error)  # type: ignore[no-untyped-call]
-            self.flops = float(self.counter.get_total_flops())
-            return  # counting slows this step down: leave it out of the speed
-        self.busy_s += time.perf_counter() - self.begin
-        self.steps += 1
-
-    def read(self, result: StepResult, micro_batches: int) -> dict[str, float]:
-        """The means since the last reading."""
-        total_s = self.busy_s + self.waited_s
-        if not self.steps or not total_s:
-            return {"memory_mb": monitor.memory_mb(self.run)}
-        out = {
-            "steps_per_s": self.steps / total_s,
-            "targets_per_s": sum(result.counts.values()) * self.steps / total_s,
-            "data_wait": self.waited_s / total_s,
-            "mfu": self.flops * self.steps / total_s / self.peak,
-            "memory_mb": monitor.memory_mb(self.run),
-        }
-        self.busy_s = self.waited_s = 0.0
-        self.steps = 0
-        return out
