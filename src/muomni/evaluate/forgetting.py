@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,8 @@ class Senses:
         texts, waves = [text for text, _ in heard], [wave for _, wave in heard]
         then = cer(texts, transcribe(store.load(self.needed["hearing"], self.run.device), waves, pad_s=settings["pad_s"]))
         now = cer(texts, transcribe(audio, waves, pad_s=settings["pad_s"]))
-        return {"hearing_cer_after": Fact(now, len(texts), None, then), "forgetting_cer": Fact(now - then, len(texts))}
+        facts = {"hearing_cer_before": then, "hearing_cer_after": now, "forgetting_cer": now - then}
+        return {name: Fact(value, len(texts)) for name, value in facts.items()}
 
     def _eyes(self, vision: VisionEncoder) -> dict[str, Fact]:
         _, samples = self._held_out("vision")
@@ -117,5 +117,5 @@ class Senses:
         for name, eyes in (("then", store.load(folder, self.run.device)), ("now", vision)):
             pictures = Pictures(samples, Tokenizer.load(folder), eyes.config.image_size)
             found[name] = Eyes(Contrast(eyes, text, reader=reader), self.run).retrieval(pictures)["retrieval_r1"]
-        drop = found["then"].value - found["now"].value
-        return {"retrieval_after": replace(found["now"], floor=found["then"].value), "forgetting_retrieval": Fact(drop, len(samples))}
+        drop = Fact(found["then"].value - found["now"].value, len(samples))
+        return {"retrieval_before": found["then"], "retrieval_after": found["now"], "forgetting_retrieval": drop}
