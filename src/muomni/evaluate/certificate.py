@@ -34,6 +34,7 @@ def write(
     data: str,
     settings: str,
     modalities: Collection[str] = (),
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Store a stage's certificate; `weights`, `data` and `settings` are the digests that it speaks of, `modalities` what the data hold."""
     certificate = {
@@ -45,6 +46,7 @@ def write(
         "data": data,
         "settings": settings,
         "modalities": sorted(modalities),
+        "seed": seed,
         "code": version("muomni"),
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "system": platform.platform()},
     }

@@ -87,7 +87,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         facts["wall_s"] = Fact(time.perf_counter() - begin)
         judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
         digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-        result = certificate.write(own, name, facts, judged, modalities=built.modalities, **digests)
+        result = certificate.write(own, name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
         _tell(name, result)
     result = distributed.from_main(result, machine)
     refuse(result)
@@ -153,7 +153,7 @@ def _refuse_early(
     digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
     result: dict[str, Any] = {}
     if run.is_main:
-        result = certificate.write(own, stage.name, start, known, modalities=built.modalities, **digests)
+        result = certificate.write(own, stage.name, start, known, modalities=built.modalities, seed=settings.seed, **digests)
         _tell(stage.name, result)
     refuse(distributed.from_main(result, run))
 
@@ -264,7 +264,7 @@ def _reuse(
     judged = judge(stage, settings, done["modalities"], facts, {**kept, **waived_here(stage, settings, waived)})
     if machine.is_main:
         digests = {key: done[key] for key in ("weights", "data", "settings")}
-        done = certificate.write(own, stage.name, facts, judged, modalities=done["modalities"], **digests)
+        done = certificate.write(own, stage.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         _tell(stage.name, done)
     done = distributed.from_main(done, machine)
