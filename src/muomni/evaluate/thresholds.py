@@ -145,6 +145,10 @@ RUN = (
 )
 
 SOUND = (*START, *RUN)  # of every stage
+STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *SIGHT)) | {
+    "infeasible",
+    "codes",
+}  # not of what was learned
 
 
 def held_out_gap(most: float, unit: str) -> Gate:

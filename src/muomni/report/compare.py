@@ -62,7 +62,7 @@ def _gates(stage: StageRun, theirs: StageRun) -> Html | None:
     named = {gate["name"]: gate for gate in theirs.gates}
     for gate in stage.gates:
         name = str(gate["name"])
-        if name in meaning.SOUND_GATES and gate["verdict"] == named.get(name, gate)["verdict"]:
+        if name in meaning.STRUCTURE and gate["verdict"] == named.get(name, gate)["verdict"]:
             continue
         fact = meaning.fact_of(stage.name, name)
         ours = stage.facts.get(fact, {"value": gate.get("value")})

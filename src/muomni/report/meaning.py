@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from muomni.evaluate.thresholds import SOUND
+from muomni.evaluate.thresholds import STRUCTURE as STRUCTURE
 from muomni.stages import recipe
 from muomni.stages.scoreboard import ROWS
-
-SOUND_GATES = frozenset(gate.name for gate in SOUND)
 
 
 def fact_of(stage: str, gate: str) -> str:

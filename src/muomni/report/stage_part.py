@@ -48,7 +48,7 @@ def _cost(stage: StageRun) -> Html:
 
 def headline(stage: StageRun) -> list[str]:
     """The facts behind a stage's own gates, those of its recipe's demands first."""
-    own = [gate["name"] for gate in stage.gates if gate["name"] not in meaning.SOUND_GATES]
+    own = [gate["name"] for gate in stage.gates if gate["name"] not in meaning.STRUCTURE]
     own.sort(key=lambda name: not name.startswith("demand_"))
     facts = dict.fromkeys(meaning.fact_of(stage.name, name) for name in own)
     return [fact for fact in facts if stage.value(fact) is not None]
@@ -71,11 +71,11 @@ def gates(stage: StageRun) -> Html | None:
     if not stage.gates:
         return None
     rows = []
-    ordered = sorted(stage.gates, key=lambda gate: gate["name"] in meaning.SOUND_GATES)
+    ordered = sorted(stage.gates, key=lambda gate: gate["name"] in meaning.STRUCTURE)
     for gate in ordered:
         name, verdict = str(gate["name"]), str(gate["verdict"])
         fact = stage.facts.get(meaning.fact_of(stage.name, name), {"value": gate.get("value")})
-        is_sound = name in meaning.SOUND_GATES
+        is_sound = name in meaning.STRUCTURE
         drawn = None if is_sound else charts.interval(fact, str(gate["threshold"]), verdict)
         rows.append(
             h(

@@ -174,7 +174,8 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
         return {}
     alone = Runtime(run.device, run.dtype)  # only this rank measures
     trained = validation.validate(built.objective, built.train, settings, alone)
-    return {"held_out_gap": Fact(fitted.validation["loss"] - trained["loss"], settings.val_batches, None, trained["loss"])}
+    gap = fitted.validation["loss"] - trained["loss"]
+    return {"held_out_gap": Fact(gap, settings.val_batches), "training_loss": Fact(trained["loss"], settings.val_batches)}
 
 
 def _saved(built: Plan, folder: Path) -> Fact:
