@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.data import readers
+from muomni.data import formats, readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Source
 from muomni.errors import ConfigError, DataError, UserError
@@ -267,3 +267,16 @@ def test_the_real_manifests_are_read_whole():
     assert not corpus.leaks
     tasks = [s.task for s in corpus.train + corpus.valid]
     assert (tasks.count("digit"), tasks.count("transcribe"), tasks.count("question"), tasks.count("caption")) == (600, 314, 561, 400)
+
+
+def test_a_quote_that_is_not_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('wav,text\na.wav,"fine, it is"\nb.wav,5" disk\nc.wav,"open\nd.wav,lost\ne.wav,lost too\n')
+    rows = list(formats.objects(tmp_path / "t.csv"))
+    assert [number for number, _ in rows] == [2, 3, 4]
+    assert isinstance(rows[2][1], DataError)
+    assert "3 lines were read as one cell" in str(rows[2][1])
+
+
+def test_a_key_given_twice_is_no_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'id' is given twice"):
+        formats.decode_json('{"id": "a", "id": "b", "text": "x"}')

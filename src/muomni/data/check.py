@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -25,6 +26,7 @@ BYTES_PER_TOKEN = 3  # a careful guess where no tokenizer is given; English with
 SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
 ONE_ANSWER = 0.9
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
 ALPHABET = Alphabet()
 
 
@@ -156,6 +158,14 @@ class _Check:
         sample, ctx_len = row.sample, self.report.ctx_len
         if sample.messages and not any(m.role == "assistant" for m in sample.messages):
             self.findings.add(Finding("zero_label", row.where, "no assistant turn, so nothing is learned", "an assistant's turn", "none"))
+        if sample.messages and sample.messages[0].role == "assistant":
+            what = "the first turn is the assistant's, so it answers nobody"
+            self.findings.add(Finding("no_question", row.where, what, "a user's turn first", "an assistant's"))
+        odd = CONTROL.search(sample.text if sample.text is not None else "\n".join(m.text for m in sample.messages))
+        if odd:
+            got, near = f"U+{ord(odd[0]):04X}", odd.string[max(0, odd.start() - 20) : odd.end() + 20]
+            what = f"words: expected printable characters, got {got} in {near!r}"
+            self.findings.add(Finding("control", row.where, what, "printable characters", got))
         if sample.text is not None:
             return  # a document is cut into rows, nothing of it is lost
         count = self._count(row)

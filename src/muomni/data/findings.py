@@ -45,6 +45,8 @@ REASONS: dict[str, Reason] = {
     "duplicate": Reason("warning", "a sample whose content another one has", "remove the copy"),
     "duplicate_file": Reason("warning", "a file of the same bytes as another", "name one file in both rows"),
     "zero_label": Reason("warning", "a conversation without an assistant's turn: nothing is learned from it", "remove it"),
+    "no_question": Reason("warning", "an assistant's turn that nothing stands before: it answers nobody", "add the user's turn"),
+    "control": Reason("warning", "control or replacement characters in the words: a trace of broken encoding", "clean the text"),
     "truncated": Reason("warning", "a conversation of more tokens than the context", "shorten it, or raise `--ctx-len`"),
     "unknown_symbols": Reason("warning", "a transcript with characters that the CTC alphabet can't write", "spell them in ASCII"),
     "clipped": Reason("warning", "a sound cut off at full scale", "record it with less gain"),

@@ -42,10 +42,10 @@ def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
 def decode_json(text: str) -> Any:
     """A JSON value.
 
-    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a surrogate pair.
+    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a surrogate pair; on a key given twice.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -53,6 +53,15 @@ def decode_json(text: str) -> Any:
         raise DataError("bad_row", "row: nested too deeply") from error
     except ValueError as error:
         raise DataError("bad_row", f"row: expected a JSON object, got {text[:60]!r} ({str(error)[:80]})") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these keys; one that is given twice is an error, since a parser keeps but the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"key {twice[:40]!r} is given twice")
+    return made
 
 
 def text(path: Path, source: Source) -> Rows:
@@ -131,9 +140,17 @@ def _array(path: Path) -> Iterator[tuple[int, Any]]:
 def _table(path: Path) -> Iterator[tuple[int, Any]]:
     # Bytes that are no UTF-8 become surrogates, so that only their own row is lost.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        read: list[str] = []  # the lines of the row at hand
+
+        def noted() -> Iterator[str]:
+            for line in stream:
+                read.append(line)
+                yield line
+
+        reader = csv.reader(noted(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         header: list[str] | None = None
         while True:
+            read.clear()
             try:
                 cells = next(reader, None)
             except csv.Error as error:
@@ -142,6 +159,10 @@ def _table(path: Path) -> Iterator[tuple[int, Any]]:
             if cells is None:
                 return
             if not any(cell.strip() for cell in cells):
+                continue
+            if "".join(read).count('"') % 2 and cells[-1].endswith("\n"):  # all that followed went into this cell
+                first = reader.line_num - len(read) + 1
+                yield first, DataError("bad_row", f"csv: a quote is not closed: {len(read)} lines were read as one cell")
                 continue
             if any("\ud800" <= character <= "\udfff" for cell in cells for character in cell):
                 yield reader.line_num, DataError("undecodable", "csv: expected UTF-8")
