@@ -100,7 +100,7 @@ def measured(path: Path, stage: str, out: Path) -> tuple[float, float]:
 
 def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, Any]]:
     """Estimate and measurement of each stage."""
-    from muomni.stages import forecast
+    from muomni.planning import forecast
     from muomni.stages import recipe as recipes
 
     found = []

@@ -14,7 +14,7 @@ __all__ = ["Engine", "gate", "plan", "run"]
 
 if TYPE_CHECKING:
     from muomni.infer.engine import Engine
-    from muomni.stages.forecast import plan
+    from muomni.planning.forecast import plan
     from muomni.stages.runner import gate, run
 
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Engine
     if name == "plan":
-        from muomni.stages import forecast
+        from muomni.planning import forecast
 
         return forecast.plan
     if name in ("run", "gate"):

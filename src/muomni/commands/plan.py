@@ -22,7 +22,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")] = False,
 ) -> None:
     """Tell what trains, and what it will need in memory, time and disk; nothing is written."""
-    from muomni.stages import forecast
+    from muomni.planning import forecast
 
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [arg for arg in args or [] if "=" in arg]

@@ -15,7 +15,7 @@ from muomni import runtime
 from muomni.train import cost, monitor, optim
 
 if TYPE_CHECKING:
-    from muomni.stages.trial import Built, Trial
+    from muomni.planning.trial import Built, Trial
 
 CUDA_CONTEXT_BYTES = 600 * 10**6  # of the driver, the kernels and cuBLAS' workspace: an allowance, not measured here
 LIST_ITEM_BYTES = 36  # an int in a Python list, with its place in it

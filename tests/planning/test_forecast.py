@@ -14,7 +14,7 @@ import yaml
 
 from muomni import files, units
 from muomni.errors import ConfigError
-from muomni.stages import forecast, holding
+from muomni.planning import forecast, holding
 from muomni.train.cost import LiveTensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "smoke"))

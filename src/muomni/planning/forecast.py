@@ -14,9 +14,9 @@ from typing import Any
 
 from muomni import files, units
 from muomni.errors import ConfigError, MuomniError
+from muomni.planning.survey import Task
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
-from muomni.stages.survey import Task
 
 
 def plan(
@@ -93,7 +93,7 @@ def _in_own_process(task: Task) -> dict[str, Any]:
     Raises  what it raised; MuomniError where it was killed, most likely by the system for want of memory.
     """
     out = Path(task.temporary) / f"{task.stage}.json"
-    command = [sys.executable, "-m", "muomni.stages.survey", str(out)]
+    command = [sys.executable, "-m", "muomni.planning.survey", str(out)]
     # Threads that spin while they wait would take the cores from a run that is in progress.
     done = subprocess.run(
         command, input=json.dumps(asdict(task)), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True

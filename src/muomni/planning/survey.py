@@ -1,7 +1,7 @@
 """One stage before anything is spent: built in a temporary folder, counted, dry-run on its largest batch, and timed.
 
-`python -m muomni.stages.survey` does it in a process of its own, so that memory is that of this stage alone, and a dry run that the machine
-can't hold ends nothing else. Takes a `Task` as JSON on standard input.
+`python -m muomni.planning.survey` does it in a process of its own, so that memory is this stage's alone, and a dry run that the machine can't
+hold ends nothing else. Takes a `Task` as JSON on standard input.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from muomni import files, runtime
 from muomni.data import readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError, MuomniError
+from muomni.planning import assumed, holding
+from muomni.planning.trial import Built, Trial, extent, probe
 from muomni.runtime import Runtime
-from muomni.stages import assumed, holding
 from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, StageSettings
-from muomni.stages.trial import Built, Trial, extent, probe
 from muomni.train import cost, optim
 
 # Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
