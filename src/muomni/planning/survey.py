@@ -1,7 +1,7 @@
 """One stage before anything is spent: built in a temporary folder, counted, dry-run on its largest batch, and timed.
 
-`python -m muomni.planning.survey` does it in a process of its own, so that memory is this stage's alone, and a dry run that the machine can't
-hold ends nothing else. Takes a `Task` as JSON on standard input.
+`python -m muomni.planning.survey` does it in a process of its own: the memory is this stage's alone, and a dry run that the machine
+can't hold ends nothing else. Takes a `Task` as JSON on standard input.
 """
 
 from __future__ import annotations
