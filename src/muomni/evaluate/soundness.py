@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from muomni.data.loader import Loader
-from muomni.data.order import Draw
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact
 from muomni.runtime import Runtime
@@ -29,7 +28,8 @@ from muomni.train.settings import TrainSettings
 from muomni.train.step import update
 
 ROWS = 6  # rows of the batch that everything is tried on
-DRAWS = 64  # samples among which these rows are chosen
+DRAWS = 64  # rows that are looked at where these do not show everything
+BATCHES = 16  # over an epoch, from which they are taken
 PROBES = 6  # targets, and packed documents, that are asked alone
 OVERFIT_STEPS = 24
 OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
@@ -95,13 +95,14 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
 
 
 def choose(loader: Loader[Any, Any], count: int) -> list[Any]:
-    """Usable items of the first batches, evenly over the data's sources: they stand one after another in the dataset."""
-    draws: list[Draw] = []
-    number = 0
-    while len(draws) < DRAWS and number < loader.order.batches_per_epoch:
-        draws += loader.order.batch(number)
-        number += 1
-    draws = sorted({draw.index: draw for draw in draws}.values(), key=lambda draw: draw.index)
+    """Usable items of some batches of the first epoch, evenly over the data's sources: they stand one after another in the dataset.
+
+    The batches lie far apart: with batches of like length, the first ones may hold no sound, or nothing but sounds.
+    """
+    last = loader.order.batches_per_epoch - 1
+    numbers = sorted(set(np.linspace(0, last, min(BATCHES, last + 1)).astype(int).tolist()))
+    drawn = {draw.index: draw for number in numbers for draw in loader.order.batch(number)}
+    draws = [drawn[index] for index in sorted(drawn)]
     spread = [draws[i] for i in np.linspace(0, len(draws) - 1, min(count, len(draws))).astype(int).tolist()]
     found: list[Any] = []
     for draw in [*spread, *(draw for draw in draws if draw not in spread)]:
@@ -112,7 +113,9 @@ def choose(loader: Loader[Any, Any], count: int) -> list[Any]:
         except DataError:
             continue  # the loader counts and names it in its turn
     if not found:
-        raise DataError("empty", f"none of the first {len(draws)} samples can be used", hint="run muomni data check on the sources")
+        raise DataError(
+            "empty", f"none of the {len(draws)} samples that were tried can be used", hint="run muomni data check on the sources"
+        )
     return found
 
 
