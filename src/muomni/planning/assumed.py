@@ -123,7 +123,7 @@ def _vision(settings: Any, context: int, words: list[str], folder: Path) -> list
 def _speech(settings: Any, context: int, words: list[str], folder: Path) -> list[Row]:
     sounds, text = _sounds(folder, settings.max_s), _Text(words)
     rows = []
-    for number in range(4 * settings.batch_size):
+    for number in range(2 * settings.batch_size):  # few: all of them are encoded before a stage begins
         name, length_s = sounds[number % KINDS]
         said = text.take(int(length_s * WORDS_PER_S))
         rows.append(_turns(said, [_part("text", said), _part("audio", name)]))

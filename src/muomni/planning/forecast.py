@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from muomni import files, units
-from muomni.errors import ConfigError, MuomniError
+from muomni.data import readers
+from muomni.errors import ConfigError, DataError, MuomniError
 from muomni.planning.survey import Task
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
@@ -50,29 +52,51 @@ def plan(
     chosen = [name for name in read.stages if not stages or name in stages]
     folder = (out or Path("runs") / read.name).resolve()
     stood_in = _stood_in(chosen, folder)
-    found = []
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
-        for name in read.stages:
-            if name in chosen or name in stood_in:
-                say(f"[{name}] {'planned' if name in chosen else 'built untrained, for those that need it'}")
-                task = Task(
-                    str(recipes.find(recipe)),
-                    overrides or [],
-                    name,
-                    str(folder),
-                    temporary,
-                    probe,
-                    probe_s,
-                    limit,
-                    is_needed=name in stood_in,
-                    is_stand_in=name not in chosen,
-                )
-                result = _in_own_process(task)
-                if name in chosen:
-                    found.append(result)
+        tasks = [
+            Task(
+                str(recipes.find(recipe)),
+                overrides or [],
+                name,
+                str(folder),
+                temporary,
+                probe,
+                probe_s,
+                limit,
+                is_needed=name in stood_in,
+                is_stand_in=name not in chosen,
+            )
+            for name in read.stages
+            if name in chosen or name in stood_in
+        ]
+        surveyed = _survey(tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
+    found = [surveyed[name] for name in chosen]
     for stage in found:
         _add_times(stage, target_s, samples)
     return {"recipe": read.name, "stages": found, **_together(read, found)}
+
+
+def _has_data(read: Recipe, stage: str) -> bool:
+    try:
+        return all(readers.locate(source, read.base).exists() for source in read.stages[stage].data)
+    except DataError:
+        return False
+
+
+def _survey(tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """What was found of each stage, each after those that it needs. Without data nothing is timed closely, so two may run at a time."""
+    waiting, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
+    running: dict[Future[dict[str, Any]], str] = {}
+    with ThreadPoolExecutor(side_by_side) as pool:
+        while waiting or running:
+            for name, task in list(waiting.items()):
+                needed = [other for other in recipes.stage(name).needs if other in waiting or other in running.values()]
+                if len(running) < side_by_side and not needed:
+                    say(f"[{name}] {'built untrained, for those that need it' if task.is_stand_in else 'planned'}")
+                    running[pool.submit(_in_own_process, waiting.pop(name))] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                found[running.pop(future)] = future.result()
+    return found
 
 
 def _stood_in(chosen: list[str], folder: Path) -> set[str]:
