@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from muomni.data.order import Order
+from muomni.data.order import Draw, Order
 from muomni.errors import DataError
 
 ItemT = TypeVar("ItemT")
@@ -58,12 +58,15 @@ class Loader(Generic[ItemT, BatchT]):
         items: list[ItemT] = []
         bad: list[Bad] = []
         for draw in self.order.batch(number):
-            rng = np.random.default_rng([self.order.seed & 0xFFFFFFFF, draw.epoch, draw.position, draw.index])
             try:
-                items.append(self.dataset.item(draw.index, rng))
+                items.append(self.item(draw))
             except DataError as error:
                 bad.append(Bad(self.dataset.name(draw.index), error.reason, error.message))
         return Loaded(number, self.collate(items) if items else None, bad)
+
+    def item(self, draw: Draw) -> ItemT:
+        """One sample as the order names it, with random numbers of its own; raises DataError for a bad one."""
+        return self.dataset.item(draw.index, np.random.default_rng([self.order.seed & 0xFFFFFFFF, draw.epoch, draw.position, draw.index]))
 
     def numbers(self, numbers: range) -> Iterator[Loaded[BatchT]]:
         """The batches with the given numbers, in that order."""

@@ -66,15 +66,15 @@ def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokeniz
 
 def infeasible(dataset: Utterances) -> dict[str, Fact]:
     """Rows that CTC can't spell by their header's duration and their own words, and that the dataset would let through all the same."""
-    doomed = []
+    alphabet, doomed = Alphabet(), []
     for index, sample in enumerate(dataset.samples):
         try:
             part, text = spoken(sample)
         except DataError:
             continue
-        seconds = duration_s(part) + 2 * dataset.pad_s
-        states = -(-int(seconds * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
-        if duration_s(part) > 0 and min_frames(Alphabet().encode(text)) > states + 1:
+        length_s = duration_s(part)
+        states = -(-int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
+        if length_s > 0 and min_frames(alphabet.encode(text)) > states + 1:
             doomed.append(index)
     taught = []
     for index in doomed[: 4 * LOOKED_AT]:

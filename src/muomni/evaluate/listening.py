@@ -48,8 +48,11 @@ def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, 
 
 def _other_text(items: Sequence[TalkerItem], place: int) -> TalkerItem | None:
     """The nearest of the items with another text; the same words in place of themselves would prove nothing."""
-    near = sorted(range(len(items)), key=lambda other: (abs(other - place), other))
-    return next((items[other] for other in near if items[other].text_ids != items[place].text_ids), None)
+    for step in range(1, len(items)):
+        for other in (place - step, place + step):
+            if 0 <= other < len(items) and items[other].text_ids != items[place].text_ids:
+                return items[other]
+    return None
 
 
 def free_speech(

@@ -109,7 +109,7 @@ def choose(loader: Loader[Any, Any], count: int) -> list[Any]:
         if len(found) == count:
             break
         try:
-            found.append(loader.dataset.item(draw.index, np.random.default_rng([draw.epoch, draw.position, draw.index])))
+            found.append(loader.item(draw))
         except DataError:
             continue  # the loader counts and names it in its turn
     if not found:

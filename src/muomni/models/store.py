@@ -138,6 +138,15 @@ def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
     return whole.hexdigest()
 
 
+def changed(model: nn.Module, folder: Path | str) -> list[str]:
+    """The names of a network's tensors that a folder does not hold, or holds otherwise.
+
+    Raises  CheckpointError as `read_tensors`.
+    """
+    stored = read_tensors(folder)
+    return [name for name, tensor in _untied(model).items() if name not in stored or not torch.equal(stored[name], tensor.detach().cpu())]
+
+
 def _untied(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model with every shared tensor under its first name only."""
     seen: set[int] = set()

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from muomni import config, files, runtime
@@ -86,9 +85,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
             facts["saved_error"] = _saved(built, part)
         facts["wall_s"] = Fact(time.perf_counter() - begin)
         judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
-        digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-        result = certificate.write(own, name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
-        _tell(name, result)
+        result = _certify(built, settings, own, facts, judged, digest)
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
@@ -150,12 +147,18 @@ def _refuse_early(
     known = [row for row in judge(stage, settings, built.modalities, start, waived) if row.is_known(start)]
     if certificate.overall(known) != "red":
         return
-    digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-    result: dict[str, Any] = {}
-    if run.is_main:
-        result = certificate.write(own, stage.name, start, known, modalities=built.modalities, seed=settings.seed, **digests)
-        _tell(stage.name, result)
+    result = _certify(built, settings, own, start, known, digest) if run.is_main else {}
     refuse(distributed.from_main(result, run))
+
+
+def _certify(
+    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str
+) -> dict[str, Any]:
+    """Store and tell the certificate of a stage that is built."""
+    digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
+    result = certificate.write(own, own.name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
+    _tell(own.name, result)
+    return result
 
 
 def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime, album: Album) -> dict[str, Fact]:
@@ -163,7 +166,8 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
 
     What the stage's own were measured on goes into the album.
     """
-    moved = [key for key, value in before.items() if _frozen(built).get(key) != value]
+    now = _frozen(built)
+    moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
     return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted, album)}
 
@@ -174,19 +178,14 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
         return {}
     alone = Runtime(run.device, run.dtype)  # only this rank measures
     trained = validation.validate(built.objective, built.train, settings, alone)
+    batches = min(settings.val_batches, built.train.order.batches_per_epoch)
     gap = fitted.validation["loss"] - trained["loss"]
-    return {"held_out_gap": Fact(gap, settings.val_batches), "training_loss": Fact(trained["loss"], settings.val_batches)}
+    return {"held_out_gap": Fact(gap, batches), "training_loss": Fact(trained["loss"], batches)}
 
 
 def _saved(built: Plan, folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
-    wrong = []
-    for place, network in built.networks.items():
-        stored = store.read_tensors(folder / place)
-        for name, tensor in network.state_dict().items():
-            same = name in stored and torch.equal(stored[name], tensor.detach().cpu())
-            if not same and not (name not in stored and any(torch.equal(other, tensor.detach().cpu()) for other in stored.values())):
-                wrong.append(f"{place}/{name}")
+    wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
