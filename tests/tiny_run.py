@@ -18,6 +18,7 @@ from muomni.models.talker import Talker, TalkerConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import SPECIAL
 
 
 def save_run(run: Path) -> None:
@@ -28,7 +29,7 @@ def save_run(run: Path) -> None:
     thinker = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
     assert thinker.lm_head is not None
     torch.nn.init.normal_(thinker.lm_head.weight)  # untrained logits are so flat that rounding could decide between two ids
-    thinker.lm_head.weight.data[: len(tokenizer.special.names)] = 0.0  # words rather than marks
+    thinker.lm_head.weight.data[: len(SPECIAL.names)] = 0.0  # words rather than marks
     ears = AudioEncoder(AudioEncoderConfig(mel=HEARING, width=32, layers=1, heads=2, hidden=64, channels=8))
     eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=16, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
     tower = TextTower(TextTowerConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=32, embed_dim=8))

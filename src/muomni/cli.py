@@ -41,6 +41,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever is there")] = False,
     waive: Annotated[list[str] | None, typer.Option(metavar="GATE", help="let this gate be red; may be given several times")] = None,
     reason: Annotated[str | None, typer.Option(help="why the gate is waived; it shows in every report")] = None,
+    alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
 ) -> None:
     """Run a recipe or some of its stages; done ones are reused, broken ones resume."""
     from muomni.stages import runner
@@ -49,7 +50,7 @@ def run(
     overrides = [arg for arg in args or [] if "=" in arg]
 
     def train() -> Path:
-        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason)
+        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
 
     folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages)
     console.result(str(folder))

@@ -15,7 +15,8 @@ from muomni.errors import DataError
 from muomni.media import audio
 from muomni.media.mel import HEARING
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import SPECIAL
 
 SPEC = MediaSpec(image_size=32, image_tokens=3, mel=HEARING, audio_pool=2, max_audio_tokens=20)
 
@@ -183,8 +184,8 @@ def test_a_text_document_is_learned_whole_and_keeps_its_end(tmp_path: Path) -> N
     words = "the red star is big " * 40
     for ctx_len in (20, 4000):
         item = prepare(parse({"id": "d", "text": words}), tokenizer, MediaSpec(), ctx_len)
-        assert item.ids[0] == tokenizer.special.bos
+        assert item.ids[0] == tokenizer.marks.bos
         assert item.labels == [-100, *item.ids[1:]]
-        assert item.ids[-1] == tokenizer.special.eos
+        assert item.ids[-1] == tokenizer.marks.eos
         assert len(item.ids) <= ctx_len
     assert tokenizer.decode(item.ids) == words

@@ -13,7 +13,8 @@ from muomni.data.corpus import IGNORE, NO_DOCUMENT, TokenCorpus
 from muomni.data.sample import parse
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import SPECIAL
 
 
 @pytest.fixture(scope="module")

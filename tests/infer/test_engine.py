@@ -158,7 +158,7 @@ def test_stop_strings_wait_until_they_are_certain(text: str, stops: list[str], s
     tokenizer = Tokenizer.train([], 271)  # bytes alone: every character is a token
     writer = Writer(tokenizer, stops)
     pieces = []
-    for token in [*tokenizer.encode(text), tokenizer.special.end]:
+    for token in [*tokenizer.encode(text), tokenizer.marks.end]:
         pieces.append(writer.push(token))
         if writer.finish:
             break

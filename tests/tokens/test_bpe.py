@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError, UserError
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import SPECIAL
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "Grüße, 你好, привет"] * 20
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from muomni.errors import DataError, ShapeError
 from muomni.tokens import chat
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import SPECIAL
 
 IGNORE = chat.IGNORE
 

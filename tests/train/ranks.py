@@ -21,7 +21,7 @@ from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.runtime import Runtime
-from muomni.tokens.bpe import SPECIAL
+from muomni.tokens.marks import SPECIAL
 from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
 from muomni.train.objectives.contrast import Contrast, VisionBatch

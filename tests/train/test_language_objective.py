@@ -16,8 +16,8 @@ from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.tokens.bpe import SPECIAL
 from muomni.tokens.chat import IGNORE
+from muomni.tokens.marks import SPECIAL
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
 
 VOCAB = 40

@@ -198,7 +198,7 @@ def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[
         for sample in some:
             if sample.text is not None:
                 # bos in front, so that the first word is predicted too, and bits per byte count every byte.
-                yield [tokenizer.special.bos, *next(texts), tokenizer.special.eos], None, len(sample.text.encode())
+                yield [tokenizer.marks.bos, *next(texts), tokenizer.marks.eos], None, len(sample.text.encode())
             elif sample.media:
                 raise DataError("bad_row", f"sample {sample.id}: has media, which a token corpus can't hold", hint="use the omni stage")
             else:

@@ -29,14 +29,21 @@ ITEMS_AT_ONCE = 16
 class Examiner:
     """Asks held-out questions, one turn each, and measures what swapped, blank and noisy media do to the answers."""
 
-    def __init__(self, engine: Engine, items: int, run: Runtime) -> None:
+    def __init__(self, engine: Engine, items: int, run: Runtime, max_new: int = 32) -> None:
         assert engine.parts.omni is not None
-        self.engine, self.items, self.run = engine, items, run
+        self.engine, self.items, self.run, self.max_new = engine, items, run, max_new
         self._objective = NextToken(engine.parts.thinker, engine.parts.omni)
 
-    def answers(self, samples: list[Sample], album: Album | None = None) -> dict[str, Fact]:
-        """Exact answers by task and by kind of question, and with another sample's picture in place."""
+    def answers(
+        self, samples: list[Sample], album: Album | None = None, *, taught: Sequence[Sample] = (), exact: Collection[str] = ()
+    ) -> dict[str, Fact]:
+        """Exact answers by task and by kind of question, classes that were named, and both with another sample's picture in place.
+
+        Takes   taught: what was learned from, by which questions alone are answered for comparison, in the tasks `exact`.
+        """
         facts: dict[str, Fact] = {}
+        blind = QuestionOnly.fit([sample for sample in taught if sample.task in exact]) if exact else None
+        gains: list[float] = []
         by_task: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             if sample.media:
@@ -44,13 +51,19 @@ class Examiner:
         for task, members in sorted(by_task.items()):
             singles = [single for sample in members for single in questions(sample)]
             chosen = [singles[i] for i in np.linspace(0, len(singles) - 1, min(self.items, len(singles))).astype(int)]
-            asked, prompts = self.readable(chosen)
+            asked, prompts = readable(self.engine, chosen)
             if not asked:
                 continue
             said = self.ask(prompts)
             truths = [sample.answer for sample in asked]
             commonest = Counter(truths).most_common(1)[0][1] / len(truths)
             facts[f"{task}_exact"] = share(sum(s == t for s, t in zip(said, truths, strict=True)), len(truths), floor=commonest)
+            if any("names" in sample.extra for sample in asked):
+                facts |= naming.facts(task, said, asked)
+            if blind is not None and task in exact:
+                guessed = [blind.answer(sample) for sample in asked]
+                facts[f"{task}_question_only"] = share(sum(g == t for g, t in zip(guessed, truths, strict=True)), len(truths))
+                gains += [float(s == t) - float(g == t) for s, g, t in zip(said, guessed, truths, strict=True)]
             kinds = defaultdict(list)
             for sample, guess in zip(asked, said, strict=True):
                 kinds[str(sample.extra.get("kind", ""))].append(guess == sample.answer)
@@ -64,20 +77,18 @@ class Examiner:
             if album is not None:
                 most = max(1, MOST // len(by_task))
                 exhibits.answers(album, self.engine, asked, prompts, said, list(zip(others, swapped)), most=most)
+        if gains:
+            facts["above_question_only"] = Fact(float(np.mean(gains)), len(gains), bootstrap(gains))
+        named = {name: fact for name, fact in facts.items() if name.endswith("_names")}
+        if named:
+            margins = {name: fact.ci[0] - fact.floor for name, fact in named.items() if fact.ci is not None and fact.floor is not None}
+            least = min(margins, key=lambda name: margins[name])
+            facts["names_least"] = Fact(margins[least], named[least].n, note=least)
         return facts
-
-    def readable(self, samples: list[Sample]) -> tuple[list[Sample], list[Prompt]]:
-        """The samples whose question can be put, with the question; a fact's n tells how many were left."""
-        asked, prompts = [], []
-        for sample in samples:
-            with contextlib.suppress(DataError, ContextError):
-                prompts.append(self.engine.prepare(sample))
-                asked.append(sample)
-        return asked, prompts
 
     def ask(self, prompts: list[Prompt]) -> list[str]:
         """Greedy answers."""
-        return [answer.text for answer in self.engine.answer_many(prompts, max_new=32)]
+        return [answer.text for answer in self.engine.answer_many(prompts, max_new=self.max_new)]
 
     @torch.inference_mode()
     def ablations(self, held_out: Conversations, proof: Sequence[str] = ()) -> dict[str, Fact]:
@@ -100,10 +111,10 @@ class Examiner:
             if len(items) < 2:
                 continue
             partners = [_partner(kept, i) for i in range(len(kept))]
-            nats = {"correct": self._nats(items)}
-            nats["swapped"] = self._nats([_swapped(item, items[p], kind) for item, p in zip(items, partners)])
-            nats["zero"] = self._nats([_blank(item, kind) for item in items])
-            nats["noise"] = self._nats([_noisy(item, kind, rng) for item in items])
+            nats = {"correct": self.nats(items)}
+            nats["swapped"] = self.nats([_swapped(item, items[p], kind) for item, p in zip(items, partners)])
+            nats["zero"] = self.nats([_blank(item, kind) for item in items])
+            nats["noise"] = self.nats([_noisy(item, kind, rng) for item in items])
             tasks = np.array([item.task for item in items])
             gaps = np.array(nats["swapped"]) - np.array(nats["correct"])
             for task in sorted(set(tasks)):
@@ -123,7 +134,7 @@ class Examiner:
             facts[f"{kind}_swap_pairs"] = Fact(float(len(won)))
         return facts
 
-    def _nats(self, items: list[Item]) -> list[float]:
+    def nats(self, items: list[Item]) -> list[float]:
         """Mean nats per labelled token of each item."""
         order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
         nats = [0.0] * len(items)
@@ -134,6 +145,34 @@ class Examiner:
                 for index, value in zip(some, self._objective.nats(batch).tolist(), strict=True):
                     nats[index] = value
         return nats
+
+
+def readable(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], list[Prompt]]:
+    """The samples whose question can be put, with the question; a fact's n tells how many were left."""
+    asked, prompts = [], []
+    for sample in samples:
+        with contextlib.suppress(DataError, ContextError):
+            prompts.append(engine.prepare(sample))
+            asked.append(sample)
+    return asked, prompts
+
+
+@torch.inference_mode()
+def by_length(examiner: Examiner, held_out: Conversations, buckets: Sequence[int], edges: Sequence[int]) -> dict[str, Fact]:
+    """Mean nats per label of held-out samples, by the length of their answers."""
+    items, numbers = [], []
+    for index, bucket in enumerate(buckets):
+        with contextlib.suppress(DataError):
+            items.append(held_out.item(index, np.random.default_rng(0)))
+            numbers.append(bucket)
+    labels = np.array([sum(label != IGNORE for label in item.labels) for item in items])
+    nats = np.array(examiner.nats(items)) * labels
+    facts = {}
+    for bucket, name in enumerate(stratify.names(edges)):
+        here = np.array(numbers) == bucket
+        if here.any():
+            facts[f"nats_{name}"] = Fact(float(nats[here].sum() / max(1, labels[here].sum())), int(here.sum()))
+    return facts
 
 
 def _partner(samples: list[Sample], index: int) -> int:

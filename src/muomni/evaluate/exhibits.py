@@ -29,7 +29,7 @@ from muomni.infer.speech import Speech, Voice
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.omni import gather
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import document
 
 TEXTS, LEAST_CHARACTERS = 12, 40  # continued, and spelt out token by token
@@ -64,7 +64,7 @@ def texts(album: Album, decoder: Decoder, tokenizer: Tokenizer, held_out: Sequen
             nats = F.cross_entropy(decoder(row)[0, :-1].float(), row[0, 1:], reduction="none").tolist()
         known = max(2, len(ids) // PROMPT_SHARE)
         room = min(CONTINUATION_TOKENS, decoder.config.ctx_len - known)
-        made = generate(decoder, row[:, :known], max_new=room, stop_ids=(SPECIAL.eos, SPECIAL.end))[0] if room > 0 else []
+        made = generate(decoder, row[:, :known], max_new=room, stop_ids=tokenizer.marks.stops)[0] if room > 0 else []
         pieces = [[tokenizer.decode([each]) or tokenizer.token(each), round(value, 3)] for each, value in zip(ids[1:], nats)]
         album.add(
             "text",
@@ -253,5 +253,6 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
     with watched(thinker.model.layers) as weights:
         thinker.hidden(omni.embed(ids_BT, gather(prompt.pictures, prompt.mels).to(engine.device)))
-    pads = (ids_BT[0] == SPECIAL.image_pad).nonzero()[1 : omni.image_tokens, 0]  # the first pad is the summary
+    assert omni.marks.image is not None
+    pads = (ids_BT[0] == omni.marks.image.pad).nonzero()[omni.projectors.config.summaries : omni.image_tokens, 0]  # without the summary
     return _rows(torch.stack([each[0, :, -1, pads].mean(0) for each in weights]).mean(0).view(grid, grid), 5)

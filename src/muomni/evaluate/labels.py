@@ -45,12 +45,12 @@ def conversations(dataset: Conversations, tokenizer: Tokenizer) -> dict[str, Fac
 def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None) -> dict[str, Fact]:
     """Share of rows whose labels spell the assistant's words (a document: all of it), and whose turns all end in a learned end symbol."""
     right, ends, wrong, endless = 0, 0, "", ""
-    special = tokenizer.special
+    marks = tokenizer.marks
     for labels, sample in zip(rows, samples, strict=True):
         learned = [token for token in labels if token != IGNORE]
         said = [message.text for message in sample.messages if message.role == "assistant"]
-        stop, wanted = (special.eos, [sample.text]) if sample.text is not None else (special.end, said)
-        words = tokenizer.decode([token for token in learned if token >= len(special.names)])
+        stop, wanted = (marks.eos, [sample.text]) if sample.text is not None else (marks.end, said)
+        words = tokenizer.decode([token for token in learned if marks.is_word(token)])
         whole = "".join(wanted)
         if words == whole or (len(labels) == most and words and whole.startswith(words)):  # a long one loses its end
             right += 1

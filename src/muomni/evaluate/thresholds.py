@@ -212,6 +212,29 @@ def ablation(kind: str) -> tuple[Gate, ...]:
 
 # --- at the end, by stage---------------------------------------------
 
+NAMES = Gate(
+    "names",
+    "names_least",
+    "answers do not name what is in the picture more surely than one constant answer would: look at golden/, train the connector longer",
+    at_least=0.0,
+    source="chance: the commonest class; the low end of 95 %",
+    when="has_names",
+)
+NOBODY_LOOKS = "no point of the grid has a swap gap surely above 0: they learned how captions sound, not what the pictures show"
+
+
+def language(most: float) -> Gate:
+    """The gate on how much worse a language model may have become at texts that it was not taught here."""
+    return Gate(
+        "language",
+        "forgetting_bits_per_byte",
+        "the language model lost some of its language: fewer steps, lower LoRA rate, or text among the data",
+        at_most=most,
+        source="SPEC V5; SPEC 7",
+        when="has_text",
+    )
+
+
 STAGES: dict[str, tuple[Gate, ...]] = {
     "thinker": (
         *CAUSAL,
@@ -386,5 +409,36 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             modality="image",
         ),
         held_out_gap(1.0, "nats a token"),
+    ),
+    "align": (
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        language(0.0),
+        held_out_gap(1.5, "nats a token"),
+    ),
+    "instruct": (
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        Gate(
+            "above_question",
+            "above_question_only",
+            "answers are no better than a guess from the question alone: it does not look where it is asked to",
+            at_least=0.0,
+            source="SPEC M-E: question-only baseline; the low end of 95 %",
+            by_ci=True,
+            when="exact",
+        ),
+        language(0.15),
+        held_out_gap(1.5, "nats a token"),
     ),
 }

@@ -45,7 +45,7 @@ class Writer:
 
     def push(self, token: int) -> str:
         """Take the next id, give what it makes certain: half characters and begun stop strings wait."""
-        if token == self.tokenizer.special.end:
+        if token == self.tokenizer.marks.end:
             return self.close("end")
         self.ids.append(token)
         known = self.tokenizer.decode(self.ids).rstrip(HALF_CHARACTER)

@@ -22,7 +22,8 @@ from muomni.infer.prompt import Messages, Picture, Prompt, Request, Sound
 from muomni.infer.sampling import SamplingConfig
 from muomni.media.text import spoken
 from muomni.models.omni import gather
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import PAD
 
 MAX_NEW = 128
 BATCH = 32
@@ -115,7 +116,7 @@ class Engine:
             x, keep_BT = self._input(chosen)
             room = self._room(max(len(each.ids) for each in chosen), max_new)
             ids = generate.generate(
-                self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, stop_ids=(SPECIAL.end, SPECIAL.eos)
+                self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, stop_ids=self.tokenizer.marks.stops
             )
             for row, writer, new in zip(rows, writers, ids):
                 found[row] = _written(writer, new, room)
@@ -154,7 +155,7 @@ class Engine:
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
         x, _ = self._input([ready])
-        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), stop_ids=(SPECIAL.end, SPECIAL.eos))
+        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), stop_ids=self.tokenizer.marks.stops)
 
         def pieces() -> Iterator[str]:
             count = 0
@@ -183,7 +184,7 @@ class Engine:
     def _input(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
         """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a lone row."""
         size = max(len(each.ids) for each in prompts)
-        ids_BT = torch.tensor([[SPECIAL.pad] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
+        ids_BT = torch.tensor([[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
         keep_BT = torch.tensor([[False] * (size - len(each.ids)) + [True] * len(each.ids) for each in prompts], device=self.device)
         pictures = [picture for each in prompts for picture in each.pictures]
         mels = [mel for each in prompts for mel in each.mels]
@@ -238,7 +239,7 @@ class Engine:
             return torch.cat([eyes.embed(pixels) for pixels in seen if pixels is not None])
         rows = [tokenizer.encode(text) for text in texts or ()]
         size = max(map(len, rows), default=0)
-        ids_BT = torch.tensor([row + [SPECIAL.pad] * (size - len(row)) for row in rows], device=self.device)
+        ids_BT = torch.tensor([row + [PAD] * (size - len(row)) for row in rows], device=self.device)
         keep_BT = torch.arange(size, device=self.device) < torch.tensor([[len(row)] for row in rows], device=self.device)
         if tower.config.kind != "thinker":
             return tower.embed(ids_BT, keep_BT)

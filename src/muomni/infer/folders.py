@@ -7,7 +7,8 @@ from pathlib import Path
 from muomni import files
 from muomni.errors import CheckpointError
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
 # model_type in a folder's config.json -> the stage that ends in such a folder
 KINDS = {
@@ -33,6 +34,9 @@ def find(folder: Path | str) -> dict[str, Path]:
     if stage := kind(folder / "final"):
         return {stage: folder / "final"}
     stages = {name: folder / name / "final" for name in STAGES if kind(folder / name / "final") == name}
+    for name in SEEING:
+        if kind(folder / name / "final") == "omni":
+            stages.setdefault("omni", folder / name / "final")
     if not stages:
         raise CheckpointError(
             f"{folder}: holds no finished stage (expected {folder.name}/{{{','.join(STAGES)}}}/final, a stage's final/, or one of these)",

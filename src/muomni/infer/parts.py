@@ -15,9 +15,10 @@ from muomni.infer import folders
 from muomni.infer.ctc import CharLM
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.mel import MelSpec
-from muomni.models import store
+from muomni.models import base, lora, pretrained, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
+from muomni.models.eyes import Eyes
 from muomni.models.omni import Omni
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import VisionEncoder
@@ -43,15 +44,34 @@ class Parts:
         return made
 
     @cached_property
+    def bases(self) -> dict[str, dict[str, Any]]:
+        """What the model that sees says of networks that it stands on and does not hold: by "thinker" and "vision"."""
+        found: dict[str, dict[str, Any]] = self._omni_json().get("bases", {}) if "omni" in self.stages else {}
+        return found
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[base.Base, Path]]:
+        """These networks, found again."""
+        return {name: base.find(told, self.stages["omni"]) for name, told in self.bases.items()}
+
+    @cached_property
     def text_folder(self) -> Path:
-        """The folder of the Thinker that answers, with its tokenizer."""
+        """The folder of the Thinker that answers, with its tokenizer; without what stage instruct has taught it."""
         name, folder = self.stage("omni", "thinker", ability="read and write text")
+        if name == "omni" and "thinker" in self.bases:
+            return self._found["thinker"][1]
         return folder / "thinker" if name == "omni" else folder
 
     @cached_property
     def thinker(self) -> Decoder:
-        """The language model: omni's tuned one where there is one."""
-        return Decoder.open(self.text_folder, self.device)
+        """The language model: the tuned one of stage omni or instruct where there is one."""
+        given = self._found["thinker"][0] if "thinker" in self.bases else base.Base(name="thinker")
+        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=given.dtype_on(self.device) if self.bases else None)
+        adapter = self.stages["omni"] / "lora" if "omni" in self.stages else None
+        if adapter is None or not adapter.is_dir():
+            return decoder
+        lora.load(decoder, adapter)
+        return lora.merged(decoder).to(self.device).eval()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -64,20 +84,36 @@ class Parts:
         if "omni" not in self.stages:
             return None
         folder = self.stages["omni"]
-        eyes, ears = (store.load(folder / name, self.device) if (folder / name).is_dir() else None for name in ("vision", "hearing"))
-        return Omni(self.thinker, eyes, ears, store.load(folder / "projectors", self.device)).eval()
+        ears = store.load(folder / "hearing", self.device) if (folder / "hearing").is_dir() else None
+        return Omni(self.thinker, self._eyes(folder), ears, store.load(folder / "projectors", self.device), self.tokenizer.marks).eval()
+
+    def _eyes(self, folder: Path) -> Eyes | None:
+        if "vision" in self.bases:
+            given, place = self._found["vision"]
+            return pretrained.open_tower(place, device=self.device, dtype=given.dtype_on(self.device))
+        return pretrained.open_tower(folder / "vision", device=self.device) if (folder / "vision").is_dir() else None
+
+    def _omni_json(self) -> dict[str, Any]:
+        path = self.stages["omni"] / folders.OMNI
+        try:
+            content = files.read_json(path)
+            if not isinstance(content, dict):
+                raise ValueError(f"expected an object, got {type(content).__name__}")
+            return content
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: expected how media become tokens, got {type(error).__name__}: {error}") from error
 
     @cached_property
     def media(self) -> tuple[MediaSpec | None, dict[str, str]]:
         """How media become tokens, and what is asked of a medium that comes without words."""
         if "omni" not in self.stages:
             return None, {}
-        path = self.stages["omni"] / folders.OMNI
+        content = self._omni_json()
         try:
-            content = files.read_json(path)
             media = dict(content["media"])
             return MediaSpec(**{**media, "mel": MelSpec.model_validate(media["mel"])}), dict(content.get("prompts", {}))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
+            path = self.stages["omni"] / folders.OMNI
             raise CheckpointError(f"{path}: expected how media become tokens, got {type(error).__name__}: {error}") from error
 
     @property

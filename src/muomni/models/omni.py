@@ -9,23 +9,27 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muomni.errors import ConfigError, ShapeError
 from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.connector import Perceiver, PerceiverConfig
 from muomni.models.decoder import Decoder
-from muomni.models.vision_encoder import VisionEncoder
-from muomni.tokens.bpe import SPECIAL
+from muomni.models.pretrained import Eyes
+from muomni.tokens.marks import OWN, Marks
 
 
 class ProjectorsConfig(BaseModel):
     """How pictures and sounds become tokens of the Thinker.
 
-    grid        0: a picture is its summary alone (1 token); g: the summary and g x g pooled patches
+    grid        0: a picture is its summary alone (1 token); g: the summary and g x g pooled patches, each projected by itself
+    perceiver   in place of the grid: learned queries look at all that the eyes give, so a picture fills a fixed number of tokens
+    summaries   1 for eyes that give a summary before their patches, 0 for those that don't
     levels      after how many blocks of the eyes their states are read, beside each other; () reads the end alone. The end knows the
                 picture, the beginning what is where (Yao et al. 2024, Dense Connector)
+    audio_width None for a model without ears
     audio_pool  states of the ears in one token: 1 = 25 Hz, 2 = 12.5 Hz
     """
 
@@ -33,19 +37,29 @@ class ProjectorsConfig(BaseModel):
 
     width: int = Field(default=256, gt=0)
     vision_width: int = Field(default=128, gt=0)
-    audio_width: int = Field(default=192, gt=0)
+    audio_width: int | None = Field(default=192, gt=0)
     grid: int = Field(default=0, ge=0)
+    perceiver: PerceiverConfig | None = None
+    summaries: int = Field(default=1, ge=0, le=1)
     levels: tuple[NonNegativeInt, ...] = ()
     audio_pool: int = Field(default=1, ge=1, le=4)
+
+    @model_validator(mode="after")
+    def _fills_a_token(self) -> Self:
+        if self.perceiver is not None and self.grid:
+            raise ValueError("grid has no effect beside a perceiver")
+        if not self.image_tokens:
+            raise ValueError("eyes without a summary need a grid or a perceiver")
+        return self
 
     @property
     def image_tokens(self) -> int:
         """Positions that one picture fills."""
-        return 1 + self.grid**2
+        return self.perceiver.tokens if self.perceiver is not None else self.summaries + self.grid**2
 
 
 class Projectors(nn.Module):
-    """One linear map a modality into the Thinker's width (SPEC M-E).
+    """From what the towers give into the Thinker's width: a linear map a modality, or a perceiver for pictures (SPEC M-E, V2).
 
     What the eyes give is first brought to mean 0 and spread 1 in every channel, summaries and patches each by their own statistics:
     what all patches share is loud, what tells them apart is quiet, and nothing learns to look a patch up (docs/log.md).
@@ -56,18 +70,25 @@ class Projectors(nn.Module):
     def __init__(self, config: ProjectorsConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = nn.Linear(config.vision_width * max(1, len(config.levels)), config.width)
-        self.audio = nn.Linear(config.audio_width * config.audio_pool, config.width)
-        self.register_buffer("mean_2E", torch.zeros(2, self.vision.in_features))  # of summaries, of patches
-        self.register_buffer("spread_2E", torch.ones(2, self.vision.in_features))
+        width_in = config.vision_width * max(1, len(config.levels))
+        self.vision: nn.Linear | Perceiver
+        if config.perceiver is None:
+            self.vision = nn.Linear(width_in, config.width)
+        else:
+            self.vision = Perceiver(config.perceiver, width_in, config.width)
+        self.audio = None if config.audio_width is None else nn.Linear(config.audio_width * config.audio_pool, config.width)
+        self.register_buffer("mean_2E", torch.zeros(2, width_in))  # of summaries, of patches
+        self.register_buffer("spread_2E", torch.ones(2, width_in))
 
     mean_2E: Tensor
     spread_2E: Tensor
 
     @torch.no_grad()
     def standardise(self, states_NTE: Tensor) -> Self:
-        """Take the statistics of states of the eyes, (N, 1+P, E), N pictures."""
-        for row, part in enumerate((states_NTE[:, :1], states_NTE[:, 1:])):
+        """Take the statistics of states of the eyes, (N, summaries + P, E), N pictures."""
+        for row, part in enumerate(self._parts(states_NTE)):
+            if not part.shape[1]:
+                continue
             flat = part.float().flatten(0, 1)
             self.mean_2E[row] = flat.mean(0)
             # A channel that is alike everywhere (summaries before the first block) says nothing; it is left quiet, not blown up.
@@ -75,18 +96,25 @@ class Projectors(nn.Module):
             self.spread_2E[row] = torch.where(spread > 1e-3, spread, torch.ones_like(spread))
         return self
 
-    def see(self, summary_N1E: Tensor, patches_NPE: Tensor) -> Tensor:
-        """Summaries and patches of pictures -> (N, 1+P, D)."""
-        both = (summary_N1E, patches_NPE)
-        out: Tensor = self.vision(torch.cat([(x - mean) / spread for x, mean, spread in zip(both, self.mean_2E, self.spread_2E)], 1))
+    def _parts(self, states_NTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Summaries and patches."""
+        return states_NTE[:, : self.config.summaries], states_NTE[:, self.config.summaries :]
+
+    def see(self, states_NTE: Tensor) -> Tensor:
+        """What the eyes give of pictures, (N, summaries + P, E) -> (N, image_tokens, D)."""
+        even = [(x - mean) / spread for x, mean, spread in zip(self._parts(states_NTE), self.mean_2E, self.spread_2E)]
+        out: Tensor = self.vision(torch.cat(even, 1))
         return out
 
     @torch.no_grad()
     def start_at(self, rms: float) -> Self:
         """Weights for which states of rms 1 (both towers end in a norm) give tokens as loud as the Thinker's embeddings."""
         for layer in (self.vision, self.audio):
-            nn.init.normal_(layer.weight, std=rms / math.sqrt(layer.in_features))
-            nn.init.zeros_(layer.bias)
+            if isinstance(layer, Perceiver):
+                layer.start_at(rms)
+            elif layer is not None:
+                nn.init.normal_(layer.weight, std=rms / math.sqrt(layer.in_features))
+                nn.init.zeros_(layer.bias)
         return self
 
 
@@ -109,13 +137,20 @@ class Media:
 
 
 class Omni(nn.Module):
-    """ids and media -> embeddings that the decoder reads. The towers stay frozen; what trains is chosen by the stage."""
+    """ids and media -> embeddings that the decoder reads. The towers stay frozen; what trains is chosen by the stage.
 
-    def __init__(self, decoder: Decoder, vision: VisionEncoder | None, audio: AudioEncoder | None, projectors: Projectors) -> None:
+    Raises  ConfigError where the projectors read levels that the eyes do not have, or the vocabulary has no marks for pictures.
+    """
+
+    def __init__(
+        self, decoder: Decoder, vision: Eyes | None, audio: AudioEncoder | None, projectors: Projectors, marks: Marks = OWN
+    ) -> None:
         super().__init__()
-        if vision is not None and max(projectors.config.levels, default=0) > len(vision.blocks):
-            raise ConfigError(f"levels {projectors.config.levels}: the eyes have {len(vision.blocks)} blocks")
-        self.decoder, self.vision, self.audio, self.projectors = decoder, vision, audio, projectors
+        if vision is not None and max(projectors.config.levels, default=0) > vision.depth:
+            raise ConfigError(f"levels {projectors.config.levels}: the eyes have {vision.depth} blocks")
+        if vision is not None and marks.image is None:
+            raise ConfigError("this vocabulary has no marks for pictures (Qwen's are <|vision_start|>, <|image_pad|>, <|vision_end|>)")
+        self.decoder, self.vision, self.audio, self.projectors, self.marks = decoder, vision, audio, projectors, marks
 
     @property
     def image_tokens(self) -> int:
@@ -130,27 +165,26 @@ class Omni(nn.Module):
 
     def see(self, pixels_N3HW: Tensor) -> Tensor:
         """Pictures -> (N, image_tokens, D)."""
-        if self.vision is None:
-            raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
-        states = self.look(pixels_N3HW)
-        return self.projectors.see(states[:, :1], states[:, 1:])
+        return self.projectors.see(self.look(pixels_N3HW))
 
     @torch.no_grad()
     def look(self, pixels_N3HW: Tensor) -> Tensor:
-        """Pictures -> what the eyes give to the projector: the summary and the pooled grid, (N, image_tokens, E)."""
-        assert self.vision is not None
-        config, side = self.projectors.config, self.vision.config.side
-        seen = self.vision(pixels_N3HW, config.levels)
-        states = torch.cat([seen.cls_B1D, seen.grid_BPD], 1) if seen.levels_BTE is None else seen.levels_BTE
-        summary, patches = states[:, :1], states[:, 1:]
-        if config.grid not in (0, side):
-            square = patches.transpose(1, 2).unflatten(2, (side, side))
-            patches = F.adaptive_avg_pool2d(square, config.grid).flatten(2).transpose(1, 2)
-        return torch.cat([summary, patches], 1) if config.grid else summary
+        """Pictures -> what the eyes give to the projector: a summary where they have one, and patches or their pooled grid, (N, T, E)."""
+        if self.vision is None:
+            raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
+        config, side = self.projectors.config, self.vision.side
+        states = self.vision.look(pixels_N3HW, config.levels)
+        if config.perceiver is not None or config.grid == side:
+            return states
+        summary, patches = states[:, : config.summaries], states[:, config.summaries :]
+        if not config.grid:
+            return summary
+        square = patches.transpose(1, 2).unflatten(2, (side, side))  # type: ignore[no-untyped-call]
+        return torch.cat([summary, F.adaptive_avg_pool2d(square, config.grid).flatten(2).transpose(1, 2)], 1)
 
     def hear(self, mel_NFM: Tensor, frames_N: Tensor) -> tuple[Tensor, Tensor]:
         """Sounds -> (N, T, D) and the real tokens of each, (N,)."""
-        if self.audio is None:
+        if self.audio is None or self.projectors.audio is None:
             raise ShapeError("this model has no ears: stage omni was trained without stage hearing")
         with torch.no_grad():
             heard = self.audio(mel_NFM, frames_N)
@@ -161,21 +195,26 @@ class Omni(nn.Module):
     def embed(self, ids_BT: Tensor, media: Media) -> Tensor:
         """Token embeddings with the media's tokens in the places of their pads.
 
-        Takes   ids_BT with image_pad and audio_pad where media go; media in the order of these pads.
+        Takes   ids_BT with pads where media go; media in the order of these pads.
         Gives   (B,T,D).
         Raises  ShapeError where pads and media tokens do not count the same.
         """
         x_BTD = self.decoder.embed(ids_BT)
-        # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
-        seen_ND = self.projectors.vision(x_BTD.new_zeros(0, self.projectors.vision.in_features))
-        heard_ND = self.projectors.audio(x_BTD.new_zeros(0, self.projectors.audio.in_features))
+        tokens: dict[str, list[Tensor]] = {"image": [], "audio": []}
         if media.pixels_N3HW is not None:
-            seen_ND = self.see(media.pixels_N3HW).flatten(0, 1)
+            tokens["image"].append(self.see(media.pixels_N3HW).flatten(0, 1))
         if media.mel_NFM is not None and media.frames_N is not None:
             tokens_NTD, lengths_N = self.hear(media.mel_NFM, media.frames_N)
-            heard_ND = tokens_NTD[torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]]
-        x_BTD = _fill(x_BTD, ids_BT == SPECIAL.image_pad, seen_ND, "image")
-        return _fill(x_BTD, ids_BT == SPECIAL.audio_pad, heard_ND, "audio")
+            tokens["audio"].append(tokens_NTD[torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]])
+        for kind, projector in (("image", self.projectors.vision), ("audio", self.projectors.audio)):
+            medium = self.marks.medium(kind)
+            if projector is None or medium is None:
+                continue
+            # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
+            width = projector.width_in if isinstance(projector, Perceiver) else projector.in_features
+            given_ND = tokens[kind][0] if tokens[kind] else projector(x_BTD.new_zeros(0, 1, width)).flatten(0, 1)
+            x_BTD = _fill(x_BTD, ids_BT == medium.pad, given_ND, kind)
+        return x_BTD
 
 
 def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tensor:

@@ -71,7 +71,8 @@ def _language(subject: Subject) -> Blocks:
         rows = torch.tensor(learned)
         found = dict(zip(learned, lanes.costs(trunk.logits(h_BTD[0, rows - 1]), batch.labels_BT[0, rows], tokenizer)))
     apart = [t for t in range(1, len(ids)) if masks.SHARED in documents and documents[t] != documents[t - 1]]
-    pieces, owners, shown = [lanes.piece(tokenizer, each) for each in ids], lanes.roles(ids, apart), lanes.runs(ids)
+    pieces, marks = [lanes.piece(tokenizer, each) for each in ids], tokenizer.marks
+    owners, shown = lanes.roles(ids, apart, marks), lanes.runs(ids, marks)
     first = [start for start, _ in shown]
 
     def lane(text: Any, look: Any = lambda t: "") -> list[Cell]:

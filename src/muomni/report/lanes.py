@@ -10,11 +10,11 @@ from torch import Tensor
 
 from muomni.report import charts
 from muomni.report.html import Html, h, number
-from muomni.tokens.bpe import SPECIAL, Tokenizer
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import OWN, PAD, Marks
 
 LINE_CHARACTERS = 118  # of a line of lanes, with a space after each position
 MASK_EDGE = 320  # positions of a drawn mask; longer rows show their beginning
-ROLES = {SPECIAL.system: "system", SPECIAL.user: "user", SPECIAL.assistant: "assistant"}
 FULL_NATS = 6.0  # drawn as the deepest colour
 
 
@@ -71,40 +71,43 @@ def _td(cell: Cell) -> Html:
 
 def piece(tokenizer: Tokenizer, index: int) -> str:
     """A token as text: specials by their name, spaces visible."""
-    if index < len(SPECIAL.names):
-        return SPECIAL.names[index].strip("<|>")
+    if not tokenizer.marks.is_word(index):
+        return tokenizer.token(index).strip("<|>")
     return tokenizer.decode([index]).replace(" ", "·").replace("\n", "⏎") or tokenizer.token(index)
 
 
-def roles(ids: Sequence[int], starts: Sequence[int] = ()) -> list[str]:
+def roles(ids: Sequence[int], starts: Sequence[int] = (), marks: Marks = OWN) -> list[str]:
     """Who each position belongs to: system, user, assistant, image, audio, mark, pad or text.
 
     Takes   starts: where questions begin that stand apart, each after the same shared beginning: who spoke at its end goes on there.
     """
-    out, speaker, opened = [], "text", "text"
+    media = {i: kind for kind in ("image", "audio") if (m := marks.medium(kind)) is not None for i in (m.start, m.pad, m.end)}
+    out: list[str] = []
+    speaker, opened, header_end = "text", "text", 0
     for at, index in enumerate(ids):
         if at in starts:
             speaker = opened = opened if at > starts[0] else speaker
-        if index in ROLES:
-            speaker = ROLES[index]
+        named = next((role for role, header in marks.headers.items() if tuple(ids[at : at + len(header)]) == header), None)
+        if named is not None:
+            speaker, header_end = named, at + len(marks.headers[named])
+        if at < header_end:
             out.append(speaker)
-        elif index in (SPECIAL.image, SPECIAL.image_pad, SPECIAL.image_end):
-            out.append("image")
-        elif index in (SPECIAL.audio, SPECIAL.audio_pad, SPECIAL.audio_end):
-            out.append("audio")
-        elif index == SPECIAL.pad:
+        elif index in media:
+            out.append(media[index])
+        elif index == PAD and not marks.is_word(PAD):
             out.append("pad")
-        elif index in (SPECIAL.bos, SPECIAL.eos):
+        elif index in (marks.bos, marks.eos):
             speaker = "text"
             out.append("mark")
         else:
             out.append(speaker)
-            speaker = "text" if index == SPECIAL.end else speaker
+            speaker = "text" if index == marks.end else speaker
     return out
 
 
-def runs(ids: Sequence[int], pads: Sequence[int] = (SPECIAL.image_pad, SPECIAL.audio_pad, SPECIAL.pad)) -> list[tuple[int, int]]:
+def runs(ids: Sequence[int], marks: Marks = OWN) -> list[tuple[int, int]]:
     """[start, stop) of what stands in one column: stretches of one and the same pad together, everything else alone."""
+    pads = (*marks.pads, *(() if marks.is_word(PAD) else (PAD,)))
     out: list[tuple[int, int]] = []
     for at, index in enumerate(ids):
         if out and index in pads and ids[out[-1][0]] == index:

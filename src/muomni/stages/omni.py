@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field, NonNegativeInt
 
 from muomni import files
-from muomni.data.conversation import Conversations, MediaSpec, read_picture
+from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
-from muomni.data.sample import Sample
-from muomni.errors import DataError
 from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
@@ -26,12 +22,11 @@ from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.statistics import standardise
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
 from muomni.train.optim import freeze
-
-MEASURED_PICTURES = 512  # for the statistics of what the eyes give
 
 
 class OmniSettings(StageSettings):
@@ -92,13 +87,13 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
-    _standardise(omni, corpus.train)
+    standardise(omni, corpus.train, spec, torch.device("cpu"))
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni)
     for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
-        if not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
+        if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
             projector.requires_grad_(False)  # nothing would ever teach it
     forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
     senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items)
@@ -124,18 +119,6 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
 
     networks = {"thinker": decoder, "vision": vision, "hearing": audio, "projectors": omni.projectors}
     return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before())
-
-
-def _standardise(omni: Omni, samples: Sequence[Sample]) -> None:
-    """Give the projectors the statistics of what the eyes see in training pictures, evenly chosen; unreadable ones do not count."""
-    assert omni.vision is not None
-    shown = [sample.images[0] for sample in samples if sample.images]
-    pictures = []
-    for part in shown[:: max(1, len(shown) // MEASURED_PICTURES)][:MEASURED_PICTURES]:
-        with contextlib.suppress(DataError):
-            pictures.append(torch.from_numpy(read_picture(part, omni.vision.config.image_size)).permute(2, 0, 1))
-    if pictures:
-        omni.projectors.standardise(torch.cat([omni.look(torch.stack(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]))
 
 
 STAGE = Stage(

@@ -56,7 +56,8 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     stage, settings = recipes.stage(name), plan.stages[name]
     runtime.use_threads(settings.threads or default_threads(plan))
     own = folder / name
-    needed = {other: certificate.demand(folder / other, name)["weights"] for other in stage.needs}
+    needs = recipes.needs(plan.stages, name)
+    needed = {other: certificate.demand(folder / other, name)["weights"] for other in needs} | settings.given(plan.base)
     digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
     if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
@@ -66,11 +67,11 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     distributed.barrier(machine)
 
     begin = time.perf_counter()
-    built, run_as = _build(stage, settings, folder, plan.base, machine)
+    built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
     start = _start(built, settings, run_as)
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
     before = _frozen(built)
-    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name)
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
     if machine.is_main:
@@ -99,7 +100,8 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
-    built, run_as = _build(stage, settings, folder, Path(origin["base"]), machine)
+    needed = {n: folder / n / "final" for n in (*stage.needs, *settings.needs)}
+    built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     start = _start(built, settings, run_as)
     before = _frozen(built)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
@@ -121,12 +123,14 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     }
 
 
-def _build(stage: Stage, settings: StageSettings, folder: Path, base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
-    """The stage of a run's folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
+def _build(
+    stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime
+) -> tuple[Plan, Runtime]:
+    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
     precision = settings.precision if settings.use_amp else "fp32"
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)
     runtime.seed_everything(settings.seed)
-    built = stage.build(settings, Inputs(folder / stage.name, {n: folder / n / "final" for n in stage.needs}, base, run_as))
+    built = stage.build(settings, Inputs(own, needed, base, run_as))
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
@@ -157,7 +161,7 @@ def _certify(
     """Store and tell the certificate of a stage that is built."""
     digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
     result = certificate.write(own, own.name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
-    _tell(own.name, result)
+    tell(own.name, result)
     return result
 
 
@@ -180,7 +184,8 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
     trained = validation.validate(built.objective, built.train, settings, alone)
     batches = min(settings.val_batches, built.train.order.batches_per_epoch)
     gap = fitted.validation["loss"] - trained["loss"]
-    return {"held_out_gap": Fact(gap, batches), "training_loss": Fact(trained["loss"], batches)}
+    losses = {"training_loss": Fact(trained["loss"], batches), "held_out_loss": Fact(fitted.validation["loss"], len(built.valid.dataset))}
+    return {"held_out_gap": Fact(gap, batches), **losses}
 
 
 def _saved(built: Plan, folder: Path) -> Fact:
@@ -264,9 +269,9 @@ def _reuse(
     judged = judge(stage, settings, done["modalities"], facts, {**kept, **waived_here(stage, settings, waived)})
     if machine.is_main:
         digests = {key: done[key] for key in ("weights", "data", "settings")}
-        done = certificate.write(own, stage.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)
+        done = certificate.write(own, own.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
-        _tell(stage.name, done)
+        tell(stage.name, done)
     done = distributed.from_main(done, machine)
     refuse(done)
     return done
@@ -287,11 +292,17 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
             raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
     for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
         shutil.rmtree(leftover)
-    files.write_text(path, yaml.safe_dump(dumped, sort_keys=False))
+    write_settings(own, settings, digest)
+
+
+def write_settings(own: Path, settings: StageSettings, digest: str) -> None:
+    """Put a stage's settings, and their digest, into its folder."""
+    files.write_text(own / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     files.write_json(own / "digest.json", digest)
 
 
-def _tell(name: str, result: dict[str, Any]) -> None:
+def tell(name: str, result: dict[str, Any]) -> None:
+    """Print a certificate's verdicts."""
     for gate in result["gates"]:
         value = "-" if gate["value"] is None else f"{gate['value']:.4g}"
         print(f"[{name}] {gate['verdict']:6} {gate['name']}: {value} {gate['threshold']}", file=sys.stderr)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +17,32 @@ from muomni.config import Strict
 from muomni.errors import ConfigError
 from muomni.stages.stage import Stage, StageSettings
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name; its module, and what it imports, is loaded only now."""
-    found: Stage = importlib.import_module(f"muomni.stages.{name}").STAGE
-    return found
+    """The stage of that name; its module, and what it imports, is loaded only now. `sweep/POINT` is a run of the stage that is swept."""
+    kind, _, point = name.partition("/")
+    found: Stage = importlib.import_module(f"muomni.stages.{kind}").STAGE
+    return found if not point or found.over is None else found.over
+
+
+def needs(stages: Mapping[str, StageSettings], name: str) -> tuple[str, ...]:
+    """The stages of a recipe that must be done before this one: those it builds upon, or the points that it chooses among."""
+    points = tuple(other for other in stages if other.startswith(f"{name}/"))
+    return points or (*stage(name).needs, *stages[name].needs)
+
+
+def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: bool = False) -> list[str]:
+    """The stages that a user names (none: all), a sweep with its points, unless `alone`.
+
+    Raises  ConfigError for a name that the recipe does not have.
+    """
+    unknown = [name for name in names if name not in stages]
+    if unknown:
+        raise ConfigError(f"no stage {', '.join(unknown)} in the recipe", hint=f"it has {', '.join(stages)}")
+    return [name for name in stages if not names or name in names or (not alone and name.split("/")[0] in names)]
 
 
 class World(Strict):
@@ -103,11 +123,27 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
             )
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
-        filled = {"seed": header.seed, **_placed(settings or {}, folder / "data" / "world")}
-        stages[key] = config.build(stage(key).settings, filled, f"{path}: {key}")
+        declared = stage(key)
+        if declared.like is not None and declared.like not in values:
+            raise ConfigError(f"{path}: {key} does as {declared.like} does, which the recipe does not have")
+        like = (values[declared.like] or {}) if declared.like is not None else {}
+        filled = {"seed": header.seed, **_placed({**like, **(settings or {})}, folder / "data" / "world")}
+        made = config.build(declared.settings, filled, f"{path}: {key}")
+        if declared.over is not None:
+            for point, changes in grid_points(made).items():
+                of_point = {k: v for k, v in filled.items() if k != "grid"} | changes
+                stages[f"{key}/{point}"] = config.build(declared.over.settings, of_point, f"{path}: {key}/{point}")
+        stages[key] = made
     if not stages:
         raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
     return Recipe(title, path.parent.resolve(), header, _ordered(stages, path))
+
+
+def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
+    """Every combination of a sweep's grid by a name that is also a folder's, e.g. lr-0.0001_vision_ln-off."""
+    keys = list(settings.grid)
+    combined = [dict(zip(keys, values)) for values in itertools.product(*(settings.grid[key] for key in keys))]
+    return {"_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items()): point for point in combined}
 
 
 def _ordered(stages: dict[str, StageSettings], path: Path) -> dict[str, StageSettings]:
@@ -118,7 +154,7 @@ def _ordered(stages: dict[str, StageSettings], path: Path) -> dict[str, StageSet
     ordered: dict[str, StageSettings] = {}
 
     def place(key: str) -> None:
-        for needed in stage(key).needs:
+        for needed in needs(stages, key):
             if needed not in stages:
                 raise ConfigError(f"{path}: {key} needs stage {needed}, which the recipe does not have")
             place(needed)

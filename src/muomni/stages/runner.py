@@ -12,7 +12,7 @@ from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
 from muomni.stages import recipe as recipes
-from muomni.stages import scoreboard
+from muomni.stages import scoreboard, sweep
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import side_by_side
@@ -28,18 +28,16 @@ def run(
     fresh: bool = False,
     waive: list[str] | None = None,
     reason: str | None = None,
+    alone: bool = False,
 ) -> Path:
-    """Run a recipe, or some of its stages, and give its run folder.
+    """Run a recipe, or some of its stages (a sweep with its points, unless `alone`), and give its run folder.
 
     Finished stages of the same settings, data and needed weights are reused; broken ones resume; changed ones are refused unless `fresh`.
     Raises  GateRed where a gate is red; ConfigError for what the user must change; Interrupted after a signal.
     """
     plan = recipes.read(recipe, overrides, out=out)
     folder = (out or Path("runs") / plan.name).resolve()
-    unknown = [name for name in stages or [] if name not in plan.stages]
-    if unknown:
-        raise ConfigError(f"{recipe}: no stage {', '.join(unknown)}", hint=f"it has {', '.join(plan.stages)}")
-    chosen = [name for name in plan.stages if not stages or name in stages]
+    chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
@@ -63,7 +61,12 @@ def run(
             _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
         else:
             for name in chosen:
-                run_stage(plan, name, folder, machine, fresh=fresh, waived=waived)
+                try:
+                    run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
+                    run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
+                except GateRed:
+                    if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
+                        raise
     except GateRed as error:
         red = error
     last = certificate.read(folder / list(plan.stages)[-1])
@@ -84,6 +87,10 @@ def quickstart(out: Path | None = None) -> dict[str, Any]:
     folder = run("quickstart", out=out)
     board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
     return board
+
+
+def _is_point(name: str) -> bool:
+    return "/" in name
 
 
 def _check_gates(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
@@ -125,14 +132,15 @@ def _side_by_side(
     environment = {**os.environ, "MUOMNI_THREADS": str(plan.threads), "OMP_NUM_THREADS": str(plan.threads), "MUOMNI_PLAIN": "1"}
     commands, needs = {}, {}
     for name in chosen:
-        command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder)]
+        command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder), "--alone"]
         command += ["--fresh"] if fresh else []
         for gate in waived_here(recipes.stage(name), plan.stages[name], waived):
             command += ["--waive", gate, "--reason", reason or ""]
         commands[name] = command
-        needs[name] = [other for other in recipes.stage(name).needs if other in chosen]
+        needs[name] = [other for other in recipes.needs(plan.stages, name) if other in chosen]
     widths = {name: -(-(plan.stages[name].threads or plan.threads) // plan.threads) for name in chosen}
-    failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths)
+    may_be_red = {name for name in chosen if _is_point(name)}
+    failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths, may_be_red=may_be_red)
     if failed is None:
         return
     name, code = failed
@@ -160,8 +168,9 @@ def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | 
     path = path.parent if path.name == "final" else path
     if (path / "recipe.json").exists():
         return [gate_stage(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
-    if (path.parent / "recipe.json").exists() and (path / certificate.NAME).exists():
-        return gate_stage(path.parent, path.name, before)
+    run = next((parent for parent in list(path.parents)[:2] if (parent / "recipe.json").exists()), None)
+    if run is not None and (path / certificate.NAME).exists():
+        return gate_stage(run, str(path.relative_to(run)), before)
     raise ConfigError(f"{path}: no finished stage and no run folder", hint="give runs/<recipe> or runs/<recipe>/<stage>")
 
 

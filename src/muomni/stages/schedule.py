@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from muomni.errors import GateRed
 from muomni.runtime import stop_on_signals
 
 GRACE_S = 60.0  # how long a command may take to save after it was asked to stop
@@ -18,11 +19,13 @@ def side_by_side(
     jobs: int,
     environment: Mapping[str, str],
     widths: Mapping[str, int] | None = None,
+    may_be_red: Collection[str] = (),
 ) -> tuple[str, int] | None:
     """Run named commands in their order, `jobs` at a time.
 
     Takes   needs: names that must have ended well before a command starts; widths: how many jobs' room a command fills, else one (threads
-            that share cores wait for each other: two stages of two threads on two cores are slower than one after the other).
+            that share cores wait for each other: two stages of two threads on two cores are slower than one after the other);
+            may_be_red: commands that have ended well with exit code 1 too.
     Gives   None if all ended well, else the first that did not and its exit code; the others were asked to stop, and have saved.
             A signal to this process is passed on: then the name is "" and the code the signal's.
     """
@@ -41,7 +44,7 @@ def side_by_side(
                 time.sleep(0.1)
                 for name in [name for name, process in running.items() if process.poll() is not None]:
                     code = running.pop(name).returncode
-                    if code == 0:
+                    if code == 0 or (code == GateRed.exit_code and name in may_be_red):
                         done.add(name)
                     elif failed is None:
                         failed = (name, code if code > 0 else 128 - code)

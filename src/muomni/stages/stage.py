@@ -33,6 +33,15 @@ class StageSettings(TrainSettings):
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Stages of the recipe that these settings name, beside those that the stage always needs."""
+        return ()
+
+    def given(self, base: Path) -> dict[str, str]:
+        """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
+        return {}
+
+    @property
     def packs(self) -> bool:
         """Whether its rows hold several documents that must not see each other."""
         return False
@@ -74,6 +83,7 @@ class Plan:
     networks  what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
     checks    facts about the data as they are taught, measured before the first step
     notes     facts that are known before training (e.g. bits per byte before this stage)
+    saved     told the step after every checkpoint, on the main rank, with the weights in place
     """
 
     objective: Objective
@@ -85,6 +95,7 @@ class Plan:
     networks: dict[str, nn.Module]
     checks: Callable[[], dict[str, Fact]] = dict
     notes: dict[str, Fact] = field(default_factory=dict)
+    saved: Callable[[int], None] = lambda step: None  # noqa: E731 (a field's default, not a name)
 
     @property
     def modalities(self) -> set[str]:
@@ -96,7 +107,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stage:
-    """A line of the table of contents: what it teaches, what it stands on, and its gates."""
+    """A line of the table of contents: what it teaches, what it stands on, and its gates.
+
+    like    settings that a recipe leaves out are those that it gives to this other stage
+    over    the stage whose runs it chooses among, one for each point of its settings' `grid`; it trains nothing itself
+    """
 
     name: str
     teaches: str
@@ -104,6 +119,8 @@ class Stage:
     build: Callable[[Any, Inputs], Plan]
     gates: tuple[Gate, ...]
     needs: tuple[str, ...] = ()
+    like: str | None = None
+    over: Stage | None = None
 
 
 def loaders(

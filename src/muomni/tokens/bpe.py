@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tokenizers.trainers import BpeTrainer
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError
+from muomni.tokens.marks import OWN, SPECIAL, Marks, Medium
 
 NUM_BYTES = 256
 # What `chat.render` writes, for those who open the tokenizer with transformers.
@@ -26,49 +26,22 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Special:
-    """The ids with a meaning of their own; the same in every vocabulary, always first."""
-
-    pad: int = 0  # fills a row up to the batch's length; never in loss or attention
-    bos: int = 1  # opens a conversation
-    eos: int = 2  # closes a text document
-    unk: int = 3  # reserved: bytes leave nothing unknown
-    system: int = 4  # opens a turn that sets the rules
-    user: int = 5  # opens a turn of the human
-    assistant: int = 6  # opens a turn of the model: what follows is learned and generated
-    end: int = 7  # closes a turn; generation stops here
-    image: int = 8  # opens an image
-    image_end: int = 9  # closes an image
-    image_pad: int = 10  # a position that holds an image feature
-    audio: int = 11  # opens a sound
-    audio_end: int = 12  # closes a sound
-    audio_pad: int = 13  # a position that holds a sound feature
-    speech: int = 14  # the assistant speaks here
-
-    @property
-    def names(self) -> list[str]:
-        """The spelling of each id, in order, as stored in tokenizer.json."""
-        return [f"<|{field.name}|>" for field in fields(self)]
-
-
-SPECIAL = Special()
+# Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before.
+BESIDE = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 
 
 class Tokenizer:
-    """Byte-level BPE with the special ids first; nothing is normalised, so decode(encode(text)) == text."""
+    """A byte-level BPE: ours, with the special ids first, or Qwen's (any that speaks ChatML), whose ids stay what they are.
 
-    special = SPECIAL
+    Text never becomes a special id. Ours normalise nothing, so decode(encode(text)) == text.
+    """
 
-    def __init__(self, library: Library) -> None:
-        found = [library.token_to_id(name) for name in self.special.names]
-        if found != list(range(len(found))):
-            raise CheckpointError(
-                f"tokenizer: expected the special ids 0..{len(found) - 1} first, got {found}", hint="train it with muomni"
-            )
+    def __init__(self, library: Library, beside: Mapping[str, str] | None = None) -> None:
         # Text that spells "<|end|>" stays text. The library does not store this switch, so it is set on every way in.
         library.encode_special_tokens = True
         self._library = library
+        self.marks: Marks = _marks(library)
+        self.beside = dict(beside or {})  # files of another maker's, by name
         self.digest: str = files.sha256_json(json.loads(library.to_str()))
 
     @classmethod
@@ -102,20 +75,29 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Open `folder/tokenizer.json`.
 
-        Raises  CheckpointError if it is missing, broken, or not one of ours.
+        Raises  CheckpointError if it is missing, broken, or has neither our marks nor ChatML's.
         """
-        path = Path(folder) / "tokenizer.json"
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: expected a tokenizer, got {type(error).__name__}", hint="point at a finished stage") from error
-        return cls.from_json(text)
+        made = cls.from_json(text)
+        if not made.is_own:
+            made.beside = {name: (folder / name).read_text(encoding="utf-8") for name in BESIDE if (folder / name).is_file()}
+        return made
 
     @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
+    def from_json(cls, text: str, beside: Mapping[str, str] | None = None) -> Tokenizer:
         """The tokenizer that `to_json` wrote."""
         library = _guarded(lambda: Library.from_str(text))
-        return cls(library)
+        return cls(library, beside)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its vocabulary was made here."""
+        return self.marks is OWN
 
     def to_json(self) -> str:
         """The whole tokenizer as the library's JSON."""
@@ -123,9 +105,13 @@ class Tokenizer:
         return text
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; transformers opens the folder as it is."""
+        """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it); transformers opens the folder."""
         folder = Path(folder)
         files.write_text(folder / "tokenizer.json", self.to_json())
+        if not self.is_own:
+            for name, text in self.beside.items():
+                files.write_text(folder / name, text)
+            return
         roles = {f"{role}_token": f"<|{role}|>" for role in ("bos", "eos", "unk", "pad")}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -135,8 +121,8 @@ class Tokenizer:
         }
         files.write_json(folder / "tokenizer_config.json", config)
 
-    def __reduce__(self) -> tuple[Callable[[str], Tokenizer], tuple[str]]:
-        return type(self).from_json, (self.to_json(),)
+    def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], Tokenizer], tuple[str, dict[str, str]]]:
+        return type(self).from_json, (self.to_json(), self.beside)
 
     @property
     def vocab_size(self) -> int:
@@ -175,6 +161,40 @@ class Tokenizer:
         if name is None:
             raise TokenRangeError(f"token: expected an id in 0..{self.vocab_size - 1}, got {index}")
         return str(name)
+
+
+def _marks(library: Library) -> Marks:
+    """Our marks where they stand first; ChatML's as Qwen3 has them, by name.
+
+    Raises  CheckpointError where the vocabulary has neither.
+    """
+    found = [library.token_to_id(name) for name in SPECIAL.names]
+    if found == list(range(len(found))):
+        return OWN
+    start, end, document = (library.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    if start is None or end is None or document is None:
+        raise CheckpointError(
+            f"tokenizer: expected the special ids 0..{len(found) - 1} first, or ChatML's <|im_start|>, <|im_end|>, <|endoftext|>; got {found}",
+            hint="train it with muomni, or give a Qwen3 checkpoint",
+        )
+
+    def plain(text: str) -> tuple[int, ...]:
+        return tuple(library.encode(text, add_special_tokens=False).ids)
+
+    picture = tuple(library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
+    return Marks(
+        opening=(),
+        headers={role: (start, *plain(f"{role}\n")) for role in ("system", "user", "assistant")},
+        end=end,
+        after=plain("\n"),
+        bos=document,  # a document begins where another ended
+        eos=document,
+        image=None if None in picture else Medium(*picture),
+        audio=None,
+        speech=None,
+        words_from=0,
+        words_to=min(library.get_added_tokens_decoder()),
+    )
 
 
 def _guarded(open_library: Callable[[], Any]) -> Any:

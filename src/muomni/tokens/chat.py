@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from muomni.errors import DataError, ShapeError
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.marks import Medium
 
 IGNORE = -100
 
@@ -33,11 +34,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as a decoder reads it. labels[t] is ids[t] or IGNORE; the objective shifts."""
+    """A conversation as a decoder reads it. labels[t] is ids[t] or IGNORE; the objective shifts. `tail` ids follow the last turn's end."""
 
     ids: list[int]
     labels: list[int]
     spans: list[Span]
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,10 +57,9 @@ class _Writer:
         self.ids += ids
         self.labels += ids if learned else [IGNORE] * len(ids)
 
-    def media(self, kind: Literal["image", "audio"], item: int, length: int, ids: tuple[int, int, int]) -> None:
-        first, pad, last = ids
+    def media(self, kind: Literal["image", "audio"], item: int, length: int, marks: Medium) -> None:
         self.spans.append(Span(kind, item, len(self.ids) + 1, length))
-        self.write([first, *[pad] * length, last], learned=False)
+        self.write([marks.start, *[marks.pad] * length, marks.end], learned=False)
 
 
 def render(
@@ -69,7 +70,7 @@ def render(
     audio_tokens: Sequence[int] = (),
     reply: bool = False,
 ) -> Rendered:
-    """bos, then each turn as [role] content [end]; learned are the assistant's text and its end id.
+    """Each turn between its role's header and its end, as the tokenizer's marks say; learned are the assistant's text and its end id.
 
     Takes   image_tokens, audio_tokens: how many positions each medium fills, in the order of the conversation.
             An assistant's audio part is what it says aloud: one learned `speech` id, no position.
@@ -77,23 +78,18 @@ def render(
     Gives   Rendered; a medium of N tokens costs N + 2 ids.
     Raises  ShapeError if the counts don't match the media; DataError (bad_row) on an unknown role or part.
     """
-    special = tokenizer.special
-    roles = {"system": special.system, "user": special.user, "assistant": special.assistant}
-    marks = {
-        "image": (special.image, special.image_pad, special.image_end),
-        "audio": (special.audio, special.audio_pad, special.audio_end),
-    }
+    marks = tokenizer.marks
     lengths = {"image": list(image_tokens), "audio": list(audio_tokens)}
     used = {"image": 0, "audio": 0}
     writer = _Writer()
-    writer.write([special.bos], learned=False)
+    writer.write(marks.opening, learned=False)
     if reply and messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     for number, message in enumerate(messages):
-        if message.role not in roles:
-            raise DataError("bad_row", f"message {number}: expected a role of {', '.join(roles)}, got {message.role!r}")
+        if message.role not in marks.headers:
+            raise DataError("bad_row", f"message {number}: expected a role of {', '.join(marks.headers)}, got {message.role!r}")
         learned = message.role == "assistant"
-        writer.write([roles[message.role]], learned=False)
+        writer.write(marks.headers[message.role], learned=False)
         if isinstance(message.content, str):
             writer.write(tokenizer.encode(message.content), learned=learned)
         else:
@@ -102,28 +98,29 @@ def render(
                 kind = part.type
                 if kind == "text":
                     writer.write(tokenizer.encode(part.text), learned=learned)
-                elif kind == "audio" and learned:
-                    writer.write([special.speech], learned=True)
-                elif kind in marks and not learned:
+                elif kind == "audio" and learned and marks.speech is not None:
+                    writer.write([marks.speech], learned=True)
+                elif kind in used and not learned and (medium := marks.medium(kind)) is not None:
                     item = used[kind]
                     if item >= len(lengths[kind]):
                         raise ShapeError(f"render: expected a token count for {kind} {item}, got {len(lengths[kind])} counts")
-                    writer.media(kind, item, lengths[kind][item], marks[kind])
+                    writer.media(kind, item, lengths[kind][item], medium)
                     used[kind] += 1
                 else:
-                    raise DataError("bad_row", f"message {number} ({message.role}): can't hold a part of type {kind!r}")
-        writer.write([special.end], learned=learned)
+                    raise DataError("bad_row", f"message {number} ({message.role}): can't hold a part of type {kind!r} in this vocabulary")
+        writer.write([marks.end], learned=learned)
+        writer.write(marks.after, learned=False)
     for kind, count in used.items():
         if count != len(lengths[kind]):
             raise ShapeError(f"render: expected {count} {kind} token counts, as many as the messages have, got {len(lengths[kind])}")
     if reply:
-        writer.write([special.assistant], learned=False)
-    return Rendered(writer.ids, writer.labels, writer.spans)
+        writer.write(marks.headers["assistant"], learned=False)
+    return Rendered(writer.ids, writer.labels, writer.spans, 0 if reply else len(marks.after))
 
 
 def document(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text document between bos, from which its first word is predicted, and eos."""
-    return [tokenizer.special.bos, *tokenizer.encode(text), tokenizer.special.eos]
+    return [tokenizer.marks.bos, *tokenizer.encode(text), tokenizer.marks.eos]
 
 
 def fit(rendered: Rendered, ctx_len: int, *, shorten: bool = False) -> Rendered:
@@ -135,12 +132,16 @@ def fit(rendered: Rendered, ctx_len: int, *, shorten: bool = False) -> Rendered:
     excess = len(rendered) - ctx_len
     if excess <= 0:
         return rendered
-    answer = 0  # learned ids right before the last one, which is the end of the turn
-    while answer < len(rendered) - 1 and rendered.labels[-2 - answer] != IGNORE:
-        answer += 1
-    is_answer_last = rendered.labels[-1:] != [IGNORE]
-    if not shorten or not is_answer_last or excess > answer // 2:
+    labels = rendered.labels
+    last = max((place for place, label in enumerate(labels) if label != IGNORE), default=-1)  # the end of the last answer's turn
+    first = last
+    while first > 0 and labels[first - 1] != IGNORE:
+        first -= 1
+    is_answer_last = last >= 0 and last + rendered.tail == len(rendered) - 1
+    if not shorten or not is_answer_last or excess > (last - first) // 2:
         way_out = "" if shorten else "; shorten it or raise ctx_len"
         raise DataError("too_long", f"conversation: expected at most {ctx_len} ids, got {len(rendered)}{way_out}")
-    keep = len(rendered) - 1 - excess
-    return replace(rendered, ids=[*rendered.ids[:keep], rendered.ids[-1]], labels=[*rendered.labels[:keep], rendered.labels[-1]])
+    cut = slice(last - excess, last)
+    ids, labels = list(rendered.ids), list(labels)
+    del ids[cut], labels[cut]
+    return replace(rendered, ids=ids, labels=labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -73,9 +73,11 @@ def fit(
     folder: Path,
     *,
     name: str,
+    saved: Callable[[int], None] = lambda step: None,
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
+    Takes   saved: told the step after every checkpoint, on the main rank.
     Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad.
     """
@@ -114,6 +116,7 @@ def fit(
             state = checkpoint.State(dict(vars(progress)), optimizer.state_dict(), scaler.state_dict(), ema)
             checkpoint.save(folder / checkpoint.name(progress.step), objective, state)
             checkpoint.retain(folder, settings.keep_checkpoints)
+            saved(progress.step)
         distributed.barrier(run)
 
     # 3. the steps

@@ -14,8 +14,8 @@ from muomni.data.corpus import Row
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Media, Omni, gather
 from muomni.nn import masks
-from muomni.tokens.bpe import SPECIAL
 from muomni.tokens.chat import IGNORE
+from muomni.tokens.marks import OWN, PAD, Marks
 from muomni.train.losses import linear_cross_entropy
 from muomni.train.objective import Objective, Probe, Term
 
@@ -64,11 +64,15 @@ def targets(batch: LanguageBatch) -> Tensor:
 
 
 class NextToken(Objective):
-    """Cross entropy of the next labelled token; with `omni`, pictures and sounds stand among the tokens."""
+    """Cross entropy of the next labelled token; with `omni`, pictures and sounds stand among the tokens.
 
-    def __init__(self, decoder: Decoder, omni: Omni | None = None) -> None:
+    given  parts, by the beginning of their parameters' names, that come whole from another place (see Objective.given)
+    """
+
+    def __init__(self, decoder: Decoder, omni: Omni | None = None, given: Sequence[str] = ()) -> None:
         super().__init__()
         self.omni = omni
+        self._given = tuple(given)
         if omni is None:
             self.decoder = decoder
         else:
@@ -78,6 +82,15 @@ class NextToken(Objective):
     def trunk(self) -> Decoder:
         """The causal body, wherever it is held."""
         return self.omni.decoder if self.omni is not None else self.decoder
+
+    @property
+    def marks(self) -> Marks:
+        """Of the vocabulary that the rows are written in."""
+        return OWN if self.omni is None else self.omni.marks
+
+    def given(self) -> Sequence[str]:
+        """What its checkpoints need not hold."""
+        return self._given
 
     def counts(self, batch: LanguageBatch) -> dict[str, int]:
         """Labelled targets, and the same for the count of misses."""
@@ -108,7 +121,7 @@ class NextToken(Objective):
         """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one right before it."""
         labelled_BT = batch.labels_BT != IGNORE
         labelled_BT[:, :1] = False
-        labelled_BT &= ~(_is_media(batch.ids_BT) | _is_media(batch.ids_BT.roll(1, 1)))
+        labelled_BT &= ~(self._is_media(batch.ids_BT) | self._is_media(batch.ids_BT.roll(1, 1)))
         if batch.documents_BT is not None:  # the first token of a document has nothing before it
             labelled_BT &= batch.documents_BT == batch.documents_BT.roll(1, 1)
         places = labelled_BT.nonzero().tolist()
@@ -163,20 +176,20 @@ class NextToken(Objective):
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
         """The batch with other words in the given places; labels and media stay."""
-        first, size = len(SPECIAL.names), self.trunk.config.vocab_size
+        marks, whole = self.marks, self.trunk.config.vocab_size
+        first, size = marks.words_from, whole if marks.words_to is None else marks.words_to
         drawn_BT = torch.from_numpy(rng.integers(first, size, batch.ids_BT.shape)).to(batch.ids_BT)
         drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT - first + 1) % (size - first) + first, drawn_BT)
-        return replace(batch, ids_BT=torch.where(where_BT & ~_is_media(batch.ids_BT), drawn_BT, batch.ids_BT))
+        return replace(batch, ids_BT=torch.where(where_BT & ~self._is_media(batch.ids_BT), drawn_BT, batch.ids_BT))
 
-
-def _is_media(ids_BT: Tensor) -> Tensor:
-    return (ids_BT == SPECIAL.image_pad) | (ids_BT == SPECIAL.audio_pad)
+    def _is_media(self, ids_BT: Tensor) -> Tensor:
+        return torch.isin(ids_BT, torch.tensor(self.marks.pads, device=ids_BT.device))
 
 
 def collate(items: Sequence[Item]) -> LanguageBatch:
     """Items padded on the right to the longest, their media in the order of the rows; questions that stand apart are documents."""
     size = max(len(item.ids) for item in items)
-    ids = np.full((len(items), size), SPECIAL.pad, dtype=np.int64)
+    ids = np.full((len(items), size), PAD, dtype=np.int64)
     labels = np.full((len(items), size), IGNORE, dtype=np.int64)
     keep = np.zeros((len(items), size), dtype=bool)
     documents = np.zeros((len(items), size), dtype=np.int64)

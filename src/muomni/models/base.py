@@ -1,0 +1,70 @@
+"""Networks that a model is built upon and that it does not hold: where they lie, and a digest that says which they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from muomni.config import Strict
+from muomni.errors import CheckpointError
+from muomni.models import pretrained
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Base(Strict):
+    """A network by name: a stage of the recipe, a folder, or a hub id; a lone string is its name.
+
+    dtype  auto: bf16 on a GPU, else as it is stored
+    """
+
+    name: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def dtype_on(self, device: torch.device) -> torch.dtype | None:
+        """The number format that it is opened in; None: as it is stored."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if device.type == "cuda" else None
+        return DTYPES[self.dtype]
+
+    def locate(self, needed: dict[str, Path], base: Path) -> Path:
+        """Its folder: a needed stage's `final/`, a folder, or where the hub keeps it.
+
+        Raises  ConfigError where nothing is found.
+        """
+        return needed[self.name] if self.name in needed else pretrained.locate(self.name, self.revision, base)
+
+    def told(self, folder: Path, *, is_stage: bool) -> dict[str, Any]:
+        """What a model that is built upon it writes down: how it is found again, and what it must then be."""
+        place = {} if is_stage else {"folder": str(folder.resolve())}
+        return {**self.model_dump(), **place, "stage": is_stage, "digest": pretrained.digest(folder)}
+
+
+def find(told: dict[str, Any], final: Path) -> tuple[Base, Path]:
+    """What `told` wrote down, found again from the folder that it stands in: a stage of the same run, its folder, or the hub.
+
+    Raises  CheckpointError where it lies nowhere, or is another.
+    """
+    base = Base(name=told["name"], revision=told.get("revision"), dtype=told.get("dtype", "auto"))
+    if told["stage"]:
+        places = [parent / base.name / "final" for parent in final.resolve().parents][:4]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise CheckpointError(
+                f"{final} is built upon stage {base.name}, which is not in its run", hint="muomni export DIR --to omni takes all along"
+            )
+    else:
+        folder = Path(told["folder"])
+        folder = folder if folder.is_dir() else pretrained.locate(base.name, base.revision, Path("."))
+    if (found := pretrained.digest(folder)) != told["digest"]:
+        raise CheckpointError(f"{folder}: {final} was trained upon other weights: expected {told['digest'][:12]}, got {found[:12]}")
+    return base, folder

@@ -1,0 +1,102 @@
+"""Align: a connector learns to say in the embeddings of a frozen language model what frozen eyes see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import Field, NonNegativeInt, field_validator
+from torch import nn
+
+from muomni.data.conversation import MediaSpec
+from muomni.evaluate import thresholds
+from muomni.models import pretrained
+from muomni.models.base import Base
+from muomni.models.connector import PerceiverConfig
+from muomni.models.eyes import Eyes
+from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.stages.seeing import Seer, SeeingSettings, plan
+from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages.statistics import standardise
+from muomni.tokens.bpe import Tokenizer
+from muomni.train.optim import freeze
+
+STAGES = ("thinker", "vision")  # of a recipe, that may be named as bases
+
+
+class AlignSettings(SeeingSettings):
+    """Settings of stage align.
+
+    llm, eyes            what it stands on, frozen: a stage of this recipe, a folder or a hub id
+    num_image_tokens     tokens that a picture fills, whatever its size
+    resampler_*          the Perceiver that makes them; mlp_ratio: width inside of the projector, in widths of the language model
+    vision_ln            a LayerNorm on what the eyes give: off, frozen (as it starts), trained
+    levels               after how many blocks the eyes are read (see ProjectorsConfig)
+    standardise          bring what the eyes give to mean 0 and spread 1 first, by statistics of training pictures
+    """
+
+    llm: Base = Base(name="thinker")
+    eyes: Base = Base(name="vision")
+    num_image_tokens: int = Field(64, ge=1)
+    resampler_width: int = Field(512, ge=8)
+    resampler_heads: int = Field(8, ge=1)
+    resampler_depth: int = Field(2, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    vision_ln: Literal["off", "frozen", "trained"] = "off"
+    levels: tuple[NonNegativeInt, ...] = ()
+    standardise: bool = True
+    train: list[str] = ["omni.projectors.*"]
+
+    @field_validator("vision_ln", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: object) -> object:
+        return "off" if value is False else value
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that it stands on, where it stands on stages."""
+        return tuple(dict.fromkeys(base.name for base in (self.llm, self.eyes) if base.name in STAGES))
+
+    def given(self, base: Path) -> dict[str, str]:
+        """Digests of the networks that come from elsewhere."""
+        outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}
+        return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
+
+
+def build(settings: AlignSettings, inputs: Inputs) -> Plan:
+    """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""
+    folders = {name: base.locate(inputs.needed, inputs.base) for name, base in (("thinker", settings.llm), ("vision", settings.eyes))}
+    device = inputs.run.device
+    decoder = pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device))
+    eyes = pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device))
+    tokenizer = Tokenizer.load(folders["thinker"])
+    perceiver = PerceiverConfig(
+        tokens=settings.num_image_tokens,
+        width=settings.resampler_width,
+        heads=settings.resampler_heads,
+        depth=settings.resampler_depth,
+        mlp_ratio=settings.mlp_ratio,
+        vision_ln=settings.vision_ln,
+    )
+    shape = ProjectorsConfig(
+        width=decoder.config.width,
+        vision_width=eyes.width,
+        audio_width=None,
+        summaries=eyes.summaries,
+        perceiver=perceiver,
+        levels=settings.levels,
+    )
+    projectors = Projectors(shape).start_at(decoder.embedding_rms)
+    freeze(decoder), freeze(cast(nn.Module, eyes))
+    omni = Omni(decoder, cast(Eyes, eyes), None, projectors, tokenizer.marks)
+    spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)
+    bases = {
+        name: base.told(folders[name], is_stage=base.name in inputs.needed)
+        for name, base in (("thinker", settings.llm), ("vision", settings.eyes))
+    }
+    if settings.standardise:
+        standardise(omni, inputs.corpus(settings).train, device)
+    return plan(settings, inputs, Seer(omni, tokenizer, spec, bases))
+
+
+STAGE = Stage("align", "what pictures show, to a language model that stays as it is", AlignSettings, build, gates=thresholds.STAGES["align"])

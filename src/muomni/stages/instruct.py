@@ -1,0 +1,83 @@
+"""Instruct: the language model learns, by LoRA, to answer questions about what the aligned connector shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from pydantic import Field
+from torch import nn
+
+from muomni.errors import ConfigError
+from muomni.evaluate import thresholds
+from muomni.infer.parts import Parts
+from muomni.models import lora, pretrained
+from muomni.models.lora import LoraSettings
+from muomni.stages.seeing import Seer, SeeingSettings, plan
+from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.train.optim import freeze
+from muomni.train.settings import ParamGroup
+
+CONNECTORS = ("align", "sweep")  # stages of a recipe whose connector it may start from
+
+
+class InstructSettings(SeeingSettings):
+    """Settings of stage instruct.
+
+    connector     where it starts: stage align or sweep of this recipe, or the `final/` of one; its bases come with it
+    lora          of the language model; None: it stays as it is, and the connector alone learns
+    """
+
+    connector: str = "sweep"
+    lora: LoraSettings | None = LoraSettings()
+    max_seq_len: int = Field(2048, ge=16)
+    lr: float = Field(1e-4, gt=0)
+    wd: float = Field(0.0, ge=0)
+    train: list[str] = ["*lora_*", "omni.projectors.*"]
+    param_groups: list[ParamGroup] = [ParamGroup(pattern="*lora_*", lr=5e-5, wd=0.0), ParamGroup(pattern="omni.projectors.*", lr=1e-4, wd=0.01)]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stage whose connector it starts from, where it is one."""
+        return (self.connector,) if self.connector in CONNECTORS else ()
+
+    def given(self, base: Path) -> dict[str, str]:
+        """The digest of a connector that comes from elsewhere."""
+        return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}
+
+
+def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:
+    """The `final/` that holds the connector.
+
+    Raises  ConfigError where it holds none.
+    """
+    folder = needed.get(settings.connector, base / settings.connector)
+    if not (folder / "projectors").is_dir():
+        raise ConfigError(f"connector: {folder} holds no projectors", hint="give stage align or sweep, or the final/ of one")
+    return folder
+
+
+def build(settings: InstructSettings, inputs: Inputs) -> Plan:
+    """The aligned model as it was left, LoRA on its language model, conversations about pictures."""
+    parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
+    omni, spec = parts.omni, parts.media[0]
+    assert omni is not None
+    assert spec is not None
+    freeze(cast(nn.Module, omni.vision))
+    omni.projectors.requires_grad_(True)
+    if omni.projectors.config.perceiver is not None and omni.projectors.config.perceiver.vision_ln == "frozen":
+        omni.projectors.vision.vision_ln.requires_grad_(False)  # type: ignore[union-attr]
+    if settings.lora is None:
+        freeze(omni.decoder)
+        return plan(settings, inputs, Seer(omni, parts.tokenizer, spec, parts.bases))
+    lora.attach(omni.decoder, settings.lora)
+    return plan(settings, inputs, Seer(omni, parts.tokenizer, spec, parts.bases), lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
+
+
+STAGE = Stage(
+    "instruct",
+    "answers about pictures, as they are asked for",
+    InstructSettings,
+    build,
+    gates=thresholds.STAGES["instruct"],
+)

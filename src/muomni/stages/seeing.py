@@ -1,0 +1,163 @@
+"""What align and instruct share: a language model that others trained, eyes that others trained, and what is measured of both together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeInt, field_validator
+
+from muomni import files
+from muomni.data import stratify
+from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.pictures import PictureAugment
+from muomni.data.quarantine import Quarantine
+from muomni.data.readers import load
+from muomni.data.sample import Sample
+from muomni.data.source import Source
+from muomni.evaluate import labels
+from muomni.evaluate.album import Album
+from muomni.evaluate.examiner import Examiner, by_length
+from muomni.evaluate.facts import Fact
+from muomni.evaluate.forgetting import Forgetting
+from muomni.evaluate.golden import Golden
+from muomni.infer.engine import Engine
+from muomni.infer.parts import Parts
+from muomni.models import store
+from muomni.models.omni import Omni
+from muomni.stages.stage import Inputs, Plan, StageSettings, loaders
+from muomni.tokens.bpe import Tokenizer
+from muomni.train.loop import Fitted
+from muomni.train.objectives.language import NextToken, collate
+
+
+class SeeingSettings(StageSettings):
+    """Settings of a stage in which a language model learns to see.
+
+    max_seq_len  longest row, in tokens; the rest of an answer is cut, never a picture or an end
+    edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
+    golden       held-out items that are answered at every checkpoint and kept in golden/
+    apart        questions about the same pictures learn without seeing each other
+    proof        tasks by which swapped pictures judge whether it looks; none: all
+    exact        tasks of short answers: these must be right more often than a guess from the question alone
+    regression   texts, never learned from, by which the language model is told from what it was
+    """
+
+    max_seq_len: int = Field(512, ge=16)
+    gradient_checkpointing: bool = False
+    edges: list[NonNegativeInt] = [0, 10, 20]
+    golden: int = Field(64, ge=0)
+    max_new: int = Field(48, ge=1)
+    apart: bool = False
+    augment: PictureAugment = PictureAugment()
+    proof: list[str] = []
+    exact: list[str] = []
+    regression: list[Source] = []
+    prompts: dict[str, str] = {"image": "what is in the picture?"}
+
+    @field_validator("edges")
+    @classmethod
+    def _rise(cls, edges: list[int]) -> list[int]:
+        if edges != sorted(set(edges)) or edges[:1] != [0]:
+            raise ValueError("edges must begin with 0 and rise")
+        return edges
+
+    @property
+    def packs(self) -> bool:
+        """Questions that stand apart share a row and do not see each other."""
+        return self.apart
+
+    @property
+    def has_names(self) -> bool:
+        """Whether answers are to name a class."""
+        return any(source.names is not None for source in self.data)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are texts to measure the language model by."""
+        return bool(self.regression)
+
+
+@dataclass(frozen=True)
+class Seer:
+    """A model that sees, as it is built: what it is made of, and what its folder says of the networks that it stands on."""
+
+    omni: Omni
+    tokenizer: Tokenizer
+    spec: MediaSpec
+    bases: dict[str, dict[str, Any]]
+
+
+def plan(settings: SeeingSettings, inputs: Inputs, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
+    """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
+
+    Takes   adapter: writes what the language model itself has learned, where it has.
+    """
+    omni, tokenizer, spec = seer.omni, seer.tokenizer, seer.spec
+    decoder = omni.decoder
+    decoder.checkpointing = settings.gradient_checkpointing
+    corpus = inputs.corpus(settings)
+    longest = min(settings.max_seq_len, decoder.config.ctx_len)
+    drawn = _drawn(corpus.valid, tokenizer, settings, inputs)
+    training = Conversations(corpus.train, tokenizer, spec, longest, apart=settings.apart, changes=settings.augment)
+    held_out = Conversations([sample for sample, _ in drawn], tokenizer, spec, longest, apart=settings.apart)
+    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
+    objective = NextToken(decoder, omni, given=("omni.decoder.", "omni.vision."))
+    texts = _texts(settings, inputs)
+    forgetting = Forgetting(objective, texts, tokenizer, inputs.folder / "tokens", inputs.run)
+
+    def engine() -> Engine:
+        parts = {"thinker": decoder, "tokenizer": tokenizer, "omni": omni, "media": (spec, settings.prompts)}
+        return Engine(Parts.live(inputs.run.device, **parts))
+
+    golden = Golden(inputs.folder / "golden", _golden(drawn, settings), engine, settings.max_new)
+
+    def save(folder: Path) -> None:
+        store.save(omni.projectors, folder / "projectors", extra={"bases": seer.bases})
+        if adapter is not None:
+            adapter(folder / "lora")
+        media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
+        files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts, "bases": seer.bases})
+
+    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
+        omni.eval()
+        examiner = Examiner(engine(), settings.eval_items, inputs.run, max_new=settings.max_new)
+        facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact)
+        facts |= examiner.ablations(held_out, settings.proof)
+        facts |= by_length(examiner, held_out, [bucket for _, bucket in drawn], settings.edges)
+        return facts | forgetting.facts()
+
+    def checks() -> dict[str, Fact]:
+        return {**labels.conversations(training, tokenizer), **labels.whole(training, tokenizer)}
+
+    networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), golden.dump)
+
+
+def _drawn(samples: list[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
+    """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits.json`."""
+    lengths = stratify.label_lengths(samples, tokenizer)
+    chosen = stratify.Persisted.keep(
+        inputs.folder / "splits.json", samples, lengths, size=settings.eval_items, edges=settings.edges, seed=settings.seed
+    )
+    numbers = stratify.buckets(lengths, settings.edges)
+    return [(samples[place], numbers[place]) for place in chosen]
+
+
+def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[tuple[Sample, int]]:
+    """The items that are answered at every checkpoint: some of the held-out ones, evenly, the same in every run of a seed."""
+    step = max(1, len(drawn) // max(1, settings.golden))
+    return drawn[::step][: settings.golden]
+
+
+def _texts(settings: SeeingSettings, inputs: Inputs) -> list[Sample]:
+    """The texts that only measure."""
+    if not settings.regression:
+        return []
+    quarantine = Quarantine(None, settings.quarantine_limit)
+    found = load(settings.regression, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+    return found.valid or found.train

@@ -1,0 +1,129 @@
+"""Sweep: align again at every point of a grid, each in a folder of its own; the best that looks is handed on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from muomni import files
+from muomni.errors import InternalError
+from muomni.evaluate import certificate, gates, thresholds
+from muomni.evaluate.facts import Fact
+from muomni.runtime import Runtime
+from muomni.stages import align, one
+from muomni.stages import recipe as recipes
+from muomni.stages.align import AlignSettings
+from muomni.stages.recipe import Recipe
+from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.train import distributed
+
+TABLE = "table.json"
+COLUMNS = ("point", "verdict", "loss", "swap_gap", "swap_gap_low", "zero_gap", "noise_gap", "win_rate", "looks", "wins")
+
+
+class SweepSettings(AlignSettings):
+    """As stage align in this recipe, but for what is said here; `grid` gives values to try for any of its settings."""
+
+    grid: dict[str, list[Any]] = Field({"lr": [5e-5, 1e-4, 2e-4], "vision_ln": ["off", "trained"]}, min_length=1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its points alone."""
+        return ()
+
+
+def build(settings: SweepSettings, inputs: Inputs) -> Plan:
+    """A sweep trains nothing itself: its points do."""
+    raise InternalError("a sweep is concluded, not built")
+
+
+def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
+    """A row a point, best first.
+
+    The rule: a point looks if it has a certificate that is not red and its swap gap is above 0 with its whole 95 % interval; among those that
+    look, the lowest loss on held-out captions wins. A point that doesn't look can't win, however low its loss (reference lumo A54).
+    """
+    rows = []
+    for point in points:
+        found = certificate.read(folder / point) or {"verdict": "missing", "facts": {}}
+        facts = {name: Fact.from_json(row) for name, row in found["facts"].items()}
+        swap = facts.get("image_swap_gap_nats")
+        low = swap.ci[0] if swap is not None and swap.ci is not None else None
+        rows.append(
+            {
+                "point": point.partition("/")[2],
+                "verdict": found["verdict"],
+                "loss": facts["held_out_loss"].value if "held_out_loss" in facts else None,
+                "swap_gap": swap.value if swap is not None else None,
+                "swap_gap_low": low,
+                "zero_gap": facts["image_zero_gap_nats"].value if "image_zero_gap_nats" in facts else None,
+                "noise_gap": facts["image_noise_gap_nats"].value if "image_noise_gap_nats" in facts else None,
+                "win_rate": facts["image_swap_win_rate"].value if "image_swap_win_rate" in facts else None,
+                "looks": low is not None and low > 0 and found["verdict"] != "red",
+                "wins": False,
+            }
+        )
+    rows.sort(key=lambda row: (not row["looks"], row["loss"] if row["loss"] is not None else float("inf")))
+    if rows and rows[0]["looks"]:
+        rows[0]["wins"] = True
+    return rows
+
+
+def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
+    """Compare the points, write the table, hand the winner on; give the sweep's certificate: the winner's facts, judged anew.
+
+    Raises  GateRed where none looks.
+    """
+    stage, settings, own = recipes.stage(name), plan.stages[name], folder / name
+    points = list(recipes.needs(plan.stages, name))
+    result: dict[str, Any] = {}
+    if machine.is_main:
+        rows = table(folder, points)
+        files.write_json(own / TABLE, rows)
+        print("\n".join(_lines(rows)), file=sys.stderr, flush=True)
+        looking = Fact(float(sum(row["looks"] for row in rows)), len(rows))
+        winner = next((f"{name}/{row['point']}" for row in rows if row["wins"]), None)
+        found = certificate.read(folder / winner) if winner else None
+        facts = {key: Fact.from_json(row) for key, row in found["facts"].items()} if found else {}
+        facts["looking"] = looking
+        digests = {key: found[key] if found else "" for key in ("weights", "data", "settings")}
+        modalities = found["modalities"] if found else []
+        every = one.judge(stage, settings, modalities, facts, one.waived_here(stage, settings, waived))
+        judged = every if found else [row for row in every if row.is_known(facts)]
+        one.write_settings(own, settings, digests["settings"])
+        if winner is not None:
+            with files.fresh_folder(own / "final") as part:
+                shutil.copytree(folder / winner / "final", part, dirs_exist_ok=True)
+        result = certificate.write(own, own.name, facts, judged, modalities=modalities, seed=settings.seed, **digests)
+        one.tell(own.name, result)
+    result = distributed.from_main(result, machine)
+    one.refuse(result)
+    return result
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table for a terminal."""
+    cells = [[_cell(row[column]) for column in COLUMNS] for row in rows]
+    widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(COLUMNS)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in [list(COLUMNS), *cells]]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else {True: "yes", False: "no"}.get(value, str(value))
+
+
+STAGE = Stage(
+    "sweep",
+    "which settings of align learn to look",
+    SweepSettings,
+    build,
+    gates=(*thresholds.STAGES["align"], gates.Gate("winner", "looking", thresholds.NOBODY_LOOKS, at_least=1.0, source="SPEC V3")),
+    like="align",
+    over=align.STAGE,
+)
