@@ -1,7 +1,10 @@
+import importlib
 import json
+import typing
 
 import pytest
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from muomni.errors import CheckpointError
@@ -138,3 +141,69 @@ def test_a_repeated_head_of_a_tied_model_is_accepted(model):
     tensors = dict(model.state_dict())
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     store.fill(model, tensors, where="here")
+
+
+class MixedConfig(BaseModel):
+    size: int = 3
+
+
+class Mixed(torch.nn.Module):
+    """Floats and whole numbers, parameters and buffers, one table under two names, one frozen."""
+
+    model_type = "mixed"
+
+    def __init__(self, config: MixedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.second, self.frozen = (torch.nn.Linear(config.size, config.size, bias=False) for _ in range(3))
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+        self.register_buffer("steps", torch.tensor(7))
+        self.register_buffer("mean", torch.rand(3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.float32, torch.float32), ("stored", torch.bfloat16), (torch.float64, torch.float64)]
+)
+def test_what_is_adopted_is_cast_but_for_whole_numbers_and_stays_tied_and_frozen(tmp_path, monkeypatch, dtype, expected):
+    monkeypatch.setitem(store.CLASSES, "mixed", f"{__name__}:Mixed")
+    saved = Mixed(MixedConfig()).to(torch.bfloat16)
+    store.save(saved, tmp_path)
+    before = torch.random.get_rng_state()
+    again = store.load(tmp_path, dtype=dtype)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert again.second.weight is again.first.weight
+    assert {name: each.dtype for name, each in again.state_dict().items() if name != "steps"} == dict.fromkeys(
+        ("first.weight", "second.weight", "frozen.weight", "mean"), expected
+    )
+    assert (again.steps.dtype, int(again.steps)) == (torch.int64, 7)
+    assert again.first.weight.requires_grad
+    assert not again.frozen.weight.requires_grad
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.to(again.state_dict()[name].dtype)), name
+
+
+def test_training_a_mapped_network_leaves_its_file_alone(model, tmp_path):
+    store.save(model, tmp_path)
+    before = (tmp_path / store.WEIGHTS).read_bytes()
+    loaded = store.load(tmp_path)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1.0)
+    assert store.digest(loaded) != store.digest(model)
+    assert (tmp_path / store.WEIGHTS).read_bytes() == before
+    assert store.digest(store.load(tmp_path)) == store.digest(model)
+
+
+@pytest.mark.parametrize("kind", store.CLASSES)
+def test_no_network_keeps_state_that_its_file_does_not(kind):
+    """`load` builds on the meta device: what __init__ computed and no file holds would be lost."""
+    module, name = store.CLASSES[kind].split(":")
+    network = getattr(importlib.import_module(module), name)
+    shape = typing.get_type_hints(network.__init__)["config"]
+    sizes = {name: 8 for name, field in shape.model_fields.items() if field.is_required()}
+    with torch.device("meta"):
+        model = network(shape(**sizes))
+    for part in model.modules():
+        assert not part._non_persistent_buffers_set, part
+        assert not [key for key, value in vars(part).items() if isinstance(value, torch.Tensor)], part

@@ -52,15 +52,17 @@ def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> 
         raise DataError("undecodable", f"{name}: not a readable picture: {error}") from error
 
 
-def to_array(picture: Image.Image, size: int, fit: Literal["squash", "pad"] = "squash") -> NDArray[np.uint8]:
+def to_array(
+    picture: Image.Image, size: int, fit: Literal["squash", "pad"] = "squash", *, resample: Literal["bicubic", "bilinear"] = "bicubic"
+) -> NDArray[np.uint8]:
     """Pixels (size, size, 3) uint8; "squash" stretches to the square, "pad" keeps the aspect and centres on white."""
-    rgb = picture.convert("RGB")
+    rgb, how = picture.convert("RGB"), Image.Resampling[resample.upper()]
     if fit == "squash":
-        return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
+        return np.array(rgb.resize((size, size), how))
     scale = size / max(rgb.size)
     width, height = (max(1, round(side * scale)) for side in rgb.size)
     square = Image.new("RGB", (size, size), WHITE)
-    square.paste(rgb.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    square.paste(rgb.resize((width, height), how), ((size - width) // 2, (size - height) // 2))
     return np.array(square)
 
 

@@ -7,7 +7,7 @@ import importlib
 import json
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -46,13 +46,17 @@ def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None =
     files.write_json(folder / CONFIG, content)
 
 
-def load(folder: Path | str, device: torch.device | str = "cpu") -> Any:
+def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch.dtype | Literal["stored"] = torch.float32) -> Any:
     """The network in a folder, in evaluation mode.
 
+    It is built without memory, and its tensors are those that the file maps: a network in the stored dtype on a CPU costs no copy, and
+    no random start is drawn. Whoever trains it writes to copies of the pages, never to the file.
+
+    Takes   dtype of its floats; "stored": as they lie in the file. Whole numbers stay what they are.
     Raises  CheckpointError where files are missing or torn, the kind is unknown, or names or shapes differ (all are listed).
     """
     folder = Path(folder)
-    content = _read_config(folder)
+    content = read_config(folder)
     kind = content.pop("model_type", None)
     content.pop("muomni", None)
     if kind not in CLASSES:
@@ -64,21 +68,39 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Any:
         config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    model: nn.Module = network(config)
-    fill(model, read_tensors(folder), where=str(folder))
-    return model.to(device).eval()
+    with torch.device("meta"):
+        model: nn.Module = network(config)
+    adopt(model, read_tensors(folder), where=str(folder), device=device, dtype=dtype)
+    return model.eval()
 
 
 def extra_of(folder: Path | str) -> dict[str, Any]:
     """What `save` was given as `extra`."""
-    extra: dict[str, Any] = _read_config(Path(folder)).get("muomni", {})
+    extra: dict[str, Any] = read_config(Path(folder)).get("muomni", {})
     return extra
 
 
-def read_tensors(folder: Path | str) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or from the shards that an index names.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json.
 
-    Raises  CheckpointError naming the file that is missing or torn.
+    Raises  CheckpointError where it is missing or not an object.
+    """
+    path = folder / CONFIG
+    try:
+        content = files.read_json(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing", hint="a model is a folder with config.json and model.safetensors") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def weight_files(folder: Path | str) -> list[Path]:
+    """Where the weights of a folder lie: one file, or the shards that an index names.
+
+    Raises  CheckpointError naming what is missing, torn, or outside of the folder.
     """
     folder = Path(folder)
     names = [WEIGHTS]
@@ -87,13 +109,21 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
             names = sorted(set(files.read_json(folder / INDEX)["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{folder / INDEX} is not an index of shards: {error}") from error
-    tensors: dict[str, Tensor] = {}
     for name in names:
-        path = folder / name
-        if path.parent != folder:
+        if (folder / name).parent != folder:
             raise CheckpointError(f"{folder / INDEX} names a file outside of its folder: {name}")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing")
+    return [folder / name for name in names]
+
+
+def read_tensors(folder: Path | str) -> dict[str, Tensor]:
+    """All tensors of a folder, mapped from its files: nothing is read before it is looked at.
+
+    Raises  CheckpointError naming the file that is missing or torn.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as stream:
                 tensors.update({key: stream.get_tensor(key) for key in stream.keys()})  # noqa: SIM118 (not a dict)
@@ -106,11 +136,38 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
 def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
     """Copy tensors into a model, all or none.
 
+    Raises  CheckpointError as `check`.
+    """
+    check(model, tensors, where=where)
+    for name, own in _untied(model).items():
+        own.copy_(tensors[name])
+
+
+def adopt(
+    model: nn.Module, tensors: dict[str, Tensor], *, where: str, device: torch.device | str, dtype: torch.dtype | Literal["stored"]
+) -> None:
+    """Make tensors the state of a model that was built on the meta device; what was tied stays tied.
+
+    Raises  CheckpointError as `check`.
+    """
+    check(model, tensors, where=where)
+    adopted: dict[int, Tensor] = {}
+    for name, own in _untied(model).items():
+        is_cast = dtype != "stored" and tensors[name].is_floating_point()
+        tensor = tensors[name].to(device, dtype if is_cast else None)  # type: ignore[arg-type]
+        adopted[id(own)] = nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
+    for part in model.modules():
+        for table in (part._parameters, part._buffers):
+            table.update({name: adopted[id(own)] for name, own in table.items() if own is not None})  # type: ignore[misc]
+
+
+def check(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
+    """Whether tensors have the names and shapes of a model's state, a tied one under its first name or under both.
+
     Raises  CheckpointError listing what is missing, unexpected, or of another shape.
     """
     own = model.state_dict(keep_vars=True)
-    stored = _untied(model)
-    missing = sorted(stored.keys() - tensors.keys())
+    missing = sorted(_untied(model).keys() - tensors.keys())
     # Some files repeat a tied table under its second name, which the model may not even have.
     repeated = {"lm_head.weight"} if getattr(getattr(model, "config", None), "tied", False) else set()
     unexpected = sorted(tensors.keys() - own.keys() - repeated)
@@ -125,8 +182,6 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
         )
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {shown}")
-    for name in stored:
-        own[name].copy_(tensors[name])
 
 
 def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
@@ -156,16 +211,3 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             state[name] = tensor
     return state
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        content = files.read_json(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing", hint="a model is a folder with config.json and model.safetensors") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(content).__name__}")
-    return content

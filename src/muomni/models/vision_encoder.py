@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from muomni.errors import ShapeError
+from muomni.models.eyes import Eyes
 from muomni.nn.block import Block
 from muomni.nn.norm import RMSNorm
 
@@ -113,7 +114,7 @@ class ConvStem(nn.Module):
         return out
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(Eyes):
     """A ViT that gives a summary and every patch, and an embedding of both for retrieval.
 
     Source  SPEC M-C. The embedding pools the summary and the patches: contrast on the summary alone leaves the last block's patch
@@ -122,10 +123,12 @@ class VisionEncoder(nn.Module):
     """
 
     model_type = "muomni_vision_encoder"
+    summaries = 1
 
     def __init__(self, config: VisionEncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.image_size, self.side, self.width, self.depth = config.image_size, config.side, config.width, config.layers
         if config.stem == "conv":
             self.stem: nn.Module = ConvStem(config.width, config.patch.bit_length() - 1)
         else:
@@ -150,7 +153,7 @@ class VisionEncoder(nn.Module):
         if pixels_B3HW.ndim != 4 or pixels_B3HW.shape[1:] != (3, size, size):
             raise ShapeError(f"vision: expected pixels (B, 3, {size}, {size}), got {tuple(pixels_B3HW.shape)}")
         scale = 127.5 if pixels_B3HW.dtype == torch.uint8 else 0.5
-        patches = self.stem(pixels_B3HW.float() / scale - 1.0).flatten(2).transpose(1, 2)
+        patches = self.stem((pixels_B3HW.float() / scale - 1.0).to(self.cls.dtype)).flatten(2).transpose(1, 2)
         x_BTD = torch.cat([self.cls.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1) + self.positions
         passed = [x_BTD]
         for block in self.blocks:
@@ -159,6 +162,11 @@ class VisionEncoder(nn.Module):
         x_BTD = self.norm(x_BTD)
         beside = torch.cat([F.rms_norm(passed[level], passed[level].shape[-1:]) for level in levels], -1) if levels else None
         return Seen(x_BTD[:, :1], x_BTD[:, 1:], beside)
+
+    def look(self, pixels_N3HW: Tensor, levels: Sequence[int] = ()) -> Tensor:
+        """As `Eyes.look`."""
+        seen = self(pixels_N3HW, levels)
+        return torch.cat([seen.cls_B1D, seen.grid_BPD], 1) if seen.levels_BTE is None else seen.levels_BTE
 
     def pooled(self, seen: Seen) -> Tensor:
         """Summary beside the maximum over the patches, (B, 2 * width)."""

@@ -31,15 +31,15 @@ class SwiGLU(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), with biases, as ViT and Whisper have it."""
+    """down(gelu(up(x))), with biases, as ViT and Whisper have it; `width_out` where it leads into another network's width."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, width_out: int | None = None) -> None:
         super().__init__()
         self.up_proj = nn.Linear(width, hidden)
-        self.down_proj = nn.Linear(hidden, width)
+        self.down_proj = nn.Linear(hidden, width if width_out is None else width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """(..., width) -> (..., width or width_out)."""
         out: Tensor = self.down_proj(F.gelu(self.up_proj(x)))
         return out
 

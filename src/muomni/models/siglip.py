@@ -1,0 +1,151 @@
+"""SigLIP and SigLIP 2 as eyes: transformers' vision models, fed as their own image processors feed them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muomni import files
+from muomni.errors import CheckpointError, ConfigError, ShapeError
+from muomni.models import store
+from muomni.models.eyes import Eyes
+
+# model_type -> the class of its vision model. "siglip2" is the NaFlex one; SigLIP 2 of a fixed resolution calls itself "siglip".
+CLASSES = {
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2": "Siglip2VisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+}
+PROCESSOR = "preprocessor_config.json"
+RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
+
+
+class SiglipTower(Eyes):
+    """A SigLIP vision model as `Eyes`; it has no summary, every state is a patch.
+
+    Takes   network a SiglipVisionModel or Siglip2VisionModel; processor the content of its preprocessor_config.json, {} for the class's
+            own values. NaFlex models see squares here: the largest of at most max_num_patches patches.
+    Raises  CheckpointError where the processor does what `look` and `to_array` do not.
+    """
+
+    summaries = 0
+
+    def __init__(self, network: nn.Module, processor: dict[str, Any]) -> None:
+        super().__init__()
+        config: Any = network.config
+        self.network, self.processor = network, processor
+        self.is_naflex = config.model_type == "siglip2_vision_model"
+        self.patch: int = config.patch_size
+        if self.is_naflex:
+            self.side = math.isqrt(processor.get("max_num_patches", config.num_patches))
+        else:
+            self.side = config.image_size // self.patch
+        self.image_size = self.side * self.patch if self.is_naflex else config.image_size
+        self.width, self.depth = config.hidden_size, config.num_hidden_layers
+        resample = processor.get("resample", 2 if self.is_naflex else 3)
+        if resample not in RESAMPLE:
+            raise CheckpointError(f"{PROCESSOR}: resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}")
+        self.resample = RESAMPLE[resample]
+        self.scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
+        is_normed = processor.get("do_normalize", True)
+        self.mean = processor.get("image_mean", [0.5] * 3) if is_normed else [0.0] * 3
+        self.std = processor.get("image_std", [0.5] * 3) if is_normed else [1.0] * 3
+
+    @classmethod
+    def open(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SiglipTower:
+        """The vision part of a folder that transformers wrote, whole model or vision alone; dtype None: as stored.
+
+        Raises  CheckpointError where the folder is torn or lacks weights; ConfigError where the extra `hf` is not installed.
+        """
+        try:
+            import transformers
+        except ImportError as error:
+            raise ConfigError(f"{folder}: SigLIP needs transformers, which is not installed", hint="pip install 'muomni[hf]'") from error
+        kind = store.read_config(folder).get("model_type")
+        if kind not in CLASSES:
+            raise CheckpointError(f"{folder}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}")
+        store.weight_files(folder)
+        try:
+            with _quiet():
+                network, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+                    folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, local_files_only=True
+                )
+        except Exception as error:  # safetensors and transformers raise kinds of their own, none of them ours
+            raise CheckpointError(f"{folder} can't be opened as {CLASSES[kind]}: {str(error).strip().splitlines()[0]}") from error
+        # transformers fills what a file lacks at random, and only warns.
+        if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
+            raise CheckpointError(f"{folder} does not fit {CLASSES[kind]}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
+        return cls(network, _processor(folder)).to(device).eval()
+
+    def save(self, folder: Path) -> None:
+        """Write the vision model and its processor, so that transformers and `open` open them."""
+        network: Any = self.network
+        with _quiet():
+            network.save_pretrained(folder)
+        kind = "Siglip2ImageProcessor" if self.is_naflex else "SiglipImageProcessor"
+        edges = {"height": self.image_size, "width": self.image_size}
+        size = {"max_num_patches": self.side**2, "patch_size": self.patch} if self.is_naflex else {"size": edges}
+        number = next(number for number, name in RESAMPLE.items() if name == self.resample)
+        files.write_json(folder / PROCESSOR, {"image_processor_type": kind, "resample": number, **size, **self.processor})
+
+    def look(self, pixels_N3HW: Tensor, levels: Sequence[int] = ()) -> Tensor:
+        """As `Eyes.look`."""
+        size = self.image_size
+        if pixels_N3HW.ndim != 4 or pixels_N3HW.shape[1:] != (3, size, size):
+            raise ShapeError(f"vision: expected pixels (N, 3, {size}, {size}), got {tuple(pixels_N3HW.shape)}")
+        pixels = pixels_N3HW.float() / 255 if pixels_N3HW.dtype == torch.uint8 else pixels_N3HW.float()
+        mean_311, std_311 = (pixels.new_tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        pixels = (pixels * self.scale - mean_311) / std_311
+        seen = self.network(**(self._patches(pixels) if self.is_naflex else {"pixel_values": pixels}), output_hidden_states=bool(levels))
+        if not levels:
+            last: Tensor = seen.last_hidden_state
+            return last
+        return torch.cat([F.rms_norm(seen.hidden_states[level], (self.width,)) for level in levels], -1)
+
+    def _patches(self, pixels_N3HW: Tensor) -> dict[str, Tensor]:
+        """What a NaFlex model reads: each patch a row of its pixels, channels last, and none of them padding."""
+        count, side, patch = len(pixels_N3HW), self.side, self.patch
+        rows = pixels_N3HW.reshape(count, 3, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1).reshape(count, side * side, -1)
+        return {
+            "pixel_values": rows,
+            "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.int32, device=rows.device),
+            "spatial_shapes": torch.full((count, 2), side, device=rows.device),
+        }
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """What a folder says of its pictures: a file of its own, or a part of the whole processor's; {} where it is silent."""
+    try:
+        if (folder / PROCESSOR).is_file():
+            content = files.read_json(folder / PROCESSOR)
+        elif (folder / "processor_config.json").is_file():
+            content = files.read_json(folder / "processor_config.json").get("image_processor", {})
+        else:
+            content = {}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / PROCESSOR} is not JSON: {error}") from error
+    return {name: value for name, value in content.items() if value is not None}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no table of the text weights that a vision model rightly leaves unread."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
