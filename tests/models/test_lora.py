@@ -1,4 +1,4 @@
-"""LoRA on our decoder: nothing changes at first, PEFT and transformers read the same from its folder, and every way of decoding hears it."""
+"""LoRA on our decoder: nothing changes at first, transformers reads the same from its folder, and cached decoding hears it."""
 
 from __future__ import annotations
 
