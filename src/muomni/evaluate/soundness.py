@@ -1,11 +1,11 @@
 """What must hold before the first step is paid for: the objective looks where it may, at nothing else, and everything that is to learn can.
 
-Every check runs on a few rows, in float32, on a copy that is thrown away; weights, generators and data order stay as they were (SPEC G2).
+Every check runs on a few rows, in float32, on a copy that is thrown away and shares only what is given and rests; weights, generators
+and data order stay as they were (SPEC G2).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,9 @@ from torch import Tensor
 from muomni.data.loader import Loader
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact
+from muomni.models import store
 from muomni.runtime import Runtime
-from muomni.train import checkpoint, optim
+from muomni.train import checkpoint, given, optim
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
 from muomni.train.step import update
@@ -88,7 +89,7 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
     items = choose(loader, ROWS)
     batch = loader.collate(items).to(run.device)
-    twin = copy.deepcopy(objective).to(run.device).eval()
+    twin = given.sharing_copy(objective).to(run.device).eval()  # on a GPU, what is given moves there now instead of in the loop
     with torch.no_grad():
         twin.settle(batch)
     return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)
@@ -183,7 +184,7 @@ def accumulation(bench: Bench) -> dict[str, Fact]:
 
 def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
     """All gradients of one update as one vector, as the optimizer is given them."""
-    twin = copy.deepcopy(bench.objective)
+    twin = given.sharing_copy(bench.objective)
     parameters = [p for p in twin.parameters() if p.requires_grad]
     unclipped = bench.settings.model_copy(update={"max_grad_norm": math.inf, "explosion_norm": math.inf})
     seen: list[Tensor] = []
@@ -218,13 +219,13 @@ def _reached(term: Term, named: Mapping[str, Tensor]) -> set[str]:
 
 
 def round_trip(bench: Bench) -> dict[str, Fact]:
-    """Save-load equality: a checkpoint, loaded into a copy whose weights were wiped, gives the same losses to the last bit."""
+    """Save-load equality: a checkpoint, loaded into a copy in which all that it holds was wiped, gives the same losses to the last bit."""
     plain = bench.terms(bench.batch)
-    twin = copy.deepcopy(bench.objective)
+    twin = given.sharing_copy(bench.objective)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / checkpoint.name(0)
         checkpoint.save(path, bench.objective, checkpoint.State({"step": 0}, {}, {}, {}))
-        for tensor in twin.state_dict().values():
+        for tensor in given.beside(twin).values():
             tensor.zero_()
         checkpoint.load(path, twin, bench.run.device)
     again = replace(bench, objective=twin).terms(bench.batch)
@@ -241,7 +242,7 @@ def rates(settings: TrainSettings) -> dict[str, Fact]:
 def overfit(bench: Bench) -> dict[str, Fact]:
     """A few rows are learned by heart in a few real updates; meanwhile all that is to learn is taught, and nothing moves that is frozen."""
     settings = bench.settings.model_copy(update={"lr": max(bench.settings.lr, OVERFIT_LR)})
-    mine = replace(bench, objective=copy.deepcopy(bench.objective))
+    mine = replace(bench, objective=given.sharing_copy(bench.objective))
     twin, batch = mine.objective, bench.batch
     account = optim.select(twin, settings)
     trains = {row.name for row in account if row.trains}
@@ -251,7 +252,7 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     for name in trains:  # decay moves weights that nothing teaches, so it is the gradient that is looked at
         told = _noting(taught, name)
         twin.get_parameter(name).register_post_accumulate_grad_hook(told)  # type: ignore[no-untyped-call]
-    start = {name: tensor.detach().clone() for name, tensor in _watched(twin, trains).items()}
+    start = _watched(twin, trains)
     before = mine.loss(batch)
     twin.train()
     awake = [name for name, part in twin.named_modules() if part.training and _is_frozen(part)]
@@ -260,7 +261,7 @@ def overfit(bench: Bench) -> dict[str, Fact]:
             twin.after_step(step)
     twin.eval()
     now = _watched(twin, trains)
-    moved = {name for name, tensor in start.items() if not torch.equal(tensor, now[name])}
+    moved = {name for name, digest in start.items() if digest != now[name]}
     still = sorted(_untaught(bench, trains - taught) | (twin.outside().keys() - moved))
     unfrozen = [*sorted(moved - twin.outside().keys()), *awake]
     return {
@@ -291,9 +292,10 @@ def _noting(taught: set[str], name: str) -> Callable[[Tensor], None]:
     return note
 
 
-def _watched(objective: Objective, trains: set[str]) -> dict[str, Tensor]:
-    """What must move without a gradient, and what must not move at all."""
-    return {**{name: p.detach() for name, p in objective.named_parameters() if name not in trains}, **objective.outside()}
+def _watched(objective: Objective, trains: set[str]) -> dict[str, str]:
+    """Digests of what must move without a gradient, and of what must not move at all."""
+    resting = {name: p for name, p in objective.named_parameters() if name not in trains}
+    return {name: store.digest_of(tensor) for name, tensor in {**resting, **objective.outside()}.items()}
 
 
 def _is_frozen(part: torch.nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from muomni.errors import InternalError
 from muomni.models.decoder import Decoder
 from muomni.nn import rope
+from muomni.nn.adapter import effective
 from muomni.nn.attention import attend_plainly
 from muomni.nn.block import Block, SwiGLU
 from muomni.nn.cache import KVCache
@@ -44,12 +45,12 @@ class Stepper:
             raise InternalError(f"the stepper knows blocks with SwiGLU, got {block}")
         attention, mlp = block.self_attn, block.mlp
         before, after = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
-        qkv = torch.cat([part.weight.detach() for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before
-        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]) * after
+        qkv = torch.cat([effective(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]) * before
+        gate_up = torch.cat([effective(mlp.gate_proj), effective(mlp.up_proj)]) * after
         gains = None
         if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
             gains = torch.cat([attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]).detach()
-        out, down = attention.o_proj.weight.detach(), mlp.down_proj.weight.detach()
+        out, down = effective(attention.o_proj), effective(mlp.down_proj)
         # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for 25 MB).
         return qkv.T.contiguous(), gains, out.T.contiguous(), gate_up.T.contiguous(), down.T.contiguous()
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from muomni.errors import CheckpointError, ConfigError, ContextError
 from muomni.nn import masks, rope
@@ -137,9 +138,13 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ids or embeddings -> hidden states -> logits."""
+    """ids or embeddings -> hidden states -> logits.
+
+    checkpointing   each block's activations are made again in the backward instead of kept: a third more arithmetic, memory of one block
+    """
 
     model_type: ClassVar[str] = "qwen3"
+    checkpointing: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -232,12 +237,22 @@ class Decoder(nn.Module):
         else:
             mask, positions = None, cache.begin(length, keep_BT)
         tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
-        for index, block in enumerate(self.model.layers[:layer]):
-            x_BTD = block(x_BTD, rope=tables, mask=mask, causal=mask is None, cache=None if cache is None else cache.layer(index))
+        blocks = self.model.layers[:layer]
+        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None}
+        if self.checkpointing and cache is None and self._is_taught(x_BTD):
+            for block in blocks:
+                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False)
+        else:
+            for index, block in enumerate(blocks):
+                x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))
         if layer is not None:
             return x_BTD
         out: Tensor = self.model.norm(x_BTD)
         return out
+
+    def _is_taught(self, x_BTD: Tensor) -> bool:
+        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
+        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.model.layers.parameters()))
 
     def logits(self, h: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""

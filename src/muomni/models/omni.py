@@ -17,7 +17,7 @@ from muomni.errors import ConfigError, ShapeError
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.connector import Perceiver, PerceiverConfig
 from muomni.models.decoder import Decoder
-from muomni.models.pretrained import Eyes
+from muomni.models.eyes import Eyes
 from muomni.tokens.marks import OWN, Marks
 
 
@@ -211,10 +211,15 @@ class Omni(nn.Module):
             if projector is None or medium is None:
                 continue
             # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
-            width = projector.width_in if isinstance(projector, Perceiver) else projector.in_features
-            given_ND = tokens[kind][0] if tokens[kind] else projector(x_BTD.new_zeros(0, 1, width)).flatten(0, 1)
+            given_ND = tokens[kind][0] if tokens[kind] else projector(self._nothing(kind, x_BTD)).flatten(0, 1)
             x_BTD = _fill(x_BTD, ids_BT == medium.pad, given_ND, kind)
         return x_BTD
+
+    def _nothing(self, kind: str, like: Tensor) -> Tensor:
+        """States of no picture, or of no sound, (0, 1, E)."""
+        config = self.projectors.config
+        width = self.projectors.mean_2E.shape[1] if kind == "image" else (config.audio_width or 0) * config.audio_pool
+        return like.new_zeros(0, 1, width, dtype=torch.float32)
 
 
 def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tensor:

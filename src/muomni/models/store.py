@@ -189,8 +189,20 @@ def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(dict(module.named_parameters()).items() if parameters_only else module.state_dict().items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        whole.update(_bytes(tensor))
     return whole.hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """sha256 over one tensor's dtype, shape and bytes as they are."""
+    whole = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    whole.update(_bytes(tensor))
+    return whole.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory itself, not a copy, where the tensor lies on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def changed(model: nn.Module, folder: Path | str) -> list[str]:

@@ -27,7 +27,7 @@ from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, StageSettings
-from muomni.train import cost, optim
+from muomni.train import cost, given, optim
 
 # Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
 ENOUGH = {"thinker": 20_000, "talker": 256}
@@ -209,7 +209,7 @@ def data(built: Built, trial: Trial) -> dict[str, Any]:
 def disk(built: Built, own: Path) -> dict[str, Any]:
     """Bytes that the stage leaves: checkpoints, what is handed on, and tokens."""
     settings, objective = built.settings, built.plan.objective
-    state = cost.size(objective.state_dict().values())
+    state = cost.size(given.beside(objective).values())
     ema = cost.gradients(objective) if settings.ema_decay else 0
     checkpoint = state + holding.optimizer_bytes(built) + ema
     kept = min(settings.keep_checkpoints, math.ceil(settings.max_steps / settings.checkpoint_freq))

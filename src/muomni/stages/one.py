@@ -23,7 +23,7 @@ from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, loop, optim, validation
+from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
 
 
@@ -68,9 +68,9 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
 
     begin = time.perf_counter()
     built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    before = _frozen(built)  # before the trials too: they share what is given
     start = _start(built, settings, run_as)
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
-    before = _frozen(built)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -102,8 +102,8 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in (*stage.needs, *settings.needs)}
     built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
-    start = _start(built, settings, run_as)
     before = _frozen(built)
+    start = _start(built, settings, run_as)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
     facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
@@ -208,7 +208,7 @@ def _init_from(built: Plan, folder: Path) -> None:
         raise CheckpointError(
             f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
         )
-    theirs, ours = load_file(found / "weights.safetensors"), built.objective.state_dict()
+    theirs, ours = load_file(found / "weights.safetensors"), given.beside(built.objective)
     fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
     if not fitting:
         raise CheckpointError(f"init_from: no tensor of {found} fits this stage")
@@ -223,7 +223,7 @@ def _frozen(built: Plan) -> dict[str, str]:
     known = {tensor.data_ptr() for tensor in tensors.values()}
     held = {f"{place}/{name}": tensor for place, net in resting for name, tensor in net.state_dict().items()}
     tensors |= {name: tensor for name, tensor in held.items() if tensor.data_ptr() not in known}
-    return {name: files.sha256_bytes(tensor.detach().cpu().float().numpy().tobytes()) for name, tensor in tensors.items()}
+    return {name: store.digest_of(tensor) for name, tensor in tensors.items()}
 
 
 def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:

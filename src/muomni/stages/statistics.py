@@ -22,7 +22,7 @@ def standardise(omni: Omni, samples: Sequence[Sample], spec: MediaSpec, device: 
     pictures = []
     for part in shown[:: max(1, len(shown) // MEASURED_PICTURES)][:MEASURED_PICTURES]:
         with contextlib.suppress(DataError):
-            pictures.append(torch.from_numpy(read_picture(part, spec)).permute(2, 0, 1))
+            pictures.append(torch.from_numpy(read_picture(part, spec.image_size, spec.resample)).permute(2, 0, 1))
     if pictures:
         parts = [torch.stack(pictures[first : first + AT_ONCE]) for first in range(0, len(pictures), AT_ONCE)]
         omni.projectors.standardise(torch.cat([omni.look(part.to(device)).cpu() for part in parts]))

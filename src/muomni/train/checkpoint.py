@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from muomni import files
 from muomni.errors import CheckpointError
+from muomni.train import given
 
 MANIFEST = "manifest.json"
 
@@ -35,16 +36,18 @@ class State:
 def save(folder: Path, model: nn.Module, state: State) -> None:
     """Write a checkpoint atomically: temporary folder, fsync, rename; the manifest with every file's sha256 is written last.
 
+    Of parts that are given and frozen (`Objective.given`) it holds the digest alone.
     Raises  CheckpointError where the disk is full; what was saved before stays as it was.
     """
     try:
         with files.fresh_folder(folder) as part:
-            tensors, aliases = _unique(model.state_dict())
+            tensors, aliases = _unique(given.beside(model))
             save_file(tensors, part / "weights.safetensors", metadata={"format": "pt"})
             if state.ema:
                 save_file(state.ema, part / "ema.safetensors")
             torch.save({"optimizer": state.optimizer, "scaler": state.scaler, "rng": _rng_state()}, part / "train_state.pt")
-            files.write_json(part / "progress.json", {**state.progress, "aliases": aliases, "python_rng": _python_rng()})
+            rest = {"given": digest} if (digest := given.digest(model)) else {}
+            files.write_json(part / "progress.json", {**state.progress, **rest, "aliases": aliases, "python_rng": _python_rng()})
             digests = {file.name: files.sha256_file(file) for file in sorted(part.iterdir())}
             files.write_json(part / MANIFEST, {"format": 1, "step": state.progress["step"], "files": digests})
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -95,16 +98,23 @@ def _python_rng() -> dict[str, Any]:
 def load(folder: Path, model: nn.Module, device: torch.device) -> State:
     """Restore weights into the model and all generators, and give the rest of the state.
 
-    Raises  CheckpointError for a torn checkpoint, or one of another model.
+    Raises  CheckpointError for a torn checkpoint, one of another model, or one that was trained beside other given parts.
     """
     verify(folder)
     progress = files.read_json(folder / "progress.json")
+    if progress.pop("given", "") != given.digest(model):
+        raise CheckpointError(
+            f"{folder}: trained beside other given parts than these: {', '.join(given.frozen(model)) or 'none'}"[:500],
+            hint="put the pretrained weights back that the run began with, or start anew with --fresh",
+        )
     tensors = load_file(folder / "weights.safetensors")
     tensors.update({alias: tensors[name] for alias, name in progress.pop("aliases").items()})
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: another model: {' '.join(str(error).split())[:500]}") from error
+    left_out = given.frozen(model)
+    missing, unexpected = [name for name in missing if name not in left_out], [*unexpected, *(tensors.keys() & left_out.keys())]
     if missing or unexpected:
         raise CheckpointError(f"{folder}: another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
     saved = torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)

@@ -19,7 +19,7 @@ from muomni.data.loader import Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
-from muomni.train import checkpoint, distributed, monitor, optim, watch
+from muomni.train import checkpoint, distributed, given, monitor, optim, watch
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -278,7 +278,7 @@ def _validate_and_keep(
         progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
         if run.is_main and settings.final == "best":
             with files.fresh_folder(folder / "best") as part:
-                state = {key: value.detach().contiguous().cpu().clone() for key, value in objective.state_dict().items()}
+                state = {key: value.detach().contiguous().cpu().clone() for key, value in given.beside(objective).items()}
                 save_file(state, part / "weights.safetensors")
                 files.write_json(part / "progress.json", vars(progress))
     else:

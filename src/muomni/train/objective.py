@@ -70,6 +70,10 @@ class Objective(nn.Module):
     def after_step(self, step: int) -> None:
         """Called after each update (e.g. moving averages); all its state lives in buffers, so that resume is exact."""
 
+    def given(self) -> Sequence[str]:
+        """Names of the parts that come whole from another place and that a resume rebuilds: frozen, no checkpoint holds them."""
+        return ()
+
     def settle(self, batch: Any) -> None:
         """Bring a copy that will be thrown away to where all its parts work (a quantiser that starts later starts now)."""
 

@@ -1,0 +1,179 @@
+"""LoRA on a decoder by way of PEFT: attached in place, saved light in PEFT's own files, merged back into plain Qwen3 weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from muomni import files
+from muomni.errors import CheckpointError, ConfigError
+from muomni.models.decoder import Decoder
+from muomni.nn.adapter import effective
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER = "default"  # PEFT's name for the only one; its files leave it out
+PREFIX = "base_model.model."  # what a PeftModel puts in front of the names of the model that it wraps
+# Keys of adapter_config.json that ask for other maths than W + alpha / r * B A on whole layers.
+BEYOND = (
+    "use_dora", "use_rslora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform",
+    "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
+)  # fmt: skip
+
+
+class LoraSettings(BaseModel):
+    """Rank, strength and places of the adapter (SPEC V4); a target is the last part of a projection's name, in every block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    r: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0, description="the delta is alpha / r * B A")
+    dropout: float = Field(0.05, ge=0, lt=1, description="on what A reads, in training mode")
+    targets: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1)
+
+
+def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
+    """The decoder itself with A and B beside its projections: all that trains from here on, in float32 whatever the base's dtype.
+
+    A is drawn from torch's global generator; B is zero, so that nothing is said differently at first.
+    Raises  ConfigError for a target that matches no projection, a decoder that has an adapter, or without the extra `hf`.
+    Source  Hu et al. 2021.
+    """
+    if not plain(decoder):
+        raise ConfigError("the decoder has an adapter already", hint="merge it first: models.lora.merged")
+    found = {name.rpartition(".")[2] for name, _ in _projections(decoder)}
+    if lost := [target for target in settings.targets if target not in found]:
+        raise ConfigError(f"lora targets match nothing: {', '.join(lost)}", hint=f"the blocks have {', '.join(sorted(found))}")
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    peft.inject_adapter_in_model(config, decoder, adapter_name=ADAPTER)
+    decoder.requires_grad_(False)
+    for _, weight in _adapter(decoder):
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+    # PEFT's new layers stand in training mode, whatever the decoder stands in; a part that rests for ever (optim.freeze) goes on resting.
+    nn.Module.train(decoder, decoder.training)
+    return decoder
+
+
+def plain(decoder: Decoder) -> bool:
+    """Whether no adapter is attached."""
+    return next(_adapter(decoder), None) is None
+
+
+def save(decoder: Decoder, folder: Path | str, base: str) -> None:
+    """Write the adapter, and nothing of the base, as PEFT does: `peft.PeftModel.from_pretrained(qwen3, folder)` opens it.
+
+    Takes   base: the hub id or folder of the weights that it belongs to.
+    Raises  ConfigError for a decoder without an adapter.
+    """
+    if plain(decoder):
+        raise ConfigError("the decoder has no adapter to save")
+    peft_config: Any = decoder.peft_config
+    content = {**peft_config[ADAPTER].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    tensors = {_filed(name): weight.detach().cpu().contiguous() for name, weight in _adapter(decoder)}
+    files.write_bytes(Path(folder) / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
+    files.write_json(Path(folder) / CONFIG, {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()})
+
+
+@torch.no_grad()
+def load(decoder: Decoder, folder: Path | str) -> Decoder:
+    """The decoder itself with the adapter of a folder attached, all or nothing.
+
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are listed).
+    """
+    folder = Path(folder)
+    settings = _read_settings(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is missing or torn: {error}") from error
+    wanted = _shapes(decoder, settings)
+    lines = [f"missing {name}" for name in sorted(wanted.keys() - tensors.keys())]
+    lines += [f"unexpected {name}" for name in sorted(tensors.keys() - wanted.keys())]
+    lines += [
+        f"shape {name}: expected {wanted[name]}, got {tuple(tensors[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if wanted[name] != tuple(tensors[name].shape)
+    ]
+    if lines:
+        shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
+        raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
+    attach(decoder, settings)
+    for name, weight in _adapter(decoder):
+        weight.copy_(tensors[_filed(name)])
+    return decoder
+
+
+def merged(decoder: Decoder) -> Decoder:
+    """A plain decoder that says the same: base + delta, summed in float32 and kept in the base's dtype, under Qwen3's names.
+
+    All other tensors are the given decoder's own, so it is frozen, and in evaluation mode; the given one stays as it is.
+    """
+    wrapped = {name: layer for name, layer in decoder.named_modules() if hasattr(layer, "base_layer")}
+    inside = tuple(f"{name}." for name in wrapped)
+    state = {name: tensor for name, tensor in decoder.state_dict().items() if not name.startswith(inside)}
+    state |= {f"{name}.weight": effective(layer) for name, layer in wrapped.items()}
+    with torch.device("meta"):
+        out = Decoder(decoder.config)
+    out.load_state_dict(state, assign=True)
+    return out.requires_grad_(False).eval()
+
+
+def _projections(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the blocks; others (the output table) are read past any adapter."""
+    for name, layer in decoder.model.layers.named_modules(prefix="model.layers"):
+        if isinstance(layer, nn.Linear):
+            yield name, layer
+
+
+def _adapter(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in decoder.named_parameters() if ".lora_" in name)
+
+
+def _filed(name: str) -> str:
+    """A parameter's name in PEFT's file."""
+    return PREFIX + name.replace(f".{ADAPTER}.", ".")
+
+
+def _shapes(decoder: Decoder, settings: LoraSettings) -> dict[str, tuple[int, int]]:
+    """What a file must hold for this decoder."""
+    chosen = [(name, layer) for name, layer in _projections(decoder) if name.rpartition(".")[2] in settings.targets]
+    down = {f"{PREFIX}{name}.lora_A.weight": (settings.r, layer.in_features) for name, layer in chosen}
+    return down | {f"{PREFIX}{name}.lora_B.weight": (layer.out_features, settings.r) for name, layer in chosen}
+
+
+def _read_settings(folder: Path) -> LoraSettings:
+    path = folder / CONFIG
+    try:
+        content = files.read_json(path)
+        if content["peft_type"] != "LORA":
+            raise CheckpointError(f"{path}: expected an adapter of peft_type LORA, got {content['peft_type']}")
+        if beyond := [key for key in BEYOND if content.get(key)] + ["bias"] * (content.get("bias", "none") != "none"):
+            raise CheckpointError(f"{path} asks for what this LoRA does not have: {', '.join(beyond)}")
+        given = {"alpha": content["lora_alpha"], "dropout": content["lora_dropout"], "targets": content["target_modules"]}
+        return LoraSettings(r=content["r"], **given)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path} is missing or no LoRA configuration: {error}") from error
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("LoRA needs peft, which is not installed", hint="pip install 'muomni[hf]'") from error
+    return peft

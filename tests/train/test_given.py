@@ -1,0 +1,201 @@
+"""A big frozen part that comes from elsewhere: no checkpoint holds it, a resume is exact, another one in its place is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from toy_training import CLASSES, CPU, RowBatch, Rows, Toy, collate, fit, losses, settings
+
+from muomni import files
+from muomni.data.loader import Loader
+from muomni.data.order import Order
+from muomni.errors import CheckpointError
+from muomni.evaluate import soundness
+from muomni.models import store
+from muomni.train import checkpoint, given, loop, optim
+from muomni.train.objective import Term
+
+WIDE = 2048
+BASE_BYTES = 4 * (4 * WIDE + WIDE + 8 * WIDE)
+
+
+class Seeing(Toy):
+    """A pretrained base reads, a connector of a few weights learns to be read."""
+
+    def __init__(self, *, seed: int = 1, drifts: bool = False, **how: Any) -> None:
+        super().__init__(**how)
+        base = nn.Sequential(nn.Linear(4, WIDE), nn.Tanh(), nn.Linear(WIDE, 8, bias=False))
+        for number, parameter in enumerate(base.parameters()):
+            parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * seed + number)) * 0.1)
+        self.base, self.drifts = optim.freeze(base), drifts
+        self.mirror = nn.Linear(4, WIDE)
+        self.mirror.weight = self.base[0].weight  # the same tensor, under a name outside of the part
+
+    def given(self) -> Sequence[str]:
+        return ("base",)
+
+    def forward(self, batch: RowBatch) -> dict[str, Term]:
+        read = self.base(self.body(batch.x_BD)[:, :4])
+        total = F.cross_entropy(self.head(read).view(-1, CLASSES), batch.y_BT.flatten(), ignore_index=-100, reduction="sum")
+        return {"nats": Term(total, self.counts(batch)["nats"])}
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        if self.drifts:
+            with torch.no_grad():
+                self.base[2].weight.add_(1e-3)
+
+
+NAMES = {"base.0.weight", "base.0.bias", "base.2.weight", "mirror.weight"}
+SELECTED = {"train": ["*", "!mirror.bias"]}
+
+
+def written(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_what_is_given_is_named_and_only_while_it_rests() -> None:
+    objective = Seeing()
+    assert given.frozen(objective).keys() == NAMES
+    assert given.beside(objective).keys() == objective.state_dict().keys() - NAMES
+    objective.base[0].bias.requires_grad_(True)
+    assert given.frozen(objective).keys() == NAMES - {"base.0.bias"}
+    assert given.frozen(Toy()) == {}
+    assert given.beside(Toy()).keys() == Toy().state_dict().keys()
+    assert given.digest(Toy()) == ""
+
+
+def test_the_digest_is_of_the_bytes_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, other = Seeing(), Seeing(seed=2)
+    first = given.digest(objective)
+    assert first == given.digest(Seeing()) != given.digest(other)
+    reads: list[torch.Tensor] = []
+    real = store.digest_of
+    monkeypatch.setattr(store, "digest_of", lambda tensor: reads.append(tensor) or real(tensor))
+    assert given.digest(given.sharing_copy(objective)) == given.digest(objective) == first
+    assert not reads
+    with torch.no_grad():
+        objective.base[0].bias[0] += 1
+    assert given.digest(objective) != first
+    assert len(reads) == 1
+
+
+def test_no_folder_of_a_run_holds_it(tmp_path: Path) -> None:
+    fit(tmp_path, Seeing(), final="best", **SELECTED)
+    held = given.beside(Seeing()).keys()
+    folders = sorted(tmp_path.glob("step_*"))
+    assert len(folders) == 2
+    for folder in [*folders, tmp_path / "best"]:
+        assert load_file(folder / "weights.safetensors").keys() == held
+        assert written(folder) < 0.5 * BASE_BYTES
+    assert len(files.read_json(folders[0] / "progress.json")["given"]) == 64
+
+
+@pytest.mark.parametrize("how", [{}, {"ema_decay": 0.9}, {"final": "best", "val_freq": 2}])
+def test_resume_and_restore_are_exact(tmp_path: Path, how: dict[str, Any]) -> None:
+    whole, halves, how = Seeing(), Seeing(), {**how, **SELECTED}
+    fit(tmp_path / "whole", whole, **how)
+
+    class Cut(Exception):
+        pass
+
+    def dies(step: int) -> None:
+        if step == 5:
+            raise Cut
+
+    with pytest.raises(Cut):
+        fit(tmp_path / "halves", Seeing(dies=dies), **how)
+    fit(tmp_path / "halves", halves, **how)
+    assert store.digest(halves) == store.digest(whole)
+    assert dict(losses(tmp_path / "halves"))[8] == dict(losses(tmp_path / "whole"))[8]
+    restored = Seeing()
+    loop.restore(restored, None, settings(**how), CPU, tmp_path / "whole")
+    assert store.digest(restored) == store.digest(whole)
+    assert store.digest(restored.base) == store.digest(Seeing().base)
+
+
+def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fit(tmp_path, Seeing(), max_steps=3, **SELECTED)
+    other = Seeing(seed=2)
+    before = store.digest(other)
+    with pytest.raises(CheckpointError, match=r"other given parts than these: base.0.weight"):
+        fit(tmp_path, other, max_steps=8, **SELECTED)
+    assert store.digest(other) == before
+    unnamed = Seeing()
+    unnamed.given = lambda: ()  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="other given parts than these: none"):
+        fit(tmp_path, unnamed, max_steps=8, **SELECTED)
+
+
+def test_loading_is_strict_about_all_else(tmp_path: Path) -> None:
+    objective = Seeing()
+    state = checkpoint.State({"step": 3}, {}, {}, {})
+    folder = tmp_path / checkpoint.name(3)
+
+    def changed(alter: Any) -> None:
+        checkpoint.save(folder, objective, state)
+        tensors = load_file(folder / "weights.safetensors")
+        alter(tensors)
+        save_file(tensors, folder / "weights.safetensors")
+        manifest = files.read_json(folder / "manifest.json")
+        manifest["files"]["weights.safetensors"] = files.sha256_file(folder / "weights.safetensors")
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    changed(lambda tensors: tensors.pop("head.weight"))
+    with pytest.raises(CheckpointError, match=r"missing \['head.weight'\]"):
+        checkpoint.load(folder, Seeing(), CPU.device)
+    changed(lambda tensors: tensors.update({"stranger": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"unexpected \['stranger'\]"):
+        checkpoint.load(folder, Seeing(), CPU.device)
+    changed(lambda tensors: tensors.update({"base.0.bias": torch.zeros(WIDE)}))
+    with pytest.raises(CheckpointError, match=r"unexpected \['base.0.bias'\]"):
+        checkpoint.load(folder, Seeing(), CPU.device)
+
+
+def loader() -> Loader[Any, Any]:
+    return Loader(Rows(), Order([24], batch_size=4, seed=0), collate)
+
+
+def test_soundness_shares_it_and_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, chosen = Seeing(), settings(**SELECTED)
+    optim.select(objective, chosen)
+    before, copies = store.digest(objective), []
+    real = given.sharing_copy
+    monkeypatch.setattr(given, "sharing_copy", lambda one: copies.append(real(one)) or copies[-1])
+    facts = soundness.examine(objective, loader(), chosen, CPU)
+    assert len(copies) == 5
+    for twin in copies:
+        own, theirs = dict(twin.named_parameters()), dict(objective.named_parameters())
+        assert {name for name in own if own[name].data_ptr() == theirs[name].data_ptr()} == NAMES - {"mirror.weight"}
+    assert store.digest(objective) == before
+    zero = ("reload_error", "unfrozen", "lost_gradients", "still_parameters")
+    assert {name: facts[name].value for name in zero} == dict.fromkeys(zero, 0.0)
+    assert facts["padding_error"].value < 1e-5
+
+
+def test_a_given_part_that_moves_is_still_seen() -> None:
+    objective, chosen = Seeing(drifts=True), settings(**SELECTED)
+    optim.select(objective, chosen)
+    unfrozen = soundness.examine(objective, loader(), chosen, CPU)["unfrozen"]
+    assert (unfrozen.value, unfrozen.note) == (1.0, "base.2.weight")
+
+
+def test_digests_read_tensors_as_they_are() -> None:
+    made = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    for tensor in (made, made.bfloat16(), made.T, made > 0, torch.zeros(()), torch.zeros(0, 2)):
+        assert store.digest_of(tensor) == store.digest_of(tensor.clone())
+    assert store.digest_of(made) != store.digest_of(made.T.contiguous())
+    assert store.digest_of(made) != store.digest_of(made.view(torch.int32))
+    one_bit = made.clone().view(torch.int32)
+    one_bit[2, 4] ^= 1
+    assert store.digest_of(made) != store.digest_of(one_bit.view(torch.float32))
+    assert np.isfinite(made.numpy()).all()
