@@ -15,7 +15,7 @@ from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
 from muomni.models.eyes import Eyes
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
-from muomni.stages.seeing import Seer, SeeingSettings, plan
+from muomni.stages.seeing import SeeingSettings, Seer, plan
 from muomni.stages.stage import Inputs, Plan, Stage
 from muomni.stages.statistics import standardise
 from muomni.tokens.bpe import Tokenizer
@@ -99,4 +99,6 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     return plan(settings, inputs, Seer(omni, tokenizer, spec, bases))
 
 
-STAGE = Stage("align", "what pictures show, to a language model that stays as it is", AlignSettings, build, gates=thresholds.STAGES["align"])
+STAGE = Stage(
+    "align", "what pictures show, to a language model that stays as it is", AlignSettings, build, gates=thresholds.STAGES["align"]
+)

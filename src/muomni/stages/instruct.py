@@ -13,7 +13,7 @@ from muomni.evaluate import thresholds
 from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
-from muomni.stages.seeing import Seer, SeeingSettings, plan
+from muomni.stages.seeing import SeeingSettings, Seer, plan
 from muomni.stages.stage import Inputs, Plan, Stage
 from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
@@ -34,7 +34,10 @@ class InstructSettings(SeeingSettings):
     lr: float = Field(1e-4, gt=0)
     wd: float = Field(0.0, ge=0)
     train: list[str] = ["*lora_*", "omni.projectors.*"]
-    param_groups: list[ParamGroup] = [ParamGroup(pattern="*lora_*", lr=5e-5, wd=0.0), ParamGroup(pattern="omni.projectors.*", lr=1e-4, wd=0.01)]
+    param_groups: list[ParamGroup] = [
+        ParamGroup(pattern="*lora_*", lr=5e-5, wd=0.0),
+        ParamGroup(pattern="omni.projectors.*", lr=1e-4, wd=0.01),
+    ]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -71,7 +74,12 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
         freeze(omni.decoder)
         return plan(settings, inputs, Seer(omni, parts.tokenizer, spec, parts.bases))
     lora.attach(omni.decoder, settings.lora)
-    return plan(settings, inputs, Seer(omni, parts.tokenizer, spec, parts.bases), lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
+    return plan(
+        settings,
+        inputs,
+        Seer(omni, parts.tokenizer, spec, parts.bases),
+        lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]),
+    )
 
 
 STAGE = Stage(

@@ -123,9 +123,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     }
 
 
-def _build(
-    stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime
-) -> tuple[Plan, Runtime]:
+def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
     """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
     precision = settings.precision if settings.use_amp else "fp32"
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)

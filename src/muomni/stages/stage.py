@@ -95,7 +95,7 @@ class Plan:
     networks: dict[str, nn.Module]
     checks: Callable[[], dict[str, Fact]] = dict
     notes: dict[str, Fact] = field(default_factory=dict)
-    saved: Callable[[int], None] = lambda step: None  # noqa: E731 (a field's default, not a name)
+    saved: Callable[[int], None] = lambda step: None
 
     @property
     def modalities(self) -> set[str]:
