@@ -239,6 +239,11 @@ OPENAI = {
         {"role": "assistant", "content": "x"},
     ]
 }
+LLAVA = {
+    "id": "a",
+    "image": "a.png",
+    "conversations": [{"from": "human", "value": "what?\n<image>"}, {"from": "gpt", "value": "a cat"}],
+}
 FLAT = {"id": "a", "path": "a.wav", "text": "hello", "speaker": "s", "split": "train", "start": 0.0, "end": 0.2, "captions": ["one", "two"]}
 TEMPLATE = [{"user": [{"audio": "{path}", "start": "{start}", "end": "{end}"}, "{speaker}"]}, {"assistant": "{item}"}]
 DOCUMENT = {"text": "a document of some words", "id": 3}
@@ -246,6 +251,8 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "samples": ([CHAT, OPENAI, DOCUMENT, {"question": "1+1?", "answer": "2"}], {}),
     "flat": ([FLAT, {"image": "a.png", "question": "what?", "answer": "x"}, {"file_name": "a.png", "label": "cat"}], {}),
     "rows": ([FLAT], {"messages": TEMPLATE, "expand": "captions", "group": "{speaker}", "id": "{id}"}),
+    "llava": ([LLAVA, {**LLAVA, "image": ["a.png", "a.png"]}, {"image": "a.png", "caption": "a cat"}], {"format": "llava"}),
+    "told": ([LLAVA, CHAT], {"told": True}),
     "captions": ([{"image": "a.png", "caption": "a cat"}], {"format": "captions"}),
 }
 TABLES = {

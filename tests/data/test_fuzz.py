@@ -65,10 +65,27 @@ scalars = (
     | st.integers()
     | st.floats()
     | st.text(st.characters(), max_size=20)
-    | st.sampled_from(["a.wav", "a.png", "train", "valid", "user", "assistant", "image", "audio", "\ud800", "data:,", "{x}"])
+    | st.sampled_from(
+        [
+            "a.wav",
+            "a.png",
+            "<image> what?",
+            "human",
+            "gpt",
+            "train",
+            "valid",
+            "user",
+            "assistant",
+            "image",
+            "audio",
+            "\ud800",
+            "data:,",
+            "{x}",
+        ]
+    )
 )
 KEYS = "id group task split messages text role content type path start end extra negatives kind image audio wav caption captions question"
-KEYS += " answer file_name label image_url audio_url url offset duration"
+KEYS += " conversations from value answer file_name label image_url audio_url url offset duration"
 keys = st.sampled_from(KEYS.split()) | st.text(max_size=8)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=15)
 rows = st.lists(st.dictionaries(keys, values, max_size=6) | values, min_size=1, max_size=4)

@@ -102,6 +102,7 @@ def formats() -> None:
         "ocr_csv": "csv with columns image,text: read what is written",
         "captions": 'json [{"image", "caption"}] or csv image,caption',
         "images": "a folder of pictures, in class folders or with metadata.jsonl",
+        "llava": 'LLaVA json [{"image", "conversations"}], <image> where the pictures stand',
         "rows": "any JSONL, JSON or csv, filled into the source's template",
     }
     from muomni.data.formats import READERS

@@ -98,17 +98,38 @@ def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -
 
 
 def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False, apart: bool = False) -> Item:
-    """Read a sample's media and render its turns; `reply=True` stops where the assistant is to speak. A text document is learned whole.
+    """Read a sample's media and render its turns; see `rendered`.
 
-    With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none reads
-    what others were told. In a dialogue the answers given before say much of what the next one asks for.
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
+    """
+    pictures = [read_picture(part, spec.image_size) for part in sample.images]
+    mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
+    item = rendered(sample, tokenizer, spec, ctx_len, positions(mels, spec, sample.id), reply=reply, apart=apart)
+    return replace(item, pictures=pictures, mels=mels)
+
+
+def rendered(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    spec: MediaSpec,
+    ctx_len: int,
+    audio_tokens: Sequence[int] = (),
+    *,
+    reply: bool = False,
+    apart: bool = False,
+) -> Item:
+    """A sample's turns as ids and labels, its media unread; a text document is learned whole.
+
+    Takes   audio_tokens: positions that each sound fills, in their order.
+            reply=True stops where the assistant is to speak.
+            With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none
+            reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
+    Gives   an Item without pictures and sounds.
+    Raises  DataError: a conversation that can't fit ctx_len (media are never cut).
     """
     if sample.text is not None:
         return _document(sample, tokenizer, ctx_len)
-    pictures = [read_picture(part, spec.image_size) for part in sample.images]
-    mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
-    counts = dict(zip(sample.audios, positions(mels, spec, sample.id), strict=False))
+    counts = dict(zip(sample.audios, audio_tokens, strict=False))
     in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
     shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []
     rows = [
@@ -125,7 +146,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
         )
         for one in (questions(sample) if shared else [sample])
     ]
-    item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels), pictures, mels)
+    item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels), [], [])
     if len(rows) > 1:
         last = rows[0].spans[len(shared) - 1]
         item.shared = last.start + last.length + 1  # with the mark that closes it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from muomni.data import template
+from muomni.data import llava, template
 from muomni.data.source import Format, Source
 from muomni.errors import ConfigError, DataError
 
@@ -259,6 +259,21 @@ def tts_csv(path: Path, source: Source) -> Rows:
         yield number, row
 
 
+def conversations(path: Path, source: Source) -> Rows:
+    """Rows of LLaVA-Pretrain and LLaVA-Instruct: `conversations` with `<image>` where the pictures stand, or a caption and an image."""
+    taken: set[str] = set()
+    for number, row in objects(path):
+        if not isinstance(row, dict):
+            yield number, row if isinstance(row, DataError) else DataError("bad_row", f"row: expected an object, got {type(row).__name__}")
+            continue
+        given = row.get("id")
+        known = {"id": llava.unique(str(given), taken)} if isinstance(given, str | int) and given != "" else {}
+        try:
+            yield number, {**known, **llava.convert(row, source.prompt), **template.about(source, row)}
+        except DataError as error:
+            yield number, error
+
+
 def listing(path: Path) -> Path:
     """The file in which a manifest's rows stand: the metadata of a folder of images, where it has one; else itself."""
     names = ("metadata.jsonl", "metadata.csv") if path.is_dir() else ()
@@ -296,6 +311,7 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "ocr_csv": pairs("image", "text", "image", "ocr"),
     "captions": pairs("image", "caption", "image", "caption"),
     "images": images,
+    "llava": conversations,
     "rows": rows,
 }
 
@@ -325,6 +341,8 @@ def sniff(path: Path, source: Source) -> Format:
             return "captions"
     if suffix in (".json", ".jsonl"):
         first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
+        if isinstance(first.get("conversations"), list):
+            return "llava"
         is_caption = {"image", "caption"} <= first.keys() and "messages" not in first
         return "captions" if is_caption else "samples"
     raise ConfigError(f"{path}: can't tell its format", hint=f"set format: one of {', '.join(READERS)}")

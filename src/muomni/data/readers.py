@@ -13,6 +13,7 @@ from muomni.data import formats, split
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, TextPart, parse
 from muomni.data.source import Source
+from muomni.data.told import in_words
 from muomni.errors import DataError
 
 
@@ -44,7 +45,7 @@ def locate(source: Source, base: Path) -> Path:
 
 
 def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]:
-    """The good samples of a source, media paths made absolute; the bad rows go to the quarantine with file and line.
+    """The good samples of a source, media paths made absolute (`told`: put into words); bad rows go to the quarantine with file and line.
 
     Raises  DataError if the manifest is missing or no file of that kind; ConfigError if the template or format is wrong.
     """
@@ -61,11 +62,13 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
         try:
             if isinstance(row, DataError):
                 raise row
-            sample = _rooted(parse(row), root, present)
+            found = parse(row)
+            is_wanted = source.tasks is None or found.task in source.tasks
+            sample = _rooted(in_words(found) if source.told and is_wanted else found, root, present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
-        if source.tasks is None or sample.task in source.tasks:
+        if is_wanted:
             yield line, sample
             count += 1
             if count == source.limit:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from muomni.config import Strict
 
-Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "rows"]
+Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "rows"]
 
 
 class Source(Strict):
@@ -28,12 +28,14 @@ class Source(Strict):
     held_out_groups: list[str] = []  # patterns (`*`) of groups that are validation, whatever the hash says
     paragraphs: bool = False  # .txt: documents of whole paragraphs instead of one a line
     prompt: str | None = None  # what the user says besides the medium (captions, csv, images)
+    told: bool = False  # pictures put into the words of their answers, for a text-only model that a picture shall tell later
 
-    # The template of format `rows`; {field}, {field.inner} and {item} are replaced.
+    # The template of format `rows` (group, task, split and names of `llava` too); {field}, {field.inner} and {item} are replaced.
     id: str | None = None
     group: str | None = None
     task: str | None = None
     split: str | None = None
+    names: str | None = None  # the class that an answer about the picture must name
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     negatives: str | None = None  # the field that lists [{kind, text}]

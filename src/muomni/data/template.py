@@ -33,22 +33,33 @@ def fill(source: Source, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _one(source: Source, row: dict[str, Any], suffix: str) -> dict[str, Any]:
-    out: dict[str, Any] = {"extra": {key: value for key, value in row.items() if key in ("license", "source")}}
+    out: dict[str, Any] = {}
     if source.id is not None:
         out["id"] = _text(source.id, row)
     elif isinstance(row.get("id"), str | int):
         out["id"] = str(row["id"])
     if "id" in out:
         out["id"] += suffix
-    for key in ("group", "task", "split", "text"):
-        template = getattr(source, key)
-        if template is not None:
-            out[key] = _text(template, row)
+    out |= about(source, row)
+    if source.text is not None:
+        out["text"] = _text(source.text, row)
     if source.messages is not None:
         out["messages"] = [_message(message, row) for message in source.messages]
     if source.negatives is not None:
         out["negatives"] = _field(row, source.negatives)
     return out
+
+
+def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:
+    """What a source's template says about a row besides its turns: group, task, split, and in `extra` what it comes from and must name.
+
+    Raises  DataError (bad_row) if a field is missing or null in the row.
+    """
+    given = {key: getattr(source, key) for key in ("group", "task", "split")}
+    extra = {key: value for key, value in row.items() if key in ("license", "source")}
+    if source.names is not None:
+        extra["names"] = _text(source.names, row)
+    return {"extra": extra, **{key: _text(template, row) for key, template in given.items() if template is not None}}
 
 
 def _message(message: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

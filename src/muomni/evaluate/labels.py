@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from muomni.data.conversation import Conversations
+from muomni.data.conversation import Conversations, Item, prepare, rendered
 from muomni.data.corpus import TokenCorpus
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, duration_s, spoken
 from muomni.errors import DataError
-from muomni.evaluate.facts import Fact
+from muomni.evaluate.facts import Fact, share
 from muomni.models.codec import Codec
 from muomni.tokens.alphabet import Alphabet, min_frames
 from muomni.tokens.bpe import Tokenizer
@@ -40,6 +42,49 @@ def conversations(dataset: Conversations, tokenizer: Tokenizer) -> dict[str, Fac
             continue  # the loader counts and names it
         kept.append(dataset.samples[index])
     return _read_back(rows, kept, tokenizer, most=dataset.ctx_len)
+
+
+def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> dict[str, Fact]:
+    """What all rows of a training set teach, or `most` of them, evenly thinned; no picture is read.
+
+    Gives   truncated_share     rows whose words are cut, or that are left out because they can't fit
+            zero_label_rows     rows without a learned label
+            label_tokens_mean   learned labels of a row
+    Rows that can't be read are not of these: the loader counts and names them.
+    """
+    counts: list[int] = []  # learned labels of each row that is taught
+    cut: list[str] = []
+    empty: list[str] = []
+    n = 0
+    for index in _evenly(len(dataset), most):
+        sample = dataset.samples[index]
+        try:
+            full = _unread(dataset, index, tokenizer, sys.maxsize)
+        except DataError:
+            continue
+        n += 1
+        try:
+            labels = (full if len(full.ids) <= dataset.ctx_len else _unread(dataset, index, tokenizer, dataset.ctx_len)).labels
+        except DataError:
+            cut.append(sample.id)
+            continue
+        if len(labels) < len(full.labels):
+            cut.append(sample.id)
+        counts.append(sum(label != IGNORE for label in labels[1:]))  # nothing foretells the first
+        if not counts[-1]:
+            empty.append(sample.id)
+    mean = float(np.mean(counts)) if counts else math.nan
+    return {
+        "truncated_share": dataclasses.replace(share(len(cut), n), note=", ".join(cut[:4])),
+        "zero_label_rows": Fact(float(len(empty)) if counts else math.nan, len(counts), note=", ".join(empty[:4])),
+        "label_tokens_mean": Fact(mean, len(counts)),
+    }
+
+
+def _unread(dataset: Conversations, index: int, tokenizer: Tokenizer, ctx_len: int) -> Item:
+    """A row as it is taught, its pictures unread; where there are sounds they are read, since no header tells their frames for sure."""
+    sample = dataset.samples[index]
+    return (prepare if sample.audios else rendered)(sample, tokenizer, dataset.spec, ctx_len, apart=dataset.apart)
 
 
 def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None) -> dict[str, Fact]:
@@ -117,5 +162,5 @@ def speech_ends(objective: TalkerObjective, items: Sequence[TalkerItem]) -> dict
     return {"ends_taught": Fact(taught / len(items), len(items))}
 
 
-def _evenly(count: int) -> list[int]:
-    return sorted(set(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int).tolist()))
+def _evenly(count: int, most: int = LOOKED_AT) -> list[int]:
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).astype(int).tolist()))

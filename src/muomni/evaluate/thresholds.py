@@ -113,6 +113,17 @@ LABELS = (
     ),
 )
 
+COVERAGE = (  # of the whole training set, as it is taught (labels.whole)
+    Gate(
+        "truncation",
+        "truncated_share",
+        "answers are cut, or rows left out, because they do not fit: raise ctx_len, or shorten the template",
+        at_most=0.01,
+        source="SPEC V5",
+    ),
+    Gate("zero_labels", "zero_label_rows", "rows teach nothing: remove them, or mend their answers", at_most=0.0, source="SPEC V5"),
+)
+
 SIGHT = (
     Gate(
         "media_reach", "blind_media", "other pictures or sounds change nothing: media do not reach the loss", at_most=0.0, source="SPEC M-E"

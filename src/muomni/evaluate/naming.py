@@ -1,0 +1,45 @@
+"""Whether an answer in free words names the right class, and no other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from muomni.data.sample import Sample
+from muomni.errors import ShapeError
+from muomni.evaluate.facts import Fact, share
+
+
+def named(answers: Sequence[str], truths: Sequence[str], classes: Iterable[str]) -> tuple[list[bool], Fact]:
+    """Which answers name their truth's class as whole words, and name no other class.
+
+    Case and a plural's `s` don't count; of classes within each other the longest is named: "traffic light" is no "light".
+    Gives   a hit for each answer, and their share over the floor of always naming the commonest truth.
+    Raises  ShapeError if answers and truths differ in number.
+    """
+    if len(answers) != len(truths):
+        raise ShapeError(f"naming: {len(answers)} answers for {len(truths)} truths")
+    known = sorted({_plain(name) for name in (*classes, *truths)} - {""}, key=lambda name: (-len(name), name))
+    spelled = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in known)
+    pattern = re.compile(rf"(?<!\w)({spelled})s?(?!\w)") if known else re.compile(r"(?!)")
+    hits = [
+        {_plain(found) for found in pattern.findall(answer.casefold().replace("_", " "))} == {_plain(truth)}
+        for answer, truth in zip(answers, truths, strict=True)
+    ]
+    commonest = max(Counter(map(_plain, truths)).values(), default=0)
+    return hits, share(sum(hits), len(hits), floor=commonest / max(1, len(hits)))
+
+
+def facts(task: str, answers: Sequence[str], samples: Sequence[Sample]) -> dict[str, Fact]:
+    """`{task}_names` of answers to samples that say in extra what they must name; nothing where none says it."""
+    asked = [(answer, name) for answer, sample in zip(answers, samples, strict=True) if isinstance(name := sample.extra.get("names"), str)]
+    if not asked:
+        return {}
+    truths = [name for _, name in asked]
+    return {f"{task}_names": named([answer for answer, _ in asked], truths, set(truths))[1]}
+
+
+def _plain(name: str) -> str:
+    """A class as it is compared: small letters, single blanks."""
+    return " ".join(name.casefold().replace("_", " ").split())
