@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,17 +18,20 @@ from muomni.media.mel import MelSpec, log_mel
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
+CACHE_BYTES = 4 * 2**30
+
 
 @dataclass(frozen=True)
 class MediaSpec:
     """How media become arrays and how many tokens they fill; the numbers belong to the towers that read them.
 
-    image_size    pixels of a side; image_tokens positions a picture fills
+    image_size    pixels of a side, resampled as the eyes were trained; image_tokens positions a picture fills
     mel           spectrum of the ears; downsample and pool: mel frames of one token; max_audio_tokens: SPEC M-E's ctx_len // 4
     pad_s         silence put on both sides of a sound, so that the shortest word has frames enough
     """
 
     image_size: int = 224
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
     image_tokens: int = 1
     mel: MelSpec = field(default_factory=MelSpec)
     downsample: int = 4
@@ -67,9 +70,9 @@ class Changes(Protocol):
     def change(self, pixels: NDArray[np.uint8], rng: np.random.Generator, task: str) -> NDArray[np.uint8]: ...
 
 
-def read_picture(part: ImagePart, size: int) -> NDArray[np.uint8]:
+def read_picture(part: ImagePart, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of an image part; raises DataError."""
-    return image.to_array(image.read(inline_bytes(part.path) or Path(part.path)), size)
+    return image.to_array(image.read(inline_bytes(part.path) or Path(part.path)), size, resample=resample)
 
 
 def read_wave(part: AudioPart, rate_hz: int, *, max_s: float = 60.0) -> NDArray[np.float32]:
@@ -102,7 +105,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
-    pictures = [read_picture(part, spec.image_size) for part in sample.images]
+    pictures = [read_picture(part, spec.image_size, spec.resample) for part in sample.images]
     mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
     item = rendered(sample, tokenizer, spec, ctx_len, positions(mels, spec, sample.id), reply=reply, apart=apart)
     return replace(item, pictures=pictures, mels=mels)
@@ -191,7 +194,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s, kept in memory up to `cache_items`; `changes` are made to pictures anew each time.
+    """Samples as a dataset of `Item`s, kept in memory as long as their pictures fit CACHE_BYTES; `changes` are made to pictures anew each time.
 
     apart  questions about the same media do not see each other (see `prepare`)
     """
@@ -205,12 +208,12 @@ class Conversations:
         *,
         apart: bool = False,
         changes: Changes | None = None,
-        cache_items: int = 50_000,
     ) -> None:
         self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
         self.apart = apart
         self.cache: dict[int, Item] = {}
-        self.changes, self.cache_items = changes, cache_items
+        self.changes = changes
+        self.room = min(50_000, CACHE_BYTES // (3 * spec.image_size**2))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -224,7 +227,7 @@ class Conversations:
         found = self.cache.get(index)
         if found is None:
             found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len, apart=self.apart)
-            if len(self.cache) < self.cache_items:
+            if len(self.cache) < self.room:
                 self.cache[index] = found
         if self.changes is None or not found.pictures:
             return found

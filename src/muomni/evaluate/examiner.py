@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from muomni.data import stratify
 from muomni.data.conversation import Conversations, Item, questions
 from muomni.data.sample import Sample
 from muomni.errors import ContextError, DataError
-from muomni.evaluate import exhibits
+from muomni.evaluate import exhibits, naming
 from muomni.evaluate.album import MOST, Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap
+from muomni.evaluate.question_only import QuestionOnly
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Prompt
 from muomni.runtime import Runtime
+from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.language import NextToken, collate
 
 ITEMS_AT_ONCE = 16

@@ -92,17 +92,17 @@ def build(request: Request, tokenizer: Tokenizer, ctx_len: int, spec: MediaSpec 
     return Prompt(ids, pictures, mels)
 
 
-def read_picture(source: Picture, size: int) -> NDArray[np.uint8]:
+def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of whatever shows a picture; raises DataError, ShapeError."""
     if isinstance(source, str | Path):
-        return conversation.read_picture(ImagePart(path=str(source)), size)
+        return conversation.read_picture(ImagePart(path=str(source)), size, resample)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ShapeError(f"picture: expected uint8 (H, W, 3), got {source.dtype} {source.shape}")
         from PIL.Image import fromarray
 
         source = fromarray(source)
-    return image.to_array(image.read(source) if isinstance(source, bytes) else source, size)
+    return image.to_array(image.read(source) if isinstance(source, bytes) else source, size, resample=resample)
 
 
 def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
@@ -156,7 +156,7 @@ def _read(message: Message, spec: MediaSpec | None) -> _Turn:
 def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
     if spec is None:
         raise CheckpointError("to see pictures, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return _Medium("image", read_picture(source, spec.image_size))
+    return _Medium("image", read_picture(source, spec.image_size, spec.resample))
 
 
 def _sound(source: Sound, spec: MediaSpec | None) -> _Medium:

@@ -139,19 +139,17 @@ def plan(settings: SeeingSettings, inputs: Inputs, seer: Seer, adapter: Callable
 
 
 def _drawn(samples: list[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
-    """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits.json`."""
+    """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits/`."""
     lengths = stratify.label_lengths(samples, tokenizer)
-    chosen = stratify.Persisted.keep(
-        inputs.folder / "splits.json", samples, lengths, size=settings.eval_items, edges=settings.edges, seed=settings.seed
-    )
+    path = inputs.folder / "splits" / f"seed{settings.seed}_of_{settings.eval_items}.json"
+    chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.edges, settings.seed)
     numbers = stratify.buckets(lengths, settings.edges)
     return [(samples[place], numbers[place]) for place in chosen]
 
 
 def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[tuple[Sample, int]]:
-    """The items that are answered at every checkpoint: some of the held-out ones, evenly, the same in every run of a seed."""
-    step = max(1, len(drawn) // max(1, settings.golden))
-    return drawn[::step][: settings.golden]
+    """The items that are answered at every checkpoint: of those drawn the first, which are a fair draw themselves."""
+    return drawn[: settings.golden]
 
 
 def _texts(settings: SeeingSettings, inputs: Inputs) -> list[Sample]:

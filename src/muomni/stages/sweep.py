@@ -44,8 +44,8 @@ def build(settings: SweepSettings, inputs: Inputs) -> Plan:
 def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
     """A row a point, best first.
 
-    The rule: a point looks if it has a certificate that is not red and its swap gap is above 0 with its whole 95 % interval; among those that
-    look, the lowest loss on held-out captions wins. A point that doesn't look can't win, however low its loss (reference lumo A54).
+    The rule: a point looks if it has a certificate that is not red and its swap gap is above 0 with its whole 95 % interval; among
+    those that look, the lowest loss on held-out captions wins. One that doesn't look can't win, however low its loss (lumo A54).
     """
     rows = []
     for point in points:

@@ -174,7 +174,7 @@ def _marks(library: Library) -> Marks:
     start, end, document = (library.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
     if start is None or end is None or document is None:
         raise CheckpointError(
-            f"tokenizer: expected the special ids 0..{len(found) - 1} first, or ChatML's <|im_start|>, <|im_end|>, <|endoftext|>; got {found}",
+            f"tokenizer: expected the special ids 0..{len(found) - 1} first, got {found}; nor has it ChatML's <|im_start|>, <|im_end|>",
             hint="train it with muomni, or give a Qwen3 checkpoint",
         )
 
