@@ -64,8 +64,9 @@ class Examiner:
             if any("names" in sample.extra for sample in asked):
                 facts |= naming.facts(task, said, asked)
             if blind is not None and task in exact:
-                guessed = [blind.answer(sample) for sample in asked]
-                facts[f"{task}_question_only"] = share(sum(g == t for g, t in zip(guessed, truths, strict=True)), len(truths))
+                way, guessed = blind.strongest(asked)
+                right = sum(guess == truth for guess, truth in zip(guessed, truths, strict=True))
+                facts[f"{task}_question_only"] = dataclasses.replace(share(right, len(truths)), note=f"by {way}")
                 gains += [float(s == t) - float(g == t) for s, g, t in zip(said, guessed, truths, strict=True)]
             kinds = defaultdict(list)
             for sample, guess in zip(asked, said, strict=True):

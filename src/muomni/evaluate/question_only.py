@@ -71,18 +71,19 @@ class QuestionOnly:
         """The commonest answer to the same words, else the likeliest by each word."""
         return _commonest(self._by_text.get((sample.task, *_words(sample)), Counter())) or self.by_words(sample)
 
+    def strongest(self, asked: Sequence[Sample]) -> tuple[str, list[str]]:
+        """The way that guesses most of these answers right, and its guesses: held-out answers serve for nothing but to be compared with."""
+        ways = {"task": self.by_task, "text": self.by_text, "words": self.by_words}
+        guesses = {name: [way(one) for one in asked] for name, way in ways.items()}
+        best = max(guesses, key=lambda name: sum(guess == one.answer for guess, one in zip(guesses[name], asked)))
+        return best, guesses[best]
+
 
 def floor(train: Iterable[Sample], held_out: Iterable[Sample]) -> Fact:
-    """The share of held-out questions whose answer is guessed word for word without looking, by the best of the three ways.
-
-    Held-out answers serve for nothing but to be compared with.
-    """
-    guesser = QuestionOnly.fit(train)
+    """The share of held-out questions whose answer is guessed word for word without looking, by the best of the three ways."""
     asked = [one for sample in held_out for one in questions(sample)]
-    ways = {"task": guesser.by_task, "text": guesser.by_text, "words": guesser.by_words}
-    hits = {name: sum(way(one) == one.answer for one in asked) for name, way in ways.items()}
-    best = max(hits, key=lambda name: hits[name])
-    return replace(share(hits[best], len(asked)), note=f"by {best}")
+    best, guesses = QuestionOnly.fit(train).strongest(asked)
+    return replace(share(sum(guess == one.answer for guess, one in zip(guesses, asked)), len(asked)), note=f"by {best}")
 
 
 def _words(sample: Sample) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from muomni.infer.engine import Engine
 from muomni.infer.prompt import Picture, Request, Sound
 from muomni.media.text import spoken
 from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.connector import Perceiver
 from muomni.models.decoder import Decoder
+from muomni.models.eyes import Eyes
 from muomni.models.omni import Projectors, gather
+from muomni.models.siglip import SiglipTower
 from muomni.models.vision_encoder import VisionEncoder
 
 GREETING = "hello"  # what is traced where nothing is asked
@@ -42,11 +46,11 @@ class _Watch:
     def add(self, name: str, shape: tuple[int, ...] | torch.Size, meaning: str) -> None:
         self.hops.append(Hop(name, tuple(shape), meaning))
 
-    def into(self, module: nn.Module, name: str, meaning: str, view: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+    def into(self, module: nn.Module, name: str, meaning: str, view: Callable[[Any], Tensor] = lambda x: x) -> None:
         """Tell what `module` takes."""
         self.handles.append(module.register_forward_pre_hook(lambda _, given: self.add(name, view(given[0]).shape, meaning)))
 
-    def out_of(self, module: nn.Module, name: str, meaning: str, view: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+    def out_of(self, module: nn.Module, name: str, meaning: str, view: Callable[[Any], Tensor] = lambda x: x) -> None:
         """Tell what `module` gives."""
         self.handles.append(module.register_forward_hook(lambda _, __, made: self.add(name, view(made).shape, meaning)))
 
@@ -160,14 +164,24 @@ def _speak(engine: Engine, text: str) -> list[Hop]:
     return watch.hops
 
 
-def _watch_eyes(watch: _Watch, eyes: VisionEncoder, projectors: Projectors | None) -> None:
-    watch.into(eyes.stem, "pixels", "a picture, red, green and blue")
-    watch.out_of(eyes.stem, "patches", f"one vector for each {eyes.config.patch} x {eyes.config.patch} pixels")
-    watch.into(eyes.blocks[0], "summary and patches", "the learned summary (CLS) before them, positions added")
-    watch.out_of(eyes.norm, "seen", f"after {len(eyes.blocks)} blocks")
-    if projectors is not None:
+def _watch_eyes(watch: _Watch, eyes: Eyes, projectors: Projectors | None) -> None:
+    size, patch = eyes.image_size, eyes.image_size // eyes.side
+    if isinstance(eyes, VisionEncoder):
+        watch.into(eyes.stem, "pixels", "a picture, red, green and blue")
+        watch.out_of(eyes.stem, "patches", f"one vector for each {patch} x {patch} pixels")
+        watch.into(eyes.blocks[0], "summary and patches", "the learned summary (CLS) before them, positions added")
+        watch.out_of(eyes.norm, "seen", f"after {eyes.depth} blocks")
+    elif isinstance(eyes, SiglipTower):
+        watch.fixed(eyes.network, "pixels", (1, 3, size, size), "a picture, red, green and blue")
+        meaning = f"one state for each {patch} x {patch} pixels, after {eyes.depth} blocks"
+        watch.out_of(eyes.network, "seen", meaning, lambda made: made.last_hidden_state)
+    if projectors is None:
+        return
+    if isinstance(projectors.vision, Perceiver):
+        watch.out_of(projectors.vision.resampler, "resampled", f"{projectors.vision.config.tokens} learned questions to all patches")
+    else:
         watch.into(projectors.vision, "summary", "CLS" if projectors.config.grid == 0 else "CLS and pooled patches")
-        watch.out_of(projectors.vision, "picture tokens", "in the Thinker's width")
+    watch.out_of(projectors.vision, "picture tokens", "in the Thinker's width")
 
 
 def _watch_sound(watch: _Watch, engine: Engine, ears: AudioEncoder, audio: Sound) -> None:
@@ -183,7 +197,7 @@ def _watch_ears(watch: _Watch, ears: AudioEncoder, projectors: Projectors | None
         watch.out_of(conv, f"convolution {number}", "half the frames, half the bands")
     watch.out_of(ears.proj, "states", f"{spec.frame_rate_hz / ears.config.downsample:g} a second")
     watch.out_of(ears.norm, "heard", f"after {len(ears.blocks)} blocks")
-    if projectors is not None:
+    if projectors is not None and projectors.audio is not None:
         watch.out_of(projectors.audio, "sound tokens", "in the Thinker's width")
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
-from torch import nn
 
 from muomni.data.conversation import MediaSpec
 from muomni.evaluate import thresholds
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
-from muomni.models.eyes import Eyes
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages.seeing import SeeingSettings, Seer, plan
 from muomni.stages.stage import Inputs, Plan, Stage
@@ -65,7 +63,8 @@ class AlignSettings(SeeingSettings):
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""
-    folders = {name: base.locate(inputs.needed, inputs.base) for name, base in (("thinker", settings.llm), ("vision", settings.eyes))}
+    named = {"thinker": settings.llm, "vision": settings.eyes}
+    folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
     device = inputs.run.device
     decoder = pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device))
     eyes = pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device))
@@ -87,15 +86,12 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
         levels=settings.levels,
     )
     projectors = Projectors(shape).start_at(decoder.embedding_rms)
-    freeze(decoder), freeze(cast(nn.Module, eyes))
-    omni = Omni(decoder, cast(Eyes, eyes), None, projectors, tokenizer.marks)
+    freeze(decoder), freeze(eyes)
+    omni = Omni(decoder, eyes, None, projectors, tokenizer.marks)
     spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)
-    bases = {
-        name: base.told(folders[name], is_stage=base.name in inputs.needed)
-        for name, base in (("thinker", settings.llm), ("vision", settings.eyes))
-    }
+    bases = {name: base.told(folders[name], is_stage=base.name in inputs.needed) for name, base in named.items()}
     if settings.standardise:
-        standardise(omni, inputs.corpus(settings).train, device)
+        standardise(omni, inputs.corpus(settings).train, spec, device)
     return plan(settings, inputs, Seer(omni, tokenizer, spec, bases))
 
 

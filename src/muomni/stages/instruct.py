@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from pydantic import Field
-from torch import nn
 
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
@@ -57,6 +55,8 @@ def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> 
     folder = needed.get(settings.connector, base / settings.connector)
     if not (folder / "projectors").is_dir():
         raise ConfigError(f"connector: {folder} holds no projectors", hint="give stage align or sweep, or the final/ of one")
+    if (folder / "lora").is_dir():
+        raise ConfigError(f"connector: {folder} has a LoRA of its own", hint="start from the align or sweep that it started from")
     return folder
 
 
@@ -66,7 +66,8 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     omni, spec = parts.omni, parts.media[0]
     assert omni is not None
     assert spec is not None
-    freeze(cast(nn.Module, omni.vision))
+    assert omni.vision is not None
+    freeze(omni.vision)
     omni.projectors.requires_grad_(True)
     if omni.projectors.config.perceiver is not None and omni.projectors.config.perceiver.vision_ln == "frozen":
         omni.projectors.vision.vision_ln.requires_grad_(False)  # type: ignore[union-attr]

@@ -181,7 +181,7 @@ def _marks(library: Library) -> Marks:
     def plain(text: str) -> tuple[int, ...]:
         return tuple(library.encode(text, add_special_tokens=False).ids)
 
-    picture = tuple(library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
+    first, pad, last = (library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
     return Marks(
         opening=(),
         headers={role: (start, *plain(f"{role}\n")) for role in ("system", "user", "assistant")},
@@ -189,7 +189,7 @@ def _marks(library: Library) -> Marks:
         after=plain("\n"),
         bos=document,  # a document begins where another ended
         eos=document,
-        image=None if None in picture else Medium(*picture),
+        image=None if first is None or pad is None or last is None else Medium(first, pad, last),
         audio=None,
         speech=None,
         words_from=0,
