@@ -261,7 +261,7 @@ def tts_csv(path: Path, source: Source) -> Rows:
 
 def conversations(path: Path, source: Source) -> Rows:
     """Rows of LLaVA-Pretrain and LLaVA-Instruct: `conversations` with `<image>` where the pictures stand, or a caption and an image."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for number, row in objects(path):
         if not isinstance(row, dict):
             yield number, row if isinstance(row, DataError) else DataError("bad_row", f"row: expected an object, got {type(row).__name__}")

@@ -29,13 +29,16 @@ def convert(row: dict[str, Any], prompt: str | None = None) -> dict[str, Any]:
     return {"messages": _placed([_turn(number, turn) for number, turn in enumerate(turns)], images)}
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """The name, or where it is taken name#2, name#3, ...: LLaVA-Instruct asks several rows of one photo under one id."""
-    found, number = name, 1
+def unique(name: str, taken: dict[str, int]) -> str:
+    """The name, or where it is taken name#2, name#3, ...: LLaVA-Instruct asks several rows of one photo under one id.
+
+    Takes   taken, how often each name was asked for, which this one is added to.
+    """
+    found = name
     while found in taken:
-        number += 1
-        found = f"{name}#{number}"
-    taken.add(found)
+        taken[name] += 1
+        found = f"{name}#{taken[name]}"
+    taken[found] = 1
     return found
 
 
