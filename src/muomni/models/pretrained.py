@@ -26,7 +26,7 @@ def locate(name: str, revision: str | None, base: Path) -> Path:
     Raises  ConfigError where it is neither, is not in the cache while offline, or the extra `hf` is not installed.
     """
     for folder in (base / Path(name).expanduser(), Path(name).expanduser()):
-        if folder.is_dir():
+        if name and folder.is_dir():
             return folder
     if not HUB_ID.fullmatch(name) or name.startswith((".", "-")):
         raise ConfigError(f"model {name!r}: expected a folder or a hub id (owner/name), found no such folder", hint=f"looked in {base}")
