@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import DataError
 from muomni.evaluate import soundness
-from muomni.models import store
+from muomni.models import lora, store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
-from muomni.train import optim
+from muomni.train import checkpoint, loop, optim
 from muomni.train.objective import Objective, Term
 from muomni.train.objectives.language import LanguageBatch, NextToken
 from muomni.train.settings import TrainSettings
@@ -145,3 +148,34 @@ def test_a_rate_that_rises_after_warm_up_is_counted(monkeypatch: pytest.MonkeyPa
     assert soundness.rates(SETTINGS)["rate_rises"].value == 0
     monkeypatch.setattr(optim, "lr_scale", lambda step, settings: 0.0 if step == 0 else 1.0 + step / 100)
     assert soundness.rates(SETTINGS)["rate_rises"].value > 2
+
+
+class Adapted(NextToken):
+    """A frozen decoder that came whole from elsewhere, in bf16, with an adapter, its activations made again in the backward."""
+
+    def __init__(self) -> None:
+        decoder = reader().decoder.to(torch.bfloat16)
+        decoder.checkpointing = True
+        super().__init__(lora.attach(decoder, lora.LoraSettings(r=4, alpha=8)))
+
+    def given(self) -> Sequence[str]:
+        return ("decoder",)
+
+
+def test_an_adapter_on_a_given_decoder_is_sound_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    objective = Adapted()
+    before, facts = store.digest(objective), facts_of(objective)
+    assert store.digest(objective) == before
+    zero = ("future_leak", "lost_terms", "lost_gradients", "still_parameters", "unfrozen", "reload_error")
+    assert {name: facts[name] for name in zero} == dict.fromkeys(zero, 0.0)
+    settings = SETTINGS.model_copy(update={"max_steps": 6, "checkpoint_freq": 3})
+    whole, halves = Adapted(), Adapted()
+    loop.fit(whole, loader(), None, settings, CPU, tmp_path / "whole", name="lora")
+    (tmp_path / "halves").mkdir()
+    (tmp_path / "whole" / checkpoint.name(3)).rename(tmp_path / "halves" / checkpoint.name(3))
+    loop.fit(halves, loader(), None, settings, CPU, tmp_path / "halves", name="lora")
+    assert store.digest(halves) == store.digest(whole) != before
+    held = load_file(tmp_path / "halves" / checkpoint.name(6) / "weights.safetensors")
+    assert len(held) == 2 * 7
+    assert all(".lora_" in name for name in held)

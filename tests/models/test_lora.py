@@ -148,6 +148,8 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(logits(other), logits(model))
     dropped = {part.p for part in other.modules() if isinstance(part, torch.nn.Dropout) and part.p}
     assert dropped == {0.25}
+    with pytest.raises(ConfigError, match="already"):
+        lora.load(other, tmp_path)
     with pytest.raises(ConfigError, match="no adapter"):
         lora.save(tiny(), tmp_path / "none", base="x")
 

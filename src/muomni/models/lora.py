@@ -47,8 +47,7 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
     Raises  ConfigError for a target that matches no projection, a decoder that has an adapter, or without the extra `hf`.
     Source  Hu et al. 2021.
     """
-    if not plain(decoder):
-        raise ConfigError("the decoder has an adapter already", hint="merge it first: models.lora.merged")
+    _demand_plain(decoder)
     found = {name.rpartition(".")[2] for name, _ in _projections(decoder)}
     if lost := [target for target in settings.targets if target not in found]:
         raise ConfigError(f"lora targets match nothing: {', '.join(lost)}", hint=f"the blocks have {', '.join(sorted(found))}")
@@ -94,8 +93,10 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.
 
-    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are listed).
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are listed);
+            ConfigError as `attach`.
     """
+    _demand_plain(decoder)
     folder = Path(folder)
     settings = _read_settings(folder)
     try:
@@ -132,6 +133,11 @@ def merged(decoder: Decoder) -> Decoder:
         out = Decoder(decoder.config)
     out.load_state_dict(state, assign=True)
     return out.requires_grad_(False).eval()
+
+
+def _demand_plain(decoder: Decoder) -> None:
+    if not plain(decoder):
+        raise ConfigError("the decoder has an adapter already", hint="merge it first: models.lora.merged")
 
 
 def _projections(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
