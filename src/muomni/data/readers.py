@@ -173,7 +173,8 @@ def fingerprint(sources: Sequence[Source], base: Path) -> str:
 def _fingerprint(source: Source, base: Path) -> list[object]:
     """What a source holds, wherever it lies: the manifest's bytes, or the names and sizes in a folder; and its settings."""
     path = locate(source, base)
-    settings = source.model_dump(exclude={"path", "root"})
+    # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
+    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
     if not path.is_dir():
         return [settings, files.sha256_file(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
