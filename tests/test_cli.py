@@ -67,6 +67,7 @@ def test_every_command_has_help() -> None:
         "selftest",
         "plan",
         "report",
+        "export",
     ):
         assert command in told
     assert all(name in process("data", "--help").stdout for name in ("world", "check", "explain", "formats"))

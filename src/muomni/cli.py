@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console, data, plan, use
+from muomni.commands.export import export
 from muomni.commands.report import report, run_folder, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 
@@ -106,6 +107,7 @@ app.command()(use.transcribe)
 app.command()(use.speak)
 app.command()(use.trace)
 app.command()(report)
+app.command()(export)
 app.add_typer(data.app, name="data")
 
 

@@ -1,0 +1,119 @@
+"""A trained model as a folder that needs no other: ours, with all its parts, or the language model as transformers opens it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from muomni import files
+from muomni.errors import ConfigError
+from muomni.infer import folders
+from muomni.infer.parts import Parts
+from muomni.models import pretrained, siglip, store
+from muomni.tokens.bpe import BESIDE
+
+Form = Literal["omni", "hf"]
+ORIGIN = "origin.json"  # of the form hf: where it comes from
+TOKENIZER = ("tokenizer.json", *BESIDE, "generation_config.json")
+
+
+def answering(folder: Path | str) -> Path:
+    """The `final/` of a folder's last stage that answers, or of the stage that it is.
+
+    Raises  CheckpointError where nothing finished is there, or nothing that writes.
+    """
+    stages = folders.find(folder)
+    return folders.require(stages, "omni", "thinker", ability="be exported", where=folder)[1]
+
+
+def demand_room(out: Path, final: Path) -> None:
+    """Raises ConfigError where something lies at `out` already, or `out` within what is exported."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out {out}: expected a new or an empty folder, found content", hint="give another, or empty it")
+    if out.resolve().is_relative_to(final.resolve()):
+        raise ConfigError(f"--out {out} lies within {final}, which is exported", hint="give a place outside")
+
+
+def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> None:
+    """Write what `answering` gave as a folder of its own, whole or not at all, with its certificate and where it comes from.
+
+    omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it
+    hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
+    Raises  ConfigError as `demand_room`; CheckpointError where a network that it is built upon is missing or another.
+    """
+    demand_room(out, final)
+    parts = Parts(final, torch.device("cpu"))
+    told = {
+        "stage": certificate["stage"],
+        "verdict": certificate["verdict"],
+        "weights": certificate["weights"],
+        "bases": {name: _name(base) for name, base in parts.bases.items()} or _earlier(parts),
+    }
+    with files.fresh_folder(out) as part:
+        if "omni" not in parts.stages:
+            shutil.copytree(final, part, dirs_exist_ok=True)
+            files.write_json(part / ORIGIN, told)
+        elif form == "omni":
+            _whole(parts, final, part)
+            content = files.read_json(final / folders.OMNI)
+            files.write_json(part / folders.OMNI, {"media": content["media"], "prompts": content.get("prompts", {}), "origin": told})
+        else:
+            _language_model(parts, part)
+            _beside(parts, final, part)
+            files.write_json(part / ORIGIN, told)
+        files.write_json(part / "certificate.json", certificate)
+
+
+def _name(base: dict[str, Any]) -> dict[str, Any]:
+    """Which network it was built upon, without where that lay."""
+    return {key: base.get(key) for key in ("name", "revision", "digest", "stage")}
+
+
+def _earlier(parts: Parts) -> dict[str, Any]:
+    """The bases of what was exported before."""
+    found = files.read_json(parts.stages["omni"] / folders.OMNI).get("origin", {}) if "omni" in parts.stages else {}
+    return dict(found.get("bases", {}))
+
+
+def _whole(parts: Parts, final: Path, part: Path) -> None:
+    """All parts of a model that sees or hears."""
+    _ = parts.media  # a torn omni.json is told before the work
+    _language_model(parts, part / "thinker")
+    for name in ("vision", "hearing", "projectors"):
+        if (final / name).is_dir():
+            shutil.copytree(final / name, part / name)
+    if "vision" in parts.bases and parts.omni is not None and parts.omni.vision is not None:
+        pretrained.save_tower(parts.omni.vision, part / "vision")
+    content = store.read_config(final / "projectors")
+    files.write_json(part / "projectors" / store.CONFIG, {**content, "muomni": {}})
+
+
+def _language_model(parts: Parts, folder: Path) -> None:
+    """The Thinker that answers with its tokenizer's own files: its base's files where they hold it, else written anew."""
+    source = parts.text_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    is_as_stored = parts.bases.get("thinker", {}).get("dtype", "auto") == "auto"
+    if is_as_stored and not (parts.stages["omni"] / "lora").is_dir():
+        index = source / store.INDEX
+        for path in (source / store.CONFIG, *([index] if index.is_file() else []), *store.weight_files(source)):
+            shutil.copyfile(path, folder / path.name)
+        return
+    store.save(parts.thinker, folder)
+    # Its own config.json says more than our decoder asks: ends of generation, for one.
+    dtype = str(next(parts.thinker.parameters()).dtype).removeprefix("torch.")
+    content = {key: value for key, value in store.read_config(source).items() if key != "torch_dtype"}
+    files.write_json(folder / store.CONFIG, {**content, "dtype": dtype})
+
+
+def _beside(parts: Parts, final: Path, part: Path) -> None:
+    """What transformers and PEFT can open of the rest."""
+    if (final / "lora").is_dir():
+        shutil.copytree(final / "lora", part / "lora")
+    if parts.omni is not None and isinstance(parts.omni.vision, siglip.SiglipTower):
+        pretrained.save_tower(parts.omni.vision, part / "vision")

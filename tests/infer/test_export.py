@@ -1,0 +1,196 @@
+"""A model that is handed on answers as it did, needs nothing of where it came from, and is refused where it proved nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from muomni import cli, files
+from muomni.infer.engine import Engine
+from muomni.models import lora, pretrained
+from muomni.models.base import Base
+from muomni.models.siglip import SiglipTower
+from seeing_run import certify, save_bases, save_qwen, save_siglip, save_stage
+
+pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+Export = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def export(capsys: pytest.CaptureFixture[str]) -> Export:
+    """`muomni export` in this process: exit code and standard error."""
+
+    def call(*args: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(["export", *map(str, args)])
+        return int(left.value.code or 0), capsys.readouterr().err.strip()
+
+    return call
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """align and instruct on the thinker and vision of their run."""
+    run = tmp_path / "own"
+    save_bases(run)
+    for name in ("align", "instruct"):
+        save_stage(run, name, Base(name="thinker"), Base(name="vision"), with_lora=name == "instruct")
+    return run
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """align and instruct on a Qwen3 and a SigLIP in folders beside the run."""
+    run = tmp_path / "others"
+    save_qwen(run / "qwen")
+    save_siglip(run / "siglip")
+    for name in ("align", "instruct"):
+        save_stage(run, name, Base(name="qwen"), Base(name="siglip"), with_lora=name == "instruct")
+    return run
+
+
+def answers(folder: Path, media: Path) -> list[list[int]]:
+    engine = Engine.load(folder, "cpu")
+    red, blue = media / "red.png", media / "blue.png"
+    asked = [("what is it", [red]), ("what is it", [blue]), ("left of", [red, blue]), ("the red circle", []), (None, [blue])]
+    return [list(engine.answer(text, images=images, max_new=12).token_ids) for text, images in asked]
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct", "."])
+@pytest.mark.parametrize("made", ["own", "others"])
+def test_what_is_exported_answers_as_the_run_does_when_the_run_is_gone(
+    request: pytest.FixtureRequest, export: Export, media: Path, tmp_path: Path, made: str, stage: str
+) -> None:
+    run = request.getfixturevalue(made)
+    told = answers(run / stage, media)
+    assert len({tuple(each) for each in told}) > 3
+    assert export(run / stage, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    source = run / ("thinker/final" if made == "own" else "qwen")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / "thinker" / name).read_bytes() == (source / name).read_bytes()
+    shutil.rmtree(run)
+    moved = shutil.move(tmp_path / "out", tmp_path / "moved" / "model")
+    assert answers(moved, media) == told
+    for path in Path(moved).rglob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+    assert not any(path.is_symlink() for path in Path(moved).rglob("*"))
+    content = files.read_json(Path(moved) / "omni.json")
+    assert "bases" not in content
+    assert content["origin"]["stage"] == ("instruct" if stage == "." else stage)
+    assert set(content["origin"]["bases"]) == {"thinker", "vision"}
+    assert export(moved, "--to", "omni", "--out", tmp_path / "again")[0] == 0  # what was handed on can be handed on
+    assert answers(tmp_path / "again", media) == told
+    assert files.read_json(tmp_path / "again" / "omni.json")["origin"] == content["origin"]
+
+
+@pytest.mark.parametrize("made", ["own", "others"])
+def test_transformers_and_peft_open_what_is_exported_for_them(
+    request: pytest.FixtureRequest, export: Export, tmp_path: Path, made: str
+) -> None:
+    run, out = request.getfixturevalue(made), tmp_path / "hf"
+    assert export(run, "--to", "hf", "--out", out)[0] == 0
+    base = run / ("thinker/final" if made == "own" else "qwen")
+    ids = torch.randint(15, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    unmerged = lora.load(pretrained.open_decoder(base), out / "lora")
+    with torch.no_grad():
+        ours = unmerged.eval()(ids)
+        plain = pretrained.open_decoder(base)(ids)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()(ids).logits
+        by_peft = pytest.importorskip("peft").PeftModel.from_pretrained(
+            transformers.AutoModelForCausalLM.from_pretrained(base), out / "lora"
+        )
+        assert (by_peft.eval()(ids).logits - ours).abs().max() <= 1e-4
+    assert (theirs - ours).abs().max() <= 1e-4
+    assert (plain - ours).abs().max() > 0.1
+    assert (Engine.load(out, "cpu").logits(ids) - ours).abs().max() <= 1e-4
+    assert (out / "vision").is_dir() == (made == "others")
+    if made == "others":
+        assert transformers.AutoConfig.from_pretrained(out).eos_token_id == files.read_json(base / "config.json")["eos_token_id"]
+        assert transformers.SiglipVisionModel.from_pretrained(out / "vision").config.image_size == 32
+        assert isinstance(pretrained.open_tower(out / "vision"), SiglipTower)
+        assert len(transformers.AutoTokenizer.from_pretrained(out)("the red").input_ids) > 0
+
+
+def test_a_base_in_bf16_stays_in_bf16(export: Export, others: Path, media: Path, tmp_path: Path) -> None:
+    half = pretrained.open_decoder(others / "qwen").to(torch.bfloat16)
+    from muomni.models import store
+
+    store.save(half, others / "half")
+    files.write_json(others / "half" / "config.json", {**files.read_json(others / "half" / "config.json"), "dtype": "bfloat16"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(others / "qwen" / name, others / "half" / name)
+    final = save_stage(others, "instruct", Base(name="half"), Base(name="siglip"), with_lora=True)
+    assert export(final, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    assert {each.dtype for each in pretrained.open_decoder(tmp_path / "out" / "thinker").parameters()} == {torch.bfloat16}
+    assert files.read_json(tmp_path / "out" / "thinker" / "config.json")["dtype"] == "bfloat16"
+    assert answers(tmp_path / "out", media) == answers(final, media)
+
+
+def test_stage_thinker_is_its_folder(export: Export, own: Path, tmp_path: Path) -> None:
+    assert export(own / "thinker", "--to", "hf", "--out", tmp_path / "out")[0] == 0
+    for path in (own / "thinker" / "final").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_stage_omni_brings_its_parts(export: Export, run: Path, media: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    certify(copy / "omni")
+    told = answers(copy, media)
+    assert export(copy, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    shutil.rmtree(copy)
+    assert answers(tmp_path / "out", media) == told
+    assert (tmp_path / "out" / "hearing").is_dir()
+
+
+def test_what_is_red_or_unproven_is_not_handed_on(export: Export, own: Path, tmp_path: Path) -> None:
+    certify(own / "align", "red")
+    asked = (own / "align", "--to", "omni", "--out", tmp_path / "out")
+    code, told = export(*asked)
+    assert (code, "image_swap_sure" in told, "\n" in told) == (1, True, False)
+    assert export(*asked, "--waive", "image_swap_sure")[0] == 2
+    assert export(*asked, "--waive", "none_such", "--reason", "because")[0] == 2
+    assert not (tmp_path / "out").exists()
+    assert export(*asked, "--waive", "image_swap_sure", "--reason", "to look at it")[0] == 0
+    found = files.read_json(tmp_path / "out" / "certificate.json")
+    assert (found["verdict"], found["gates"][0]["verdict"], found["gates"][0]["why"]) == ("waived", "waived", "to look at it")
+    assert files.read_json(own / "align" / "certificate.json")["verdict"] == "red"  # the run's own stays
+    (own / "align" / "certificate.json").unlink()
+    assert export(own / "align", "--to", "omni", "--out", tmp_path / "other")[0] == 1
+
+
+def test_other_bases_are_refused(export: Export, others: Path, tmp_path: Path) -> None:
+    config = others / "siglip" / "preprocessor_config.json"
+    weights = others / "qwen" / "config.json"
+    weights.write_text(json.dumps({**json.loads(weights.read_text()), "rms_norm_eps": 1e-5}))
+    code, told = export(others, "--to", "omni", "--out", tmp_path / "out")
+    assert (code, "other weights" in told) == (2, True)
+    assert config.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["others"]  # nothing half is left
+
+
+@pytest.mark.parametrize("to", ["omni", "hf"])
+def test_what_lies_there_stays(export: Export, own: Path, tmp_path: Path, to: str) -> None:
+    files.write_text(tmp_path / "out" / "mine.txt", "mine")
+    files.write_text(tmp_path / "file", "mine")
+    for out in (tmp_path / "out", tmp_path / "file", own / "instruct" / "final" / "new"):
+        assert export(own, "--to", to, "--out", out)[0] == 2
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert export(own, "--to", to, "--out", tmp_path / "empty")[0] == 0
+    assert export(tmp_path / "nothing", "--to", to, "--out", tmp_path / "new")[0] == 2
+    assert export(own / "vision", "--to", to, "--out", tmp_path / "new")[0] == 2
+
+
+@pytest.mark.parametrize("torn", ["omni.json", "projectors/model.safetensors", "lora/adapter_model.safetensors"])
+def test_a_torn_stage_leaves_nothing_behind(export: Export, own: Path, tmp_path: Path, torn: str) -> None:
+    path = own / "instruct" / "final" / torn
+    path.write_bytes(path.read_bytes()[:-40])
+    code, told = export(own, "--to", "omni", "--out", tmp_path / "out")
+    assert (code, "\n" in told) == (2, False)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["own"]
