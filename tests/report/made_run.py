@@ -134,3 +134,89 @@ def make(folder: Path, *, better: bool = False) -> Path:
     files.write_text(folder / "talker" / "config.yaml", "max_steps: 30\n")
     files.write_text(folder / "talker" / "metrics.jsonl", '{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
     return folder
+
+
+def seeing_facts(scale: float, gap: float) -> dict[str, Any]:
+    """What align and instruct measure; the worse, the larger the scale."""
+    nats = {"correct": 0.9 * scale, "swapped": 0.9 * scale + gap, "zero": 1.2 * scale + gap, "noise": 1.3 * scale + gap}
+    return {
+        "held_out_loss": fact(2.1 * scale, 256),
+        **{f"image_nats_{name}": fact(value, 96) for name, value in nats.items()},
+        "image_swap_gap_nats": fact(gap, 96, (gap - 0.15, gap + 0.15)),
+        "image_zero_gap_nats": fact(gap + 0.1, 96, (gap - 0.05, gap + 0.25)),
+        "image_noise_gap_nats": fact(gap + 0.2, 96, (gap + 0.1, gap + 0.3)),
+        "image_swap_win_rate": fact(0.5 + gap / 2, 96, (0.4 + gap / 2, 0.6 + gap / 2), 0.5),
+        "nats_short": fact(2.4 * scale, 85),
+        "nats_medium": fact(2.0 * scale, 85),
+        "nats_long": fact(1.8 * scale, 86),
+        "caption_exact": fact(0.02, 256, (0.01, 0.05), 0.01),
+        "caption_names": fact(0.62, 256, (0.56, 0.68), 0.21),
+        "names_least": {**fact(0.35, 256), "note": "caption_names"},
+        "truncated_share": {**fact(0.004, 2000, (0.002, 0.008)), "note": HOSTILE},
+        "zero_label_rows": fact(0.0, 2000),
+        "label_tokens_mean": fact(13.2, 2000),
+        "label_coverage": fact(1.0, 4000),
+        "taught_right": fact(1.0, 64),
+        "ends_taught": fact(1.0, 64),
+        "text_bits_per_byte_before": fact(1.21),
+        "text_bits_per_byte": fact(1.21),
+        "forgetting_bits_per_byte": fact(0.0),
+    }
+
+
+def watched(folder: Path, steps: tuple[int, ...]) -> None:
+    """A golden set whose answers settle."""
+    said = {"a": ["a a a", "a red bus", "a red bus"], "b": [HOSTILE, HOSTILE, "two dogs on the grass"], "c": ["a man", "a cat", "a dog"]}
+    truth = {"a": "a red bus", "b": "two dogs on a lawn", "c": HOSTILE}
+    prompt = [{"role": "user", "content": [{"type": "image", "path": "/nowhere.png"}, {"type": "text", "text": HOSTILE}]}]
+    for number, step in enumerate(steps):
+        rows = [
+            {"id": key, "bucket": 0, "prompt": prompt, "reference": truth[key], "prediction": texts[number], "hash": texts[number][:12]}
+            for key, texts in said.items()
+        ]
+        files.write_jsonl(folder / "golden" / f"step_{step:06d}.jsonl", rows)
+
+
+def answered() -> Album:
+    album = Album()
+    for truth, guess in (("a red bus", "a red bus"), ("two dogs", HOSTILE)):
+        row = {"id": "x", "task": "caption", "why": "worst", "question": "what is in the picture?", "truth": truth, "guess": guess}
+        album.add("answer", **row, picture=picture(), other_picture=picture(), other_guess="a plate of food")
+    return album
+
+
+def make_seeing(folder: Path) -> Path:
+    """A run of align, sweep (one point wins, one does not look, one is cheaper and blind, one diverged) and instruct."""
+    files.write_json(folder / "recipe.json", {"recipe": "/x/vlm.yaml", "base": "/x", "device": "cpu", "threads": 1})
+    files.write_text(folder / "thinker" / "config.yaml", "max_steps: 30\n")
+    gap = gate("image_swap_sure", "green", 0.6, ">= 0")
+    stage(folder / "align", certificate("align", seeing_facts(1.0, 0.7), [gap]), metrics(("text",)), answered())
+    watched(folder / "align", (10, 20, 30))
+    rows = []
+    grid = {"lr-0.0001_vision_ln-off": (1.0, 0.8), "lr-0.0001_vision_ln-trained": (1.05, 0.6), "lr-0.0002_vision_ln-off": (0.8, 0.05)}
+    for name, (scale, gap_nats) in grid.items():
+        looks = gap_nats > 0.15
+        row = gate("image_swap_sure", "green" if looks else "red", gap_nats - 0.15, ">= 0", "" if looks else "it does not look")
+        made = certificate(f"sweep/{name}", seeing_facts(scale, gap_nats), [row])
+        stage(folder / "sweep" / name, made, metrics(("text",), scale), answered())
+        told = {"loss": 2.1 * scale, "swap_gap": gap_nats, "swap_gap_low": gap_nats - 0.15, "zero_gap": gap_nats + 0.1, "noise_gap": None}
+        rows.append({"point": name, "verdict": made["verdict"], **told, "win_rate": 0.8, "looks": looks, "wins": scale == 1.0})
+    broken = {"loss": float("nan"), "swap_gap": float("nan"), "swap_gap_low": None, "zero_gap": None, "noise_gap": None, "win_rate": None}
+    rows.append({"point": HOSTILE, "verdict": HOSTILE, **broken, "looks": False, "wins": False})
+    files.write_json(folder / "sweep" / "table.json", rows)
+    facts = {**seeing_facts(1.0, 0.8), "looking": fact(2.0, 4)}
+    stage(folder / "sweep", certificate("sweep", facts, [gap, gate("winner", "green", 2.0, ">= 1")]), [])
+    facts = {**seeing_facts(0.7, 1.1), "question_exact": fact(0.55, 200, (0.48, 0.62), 0.2), "question_exact_colour": fact(0.7, 90)}
+    facts |= {
+        "question_question_only": {**fact(0.31, 200, (0.25, 0.38)), "note": "by words"},
+        "above_question_only": fact(0.24, 200, (0.2, 0.3)),
+    }
+    files.write_text(folder / "instruct" / "config.yaml", "connector: sweep\n")
+    stage(
+        folder / "instruct",
+        certificate("instruct", facts, [gap, gate("above_question", "green", 0.2, ">= 0")]),
+        metrics(("text",)),
+        answered(),
+    )
+    watched(folder / "instruct", (10, 20, 30))
+    return folder

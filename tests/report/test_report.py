@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import HOSTILE, make
+from made_run import HOSTILE, make, make_seeing
 
 from muomni.commands.report import with_pages
 from muomni.errors import ConfigError, GateRed
@@ -93,6 +93,75 @@ def test_every_part_is_on_the_page(page: str) -> None:
     assert "pointermove" in page
     assert "prefers-color-scheme" in page
     assert "was not measured" in page
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_seeing(tmp_path_factory.mktemp("made") / "seeing")
+
+
+def test_what_stages_that_see_measure_is_on_their_pages(seeing: Path) -> None:
+    align, instruct = report(seeing / "align").read_text(), report(seeing / "instruct").read_text()
+    for text in ("By length of the answer", "Classes named in free words", "What was taught", "Watched from checkpoint to checkpoint"):
+        assert text in align
+        assert text in instruct
+    assert "with another picture" in align
+    assert "swapping costs" in align
+    assert "text bits per byte" in align  # remembered and forgotten
+    assert "from the question alone" in instruct
+    assert "from the question alone" not in align
+    assert all(bar in align for bar in ("short", "medium", "long", "step 20", "2 different answers"))
+    assert "3 different answers" in align
+    assert Elements(align).open == []
+    assert "<script>alert" not in align
+
+
+def test_the_first_and_the_last_answer_stand_beside_the_reference_and_changes_are_counted(seeing: Path) -> None:
+    text = report(seeing / "align").read_text()
+    bars = text[text.index("answers that changed") :][:2000]
+    shares = re.findall(r'data-tip="step (\d+): ([\d.]+) · n 3"', bars)
+    assert shares[:2] == [("20", "0.6667"), ("30", "0.6667")]
+    first = text[text.index("<small>step 10 </small>") :][:200]
+    assert "<mark>a a</mark>" in first
+    assert "<del>red bus</del>" in first
+
+
+def test_a_sweep_shows_its_rule_its_winner_and_who_does_not_look(seeing: Path) -> None:
+    text = report(seeing / "sweep").read_text()
+    assert "however low its loss" in text
+    assert text.count('class="badge green">wins') == 1
+    assert 'class="mark wins"' in text
+    assert 'class="mark blind"' in text
+    assert text.count("does not look</td>") == 2
+    assert Elements(text).open == []
+    assert "<script>alert" not in text
+
+
+@pytest.mark.parametrize(("page", "prefix"), [("sweep/report.html", ""), ("report.html", "sweep/"), ("elsewhere/page.html", "../sweep/")])
+def test_a_sweep_leads_to_the_pages_of_its_points(tmp_path: Path, page: str, prefix: str) -> None:
+    run = make_seeing(tmp_path / "run")
+    path = report(run / "sweep" if page.startswith("sweep") else run, out=run / page)
+    links = [
+        value for _, attributes in Elements(path.read_text()).found if (value := attributes.get("href")) and value.endswith("report.html")
+    ]
+    assert len(links) == 3
+    for link in links:
+        assert link.startswith(f"{prefix}lr-")
+        there = (path.parent / link).read_text()
+        assert "run / sweep/lr-" in there
+        assert "Watched" not in there  # this one was not
+        assert "Asked" in there
+
+
+def test_a_point_alone_has_a_page_and_a_sweep_that_is_not_concluded_too(tmp_path: Path) -> None:
+    run = make_seeing(tmp_path / "run")
+    for name in ("table.json", "certificate.json", "config.yaml", "metrics.jsonl"):
+        (run / "sweep" / name).unlink()
+    text = report(run).read_text()
+    assert "nothing is decided" in text
+    assert 'badge green">wins' not in text
+    found = gather(run / "sweep" / "lr-0.0002_vision_ln-off")
+    assert (found.name, found.verdict, found.stages[0].name) == ("run", "red", "sweep/lr-0.0002_vision_ln-off")
 
 
 def test_a_stage_has_a_page_of_its_own_and_an_unfinished_one_too(made: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from muomni import files
 from muomni.errors import CheckpointError
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")  # all that there are, the one list
 SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
 # model_type in a folder's config.json -> the stage that ends in such a folder

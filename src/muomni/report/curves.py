@@ -27,7 +27,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """A scale from values to pixels."""
 
     low: float
@@ -52,7 +52,7 @@ def chart(title: str, curves: Sequence[Curve], *, unit: str = "", size: Size = "
     width, height = SIZES[size]
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
-    x_axis = _Axis(min(xs), max(xs), LEFT, width - RIGHT, ticks=_nice(min(xs), max(xs), 3 if size == "small" else 5))
+    x_axis = Axis(min(xs), max(xs), LEFT, width - RIGHT, ticks=nice(min(xs), max(xs), 3 if size == "small" else 5))
     axes = [_linear(ys, height)]
     if by_log and min(ys) > 0 and max(ys) > 3 * min(ys):
         axes.append(_logarithmic(ys, height))
@@ -82,13 +82,13 @@ def spark(points: Sequence[tuple[float, float]], width: int = 120, height: int =
     if len(points) < 2:
         return None
     ys = [y for _, y in points]
-    x_axis, y_axis = _Axis(points[0][0], points[-1][0], 2, width - 2), _Axis(min(ys), max(ys), height - 3, 3)
+    x_axis, y_axis = Axis(points[0][0], points[-1][0], 2, width - 2), Axis(min(ys), max(ys), height - 3, 3)
     path = "M" + "L".join(f"{x_axis(x)} {y_axis(y)}" for x, y in points)
     end = h("circle", cx=x_axis(points[-1][0]), cy=y_axis(ys[-1]), r=2.2)
     return h("svg", h("path", d=path), end, viewBox=f"0 0 {width} {height}", cls="spark", width=width, height=height)
 
 
-def _layer(curves: Sequence[Curve], x_axis: _Axis, y_axis: _Axis, width: int, height: int) -> Html:
+def _layer(curves: Sequence[Curve], x_axis: Axis, y_axis: Axis, width: int, height: int) -> Html:
     marks = [h("line", x1=LEFT, x2=width - RIGHT, y1=y_axis(t), y2=y_axis(t), cls="grid") for t in y_axis.ticks]
     marks += [h("text", short(t), x=LEFT - 6, y=y_axis(t) + 3.5, text_anchor="end") for t in y_axis.ticks]
     marks += [h("text", short(t), x=x_axis(t), y=height - 6, text_anchor="middle") for t in x_axis.ticks]
@@ -101,24 +101,24 @@ def _layer(curves: Sequence[Curve], x_axis: _Axis, y_axis: _Axis, width: int, he
     return h("g", marks, cls="by-log" if y_axis.is_log else "by-value")
 
 
-def _linear(ys: Sequence[float], height: int) -> _Axis:
+def _linear(ys: Sequence[float], height: int) -> Axis:
     low, high = min(ys), max(ys)
     low = 0.0 if 0 <= low < 0.6 * high else low
     if high == low:
         low, high = (low - 1, high + 1) if low else (0.0, 1.0)
-    ticks = _nice(low, high, 5 if height > 200 else 3)
-    return _Axis(min(low, ticks[0]), max(high, ticks[-1]), height - BOTTOM, TOP, ticks=ticks)
+    ticks = nice(low, high, 5 if height > 200 else 3)
+    return Axis(min(low, ticks[0]), max(high, ticks[-1]), height - BOTTOM, TOP, ticks=ticks)
 
 
-def _logarithmic(ys: Sequence[float], height: int) -> _Axis:
+def _logarithmic(ys: Sequence[float], height: int) -> Axis:
     low, high = min(ys), max(ys)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = len(powers) > 5
     ticks = [m * 10.0**power for power in powers for m in ((1,) if few else (1, 2, 5)) if low <= m * 10.0**power <= high]
-    return _Axis(low * 0.9, high * 1.1, height - BOTTOM, TOP, True, ticks[:: max(1, len(ticks) // 6)])
+    return Axis(low * 0.9, high * 1.1, height - BOTTOM, TOP, True, ticks[:: max(1, len(ticks) // 6)])
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def nice(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers from low to high."""
     if high <= low:
         return [low]

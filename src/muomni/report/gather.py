@@ -13,15 +13,19 @@ import yaml
 from muomni import files
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
+from muomni.infer.folders import STAGES
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
 # Rows of metrics.jsonl hold these beside the terms of the loss.
 METERS = ("lr", "grad_norm", "steps_per_s", "targets_per_s", "data_wait", "mfu", "memory_mb")
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage's folder."""
+    """One stage's folder.
+
+    golden   the watched answers of each checkpoint, by its step
+    points   the runs among which a sweep chooses, and its `table` of them
+    """
 
     name: str
     folder: Path
@@ -33,6 +37,9 @@ class StageRun:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     album: list[dict[str, Any]] = field(default_factory=list)
     corpora: list[dict[str, Any]] = field(default_factory=list)
+    golden: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    points: list[StageRun] = field(default_factory=list)
+    table: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -64,9 +71,14 @@ class StageRun:
         return path if name and "/" not in str(name) and path.is_file() else None
 
     @property
+    def took_s(self) -> float | None:
+        """How long it took, a sweep as long as its points together."""
+        return sum(point.took_s or 0.0 for point in self.points) if self.points else self.value("wall_s")
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """When it ran, by the time of its `final/` and how long it took."""
-        took, final = self.value("wall_s"), self.folder / "final"
+        took, final = self.took_s, self.folder / "final"
         return (final.stat().st_mtime - took, final.stat().st_mtime) if took is not None and final.exists() else None
 
 
@@ -99,31 +111,48 @@ def gather(folder: Path) -> Run:
     """
     folder = folder.resolve()
     folder = folder.parent if folder.name == "final" else folder
-    if _is_stage(folder):
-        return Run(folder, folder.parent.name, [_stage(folder)], _object(folder.parent / "recipe.json"), {}, False)
-    stages = [_stage(folder / name) for name in STAGES if _is_stage(folder / name)]
+    if _is_stage(folder) or _is_point(folder):
+        run = folder.parent.parent if _is_point(folder) else folder.parent
+        return Run(folder, run.name, [_stage(folder, str(folder.relative_to(run)))], _object(run / "recipe.json"), {}, False)
+    stages = [_stage(folder / name, name) for name in STAGES if _is_stage(folder / name)]
     if not stages:
         raise ConfigError(f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>")
     return Run(folder, folder.name, stages, _object(folder / "recipe.json"), _object(folder / "scoreboard.json"), True)
 
 
 def _is_stage(folder: Path) -> bool:
-    return folder.name in STAGES and any((folder / name).is_file() for name in ("certificate.json", "config.yaml"))
+    return folder.name in STAGES and (_has_run(folder) or bool(_points(folder)))
 
 
-def _stage(folder: Path) -> StageRun:
+def _is_point(folder: Path) -> bool:
+    return folder.parent.name in STAGES and folder.name not in STAGES and _has_run(folder)
+
+
+def _has_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("certificate.json", "config.yaml"))
+
+
+def _points(folder: Path) -> list[Path]:
+    """The folders of a sweep's points."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_point(path)) if folder.is_dir() else []
+
+
+def _stage(folder: Path, name: str) -> StageRun:
     rows, meta = _lines(folder / "quarantine.jsonl"), [_object(path) for path in sorted(folder.glob("tokens/*/corpus.json"))]
     return StageRun(
-        folder.name,
+        name,
         folder,
         certificate=_object(folder / "certificate.json"),
         settings=_settings(folder / "config.yaml"),
         metrics=_lines(folder / "metrics.jsonl"),
-        account=[row for row in _value(folder / "account.json", []) if isinstance(row, dict)],
+        account=[row for row in _list(folder / "account.json") if isinstance(row, dict)],
         quarantined=Counter(str(row.get("reason", "?")) for row in rows),
         skipped=_lines(folder / "skipped.jsonl"),
         album=_lines(folder / "samples" / ROWS),
         corpora=[each for each in meta if each],
+        golden=[(int(path.stem[5:]), _lines(path)) for path in sorted(folder.glob("golden/step_*.jsonl")) if path.stem[5:].isdigit()],
+        points=[_stage(path, f"{name}/{path.name}") for path in _points(folder)],
+        table=[row for row in _list(folder / "table.json") if isinstance(row, dict)],
     )
 
 
@@ -137,6 +166,11 @@ def _value(path: Path, default: Any) -> Any:
 def _object(path: Path) -> dict[str, Any]:
     found = _value(path, {})
     return found if isinstance(found, dict) else {}
+
+
+def _list(path: Path) -> list[Any]:
+    found = _value(path, [])
+    return found if isinstance(found, list) else []
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -31,6 +31,19 @@ def picture(path: Path | None, *, alt: str = "", size: int = 132) -> Html | None
     return h("img", src=uri(path.read_bytes(), "image/png"), alt=alt, width=size, height=size, loading="lazy")
 
 
+def thumbnail(path: Path, edge_px: int) -> Html | None:
+    """A picture of the data, small; None where it can't be read any more."""
+    try:
+        with Image.open(path) as stored:
+            small = stored.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((edge_px, edge_px))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return h("img", src=uri(stream.getvalue(), "image/jpeg"), alt=path.name, width=small.width, height=small.height, loading="lazy")
+
+
 def sound(path: Path | None, label: str = "") -> Html | None:
     """A player with the drawn wave; the sound is packed without loss (FLAC, about half of the wav)."""
     if path is None:

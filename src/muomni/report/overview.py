@@ -25,7 +25,7 @@ def head(run: Run, *, title: str | None = None) -> Html:
     certificates = [stage.certificate for stage in run.stages if stage.certificate]
     last = certificates[-1] if certificates else {}
     machine = last.get("machine") or {}
-    took = [stage.value("wall_s") or 0.0 for stage in run.stages]
+    took = [stage.took_s or 0.0 for stage in run.stages]
     wall_s = run.board.get("wall_s")
     told = [
         # The board tells how long the last command took: less than any stage, where finished ones were reused.
@@ -86,14 +86,14 @@ def board(run: Run) -> Html | None:
 
 def timeline(run: Run) -> Html | None:
     """When each stage ran; where the files' times can't be true (a copied run), one after another."""
-    timed = [stage for stage in run.stages if stage.value("wall_s") is not None]
+    timed = [stage for stage in run.stages if stage.took_s is not None]
     if not timed:
         return None
     spans = [(stage, *stage.span) for stage in timed if stage.span is not None]
     if len(spans) < len(timed) or not _plausible(spans, run.board.get("wall_s")):
         at, spans = 0.0, []
         for stage in timed:
-            took = stage.value("wall_s") or 0.0
+            took = stage.took_s or 0.0
             spans.append((stage, at, at + took))
             at += took
     start = min(begin for _, begin, _ in spans)
@@ -102,10 +102,14 @@ def timeline(run: Run) -> Html | None:
 
 
 def _plausible(spans: list[tuple[StageRun, float, float]], wall_s: object) -> bool:
-    """No stage began before one that it needs ended (talker and omni after thinker), and there are no idle days between."""
+    """No stage began before one that it needs ended (talker and omni after thinker), and there are no idle days between.
+
+    Points of a sweep that ran side by side took less than they did together, so a sweep is not asked when it began.
+    """
     ends = {stage.name: end for stage, _, end in spans}
     begins = {stage.name: begin for stage, begin, _ in spans}
-    needs = {"talker": ("thinker", "codec", "hearing"), "omni": ("thinker", "hearing", "vision")}
+    needs = {"talker": ("thinker", "codec", "hearing"), "omni": ("thinker", "hearing", "vision"), "align": ("thinker", "vision")}
+    needs["instruct"] = next(((str(stage.settings.get("connector")),) for stage, *_ in spans if stage.name == "instruct"), ())
     after = all(begins[name] >= ends[other] - 5 for name, others in needs.items() if name in begins for other in others if other in ends)
     whole, busy = max(ends.values()) - min(begins.values()), sum(end - begin for _, begin, end in spans)
     return after and whole <= 1.5 * busy

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from muomni.report import charts, golden, meaning
+from muomni.report import charts, golden, meaning, seeing, sweep
 from muomni.report.charts import Bar
 from muomni.report.curves import Curve, chart, spark
 from muomni.report.gather import METERS, StageRun
 from muomni.report.html import Html, h, number, seconds, short, words
 
+NAME = "report.html"
 TILES = 6
 
 
@@ -21,25 +23,30 @@ def badge(verdict: str) -> Html:
     return h("span", verdict, cls=f"badge {verdict}")
 
 
-def part(stage: StageRun, *, others: list[StageRun] | None = None) -> Html:
-    """Everything about a stage; `others` are the stages of another run, whose curves are laid beside."""
+def part(stage: StageRun, place: Path, *, others: list[StageRun] | None = None) -> Html:
+    """Everything about a stage, for a page in `place`; `others` are the stages of another run, whose curves are laid beside."""
     other = next((each for each in others or [] if each.name == stage.name), None)
     title = h("summary", h("h2", stage.name), h("span", meaning.teaches(stage.name), cls="teaches"), badge(stage.verdict), _cost(stage))
     blocks = [
+        ("Points of the grid", sweep.part(stage, place, NAME)),
         ("Gates", gates(stage)),
         ("Curves", curves(stage, other)),
         ("With the right media, and with others", ablations(stage)),
+        ("By length of the answer", seeing.by_length(stage)),
         ("Right answers", by_kind(stage)),
+        ("Classes named in free words", seeing.named(stage)),
         ("Taken for another: rows are truths, columns guesses", confusions(stage)),
         ("Codebooks", codebooks(stage)),
         ("Seen and heard", golden.gallery(stage)),
+        ("Watched from checkpoint to checkpoint", seeing.watched(stage)),
+        ("What was taught", seeing.taught(stage)),
     ]
     body = [h("section", h("h3", name), block) for name, block in blocks if block is not None]
     return h("details", title, tiles(stage), body, _more(stage), id=stage.name, open=True, cls="stage")
 
 
 def _cost(stage: StageRun) -> Html:
-    told = [f"{seconds(stage.value('wall_s'))}"]
+    told = [f"{seconds(stage.took_s)}"]
     for fact, unit in (("steps", "steps"), ("parameters", "parameters trained")):
         if (value := stage.value(fact)) is not None:
             told.append(f"{short(value) if fact == 'parameters' else number(value)} {unit}")
@@ -181,6 +188,9 @@ def by_kind(stage: StageRun) -> Html | None:
             kind = fact.removeprefix(f"{task}_exact").strip("_")
             value = stage.value(fact) or 0.0
             groups[task].append(Bar(words(kind) or "all", value, row.get("ci"), row.get("floor"), row.get("n"), "" if kind else "good"))
+    for task in groups:
+        if stage.value(f"{task}_question_only") is not None:
+            groups[task].append(_bar(stage, f"{task}_question_only", "from the question alone"))
     probes = [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.endswith("_probe") or fact.startswith("zero_shot_")]
     probes += [_bar(stage, fact, words(fact)) for fact in ("retrieval_r1", "retrieval_r5") if fact in stage.facts]
     probes += [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("attribute_changed")]

@@ -15,9 +15,9 @@ from pydantic import Field
 from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError
+from muomni.infer.folders import STAGES as STAGES
 from muomni.stages.stage import Stage, StageSettings
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
