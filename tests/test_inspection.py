@@ -226,3 +226,62 @@ def test_noise_under_any_name_is_refused_in_one_line(tmp_path: Path) -> None:
         path = tmp_path / f"noise.{suffix}"
         path.write_bytes(b"\xff" + source.randbytes(300))
         refusal(path)
+
+
+@pytest.fixture
+def seeing(tmp_path: Path) -> Path:
+    """align and instruct on a Qwen3 and a SigLIP in folders."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    from muomni.models.base import Base
+    from seeing_run import save_qwen, save_siglip, save_stage
+
+    save_qwen(tmp_path / "qwen")
+    save_siglip(tmp_path / "siglip")
+    for name in ("align", "instruct"):
+        save_stage(tmp_path, name, Base(name="qwen"), Base(name="siglip"), with_lora=name == "instruct")
+    return tmp_path
+
+
+def test_what_a_model_that_sees_stands_on(seeing: Path) -> None:
+    from muomni.models import pretrained
+
+    found = inspect(seeing / "align" / "final")
+    assert (found["kind"], found["verdict"], found["image_tokens"], found["image_size"]) == ("omni", "green", 4, 32)
+    assert (found["connector"]["tokens"], found["connector"]["width"], found["connector"]["depth"]) == (4, 16, 1)
+    assert found["bases"]["thinker"]["name"] == "qwen"
+    assert found["bases"]["vision"] == {"name": "siglip", "revision": None, "digest": pretrained.digest(seeing / "siglip"), "stage": False}
+    assert set(found["parameters"]) == {"projectors"}
+    assert "lora" not in found
+    json.dumps(found)
+    lora = inspect(seeing / "instruct" / "final")["lora"]
+    assert (lora["rank"], lora["alpha"], lora["base"]) == (4, 8, "qwen")
+    assert lora["parameters"] == 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))  # layers * rank * (in + out) of seven projections
+    assert inspect(seeing / "instruct" / "final" / "lora") == {"path": str(seeing / "instruct" / "final" / "lora"), **lora}
+
+
+def test_what_was_exported(seeing: Path) -> None:
+    from muomni.infer import export
+
+    certificate = files.read_json(seeing / "instruct" / "certificate.json")
+    for form in ("omni", "hf"):
+        export.export(seeing / "instruct" / "final", seeing / form, form, certificate)  # type: ignore[arg-type]
+    found = inspect(seeing / "omni")
+    assert (found["kind"], found["verdict"], found["bases"]) == ("omni", "green", {})
+    assert set(found["parameters"]) == {"projectors", "thinker", "vision"}
+    assert found["origin"]["bases"]["thinker"]["name"] == "qwen"
+    network = inspect(seeing / "hf")
+    assert (network["kind"], network["model_type"], network["verdict"], network["lora"]["rank"]) == ("network", "qwen3", "green", 4)
+    assert network["origin"] == found["origin"]
+    for name, kind in (("qwen", "qwen3"), ("siglip", "siglip_vision_model")):
+        base = inspect(seeing / name)
+        assert (base["kind"], base["model_type"], base["parameters"] > 0) == ("network", kind, True)
+
+
+@pytest.mark.parametrize("name", ["omni.json", "lora/adapter_config.json", "lora/adapter_model.safetensors", "projectors/config.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"media": 3}', '{"media": {}, "bases": {"thinker": 3}}', "3"])
+def test_a_torn_model_that_sees_is_refused_in_one_line(seeing: Path, name: str, content: str) -> None:
+    if name == "projectors/config.json" and content.startswith('{"'):
+        pytest.skip("a config of other keys is told as it is")
+    (seeing / "instruct" / "final" / name).write_text(content)
+    refusal(seeing / "instruct" / "final")

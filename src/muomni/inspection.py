@@ -22,8 +22,9 @@ PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 def inspect(path: str | Path) -> dict[str, Any]:
     """Facts about a file or folder as one JSON object: `path`, `kind`, and what that kind has to tell.
 
-    kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | checkpoint | stage |
-            run (stages with verdicts) | tokenizer | data | sound | picture | jsonl | json | text.
+    kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank, targets, parameters) |
+            omni (what sees, hears and answers, and the bases that it stands on) | checkpoint | stage | run (stages with verdicts) |
+            tokenizer | data | sound | picture | jsonl | json | text.
     Raises  UserError where nothing is there, the content is torn, or the kind is unknown.
     """
     path = Path(path)
@@ -40,8 +41,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
+    if (path / "omni.json").is_file():
+        return _omni(path)
+    if (path / "adapter_config.json").is_file():
+        return _lora(path)
     if (path / "config.json").is_file():
-        return _network(path)
+        beside = {"lora": _lora(path / "lora")} if (path / "lora").is_dir() else {}
+        origin = path / "origin.json"
+        return _network(path) | beside | ({"origin": files.read_json(origin)} if origin.is_file() else {})
     if (path / "certificate.json").is_file():
         return _stage(path)
     if (path / "manifest.json").is_file():
@@ -115,6 +122,32 @@ def _network(path: Path) -> dict[str, Any]:
     parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
     about = {"kind": "network", "model_type": config.get("model_type"), "parameters": parameters, "verdict": _verdict(path)}
     return about | {"config": config, "tensors": tensors}
+
+
+def _omni(path: Path) -> dict[str, Any]:
+    """A `final/` of a stage that answers about pictures and sounds, or one that was exported: its parts, and what it stands on."""
+    content = files.read_json(path / "omni.json")
+    parts = [folder.name for folder in sorted(path.iterdir()) if (folder / "config.json").is_file()]
+    networks = {name: _network(path / name) for name in parts}
+    shape = networks["projectors"]["config"] if "projectors" in networks else {}
+    about: dict[str, Any] = {"kind": "omni", "verdict": _verdict(path.parent if path.name == "final" else path)}
+    about["image_tokens"] = content["media"].get("image_tokens")
+    about["image_size"] = content["media"].get("image_size")
+    about["connector"] = shape.get("perceiver") or {key: shape.get(key) for key in ("grid", "audio_pool")}
+    about["parameters"] = {name: network["parameters"] for name, network in networks.items()}
+    if (path / "lora").is_dir():
+        about["lora"] = _lora(path / "lora")
+    bases = content.get("bases", {})
+    about["bases"] = {name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")} for name, base in bases.items()}
+    return about | ({"origin": content["origin"]} if "origin" in content else {})
+
+
+def _lora(path: Path) -> dict[str, Any]:
+    """An adapter in PEFT's files."""
+    config = files.read_json(path / "adapter_config.json")
+    weights = _weights(path / "adapter_model.safetensors")
+    settings = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": config["target_modules"]}
+    return {"kind": "lora", **settings, "parameters": weights["parameters"], "base": config.get("base_model_name_or_path")}
 
 
 def _with_manifest(path: Path) -> dict[str, Any]:

@@ -279,6 +279,11 @@ def test_a_browser_opens_it_without_a_console_error(made: Path, page: str) -> No
     assert re.search(r"<audio[^>]* hidden", elements)  # the script ran: its own players stand in place of the browser's
 
 
+@pytest.mark.parametrize("name", [".", "sweep", "instruct", "sweep/lr-0.0001_vision_ln-off"])
+def test_a_browser_opens_the_pages_of_stages_that_see(seeing: Path, name: str) -> None:
+    assert not browse(report(seeing / name))[1]
+
+
 POINT = """<script>
 const seen = [];
 for (const what of ["[data-curves] svg", "[data-matrix] img", ".interval"]) {

@@ -83,8 +83,11 @@ def _machine() -> Runtime:
 
 def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
     """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
-    if stage not in recipes.STAGES:
+    kind, _, point = stage.partition("/")
+    if kind not in recipes.STAGES:
         raise ConfigError(f"{stage}: no such stage", hint=f"one of {', '.join(recipes.STAGES)}")
+    if recipes.stage(stage).over is not None and not point:
+        raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"
         return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(
@@ -118,11 +121,12 @@ class _Narrow(Inputs):
 def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Plan:
     """The stage, built as for training; what it caches goes to `folder`."""
     declared = recipes.stage(stage)
-    if declared.needs and run is None:
-        raise ConfigError(f"{stage} is built on {', '.join(declared.needs)}", hint="--checkpoint RUN_DIR says where these are")
+    needs = (*declared.needs, *settings.needs)
+    if needs and run is None:
+        raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
     if stage == "thinker" and run is not None and (run / stage / "final").is_dir():
         settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
-    needed = {name: run / name / "final" for name in declared.needs} if run is not None else {}
+    needed = {name: run / name / "final" for name in needs} if run is not None else {}
     runtime.seed_everything(settings.seed)
     given = (folder, needed, base, _machine())
     return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))

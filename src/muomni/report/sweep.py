@@ -31,7 +31,10 @@ def part(stage: StageRun, place: Path, page: str) -> Html | None:
     if not rows:
         return None
     told = [h("p", RULE, cls="quiet rule")]
-    told += [] if stage.table else [h("p", "So far: nothing is decided before all points are done.", cls="verdict waived")]
+    if not stage.table:
+        told.append(h("p", "So far: nothing is decided before all points are done.", cls="verdict waived"))
+    elif any(row.get("wins") for row in rows):
+        told.append(h("p", "Facts, gates and figures below are the winner's.", cls="quiet rule"))
     return join(told, _table(stage, rows, place, page), _scatter(rows))
 
 
@@ -46,9 +49,9 @@ def _table(stage: StageRun, rows: Sequence[dict[str, Any]], place: Path, page: s
     made = []
     for row in rows:
         name, verdict = str(row.get("point")), str(row.get("verdict"))
-        title: object = name.replace("_", " · ")
+        title: object = name
         if name in known:
-            title = h("a", title, href=quote(os.path.relpath(known[name].folder / page, place)))
+            title = h("a", name, href=quote(os.path.relpath(known[name].folder / page, place)))
         crown = h("span", "wins", cls="badge green") if row.get("wins") else None
         cells = [h("td", _told(row.get(key)), cls="num") for key in NUMBERS]
         looks = h("td", "looks" if row.get("looks") else "does not look", cls=f"verdict {'green' if row.get('looks') else 'red'}")
