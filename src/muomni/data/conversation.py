@@ -194,7 +194,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s, kept in memory while their pictures fit `cache_bytes`; `changes` are made to pictures anew each time.
+    """Samples as a dataset of `Item`s, kept in memory while their pictures fit `cache_bytes`; `changes` are made anew each time.
 
     apart  questions about the same media do not see each other (see `prepare`)
     """
