@@ -280,6 +280,7 @@ def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypat
         "fresh": True,
         "waive": ["finite"],
         "reason": "a test",
+        "alone": False,
     }
     code, out, _ = muomni("gate", tmp_path, "--json")
     assert (code, json.loads(out)["verdict"]) == (1, "red")

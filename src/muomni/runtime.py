@@ -66,6 +66,9 @@ def start(*, precision: str = "auto", width: int = 256, device: str = "auto", th
 
     precision  auto | fp32 | bf16 | fp16
     """
+    # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer over each (docs/log.md).
+    # Before any thread is started: they inherit it.
+    torch.set_flush_denormal(True)
     use_threads(threads)
     # oneDNN keeps the kernels and buffers of every shape that it has met, 1024 of them: gigabytes where lengths vary (docs/log.md).
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))

@@ -161,7 +161,8 @@ def test_an_unreadable_picture_is_a_data_error(tokenizer: Tokenizer, folder: Pat
 def test_the_cache_changes_nothing_and_is_bounded(tokenizer: Tokenizer, folder: Path) -> None:
     samples = [sample(folder, RED, ASKS), sample(folder, BLUE, ASKS), sample(folder, SHORT)]
     rng = np.random.default_rng(0)
-    kept, bare = Conversations(samples, tokenizer, SPEC, 200, cache_items=2), Conversations(samples, tokenizer, SPEC, 200, cache_items=0)
+    room = 2 * 3 * SPEC.image_size**2
+    kept, bare = Conversations(samples, tokenizer, SPEC, 200, cache_bytes=room), Conversations(samples, tokenizer, SPEC, 200, cache_bytes=0)
     for index in (0, 1, 2, 1, 0):
         a, b = kept.item(index, rng), bare.item(index, rng)
         assert a.ids == b.ids

@@ -23,7 +23,7 @@ from muomni.data.sample import ImagePart, Sample, TextPart, parse
 from muomni.data.source import Source
 from muomni.errors import DataError
 
-REAL = Path(os.environ.get("MUOMNI_DATA", Path(__file__).parents[2] / "../shared/data"))
+REAL = Path(os.environ.get("MUOMNI_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
 real = pytest.mark.skipif(not (REAL / "captions.jsonl").exists(), reason="MUOMNI_DATA is absent")
 
 Read = Callable[..., tuple[list[Sample], Quarantine]]

@@ -135,6 +135,15 @@ def test_the_processor_may_be_part_of_a_larger_file(tmp_path):
     assert (tower.mean, tower.resample) == (MEAN, "bilinear")
 
 
+def test_the_sources_tower_has_729_patches_of_1152():
+    """google/siglip2-so400m-patch14-384: 14 does not divide 384, the last 6 pixels are never looked at."""
+    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14}
+    with torch.device("meta"):
+        tower = SiglipTower(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes, image_size=384)), {})
+        assert tower.look(torch.empty(1, 3, 384, 384)).shape == (1, 729, 1152)
+    assert (tower.image_size, tower.side, tower.width, tower.depth) == (384, 27, 1152, 27)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])
 def test_half_precision_sees_nearly_the_same(kind, dtype, tmp_path):

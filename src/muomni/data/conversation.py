@@ -18,7 +18,7 @@ from muomni.media.mel import MelSpec, log_mel
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
-CACHE_BYTES = 4 * 2**30
+CACHE_BYTES = 2 * 2**30  # 57,000 pictures of 112 pixels
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s, kept in memory while their pictures fit CACHE_BYTES; `changes` are made to pictures anew each time.
+    """Samples as a dataset of `Item`s, kept in memory while their pictures fit `cache_bytes`; `changes` are made anew each time.
 
     apart  questions about the same media do not see each other (see `prepare`)
     """
@@ -208,12 +208,13 @@ class Conversations:
         *,
         apart: bool = False,
         changes: Changes | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
         self.apart = apart
         self.cache: dict[int, Item] = {}
         self.changes = changes
-        self.room = min(50_000, CACHE_BYTES // (3 * spec.image_size**2))
+        self.room = cache_bytes // (3 * spec.image_size**2)
 
     def __len__(self) -> int:
         return len(self.samples)

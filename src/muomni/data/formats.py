@@ -178,14 +178,38 @@ def _table(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def samples(path: Path, source: Source) -> Rows:
-    """Sample rows as they are; {"text"} documents; question and answer without media become one document."""
+    """Sample rows as they are; {"text"} documents; question and answer without media become one document.
+
+    The source's `prompt` is said where the user shows a medium without a word; its `names` go to `extra`.
+    """
     for number, row in objects(path):
-        if isinstance(row, dict) and "messages" not in row:
-            row = _document(row)
+        if isinstance(row, dict):
+            try:
+                row = _asked(row, source) if "messages" in row else _document(row)
+            except DataError as error:
+                row = error
         yield (
             number,
             row if isinstance(row, dict | DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
         )
+
+
+def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
+    """A sample row with what the source adds to it."""
+    if source.names is not None:
+        extra = row.get("extra")
+        row = {**row, "extra": {**(extra if isinstance(extra, dict) else {}), "names": template.text(source.names, row)}}
+    if source.prompt is not None and isinstance(row["messages"], list):
+        row = {**row, "messages": [_with_words(message, source.prompt) for message in row["messages"]]}
+    return row
+
+
+def _with_words(message: Any, prompt: str) -> Any:
+    """A user's message of media alone with the prompt behind them; any other as it is."""
+    parts = message.get("content") if isinstance(message, dict) and message.get("role") == "user" else None
+    if not isinstance(parts, list) or not parts or not all(isinstance(p, dict) and p.get("type") in template.MEDIA for p in parts):
+        return message
+    return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
 
 def _document(row: dict[str, Any]) -> dict[str, Any] | DataError:

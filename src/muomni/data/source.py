@@ -27,7 +27,7 @@ class Source(Strict):
     limit: int | None = Field(default=None, ge=1)  # the first so many samples
     held_out_groups: list[str] = []  # patterns (`*`) of groups that are validation, whatever the hash says
     paragraphs: bool = False  # .txt: documents of whole paragraphs instead of one a line
-    prompt: str | None = None  # what the user says besides the medium (captions, csv, images)
+    prompt: str | None = None  # what the user says besides the medium (captions, csv, images, samples)
     told: bool = False  # pictures put into the words of their answers, for a text-only model that a picture shall tell later
 
     # The template of format `rows` (group, task, split and names of `llava` too); {field}, {field.inner} and {item} are replaced.

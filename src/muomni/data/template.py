@@ -35,14 +35,14 @@ def fill(source: Source, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _one(source: Source, row: dict[str, Any], suffix: str) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if source.id is not None:
-        out["id"] = _text(source.id, row)
+        out["id"] = text(source.id, row)
     elif isinstance(row.get("id"), str | int):
         out["id"] = str(row["id"])
     if "id" in out:
         out["id"] += suffix
     out |= about(source, row)
     if source.text is not None:
-        out["text"] = _text(source.text, row)
+        out["text"] = text(source.text, row)
     if source.messages is not None:
         out["messages"] = [_message(message, row) for message in source.messages]
     if source.negatives is not None:
@@ -58,8 +58,8 @@ def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     given = {key: getattr(source, key) for key in ("group", "task", "split")}
     extra = {key: value for key, value in row.items() if key in ("license", "source")}
     if source.names is not None:
-        extra["names"] = _text(source.names, row)
-    return {"extra": extra, **{key: _text(template, row) for key, template in given.items() if template is not None}}
+        extra["names"] = text(source.names, row)
+    return {"extra": extra, **{key: text(template, row) for key, template in given.items() if template is not None}}
 
 
 def _message(message: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -67,31 +67,33 @@ def _message(message: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         raise DataError("bad_row", f"template: expected one of {', '.join(ROLES)} a message, got {sorted(message)}")
     role, content = next(iter(message.items()))
     if isinstance(content, str):
-        return {"role": role, "content": _text(content, row)}
+        return {"role": role, "content": text(content, row)}
     parts = content if isinstance(content, list) else [content]
     return {"role": role, "content": [_part(part, row) for part in parts]}
 
 
 def _part(part: Any, row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": _text(part, row)}
+        return {"type": "text", "text": text(part, row)}
     kind = next((kind for kind in MEDIA if isinstance(part, dict) and kind in part), None)
     if kind is None:
         raise DataError("bad_row", f"template: expected text, {{image: ...}} or {{audio: ...}}, got {part!r}")
-    out: dict[str, Any] = {"type": kind, "path": _text(part[kind], row)}
+    out: dict[str, Any] = {"type": kind, "path": text(part[kind], row)}
     for key, value in part.items():
         if key in ("start", "end"):
-            filled = _text(str(value), row)
+            filled = text(str(value), row)
             try:
                 out[key] = float(filled)
             except ValueError as error:
                 raise DataError("bad_row", f"{key}: expected seconds, got {filled!r}") from error
         elif key != kind:
-            out[key] = _text(str(value), row)
+            out[key] = text(str(value), row)
     return out
 
 
-def _text(template: str, row: dict[str, Any]) -> str:
+def text(template: str, row: dict[str, Any]) -> str:
+    """A template with its {fields} filled from a row; raises DataError (bad_row) for one that the row lacks."""
+
     def value(match: re.Match[str]) -> str:
         found = _field(row, match[1])
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)

@@ -41,7 +41,11 @@ def locate(name: str, revision: str | None, base: Path) -> Path:
     except (OSError, ValueError) as error:  # what the hub raises: no such repo, no network, not in the cache, no valid id
         is_offline = constants.HF_HUB_OFFLINE
         where = "the hub's cache (HF_HUB_OFFLINE is set)" if is_offline else "the hub"
-        way = f"unset HF_HUB_OFFLINE, or run 'hf download {name}' first" if is_offline else str(error).strip().splitlines()[0]
+        way = (
+            f"unset HF_HUB_OFFLINE, or run 'hf download {name}' first"
+            if is_offline
+            else (str(error).strip() or repr(error)).splitlines()[0]
+        )
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(f"model {name!r}{at}: no such folder below {base}, and not found in {where}", hint=way) from error
 

@@ -79,7 +79,8 @@ class SiglipTower(Eyes):
                     folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, local_files_only=True
                 )
         except Exception as error:  # safetensors and transformers raise kinds of their own, none of them ours
-            raise CheckpointError(f"{folder} can't be opened as {CLASSES[kind]}: {str(error).strip().splitlines()[0]}") from error
+            why = (str(error).strip() or repr(error)).splitlines()[0]
+            raise CheckpointError(f"{folder} can't be opened as {CLASSES[kind]}: {why}") from error
         # transformers fills what a file lacks at random, and only warns.
         if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
             raise CheckpointError(f"{folder} does not fit {CLASSES[kind]}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
@@ -138,8 +139,9 @@ def _processor(folder: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars, and no table of the text weights that a vision model rightly leaves unread."""
-    from transformers.utils import logging
+    from transformers import utils
 
+    logging: Any = utils.logging
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

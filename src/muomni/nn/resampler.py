@@ -22,6 +22,11 @@ class Questioning(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width) for _ in range(4))
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = GeluMLP(width, 4 * width)
+        for part in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            # nn.Linear's start is 0.58 / sqrt(width): all questions then hear the same quiet mean. Colours of 16 among 49 places, nats
+            # after 50 steps of 32 pictures (chance 2.08, two seeds): 0.05 and 0.07 as here, 1.2 and 2.0 at 0.58.
+            nn.init.normal_(part.weight, std=width**-0.5)
+            nn.init.zeros_(part.bias)
 
     def forward(self, latents_NTD: Tensor, patches_NPD: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N,T,D) asked, (N,P,D) read -> (N,T,D); mask as in `attend`."""
@@ -46,8 +51,8 @@ class Resampler(nn.Module):
     def __init__(self, width_in: int, *, tokens: int = 64, width: int = 512, heads: int = 8, depth: int = 2) -> None:
         super().__init__()
         self.proj_in = nn.Linear(width_in, width)
-        # Questions are normed before they ask, so their scale only says how loud they are beside the answers, which at the start are
-        # means over hundreds of patches, hence quiet. At 0.02 a token is mostly picture; at 1 the picture drowns (docs/log.md).
+        # Questions are normed before they ask; their scale only says how loud they stand beside the answers, which at the start are means
+        # over hundreds of patches, hence quiet. At 0.02 pictures spread the tokens 0.8 times as far as questions do, at 1 0.08 times.
         self.latents = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.layers = nn.ModuleList(Questioning(width, heads) for _ in range(depth))
 
