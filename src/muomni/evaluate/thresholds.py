@@ -156,7 +156,7 @@ RUN = (
 )
 
 SOUND = (*START, *RUN)  # of every stage
-STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *SIGHT)) | {
+STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *COVERAGE, *SIGHT)) | {
     "infeasible",
     "codes",
 }  # not of what was learned

@@ -70,7 +70,9 @@ def _td(cell: Cell) -> Html:
 
 
 def piece(tokenizer: Tokenizer, index: int) -> str:
-    """A token as text: specials by their name, spaces visible."""
+    """A token as text: specials by their name, spaces visible; an id that the tokenizer lacks (Qwen3 has rows to spare) as its number."""
+    if index >= tokenizer.vocab_size:
+        return f"#{index}"
     if not tokenizer.marks.is_word(index):
         return tokenizer.token(index).strip("<|>")
     return tokenizer.decode([index]).replace(" ", "·").replace("\n", "⏎") or tokenizer.token(index)
