@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,10 @@ def test_a_recipe_whose_pictures_are_swapped_is_red_with_one_line(tmp_path: Path
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: stage omni: gate image_swap")
     assert "answers ignore the picture" in last
+
+
+def test_the_play_book_knows_every_gate_and_no_other() -> None:
+    rows = [line.split(" | ")[0] for line in (PAGE.parent / "playbook.md").read_text().splitlines() if line.startswith("| `")]
+    told = re.findall(r"`(\w+)`", " ".join(rows))
+    known = {gate.name for gates in (thresholds.START, thresholds.RUN, *thresholds.STAGES.values()) for gate in gates}
+    assert sorted(told) == sorted(known)  # each once

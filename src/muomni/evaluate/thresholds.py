@@ -231,7 +231,6 @@ NAMES = Gate(
     source="chance: the commonest class; the low end of 95 %",
     when="has_names",
 )
-NOBODY_LOOKS = "no point of the grid has a swap gap surely above 0: they learned how captions sound, not what the pictures show"
 
 
 def language(most: float) -> Gate:
@@ -431,6 +430,15 @@ STAGES: dict[str, tuple[Gate, ...]] = {
         NAMES,
         language(0.0),
         held_out_gap(1.5, "nats a token"),
+    ),
+    "sweep": (  # beside those of align, which its winner must meet
+        Gate(
+            "winner",
+            "looking",
+            "no point of the grid has a swap gap surely above 0: they learned how captions sound, not what the pictures show",
+            at_least=1.0,
+            source="SPEC V3",
+        ),
     ),
     "instruct": (
         *CAUSAL,

@@ -24,6 +24,8 @@ costs seconds. A recipe may set a bound anew (`gates: {name: bound}`) and demand
 `{"stage", "verdict", "facts": {name: {"value", "n", "ci", "floor", "note"?}}, "gates": [...]}`, a gate being
 `{"name", "verdict", "value", "threshold", "why"}`. `--baseline FILE` compares with such a report: a fact that has a gate and is worse
 by more than 2 %, and by more than half of the stored interval, is red as `baseline_<fact>`.
+
+What to do about a red one: docs/playbook.md.
 """
 
 SELFTEST = """
@@ -32,6 +34,17 @@ SELFTEST = """
 stopped and resumed once, and once by two ranks, must be green. CI runs a third, chosen by the commit; `make selftest` all.
 
 """
+
+
+# settings under which a gate applies, in words
+WHEN = {
+    "packs": "packed rows",
+    "negatives": "changed captions",
+    "probe": "probe data",
+    "exact": "tasks named by `exact`",
+    "has_names": "answers that name a class",
+    "has_text": "texts to measure by",
+}
 
 
 def bound(gate: Gate) -> str:
@@ -51,7 +64,7 @@ def table(gates: tuple[Gate, ...]) -> str:
     """Gates as a table."""
     lines = ["| gate | fact | bound | from | red means |", "|---|---|---|---|---|"]
     for gate in gates:
-        where = f" (data with {gate.modality})" if gate.modality else " (packed rows)" if gate.when else ""
+        where = f" (data with {gate.modality})" if gate.modality else f" ({WHEN[gate.when]})" if gate.when else ""
         lines.append(f"| `{gate.name}`{where} | {gate.fact} | {bound(gate)} | {gate.source} | {gate.why} |")
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from muomni import files
 from muomni.errors import InternalError
-from muomni.evaluate import certificate, gates, thresholds
+from muomni.evaluate import certificate, thresholds
 from muomni.evaluate.facts import Fact
 from muomni.runtime import Runtime
 from muomni.stages import align, one
@@ -123,7 +123,7 @@ STAGE = Stage(
     "which settings of align learn to look",
     SweepSettings,
     build,
-    gates=(*thresholds.STAGES["align"], gates.Gate("winner", "looking", thresholds.NOBODY_LOOKS, at_least=1.0, source="SPEC V3")),
+    gates=(*thresholds.STAGES["align"], *thresholds.STAGES["sweep"]),
     like="align",
     over=align.STAGE,
 )
