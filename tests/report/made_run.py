@@ -181,7 +181,7 @@ def answered() -> Album:
     album = Album()
     for truth, guess in (("a red bus", "a red bus"), ("two dogs", HOSTILE)):
         row = {"id": "x", "task": "caption", "why": "worst", "question": "what is in the picture?", "truth": truth, "guess": guess}
-        album.add("answer", **row, picture=picture(), other_picture=picture(), other_guess="a plate of food")
+        album.add("answer", **row, picture=picture(), other_picture=picture(), other_guess="a plate of food and " * 12)
     return album
 
 

@@ -284,6 +284,20 @@ def test_a_browser_opens_the_pages_of_stages_that_see(seeing: Path, name: str) -
     assert not browse(report(seeing / name))[1]
 
 
+WIDE = """<script>
+const wide = [...document.querySelectorAll(".card, .points, .taught, .scatter")].filter((each) => each.scrollWidth > each.clientWidth + 1);
+document.title = "TOLD" + JSON.stringify(wide.map((each) => each.textContent.slice(0, 60)));
+</script>"""
+
+
+def test_long_answers_stay_within_their_cards(seeing: Path, tmp_path: Path) -> None:
+    page = report(seeing / "instruct").read_text()
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{WIDE}</body>"))
+    told = re.search(r"<title>TOLD(.*?)</title>", browse(tmp_path / "page.html")[0])
+    assert told is not None
+    assert json.loads(unescape(told[1])) == []
+
+
 POINT = """<script>
 const seen = [];
 for (const what of ["[data-curves] svg", "[data-matrix] img", ".interval"]) {

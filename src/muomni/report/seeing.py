@@ -116,7 +116,7 @@ def _card(last: dict[str, Any], first: dict[str, Any] | None, steps: tuple[int, 
     if first is not None and steps[0] != steps[1]:
         lines.append(h("p", h("small", f"step {steps[0]} "), diff(reference, str(first.get("prediction")), by_word=True)))
     lines.append(h("p", h("small", f"step {steps[1]} "), diff(reference, str(last.get("prediction")), by_word=True)))
-    count = h("small", f"{different} different answer{'' if different == 1 else 's'}", cls="tag")
+    count = h("small", "never changed" if different == 1 else f"{different} different answers", cls="tag")
     views = [shown for path in pictures[:2] if (shown := media.thumbnail(path, EDGE_PX)) is not None]
     look = "card is-right" if _is_right(last) else "card is-wrong"
     inside = [h("div", views, cls="views") if views else None, h("p", asked) if asked else None, lines, count]

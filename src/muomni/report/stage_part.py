@@ -178,6 +178,11 @@ def _bar(stage: StageRun, fact: str, name: str) -> Bar:
     return Bar(name, stage.value(fact) or 0.0, row.get("ci"), row.get("floor"), row.get("n"))
 
 
+def _is_of_eyes(fact: str) -> bool:
+    """Whether a fact says what can be read off the eyes alone; a task may be called probe, too."""
+    return fact.startswith("zero_shot_") or (fact.endswith("_probe") and "_swap_win_rate_" not in fact)
+
+
 def by_kind(stage: StageRun) -> Html | None:
     """Shares of exact answers by task, and within a task by what is asked; the tick is what knowing nothing gives."""
     groups: dict[str, list[Bar]] = defaultdict(list)
@@ -191,7 +196,7 @@ def by_kind(stage: StageRun) -> Html | None:
     for task in groups:
         if stage.value(f"{task}_question_only") is not None:
             groups[task].append(_bar(stage, f"{task}_question_only", "from the question alone"))
-    probes = [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.endswith("_probe") or fact.startswith("zero_shot_")]
+    probes = [_bar(stage, fact, words(fact)) for fact in stage.facts if _is_of_eyes(fact)]
     probes += [_bar(stage, fact, words(fact)) for fact in ("retrieval_r1", "retrieval_r5") if fact in stage.facts]
     probes += [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("attribute_changed")]
     made = [h("figure", h("figcaption", h("b", words(task))), charts.bars(rows, most=1.0)) for task, rows in sorted(groups.items())]
