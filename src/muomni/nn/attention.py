@@ -38,8 +38,9 @@ def attend_plainly(
     batch, heads, length, dim = q_BHTd.shape
     kv_heads, seen = k_BHSd.shape[1], k_BHSd.shape[2]
     # The queries that share a key head stand below each other, so that keys are never repeated.
-    q = q_BHTd.reshape(batch * kv_heads, -1, dim)
-    k, v = k_BHSd.reshape(-1, seen, dim), v_BHSd.reshape(-1, seen, dim)
+    rows = (batch * kv_heads, heads // kv_heads * length)  # spelled out: a batch may be empty
+    q = q_BHTd.reshape(*rows, dim)
+    k, v = k_BHSd.reshape(rows[0], seen, dim), v_BHSd.reshape(rows[0], seen, dim)
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.bmm(q * (1 / math.sqrt(dim)), k.transpose(1, 2)).view(batch, heads, length, seen)
         if causal:
@@ -48,7 +49,7 @@ def attend_plainly(
             scores = scores.masked_fill(~mask, -torch.inf)
         # torch's half-precision softmax kernels sum in float32 and round once, at the end.
         weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-        return torch.bmm(weights.view(batch * kv_heads, -1, seen), v).view(batch, heads, length, dim)
+        return torch.bmm(weights.view(*rows, seen), v).view(batch, heads, length, dim)
 
 
 @functools.lru_cache(maxsize=8)
