@@ -32,7 +32,7 @@ class Questioning(nn.Module):
         return out
 
     def _split(self, x_NTD: Tensor) -> Tensor:
-        return x_NTD.view(*x_NTD.shape[:2], self.heads, -1).transpose(1, 2)
+        return x_NTD.view(*x_NTD.shape[:2], self.heads, x_NTD.shape[2] // self.heads).transpose(1, 2)
 
 
 class Resampler(nn.Module):
