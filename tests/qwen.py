@@ -79,6 +79,7 @@ def llm(folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5
         "head_dim": 16,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,
+        "initializer_range": 0.3,  # blocks loud enough that it does not merely repeat what it read last
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "bos_token_id": BASE,
         "eos_token_id": NAMES.index("<|im_end|>") + BASE,
@@ -87,8 +88,8 @@ def llm(folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5
     torch.manual_seed(seed)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**chosen))
     with torch.no_grad():  # untrained logits are so flat that rounding could decide between two ids
-        model.get_output_embeddings().weight.normal_()
-        model.get_output_embeddings().weight[:BASE][700:].zero_()  # fillers have no text worth reading
+        model.get_output_embeddings().weight.normal_(std=0.5)
+        model.get_output_embeddings().weight[:BASE][600:].zero_()  # fillers have no text worth reading
     model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder, max_shard_size=shard)
     return tokenizer(folder)
 
