@@ -13,6 +13,7 @@ BASE, ADDED, ROWS = 151_643, 26, 151_936  # tokens of the vocabulary, tokens add
 WORDS = [
     "system user assistant user assistant.",
     "what is in the picture? describe the image in detail. you are a helpful assistant. a red circle and a blue square.",
+    "a man on a wave. a street sign near the park number. what else? provide a brief description of the given image concisely.",
     "a man rides a wave on a surfboard; two dogs run along the beach, and a child is flying a kite in the park near a street sign.",
 ]
 SPECIAL = ["endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end"]

@@ -37,13 +37,13 @@ def llava(folder: Path) -> tuple[Path, Path]:
     """blip_laion_cc_sbu_558k.json and llava_instruct_150k.json, in the shapes and layouts of the real ones, and their pictures."""
     names = photos(folder / "train2017")
     words = [
-        "a man on a wave",
-        "two dogs on the beach near a small boat with a sail",
-        "a child is flying a kite in the park near a street sign",
+        "a kite",
+        "a man on a wave and two dogs run along the beach",
+        "a child is flying a kite near a street sign" + " in the park" * 5,
     ]
     captions, talks = [], []
     for number, name in enumerate(names):
-        said = f"{words[number % 3]} {number}" + " and a red circle in a blue square" * (number % 3)
+        said = f"{words[number % 3]} {number}"
         place = ("<image>\nprovide a brief description of the given image.", "describe the image concisely.\n<image>")[number % 2]
         turns = [{"from": "human", "value": place}, {"from": "gpt", "value": said}]
         captions.append({"id": f"{number:09d}", "image": f"train2017/{name}", "conversations": turns})

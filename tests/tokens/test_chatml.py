@@ -267,5 +267,5 @@ def test_documents_stand_between_ends_of_text(tokenizer, tmp_path):
     samples = [parse({"id": f"{i}", "text": each}) for i, each in enumerate(words)]
     corpus = TokenCorpus.build(tmp_path, samples, tokenizer)
     assert corpus.num_bytes == sum(len(each.encode()) for each in words)
-    item = Rows(corpus.pack(64)).item(0, np.random.default_rng(0))
-    assert int((np.asarray(item[0]) == 151643).sum()) == 4
+    _, packed = Rows(corpus.pack(64)).item(0, np.random.default_rng(0))
+    assert int((np.asarray(packed.ids_T) == 151643).sum()) == 4
