@@ -46,3 +46,20 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.wav").write_bytes(b"RIFF, but no more")
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer's folder in Qwen3's exact shape."""
+    import qwen
+
+    return qwen.tokenizer(tmp_path_factory.mktemp("qwen") / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def qwen_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3 with that tokenizer."""
+    import qwen
+
+    pytest.importorskip("transformers")
+    return qwen.llm(tmp_path_factory.mktemp("qwen") / "llm")

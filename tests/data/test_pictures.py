@@ -114,3 +114,10 @@ def test_a_picture_is_read_once(tokenizer: Tokenizer, folder: Path, monkeypatch:
     data.item(0, RNG(0))
     monkeypatch.setattr("muomni.data.pictures.read_picture", None)
     data.item(1, RNG(0))
+
+
+def test_spared_tasks_are_shifted_and_no_more(tokenizer: Tokenizer, folder: Path) -> None:
+    changes = PictureAugment(crop=0.5, jitter=True, degrees=20, spared=["probe"])
+    pixels = RNG(1).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    assert np.array_equal(changes.change(pixels, RNG(2), "probe"), pixels)
+    assert not np.array_equal(changes.change(pixels, RNG(2), "photo"), pixels)

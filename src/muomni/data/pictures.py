@@ -30,12 +30,15 @@ class PictureAugment(Strict):
     degrees: float = Field(0.0, ge=0, le=45, description="largest turn")
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative zoom of each axis")
     shear: float = Field(0.0, ge=0, lt=1)
+    spared: list[str] = Field([], description="tasks whose pictures are shifted and no more: colour, place and size are what they are about")
 
     def change(self, pixels: Pixels, rng: np.random.Generator, task: str) -> Pixels:
         """A changed picture of the same size."""
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2)
             pixels = augment.shift(pixels, int(down), int(right))
+        if task in self.spared:
+            return pixels
         if self.degrees or self.scale or self.shear:
             pixels = augment.warp(pixels, rng, degrees=self.degrees, scale=self.scale, shear=self.shear)
         if self.crop is not None:

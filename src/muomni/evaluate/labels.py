@@ -96,8 +96,9 @@ def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokeniz
         said = [message.text for message in sample.messages if message.role == "assistant"]
         stop, wanted = (marks.eos, [sample.text]) if sample.text is not None else (marks.end, said)
         words = tokenizer.decode([token for token in learned if marks.is_word(token)])
-        whole = "".join(wanted)
-        if words == whole or (len(labels) == most and words and whole.startswith(words)):  # a long one loses its end
+        whole = "".join(tokenizer.normal(text or "") for text in wanted)
+        start = words.rstrip("\ufffd")  # a long one loses its end, maybe within a letter
+        if words == whole or (len(labels) == most and start and whole.startswith(start)):
             right += 1
         else:
             wrong = wrong or f"{sample.id}: {words[:40]!r} for {whole[:40]!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -115,9 +115,7 @@ class Engine:
             writers = [Writer(self.tokenizer, stop) for _ in rows]
             x, keep_BT = self._input(chosen)
             room = self._room(max(len(each.ids) for each in chosen), max_new)
-            ids = generate.generate(
-                self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, stop_ids=self.tokenizer.marks.stops
-            )
+            ids = generate.generate(self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, **self._vocabulary)
             for row, writer, new in zip(rows, writers, ids):
                 found[row] = _written(writer, new, room)
         return self._aloud([found[row] for row in range(len(prompts))], speak)
@@ -142,6 +140,11 @@ class Engine:
         found: Tensor = self.parts.thinker(ids_BT)
         return found.float()
 
+    @property
+    def _vocabulary(self) -> dict[str, Any]:
+        """What is said: the tokenizer's ids alone, up to one that ends."""
+        return {"stop_ids": self.tokenizer.marks.stops, "size": self.tokenizer.vocab_size}
+
     def _room(self, length: int, max_new: int) -> int:
         if max_new < 1:
             raise ConfigError(f"max_new: expected at least 1, got {max_new}")
@@ -155,7 +158,7 @@ class Engine:
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
         x, _ = self._input([ready])
-        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), stop_ids=self.tokenizer.marks.stops)
+        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), **self._vocabulary)
 
         def pieces() -> Iterator[str]:
             count = 0

@@ -26,16 +26,18 @@ def generate(
     stop_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
     cache: KVCache | None = None,
+    size: int | None = None,
 ) -> list[list[int]]:
     """The ids that follow each row, without the stop id that ended it.
 
     Takes   prompt int64 ids (B,T) or embeddings (B,T,D); keep_BT bool, True = a real position (padding left or right);
-            on_token(row, id) is told every id as it comes; cache: what stood before the prompt.
+            on_token(row, id) is told every id as it comes; cache: what stood before the prompt;
+            size: ids from here on are never chosen (a table may have more rows than its tokenizer has ids), None: all may be.
     Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of another shape, or without
             a real position in some row.
     """
     rows: list[list[int]] = [[] for _ in range(prompt.shape[0])]
-    for ids in _steps(model, prompt, max_new, keep_BT, sampling, frozenset(stop_ids), cache):
+    for ids in _steps(model, prompt, max_new, keep_BT, sampling, frozenset(stop_ids), cache, size):
         for row, each in enumerate(ids):
             if each is not None:
                 rows[row].append(each)
@@ -52,11 +54,12 @@ def stream(
     sampling: SamplingConfig = GREEDY,
     stop_ids: Collection[int] = (),
     cache: KVCache | None = None,
+    size: int | None = None,
 ) -> Iterator[int]:
     """The ids that follow one sequence (prompt (1,T) or (1,T,D)), each as soon as it is known; takes and raises as `generate`."""
     if prompt.shape[0] != 1:
         raise ShapeError(f"stream follows one row, got a batch of {prompt.shape[0]}", hint="use generate with on_token")
-    for (each,) in _steps(model, prompt, max_new, None, sampling, frozenset(stop_ids), cache):
+    for (each,) in _steps(model, prompt, max_new, None, sampling, frozenset(stop_ids), cache, size):
         if each is not None:
             yield each
 
@@ -69,6 +72,7 @@ def _steps(
     sampling: SamplingConfig,
     stop_ids: frozenset[int],
     cache: KVCache | None,
+    size: int | None,
 ) -> Iterator[list[int | None]]:
     """Each step's ids; None for a row that has ended."""
     _check(model, prompt, max_new, keep_BT, cache)
@@ -81,7 +85,7 @@ def _steps(
             cache = model.new_cache(batch, length + max_new) if cache is None else cache
             x_BTD = model.embed(prompt) if prompt.dim() == 2 else prompt
             h_BTD = model.hidden(x_BTD, keep_BT=keep_BT, cache=cache)
-            logits_BV = model.logits(_last(h_BTD, keep_BT))
+            logits_BV = model.logits(_last(h_BTD, keep_BT))[:, :size]
             stepper = Stepper(model)
             generator = torch.Generator(prompt.device).manual_seed(sampling.seed)
             seen_BV = _seen(prompt, keep_BT, logits_BV) if sampling.repetition_penalty != 1 else None
@@ -97,7 +101,7 @@ def _steps(
             with torch.inference_mode():
                 if seen_BV is not None:
                     seen_BV.scatter_(1, ids_B[:, None], True)
-                logits_BV = stepper.logits(stepper.embedding_VD[ids_B], cache)
+                logits_BV = stepper.logits(stepper.embedding_VD[ids_B], cache)[:, :size]
     finally:
         model.train(was_training)
 

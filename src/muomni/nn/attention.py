@@ -38,8 +38,10 @@ def attend_plainly(
     batch, heads, length, dim = q_BHTd.shape
     kv_heads, seen = k_BHSd.shape[1], k_BHSd.shape[2]
     # The queries that share a key head stand below each other, so that keys are never repeated.
-    q = q_BHTd.reshape(batch * kv_heads, -1, dim)
-    k, v = k_BHSd.reshape(-1, seen, dim), v_BHSd.reshape(-1, seen, dim)
+    # No size is left to be inferred: a batch may hold no pictures.
+    groups = batch * kv_heads
+    q = q_BHTd.reshape(groups, heads // kv_heads * length, dim)
+    k, v = k_BHSd.reshape(groups, seen, dim), v_BHSd.reshape(groups, seen, dim)
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.bmm(q * (1 / math.sqrt(dim)), k.transpose(1, 2)).view(batch, heads, length, seen)
         if causal:
@@ -48,7 +50,7 @@ def attend_plainly(
             scores = scores.masked_fill(~mask, -torch.inf)
         # torch's half-precision softmax kernels sum in float32 and round once, at the end.
         weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-        return torch.bmm(weights.view(batch * kv_heads, -1, seen), v).view(batch, heads, length, dim)
+        return torch.bmm(weights.view(groups, heads // kv_heads * length, seen), v).view(batch, heads, length, dim)
 
 
 @functools.lru_cache(maxsize=8)

@@ -37,7 +37,7 @@ class Questioning(nn.Module):
         return out
 
     def _split(self, x_NTD: Tensor) -> Tensor:
-        return x_NTD.view(*x_NTD.shape[:2], self.heads, -1).transpose(1, 2)
+        return x_NTD.view(*x_NTD.shape[:2], self.heads, x_NTD.shape[2] // self.heads).transpose(1, 2)  # no -1: N may be 0
 
 
 class Resampler(nn.Module):

@@ -286,7 +286,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.HARMLESS]
         stored = own / "digest.json"
         if changed or (stored.exists() and files.read_json(stored) != digest):
-            what = "; ".join(changed) or "its data, or a stage that it needs"
+            what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
             raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
     for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
         shutil.rmtree(leftover)

@@ -26,8 +26,17 @@ CHAT_TEMPLATE = (
 )
 
 
-# Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before.
-BESIDE = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+# Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before; the first too, since the library
+# would write it in another way (merges as pairs).
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 class Tokenizer:
@@ -85,7 +94,7 @@ class Tokenizer:
             raise CheckpointError(f"{path}: expected a tokenizer, got {type(error).__name__}", hint="point at a finished stage") from error
         made = cls.from_json(text)
         if not made.is_own:
-            made.beside = {name: (folder / name).read_text(encoding="utf-8") for name in BESIDE if (folder / name).is_file()}
+            made.beside = {name: (folder / name).read_bytes().decode() for name in BESIDE if (folder / name).is_file()}
         return made
 
     @classmethod
@@ -100,17 +109,16 @@ class Tokenizer:
         return self.marks is OWN
 
     def to_json(self) -> str:
-        """The whole tokenizer as the library's JSON."""
-        text: str = self._library.to_str(pretty=True)
+        """The whole tokenizer as the library's JSON; another maker's as it came."""
+        text: str = self.beside.get("tokenizer.json") or self._library.to_str(pretty=True)
         return text
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it); transformers opens the folder."""
         folder = Path(folder)
-        files.write_text(folder / "tokenizer.json", self.to_json())
+        for name, text in {"tokenizer.json": self.to_json(), **self.beside}.items():
+            files.write_text(folder / name, text)
         if not self.is_own:
-            for name, text in self.beside.items():
-                files.write_text(folder / name, text)
             return
         roles = {f"{role}_token": f"<|{role}|>" for role in ("bos", "eos", "unk", "pad")}
         config = {
@@ -122,7 +130,7 @@ class Tokenizer:
         files.write_json(folder / "tokenizer_config.json", config)
 
     def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], Tokenizer], tuple[str, dict[str, str]]]:
-        return type(self).from_json, (self.to_json(), self.beside)
+        return type(self).from_json, (self.to_json(), self.beside)  # the text that stands in both is pickled once
 
     @property
     def vocab_size(self) -> int:
@@ -155,6 +163,11 @@ class Tokenizer:
         text: str = self._library.decode(ids, skip_special_tokens=True)
         return text
 
+    def normal(self, text: str) -> str:
+        """The text that decode(encode(text)) gives: itself, but for vocabularies that normalise (Qwen's: NFC)."""
+        rule = self._library.normalizer
+        return text if rule is None else str(rule.normalize_str(text))
+
     def token(self, index: int) -> str:
         """The stored spelling of one id (byte letters as GPT-2's), for reports."""
         name = self._library.id_to_token(index)
@@ -181,6 +194,7 @@ def _marks(library: Library) -> Marks:
     def plain(text: str) -> tuple[int, ...]:
         return tuple(library.encode(text, add_special_tokens=False).ids)
 
+    added = library.get_added_tokens_decoder()
     first, pad, last = (library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
     return Marks(
         opening=(),
@@ -193,7 +207,8 @@ def _marks(library: Library) -> Marks:
         audio=None,
         speech=None,
         words_from=0,
-        words_to=min(library.get_added_tokens_decoder()),
+        words_to=min(added),
+        spelled=frozenset(index for index, token in added.items() if not token.special),
     )
 
 

@@ -56,6 +56,7 @@ class Marks:
     image, audio  None where the vocabulary has no marks for them
     speech      the assistant speaks here; None where it can't
     words_from, words_to   the ids of plain text begin and end here; None: they go on to the end of the vocabulary
+    spelled     ids beyond these that plain text spells all the same: <think> and others that Qwen3 adds, but not as special
     """
 
     opening: tuple[int, ...]
@@ -69,6 +70,7 @@ class Marks:
     speech: int | None
     words_from: int
     words_to: int | None
+    spelled: frozenset[int] = frozenset()
 
     @property
     def stops(self) -> tuple[int, int]:
@@ -82,7 +84,7 @@ class Marks:
 
     def is_word(self, token: int) -> bool:
         """Whether an id is plain text."""
-        return self.words_from <= token and (self.words_to is None or token < self.words_to)
+        return token in self.spelled or (self.words_from <= token and (self.words_to is None or token < self.words_to))
 
     def medium(self, kind: str) -> Medium | None:
         """The marks of a kind of media, `image` or `audio`."""
