@@ -140,7 +140,11 @@ def test_a_sweep_shows_its_rule_its_winner_and_who_does_not_look(seeing: Path) -
 @pytest.mark.parametrize(("page", "prefix"), [("sweep/report.html", ""), ("report.html", "sweep/"), ("elsewhere/page.html", "../sweep/")])
 def test_a_sweep_leads_to_the_pages_of_its_points(tmp_path: Path, page: str, prefix: str) -> None:
     run = make_seeing(tmp_path / "run")
-    path = report(run / "sweep" if page.startswith("sweep") else run, out=run / page)
+    told = run / "sweep" if page.startswith("sweep") else run
+    elsewhere = report(told, out=tmp_path / "first.html").read_text()
+    assert "report.html" not in elsewhere  # a page that goes elsewhere writes none into the run, and leads to none
+    report(told)
+    path = report(told, out=run / page)
     links = [
         value for _, attributes in Elements(path.read_text()).found if (value := attributes.get("href")) and value.endswith("report.html")
     ]

@@ -15,14 +15,14 @@ from muomni.report.stage_part import NAME as NAME
 def report(folder: Path | str, *, against: Path | str | None = None, out: Path | str | None = None) -> Path:
     """Write the page of a run's folder, or of one stage's, and give its path; it stands in the folder unless `out` says where.
 
-    The points of a sweep get pages of their own, to which it leads, where they are missing or older than what they tell of.
+    In the folder, the points of a sweep get pages of their own too, where these are missing or older than what they tell of.
 
     Raises  ConfigError where the folder (or the other) is neither.
     """
     run = gather(Path(folder))
     target = Path(out) if out is not None else run.folder / NAME
     for point in (point for stage in run.stages for point in stage.points):
-        if _is_stale(point.folder):
+        if out is None and _is_stale(point.folder):
             report(point.folder)
     files.write_text(target, render(run, target.resolve().parent, gather(Path(against)) if against is not None else None))
     return target

@@ -25,7 +25,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 300, 52, 14, 14, 40
 def part(stage: StageRun, place: Path, page: str) -> Html | None:
     """The points of a sweep, None of another stage.
 
-    Takes   place: the folder of the page, from which links lead to a point's own `page`.
+    Takes   place: the folder of the page, from which links lead to a point's own `page`, where it has one.
     """
     rows = stage.table or _so_far(stage)
     if not rows:
@@ -50,7 +50,7 @@ def _table(stage: StageRun, rows: Sequence[dict[str, Any]], place: Path, page: s
     for row in rows:
         name, verdict = str(row.get("point")), str(row.get("verdict"))
         title: object = name
-        if name in known:
+        if name in known and (known[name].folder / page).is_file():
             title = h("a", name, href=quote(os.path.relpath(known[name].folder / page, place)))
         crown = h("span", "wins", cls="badge green") if row.get("wins") else None
         cells = [h("td", _told(row.get(key)), cls="num") for key in NUMBERS]
