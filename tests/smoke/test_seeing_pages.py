@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from muomni.errors import ConfigError
+from muomni import files
+from muomni.errors import ConfigError, GateRed
 from muomni.report import explain
 from muomni.report.build import report
 from muomni.report.explain import Wanted
@@ -97,3 +99,24 @@ def test_their_pages_show_what_was_measured(trained: Path) -> None:
         text = report(trained / stage).read_text()
         for part in ("By length of the answer", "With the right media", "Watched", "What was taught", "Asked", *parts):
             assert part in text
+
+
+def test_a_sweep_is_gated_by_its_winner_and_its_points_have_pages_and_samples(recipe: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["sweep"] = {"grid": {"lr": [0.001]}}
+    swept = recipe.parent / "swept.yaml"
+    swept.write_text(yaml.safe_dump({key: content[key] for key in ("seed", "threads", "device", "align", "sweep")}, sort_keys=False))
+    with contextlib.suppress(GateRed):  # whether a few updates were enough to look is not asked here
+        runner.run(str(swept), stages=["sweep"], out=tmp_path / "run")
+    table = tmp_path / "run" / "sweep" / "table.json"
+    for wins in (True, False):
+        files.write_json(table, [{**row, "wins": wins} for row in files.read_json(table)])
+        found = runner.gate(tmp_path / "run" / "sweep")
+        assert isinstance(found, dict)
+        names = [row["name"] for row in found["gates"]]
+        assert found["stage"] == "sweep"
+        assert "winner" in names
+        assert ("image_swap_sure" in names) == wins
+    assert "nats on average" in explain.of_stage(str(tmp_path / "run"), "sweep/lr-0.001", Wanted())
+    report(tmp_path / "run")
+    assert "Watched" in (tmp_path / "run" / "sweep" / "lr-0.001" / "report.html").read_text()

@@ -109,8 +109,19 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     stored = certificate.read(own) or {"gates": [], "facts": {}}
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
-    kept = {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
-    judged = judge(stage, settings, built.modalities, facts, kept)
+    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier)
+
+
+def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
+    """The waivers of a certificate, with their reasons."""
+    return {row["name"]: row["why"] for row in stored["gates"] if row["verdict"] == "waived"}
+
+
+def told_again(
+    name: str, settings: StageSettings, facts: dict[str, Fact], judged: list[gates.Judged], earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What `muomni gate` tells of a stage, compared with the facts of an earlier report where there is one."""
+    stage = recipes.stage(name)
     if earlier is not None:
         if name not in earlier:
             raise ConfigError(f"the baseline has no stage {name}", hint=f"it has {', '.join(earlier) or 'none'}")
@@ -263,8 +274,7 @@ def _reuse(
 ) -> dict[str, Any]:
     """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
-    kept = {gate["name"]: gate["why"] for gate in done["gates"] if gate["verdict"] == "waived"}
-    judged = judge(stage, settings, done["modalities"], facts, {**kept, **waived_here(stage, settings, waived)})
+    judged = judge(stage, settings, done["modalities"], facts, {**waived_before(done), **waived_here(stage, settings, waived)})
     if machine.is_main:
         digests = {key: done[key] for key in ("weights", "data", "settings")}
         done = certificate.write(own, own.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)

@@ -167,11 +167,15 @@ def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | 
     before = None if baseline is None else _stored(baseline)
     path = path.parent if path.name == "final" else path
     if (path / "recipe.json").exists():
-        return [gate_stage(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
+        return [_gate(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
     run = next((parent for parent in list(path.parents)[:2] if (parent / "recipe.json").exists()), None)
     if run is not None and (path / certificate.NAME).exists():
-        return gate_stage(run, str(path.relative_to(run)), before)
+        return _gate(run, str(path.relative_to(run)), before)
     raise ConfigError(f"{path}: no finished stage and no run folder", hint="give runs/<recipe> or runs/<recipe>/<stage>")
+
+
+def _gate(run: Path, name: str, before: dict[str, Any] | None) -> dict[str, Any]:
+    return (gate_stage if recipes.stage(name).over is None else sweep.gate)(run, name, before)
 
 
 def _stored(path: Path) -> dict[str, Any]:

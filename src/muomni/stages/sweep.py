@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from muomni import files
+from muomni import config, files
 from muomni.errors import InternalError
 from muomni.evaluate import certificate, thresholds
 from muomni.evaluate.facts import Fact
@@ -103,6 +104,20 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
     result = distributed.from_main(result, machine)
     one.refuse(result)
     return result
+
+
+def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The winner measured again and judged as the sweep judges it; how many look is as its certificate says. Nothing is written."""
+    stage, own = recipes.stage(name), folder / name
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    stored = certificate.read(own)
+    assert stored is not None
+    winner = next((row["point"] for row in files.read_json(own / TABLE) if row["wins"]), None)
+    again = one.gate_stage(folder, f"{name}/{winner}")["facts"] if winner is not None else {}
+    facts = {key: Fact.from_json(row) for key, row in again.items()} | {"looking": Fact.from_json(stored["facts"]["looking"])}
+    judged = one.judge(stage, settings, stored["modalities"], facts, one.waived_before(stored))
+    judged = judged if winner is not None else [row for row in judged if row.is_known(facts)]
+    return one.told_again(name, settings, facts, judged, earlier)
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:
