@@ -29,7 +29,7 @@ def test_stages_come_in_the_order_in_which_they_build_on_each_other(tmp_path: Pa
     assert read.name == "mine"
     assert read.base == tmp_path.resolve()
     found = list(read.stages)
-    assert sorted(found) == sorted(STAGES)
+    assert sorted(name for name in found if "/" not in name) == sorted(STAGES)
     for name in STAGES:
         assert all(found.index(needed) < found.index(name) for needed in recipe.stage(name).needs)
     as_written = ["vision", "codec", "thinker", "hearing", "talker", "omni"]
