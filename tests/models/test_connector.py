@@ -86,3 +86,12 @@ def test_half_precision_states_and_weights():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValidationError):
         PerceiverConfig(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_picture_is_no_token_and_still_has_a_gradient(dtype):
+    model = small(vision_ln="trained").to(dtype)
+    out = model(torch.empty(0, 9, 12, dtype=dtype))
+    assert out.shape == (0, 5, 24)
+    out.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)

@@ -200,12 +200,25 @@ def colour_world(home: Path) -> Path:
         "image_zero_sure",
         "image_noise_sure",
     )
+    common = {
+        "data": [{"path": str(home / "colours.json"), "format": "llava"}],
+        "max_seq_len": 64,
+        "batch_size": 16,
+        "max_steps": 20,
+        "warmup_steps": 5,
+        "val_split": 0.3,
+        "eval_items": 64,
+        "golden": 0,
+        "val_freq": 1000,
+        "checkpoint_freq": 1000,
+        "gates": {gate: 9.0 if gate == "overfits" else -99.0 for gate in unlearned},
+    }
     content = {
         "seed": 1,
         "threads": 1,
         "device": "cpu",
         "align": {
-            "data": [{"path": str(home / "colours.json"), "format": "llava"}],
+            **common,
             "llm": str(home / "llm"),
             "eyes": str(home / "eyes"),
             "num_image_tokens": 2,
@@ -213,19 +226,10 @@ def colour_world(home: Path) -> Path:
             "resampler_heads": 2,
             "resampler_depth": 1,
             "mlp_ratio": 1.0,
-            "max_seq_len": 64,
             "lr": 0.02,
-            "batch_size": 16,
-            "max_steps": 20,
-            "warmup_steps": 5,
-            "val_split": 0.3,
-            "eval_items": 64,
-            "golden": 0,
-            "val_freq": 1000,
-            "checkpoint_freq": 1000,
-            "gates": {gate: 9.0 if gate == "overfits" else -99.0 for gate in unlearned},
         },
         "sweep": {"grid": {"max_steps": [20, 80]}},
+        "instruct": {**common, "lora": {"r": 2, "alpha": 4}},
     }
     path = home / "colours.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -247,7 +251,7 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, build=planted)))
     out = tmp_path / "run"
-    runner.run(str(world), stages=["sweep"], out=out)
+    runner.run(str(world), stages=["sweep", "instruct"], out=out)
     first, second = files.read_json(out / "sweep" / "table.json")
     assert (first["point"], first["wins"], first["looks"]) == ("max_steps-20", True, True)
     assert (second["point"], second["wins"], second["looks"]) == ("max_steps-80", False, False)
@@ -270,3 +274,6 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
     ]
     assert said[0].token_ids == said[1].token_ids
     assert said[0].token_ids
+    bases = [files.read_json(out / stage / "final" / "omni.json")["bases"] for stage in ("sweep", "instruct")]
+    assert bases[0] == bases[1]  # instruct goes on from the winner
+    assert Engine.load(out, "cpu").answer("what colour?", images=[picture], max_new=4).token_ids
