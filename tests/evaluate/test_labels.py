@@ -54,7 +54,7 @@ def test_the_share_is_that_of_what_the_loader_sees(tokenizer: Tokenizer, media: 
     dataset, cut = of(samples, tokenizer), 0
     for index, sample in enumerate(samples):
         try:
-            said = tokenizer.decode([i for i in dataset.item(index, np.random.default_rng(0)).labels if i >= len(tokenizer.special.names)])
+            said = tokenizer.decode([i for i in dataset.item(index, np.random.default_rng(0)).labels if tokenizer.marks.is_word(i)])
             cut += said != sample.answer
         except DataError:
             cut += 1
