@@ -179,3 +179,14 @@ def test_an_adapter_on_a_given_decoder_is_sound_and_resumes(tmp_path: Path) -> N
     held = load_file(tmp_path / "halves" / checkpoint.name(6) / "weights.safetensors")
     assert len(held) == 2 * 7
     assert all(".lora_" in name for name in held)
+
+
+def test_what_is_stored_in_half_precision_is_reckoned_with_in_single() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 64).bfloat16(), torch.randn(5, 64)
+    with soundness.Single():
+        out = layer(x.to(layer.weight.dtype))
+        assert layer.weight.dtype == torch.float32  # so nobody rounds to it on the way
+    assert out.dtype == torch.float32
+    assert torch.equal(out, nn.functional.linear(x, layer.weight.float(), layer.bias.float()))
+    assert layer.weight.dtype == torch.bfloat16

@@ -112,6 +112,15 @@ def test_a_strong_penalty_forbids_repeating_prompt_and_answer():
     assert not set(row) & set(ids[0].tolist())
 
 
+@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)])
+def test_rows_without_an_id_are_never_said(sampling):
+    model, ids = tiny(tied=False), ids_of(2, 7).clamp(max=29)
+    assert max(max(row) for row in generate(model, ids, max_new=20, sampling=sampling)) >= 30
+    rows = generate(model, ids, max_new=20, sampling=sampling, size=30)
+    assert max(max(row) for row in rows) < 30
+    assert list(stream(model, ids[:1], max_new=20, size=30)) == generate(model, ids[:1], max_new=20, size=30)[0]
+
+
 def test_the_model_keeps_its_mode_and_its_gradients():
     model = tiny().train()
     generate(model, ids_of(1, 4), max_new=3)

@@ -63,7 +63,7 @@ def texts(folder: Path) -> Path:
 
 
 def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32") -> dict[str, Any]:
-    """Align, a sweep of two points, instruct: over a language model and eyes that are written into the folder too."""
+    """Align and instruct, over a language model and eyes that are written into the folder too."""
     folder.mkdir(parents=True, exist_ok=True)
     pretrain, instruct = llava(folder / "data")
     qwen.llm(folder / "qwen3", dtype=dtype, tied=dtype == "fp32", shard="5GB" if dtype == "fp32" else "6MB")
@@ -99,7 +99,6 @@ def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32") -> dict[str
             "max_seq_len": 192,
             "lr": 1e-3,
         },
-        "sweep": {"grid": {"vision_ln": ["off", "trained"]}},
         "instruct": {
             **common,
             "data": [{"path": str(instruct), "format": "llava", "root": str(folder / "data" / "train2017")}],

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from muomni.data.loader import Loader
 from muomni.errors import DataError
@@ -59,7 +61,8 @@ class Bench:
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        given: dict[str, Term] = self.objective(batch)
+        with Single():
+            given: dict[str, Term] = self.objective(batch)
         return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
 
     @torch.no_grad()
@@ -68,6 +71,21 @@ class Bench:
         self.objective.begin([batch], 1)
         terms: dict[str, Term] = self.objective(batch)
         return sum(float(term.total) * term.weight / max(1, term.count) for term in terms.values())
+
+
+class Single(TorchFunctionMode):
+    """Reckons in float32 with what is stored in half precision (a given language model), layer by layer, without a copy of the whole.
+
+    Half precision rounds by the shape of a batch: a row beside others then differs from itself alone, though nothing leaks.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Tensor, _single, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +141,20 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
 
 
 def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
-    """Every combination of a sweep's grid by a name that is also a folder's, e.g. lr-0.0001_vision_ln-off."""
+    """Every combination of a sweep's grid by a name that is also a folder's, e.g. lr-0.0001_vision_ln-off.
+
+    Raises  ConfigError where two would have one name.
+    """
     keys = list(settings.grid)
     combined = [dict(zip(keys, values)) for values in itertools.product(*(settings.grid[key] for key in keys))]
-    return {"_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items()): point for point in combined}
+    points: dict[str, dict[str, Any]] = {}
+    for point in combined:
+        told = "_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items())
+        name = re.sub(r"[^\w.+-]+", "-", told)  # hub ids have slashes, lists have commas
+        if name in points:
+            raise ConfigError(f"grid: {points[name]} and {point} would share the folder {name}", hint="give values that differ in letters")
+        points[name] = point
+    return points
 
 
 def _ordered(stages: dict[str, StageSettings], path: Path) -> dict[str, StageSettings]:

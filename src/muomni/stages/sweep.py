@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -58,12 +59,12 @@ def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
             {
                 "point": point.partition("/")[2],
                 "verdict": found["verdict"],
-                "loss": facts["held_out_loss"].value if "held_out_loss" in facts else None,
-                "swap_gap": swap.value if swap is not None else None,
+                "loss": _known(facts, "held_out_loss"),
+                "swap_gap": _known(facts, "image_swap_gap_nats"),
                 "swap_gap_low": low,
-                "zero_gap": facts["image_zero_gap_nats"].value if "image_zero_gap_nats" in facts else None,
-                "noise_gap": facts["image_noise_gap_nats"].value if "image_noise_gap_nats" in facts else None,
-                "win_rate": facts["image_swap_win_rate"].value if "image_swap_win_rate" in facts else None,
+                "zero_gap": _known(facts, "image_zero_gap_nats"),
+                "noise_gap": _known(facts, "image_noise_gap_nats"),
+                "win_rate": _known(facts, "image_swap_win_rate"),
                 "looks": low is not None and low > 0 and found["verdict"] != "red",
                 "wins": False,
             }
@@ -72,6 +73,11 @@ def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
     if rows and rows[0]["looks"]:
         rows[0]["wins"] = True
     return rows
+
+
+def _known(facts: dict[str, Fact], name: str) -> float | None:
+    """The value of a fact; None where it was not measured, or is no number: nothing sorts beside NaN."""
+    return facts[name].value if name in facts and math.isfinite(facts[name].value) else None
 
 
 def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
@@ -96,7 +102,9 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
         every = one.judge(stage, settings, modalities, facts, one.waived_here(stage, settings, waived))
         judged = every if found else [row for row in every if row.is_known(facts)]
         one.write_settings(own, settings, digests["settings"])
-        if winner is not None:
+        if winner is None:
+            shutil.rmtree(own / "final", ignore_errors=True)  # of another winner, before
+        else:
             with files.fresh_folder(own / "final") as part:
                 shutil.copytree(folder / winner / "final", part, dirs_exist_ok=True)
         result = certificate.write(own, own.name, facts, judged, modalities=modalities, seed=settings.seed, **digests)
