@@ -30,7 +30,7 @@ from muomni.train.objectives.language import NextToken, targets
 from muomni.train.step import update
 
 ROWS = (1, 2)  # of the largest batch, through which a line is drawn to all
-PHASES = ("forward", "loss", "backward")
+PHASES = ("forward", "loss", "backward", "connector", "step")  # backward through the language model, then through the connector
 TWO_CHUNKS = 1025  # labels from which on the loss's memory grows no more
 NARROW = 8  # width at which the loss is tried alone: what its logits take does not depend on it
 
@@ -40,15 +40,21 @@ Account = dict[str, Any]
 class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
     """Live tensors, with the most of each phase of an update; a context around it that hooks the objective."""
 
-    def __init__(self, objective: NextToken, known: Sequence[torch.Tensor]) -> None:
+    def __init__(self, objective: NextToken, optimizer: torch.optim.Optimizer, known: Sequence[torch.Tensor]) -> None:
         super().__init__(known)
         self.most = dict.fromkeys(PHASES, 0)
-        self.phase = "backward"
+        self.phase = "step"
+        assert objective.omni is not None
         self.hooks = [
             objective.register_forward_pre_hook(lambda *_: self.begin("forward")),
             objective.trunk.model.norm.register_forward_hook(lambda *_: self.begin("loss")),
             objective.register_forward_hook(lambda *_: self.begin("backward")),
+            objective.omni.projectors.vision.register_forward_hook(lambda _, __, out: self._at_gradient(out)),
+            optimizer.register_step_pre_hook(lambda *_: self.begin("step")),
         ]
+
+    def _at_gradient(self, out: torch.Tensor) -> None:
+        out.register_hook(lambda _: self.begin("connector"))
 
     def begin(self, phase: str) -> None:
         """Close one phase and open another."""
@@ -57,7 +63,7 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """The update is done."""
-        self.begin("backward")
+        self.begin("step")
         for hook in self.hooks:
             hook.remove()
 
@@ -125,7 +131,8 @@ def _account(built: Built, folder: Path) -> Account:
     less, more = (_update(built, objective, optimizer, some_of(largest, count)) for count in counts)
     times = settings.gradient_accumulation_steps
     per_row = {key: (more[key] - less[key]) / max(1, counts[1] - counts[0]) for key in more}
-    lengths = [sum(len(item.ids) for item in items) / len(items) for items in (typical, largest)]
+    some = some_of(typical, ROWS[1])
+    flops = _update(built, objective, optimizer, some)["flops"] / len(some)
     gradients = cost.gradients(objective)
     return {
         "stage": built.stage.name,
@@ -136,7 +143,7 @@ def _account(built: Built, folder: Path) -> Account:
         "data": accounts.data(built, batch),
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": times,
-        "flops_per_update": per_row["flops"] * settings.batch_size * times * lengths[0] / lengths[1],
+        "flops_per_update": flops * settings.batch_size * times,
         "memory": {
             "weights": cost.weights(objective),
             "gradients": gradients,
@@ -163,7 +170,7 @@ def _update(built: Built, objective: NextToken, optimizer: torch.optim.Optimizer
     batches = [collate(rows).to(run.device) for rows in [*before, items]]
     known = [*objective.parameters(), *objective.buffers(), *cost.tensors(optimizer.state_dict()), *cost.tensors(batches)]
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    phases, flops = Phases(objective, known), monitor.counted_flops()
+    phases, flops = Phases(objective, optimizer, known), monitor.counted_flops()
     with phases, flops:
         update(objective, objective, optimizer, scaler, batches, built.settings, run)
     phases.close()
