@@ -24,7 +24,7 @@ from muomni.planning.trial import Built, items_of, make_state, some_of, typical_
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
-from muomni.train import cost, monitor, optim
+from muomni.train import cost, optim
 from muomni.train.losses import linear_cross_entropy
 from muomni.train.objectives.language import NextToken, targets
 from muomni.train.step import update
@@ -54,7 +54,7 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
         ]
 
     def _at_gradient(self, out: torch.Tensor) -> None:
-        out.register_hook(lambda _: self.begin("connector"))
+        out.register_hook(lambda _: self.begin("connector"))  # type: ignore[no-untyped-call]
 
     def begin(self, phase: str) -> None:
         """Close one phase and open another."""
@@ -132,7 +132,7 @@ def _account(built: Built, folder: Path) -> Account:
     times = settings.gradient_accumulation_steps
     per_row = {key: (more[key] - less[key]) / max(1, counts[1] - counts[0]) for key in more}
     some = some_of(typical, ROWS[1])
-    flops = _update(built, objective, optimizer, some)["flops"] / len(some)
+    flops = cost.flops_of_update(objective, optimizer, [loader.collate(some).to(built.run.device)], settings, built.run, _scaler(built))
     gradients = cost.gradients(objective)
     return {
         "stage": built.stage.name,
@@ -143,7 +143,7 @@ def _account(built: Built, folder: Path) -> Account:
         "data": accounts.data(built, batch),
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": times,
-        "flops_per_update": flops * settings.batch_size * times,
+        "flops_per_update": flops / len(some) * settings.batch_size * times,
         "memory": {
             "weights": cost.weights(objective),
             "gradients": gradients,
@@ -161,7 +161,7 @@ def _account(built: Built, folder: Path) -> Account:
 
 
 def _update(built: Built, objective: NextToken, optimizer: torch.optim.Optimizer, items: list[Any]) -> dict[str, float]:
-    """Bytes of each phase of an update by these rows, and its arithmetic; the loss without what its logits take.
+    """Bytes of each phase of an update by these rows; the loss without what its logits take.
 
     Where an update has several micro-batches one row goes before, so that gradients are there already, as in all but the first.
     """
@@ -169,14 +169,17 @@ def _update(built: Built, objective: NextToken, optimizer: torch.optim.Optimizer
     before = [items[-1:]] * (built.settings.gradient_accumulation_steps > 1)
     batches = [collate(rows).to(run.device) for rows in [*before, items]]
     known = [*objective.parameters(), *objective.buffers(), *cost.tensors(optimizer.state_dict()), *cost.tensors(batches)]
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    phases, flops = Phases(objective, optimizer, known), monitor.counted_flops()
-    with phases, flops:
-        update(objective, objective, optimizer, scaler, batches, built.settings, run)
+    phases = Phases(objective, optimizer, known)
+    with phases:
+        update(objective, objective, optimizer, _scaler(built), batches, built.settings, run)
     phases.close()
     words = objective.trunk.config.vocab_size
     logits = logits_bytes(words, _labels(batches[-1]), run.dtype) if words == CUT_VOCABULARY else 0
-    return {**phases.most, "loss": phases.most["loss"] - logits, "flops": float(flops.get_total_flops())}
+    return {**phases.most, "loss": phases.most["loss"] - logits}
+
+
+def _scaler(built: Built) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(built.run.device.type, enabled=built.run.dtype == torch.float16)
 
 
 def _labels(batch: Any) -> int:
@@ -220,7 +223,7 @@ def _sum_up(found: Account) -> None:
     memory["device"] = int(sum(memory[name] for name in held) + of_all[at])
     rows = found["batch_size"] * found["gradient_accumulation_steps"]
     memory["per_row"] = int(phases[at]["per_row"] + memory["inputs"] / rows)
-    memory["peak_in"] = at
+    memory["phases"] = {name: [int(phase["fixed"]), int(phase["per_row"] + memory["inputs"] / rows)] for name, phase in phases.items()}
 
 
 def _notes(made: Ready, missing: Mapping[str, Absent]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from muomni.train.step import update
 DRY_RUN_S, ASSUMED_S = 4.0, 0.3
 SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
 DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
+
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass
@@ -58,18 +61,17 @@ class Trial:
         make_state(self.optimizer)
         self.rows = len(self.items)
         most, less = self._largest()
-        self.per_row = max(0.0, (most[1].peak_bytes - less[1].peak_bytes) / max(1, most[0] - less[0]))
+        self.per_row = max(0.0, (most[1] - less[1]) / max(1, most[0] - less[0]))
         self.rows_run = most[0]
-        self.fixed = most[1].peak_bytes - self.per_row * self.rows_run
+        self.fixed = most[1] - self.per_row * self.rows_run
         some = some_of(typical_items, min(self.rows_run, len(typical_items)))
-        flops = most[1].flops if typical == largest else self.of(some).flops
-        self.flops = flops * len(typical_items) / len(some) * settings.gradient_accumulation_steps
+        self.flops = self._counted(cost.flops_of_update, some) * len(typical_items) / len(some) * settings.gradient_accumulation_steps
         self.valid_bytes = self._validation() if plan.valid is not None else 0
         if not built.is_assumed:
             self._shake()
 
-    def _largest(self) -> tuple[tuple[int, cost.Cost], tuple[int, cost.Cost]]:
-        """Rows and cost of the largest batch, or as many of its rows as time allows, and of fewer."""
+    def _largest(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and bytes of the largest batch, or as many of its rows as time allows, and of fewer."""
         allowed_s = ASSUMED_S if self.built.is_assumed else DRY_RUN_S
         ran = []
         count = 1
@@ -89,12 +91,15 @@ class Trial:
         """A batch on the device."""
         return self.built.plan.train.collate(list(items)).to(self.built.run.device)
 
-    def of(self, items: Sequence[Any]) -> cost.Cost:
-        """The cost of one update by one micro-batch."""
-        built = self.built
-        found = cost.of_update(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
-        self.highest = max(self.highest, found.peak_bytes)
+    def of(self, items: Sequence[Any]) -> int:
+        """The most bytes of one update by one micro-batch."""
+        found = self._counted(cost.of_update, items)
+        self.highest = max(self.highest, found)
         return found
+
+    def _counted(self, count: Callable[..., Number], items: Sequence[Any]) -> Number:
+        built = self.built
+        return count(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
 
     def peak(self, batch_size: int) -> float:
         """The most bytes beside weights and optimizer state in an update of so many rows."""
