@@ -135,10 +135,10 @@ def propose(found: Mapping[str, Any], limit: int, *, of: str = "device") -> dict
     effective = batch * times
 
     def peak(size: int) -> int:
-        return max(fixed + per_row * size for fixed, per_row in memory.get("phases", {"": [0, memory["per_row"]]}).values())
+        return max(int(fixed + per_row * size) for fixed, per_row in memory.get("phases", {"": [0, memory["per_row"]]}).values())
 
     def need(size: int) -> int:
-        return int(memory[of] + peak(size) - peak(batch))
+        return int(memory[of]) + peak(size) - peak(batch)
 
     fitting = [size for size in range(effective, 0, -1) if effective % size == 0 and need(size) <= limit]
     chosen = fitting[0] if fitting else 1
