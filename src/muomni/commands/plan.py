@@ -76,7 +76,7 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
             ", ".join(f"{name} {told_bytes(memory[name])}" for name in holds) + f", CUDA {told_bytes(memory['context'])}",
         ],
     ]
-    if stage["device"] == "cpu":
+    if "process" in memory:
         apart = f"{told_bytes(memory['base'])} of it the process itself, {told_bytes(memory['allocator'])} its allocator"
         rows.append(["memory, process", told_bytes(memory["process"]), apart])
     run = "the largest batch was run" if memory["rows_run"] >= stage["batch_size"] else f"from {memory['rows_run']} rows, in a line"
@@ -88,11 +88,13 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
             timed += f"; {speed['rows_timed']} rows timed, drawn out to {stage['batch_size'] * stage['gradient_accumulation_steps']}"
         rows.append(["an update", told_seconds(speed["update_s"]), timed])
         rows.append(["speed", f"{told_count(speed['units_per_s'])}", f"{stage['data']['unit']} a second, MFU {speed['mfu']:.0%}"])
-        rows.append(["the stage", told_seconds(stage["total_s"]), "updates alone; validation and measuring come on top"])
+        points = "" if stage["points"] == 1 else f"{stage['points']} points, "
+        rows.append(["the stage", told_seconds(stage["total_s"]), f"{points}updates alone; validation and measuring come on top"])
         if stage["epoch"]:
             epoch = stage["epoch"]
             rows.append([f"{told_seconds(epoch['target_s'])} epoch", f"{epoch['samples']} samples", f"{epoch['updates']} updates"])
-    kept = f"{disk['checkpoints_kept']} checkpoints of {told_bytes(disk['checkpoint'])}, final {told_bytes(disk['final'])}"
+    points = "" if stage["points"] == 1 else f"{stage['points']} points of "
+    kept = f"{points}{disk['checkpoints_kept']} checkpoints of {told_bytes(disk['checkpoint'])}, final {told_bytes(disk['final'])}"
     return [*rows, ["disk", told_bytes(disk["total"]), kept]]
 
 

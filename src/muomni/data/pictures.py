@@ -30,7 +30,9 @@ class PictureAugment(Strict):
     degrees: float = Field(0.0, ge=0, le=45, description="largest turn")
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative zoom of each axis")
     shear: float = Field(0.0, ge=0, lt=1)
-    spared: list[str] = Field([], description="tasks whose pictures are shifted and no more: colour, place and size are what they are about")
+    spared: list[str] = Field(
+        [], description="tasks whose pictures are shifted and no more: colour, place and size are what they are about"
+    )
 
     def change(self, pixels: Pixels, rng: np.random.Generator, task: str) -> Pixels:
         """A changed picture of the same size."""

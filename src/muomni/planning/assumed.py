@@ -19,6 +19,10 @@ SHORTEST = 0.3
 WORDS_PER_S, CHARACTERS_PER_S = 2.5, 13.0  # of read speech
 TOKENS_PER_WORD = 1.3
 WORDS_OF_CAPTION, WORDS_OF_ANSWER = 12, 24
+# A letter alone is one token, or two, in any vocabulary; words that are made up may be many in one that others have learned.
+LETTERS, TOKENS_PER_LETTER = list("abcdefghijklmnopqrstuvwxyz"), 1.1
+TURNS = 3
+SEEN = 384  # pixels of a side, of pictures that eyes bring to their own size
 RATE_HZ = 16_000
 BATCHES = 8  # samples, in batches
 
@@ -150,6 +154,35 @@ def _omni(settings: Any, context: int, words: list[str], folder: Path) -> list[R
     return rows
 
 
+def _align(settings: Any, context: int, words: list[str], folder: Path) -> list[Row]:
+    """Captions; every KINDS-th is as long as a row may be."""
+    pictures, text = _pictures(folder, SEEN), _Text(LETTERS)
+    rows = []
+    for number in range(BATCHES * settings.batch_size):
+        count = _room(settings, context) if number % KINDS == KINDS - 1 else WORDS_OF_CAPTION
+        rows.append(_turns([_part("image", pictures[number % KINDS]), _part("text", "what is this?")], text.take(count)))
+    return rows
+
+
+def _instruct(settings: Any, context: int, words: list[str], folder: Path) -> list[Row]:
+    """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
+    pictures, text = _pictures(folder, SEEN), _Text(LETTERS)
+    rows = []
+    for number in range(BATCHES * settings.batch_size):
+        turns = [_turns(text.take(6), text.take(WORDS_OF_ANSWER)) for _ in range(TURNS - 1)]
+        first = turns[0]["messages"][0]
+        first["content"] = [_part("image", pictures[number % KINDS]), _part("text", first["content"])]
+        used = (TURNS - 1) * (6 + WORDS_OF_ANSWER)
+        last = _room(settings, context) - used if number % KINDS == KINDS - 1 else WORDS_OF_ANSWER
+        rows.append({"messages": [m for turn in [*turns, _turns(text.take(6), text.take(last))] for m in turn["messages"]]})
+    return rows
+
+
+def _room(settings: Any, context: int) -> int:
+    """Letters that fill the rest of a row beside its picture; what is too much is cut off."""
+    return max(WORDS_OF_CAPTION, int((context - getattr(settings, "num_image_tokens", 64)) / TOKENS_PER_LETTER))
+
+
 ROWS: dict[str, Callable[[Any, int, list[str], Path], list[Row]]] = {
     "thinker": _thinker,
     "hearing": _hearing,
@@ -157,4 +190,6 @@ ROWS: dict[str, Callable[[Any, int, list[str], Path], list[Row]]] = {
     "codec": _speech,
     "talker": _speech,
     "omni": _omni,
+    "align": _align,
+    "instruct": _instruct,
 }

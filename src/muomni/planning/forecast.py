@@ -16,7 +16,7 @@ from typing import Any
 from muomni import files, units
 from muomni.data import readers
 from muomni.errors import ConfigError, DataError, MuomniError
-from muomni.planning.survey import Task
+from muomni.planning.building import Task, surveyed_as
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 
@@ -46,12 +46,11 @@ def plan(
     if probe < 0 or (samples is not None and samples < 1):
         raise ConfigError(f"--probe and --samples: expected numbers of updates and samples, got {probe} and {samples}")
     read = recipes.read(recipe, overrides, out=out)
-    unknown = [name for name in stages or [] if name not in read.stages]
-    if unknown:
-        raise ConfigError(f"{recipe}: no stage {', '.join(unknown)}", hint=f"it has {', '.join(read.stages)}")
-    chosen = [name for name in read.stages if not stages or name in stages]
+    chosen = recipes.chosen(read.stages, stages or [])
+    chosen = [name for name in chosen if name.partition("/")[0] == name or name.partition("/")[0] not in chosen]
     folder = (out or Path("runs") / read.name).resolve()
-    stood_in = _stood_in(chosen, folder)
+    stood_in = {surveyed_as(read, name) for name in _stood_in(read, chosen, folder)}
+    asked = {surveyed_as(read, name) for name in chosen}
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
         tasks = [
             Task(
@@ -64,13 +63,14 @@ def plan(
                 probe_s,
                 limit,
                 is_needed=name in stood_in,
-                is_stand_in=name not in chosen,
+                is_stand_in=name not in asked,
             )
             for name in read.stages
-            if name in chosen or name in stood_in
+            if name in asked or name in stood_in
         ]
-        surveyed = _survey(tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
-    found = [surveyed[name] for name in chosen]
+        _link(read, folder, Path(temporary))
+        surveyed = _survey(read, tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
+    found = [_of_all(read, name, surveyed[surveyed_as(read, name)]) for name in chosen]
     for stage in found:
         _add_times(stage, target_s, samples)
     return {"recipe": read.name, "stages": found, **_together(read, found)}
@@ -83,14 +83,35 @@ def _has_data(read: Recipe, stage: str) -> bool:
         return False
 
 
-def _survey(tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _link(read: Recipe, folder: Path, temporary: Path) -> None:
+    """Have finished stages stand in the temporary folder too, where stand-ins look for what they build upon."""
+    for name in read.stages:
+        place = temporary / surveyed_as(read, name) / "final"
+        if (folder / name / "final").is_dir() and not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(folder / name / "final")
+
+
+def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The account of a stage: of a sweep, its first point's, as often on the disk as it has points, and the winner's copy."""
+    points = [other for other in read.stages if other.startswith(f"{name}/")]
+    if not points:
+        return {**found, "points": 1}
+    disk = found["disk"]
+    note = f"{points[0].partition('/')[2]} was tried: its {len(points)} points are taken to cost the same"
+    whole = {**disk, "total": len(points) * disk["total"] + disk["final"]}
+    return {**found, "stage": name, "points": len(points), "disk": whole, "notes": [note, *found["notes"]]}
+
+
+def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """What was found of each stage, each after those that it needs. Without data nothing is timed closely, so two may run at a time."""
     waiting, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
     running: dict[Future[dict[str, Any]], str] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         while waiting or running:
             for name, task in list(waiting.items()):
-                needed = [other for other in recipes.stage(name).needs if other in waiting or other in running.values()]
+                needs = [surveyed_as(read, other) for other in recipes.needs(read.stages, name)]
+                needed = [other for other in needs if other in waiting or other in running.values()]
                 if len(running) < side_by_side and not needed:
                     say(f"[{name}] {'built untrained, for those that need it' if task.is_stand_in else 'planned'}")
                     running[pool.submit(_in_own_process, waiting.pop(name))] = name
@@ -99,12 +120,12 @@ def _survey(tasks: list[Task], side_by_side: int, say: Callable[[str], None]) ->
     return found
 
 
-def _stood_in(chosen: list[str], folder: Path) -> set[str]:
+def _stood_in(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
     """The stages that chosen ones build upon, and that are not finished in the run's folder."""
     needed: set[str] = set()
-    open_ones = list(chosen)
+    open_ones = [surveyed_as(read, name) for name in chosen]
     while open_ones:
-        for name in recipes.stage(open_ones.pop()).needs:
+        for name in recipes.needs(read.stages, surveyed_as(read, open_ones.pop())):
             if name not in needed and not (folder / name / "final").is_dir():
                 needed.add(name)
                 open_ones.append(name)
@@ -116,12 +137,11 @@ def _in_own_process(task: Task) -> dict[str, Any]:
 
     Raises  what it raised; MuomniError where it was killed, most likely by the system for want of memory.
     """
-    out = Path(task.temporary) / f"{task.stage}.json"
+    out = Path(task.temporary) / f"{task.stage.replace('/', '_')}.json"
     command = [sys.executable, "-m", "muomni.planning.survey", str(out)]
-    # Threads that spin while they wait would take the cores from a run that is in progress.
-    done = subprocess.run(
-        command, input=json.dumps(asdict(task)), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True
-    )
+    # Threads that spin while they wait would take the cores from a run that is in progress; and a plan downloads no weights.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, input=json.dumps(asdict(task)), env=environment, capture_output=True, text=True)
     answer = files.read_json(out) if out.exists() else {}
     if "error" in answer:
         error = MuomniError(answer["error"], hint=answer["hint"])
@@ -153,7 +173,7 @@ def _add_times(stage: dict[str, Any], target_s: float | None, samples: int | Non
     stage["total_s"] = stage["epoch_s"] = stage["epoch"] = None
     if speed is None:
         return
-    stage["total_s"] = data["updates"] * speed["update_s"]
+    stage["total_s"] = data["updates"] * speed["update_s"] * stage["points"]
     if data["updates_per_epoch"]:
         stage["epoch_s"] = data["updates_per_epoch"] * speed["update_s"]
     if target_s is not None:
@@ -173,7 +193,8 @@ def _together(read: Recipe, found: list[dict[str, Any]]) -> dict[str, Any]:
     wide = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in left}
     while left or running:
         for name in list(left):
-            ready = all(other in ends or other not in {s["stage"] for s in found} for other in recipes.stage(name).needs)
+            needed = recipes.needs(read.stages, surveyed_as(read, name))
+            ready = all(other in ends or other not in {stage["stage"] for stage in found} for other in needed)
             if ready and (not running or sum(wide[other] for other in running) + wide[name] <= jobs):
                 running[name] = now + left.pop(name)
         first = min(running, key=lambda name: running[name])

@@ -128,13 +128,17 @@ def _held(value: Any) -> int:
 def propose(found: Mapping[str, Any], limit: int, *, of: str = "device") -> dict[str, Any]:
     """The largest micro-batch that a memory holds, and as many of them as keep the effective batch.
 
-    Takes   of: what must fit, the device's part or the whole `process`; it grows in a line with the rows of a micro-batch.
+    Takes   of: what must fit, the device's part or the whole `process`; it grows in a line with the rows of a micro-batch, or where
+            phases of an update are told apart, each in its own.
     """
     memory, batch, times = found["memory"], found["batch_size"], found["gradient_accumulation_steps"]
     effective = batch * times
 
+    def peak(size: int) -> int:
+        return max(int(fixed + per_row * size) for fixed, per_row in memory.get("phases", {"": [0, memory["per_row"]]}).values())
+
     def need(size: int) -> int:
-        return int(memory[of] + memory["per_row"] * (size - batch))
+        return int(memory[of]) + peak(size) - peak(batch)
 
     fitting = [size for size in range(effective, 0, -1) if effective % size == 0 and need(size) <= limit]
     chosen = fitting[0] if fitting else 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from muomni.train.step import update
 DRY_RUN_S, ASSUMED_S = 4.0, 0.3
 SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
 DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
+
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass
@@ -52,57 +55,51 @@ class Trial:
         optim.set_lr(self.optimizer, 1e-3)
         self.highest = 0  # bytes of any update so far
         typical, largest = typical_and_largest(plan.train)
-        self.items = _items(plan.train, largest)
-        typical_items = self.items if typical == largest else _items(plan.train, typical)
+        self.items = items_of(plan.train, largest)
+        typical_items = self.items if typical == largest else items_of(plan.train, typical)
         self.typical = self.batch(typical_items)
-        self._make_state()
+        make_state(self.optimizer)
         self.rows = len(self.items)
         most, less = self._largest()
-        self.per_row = max(0.0, (most[1].peak_bytes - less[1].peak_bytes) / max(1, most[0] - less[0]))
+        self.per_row = max(0.0, (most[1] - less[1]) / max(1, most[0] - less[0]))
         self.rows_run = most[0]
-        self.fixed = most[1].peak_bytes - self.per_row * self.rows_run
-        some = _some(typical_items, min(self.rows_run, len(typical_items)))
-        flops = most[1].flops if typical == largest else self.of(some).flops
-        self.flops = flops * len(typical_items) / len(some) * settings.gradient_accumulation_steps
+        self.fixed = most[1] - self.per_row * self.rows_run
+        some = some_of(typical_items, min(self.rows_run, len(typical_items)))
+        self.flops = self._counted(cost.flops_of_update, some) * len(typical_items) / len(some) * settings.gradient_accumulation_steps
         self.valid_bytes = self._validation() if plan.valid is not None else 0
         if not built.is_assumed:
             self._shake()
 
-    def _make_state(self) -> None:
-        """Have the optimizer make what it keeps, by a step along nothing."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _largest(self) -> tuple[tuple[int, cost.Cost], tuple[int, cost.Cost]]:
-        """Rows and cost of the largest batch, or as many of its rows as time allows, and of fewer."""
+    def _largest(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and bytes of the largest batch, or as many of its rows as time allows, and of fewer."""
         allowed_s = ASSUMED_S if self.built.is_assumed else DRY_RUN_S
         ran = []
         count = 1
         while True:
             begin = _own_s()
-            ran.append((count, self.of(_some(self.items, count))))
+            ran.append((count, self.of(some_of(self.items, count))))
             more = min(self.rows, max(4, int(count * allowed_s / max(1e-3, _own_s() - begin))))
             if count == self.rows or (count > 1 and more < 1.5 * count):
                 break
             count = min(more, 8 * count)  # one moment is not to decide
         if ran[-1][0] < self.rows and ran[-2][0] == 1:
             # From one row to two more than a row is added: losses taken in chunks hold two of them from the second chunk on.
-            ran.insert(-1, (2, self.of(_some(self.items, 2))))
+            ran.insert(-1, (2, self.of(some_of(self.items, 2))))
         return ran[-1], ran[-2] if len(ran) > 1 else ran[-1]
 
     def batch(self, items: Sequence[Any]) -> Any:
         """A batch on the device."""
         return self.built.plan.train.collate(list(items)).to(self.built.run.device)
 
-    def of(self, items: Sequence[Any]) -> cost.Cost:
-        """The cost of one update by one micro-batch."""
-        built = self.built
-        found = cost.of_update(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
-        self.highest = max(self.highest, found.peak_bytes)
+    def of(self, items: Sequence[Any]) -> int:
+        """The most bytes of one update by one micro-batch."""
+        found = self._counted(cost.of_update, items)
+        self.highest = max(self.highest, found)
         return found
+
+    def _counted(self, count: Callable[..., Number], items: Sequence[Any]) -> Number:
+        built = self.built
+        return count(built.plan.objective, self.optimizer, [self.batch(items)], built.settings, built.run, self.scaler)
 
     def peak(self, batch_size: int) -> float:
         """The most bytes beside weights and optimizer state in an update of so many rows."""
@@ -112,7 +109,7 @@ class Trial:
         """Updates of other shapes, uncounted: kernels and the allocator keep something for each that they meet."""
         built, begin = self.built, _own_s()
         for number in range(SHAKES):
-            batch = self.batch(_some(_items(built.plan.train, number), min(self.rows_run, built.settings.batch_size)))
+            batch = self.batch(some_of(items_of(built.plan.train, number), min(self.rows_run, built.settings.batch_size)))
             update(built.plan.objective, built.plan.objective, self.optimizer, self.scaler, [batch], built.settings, built.run)
             built.plan.objective.after_step(number + 2)
             if _own_s() - begin > DRY_RUN_S:
@@ -122,14 +119,23 @@ class Trial:
         """The most bytes while the largest held-out batch is judged, in a line through two sizes."""
         valid = self.built.plan.valid
         assert valid is not None
-        items = _items(valid, typical_and_largest(valid)[1])
+        items = items_of(valid, typical_and_largest(valid)[1])
         counts = sorted({min(self.rows_run, len(items)), max(1, min(self.rows_run, len(items)) // 2)})
         peaks = []
         for count in counts:
-            batch = valid.collate(_some(items, count)).to(self.built.run.device)
+            batch = valid.collate(some_of(items, count)).to(self.built.run.device)
             peaks.append(cost.of_validation(self.built.plan.objective, batch, self.built.run))
         slope = (peaks[-1] - peaks[0]) / max(1, counts[-1] - counts[0])
         return int(peaks[-1] + slope * (len(items) - counts[-1]))
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer make what it keeps, by a step along nothing."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _own_s() -> float:
@@ -149,7 +155,7 @@ def typical_and_largest(loader: Loader[Any, Any], most: int = 4000) -> tuple[int
     return int(by_size[len(by_size) // 2]), int(by_size[-1])
 
 
-def _items(loader: Loader[Any, Any], number: int) -> list[Any]:
+def items_of(loader: Loader[Any, Any], number: int) -> list[Any]:
     """The readable items of a batch, the longest last.
 
     Raises  the last DataError where none is readable.
@@ -167,7 +173,7 @@ def _items(loader: Loader[Any, Any], number: int) -> list[Any]:
     return items
 
 
-def _some(items: list[Any], count: int) -> list[Any]:
+def some_of(items: list[Any], count: int) -> list[Any]:
     """So many of the items, or all, evenly, the last among them."""
     count = min(count, len(items))
     return [items[int(place)] for place in np.linspace(len(items) - 1, 0, count).round()][::-1]
@@ -208,7 +214,7 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
     while len(busy) < wanted and (len(busy) < discarded + 1 or time.perf_counter() - begin < longest_s):
         start = time.perf_counter()
         if stream is None:
-            batches = [plan.train.collate(_some(trial.items, trial.rows_run))]
+            batches = [plan.train.collate(some_of(trial.items, trial.rows_run))]
         else:
             batches = [batch for batch in (next(stream).batch for _ in range(accumulation)) if batch is not None]
         moved = [batch.to(run.device) for batch in batches]

@@ -19,6 +19,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.readers import load
 from muomni.data.sample import Sample
 from muomni.data.source import Source
+from muomni.errors import ConfigError
 from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner, by_length
@@ -101,6 +102,8 @@ def plan(settings: SeeingSettings, inputs: Inputs, seer: Seer, adapter: Callable
     decoder = omni.decoder
     decoder.checkpointing = settings.gradient_checkpointing
     corpus = inputs.corpus(settings)
+    if unknown := sorted(set(settings.exact) - {sample.task for sample in corpus.train}):
+        raise ConfigError(f"{inputs.folder.name}.exact: no training sample has task {', '.join(unknown)}", hint="name tasks of its data")
     longest = min(settings.max_seq_len, decoder.config.ctx_len)
     drawn = _drawn(corpus.valid, tokenizer, settings, inputs)
     training = Conversations(corpus.train, tokenizer, spec, longest, apart=settings.apart, changes=settings.augment)

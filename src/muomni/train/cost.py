@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -55,28 +54,29 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self.alive.pop(key, 0)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one update: the most bytes beside weights and optimizer state that lived at a time, and floating point operations."""
-
-    peak_bytes: int
-    flops: float
-
-
 def of_update(
     objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Any], settings: TrainSettings, run: Runtime, scaler: Any
-) -> Cost:
-    """The cost of one real update, which changes the weights; the optimizer must have made its state before."""
+) -> int:
+    """The most bytes beside weights and optimizer state that lived at a time in one real update, which changes the weights.
+
+    The optimizer must have made its state before.
+    """
     known = [*objective.parameters(), *objective.buffers(), *tensors(optimizer.state_dict()), *tensors(batches)]
-    live, flops = LiveTensors(known), monitor.counted_flops()
-    before = _reset(run)
-    with ExitStack() as stack:
-        if before is None:
-            stack.enter_context(live)
-        stack.enter_context(flops)
+    live, before = LiveTensors(known), _reset(run)
+    with live if before is None else nullcontext():
         update(objective, objective, optimizer, scaler, batches, settings, run)
     objective.after_step(1)
-    return Cost(live.peak if before is None else _peak(run) - before, float(flops.get_total_flops()))
+    return live.peak if before is None else _peak(run) - before
+
+
+def flops_of_update(
+    objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Any], settings: TrainSettings, run: Runtime, scaler: Any
+) -> float:
+    """Floating point operations of one real update; an update of its own: who counts them keeps all that checkpointed blocks make again."""
+    with monitor.counted_flops() as flops:
+        update(objective, objective, optimizer, scaler, batches, settings, run)
+    objective.after_step(1)
+    return float(flops.get_total_flops())
 
 
 @torch.no_grad()

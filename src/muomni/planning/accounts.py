@@ -1,0 +1,66 @@
+"""What a built stage amounts to, by count: what trains, its samples, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from muomni.planning import holding
+from muomni.planning.trial import Built, extent
+from muomni.train import cost, given, optim
+
+
+def parameters(rows: list[optim.Row]) -> dict[str, Any]:
+    """The account of what trains: in all, and by part; parts are named as far down as it takes to tell them apart."""
+    names = [row.name.split(".") for row in rows]
+    depth = next((n for n in range(1, 4) if len({tuple(name[:n]) for name in names}) > 1), 1)
+    parts: dict[str, dict[str, Any]] = {}
+    for row, name in zip(rows, names, strict=True):
+        part = parts.setdefault(".".join(name[:depth]), {"count": 0, "trained": 0, "rates": set(), "decays": set()})
+        part["count"] += row.count
+        if row.trains:
+            part["trained"] += row.count
+            part["rates"].add(row.lr)
+            part["decays"].add(row.wd)
+    trained = sum(row.count for row in rows if row.trains)
+    count = sum(row.count for row in rows)
+    told = [{"part": name, **{k: sorted(v) if isinstance(v, set) else v for k, v in part.items()}} for name, part in parts.items()]
+    return {"all": count, "trained": trained, "frozen": count - trained, "parts": told}
+
+
+def data(built: Built, typical: Any) -> dict[str, Any]:
+    """Samples, what an average one holds, and how often the run goes through them."""
+    order, settings = built.plan.train.order, built.settings
+    per_update = settings.batch_size * settings.gradient_accumulation_steps
+    samples = round(order.samples_per_epoch * built.scale)
+    unit, amount = extent(typical)
+    steps = settings.max_steps
+    if settings.max_epochs is not None:
+        steps = min(steps, math.ceil(settings.max_epochs * samples / per_update))
+    return {
+        "samples": samples,
+        "held_out": len(built.whole.valid),
+        "unit": unit,
+        "units_per_sample": amount / len(typical.sample_ids),
+        "batches_per_epoch": math.ceil(samples / settings.batch_size),
+        "updates_per_epoch": math.ceil(samples / per_update),
+        "updates": steps,
+        "epochs": steps * per_update / samples,
+    }
+
+
+def disk(built: Built, own: Path) -> dict[str, Any]:
+    """Bytes that the stage leaves: checkpoints, what is handed on, and tokens."""
+    settings, objective = built.settings, built.plan.objective
+    state = cost.size(given.beside(objective).values())
+    ema = cost.gradients(objective) if settings.ema_decay else 0
+    checkpoint = state + holding.optimizer_bytes(built) + ema
+    kept = min(settings.keep_checkpoints, math.ceil(settings.max_steps / settings.checkpoint_freq))
+    tokens = sum(file.stat().st_size for file in (own / "tokens").rglob("*") if file.is_file()) * built.scale
+    if not (own / "final").is_dir():
+        built.plan.save(own / "final")
+    final = sum(file.stat().st_size for file in (own / "final").rglob("*") if file.is_file())
+    best = state if settings.final == "best" else 0
+    total = kept * checkpoint + final + best + tokens
+    return {"checkpoint": checkpoint, "checkpoints_kept": kept, "final": final, "best": best, "tokens": int(tokens), "total": int(total)}

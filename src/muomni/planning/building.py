@@ -1,0 +1,154 @@
+"""A stage as a plan builds it: on its own data or on assumed ones, on finished stages or on untrained stand-ins."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muomni import runtime
+from muomni.data import readers
+from muomni.data.readers import Corpus
+from muomni.errors import DataError
+from muomni.models.decoder import DecoderConfig
+from muomni.planning import assumed
+from muomni.planning.trial import Built
+from muomni.runtime import Runtime
+from muomni.stages import recipe as recipes
+from muomni.stages.one import default_threads
+from muomni.stages.recipe import Recipe
+from muomni.stages.stage import Inputs, StageSettings
+from muomni.train import optim
+
+# Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
+ENOUGH = {"thinker": 20_000, "talker": 256}
+HELD_OUT = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a survey.
+
+    folder        the run's folder, in which finished stages may lie; read only
+    temporary     where stand-ins and caches go
+    is_stand_in   only leave an untrained stand-in for the stages that build upon this one
+    """
+
+    recipe: str
+    overrides: list[str]
+    stage: str
+    folder: str
+    temporary: str
+    probe: int = 20
+    probe_s: float = 10.0
+    memory: int | None = None
+    is_needed: bool = False
+    is_stand_in: bool = False
+
+
+@dataclass(frozen=True)
+class Sampled(Inputs):
+    """Inputs that give a part of the corpus: as many samples as a survey needs, evenly chosen."""
+
+    part: Corpus
+
+    def corpus(self, settings: StageSettings) -> Corpus:
+        """The part, whatever the sources."""
+        return self.part
+
+
+@dataclass
+class Ready:
+    """Settings whose data are there, the stage's own or assumed ones, and what is to be said of them."""
+
+    settings: StageSettings
+    is_assumed: bool
+    notes: list[str]
+
+
+def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
+    """A stage's settings as a plan tries them."""
+    settings = recipe.stages[task.stage]
+    notes: list[str] = []
+    missing = absent(settings, recipe.base)
+    if missing:
+        sources = assumed.make(recipes.stage(task.stage).name, settings, *_language(settings, recipe), own / "assumed")
+        notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
+        settings = changed(settings, data=sources, tokenizer_data=[], probe=[], init_from=None, lm_order=0)
+    # Codebooks that start late would leave their share of an update unseen; texts and statistics that are measured first only take time.
+    return Ready(changed(settings, quantise_after=0, regression=[], standardise=False), bool(missing), notes)
+
+
+def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
+    """Positions of a row and words of the language model that a stage builds upon, or is."""
+    thinker: Any = recipe.stages.get("thinker")
+    model: Any = DecoderConfig(vocab_size=2000, ctx_len=getattr(settings, "max_seq_len", 512)) if thinker is None else thinker.model
+    return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(settings, "vocab_size", model.vocab_size)
+
+
+def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[str, Path] | None = None) -> Built:
+    """The stage, built.
+
+    Takes   needed: folders that stand for stages, in place of those that `found` gives.
+    """
+    stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
+    machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
+    precision = settings.precision if settings.use_amp else "fp32"
+    run = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
+    runtime.seed_everything(settings.seed)
+    folders = dict(needed) if needed is not None else found(task, recipe, notes)
+    whole = Inputs(own, folders, recipe.base, run).corpus(settings)
+    part, scale = sample(whole, ENOUGH.get(task.stage))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
+    notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
+    plan.objective.to(run.device).train()
+    rows = optim.select(plan.objective, settings)
+    return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
+
+
+def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
+    """The folders of the stages that this one builds upon, finished ones or stand-ins, which the notes then tell."""
+    folders = {}
+    for name in recipes.needs(recipe.stages, task.stage):
+        folders[name] = Path(task.temporary) / surveyed_as(recipe, name) / "final"
+        if not folders[name].is_symlink():
+            notes.append(f"stage {name} is not trained yet: an untrained network of its size stands in")
+    return folders
+
+
+def surveyed_as(recipe: Recipe, name: str) -> str:
+    """The stage that is built where another is asked for: of a sweep its first point, since all cost the same."""
+    return next((other for other in recipe.stages if other.startswith(f"{name}/")), name)
+
+
+def absent(settings: StageSettings, base: Path) -> list[str]:
+    """The sources of a stage that are not there."""
+    missing = []
+    for source in settings.data:
+        try:
+            readers.locate(source, base)
+        except DataError:
+            missing.append(source.path)
+    return missing
+
+
+def sample(whole: Corpus, most: int | None) -> tuple[Corpus, float]:
+    """At most so many training samples of a corpus, evenly chosen, and how many times they are contained in it."""
+    places = np.arange(len(whole.train))
+    if most is not None and len(places) > most:
+        places = np.linspace(0, len(places) - 1, most).astype(int)
+    valid = whole.valid[:: math.ceil(len(whole.valid) / HELD_OUT)] if whole.valid else []
+    part = replace(whole, train=[whole.train[i] for i in places], valid=valid, weights=[whole.weights[i] for i in places])
+    return part, len(whole.train) / max(1, len(places))
+
+
+def changed(settings: StageSettings, **changes: Any) -> StageSettings:
+    """Settings with those of the changes that the stage has."""
+    return settings.model_copy(update={key: value for key, value in changes.items() if key in type(settings).model_fields})
