@@ -89,7 +89,7 @@ def test_a_sweep_costs_as_often_as_it_has_points(tmp_path: Path) -> None:
         *whole(tmp_path),
         align={"max_seq_len": 64, "num_image_tokens": 4},
         sweep={"grid": {"lr": [1e-3, 2e-3], "vision_ln": ["off", "trained"]}},
-        instruct={"max_seq_len": 128},
+        instruct={"max_seq_len": 192},
     )
     found = forecast.plan(str(path), stages=["sweep", "instruct"], out=tmp_path / "run", probe=1, probe_s=0.1)
     sweep, instruct = found["stages"]

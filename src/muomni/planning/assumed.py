@@ -167,13 +167,15 @@ def _align(settings: Any, context: int, words: list[str], folder: Path) -> list[
 def _instruct(settings: Any, context: int, words: list[str], folder: Path) -> list[Row]:
     """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
     pictures, text = _pictures(folder, SEEN), _Text(LETTERS)
+    room = _room(settings, context)
+    short = min(WORDS_OF_ANSWER, room // (3 * TURNS))
     rows = []
     for number in range(BATCHES * settings.batch_size):
-        turns = [_turns(text.take(6), text.take(WORDS_OF_ANSWER)) for _ in range(TURNS - 1)]
+        turns = [_turns(text.take(6), text.take(short)) for _ in range(TURNS - 1)]
         first = turns[0]["messages"][0]
         first["content"] = [_part("image", pictures[number % KINDS]), _part("text", first["content"])]
-        used = (TURNS - 1) * (6 + WORDS_OF_ANSWER)
-        last = _room(settings, context) - used if number % KINDS == KINDS - 1 else WORDS_OF_ANSWER
+        used = (TURNS - 1) * (6 + short)
+        last = room - used if number % KINDS == KINDS - 1 else short
         rows.append({"messages": [m for turn in [*turns, _turns(text.take(6), text.take(last))] for m in turn["messages"]]})
     return rows
 

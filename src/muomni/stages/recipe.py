@@ -92,7 +92,7 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = SHIPPED / f"{path.stem}.yaml"
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path("."), Path("recipes")) and shipped.is_file():
         return shipped
     known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
