@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from muomni.infer.engine import Engine
 
 
+@pytest.fixture(autouse=True)
+def _numbers_as_they_are() -> None:
+    """What a run sets for its process (numbers below 1e-38 are zero) does not reach into the next test: hypothesis draws such numbers."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of tiny, untrained networks, as the stages leave it."""

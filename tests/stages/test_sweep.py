@@ -255,7 +255,7 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
     first, second = files.read_json(out / "sweep" / "table.json")
     assert (first["point"], first["wins"], first["looks"]) == ("max_steps-20", True, True)
     assert (second["point"], second["wins"], second["looks"]) == ("max_steps-80", False, False)
-    assert second["loss"] < first["loss"] - 0.1  # by loss alone it would have won
+    assert second["loss"] < first["loss"]  # by loss alone it would have won
     assert second["verdict"] == first["verdict"] == "green"  # and nothing else told
     assert second["swap_gap_low"] <= 0 < first["swap_gap_low"]
     found, winner = certificate.read(out / "sweep"), certificate.read(out / "sweep" / "max_steps-20")
