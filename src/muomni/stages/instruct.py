@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
@@ -17,6 +18,7 @@ from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
 
 CONNECTORS = ("align", "sweep")  # stages of a recipe whose connector it may start from
+LORA, CONNECTOR = "*lora_*", "omni.projectors.*"  # names of what learns
 
 
 class InstructSettings(SeeingSettings):
@@ -31,11 +33,15 @@ class InstructSettings(SeeingSettings):
     max_seq_len: int = Field(2048, ge=16)
     lr: float = Field(1e-4, gt=0)
     wd: float = Field(0.0, ge=0)
-    train: list[str] = ["*lora_*", "omni.projectors.*"]
-    param_groups: list[ParamGroup] = [
-        ParamGroup(pattern="*lora_*", lr=5e-5, wd=0.0),
-        ParamGroup(pattern="omni.projectors.*", lr=1e-4, wd=0.01),
-    ]
+    train: list[str] = [LORA, CONNECTOR]
+    param_groups: list[ParamGroup] = [ParamGroup(pattern=LORA, lr=5e-5, wd=0.0), ParamGroup(pattern=CONNECTOR, lr=1e-4, wd=0.01)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_lora(cls, values: Any) -> Any:
+        """Where there is no LoRA, the connector alone trains, at the stage's own rate, unless the recipe says otherwise."""
+        is_without = isinstance(values, dict) and values.get("lora", ...) is None
+        return {"train": [CONNECTOR], "param_groups": [], **values} if is_without else values
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -68,19 +74,12 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert spec is not None
     assert omni.vision is not None
     freeze(omni.vision)
-    omni.projectors.requires_grad_(True)
-    if omni.projectors.config.perceiver is not None and omni.projectors.config.perceiver.vision_ln == "frozen":
-        omni.projectors.vision.vision_ln.requires_grad_(False)  # type: ignore[union-attr]
+    seer = Seer(omni, parts.tokenizer, spec, parts.bases)
     if settings.lora is None:
         freeze(omni.decoder)
-        return plan(settings, inputs, Seer(omni, parts.tokenizer, spec, parts.bases))
+        return plan(settings, inputs, seer)
     lora.attach(omni.decoder, settings.lora)
-    return plan(
-        settings,
-        inputs,
-        Seer(omni, parts.tokenizer, spec, parts.bases),
-        lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]),
-    )
+    return plan(settings, inputs, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
 
 
 STAGE = Stage(
