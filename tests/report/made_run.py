@@ -204,7 +204,7 @@ def make_seeing(folder: Path) -> Path:
     broken = {"loss": float("nan"), "swap_gap": float("nan"), "swap_gap_low": None, "zero_gap": None, "noise_gap": None, "win_rate": None}
     rows.append({"point": HOSTILE, "verdict": HOSTILE, **broken, "looks": False, "wins": False})
     files.write_json(folder / "sweep" / "table.json", rows)
-    facts = {**seeing_facts(1.0, 0.8), "looking": fact(2.0, 4)}
+    facts = {**seeing_facts(1.0, 0.8), "eligible": fact(2.0, 4)}
     stage(folder / "sweep", certificate("sweep", facts, [gap, gate("winner", "green", 2.0, ">= 1")]), [])
     facts = {**seeing_facts(0.7, 1.1), "question_exact": fact(0.55, 200, (0.48, 0.62), 0.2), "question_exact_colour": fact(0.7, 90)}
     facts |= {

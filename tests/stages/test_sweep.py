@@ -112,8 +112,8 @@ def test_the_order_of_the_table_is_the_rules_whatever_the_grids(tmp_path: Path) 
     assert wanted[:4] == ["0-0", "1-0", "2-0", "3-0"]
     for seed in range(10):
         rows = sweep.table(tmp_path, random.Random(seed).sample(points, len(points)))
-        assert [row["point"] for row in rows if row["loss"] is not None and row["looks"]] == wanted[:4]
-        losses_here = [row["loss"] if row["loss"] is not None else math.inf for row in rows if not row["looks"]]
+        assert [row["point"] for row in rows if row["loss"] is not None and row["eligible"]] == wanted[:4]
+        losses_here = [row["loss"] if row["loss"] is not None else math.inf for row in rows if not row["eligible"]]
         assert losses_here == sorted(losses_here)
 
 
@@ -141,7 +141,7 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
     assert found is not None
     assert found["verdict"] == "red"
     assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("winner", "red")]
-    assert (found["facts"]["looking"]["value"], found["facts"]["looking"]["n"]) == (0.0, 2)
+    assert (found["facts"]["eligible"]["value"], found["facts"]["eligible"]["n"]) == (0.0, 2)
     assert winners(files.read_json(tmp_path / "sweep" / sweep.TABLE)) == []
     assert not (tmp_path / "sweep" / "final").exists()
     with pytest.raises(GateRed, match="refuses to build on sweep"):
@@ -262,7 +262,7 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
     assert found is not None
     assert winner is not None
     assert {gate["name"]: gate["verdict"] for gate in found["gates"]}["winner"] == "green"
-    assert (found["weights"], found["facts"]["looking"]["value"]) == (winner["weights"], 1.0)
+    assert (found["weights"], found["facts"]["eligible"]["value"]) == (winner["weights"], 1.0)
     final = {
         path.relative_to(out / "sweep" / "final"): path.read_bytes() for path in (out / "sweep" / "final").rglob("*") if path.is_file()
     }

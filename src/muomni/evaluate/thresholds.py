@@ -434,8 +434,8 @@ STAGES: dict[str, tuple[Gate, ...]] = {
     "sweep": (  # beside those of align, which its winner must meet
         Gate(
             "winner",
-            "looking",
-            "no point of the grid has a swap gap surely above 0: they learned how captions sound, not what the pictures show",
+            "eligible",
+            "no point of the grid has a swap gap surely above 0 and is not red: they learned how captions sound, not what the pictures show",
             at_least=1.0,
             source="SPEC V3",
         ),

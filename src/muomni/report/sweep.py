@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +15,8 @@ from muomni.report.html import Html, h, join, number, short, words
 from muomni.stages import sweep
 
 RULE = (
-    "A point looks if its certificate is not red and its swap gap lies above 0 with its whole 95 % interval. "
-    "Among those that look, the lowest loss on held-out captions wins; one that does not look can't win, however low its loss."
+    "A point looks if its swap gap lies above 0 with its whole 95 % interval. Among those that look, and are not red, "
+    "the lowest loss on held-out captions wins; one that does not look can't win, however low its loss."
 )
 NUMBERS = ("loss", "swap_gap", "swap_gap_low", "zero_gap", "noise_gap", "win_rate")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 300, 52, 14, 14, 40
@@ -54,10 +54,17 @@ def _table(stage: StageRun, rows: Sequence[dict[str, Any]], place: Path, page: s
             title = h("a", name, href=quote(os.path.relpath(known[name].folder / page, place)))
         crown = h("span", "wins", cls="badge green") if row.get("wins") else None
         cells = [h("td", _told(row.get(key)), cls="num") for key in NUMBERS]
-        looks = h("td", "looks" if row.get("looks") else "does not look", cls=f"verdict {'green' if row.get('looks') else 'red'}")
+        looks = h("td", _sight(row), cls=f"verdict {'green' if row.get('eligible', row.get('looks')) else 'red'}")
         made.append(h("tr", h("td", h("i", cls=f"dot {verdict}", data_tip=verdict), title), cells, looks, h("td", crown)))
     head = [h("th", "point"), [h("th", words(key), cls="num") for key in NUMBERS], h("th", ""), h("th", "")]
     return h("table", h("thead", h("tr", head)), h("tbody", made), cls="points")
+
+
+def _sight(row: Mapping[str, Any]) -> str:
+    """Whether a point looks, and may win."""
+    if not row.get("looks"):
+        return "does not look"
+    return "looks" if row.get("eligible", True) else "looks, but is red"
 
 
 def _told(value: Any) -> str:
@@ -85,8 +92,7 @@ def _scatter(rows: Sequence[dict[str, Any]]) -> Html | None:
     for row in shown:
         x, y = x_axis(row["loss"]), y_axis(row["swap_gap"])
         look = "wins" if row.get("wins") else "looks" if row.get("looks") else "blind"
-        sight = "looks" if row.get("looks") else "does not look"
-        told = f"{row.get('point')}: loss {number(row['loss'])}, swap gap {number(row['swap_gap'])}, {sight}"
+        told = f"{row.get('point')}: loss {number(row['loss'])}, swap gap {number(row['swap_gap'])}, {_sight(row)}"
         if _is_known(row.get("swap_gap_low")):
             marks.append(h("line", x1=x, x2=x, y1=y, y2=y_axis(row["swap_gap_low"]), cls=f"stem {look}"))
         marks.append(_mark(x, y, look, told))

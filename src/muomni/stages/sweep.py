@@ -24,7 +24,7 @@ from muomni.stages.stage import Inputs, Plan, Stage
 from muomni.train import distributed
 
 TABLE = "table.json"
-COLUMNS = ("point", "verdict", "loss", "swap_gap", "swap_gap_low", "zero_gap", "noise_gap", "win_rate", "looks", "wins")
+COLUMNS = ("point", "verdict", "loss", "swap_gap", "swap_gap_low", "zero_gap", "noise_gap", "win_rate", "looks", "eligible", "wins")
 
 
 class SweepSettings(AlignSettings):
@@ -46,8 +46,8 @@ def build(settings: SweepSettings, inputs: Inputs) -> Plan:
 def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
     """A row a point, best first.
 
-    The rule: a point looks if it has a certificate that is not red and its swap gap is above 0 with its whole 95 % interval; among
-    those that look, the lowest loss on held-out captions wins. One that doesn't look can't win, however low its loss (lumo A54).
+    The rule: a point looks if its swap gap is above 0 with its whole 95 % interval; among those that look, and are not red, the lowest
+    loss on held-out captions wins. One that doesn't look can't win, however low its loss (lumo A54).
     """
     rows = []
     for point in points:
@@ -55,6 +55,7 @@ def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
         facts = {name: Fact.from_json(row) for name, row in found["facts"].items()}
         swap = facts.get("image_swap_gap_nats")
         low = swap.ci[0] if swap is not None and swap.ci is not None else None
+        looks = low is not None and low > 0
         rows.append(
             {
                 "point": point.partition("/")[2],
@@ -65,12 +66,13 @@ def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
                 "zero_gap": _known(facts, "image_zero_gap_nats"),
                 "noise_gap": _known(facts, "image_noise_gap_nats"),
                 "win_rate": _known(facts, "image_swap_win_rate"),
-                "looks": low is not None and low > 0 and found["verdict"] != "red",
+                "looks": looks,
+                "eligible": looks and found["verdict"] in ("green", "waived"),
                 "wins": False,
             }
         )
-    rows.sort(key=lambda row: (not row["looks"], row["loss"] if row["loss"] is not None else float("inf")))
-    if rows and rows[0]["looks"]:
+    rows.sort(key=lambda row: (not row["eligible"], row["loss"] if row["loss"] is not None else float("inf")))
+    if rows and rows[0]["eligible"]:
         rows[0]["wins"] = True
     return rows
 
@@ -92,11 +94,11 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
         rows = table(folder, points)
         files.write_json(own / TABLE, rows)
         print("\n".join(_lines(rows)), file=sys.stderr, flush=True)
-        looking = Fact(float(sum(row["looks"] for row in rows)), len(rows))
+        eligible = Fact(float(sum(row["eligible"] for row in rows)), len(rows))
         winner = next((f"{name}/{row['point']}" for row in rows if row["wins"]), None)
         found = certificate.read(folder / winner) if winner else None
         facts = {key: Fact.from_json(row) for key, row in found["facts"].items()} if found else {}
-        facts["looking"] = looking
+        facts["eligible"] = eligible
         digests = {key: found[key] if found else "" for key in ("weights", "data", "settings")}
         modalities = found["modalities"] if found else []
         every = one.judge(stage, settings, modalities, facts, one.waived_here(stage, settings, waived))
@@ -115,14 +117,14 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
 
 
 def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The winner measured again and judged as the sweep judges it; how many look is as its certificate says. Nothing is written."""
+    """The winner measured again and judged as the sweep judges it; how many may win is as its certificate says. Nothing is written."""
     stage, own = recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     stored = certificate.read(own)
     assert stored is not None
     winner = next((row["point"] for row in files.read_json(own / TABLE) if row["wins"]), None)
     again = one.gate_stage(folder, f"{name}/{winner}")["facts"] if winner is not None else {}
-    facts = {key: Fact.from_json(row) for key, row in again.items()} | {"looking": Fact.from_json(stored["facts"]["looking"])}
+    facts = {key: Fact.from_json(row) for key, row in again.items()} | {"eligible": Fact.from_json(stored["facts"]["eligible"])}
     judged = one.judge(stage, settings, stored["modalities"], facts, one.waived_before(stored))
     judged = judged if winner is not None else [row for row in judged if row.is_known(facts)]
     return one.told_again(name, settings, facts, judged, earlier)
