@@ -435,7 +435,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
         Gate(
             "winner",
             "eligible",
-            "no point of the grid has a swap gap surely above 0 and is not red: they learned how captions sound, not what the pictures show",
+            "no point of the grid is green with a swap gap surely above 0: they learned how captions sound, not what pictures show",
             at_least=1.0,
             source="SPEC V3",
         ),
