@@ -176,8 +176,11 @@ def test_adapters_open_in_peft_over_the_base_as_it_was(run: Run) -> None:
     with torch.no_grad():
         ours, expected = Engine.load(run.out, "cpu").logits(ids), theirs(ids).logits.float()
     assert ours.shape[-1] == 151_936
-    loose = base.dtype == torch.bfloat16
-    torch.testing.assert_close(ours, expected, atol=0.25 if loose else 1e-3, rtol=0.05 if loose else 1e-4)
+    # In bf16 they add the adapter to what the layer gives, we to its weight: single logits of six million round apart, never all of them.
+    far = 0.05 if base.dtype == torch.bfloat16 else 1e-4
+    assert (ours - expected).square().mean().sqrt() < far * expected.square().mean().sqrt()
+    if far < 1e-3:
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------------------------
