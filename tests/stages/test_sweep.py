@@ -135,7 +135,7 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
     for name in ("lr-0.0001", "lr-0.0002"):
         point(tmp_path, name, 0.1, BLIND)
     files.write_text(tmp_path / "sweep" / "final" / "name", "the winner of an earlier sweep")
-    with pytest.raises(GateRed, match=r"winner.*not what the pictures show"):
+    with pytest.raises(GateRed, match=r"winner.*not what pictures show"):
         sweep.conclude(plan, "sweep", tmp_path, runtime.start(device="cpu"), fresh=False, waived={})
     found = certificate.read(tmp_path / "sweep")
     assert found is not None
