@@ -17,7 +17,7 @@ from muomni.tokens.bpe import BESIDE
 
 Form = Literal["omni", "hf"]
 ORIGIN = "origin.json"  # of the form hf: where it comes from
-TOKENIZER = ("tokenizer.json", *BESIDE, "generation_config.json")
+TOKENIZER = (*BESIDE, "generation_config.json")
 
 
 def answering(folder: Path | str) -> Path:

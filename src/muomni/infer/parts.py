@@ -65,8 +65,8 @@ class Parts:
     @cached_property
     def thinker(self) -> Decoder:
         """The language model: the tuned one of stage omni or instruct where there is one."""
-        given = self._found["thinker"][0] if "thinker" in self.bases else base.Base(name="thinker")
-        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=given.dtype_on(self.device) if self.bases else None)
+        dtype = self._found["thinker"][0].dtype_on(self.device) if "thinker" in self.bases else None
+        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=dtype)
         adapter = self.stages["omni"] / "lora" if "omni" in self.stages else None
         if adapter is None or not adapter.is_dir():
             return decoder

@@ -90,9 +90,10 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     omni = Omni(decoder, eyes, None, projectors, tokenizer.marks)
     spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)
     bases = {name: base.told(folders[name], is_stage=base.name in inputs.needed) for name, base in named.items()}
+    corpus = inputs.corpus(settings)
     if settings.standardise:
-        standardise(omni, inputs.corpus(settings).train, spec, device)
-    return plan(settings, inputs, Seer(omni, tokenizer, spec, bases))
+        standardise(omni, corpus.train, spec, device)
+    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases))
 
 
 STAGE = Stage(

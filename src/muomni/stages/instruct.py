@@ -74,12 +74,12 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert spec is not None
     assert omni.vision is not None
     freeze(omni.vision)
-    seer = Seer(omni, parts.tokenizer, spec, parts.bases)
+    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
-        return plan(settings, inputs, seer)
+        return plan(settings, inputs, corpus, seer)
     lora.attach(omni.decoder, settings.lora)
-    return plan(settings, inputs, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
+    return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
 
 
 STAGE = Stage(

@@ -100,7 +100,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
-    needed = {n: folder / n / "final" for n in (*stage.needs, *settings.needs)}
+    needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
     built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
     start = _start(built, settings, run_as)

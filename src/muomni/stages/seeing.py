@@ -16,7 +16,7 @@ from muomni.data import stratify
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
 from muomni.data.quarantine import Quarantine
-from muomni.data.readers import load
+from muomni.data.readers import Corpus, load
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
@@ -93,7 +93,7 @@ class Seer:
     bases: dict[str, dict[str, Any]]
 
 
-def plan(settings: SeeingSettings, inputs: Inputs, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
+def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
     """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
 
     Takes   adapter: writes what the language model itself has learned, where it has.
@@ -101,7 +101,6 @@ def plan(settings: SeeingSettings, inputs: Inputs, seer: Seer, adapter: Callable
     omni, tokenizer, spec = seer.omni, seer.tokenizer, seer.spec
     decoder = omni.decoder
     decoder.checkpointing = settings.gradient_checkpointing
-    corpus = inputs.corpus(settings)
     if unknown := sorted(set(settings.exact) - {sample.task for sample in corpus.train}):
         raise ConfigError(f"{inputs.folder.name}.exact: no training sample has task {', '.join(unknown)}", hint="name tasks of its data")
     longest = min(settings.max_seq_len, decoder.config.ctx_len)
