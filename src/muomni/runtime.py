@@ -68,10 +68,11 @@ def _cpu_flags() -> str:
         return ""
 
 
-def start(*, precision: str = "auto", width: int = 256, device: str = "auto", threads: int | None = None) -> Runtime:
+def start(*, precision: str = "auto", width: int = 0, device: str = "auto", threads: int | None = None) -> Runtime:
     """Choose device and precision (SPEC C3) and join the process group where torchrun made one.
 
     precision  auto | fp32 | bf16 | fp16
+    width      of what is computed, which decides on a CPU; each stage chooses its own format (StageSettings.number_format)
     """
     # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer over each (docs/log.md).
     # Before any thread is started: they inherit it.

@@ -43,14 +43,15 @@ def told_bytes(count: float) -> str:
 
 
 def told_seconds(count: float) -> str:
-    """A duration for people: 2 h 05 min, 3 min 20 s, 12.5 s."""
+    """A duration for people: 2 h 05 min, 3 min 20 s, 12 s, 1.3 s."""
+    count = round(count) if count >= 10 else count  # 59.7 s is a minute
     if count >= 86400:
         return f"{int(count // 86400)} d {int(count % 86400 // 3600)} h"
     if count >= 3600:
         return f"{int(count // 3600)} h {int(count % 3600 // 60):02d} min"
     if count >= 60:
         return f"{int(count // 60)} min {int(count % 60):02d} s"
-    return f"{count:.3g} s"
+    return f"{count:.0f} s" if count >= 10 else f"{count:.2g} s"
 
 
 def told_count(count: float) -> str:

@@ -98,10 +98,11 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     """
     stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
-    precision = settings.precision if settings.use_amp else "fp32"
-    run = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
-    runtime.seed_everything(settings.seed)
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
+    run = Runtime(machine.device, settings.number_format(Inputs(own, folders, recipe.base, machine)))
+    if line := runtime.emulation(run.dtype, run.device):
+        notes.append(line)
+    runtime.seed_everything(settings.seed)
     whole = Inputs(own, folders, recipe.base, run).corpus(settings)
     part, scale = sample(whole, ENOUGH.get(task.stage))
     with warnings.catch_warnings(record=True) as caught:

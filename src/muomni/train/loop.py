@@ -143,6 +143,7 @@ def fit(
                 for key, value in ema.items():
                     value.lerp_(objective.get_parameter(key).detach(), 1 - (settings.ema_decay or 0))
             quarantine.check(progress.samples + progress.quarantined)
+            log.tick(progress.step)
 
             is_last = progress.step == max_steps
             if batches and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):

@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from muomni import files, runtime
 from muomni.errors import ConfigError
 from muomni.runtime import Runtime
+from muomni.units import told_seconds
+
+PACE_STEPS, PACE_S = 20, 60.0  # steps, or seconds and a few steps, after which a run says how long it will take
 
 
 class Monitor:
@@ -28,6 +31,8 @@ class Monitor:
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         self.started = time.perf_counter()
         self.first_step = step
+        self.timed: tuple[int, float] | None = None  # a step, and when it was done: from there on the time of a step is reckoned
+        self.has_told_time = False
         self._bar: Any = None
         self._board: Any = None
         if is_main:
@@ -39,12 +44,13 @@ class Monitor:
     def __enter__(self) -> Self:
         if self.is_main and sys.stderr.isatty() and not os.environ.get("MUOMNI_PLAIN"):
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            told = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), *told)
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.max_steps, completed=self.first_step, note="")
+            self._task = self._bar.add_task(self.name, total=self.max_steps, completed=self.first_step, left="", note="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -68,14 +74,29 @@ class Monitor:
                 if isinstance(value, int | float) and key != "step":
                     self._board.add_scalar(key, value, row["step"])
 
+    def tick(self, step: int) -> None:
+        """A step is done. Once a few have shown their pace, tell how long all will take (the first is left out: it sets things up)."""
+        if self.timed is None:
+            self.timed = (step, time.perf_counter())
+        seen_s, seen = time.perf_counter() - self.timed[1], step - self.timed[0]
+        if not self.has_told_time and seen and (seen + 1 >= PACE_STEPS or (seen >= 3 and seen_s > PACE_S)):
+            self.has_told_time = True
+            whole_s = self.max_steps * seen_s / seen
+            more = f", {told_seconds(self._left_s(step))} to go" if self.first_step else ""
+            self.say(f"about {told_seconds(whole_s)} for {self.max_steps} steps{more}; validation and measuring come on top")
+
+    def _left_s(self, step: int) -> float:
+        """Seconds to the last step at the pace so far."""
+        done, since = (self.first_step, self.started) if self.timed is None or step <= self.timed[0] else self.timed
+        return (time.perf_counter() - since) / max(1, step - done) * (self.max_steps - step)
+
     def _show(self, row: dict[str, Any]) -> None:
+        left = told_seconds(self._left_s(row["step"]))
         shown = " ".join(f"{key}={_short(value)}" for key, value in row.items() if key != "step" and isinstance(value, int | float))
         if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], note=shown[:100])
+            self._bar.update(self._task, completed=row["step"], left=f"{left} left", note=shown[:100])
             return
-        done = row["step"] - self.first_step
-        left = (time.perf_counter() - self.started) / max(1, done) * (self.max_steps - row["step"])
-        print(f"[{self.name}] step {row['step']}/{self.max_steps} eta {left:.0f}s {shown}", file=sys.stderr, flush=True)
+        print(f"[{self.name}] step {row['step']}/{self.max_steps}, {left} left: {shown}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
