@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -146,11 +146,11 @@ def told_format(dtype: torch.dtype) -> str:
     return {"bfloat16": "bf16", "float16": "fp16"}.get(name, name)
 
 
-def emulation(dtype: torch.dtype, device: torch.device) -> str:
-    """One line for the user where a format has no hardware on this device, else nothing."""
-    if dtype != torch.bfloat16 or has_bf16(device):
-        return ""
-    return f"bf16 is only emulated on this {device.type}, and slow: `precision: auto` takes the fastest sound format"
+def emulated(formats: Collection[torch.dtype], device: torch.device) -> list[str]:
+    """A line for the user where one of the formats has no hardware on this device, else none."""
+    if torch.bfloat16 not in formats or has_bf16(device):
+        return []
+    return [f"bf16 is only emulated on this {device.type}, and slow: `auto` (precision, dtype) takes the fastest sound format"]
 
 
 def seed_everything(seed: int) -> None:

@@ -37,6 +37,43 @@ def test_rows_are_on_the_disk_at_once_and_plain_lines_on_the_terminal(tmp_path: 
     assert "[toy] hello" in said.err
 
 
+class Clock:
+    """A clock that goes as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
+
+
+def paced(log: Monitor, clock: Clock, steps: range, step_s: float) -> None:
+    """The first step sets things up, and takes a minute more."""
+    for step in steps:
+        clock.now += step_s + (60 if step == steps[0] else 0)
+        log.tick(step)
+
+
+def test_how_long_it_takes_is_told_once_and_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with Monitor(tmp_path, "toy", step=0, max_steps=850, is_main=True) as log:
+        paced(log, clock, range(1, 20), 1.0)
+        assert capsys.readouterr().err == ""
+        paced(log, clock, range(20, 21), 1.0 - 60)
+        assert capsys.readouterr().err == "[toy] about 14 min 10 s for 850 steps; validation and measuring come on top\n"
+        log.log({"step": 20, "loss": 1.0})
+        assert capsys.readouterr().err == "[toy] step 20/850, 13 min 50 s left: loss=1\n"
+        paced(log, clock, range(21, 60), 1.0 - 60 / 39)
+        assert capsys.readouterr().err == ""
+
+
+def test_slow_steps_are_told_of_before_twenty(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with Monitor(tmp_path, "toy", step=100, max_steps=850, is_main=True) as log:
+        paced(log, clock, range(101, 105), 30.0)
+        assert capsys.readouterr().err == "[toy] about 7 h 05 min for 850 steps, 6 h 13 min to go; validation and measuring come on top\n"
+
+
 def test_a_resume_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -> None:
     with start(tmp_path) as log:
         for step in range(1, 6):

@@ -100,8 +100,6 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
     run = Runtime(machine.device, settings.number_format(Inputs(own, folders, recipe.base, machine)))
-    if line := runtime.emulation(run.dtype, run.device):
-        notes.append(line)
     runtime.seed_everything(settings.seed)
     whole = Inputs(own, folders, recipe.base, run).corpus(settings)
     part, scale = sample(whole, ENOUGH.get(task.stage))
@@ -109,6 +107,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
         warnings.simplefilter("always")
         plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
+    notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
     plan.objective.to(run.device).train()
     rows = optim.select(plan.objective, settings)
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)

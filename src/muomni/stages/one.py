@@ -71,7 +71,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
 
     begin = time.perf_counter()
     built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
-    _introduce(plan, name, settings, run_as)
+    _introduce(plan, name, settings, built, run_as)
     before = _frozen(built)  # before the trials too: they share what is given
     start = _start(built, settings, run_as)
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
@@ -96,7 +96,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     return result
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, run: Runtime) -> None:
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime) -> None:
     """Say what the stage is, which of how many, and in what it computes; what is emulated is told in a line of its own."""
     if not run.is_main:
         return
@@ -104,7 +104,7 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, run: Runtime) -
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
     lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
-    lines += [line] if (line := runtime.emulation(run.dtype, run.device)) else []
+    lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
 
 
@@ -175,11 +175,15 @@ def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact
 
 
 def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
-    """How fast the slowest format that a stage computes in is against float32, as the main rank measures it on its machine."""
-    formats = {run.dtype} | ({runtime.product_format(1 << 30, run.device)} if settings.optimizer == "muon" else set())
-    gains = distributed.from_main({runtime.told_format(one): runtime.format_gain(one, run.device) for one in formats}, run)
-    note = ", ".join(f"{name} x {gain:.2g}" for name, gain in gains.items())
-    return {"format_gain": Fact(min(gains.values()), note=f"{note} of float32's speed, {run.device.type}")}
+    """How fast the slowest format that the recipe left to us is against float32, as the main rank measures it on its machine."""
+    ours = {run.dtype} if settings.chooses_format else {torch.float32}
+    if settings.optimizer == "muon":
+        ours.add(runtime.product_format(1 << 30, run.device))
+    gains = {one: runtime.format_gain(one, run.device) for one in ours | {run.dtype}} if run.is_main else {}
+    note = ", ".join(f"{runtime.told_format(one)} x {gain:.2g}" for one, gain in gains.items())
+    least = min((gains[one] for one in ours), default=1.0) if run.is_main else 1.0
+    least, note = distributed.from_main((least, note), run)
+    return {"format_gain": Fact(least, note=f"{note} of float32's speed on this {run.device.type}")}
 
 
 def _refuse_early(
