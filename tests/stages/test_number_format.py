@@ -96,8 +96,6 @@ def test_a_stage_without_a_model_is_as_wide_as_what_it_stands_on(tmp_path: Path,
 @pytest.mark.parametrize(
     ("dtype", "has", "opened"), [("auto", True, None), ("auto", False, torch.float32), ("bf16", False, torch.bfloat16)]
 )
-    ("dtype", "has", "opened"), [("auto", True, None), ("auto", False, torch.float32), ("bf16", False, torch.bfloat16)]
-)
 def test_a_network_stored_in_bf16_is_not_emulated(
     monkeypatch: pytest.MonkeyPatch, dtype: Any, has: bool, opened: torch.dtype | None
 ) -> None:
