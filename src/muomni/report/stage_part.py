@@ -135,6 +135,7 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
     small = [
         ("learning rate", "lr", ""),
         ("gradient norm", "grad_norm", ""),
+        ("steps a second", "steps_per_s", ""),
         *((f"{told} a second", f"{unit}_per_s", "") for unit, told in CONTENTS.items()),
         ("waiting for data", "data_wait", "share"),
         ("MFU", "mfu", "of measured peak"),
