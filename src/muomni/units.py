@@ -18,6 +18,8 @@ CONTENTS = {
     "audio_s": "seconds of sound",
     "code_frames": "code frames",
 }
+# The meter's numbers (train.meter), as metrics.jsonl, pages, plans and `muomni inspect` name them; docs/formats.md says what each is.
+METERS = ("steps_per_s", *(f"{unit}_per_s" for unit in CONTENTS), "data_wait", "mfu", "flops_error", "peak_memory_mb")
 
 
 def seconds(text: str, what: str) -> float:

@@ -16,8 +16,7 @@ from muomni.evaluate.album import ROWS
 from muomni.infer.folders import STAGES
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
-SPEEDS = tuple(f"{unit}_per_s" for unit in units.CONTENTS)
-METERS = ("lr", "grad_norm", "steps_per_s", *SPEEDS, "data_wait", "mfu", "flops_error", "peak_memory_mb")
+METERS = ("lr", "grad_norm", *units.METERS)
 OLD_METERS = ("targets_per_s", "memory_mb")  # of runs before 2026-12, whose pages leave them out: targets were counted twice
 
 
