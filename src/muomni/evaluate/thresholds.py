@@ -20,6 +20,13 @@ START = (
         source="reference muomni B, lost sub-loss",
     ),
     Gate(
+        "counts",
+        "count_error",
+        "targets, tokens, pictures or seconds are not what a hand counts in the rows: losses or speeds are wrong by it",
+        at_most=0.0,
+        source="found here: targets a second were told twice",
+    ),
+    Gate(
         "padding",
         "padding_error",
         "a row's loss depends on what it was batched with: padding is attended, or rows are mixed up",

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from muomni import files, runtime
 from muomni.errors import ConfigError
@@ -132,27 +131,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def matmul_peak(run: Runtime, *, size: int = 1024, repeats: int = 5) -> float:
-    """Best measured matrix-product speed of this machine in FLOP/s, in the run's number format: the 100 % of MFU."""
-    own = torch.Generator(run.device).manual_seed(0)  # the run's own generators stay where a checkpoint put them
-    a = torch.randn(size, size, device=run.device, dtype=run.dtype, generator=own)
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
-
-
-def counted_flops() -> FlopCounterMode:
-    """A context that counts the floating point operations of what runs in it, and changes no bit of it.
-
-    Left to itself it takes apart what can be: silu_backward then rounds otherwise, and as the first update of each process is counted,
-    a resumed run was another one from its first update on. Whatever is in its table is let alone.
-    """
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.silu_backward.default: lambda *_, **__: 0})
-
-
 def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
     """The first module whose output is not finite for a batch, by name; generators are left as they were (SPEC C5)."""
     found: list[str] = []
@@ -177,8 +155,8 @@ def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
     return found[0] if found else ""
 
 
-def memory_mb(run: Runtime) -> float:
-    """Peak memory of the device (of the process on a CPU), in MB."""
+def peak_memory_mb(run: Runtime) -> float:
+    """The most memory so far, in MB: of tensors on a GPU, of the process on a CPU, with what stages before this one took in it."""
     if run.device.type == "cuda":
         return torch.cuda.max_memory_allocated(run.device) / 1e6
     return runtime.memory_bytes() / 1e6
