@@ -288,7 +288,7 @@ def browse(path: Path) -> tuple[str, str]:
     if browser is None:
         pytest.skip("NO CHROMIUM: the page was not opened in a browser")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=900)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 

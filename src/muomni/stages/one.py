@@ -101,7 +101,8 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     if not run.is_main:
         return
     trained = [other for other in plan.stages if recipes.stage(other).over is None]
-    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
     lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
