@@ -141,7 +141,7 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     runtime.seed_everything(settings.seed)
     built = stage.build(settings, Inputs(own, needed, base, run_as))
     if settings.init_from is not None:
-        _init_from(built, base / settings.init_from)
+        _init_from(built, base / settings.init_from, machine.is_main)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
     return built, run_as
 
@@ -203,8 +203,8 @@ def _saved(built: Plan, folder: Path) -> Fact:
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
-def _init_from(built: Plan, folder: Path) -> None:
-    """Start from another run's stage: tensors of equal name and shape are taken over.
+def _init_from(built: Plan, folder: Path, is_main: bool) -> None:
+    """Start from another run's stage: tensors of equal name and shape are taken over, what is not is told.
 
     Raises  CheckpointError where there is no checkpoint, or nothing fits.
     """
@@ -217,12 +217,14 @@ def _init_from(built: Plan, folder: Path) -> None:
         raise CheckpointError(
             f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
         )
-    theirs, ours = load_file(found / "weights.safetensors"), given.beside(built.objective)
-    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
-    if not fitting:
-        raise CheckpointError(f"init_from: no tensor of {found} fits this stage")
-    built.objective.load_state_dict(fitting, strict=False)
-    built.notes["init_share"] = Fact(len(fitting) / len(ours), len(ours))
+    theirs = load_file(found / "weights.safetensors")
+    aliases = files.read_json(found / "progress.json").get("aliases", {})
+    theirs |= {alias: theirs[name] for alias, name in aliases.items()}
+    taken, left = given.take_over(built.objective, theirs, where=f"init_from: {found}")
+    if left and is_main:
+        print(f"init_from: {found}: {taken} tensors taken over; not so: {left}", file=sys.stderr, flush=True)
+    whole = len(given.beside(built.objective))
+    built.notes["init_share"] = Fact(taken / whole, whole, note=str(left))
 
 
 def _frozen(built: Plan) -> dict[str, str]:

@@ -164,7 +164,7 @@ def fit(
         if valid is not None:
             validation = _validate_and_keep(objective, valid, settings, run, progress, folder, log, full=True)
         if settings.final == "best" and (folder / "best").exists():
-            objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+            given.put_back(objective, load_file(folder / "best" / "weights.safetensors"), where=str(folder / "best"))
             validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
     if run.is_main:
         files.write_json(folder / "training_log.json", log.rows)
@@ -186,7 +186,7 @@ def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: Trai
     for key, value in state.ema.items():
         objective.get_parameter(key).data.copy_(value)
     if settings.final == "best" and (folder / "best").exists():
-        objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+        given.put_back(objective, load_file(folder / "best" / "weights.safetensors"), where=str(folder / "best"))
     validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
     objective.eval()
     return Fitted(Progress(**state.progress), validation, account)
