@@ -192,13 +192,13 @@ def sha256_file(path: Path) -> str:
 def sha256_once(path: Path) -> str:
     """As `sha256_file`, but a file that has not changed since is read once a process: weights are gigabytes."""
     status = path.stat()
-    key = str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
+    key = str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     if key not in _DIGESTS:
         _DIGESTS[key] = sha256_file(path)
     return _DIGESTS[key]
 
 
-State = tuple[str, int, int, int]  # of a file: path, size in bytes, time of change in ns, inode
+State = tuple[str, int, int, int, int]  # of a file: path, size in bytes, times of change (content, and anything) in ns, inode
 _DIGESTS: dict[State, str] = {}
 
 

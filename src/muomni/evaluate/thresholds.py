@@ -60,6 +60,13 @@ START = (
         "reloads", "reload_error", "a checkpoint does not give back the network that was saved", at_most=0.0, source="SPEC C7: bit for bit"
     ),
     Gate(
+        "bases",
+        "base_mismatch",
+        "a stage that it is built upon is not what its certificate speaks of: put its files back, or run it again",
+        at_most=0.0,
+        source="DESIGN 4: whoever opens final/ checks it",
+    ),
+    Gate(
         "schedule",
         "rate_rises",
         "the learning rate rises after warm-up or past the end, or starts at nothing",

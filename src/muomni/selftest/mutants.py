@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -13,10 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from muomni.data import conversation, readers, utterances
-from muomni.models import omni
+from muomni.models import omni, store
 from muomni.models.talker import Talker
 from muomni.nn import masks
 from muomni.nn.rvq import Quantised, ResidualVQ
+from muomni.stages import one
+from muomni.stages import recipe as recipes
 from muomni.stages import talker as talker_stage
 from muomni.tokens import chat
 from muomni.tokens.chat import IGNORE
@@ -271,6 +275,33 @@ def climbing_rate() -> AbstractContextManager[Any]:
     return patch.object(optim, "lr_scale", lr_scale)
 
 
+# --- proof --------------------------------------------------------------------------------------------------------------------------------
+
+
+def swapped_final() -> AbstractContextManager[Any]:
+    """As soon as the main rank reads what the stage stands on, each `final/` there holds another network of the same shapes.
+
+    The run's own stages are shared by all mutants: what is swapped is a copy.
+    """
+    true = one._foundation
+
+    def foundation(plan: Any, name: str, folder: Path) -> Any:
+        for needed in recipes.needs(plan.stages, name):
+            stage = folder / needed
+            if stage.is_symlink():
+                certified = stage.resolve()
+                stage.unlink()
+                shutil.copytree(certified, stage)
+            network = store.load(stage / "final")
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.01)
+            store.save(network, stage / "final", extra=store.extra_of(stage / "final"))
+        return true(plan, name, folder)
+
+    return patch.object(one, "_foundation", foundation)
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -292,4 +323,5 @@ MUTANTS = (
     Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
     Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
     Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+    Mutant(19, "swapped final/ of a needed stage", "omni", ((swapped_final, "bases"),)),
 )

@@ -60,6 +60,11 @@ class AlignSettings(SeeingSettings):
         outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}
         return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
 
+    def outside(self, base: Path) -> list[Path]:
+        """Networks that come from elsewhere may be stages of another run."""
+        named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
+        return [*super().outside(base), *(each.locate({}, base) for each in named)]
+
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""

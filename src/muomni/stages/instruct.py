@@ -52,6 +52,10 @@ class InstructSettings(SeeingSettings):
         """The digest of a connector that comes from elsewhere."""
         return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}
 
+    def outside(self, base: Path) -> list[Path]:
+        """A connector of another run."""
+        return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
+
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:
     """The `final/` that holds the connector.

@@ -6,25 +6,28 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from muomni import config, files, runtime
 from muomni.data import readers
-from muomni.errors import CheckpointError, ConfigError, GateRed
+from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
-from muomni.models import store
+from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
+
+T = TypeVar("T")
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
@@ -57,11 +60,14 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     runtime.use_threads(settings.threads or default_threads(plan))
     own = folder / name
     needs = recipes.needs(plan.stages, name)
-    needed = {other: certificate.demand(folder / other, name)["weights"] for other in needs} | settings.given(plan.base)
-    digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
+    base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    digest = recipes.digest(settings, base.digests, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
     if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
-        return _reuse(stage, settings, own, done, waived, machine)
+        if integrity.names_files(done):
+            return _reuse(stage, settings, own, done, waived, base, machine)
+        if machine.is_main:
+            print(f"[{name}] its certificate names no files (it is of an older version): measured again", file=sys.stderr, flush=True)
     if machine.is_main:
         _open_folder(own, settings, digest, fresh)
     distributed.barrier(machine)
@@ -69,8 +75,8 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     begin = time.perf_counter()
     built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
     before = _frozen(built)  # before the trials too: they share what is given
-    start = _start(built, settings, run_as)
-    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
+    start = {"base_mismatch": base.fact(folder), **_start(built, settings, run_as)}
+    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -84,12 +90,104 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         with files.fresh_folder(own / "final") as part:
             built.save(part)
             facts["saved_error"] = _saved(built, part)
+        facts["base_mismatch"] = base.fact(folder)  # once more: hours have passed, and measuring opened some of them
         facts["wall_s"] = Fact(time.perf_counter() - begin)
         judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
-        result = _certify(built, settings, own, facts, judged, digest)
+        result = _certify(built, settings, own, facts, judged, digest, base)
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What a stage stands on: stages of its recipe, what comes from outside, and what was waived of all these.
+
+    digests   of the weights of each, by name
+    """
+
+    needs: tuple[str, ...]
+    digests: dict[str, str]
+    waivers: certificate.Waivers
+
+    def fact(self, folder: Path) -> Fact:
+        """How many files of these stages are not what their certificates name, now."""
+        return base_mismatch(folder, self.needs)
+
+
+def base_mismatch(folder: Path, needs: Sequence[str]) -> Fact:
+    """How many files of needed stages, by their names in a run's folder, are not what the stages' certificates name."""
+    return mismatch([f"{name}: {line}" for name in needs for line in integrity.changed(folder / name / "final")], len(needs))
+
+
+def mismatch(lines: Sequence[str], among: int) -> Fact:
+    """The fact behind gate `bases`: so many files of so many stages are others, and which."""
+    return Fact(float(len(lines)), among, note=integrity.shown(list(lines)))
+
+
+def also_changed(saved_error: Fact, own: Path) -> Fact:
+    """The fact behind gate `saved`, with the files of `final/` that are not what its certificate names counted in."""
+    lines = integrity.changed(own / "final")
+    note = "; ".join(each for each in (saved_error.note, integrity.shown(lines)) if each)
+    return Fact(saved_error.value + len(lines), saved_error.n, note=note)
+
+
+def _foundation(plan: Recipe, name: str, folder: Path) -> Foundation:
+    """What a stage stands on, every file of it checked.
+
+    Raises  GateRed where a needed stage is missing, red, or other than its certificate says: then this stage's certificate,
+            unless it is finished, says so too; CheckpointError where what comes from outside is other.
+    """
+    stage, settings, needs = recipes.stage(name), plan.stages[name], recipes.needs(plan.stages, name)
+    try:
+        certificates = {other: certificate.demand(folder / other, name) for other in needs}
+    except certificate.BaseChanged as error:
+        own, done = folder / name, certificate.read(folder / name)
+        if done is None or not integrity.names_files(done):
+            facts = {"base_mismatch": mismatch(error.lines, len(needs))}
+            judged = [row for row in judge(stage, settings, (), facts, {}) if row.is_known(facts)]
+            tell(name, certificate.write(own, own.name, facts, judged, weights="", data="", settings="", seed=settings.seed))
+        raise
+    digests = {other: found["weights"] for other, found in certificates.items()} | settings.given(plan.base)
+    inherited = [integrity.waivers(found) for found in certificates.values()]
+    return Foundation(needs, digests, integrity.merged(*inherited, _outside(settings, plan.base, name)))
+
+
+def _outside(settings: StageSettings, base: Path, name: str) -> certificate.Waivers:
+    """What was waived of stages of other runs that this one starts from; what is not proven of them is told.
+
+    Raises  CheckpointError where their files are not what their certificates name.
+    """
+    found = []
+    for folder in settings.outside(base):
+        theirs = integrity.verify(folder)
+        if integrity.locate(folder) is not None and (caveat := integrity.caveat(theirs)):
+            print(f"[{name}] stands on {folder}: {caveat}", file=sys.stderr, flush=True)
+        found += [] if theirs is None else [integrity.waivers(theirs)]
+    return integrity.merged(*found)
+
+
+def outside_waivers(settings: StageSettings, origin: Mapping[str, Any]) -> certificate.Waivers:
+    """The same for a finished stage, of the run whose `recipe.json` is given."""
+    return _outside(settings, Path(origin["base"]), "gate")
+
+
+def _on_main(work: Callable[[], T], machine: Runtime) -> T:
+    """What the main rank finds, on all ranks; so is an error of ours. What it read and hashed, the others need not read again."""
+    found: T | None = None
+    error: MuomniError | None = None
+    if machine.is_main:
+        try:
+            found = work()
+        except MuomniError as problem:
+            if machine.world == 1:
+                raise
+            error = problem
+    error, found, known = distributed.from_main((error, found, files.known_digests()), machine)
+    files.learn_digests(known)
+    if error is not None:
+        raise error
+    return found
 
 
 def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -101,15 +199,22 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
+    stored = certificate.read(own) or {"gates": [], "facts": {}}
+    known = [certificate.read(folder / n) for n in needed]
+    inherited = integrity.merged(*(integrity.waivers(each) for each in known if each is not None), outside_waivers(settings, origin))
+    start = {"base_mismatch": base_mismatch(folder, tuple(needed))}
+    if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
+        judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
+        return told_again(name, settings, start, judged, earlier, inherited)
     built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
-    start = _start(built, settings, run_as)
+    start |= _start(built, settings, run_as)
     fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
     facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
-    stored = certificate.read(own) or {"gates": [], "facts": {}}
+    facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
-    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier)
+    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier, inherited)
 
 
 def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
@@ -118,7 +223,12 @@ def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
 
 
 def told_again(
-    name: str, settings: StageSettings, facts: dict[str, Fact], judged: list[gates.Judged], earlier: Mapping[str, Any] | None
+    name: str,
+    settings: StageSettings,
+    facts: dict[str, Fact],
+    judged: list[gates.Judged],
+    earlier: Mapping[str, Any] | None,
+    inherited: certificate.Waivers,
 ) -> dict[str, Any]:
     """What `muomni gate` tells of a stage, compared with the facts of an earlier report where there is one."""
     stage = recipes.stage(name)
@@ -128,9 +238,10 @@ def told_again(
         judged += baseline.compare([*stage.gates, *gates.demanded(settings.demands)], facts, earlier[name])
     return {
         "stage": name,
-        "verdict": certificate.overall(judged),
+        "verdict": certificate.overall(judged, inherited),
         "facts": {key: fact.to_json() for key, fact in facts.items()},
         "gates": [row.to_json() for row in judged],
+        "inherited": inherited,
     }
 
 
@@ -154,22 +265,31 @@ def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact
 
 
 def _refuse_early(
-    stage: Stage, settings: StageSettings, built: Plan, start: dict[str, Fact], own: Path, digest: str, waived: dict[str, str], run: Runtime
+    stage: Stage,
+    settings: StageSettings,
+    built: Plan,
+    start: dict[str, Fact],
+    own: Path,
+    digest: str,
+    waived: dict[str, str],
+    base: Foundation,
+    run: Runtime,
 ) -> None:
     """Before a step is paid for: raise GateRed, with a certificate that says so, where a gate on what is known already is red."""
     known = [row for row in judge(stage, settings, built.modalities, start, waived) if row.is_known(start)]
     if certificate.overall(known) != "red":
         return
-    result = _certify(built, settings, own, start, known, digest) if run.is_main else {}
+    result = _certify(built, settings, own, start, known, digest, base) if run.is_main else {}
     refuse(distributed.from_main(result, run))
 
 
 def _certify(
-    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str
+    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str, base: Foundation
 ) -> dict[str, Any]:
     """Store and tell the certificate of a stage that is built."""
-    digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-    result = certificate.write(own, own.name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
+    digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
+    more: dict[str, Any] = {"modalities": built.modalities, "seed": settings.seed, "inherited": base.waivers}
+    result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
     return result
 
@@ -272,14 +392,25 @@ def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -
 
 
 def _reuse(
-    stage: Stage, settings: StageSettings, own: Path, done: dict[str, Any], waived: dict[str, str], machine: Runtime
+    stage: Stage,
+    settings: StageSettings,
+    own: Path,
+    done: dict[str, Any],
+    waived: dict[str, str],
+    base: Foundation,
+    machine: Runtime,
 ) -> dict[str, Any]:
-    """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
+    """A finished stage as it is; its facts are judged anew, so that new bounds and waivers, its own and those below it, count.
+
+    Raises  CheckpointError where its `final/` is not what its certificate speaks of.
+    """
+    _on_main(lambda: integrity.verify(own / "final"), machine)
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
     judged = judge(stage, settings, done["modalities"], facts, {**waived_before(done), **waived_here(stage, settings, waived)})
     if machine.is_main:
-        digests = {key: done[key] for key in ("weights", "data", "settings")}
-        done = certificate.write(own, own.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)
+        digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
+        more: dict[str, Any] = {"modalities": done["modalities"], "seed": settings.seed, "inherited": base.waivers}
+        done = certificate.write(own, own.name, facts, judged, **digests, **more)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         tell(stage.name, done)
     done = distributed.from_main(done, machine)
@@ -300,8 +431,8 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
             raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
-    for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
+    files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
+    (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)
 
 

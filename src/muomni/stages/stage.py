@@ -41,6 +41,10 @@ class StageSettings(TrainSettings):
         """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
         return {}
 
+    def outside(self, base: Path) -> list[Path]:
+        """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
+        return [] if self.init_from is None else [folder for folder in [base / self.init_from / "final"] if folder.is_dir()]
+
     @property
     def packs(self) -> bool:
         """Whether its rows hold several documents that must not see each other."""
