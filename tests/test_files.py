@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from muomni import files
+from muomni.errors import UserError
 from power_cut import every_moment
 
 
@@ -254,3 +255,33 @@ def test_digests_are_read_once_a_state(tmp_path: Path, monkeypatch: pytest.Monke
     files.learn_digests(known)
     assert files.sha256_once(path) == real(path)
     assert len(reads) == 2
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from muomni import files
+from muomni.errors import UserError
+with files.only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_writes_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    lock = tmp_path / "locks" / "thinker"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    said: list[str] = []
+    with pytest.raises(UserError, match=f"process {holder.pid} is still at work"), files.only_writer(lock, patience_s=0.3, say=said.append):
+        raise AssertionError("two at once")
+    assert said == [f"waiting for process {holder.pid}, which is still at work there"]
+    holder.kill()
+    holder.wait()
+    with files.only_writer(lock, patience_s=0.0):
+        assert lock.read_text() == str(os.getpid())
+    assert lock.read_text() == ""

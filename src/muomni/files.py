@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from muomni.errors import UserError
 
 PART = ".part"  # ends the name of everything that is being made; what has it after a crash is nothing to anyone
 READY = ".new"  # ends the name of a whole folder that waits for its place, where two names can't be exchanged
@@ -138,6 +141,48 @@ def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
             settle(path.with_name(path.name[1 : -len(READY)]))
         elif path.name.endswith(PART):
             _remove(path)
+
+
+@contextmanager
+def only_writer(lock: Path, *, patience_s: float = 60.0, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Hold a lock file for this process; whoever else asks for it waits, and is refused after a while.
+
+    The system frees it however the process ends, and children do not inherit it. It stays as an empty file.
+    Raises  UserError, with the other's process number, where that doesn't let go.
+    """
+    import fcntl
+
+    make_folder(lock.parent)
+    with lock.open("a+", encoding="ascii") as stream:
+        end = time.monotonic() + patience_s
+        waits = False
+        while True:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+            stream.seek(0)
+            other = stream.read().strip()
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"{lock}: process {other or 'unknown'} is still at work there after {patience_s:.0f} s",
+                    hint="let it end, or stop it, and run the same command again",
+                )
+            if not waits:
+                say(f"waiting for process {other or 'unknown'}, which is still at work there")
+                waits = True
+            time.sleep(0.2)
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.seek(0)
+            stream.truncate()
 
 
 def _remove(path: Path) -> None:

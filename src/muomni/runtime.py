@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -195,6 +196,27 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+PARENT = "MUOMNI_PARENT"  # the process that runs this one as a stage of its recipe
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when the one that started it dies, by -9 or for want of memory too.
+
+    Only for a process to which MUOMNI_PARENT names that one: a stage that outlived its recipe would write where the next run
+    of that recipe does. Without Linux's call the lock of the stage alone keeps them apart.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (OSError, AttributeError, TypeError):
+        return
+    prctl(1, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def memory_bytes() -> int:

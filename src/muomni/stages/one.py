@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +101,20 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
+
+
+@contextmanager
+def alone(folder: Path, name: str, machine: Runtime) -> Iterator[None]:
+    """Hold a stage of a run's folder for this process (or its ranks): what two would write there, neither could stand for.
+
+    Raises  UserError where another process doesn't let go of it.
+    """
+    with ExitStack() as stack:
+        lock = files.only_writer(
+            folder / "locks" / name.replace("/", "-"), say=lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)
+        )
+        _on_main(lambda: stack.enter_context(lock), machine)
+        yield
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
+from muomni.stages import one, scoreboard, sweep
 from muomni.stages import recipe as recipes
-from muomni.stages import scoreboard, sweep
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import side_by_side
@@ -36,6 +36,7 @@ def run(
     Finished stages of the same settings, data and needed weights are reused; broken ones resume; changed ones are refused unless `fresh`.
     Raises  GateRed where a gate is red; ConfigError for what the user must change; Interrupted after a signal.
     """
+    runtime.end_with_parent()
     plan = recipes.read(recipe, overrides, out=out)
     folder = (out or Path("runs") / plan.name).resolve()
     chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
@@ -67,7 +68,8 @@ def run(
             for name in chosen:
                 try:
                     run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
-                    run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
+                    with one.alone(folder, name, machine):
+                        run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
                 except GateRed:
                     if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
                         raise
@@ -133,7 +135,13 @@ def _side_by_side(
 
     Raises  the error of the first stage that fails, after the others that run have been asked to stop and have saved.
     """
-    environment = {**os.environ, "MUOMNI_THREADS": str(plan.threads), "OMP_NUM_THREADS": str(plan.threads), "MUOMNI_PLAIN": "1"}
+    environment = {
+        **os.environ,
+        "MUOMNI_THREADS": str(plan.threads),
+        "OMP_NUM_THREADS": str(plan.threads),
+        "MUOMNI_PLAIN": "1",
+        runtime.PARENT: str(os.getpid()),
+    }
     commands, needs = {}, {}
     for name in chosen:
         command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder), "--alone"]
