@@ -179,7 +179,8 @@ def _outside(settings: StageSettings, base: Path, name: str) -> certificate.Waiv
     found = []
     for folder in settings.outside(base):
         theirs = integrity.verify(folder)
-        if integrity.locate(folder) is not None and (caveat := integrity.caveat(theirs)):
+        is_stage = folder.name == integrity.FINAL or integrity.locate(folder) is not None  # what others trained has no certificate
+        if is_stage and (caveat := integrity.caveat(theirs)):
             print(f"[{name}] stands on {folder}: {caveat}", file=sys.stderr, flush=True)
         found += [] if theirs is None else [integrity.waivers(theirs)]
     return integrity.merged(*found)
