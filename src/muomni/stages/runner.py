@@ -79,14 +79,29 @@ def run(
     return folder
 
 
-def quickstart(out: Path | None = None) -> dict[str, Any]:
-    """Train the whole muomni recipe on the toy world and give its score board; run again, it resumes or reuses.
+QUICKSTARTS: dict[str, str] = {"small": "quickstart", "full": "quickstart_full"}  # size -> recipe
 
-    Raises  as `run`.
+
+def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any]:
+    """Train all six stages on the toy world and give the score board; run again, it resumes or reuses.
+
+    Takes   out: the run folder; runs/quickstart, or runs/quickstart-full for the large one, if left out.
+            size: "small" takes minutes, "full" has a larger world and larger networks.
+    Raises  ConfigError for another size; else as `run`.
     """
-    folder = run("quickstart", out=out)
+    folder = run(quickstart_recipe(size), out=out)
     board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
     return board
+
+
+def quickstart_recipe(size: str) -> str:
+    """The recipe of a quickstart's size.
+
+    Raises  ConfigError
+    """
+    if size not in QUICKSTARTS:
+        raise ConfigError(f"quickstart: no size {size!r}", hint=f"the sizes are {', '.join(QUICKSTARTS)}")
+    return QUICKSTARTS[size]
 
 
 def _is_point(name: str) -> bool:
