@@ -59,7 +59,7 @@ def run(
     def train() -> Path:
         return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
 
-    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages)
+    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages, alone=alone)
     console.result(str(folder))
 
 

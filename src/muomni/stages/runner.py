@@ -42,6 +42,7 @@ def run(
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
     _check_gates(waived, plan, chosen)
+    scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
     if machine.is_main:
@@ -74,6 +75,8 @@ def run(
     if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
         board = scoreboard.write(folder, plan, time.perf_counter() - begin)
         print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
+        if red is None and (lacking := scoreboard.missed(board, plan)):
+            red = GateRed(f"score board: {'; '.join(lacking)}")
     if red is not None:
         raise red
     return folder

@@ -77,23 +77,23 @@ _TINY = Counts(
     repeats=1,
     least=1,
 )
-# For a quickstart of minutes: few words, at most two objects, pictures of 64 px, and no pictures of digits or words.
+# For a quickstart of minutes: few words, two objects in a caption at most and one in a question, and no pictures of digits or words.
 _SMALL = Counts(
     side=64,
-    text=_split(6_000, 240),
-    captions=_split(5_000, 320),
-    questions=_split(4_000, 200),
+    text=_split(3_000, 200),
+    captions=_split(3_000, 256),
+    questions=_split(2_000, 160),
     reading=_split(0, 0),
-    probe=_split(600, 200),
-    transcripts=_split(1_600, 120),
-    digits=_split(500, 110),
-    spoken_questions=_split(1_500, 200),
-    speak=_split(350, 60),
-    repeats=6,
-    least=40,
+    probe=_split(400, 160),
+    transcripts=_split(1_500, 120),
+    digits=_split(400, 110),
+    spoken_questions=_split(600, 160),
+    speak=_split(600, 60),
+    repeats=4,
+    least=24,
     vocabulary=FEW,
     scenes=Mix((1, 2), 0.4),
-    asked=Mix((2, 2, 1), 0.0),
+    asked=Mix((1,), 0.25),
 )
 
 
