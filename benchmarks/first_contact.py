@@ -5,8 +5,8 @@ hungriest stage as the operating system tells it. The old build runs first, then
 it is known, the ratios at the end. `--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`;
 `--limit` stops a build after so many seconds, and its row then says "at least".
 
-`--quick` takes three minutes at most, half of them for each build, and is an estimate, as its rows say: both run the same few updates of each stage
-on the tiny world, with every gate waived. A stage's seconds are what its process took beside its updates, and the updates of the
+`--quick` takes three minutes at most, half of them for each build, and is an estimate, as its rows say: both run the same few updates of
+each stage on the tiny world, with every gate waived. A stage's seconds are what its process took beside its updates, and the updates of the
 recipe at the measured pace; stages then run side by side as the recipe says. Where the time is over before the last stage, what was
 reached counts, and the row says "at least". Making the real world, and measuring on its larger held-out sets, are not in it.
 """
@@ -156,7 +156,14 @@ def whole(name: str, checkout: Path, folder: Path, overrides: list[str], limit_s
 def quick(name: str, checkout: Path, folder: Path, limit_s: float) -> Row:
     """An estimate of a build's quickstart from few updates of each stage on the tiny world."""
     recipe = yaml.safe_load((checkout / "recipes" / "quickstart.yaml").read_text())
-    few = {"max_steps": QUICK_UPDATES, "warmup_steps": 1, "val_freq": QUICK_UPDATES, "print_freq": 1, "eval_items": 8, "quarantine_limit": 0.5}
+    few = {
+        "max_steps": QUICK_UPDATES,
+        "warmup_steps": 1,
+        "val_freq": QUICK_UPDATES,
+        "print_freq": 1,
+        "eval_items": 8,
+        "quarantine_limit": 0.5,
+    }
     overrides = ["world.size=tiny", "scoreboard=false", "codec.quantise_after=2"]
     overrides += [f"{stage}.{key}={value}" for stage in NEEDS for key, value in few.items()]
     overrides += [f"{stage}.demands={{}}" for stage in NEEDS]

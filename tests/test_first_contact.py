@@ -14,7 +14,8 @@ import pytest
 def _load() -> ModuleType:
     path = Path(__file__).parent.parent / "benchmarks" / "first_contact.py"
     spec = importlib.util.spec_from_file_location("benchmarks.first_contact", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -41,7 +42,13 @@ def test_stages_that_were_not_reached_hold_up_nobody() -> None:
 
 
 def test_a_stage_is_scaled_by_its_measured_pace(tmp_path: Path) -> None:
-    rows = [{"step": 1}, {"step": 2, "steps_per_s": 2.0}, {"step": 3, "steps_per_s": 4.0}, {"step": 4, "steps_per_s": 4.0}, {"val_loss": 1.0}]
+    rows = [
+        {"step": 1},
+        {"step": 2, "steps_per_s": 2.0},
+        {"step": 3, "steps_per_s": 4.0},
+        {"step": 4, "steps_per_s": 4.0},
+        {"val_loss": 1.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert first_contact.scaled(tmp_path, 11.0, 100) == pytest.approx(11 - 4 * 0.25 + 100 * 0.25)
     assert first_contact.scaled(tmp_path / "nothing", 11.0, 100) == 11.0
@@ -50,7 +57,9 @@ def test_a_stage_is_scaled_by_its_measured_pace(tmp_path: Path) -> None:
 def test_a_stopped_build_is_a_bound_and_the_ratio_says_so() -> None:
     old = Row("old", 1000.0, False, True, {"omni": 1000, "codec": 10})
     new = Row("new", 200.0, True, False, {"hearing": 500})
-    assert "at least 1000 s" in old.line() and "not green" in old.line() and "(omni)" in old.line()
+    assert "at least 1000 s" in old.line()
+    assert "not green" in old.line()
+    assert "(omni)" in old.line()
     assert first_contact.ratios(old, new) == "ratio  seconds at most 0.200 (aim 0.3)   peak 0.50 (aim 0.6)"
     old.is_bound = False
     assert first_contact.ratios(old, new).startswith("ratio  seconds 0.200")

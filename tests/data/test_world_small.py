@@ -25,7 +25,9 @@ Row = dict[str, Any]
 def few_rows() -> Counts:
     """The small world's counts, a fiftieth of its rows."""
     much = counts("small")
-    splits = {name: {s: -(-n // 50) + 2 * (n > 0) for s, n in value.items()} for name, value in vars(much).items() if isinstance(value, dict)}
+    splits = {
+        name: {s: -(-n // 50) + 2 * (n > 0) for s, n in value.items()} for name, value in vars(much).items() if isinstance(value, dict)
+    }
     return replace(much, **splits, repeats=1, least=1)
 
 
@@ -45,7 +47,9 @@ def rows(world: Path) -> list[tuple[str, Row]]:
 def texts(row: Row) -> list[str]:
     """Everything that a row writes or says, a sentence each."""
     content = [turn["content"] for turn in row.get("messages", [])]
-    written = [part if isinstance(part, str) else part.get("text", "") for one in content for part in ([one] if isinstance(one, str) else one)]
+    written = [
+        part if isinstance(part, str) else part.get("text", "") for one in content for part in ([one] if isinstance(one, str) else one)
+    ]
     written += [negative["text"] for negative in row.get("negatives", [])]
     written += [row.get("text", ""), row.get("extra", {}).get("text", ""), *row.get("extra", {}).get("texts", [])]
     return [sentence for text in written for sentence in text.replace("?", ".").split(". ") if sentence]
@@ -70,10 +74,14 @@ def test_nothing_held_out_is_trained(world: Path) -> None:
             trained["said"] |= {*extra.get("texts", []), extra.get("text", "")}
         for _, colour, shape, place in extra.get("scene", []):
             assert row["split"] == "valid" or (colour, shape) not in lexicon.HELD_OUT_PAIRS
-            assert shape in FEW.shapes and place in FEW.places and colour in (*FEW.colours, scene.UNNAMED)
+            assert shape in FEW.shapes
+            assert place in FEW.places
+            assert colour in (*FEW.colours, scene.UNNAMED)
         if "pairs" in extra:
             marks[row["split"], extra["pairs"]] = marks.get((row["split"], extra["pairs"]), 0) + 1
-        speakers = {part["speaker"] for turn in row.get("messages", []) for part in turn["content"] if isinstance(part, dict) and "speaker" in part}
+        speakers = {
+            part["speaker"] for turn in row.get("messages", []) for part in turn["content"] if isinstance(part, dict) and "speaker" in part
+        }
         assert speakers <= set(voices.TRAIN if row["split"] == "train" else (*voices.HELD_OUT, voices.ANSWER_VOICE))
     assert marks["valid", "held_out"] > 2 * marks["valid", "seen"] > 0
     for name, row in rows(world):
@@ -121,7 +129,9 @@ def test_captions_and_questions_of_few_words_are_true() -> None:
             kinds.add(negative["kind"])
             assert negative["text"] != caption.text()
         every = set(scene.questions(things))
-        assert set(scene.questions(things, FEW)) == {asked for asked in every if FEW.asks(asked[1]) and set(lexicon.words(asked[1])) <= set(FEW.words)}
+        assert set(scene.questions(things, FEW)) == {
+            asked for asked in every if FEW.asks(asked[1]) and set(lexicon.words(asked[1])) <= set(FEW.words)
+        }
     assert kinds == {"colour", "shape", "place"}
 
 

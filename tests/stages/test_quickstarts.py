@@ -32,7 +32,8 @@ def test_the_head_of_a_quickstart_tells_a_board_that_its_recipe_accepts(size: st
     path = RECIPES / f"{runner.QUICKSTARTS[size]}.yaml"
     columns, board = head(path)
     asked = scoreboard.least_values(recipes.read(str(path), out=tmp_path))
-    assert columns[-1] == "least" and len(columns) > 1
+    assert columns[-1] == "least"
+    assert len(columns) > 1
     assert set(board) <= set(scoreboard.ROWS)
     for name, values in board.items():
         more = scoreboard.ROWS[name][3]
@@ -114,7 +115,8 @@ def test_another_size_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str])
         cli.main(["quickstart", "--size", "huge"])
     assert left.value.code == 2
     told = capsys.readouterr().err
-    assert "huge" in told and "small, full" in told
+    assert "huge" in told
+    assert "small, full" in told
 
 
 def test_the_package_gives_quickstart() -> None:

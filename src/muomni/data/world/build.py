@@ -109,7 +109,7 @@ def counts(size: Size) -> Counts:
     if size == "quick":
         return _QUICK
     if size == "full":
-        times = {
+        times: dict[str, Any] = {
             name: {split: 5 * count for split, count in value.items()} for name, value in vars(_QUICK).items() if isinstance(value, dict)
         }
         return replace(_QUICK, side=224, repeats=12, least=400, **times)

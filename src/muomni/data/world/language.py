@@ -11,6 +11,7 @@ import numpy as np
 from muomni.data.world.lexicon import grammatical, is_held_out, words
 from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
+
 def spoken(text: str) -> str:
     """A text as it is said: lower case, no punctuation."""
     return re.sub(r"[^a-z ]", "", text.lower())
@@ -72,11 +73,13 @@ class Sentences:
         return drawn
 
     def cover(self, sentences: list[str], least: int) -> list[str]:
-        """More sentences, so that every word of the vocabulary comes at least `least` times; single words where no template has the word."""
+        """More sentences, so that every word of the vocabulary comes at least `least` times; words alone where no template has them."""
         counts = Counter(word for text in sentences for word in words(text))
         more: list[str] = []
         for word in self._vocabulary.words:
-            templates = [one for one in self._vocabulary.templates if any(word in words(part) for part in self._vocabulary.alternatives(one))]
+            templates = [
+                one for one in self._vocabulary.templates if any(word in words(part) for part in self._vocabulary.alternatives(one))
+            ]
             while counts[word] < least:
                 text = self._with(word, templates) if templates else word
                 counts.update(words(text))

@@ -84,9 +84,7 @@ QUESTIONS = Mix((2, 3, 2, 3, 1), 0.2)
 PROBES = Mix((1,), 0.0)
 
 
-def show(
-    seed: int, name: str, number: int, counts: dict[str, int], training: Mix, vocabulary: Vocabulary = WHOLE
-) -> list[Shown]:
+def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mix, vocabulary: Vocabulary = WHOLE) -> list[Shown]:
     """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must differ)."""
     most = max(training.objects)
     shown = []
@@ -113,9 +111,7 @@ def show(
     return shown
 
 
-def negatives(
-    rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool, vocabulary: Vocabulary = WHOLE
-) -> list[Row]:
+def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool, vocabulary: Vocabulary = WHOLE) -> list[Row]:
     """False captions with one attribute changed: one of each kind that the caption mentions, two of shape (learned last)."""
     options = list(changes(caption, vocabulary))
     found: list[Row] = []

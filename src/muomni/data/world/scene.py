@@ -94,9 +94,7 @@ def relation(one: Thing, other: Thing) -> str | None:
     return "above" if down < 0 else "below"
 
 
-def sample(
-    rng: np.random.Generator, count: int, *, held_out: bool = False, unnamed: bool = False, vocabulary: Vocabulary = WHOLE
-) -> Scene:
+def sample(rng: np.random.Generator, count: int, *, held_out: bool = False, unnamed: bool = False, vocabulary: Vocabulary = WHOLE) -> Scene:
     """A scene of `count` objects, no (colour, shape) twice, no place twice.
 
     Training scenes know seen pairs only; held-out scenes show at least one held-out pair. Colours and shapes repeat often enough that
@@ -197,7 +195,9 @@ def questions(scene: Scene, vocabulary: Vocabulary = WHOLE) -> list[tuple[str, s
         add(("where", f"where is the {thing.colour} {thing.shape}?", f"at the {thing.place}"))
         add(("yes no", grammatical(f"is there a {thing.colour} {thing.shape}?"), "yes"))
         # A hard no changes one attribute of something that is there.
-        for colour, shape in [(colour, thing.shape) for colour in vocabulary.colours] + [(thing.colour, shape) for shape in vocabulary.shapes]:
+        for colour, shape in [(colour, thing.shape) for colour in vocabulary.colours] + [
+            (thing.colour, shape) for shape in vocabulary.shapes
+        ]:
             if (colour, shape) not in pairs:
                 add(("yes no", grammatical(f"is there a {colour} {shape}?"), "no"))
         if colours[thing.colour] == 1:
@@ -205,9 +205,7 @@ def questions(scene: Scene, vocabulary: Vocabulary = WHOLE) -> list[tuple[str, s
     return found
 
 
-def _by_shape(
-    thing: Thing, scene: Scene, vocabulary: Vocabulary, is_named: bool, add: Callable[[tuple[str, str, str]], None]
-) -> None:
+def _by_shape(thing: Thing, scene: Scene, vocabulary: Vocabulary, is_named: bool, add: Callable[[tuple[str, str, str]], None]) -> None:
     """Questions about an object that its shape alone names."""
     shapes = Counter(other.shape for other in scene)
     name = f"the {thing.shape}"

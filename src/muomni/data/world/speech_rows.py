@@ -50,9 +50,7 @@ def _short_answers(vocabulary: Vocabulary) -> list[str]:
     return places + [grammatical(f"a {colour} {shape}") for colour, shape in vocabulary.seen_pairs]
 
 
-def _training_texts(
-    rng: np.random.Generator, count: int, vocabulary: Vocabulary, *, repeats: int, least: int, distinct: bool
-) -> list[str]:
+def _training_texts(rng: np.random.Generator, count: int, vocabulary: Vocabulary, *, repeats: int, least: int, distinct: bool) -> list[str]:
     """`count` training sentences, every word alone `repeats` times, every short answer, and more until every word came `least` times."""
     source = Sentences(rng, vocabulary)
     texts = source.many(count, held_out=False, distinct=distinct) + list(vocabulary.words) * repeats + _short_answers(vocabulary)
