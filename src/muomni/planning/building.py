@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from muomni import runtime
-from muomni.data import readers
+from muomni.data import cache, readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.models.decoder import DecoderConfig
@@ -101,6 +101,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     precision = settings.precision if settings.use_amp else "fp32"
     run = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
     runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
     whole = Inputs(own, folders, recipe.base, run).corpus(settings)
     part, scale = sample(whole, ENOUGH.get(task.stage))

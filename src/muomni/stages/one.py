@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import readers
+from muomni.data import cache, readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.album import Album
@@ -139,6 +139,7 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     precision = settings.precision if settings.use_amp else "fp32"
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)
     runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
     built = stage.build(settings, Inputs(own, needed, base, run_as))
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from)

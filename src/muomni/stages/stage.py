@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -130,7 +131,7 @@ def loaders(
     settings: StageSettings,
     *,
     weights: Sequence[float] | None = None,
-    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+    lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
     runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
