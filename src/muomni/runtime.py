@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -218,3 +219,14 @@ def memory_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes() -> int:
+    """Memory that may still be taken: the machine's, or what its container leaves; half of all where the system does not tell."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as stream:
+        free = 1024 * int(next(line for line in stream if line.startswith("MemAvailable")).split()[1])
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # "max", where there is no limit, is no number
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free)

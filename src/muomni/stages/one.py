@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import readers
+from muomni.data import cache, readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.album import Album
@@ -155,6 +155,7 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
     run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
     runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
     built = stage.build(settings, Inputs(own, needed, base, run_as))
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from)

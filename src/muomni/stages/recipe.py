@@ -199,6 +199,7 @@ HARMLESS = frozenset(
         "keep_checkpoints",
         "checkpoint_freq",
         "num_workers",
+        "cache_mb",
         "threads",
         "gates",
         "demands",

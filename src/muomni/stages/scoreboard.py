@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from muomni import files
-from muomni.data import readers
+from muomni.data import indexed, readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.errors import ConfigError
@@ -85,7 +85,7 @@ def write(folder: Path, plan: Recipe, wall_s: float) -> dict[str, Any]:
 def speech_to_speech(folder: Path, settings: StageSettings, base: Path) -> float:
     """Share of held-out spoken questions about a picture whose spoken answer our own ears write down exactly."""
     corpus = readers.load(settings.data, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=Quarantine(None, 1.0))
-    asked = [sample for sample in corpus.valid if sample.task == "spoken_question"]
+    asked = indexed.where(corpus.valid, lambda sample: sample.task == "spoken_question")
     asked = [asked[i] for i in np.linspace(0, len(asked) - 1, min(SPEECH_TO_SPEECH_ITEMS, len(asked))).astype(int)]
     if not asked:
         return float("nan")
