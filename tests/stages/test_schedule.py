@@ -84,6 +84,6 @@ def test_a_signal_is_passed_on(tmp_path: Path) -> None:
     while not (tmp_path / "ready").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=900)
     assert out.strip() == "('', 143)"
     assert (tmp_path / "saved").exists()

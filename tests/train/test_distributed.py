@@ -36,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=150)[1] for process in processes]
+        said = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

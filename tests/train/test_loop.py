@@ -121,7 +121,7 @@ def test_killed_by_sigkill_at_a_random_step(tmp_path: Path, workers: int) -> Non
     fit(tmp_path / "whole", **values)
     step = random.randint(1, 7)
     script = [sys.executable, toy_training.__file__, str(tmp_path / "killed"), json.dumps(values), "--die-at", str(step)]
-    killed = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    killed = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / checkpoint.name(8)).exists()
     fit(tmp_path / "killed", **values)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from muomni import config
-from muomni.data import readers
+from muomni.data import indexed, readers
 from muomni.data.conversation import read_wave
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.pictures import Pictures
@@ -39,7 +39,7 @@ class Forgetting:
     """The meter: made before training, read after. Samples with media are left out; without text there are no facts."""
 
     def __init__(self, objective: NextToken, samples: Sequence[Sample], tokenizer: Tokenizer, cache: Path, run: Runtime) -> None:
-        texts = [sample for sample in samples if not sample.media]
+        texts = indexed.where(samples, lambda sample: not sample.media)
         self.objective, self.run = objective, run
         self.corpus = TokenCorpus.build(cache, texts, tokenizer) if texts else None
         self.start = self.measure() if self.corpus is not None else None

@@ -6,11 +6,13 @@ and data order stay as they were (SPEC G2).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ BATCHES = 16  # over an epoch, from which they are taken
 PROBES = 6  # targets, and packed documents, that are asked alone
 OVERFIT_STEPS = 24
 OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
+HALVES = (torch.bfloat16, torch.float16)
 MOVES = 1e-7  # a loss that moves less than this, of its size, does not depend on what was changed
 
 
@@ -54,6 +57,11 @@ class Bench:
     run: Runtime
     settings: TrainSettings
 
+    @cached_property
+    def has_halves(self) -> bool:
+        """Whether something is stored in half precision."""
+        return any(tensor.dtype in HALVES for tensor in [*self.objective.parameters(), *self.objective.buffers()])
+
     def collate(self, items: list[Any]) -> Any:
         """A batch of these rows, in its place."""
         return self.loader.collate(items).to(self.run.device)
@@ -62,7 +70,7 @@ class Bench:
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        with Single():
+        with Single() if self.has_halves else contextlib.nullcontext():  # it looks at each operation, which takes time
             given: dict[str, Term] = self.objective(batch)
         return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
 
@@ -86,7 +94,7 @@ class Single(TorchFunctionMode):
 
 
 def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:

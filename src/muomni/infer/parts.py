@@ -67,14 +67,16 @@ class Parts:
     @cached_property
     def thinker(self) -> Decoder:
         """The language model: the tuned one of stage omni or instruct where there is one."""
-        own = base.as_stored(self.device)
-        dtype = self._found["thinker"][0].dtype_on(self.device) if "thinker" in self.bases else own
-        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=dtype)
+        named = self._found["thinker"][0] if "thinker" in self.bases else None
+        computes_in = named.dtype_on(self.device) if named else base.as_stored(self.device)
+        # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what its export says.
+        opened_in = None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
+        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=opened_in)
         adapter = self.final("omni") / "lora" if "omni" in self.stages else None
-        if adapter is None or not adapter.is_dir():
-            return decoder
-        lora.load(decoder, adapter)
-        return lora.merged(decoder).to(self.device).eval()
+        if adapter is not None and adapter.is_dir():
+            lora.load(decoder, adapter)
+            decoder = lora.merged(decoder)
+        return decoder.to(self.device, computes_in).eval()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 _depth = 0  # of marked contexts; a plain global: the backward of a GPU runs in a thread of its own
 
 
-@contextmanager
-def recomputing() -> Iterator[None]:
-    """A context for what was, or will be, computed another time."""
-    global _depth
-    _depth += 1
-    try:
-        yield
-    finally:
+class Recomputing:
+    """A context for what was, or will be, computed another time. It may be entered again: several backwards through one forward do so."""
+
+    def __enter__(self) -> None:
+        global _depth
+        _depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _depth
         _depth -= 1
 
 
 def is_recomputing() -> bool:
-    """True within `recomputing`."""
+    """True within `Recomputing`."""
     return _depth > 0
 
 
 def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For torch.utils.checkpoint's `context_fn`: around the forward, and around its repetition in the backward."""
-    return nullcontext(), recomputing()
+    return nullcontext(), Recomputing()

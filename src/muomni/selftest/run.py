@@ -157,7 +157,7 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
         )
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=300)[1].decode(errors="replace") for rank in ranks]
+    told = [rank.communicate(timeout=900)[1].decode(errors="replace") for rank in ranks]
     if any(rank.returncode not in (0, GateRed.exit_code) for rank in ranks):
         raise MuomniError(f"two ranks ended with {[rank.returncode for rank in ranks]}: {told[0][-400:]}")
 
@@ -166,7 +166,7 @@ def _without_avx512(folder: Path, stage: str, number: int) -> None:
     """A stage with a mutant planted, in a process for which the chip has no AVX512, whatever chip it is."""
     command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
     switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=300)
+    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=900)
     if done.returncode not in (0, GateRed.exit_code):
         raise MuomniError(f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
 

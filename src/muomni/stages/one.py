@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import readers
+from muomni.data import cache, readers
 from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.album import Album
@@ -214,7 +214,8 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     if not run.is_main:
         return
     trained = [other for other in plan.stages if recipes.stage(other).over is None]
-    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
     lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
@@ -280,6 +281,7 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
     run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
     runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
     built = stage.build(settings, Inputs(own, needed, base, run_as))
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from, machine.is_main)

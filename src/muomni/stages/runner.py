@@ -44,6 +44,7 @@ def run(
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
     _check_gates(waived, plan, chosen)
+    scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
     if machine.is_main:
@@ -80,19 +81,36 @@ def run(
     if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
         board = scoreboard.write(folder, plan, time.perf_counter() - begin)
         print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
+        if red is None and (lacking := scoreboard.missed(board, plan)):
+            red = GateRed(f"score board: {'; '.join(lacking)}")
     if red is not None:
         raise red
     return folder
 
 
-def quickstart(out: Path | None = None) -> dict[str, Any]:
-    """Train the whole muomni recipe on the toy world and give its score board; run again, it resumes or reuses.
+QUICKSTARTS: dict[str, str] = {"small": "quickstart", "full": "quickstart_full"}  # size -> recipe
 
-    Raises  as `run`.
+
+def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any]:
+    """Train all six stages on the toy world and give the score board; run again, it resumes or reuses.
+
+    Takes   out: the run folder; runs/quickstart, or runs/quickstart-full for the large one, if left out.
+            size: "small" takes minutes, "full" has a larger world and larger networks.
+    Raises  ConfigError for another size; else as `run`.
     """
-    folder = run("quickstart", out=out)
+    folder = run(quickstart_recipe(size), out=out)
     board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
     return board
+
+
+def quickstart_recipe(size: str) -> str:
+    """The recipe of a quickstart's size.
+
+    Raises  ConfigError
+    """
+    if size not in QUICKSTARTS:
+        raise ConfigError(f"quickstart: no size {size!r}", hint=f"the sizes are {', '.join(QUICKSTARTS)}")
+    return QUICKSTARTS[size]
 
 
 def _is_point(name: str) -> bool:

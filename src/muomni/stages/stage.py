@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -125,12 +127,16 @@ class Plan:
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
 
-    @property
+    @cached_property
     def modalities(self) -> set[str]:
         """What its samples hold: image, audio, text (samples without media)."""
-        samples = [*self.corpus.train, *self.corpus.valid]
-        held = {"image": any(s.images for s in samples), "audio": any(s.audios or s.speech for s in samples)}
-        return {kind for kind, is_there in (*held.items(), ("text", any(not s.media for s in samples))) if is_there}
+        held: set[str] = set()
+        for sample in chain(self.corpus.train, self.corpus.valid):
+            here = {"image": sample.images, "audio": sample.audios or sample.speech, "text": not sample.media}
+            held.update(kind for kind, is_there in here.items() if is_there)
+            if len(held) == len(here):
+                break
+        return held
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,10 @@ def loaders(
     settings: StageSettings,
     *,
     weights: Sequence[float] | None = None,
-    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+    lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
-    runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
+    runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
         weights=[weight for weight, _ in runs],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import Seen, VisionEncoder
-from muomni.nn.recompute import recomputing
+from muomni.nn.recompute import Recomputing
 from muomni.train.objective import Objective, Term
 
 NEVER = -math.inf
@@ -184,7 +184,7 @@ class Contrast(Objective):
         self._cached = None
         if len(micro_batches) == 1 and world == 1:
             return
-        with recomputing():  # each micro-batch embeds its own rows again
+        with Recomputing():  # each micro-batch embeds its own rows again
             seen = [self.images(batch) for batch in micro_batches]
             images = torch.cat(seen)
             false = _stack([self._false_captions(batch, own) for batch, own in zip(micro_batches, seen)])
