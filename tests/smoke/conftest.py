@@ -1,4 +1,4 @@
-"""A tiny world and a finished curriculum, made once."""
+"""A finished curriculum, made once."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from pathlib import Path
 import pytest
 from tiny_recipe import recipe, write
 
-from muomni.data.world.build import build
 from muomni.stages import runner
+from shared import once
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("smoke") / "world"
-    build(out, seed=1, size="tiny")
-    return out
+def recipe_file(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The curriculum's recipe, its world beside it."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        write(folder / "tiny.yaml", recipe(tiny_world))
+
+    return once(tmp_path_factory, "curriculum", make) / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
-def recipe_file(tiny_world: Path) -> Path:
-    return write(tiny_world.parent / "tiny.yaml", recipe(tiny_world))
-
-
-@pytest.fixture(scope="session")
-def finished(recipe_file: Path) -> Path:
+def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of all six stages; tests that change something copy it."""
     os.environ["MUOMNI_PLAIN"] = "1"
-    return runner.run(str(recipe_file), out=recipe_file.parent / "run")
+    return once(tmp_path_factory, "finished", lambda folder: runner.run(str(recipe_file), out=folder))

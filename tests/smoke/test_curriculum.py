@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from tiny_recipe import STAGES, STEPS, recipe, write
 
@@ -29,7 +30,7 @@ def verdicts(folder: Path, stage: str) -> dict[str, str]:
 
 def changed(recipe_file: Path, path: Path, stage: str, **values: Any) -> Path:
     """The recipe with other settings of a stage."""
-    content = recipe(recipe_file.parent / "world")
+    content = yaml.safe_load(recipe_file.read_text())
     content[stage].update({**values, "gates": {**content[stage]["gates"], **values.get("gates", {})}})
     return write(path / "tiny.yaml", content)
 
