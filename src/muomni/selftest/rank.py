@@ -1,4 +1,4 @@
-"""A mutated run as one of two ranks; or alone, `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, with the variables that are set."""
+"""A mutated run in a process of its own: `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, a rank with torchrun's variables set."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +26,13 @@ from muomni.selftest.mutants import MUTANTS, Mutant
 from muomni.stages import recipe as recipes
 from muomni.stages import runner
 from muomni.train import loop
+from muomni.units import told_seconds
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
-RANKS_S = 600.0  # how long two ranks may take; a rank that waits for a dead one is ended then
+RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
 LOADED = ["muomni.selftest.run", "torch._dynamo"]  # what each run would load: optimizers load the latter (3 s) on first use
 
 
@@ -80,13 +82,14 @@ def selftest(
         for name, told in side_by_side(_parts(chosen, folder), folder, jobs):
             if isinstance(told, Caught):
                 found[told.number] = told
-                say(f"{told.number:2} {told.name}: {told.caught_by or 'NOT CAUGHT: ' + told.told} ({told.seconds:.0f}s)")
+                seen = told.caught_by or f"NOT CAUGHT: {told.told}"
+                say(f"{told.number:2} {told.name}: {seen} ({told_seconds(told.seconds)})")
             elif told:
                 why = f"{name}: {told}"
                 break
             else:
                 say(f"unmutated {name}: green")
-        say(f"unmutated: {'green' if not why else 'red: ' + why} ({time.perf_counter() - begin:.0f}s)")
+        say(f"unmutated: {'green' if not why else 'red: ' + why} ({told_seconds(time.perf_counter() - begin)})")
     return {
         "unmutated": "red" if why else "green",
         "why": why,
@@ -198,6 +201,9 @@ def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
     if mutant.how == "ranks":
         _two_ranks(folder, mutant.stage, mutant.number)
         return
+    if mutant.how == "avx2":
+        _without_avx512(folder, mutant.stage, mutant.number)
+        return
     if mutant.how == "resume":
         _stopped(folder, mutant.stage)
     with plant():
@@ -238,6 +244,15 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
     if any(process.exitcode not in (0, GateRed.exit_code) for process in processes):
         told = [path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*"))]
         raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {' '.join(told)[-400:]}")
+
+
+def _without_avx512(folder: Path, stage: str, number: int) -> None:
+    """A stage with a mutant planted, in a process for which the chip has no AVX512, whatever chip it is."""
+    command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
+    switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=RANKS_S)
+    if done.returncode not in (0, GateRed.exit_code):
+        raise MuomniError(f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
 
 
 def _copy(run: Path, folder: Path, stage: str) -> Path:
