@@ -33,7 +33,7 @@ STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
 RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
-LOADED = ["muomni.selftest.run", "torch._dynamo"]  # what each run would load: optimizers load the latter (3 s) on first use
+LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo"]  # what each run would load: optimizers load the latter (3 s) on first use
 
 
 @dataclass(frozen=True)
