@@ -89,15 +89,13 @@ def gate(
 @app.command()
 def selftest(
     only: Annotated[list[int] | None, typer.Option(metavar="N", help="this mutant alone; may be given several times")] = None,
-    third: Annotated[str | None, typer.Option(metavar="HASH", help="the third that a commit's hash chooses")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 2,
     as_json: Json = False,
 ) -> None:
     """Plant the known bugs one by one and show which gate catches each; exit 1 if one is not caught."""
     from muomni.selftest import run as planting
 
-    numbers = planting.third(third) if third is not None else only
-    found = planting.selftest(numbers or None, jobs=jobs, say=console.note)
+    found = planting.selftest(only or None, jobs=jobs, say=console.note)
     caught = sum(row["caught_by"] is not None for row in found["mutants"])
     if as_json:
         console.result_json(found)
