@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from muomni.train import loop, optim, step
 from muomni.train.objective import Term
 from muomni.train.objectives import ctc, language
 from muomni.train.objectives.language import NextToken
-from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
@@ -200,10 +201,9 @@ def stale_codes() -> AbstractContextManager[Any]:
     true = talker_stage.code
 
     def code(*args: Any) -> Any:
-        made = true(*args)
         entries = int(args[3].codebook_size)
-        made.items = {n: replace(item, codes_KF=(item.codes_KF + 1) % entries) for n, item in made.items.items()}
-        return made
+        for index, item in true(*args):
+            yield index, replace(item, codes_KF=(item.codes_KF + 1) % entries) if isinstance(item, TalkerItem) else item
 
     return patch.object(talker_stage, "code", code)
 
@@ -227,7 +227,7 @@ def infeasible_rows() -> AbstractContextManager[Any]:
 
 def split_by_row() -> AbstractContextManager[Any]:
     """Rows are split one by one, whatever group they are of."""
-    return patch.object(readers, "sides", lambda samples, share, seed: ["valid" if n % 5 == 0 else "train" for n in range(len(samples))])
+    return patch.object(readers.Sides, "is_valid", lambda self: np.arange(len(self._is_valid)) % 5 == 0)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------------------------
