@@ -92,8 +92,8 @@ def test_what_is_chosen_is_what_the_machine_is_fast_in(monkeypatch: pytest.Monke
     chosen = choose_dtype("auto", 512, CPU)
     assert runtime.format_gain(chosen, CPU) >= runtime.EMULATED_BELOW
     monkeypatch.setattr(runtime, "has_bf16", lambda device: has)
-    assert bool(runtime.emulation(torch.bfloat16, CPU)) is not has
-    assert not runtime.emulation(torch.float32, CPU)
+    assert len(runtime.emulated({torch.bfloat16, torch.float32}, CPU)) == (not has)
+    assert not runtime.emulated({torch.float32}, CPU)
 
 
 def test_autocast_is_empty_for_full_precision() -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -71,10 +71,11 @@ def _cpu_flags() -> str:
         return ""
 
 
-def start(*, precision: str = "auto", width: int = 256, device: str = "auto", threads: int | None = None) -> Runtime:
+def start(*, precision: str = "auto", width: int = 0, device: str = "auto", threads: int | None = None) -> Runtime:
     """Choose device and precision (SPEC C3) and join the process group where torchrun made one.
 
     precision  auto | fp32 | bf16 | fp16
+    width      of what is computed, which decides on a CPU; each stage chooses its own format (StageSettings.number_format)
     """
     # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer over each (docs/log.md).
     # Before any thread is started: they inherit it.
@@ -161,11 +162,11 @@ def told_format(dtype: torch.dtype) -> str:
     return {"bfloat16": "bf16", "float16": "fp16"}.get(name, name)
 
 
-def emulation(dtype: torch.dtype, device: torch.device) -> str:
-    """One line for the user where a format has no hardware on this device, else nothing."""
-    if dtype != torch.bfloat16 or has_bf16(device):
-        return ""
-    return f"bf16 is only emulated on this {device.type}, and slow: `precision: auto` takes the fastest sound format"
+def emulated(formats: Collection[torch.dtype], device: torch.device) -> list[str]:
+    """A line for the user where one of the formats has no hardware on this device, else none."""
+    if torch.bfloat16 not in formats or has_bf16(device):
+        return []
+    return [f"bf16 is only emulated on this {device.type}, and slow: `auto` (precision, dtype) takes the fastest sound format"]
 
 
 def seed_everything(seed: int) -> None:

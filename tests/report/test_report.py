@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +16,13 @@ from made_run import HOSTILE, make, make_seeing
 
 from muomni.commands.report import with_pages
 from muomni.errors import ConfigError, GateRed
+from muomni.report import stage_part
 from muomni.report.build import report
 from muomni.report.curves import Curve, chart
 from muomni.report.gather import gather
 from muomni.report.golden import diff
 from muomni.report.html import h, number, seconds
+from muomni.units import CONTENTS
 
 
 class Elements(HTMLParser):
@@ -81,7 +84,8 @@ def test_every_part_is_on_the_page(page: str) -> None:
     for text in (
         "learning rate",
         "gradient norm",
-        "targets a second",
+        "steps a second",
+        *(f"{words} a second" for words in CONTENTS.values()),
         "waiting for data",
         "MFU",
         "memory",
@@ -93,6 +97,17 @@ def test_every_part_is_on_the_page(page: str) -> None:
     assert "pointermove" in page
     assert "prefers-color-scheme" in page
     assert "was not measured" in page
+
+
+def test_curves_of_speed_are_the_meters(made: Path) -> None:
+    """A page names each number as metrics.jsonl does, takes none of them for a term of the loss, and leaves out what older runs counted."""
+    stage = gather(made).stage("hearing")
+    assert stage is not None
+    assert stage.metrics[0]["tokens_per_s"] == 4.0  # the second unit: two a batch, two batches a second
+    assert stage_part.terms(stage) == ["ctc"]
+    older = replace(stage, metrics=[{**row, "targets_per_s": 900.0, "memory_mb": 7.0} for row in stage.metrics])
+    assert stage_part.terms(older) == ["ctc"]
+    assert "targets" not in str(stage_part.curves(older))
 
 
 @pytest.fixture(scope="module")

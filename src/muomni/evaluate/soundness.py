@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from muomni.data.loader import Loader
 from muomni.errors import DataError
+from muomni.evaluate import counting
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -104,7 +105,7 @@ def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     state = torch.get_rng_state()
     try:
         bench = prepare(objective, loader, settings, run)
-        facts = {**companions(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
+        facts = {**companions(bench), **counts(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
         facts |= {**reach(bench), **round_trip(bench), **rates(settings), **overfit(bench)}
     finally:
         torch.set_rng_state(state)
@@ -164,6 +165,32 @@ def companions(bench: Bench) -> dict[str, Fact]:
         "padding_error": Fact(max(relative(apart[name], total) for name, total in together.items()), len(bench.items)),
         "lost_terms": Fact(float(len(lost)), len(counts), note=", ".join(lost)),
     }
+
+
+def counts(bench: Bench) -> dict[str, Fact]:
+    """How many counts of the batch are not what a hand counts: targets announced and given (by which a loss is divided), and contents.
+
+    No fact for an objective that evaluate.counting does not know: the gate is red then.
+    """
+    known = counting.by_hand(bench.objective, bench.batch)
+    if known is None:
+        return {}
+    targets, contents = known
+    bench.objective.begin([bench.batch], 1)
+    with torch.no_grad():
+        given = {name: float(term.count) for name, term in bench.objective(bench.batch).items()}
+    told: dict[str, Mapping[str, float]] = {
+        "announced": bench.objective.counts(bench.batch),
+        "given": given,
+        "held": bench.objective.contents(bench.batch),
+    }
+    wrong = [
+        f"{name} {what}: {values.get(name, math.nan):g} for {number:g}"
+        for what, values in told.items()
+        for name, number in (contents if what == "held" else targets).items()
+        if relative(float(values.get(name, math.nan)), float(number)) > MOVES
+    ]
+    return {"count_error": Fact(float(len(wrong)), sum(map(len, told.values())), note="; ".join(wrong))}
 
 
 def past_and_future(bench: Bench) -> dict[str, Fact]:

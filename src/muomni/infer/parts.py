@@ -65,7 +65,8 @@ class Parts:
     @cached_property
     def thinker(self) -> Decoder:
         """The language model: the tuned one of stage omni or instruct where there is one."""
-        dtype = self._found["thinker"][0].dtype_on(self.device) if "thinker" in self.bases else None
+        own = base.as_stored(self.device)
+        dtype = self._found["thinker"][0].dtype_on(self.device) if "thinker" in self.bases else own
         decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=dtype)
         adapter = self.stages["omni"] / "lora" if "omni" in self.stages else None
         if adapter is None or not adapter.is_dir():
@@ -91,7 +92,9 @@ class Parts:
         if "vision" in self.bases:
             given, place = self._found["vision"]
             return pretrained.open_tower(place, device=self.device, dtype=given.dtype_on(self.device))
-        return pretrained.open_tower(folder / "vision", device=self.device) if (folder / "vision").is_dir() else None
+        if not (folder / "vision").is_dir():
+            return None
+        return pretrained.open_tower(folder / "vision", device=self.device, dtype=base.as_stored(self.device))
 
     def _omni_json(self) -> dict[str, Any]:
         path = self.stages["omni"] / folders.OMNI

@@ -48,6 +48,10 @@ class InstructSettings(SeeingSettings):
         """The stage whose connector it starts from, where it is one."""
         return (self.connector,) if self.connector in CONNECTORS else ()
 
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The connector's, which is as wide as the language model."""
+        return _folder(self, needed, base) / "projectors"
+
     def given(self, base: Path) -> dict[str, str]:
         """The digest of a connector that comes from elsewhere."""
         return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}

@@ -17,6 +17,7 @@ from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, ru
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import side_by_side
 from muomni.train import distributed, loop
+from muomni.units import told_seconds
 
 
 def run(
@@ -55,6 +56,9 @@ def run(
         }
         files.write_json(folder / "recipe.json", origin)
         _make_world(plan, folder)
+        if not alone:
+            ahead = [name for name in chosen if recipes.stage(name).over is None]
+            print(f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}", file=sys.stderr, flush=True)
     distributed.barrier(machine)
     red: GateRed | None = None
     try:
@@ -127,7 +131,7 @@ def _make_world(plan: Recipe, folder: Path) -> None:
 
     begin = time.perf_counter()
     build(folder / "data" / "world", seed=plan.header.world.seed, size=plan.header.world.size)
-    print(f"[world] ready in {time.perf_counter() - begin:.0f}s", file=sys.stderr, flush=True)
+    print(f"[world] ready in {told_seconds(time.perf_counter() - begin)}", file=sys.stderr, flush=True)
 
 
 # --- stages side by side ------------------------------------------------------------------------------------------------------------------
