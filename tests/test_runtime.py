@@ -185,33 +185,3 @@ def test_a_stage_does_not_outlive_its_recipe() -> None:
     assert late.stdout is not None
     late.kill()
     assert late.stdout.read() == ""
-
-
-HOLES = """
-import resource, sys
-import torch
-from muomni import runtime
-if sys.argv[1] == "given back":
-    assert runtime.give_back_large_blocks()
-held = [torch.ones(7_500_000)[:0].clone()]  # 30 MB come and go: glibc keeps what is smaller on its heap from now on
-for size in range(1_000_000, 7_000_000, 100_000):  # float32: blocks of 4 to 28 MB, each a little larger than the hole of the one before
-    block = torch.ones(size)
-    held.append(torch.ones(25_000))  # a small one above it keeps the heap from shrinking
-    del block
-print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")][0] / 1024)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_large_blocks_leave_the_process_when_they_are_freed() -> None:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    resident_mb = {
-        how: float(subprocess.run([sys.executable, "-c", HOLES, how], env=plain, capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "given back")
-    }
-    assert resident_mb["given back"] < resident_mb["kept"] - 20, resident_mb
-
-
-def test_who_sets_the_bound_in_the_environment_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
-    assert not runtime.give_back_large_blocks()

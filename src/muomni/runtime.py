@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -21,7 +19,6 @@ import torch
 
 from muomni.errors import ConfigError
 
-LARGE_BYTES = 2 << 20  # blocks of memory from here on go back to the system when they are freed
 KERNELS_KEPT = 64
 # SPEC C3: on a CPU with bf16 of its own, narrower networks gain nothing from it: measured on two cores with AVX512-BF16 alone.
 # A chip without it computes in float32 whatever the width.
@@ -84,7 +81,6 @@ def start(*, precision: str = "auto", width: int = 0, device: str = "auto", thre
     use_threads(threads)
     # oneDNN keeps the kernels and buffers of every shape that it has met, 1024 of them: gigabytes where lengths vary (docs/log.md).
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
-    give_back_large_blocks()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,18 +90,6 @@ def start(*, precision: str = "auto", width: int = 0, device: str = "auto", thre
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return Runtime(chosen, choose_dtype(precision, width, chosen), rank, world)
-
-
-def give_back_large_blocks() -> bool:
-    """Have the C library map each large block of memory by itself, so that it leaves the process when it is freed; whether it will.
-
-    glibc raises this bound to 32 MiB as it meets large blocks. Tensors of ever other lengths then tear holes into a heap that only grows:
-    a small omni went from 510 to 790 MB within 200 updates (docs/log.md). MALLOC_MMAP_THRESHOLD_ in the environment is left as it is.
-    """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
-    return mallopt is not None and bool(mallopt(-3, LARGE_BYTES))  # M_MMAP_THRESHOLD of malloc.h
 
 
 def use_threads(count: int | None) -> None:
