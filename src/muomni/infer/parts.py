@@ -71,7 +71,7 @@ class Parts:
         if adapter is None or not adapter.is_dir():
             return decoder
         lora.load(decoder, adapter)
-        return lora.merged(decoder).to(self.device).eval()
+        return lora.merged(decoder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

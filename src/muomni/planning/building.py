@@ -108,7 +108,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
         warnings.simplefilter("always")
         plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
-    plan.objective.to(run.device).train()
+    plan.objective.train()
     rows = optim.select(plan.objective, settings)
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
 

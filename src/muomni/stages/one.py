@@ -67,9 +67,10 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     distributed.barrier(machine)
 
     begin = time.perf_counter()
-    built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    run_as = inputs.run
     before = _frozen(built)  # before the trials too: they share what is given
-    start = _start(built, settings, run_as)
+    start = _start(built, settings, inputs)
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
@@ -78,7 +79,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
         album = Album()
-        ended = _measure(built, fitted, before, settings, run_as, album)
+        ended = _measure(built, fitted, before, settings, inputs, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
         album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
@@ -101,11 +102,11 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
-    built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
+    built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
-    start = _start(built, settings, run_as)
-    fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
-    facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
+    start = _start(built, settings, inputs)
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own)
+    facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
@@ -134,23 +135,34 @@ def told_again(
     }
 
 
-def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
-    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
+def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
+    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
     precision = settings.precision if settings.use_amp else "fp32"
     run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)
     runtime.seed_everything(settings.seed)
-    built = stage.build(settings, Inputs(own, needed, base, run_as))
+    inputs = Inputs(own, needed, base, run_as)
+    built = stage.build(settings, inputs)
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
-    return built, run_as
+    return built, inputs
 
 
-def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
-    """The facts that are known before the first step."""
+def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fact]:
+    """The facts that are known before the first step; none but `misplaced` where networks lie elsewhere, for nothing would run then."""
+    placed = _placed(built, inputs)
+    if placed["misplaced"].value:
+        return placed
     shared = built.corpus.leaks
     leaks = {"leaks": Fact(float(bool(shared)), note=str(shared) if shared else "")}
-    return {**leaks, **soundness.examine(built.objective, built.train, settings, run), **built.checks(), **built.notes}
+    return {**placed, **leaks, **soundness.examine(built.objective, built.train, settings, inputs.run), **built.checks(), **built.notes}
+
+
+def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
+    """How many modules that training, measuring or saving can reach do not lie where the run computes, or were never placed there."""
+    roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
+    wrong = inputs.place.misplaced(**roots)
+    return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
 
 
 def _refuse_early(
@@ -174,7 +186,7 @@ def _certify(
     return result
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime, album: Album) -> dict[str, Fact]:
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, inputs: Inputs, album: Album) -> dict[str, Fact]:
     """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
 
     What the stage's own were measured on goes into the album.
@@ -182,7 +194,8 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted, album)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run), **built.measure(fitted, album)}
+    return {**own, **_placed(built, inputs)}
 
 
 def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.runtime import Runtime
+from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -55,12 +57,20 @@ class StageSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine."""
+    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
+
+    `build` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    """
 
     folder: Path
     needed: dict[str, Path]
     base: Path
     run: Runtime
+
+    @cached_property
+    def place(self) -> Placement:
+        """The one that moves this stage's networks."""
+        return Placement(self.run.device)
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.

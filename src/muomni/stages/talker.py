@@ -71,10 +71,10 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
-    codec: Codec = freeze(store.load(inputs.needed["codec"]))  # type: ignore[assignment]
+    codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
     thinker, layer, think = None, None, None
     if settings.condition == "thinker":
-        thinker = Decoder.open(inputs.needed["thinker"])
+        thinker = inputs.place(Decoder.open(inputs.needed["thinker"]))
         freeze(thinker)
         layer = thinker.config.layers // 2
         think = listen_to(thinker, layer)
@@ -84,9 +84,9 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
-    talker = Talker(settings.model.model_copy(update=known))
+    talker = inputs.place(Talker(settings.model.model_copy(update=known)))
     coded = {
-        name: code(samples, talker, tokenizer, codec, think, settings)
+        name: code(samples, talker, tokenizer, codec, think, settings, inputs.run.device)
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
     said = list(coded["train"].items.values())
@@ -103,22 +103,34 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
 
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=think)
-        ears = store.load(inputs.needed["hearing"], inputs.run.device)
+        ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
         return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)
 
     def checks() -> dict[str, Fact]:
-        known = store.load(inputs.needed["codec"])
-        return {**labels.stale(coded["train"].items, corpus.train, known), **labels.speech_ends(objective, said[:CODED_AT_ONCE])}
+        known, run = inputs.place(store.load(inputs.needed["codec"])), inputs.run
+        fresh = labels.stale(coded["train"].items, corpus.train, known, run)
+        return {**fresh, **labels.speech_ends(objective, said[:CODED_AT_ONCE], run)}
 
     networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
     return Plan(objective, train, valid, save, measure, corpus, networks, checks)
 
 
-def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, think: Think | None, settings: TalkerSettings) -> Coded:
-    """Encode the speech of all samples, in batches."""
+def code(
+    samples: list[Sample],
+    talker: Talker,
+    tokenizer: Tokenizer,
+    codec: Codec,
+    think: Think | None,
+    settings: TalkerSettings,
+    device: torch.device,
+) -> Coded:
+    """Encode the speech of all samples, in batches.
+
+    Takes   device: where codec and Thinker lie. Items lie on the CPU, as those of other datasets do.
+    """
     utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
     items: dict[int, TalkerItem] = {}
     refused: dict[int, DataError] = {}
@@ -132,11 +144,13 @@ def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Cod
         if not mels:
             continue
         frames_B = torch.tensor([len(mel) for mel in mels.values()])
-        codes_BKF = codec.encode(torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True), frames_B)
+        mel_BFM = torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True)
+        codes_BKF = codec.encode(mel_BFM.to(device), frames_B.to(device)).cpu()
         lengths = codec.code_frames(frames_B).tolist()
         for (index, _), codes_KF, length in zip(mels.items(), codes_BKF, lengths, strict=True):
             ids = talker.text_ids(spoken(samples[index])[1], tokenizer)
-            hidden = think(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if think else None
+            ids_BT = torch.tensor([ids], device=device)
+            hidden = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))[0].cpu() if think else None
             items[index] = TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
     return Coded(samples, items, refused)
 
