@@ -102,15 +102,21 @@ class PretendedDevice(TorchFunctionMode):
 
     def _backward(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Unchecked, since gradients come from the engine without a mark; but what is made again of a checkpoint lies where it lay."""
-        is_second = any(map(_marked, _tensors(args, [])))
+        true = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+        def run(*more: Any, **others: Any) -> Any:
+            with self:
+                return true(*more, **others)
+
         self.backwards += 1
         try:
-            with self:
+            with patch.object(torch.autograd, "_engine_run_backward", run):
                 result = func(*args, **kwargs)
         finally:
             self.backwards -= 1
-        for each in _tensors([result], []) if is_second else ():
-            _mark(each)
+        if any(map(_marked, _tensors(args, []))):
+            for each in _tensors([result], []):
+                _mark(each)
         return result
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -14,10 +14,13 @@ from torch.nn import functional as F
 
 from muomni.data import conversation, readers, utterances
 from muomni.models import omni
+from muomni.models.codec import Codec
+from muomni.models.decoder import Decoder
 from muomni.models.talker import Talker
 from muomni.nn import masks
 from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import talker as talker_stage
+from muomni.stages.placement import Placement
 from muomni.tokens import chat
 from muomni.tokens.chat import IGNORE
 from muomni.train import loop, optim, step
@@ -271,6 +274,33 @@ def climbing_rate() -> AbstractContextManager[Any]:
     return patch.object(optim, "lr_scale", lr_scale)
 
 
+# --- where networks lie -------------------------------------------------------------------------------------------------------------------
+
+
+def codec_left_behind() -> AbstractContextManager[Any]:
+    """The codec stays where its file was read, though the run computes elsewhere."""
+    true = Placement.__call__
+    return patch.object(Placement, "__call__", lambda self, network: network if isinstance(network, Codec) else true(self, network))
+
+
+def placed_where_nothing_trains() -> AbstractContextManager[Any]:
+    """Networks are copied to their device under inference_mode, so that what is learned there has no gradient (a copy, on a CPU too)."""
+    true = Placement.__call__
+
+    def place(self: Placement, network: Any) -> Any:
+        network = true(self, network)
+        if isinstance(network, Decoder):
+            with torch.inference_mode():
+                for part in network.modules():
+                    part._buffers.update({name: tensor.clone() for name, tensor in part._buffers.items() if tensor is not None})
+                    part._parameters.update(
+                        {name: torch.nn.Parameter(p.clone(), False) for name, p in part._parameters.items() if p is not None}
+                    )
+        return network
+
+    return patch.object(Placement, "__call__", place)
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -292,4 +322,10 @@ MUTANTS = (
     Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
     Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
     Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+    Mutant(
+        25,
+        "a module left on the other device, a module made where nothing trains",
+        "talker",
+        ((codec_left_behind, "placement"), (placed_where_nothing_trains, "placement")),
+    ),
 )
