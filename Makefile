@@ -1,4 +1,4 @@
-# make quickstart   set up, train the toy world on the CPU, print the score board
+# make quickstart   set up, train the small toy world on the CPU, print the score board
 # make test         set up, lint, types, import rules, every test
 # make selftest     plant the known bugs, see which gate catches each
 PYTHON ?= python3
@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quickstart: .venv/.ready
 	$(BIN)/muomni quickstart
-	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/scene-valid-00000.png --text 'what colour is the circle?'"
+	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00000.png --text 'what colour is the ring?'"
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff format --check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -36,14 +38,62 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("fp16", 64, cuda) == torch.float16
 
 
-def test_bf16_is_told_from_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bf16_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chip whose flags name bf16, and kernels that know what to do with it."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_bf16_is_told_from_the_chip(bf16_chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, has in (("flags : avx512f", False), ("flags : avx512f avx512_bf16", True), ("", False)):
         monkeypatch.setattr(runtime, "_cpu_flags", lambda flags=flags: flags)
         assert runtime.has_bf16(CPU) == has
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not runtime.has_bf16(CPU)
     assert not runtime.has_bf16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("most", "has"), [("AVX2", False), ("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_BF16", True), ("ALL", True), ("", True)]
+)
+def test_bf16_may_be_switched_off(bf16_chip: None, monkeypatch: pytest.MonkeyPatch, name: str, most: str, has: bool) -> None:
+    monkeypatch.setenv(name, most)
+    assert runtime.has_bf16(CPU) == has
+
+
+def test_where_avx512_is_switched_off_bf16_is_too() -> None:
+    switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    program = (
+        "import torch; from muomni import runtime; cpu = torch.device('cpu');"
+        "print(runtime.has_bf16(cpu), runtime.choose_dtype('auto', 512, cpu), runtime.format_gain(torch.bfloat16, cpu) < 0.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=switched_off, capture_output=True, text=True, check=True, timeout=900)
+    assert done.stdout.split() == ["False", "torch.float32", "True"]
+
+
+def test_a_gpu_that_emulates_bf16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own question says yes for any card of CUDA 11, Turing and Volta too, unless it is asked without emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    cuda = torch.device("cuda:0")
+    assert not runtime.has_bf16(cuda)
+    assert choose_dtype("auto", 64, cuda) == torch.float16
+    assert runtime.product_format(64, cuda) == torch.float32
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_what_is_chosen_is_what_the_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    """On whatever chip this runs: the choice agrees with a measurement that does not ask for the chip's flags."""
+    assert runtime.format_gain(torch.float32, CPU) == 1.0
+    chosen = choose_dtype("auto", 512, CPU)
+    assert runtime.format_gain(chosen, CPU) >= runtime.EMULATED_BELOW
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: has)
+    assert len(runtime.emulated({torch.bfloat16, torch.float32}, CPU)) == (not has)
+    assert not runtime.emulated({torch.float32}, CPU)
 
 
 def test_autocast_is_empty_for_full_precision() -> None:
@@ -107,3 +157,33 @@ def test_one_process_starts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_in_bytes() -> None:
     assert 20e6 < runtime.memory_bytes() < 1e12
+
+
+HOLES = """
+import resource, sys
+import torch
+from muomni import runtime
+if sys.argv[1] == "given back":
+    assert runtime.give_back_large_blocks()
+held = [torch.ones(7_500_000)[:0].clone()]  # 30 MB come and go: glibc keeps what is smaller on its heap from now on
+for size in range(1_000_000, 7_000_000, 100_000):  # float32: blocks of 4 to 28 MB, each a little larger than the hole of the one before
+    block = torch.ones(size)
+    held.append(torch.ones(25_000))  # a small one above it keeps the heap from shrinking
+    del block
+print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")][0] / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_large_blocks_leave_the_process_when_they_are_freed() -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    resident_mb = {
+        how: float(subprocess.run([sys.executable, "-c", HOLES, how], env=plain, capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert resident_mb["given back"] < resident_mb["kept"] - 20, resident_mb
+
+
+def test_who_sets_the_bound_in_the_environment_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    assert not runtime.give_back_large_blocks()

@@ -25,7 +25,7 @@ def killed_then_finished(finished: Path, recipe_file: Path, folder: Path, stage:
         os.symlink(finished / needed, folder / needed)
     at = random.randint(1, STEPS)
     script = [sys.executable, tiny_recipe.__file__, str(recipe_file), str(folder), stage, "--die-at", str(at)]
-    died = subprocess.run(script, capture_output=True, text=True, timeout=200, check=False)
+    died = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     assert certificate.read(folder / stage) is None
     found = checkpoint.newest(folder / stage)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from muomni import config
-from muomni.data import readers
+from muomni.data import indexed, readers
 from muomni.data.conversation import read_wave
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.pictures import Pictures
@@ -46,7 +46,7 @@ class Forgetting:
     """
 
     def __init__(self, objective: NextToken, samples: Sequence[Sample], tokenizer: Tokenizer, cache: Path, run: Runtime) -> None:
-        texts = [sample for sample in samples if not sample.media]
+        texts = indexed.where(samples, lambda sample: not sample.media)
         self.objective, self.run = objective, run
         self.corpus = TokenCorpus.build(cache, texts, tokenizer) if texts else None
         self.start = self.measure() if self.corpus is not None else None

@@ -65,13 +65,16 @@ class Parts:
     @cached_property
     def thinker(self) -> Decoder:
         """The language model: the tuned one of stage omni or instruct where there is one."""
-        dtype = self._found["thinker"][0].dtype_on(self.device) if "thinker" in self.bases else None
-        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=dtype)
+        named = self._found["thinker"][0] if "thinker" in self.bases else None
+        computes_in = named.dtype_on(self.device) if named else base.as_stored(self.device)
+        # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what its export says.
+        opened_in = None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
+        decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=opened_in)
         adapter = self.stages["omni"] / "lora" if "omni" in self.stages else None
-        if adapter is None or not adapter.is_dir():
-            return decoder
-        lora.load(decoder, adapter)
-        return lora.merged(decoder)
+        if adapter is not None and adapter.is_dir():
+            lora.load(decoder, adapter)
+            decoder = lora.merged(decoder)
+        return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -91,7 +94,9 @@ class Parts:
         if "vision" in self.bases:
             given, place = self._found["vision"]
             return pretrained.open_tower(place, device=self.device, dtype=given.dtype_on(self.device))
-        return pretrained.open_tower(folder / "vision", device=self.device) if (folder / "vision").is_dir() else None
+        if not (folder / "vision").is_dir():
+            return None
+        return pretrained.open_tower(folder / "vision", device=self.device, dtype=base.as_stored(self.device))
 
     def _omni_json(self) -> dict[str, Any]:
         path = self.stages["omni"] / folders.OMNI

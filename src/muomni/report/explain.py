@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _find(plan: Plan, wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int
     return sides[wanted.split], wanted.index
 
 
-def _place(samples: list[Sample], wanted: Wanted, where: str) -> int:
+def _place(samples: Sequence[Sample], wanted: Wanted, where: str) -> int:
     if wanted.sample is None:
         if 0 <= wanted.index < len(samples):
             return wanted.index

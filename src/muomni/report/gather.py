@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from muomni import files
+from muomni import files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
 from muomni.infer.folders import STAGES
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
-METERS = ("lr", "grad_norm", "steps_per_s", "targets_per_s", "data_wait", "mfu", "memory_mb")
+METERS = ("lr", "grad_norm", *units.METERS)
+OLD_METERS = ("targets_per_s", "memory_mb")  # of runs before 2026-12, whose pages leave them out: targets were counted twice
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def board(run: Run) -> Html | None:
         return None
     rows = []
     for name, value in metrics.items():
-        least, more = meaning.least(name)
+        least, more = meaning.least(name, run.board)
         stage, fact = meaning.source(name)
         found = run.stage(stage)
         row = {**(found.facts.get(fact, {}) if found else {}), "value": value}

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
+from muomni import runtime
 from muomni.data import conversation, readers, utterances
 from muomni.models import omni
 from muomni.models.codec import Codec
@@ -40,7 +41,7 @@ class Mutant:
     name: str
     stage: str
     plants: tuple[tuple[Plant, str], ...]
-    how: str = "train"  # train | resume: stopped half-way, the bug sits in the second half | ranks: two processes
+    how: str = "train"  # train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | avx2: AVX512 off
 
 
 # --- who looks where ----------------------------------------------------------------------------------------------------------------------
@@ -274,6 +275,44 @@ def climbing_rate() -> AbstractContextManager[Any]:
     return patch.object(optim, "lr_scale", lr_scale)
 
 
+# --- the machine --------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def emulated_format() -> Iterator[None]:
+    """The chip is believed to have bf16 of its own, for networks of any width, and has not."""
+    with patch.object(runtime, "has_bf16", lambda device: True), patch.object(runtime, "BF16_MIN_WIDTH", 0):
+        yield
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def targets_doubled() -> Iterator[None]:
+    """Each label is counted as two targets, before the forward and after it: losses and gradients are halved."""
+    counts, forward = NextToken.counts, NextToken.forward
+    with (
+        patch.object(NextToken, "counts", lambda self, batch: {name: 2 * n for name, n in counts(self, batch).items()}),
+        patch.object(
+            NextToken,
+            "forward",
+            lambda self, batch: {name: replace(term, count=2 * term.count) for name, term in forward(self, batch).items()},
+        ),
+    ):
+        yield
+
+
+def told_counted() -> AbstractContextManager[Any]:
+    """What is told beside the loss (misses) is counted in the speed as if it was learned."""
+    true = NextToken.contents
+
+    def contents(self: NextToken, batch: Any) -> dict[str, float]:
+        return {**true(self, batch), "labels": float(sum(self.counts(batch).values()))}
+
+    return patch.object(NextToken, "contents", contents)
+
+
 # --- where networks lie -------------------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +361,8 @@ MUTANTS = (
     Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
     Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
     Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+    Mutant(23, "target count doubled, told terms counted", "thinker", ((targets_doubled, "counts"), (told_counted, "counts"))),
+    Mutant(24, "emulated bf16", "thinker", ((emulated_format, "native_format"),), how="avx2"),
     Mutant(
         25,
         "a module left on the other device, a module made where nothing trains",

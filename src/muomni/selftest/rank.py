@@ -1,4 +1,4 @@
-"""One of two ranks of a mutated run: `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, with torchrun's variables set."""
+"""A mutated run in a process of its own: `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, a rank with torchrun's variables set."""
 
 from __future__ import annotations
 

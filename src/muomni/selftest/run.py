@@ -26,6 +26,7 @@ from muomni.selftest.mutants import MUTANTS, Mutant
 from muomni.stages import recipe as recipes
 from muomni.stages import runner
 from muomni.train import loop
+from muomni.units import told_seconds
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
@@ -60,13 +61,14 @@ def selftest(
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-selftest-")))
         world.build(folder / "run" / "data" / "world")
         why = _unmutated(folder / "run")
-        say(f"unmutated: {'green' if not why else 'red: ' + why} ({time.perf_counter() - begin:.0f}s)")
+        say(f"unmutated: {'green' if not why else 'red: ' + why} ({told_seconds(time.perf_counter() - begin)})")
         found: list[Caught] = []
         if not why:
             with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
                 for caught in pool.map(_try, [(folder, mutant.number) for mutant in chosen]):
                     found.append(caught)
-                    say(f"{caught.number:2} {caught.name}: {caught.caught_by or 'NOT CAUGHT: ' + caught.told} ({caught.seconds:.0f}s)")
+                    seen = caught.caught_by or f"NOT CAUGHT: {caught.told}"
+                    say(f"{caught.number:2} {caught.name}: {seen} ({told_seconds(caught.seconds)})")
     return {
         "unmutated": "red" if why else "green",
         "why": why,
@@ -122,6 +124,9 @@ def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
     if mutant.how == "ranks":
         _two_ranks(folder, mutant.stage, mutant.number)
         return
+    if mutant.how == "avx2":
+        _without_avx512(folder, mutant.stage, mutant.number)
+        return
     if mutant.how == "resume":
         _stopped(folder, mutant.stage)
     with plant():
@@ -152,9 +157,18 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
         )
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=300)[1].decode(errors="replace") for rank in ranks]
+    told = [rank.communicate(timeout=900)[1].decode(errors="replace") for rank in ranks]
     if any(rank.returncode not in (0, GateRed.exit_code) for rank in ranks):
         raise MuomniError(f"two ranks ended with {[rank.returncode for rank in ranks]}: {told[0][-400:]}")
+
+
+def _without_avx512(folder: Path, stage: str, number: int) -> None:
+    """A stage with a mutant planted, in a process for which the chip has no AVX512, whatever chip it is."""
+    command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
+    switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=900)
+    if done.returncode not in (0, GateRed.exit_code):
+        raise MuomniError(f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
 
 
 def _copy(run: Path, folder: Path, stage: str) -> Path:

@@ -55,6 +55,10 @@ class AlignSettings(SeeingSettings):
         """The stages that it stands on, where it stands on stages."""
         return tuple(dict.fromkeys(base.name for base in (self.llm, self.eyes) if base.name in STAGES))
 
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The language model's."""
+        return self.llm.locate(needed, base)
+
     def given(self, base: Path) -> dict[str, str]:
         """Digests of the networks that come from elsewhere."""
         outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}

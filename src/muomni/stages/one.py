@@ -7,13 +7,15 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import readers
+from muomni.data import cache, readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
 from muomni.evaluate.album import Album
@@ -25,6 +27,7 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
+from muomni.units import told_seconds
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
@@ -69,6 +72,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     begin = time.perf_counter()
     built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
     run_as = inputs.run
+    _introduce(plan, name, settings, built, run_as)
     before = _frozen(built)  # before the trials too: they share what is given
     start = _start(built, settings, inputs)
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
@@ -91,6 +95,19 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
+
+
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime) -> None:
+    """Say what the stage is, which of how many, and in what it computes; what is emulated is told in a line of its own."""
+    if not run.is_main:
+        return
+    trained = [other for other in plan.stages if recipes.stage(other).over is None]
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
+    what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
+    lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
+    lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
+    print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
 
 
 def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -137,9 +154,9 @@ def told_again(
 
 def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
     """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
-    precision = settings.precision if settings.use_amp else "fp32"
-    run_as = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device), machine.rank, machine.world)
+    run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
     runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
     inputs = Inputs(own, needed, base, run_as)
     built = stage.build(settings, inputs)
     if settings.init_from is not None:
@@ -155,7 +172,14 @@ def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fa
         return placed
     shared = built.corpus.leaks
     leaks = {"leaks": Fact(float(bool(shared)), note=str(shared) if shared else "")}
-    return {**placed, **leaks, **soundness.examine(built.objective, built.train, settings, inputs.run), **built.checks(), **built.notes}
+    return {
+        **placed,
+        **leaks,
+        **_formats(settings, inputs.run),
+        **soundness.examine(built.objective, built.train, settings, inputs.run),
+        **built.checks(),
+        **built.notes,
+    }
 
 
 def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
@@ -163,6 +187,18 @@ def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
     roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
     wrong = inputs.place.misplaced(**roots)
     return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
+
+
+def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+    """How fast the slowest format that the recipe left to us is against float32, as the main rank measures it on its machine."""
+    ours = {run.dtype} if settings.chooses_format else {torch.float32}
+    if settings.optimizer == "muon":
+        ours.add(runtime.product_format(1 << 30, run.device))
+    gains = {one: runtime.format_gain(one, run.device) for one in ours | {run.dtype}} if run.is_main else {}
+    note = ", ".join(f"{runtime.told_format(one)} x {gain:.2g}" for one, gain in gains.items())
+    least = min((gains[one] for one in ours), default=1.0) if run.is_main else 1.0
+    least, note = distributed.from_main((least, note), run)
+    return {"format_gain": Fact(least, note=f"{note} of float32's speed on this {run.device.type}")}
 
 
 def _refuse_early(
@@ -327,7 +363,8 @@ def tell(name: str, result: dict[str, Any]) -> None:
     for gate in result["gates"]:
         value = "-" if gate["value"] is None else f"{gate['value']:.4g}"
         print(f"[{name}] {gate['verdict']:6} {gate['name']}: {value} {gate['threshold']}", file=sys.stderr)
-    print(f"[{name}] {result['verdict']} after {result['facts'].get('wall_s', {}).get('value') or 0:.0f}s", file=sys.stderr, flush=True)
+    took_s = result["facts"].get("wall_s", {}).get("value") or 0
+    print(f"[{name}] {result['verdict']} after {told_seconds(took_s)}", file=sys.stderr, flush=True)
 
 
 def refuse(result: dict[str, Any]) -> None:

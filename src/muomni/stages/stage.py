@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
+from muomni import runtime
 from muomni.data import readers
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order
@@ -20,6 +23,7 @@ from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
+from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
@@ -49,10 +53,31 @@ class StageSettings(TrainSettings):
         return False
 
     @property
-    def width(self) -> int:
-        """Width of what trains, which decides the number format on a CPU."""
+    def chooses_format(self) -> bool:
+        """Whether the number format is left to us, rather than asked for by name."""
+        return self.use_amp and self.precision == "auto"
+
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
+        return needed.get("thinker")
+
+    def width(self, needed: dict[str, Path], base: Path) -> int:
+        """Width of what it computes with, which decides the number format on a CPU: its model's, else that of the network it stands on."""
         model: Any = getattr(self, "model", None)
-        return int(getattr(model, "width", 256))
+        if hasattr(model, "width"):
+            return int(model.width)
+        folder = self.stands_on(needed, base)
+        content = {} if folder is None else store.read_config(folder)
+        return int(content.get("hidden_size", content.get("width", 0)))  # 0: float32, which is sound everywhere
+
+    def number_format(self, inputs: Inputs) -> torch.dtype:
+        """The format in which the stage computes on this machine.
+
+        Raises  ConfigError for one that the device does not have.
+        """
+        precision = self.precision if self.use_amp else "fp32"
+        width = self.width(inputs.needed, inputs.base) if self.chooses_format else 0
+        return runtime.choose_dtype(precision, width, inputs.run.device)
 
 
 @dataclass(frozen=True)
@@ -107,12 +132,16 @@ class Plan:
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
 
-    @property
+    @cached_property
     def modalities(self) -> set[str]:
         """What its samples hold: image, audio, text (samples without media)."""
-        samples = [*self.corpus.train, *self.corpus.valid]
-        held = {"image": any(s.images for s in samples), "audio": any(s.audios or s.speech for s in samples)}
-        return {kind for kind, is_there in (*held.items(), ("text", any(not s.media for s in samples))) if is_there}
+        held: set[str] = set()
+        for sample in chain(self.corpus.train, self.corpus.valid):
+            here = {"image": sample.images, "audio": sample.audios or sample.speech, "text": not sample.media}
+            held.update(kind for kind, is_there in here.items() if is_there)
+            if len(held) == len(here):
+                break
+        return held
 
 
 @dataclass(frozen=True)
@@ -140,10 +169,10 @@ def loaders(
     settings: StageSettings,
     *,
     weights: Sequence[float] | None = None,
-    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+    lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
-    runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
+    runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
         weights=[weight for weight, _ in runs],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +47,7 @@ class TalkerSettings(StageSettings):
 class Coded:
     """Utterances as codes and text ids, made once: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to be counted."""
 
-    def __init__(self, samples: list[Sample], items: dict[int, TalkerItem], refused: dict[int, DataError]) -> None:
+    def __init__(self, samples: Sequence[Sample], items: dict[int, TalkerItem], refused: dict[int, DataError]) -> None:
         self.samples, self.items, self.refused = samples, items, refused
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
 
 
 def code(
-    samples: list[Sample],
+    samples: Sequence[Sample],
     talker: Talker,
     tokenizer: Tokenizer,
     codec: Codec,

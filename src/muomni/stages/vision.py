@@ -82,7 +82,7 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         tokenizer = Tokenizer.load(inputs.needed["thinker"])
         text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
     else:
-        texts = [caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives))]
+        texts = (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
         tokenizer = Tokenizer.train(texts, settings.vocab_size)
     encoder = VisionEncoder(settings.model)
     tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))

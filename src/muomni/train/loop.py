@@ -42,7 +42,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     labelled: int = 0
-    targets: float = 0.0
+    targets: dict[str, float] = field(default_factory=dict)  # learned so far, of all ranks, by term: their units differ
     skipped: int = 0
     skipped_in_a_row: int = 0
     quarantined: int = 0
@@ -120,7 +120,7 @@ def fit(
 
     # 3. the steps
     stream = _timed(train.numbers(to_come(progress.step, max_steps, per_step, run)))
-    meter = Meter(run)
+    meter = Meter(objective, run)
     with log, watch.Watch(folder, log.say, is_main=run.is_main) as alive, stop_on_signals() as stop:
         if progress.step:
             log.say(f"resumed from {found}")
@@ -130,22 +130,24 @@ def fit(
             optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
             if batches:
                 alive.step(progress.step + 1, [name for batch in batches for name in batch.sample_ids])
-                moved = [batch.to(run.device) for batch in batches]
-                with meter.step(waited_s):
+                with meter.update(batches, waited_s):
+                    moved = [batch.to(run.device) for batch in batches]
                     result = update(objective, wrapped, optimizer, scaler, moved, settings, run)
                 _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
             elif run.world > 1:
                 raise UserError(f"step {progress.step}: no sample of a batch could be used", hint="see quarantine.jsonl; clean the data")
             progress.step += 1
             if batches and not result.skipped:
-                objective.after_step(progress.step)
-                for key, value in ema.items():
-                    value.lerp_(objective.get_parameter(key).detach(), 1 - (settings.ema_decay or 0))
+                with meter.more():
+                    objective.after_step(progress.step)
+                    for key, value in ema.items():
+                        value.lerp_(objective.get_parameter(key).detach(), 1 - (settings.ema_decay or 0))
             quarantine.check(progress.samples + progress.quarantined)
+            log.tick(progress.step)
 
             is_last = progress.step == max_steps
             if batches and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
-                log.log({"step": progress.step, **_numbers(result), **meter.read(result, len(batches))})
+                log.log({"step": progress.step, **_numbers(result), **meter.read()})
             if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
                 _validate_and_keep(objective, valid, settings, run, progress, folder, log)
             is_asked = _stop_everywhere(stop, run)  # asked once: all ranks save, or none
@@ -238,7 +240,8 @@ def _guard(
     max_steps: int,
 ) -> None:
     """Count a skipped update, say where it went wrong, and end a run that only skips (DESIGN 4)."""
-    progress.targets += sum(result.counts.values())
+    for term, count in result.targets.items():
+        progress.targets[term] = progress.targets.get(term, 0.0) + count
     if not result.skipped:
         progress.skipped_in_a_row = 0
         return
