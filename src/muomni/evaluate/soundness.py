@@ -116,7 +116,7 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
     items = choose(loader, ROWS)
     batch = loader.collate(items).to(run.device)
-    twin = given.sharing_copy(objective).to(run.device).eval()  # on a GPU, what is given moves there now instead of in the loop
+    twin = given.sharing_copy(objective).eval()
     with torch.no_grad():
         twin.settle(batch)
     return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)

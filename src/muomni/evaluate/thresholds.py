@@ -13,6 +13,13 @@ from muomni.runtime import EMULATED_BELOW
 
 START = (
     Gate(
+        "placement",
+        "misplaced",
+        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `build`",
+        at_most=0.0,
+        source="review 5.1, 5.2: on a GPU a stage would have died after its training",
+    ),
+    Gate(
         "terms",
         "lost_terms",
         "the objective announces terms that it does not give, or gives others: a part of the loss is lost",

@@ -76,7 +76,7 @@ class Parts:
         if adapter is not None and adapter.is_dir():
             lora.load(decoder, adapter)
             decoder = lora.merged(decoder)
-        return decoder.to(self.device, computes_in).eval()
+        return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -109,7 +109,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
         plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
     notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
-    plan.objective.to(run.device).train()
+    plan.objective.train()
     rows = optim.select(plan.objective, settings)
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
 

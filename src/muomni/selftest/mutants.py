@@ -18,12 +18,15 @@ from torch.nn import functional as F
 from muomni import runtime
 from muomni.data import conversation, readers, utterances
 from muomni.models import omni, store
+from muomni.models.codec import Codec
+from muomni.models.decoder import Decoder
 from muomni.models.talker import Talker
 from muomni.nn import masks
 from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import one
 from muomni.stages import recipe as recipes
 from muomni.stages import talker as talker_stage
+from muomni.stages.placement import Placement
 from muomni.tokens import chat
 from muomni.tokens.chat import IGNORE
 from muomni.train import loop, optim, step
@@ -341,6 +344,33 @@ def told_counted() -> AbstractContextManager[Any]:
     return patch.object(NextToken, "contents", contents)
 
 
+# --- where networks lie -------------------------------------------------------------------------------------------------------------------
+
+
+def codec_left_behind() -> AbstractContextManager[Any]:
+    """The codec stays where its file was read, though the run computes elsewhere."""
+    true = Placement.__call__
+    return patch.object(Placement, "__call__", lambda self, network: network if isinstance(network, Codec) else true(self, network))
+
+
+def placed_where_nothing_trains() -> AbstractContextManager[Any]:
+    """Networks are copied to their device under inference_mode, so that what is learned there has no gradient (a copy, on a CPU too)."""
+    true = Placement.__call__
+
+    def place(self: Placement, network: Any) -> Any:
+        network = true(self, network)
+        if isinstance(network, Decoder):
+            with torch.inference_mode():
+                for part in network.modules():
+                    part._buffers.update({name: tensor.clone() for name, tensor in part._buffers.items() if tensor is not None})
+                    part._parameters.update(
+                        {name: torch.nn.Parameter(p.clone(), False) for name, p in part._parameters.items() if p is not None}
+                    )
+        return network
+
+    return patch.object(Placement, "__call__", place)
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -365,4 +395,10 @@ MUTANTS = (
     Mutant(19, "swapped final/ of a needed stage", "omni", ((swapped_final, "bases"),)),
     Mutant(23, "target count doubled, told terms counted", "thinker", ((targets_doubled, "counts"), (told_counted, "counts"))),
     Mutant(24, "emulated bf16", "thinker", ((emulated_format, "native_format"),), how="avx2"),
+    Mutant(
+        25,
+        "a module left on the other device, a module made where nothing trains",
+        "talker",
+        ((codec_left_behind, "placement"), (placed_where_nothing_trains, "placement")),
+    ),
 )

@@ -75,8 +75,8 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     named = {"thinker": settings.llm, "vision": settings.eyes}
     folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
     device = inputs.run.device
-    decoder = pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device))
-    eyes = pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device))
+    decoder = inputs.place(pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device)))
+    eyes = inputs.place(pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device)))
     tokenizer = Tokenizer.load(folders["thinker"])
     perceiver = PerceiverConfig(
         tokens=settings.num_image_tokens,
@@ -94,7 +94,7 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
         perceiver=perceiver,
         levels=settings.levels,
     )
-    projectors = Projectors(shape).start_at(decoder.embedding_rms)
+    projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
     freeze(decoder), freeze(eyes)
     omni = Omni(decoder, eyes, None, projectors, tokenizer.marks)
     spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)

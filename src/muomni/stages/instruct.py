@@ -81,12 +81,13 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert omni is not None
     assert spec is not None
     assert omni.vision is not None
+    inputs.place(omni)
     freeze(omni.vision)
     seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
         return plan(settings, inputs, corpus, seer)
-    lora.attach(omni.decoder, settings.lora)
+    inputs.place(lora.attach(omni.decoder, settings.lora))
     return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
 
 

@@ -76,10 +76,11 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     distributed.barrier(machine)
 
     begin = time.perf_counter()
-    built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    run_as = inputs.run
     _introduce(plan, name, settings, built, run_as)
     before = _frozen(built)  # before the trials too: they share what is given
-    start = {"base_mismatch": base.fact(folder), **_start(built, settings, run_as)}
+    start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
@@ -88,7 +89,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
         album = Album()
-        ended = _measure(built, fitted, before, settings, run_as, album)
+        ended = _measure(built, fitted, before, settings, inputs, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
         album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
@@ -238,11 +239,11 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
         judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
         return told_again(name, settings, start, judged, earlier, inherited)
-    built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
+    built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
-    start |= _start(built, settings, run_as)
-    fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
-    facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
+    start |= _start(built, settings, inputs)
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own)
+    facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
@@ -277,29 +278,41 @@ def told_again(
     }
 
 
-def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
-    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
+def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
+    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
     run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
     runtime.seed_everything(settings.seed)
     cache.begin(settings.cache_mb)
-    built = stage.build(settings, Inputs(own, needed, base, run_as))
+    inputs = Inputs(own, needed, base, run_as)
+    built = stage.build(settings, inputs)
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from, machine.is_main)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
-    return built, run_as
+    return built, inputs
 
 
-def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
-    """The facts that are known before the first step."""
+def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fact]:
+    """The facts that are known before the first step; none but `misplaced` where networks lie elsewhere, for nothing would run then."""
+    placed = _placed(built, inputs)
+    if placed["misplaced"].value:
+        return placed
     shared = built.corpus.leaks
     leaks = {"leaks": Fact(float(bool(shared)), note=str(shared) if shared else "")}
     return {
+        **placed,
         **leaks,
-        **_formats(settings, run),
-        **soundness.examine(built.objective, built.train, settings, run),
+        **_formats(settings, inputs.run),
+        **soundness.examine(built.objective, built.train, settings, inputs.run),
         **built.checks(),
         **built.notes,
     }
+
+
+def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
+    """How many modules that training, measuring or saving can reach do not lie where the run computes, or were never placed there."""
+    roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
+    wrong = inputs.place.misplaced(**roots)
+    return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
 
 
 def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
@@ -344,7 +357,7 @@ def _certify(
     return result
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime, album: Album) -> dict[str, Fact]:
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, inputs: Inputs, album: Album) -> dict[str, Fact]:
     """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
 
     What the stage's own were measured on goes into the album.
@@ -352,7 +365,8 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted, album)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run), **built.measure(fitted, album)}
+    return {**own, **_placed(built, inputs)}
 
 
 def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:

@@ -74,7 +74,7 @@ def write(folder: Path, plan: Recipe, wall_s: float) -> dict[str, Any]:
         if found is not None and fact in found["facts"]:
             metrics[name] = found["facts"][fact]["value"]
     if {"omni", "talker", "hearing"} <= set(plan.stages):
-        metrics["omni.speech_to_speech_exact"] = speech_to_speech(folder, plan.stages["omni"], plan.base)
+        metrics["omni.speech_to_speech_exact"] = speech_to_speech(folder, plan.stages["omni"], plan.base, plan.header.device)
     least = least_values(plan)
     known = [name for name in ROWS if name in metrics]
     board = {"wall_s": wall_s, "metrics": {name: metrics[name] for name in known}, "least": {name: least[name] for name in known}}
@@ -82,14 +82,14 @@ def write(folder: Path, plan: Recipe, wall_s: float) -> dict[str, Any]:
     return board
 
 
-def speech_to_speech(folder: Path, settings: StageSettings, base: Path) -> float:
+def speech_to_speech(folder: Path, settings: StageSettings, base: Path, device: str = "auto") -> float:
     """Share of held-out spoken questions about a picture whose spoken answer our own ears write down exactly."""
     corpus = readers.load(settings.data, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=Quarantine(None, 1.0))
     asked = indexed.where(corpus.valid, lambda sample: sample.task == "spoken_question")
     asked = [asked[i] for i in np.linspace(0, len(asked) - 1, min(SPEECH_TO_SPEECH_ITEMS, len(asked))).astype(int)]
     if not asked:
         return float("nan")
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, device)
     answers = engine.answer_many([_question(sample) for sample in asked])
     texts = [answer.text.strip() or "nothing" for answer in answers]
     spoken = engine.speak(texts)

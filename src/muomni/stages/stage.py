@@ -25,6 +25,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.models import store
 from muomni.runtime import Runtime
+from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -85,12 +86,20 @@ class StageSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine."""
+    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
+
+    `build` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    """
 
     folder: Path
     needed: dict[str, Path]
     base: Path
     run: Runtime
+
+    @cached_property
+    def place(self) -> Placement:
+        """The one that moves this stage's networks."""
+        return Placement(self.run.device)
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.

@@ -77,12 +77,11 @@ def fit(
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   saved: told the step after every checkpoint, on the main rank.
+    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank.
     Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad.
     """
     # 1. what trains
-    objective.to(run.device)
     account = optim.select(objective, settings)
     optimizer = optim.make_optimizer(objective, account, settings)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
@@ -179,7 +178,6 @@ def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: Trai
 
     Raises  CheckpointError where no whole checkpoint is there.
     """
-    objective.to(run.device)
     account = optim.select(objective, settings)
     found = checkpoint.newest(folder)
     if found is None:
