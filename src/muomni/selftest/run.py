@@ -29,7 +29,8 @@ from muomni.train import loop
 from muomni.units import told_seconds
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
-STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
+STOP_AT = 50  # the step before which a run is interrupted, where it is to resume
+REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
 RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
@@ -108,7 +109,7 @@ def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
     if TWINS_STAGE in concerned:
         parts.append(Part(TWINS, (), _twins, width=2))
     return parts + [
-        Part(str(mutant.number), tuple(recipes.needs(stages, mutant.stage)), _try, width=2 if mutant.how == "ranks" else 1)
+        Part(str(mutant.number), tuple(recipes.needs(stages, mutant.stage)), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
         for mutant in chosen
     ]
 
@@ -165,9 +166,10 @@ def _unmutated(folder: Path, stage: str) -> str:
 
 
 def _twins(folder: Path, _: str) -> str:
-    """The first stage by two ranks; why it is red, or nothing."""
+    """The first stage begun by one rank and ended by two; why it is red, or nothing."""
     own = _copy(folder / "run", folder / "ranks", TWINS_STAGE)
     try:
+        _regrouped(own, TWINS_STAGE)
         _two_ranks(own, TWINS_STAGE, 0)
     except MuomniError as error:
         return str(error)
@@ -198,7 +200,9 @@ def _try(folder: Path, name: str) -> Caught:
 
 
 def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
-    if mutant.how == "ranks":
+    if mutant.how == "regroup":
+        _regrouped(folder, mutant.stage)
+    if mutant.how in ("ranks", "regroup"):
         _two_ranks(folder, mutant.stage, mutant.number)
         return
     if mutant.how == "avx2":
@@ -207,18 +211,39 @@ def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
     if mutant.how == "resume":
         _stopped(folder, mutant.stage)
     with plant():
-        _run(folder, [mutant.stage])
+        _run(folder, [mutant.stage], list(mutant.overrides))
 
 
-def _run(folder: Path, stages: list[str]) -> None:
-    runner.run(str(RECIPE), stages=stages, out=folder)
+def _run(folder: Path, stages: list[str], overrides: Sequence[str] = ()) -> None:
+    runner.run(str(RECIPE), stages=stages, out=folder, overrides=list(overrides))
 
 
-def _stopped(folder: Path, stage: str) -> None:
+def short(stage: str) -> list[str]:
+    """Overrides for a stage that two ranks train."""
+    return [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
+
+
+def _stopped(folder: Path, stage: str, at: int = STOP_AT, overrides: Sequence[str] = ()) -> None:
     """Run a stage until it is asked to stop half-way."""
     steps = iter(range(1, 10**9))
-    with patch.object(loop, "_stop_everywhere", lambda stop, run: next(steps) >= STOP_AT), contextlib.suppress(loop.Interrupted):
-        _run(folder, [stage])
+    with patch.object(loop, "asked", lambda stop: next(steps) >= at), contextlib.suppress(loop.Interrupted):
+        _run(folder, [stage], overrides)
+
+
+def _regrouped(folder: Path, stage: str) -> None:
+    """Begin a stage with one rank, where two go on; in a process of its own, since ranks can't be forked from one that ran a backward."""
+    alone = multiprocessing.get_context("fork").Process(target=_begun, args=(folder, stage))
+    alone.start()
+    alone.join(RANKS_S)
+    alone.kill()
+    alone.join()
+    if alone.exitcode != 0:
+        raise MuomniError(f"one rank ended with {alone.exitcode} before two could go on")
+
+
+def _begun(folder: Path, stage: str) -> None:
+    with _quiet():
+        _stopped(folder, stage, REGROUP_AT, short(stage))
 
 
 def _two_ranks(folder: Path, stage: str, number: int) -> None:

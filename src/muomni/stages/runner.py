@@ -60,7 +60,7 @@ def run(
         if not alone:
             ahead = [name for name in chosen if recipes.stage(name).over is None]
             print(f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}", file=sys.stderr, flush=True)
-    distributed.barrier(machine)
+    distributed.wait_for_main(machine)
     red: GateRed | None = None
     try:
         if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
