@@ -76,7 +76,7 @@ class Failure(Toy):
 
 
 def work(environment: dict[str, str], told: dict[str, Any]) -> None:
-    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad, failing), slow_s."""
+    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad, failing), slow_s (saving)."""
     os.environ.update(environment)
     folder = Path(told["folder"])
     error = os.open(folder / f"stderr-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

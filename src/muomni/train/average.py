@@ -21,7 +21,7 @@ class Average:
         self.parameters = list(trained.values())
         self.state = dict(state or {name: p.detach().clone() for name, p in trained.items()})
         self.averages = [self.state[name] for name in trained]
-        self._move = get_ema_multi_avg_fn(decay or 0.0)
+        self._move = get_ema_multi_avg_fn(decay or 0.0)  # type: ignore[no-untyped-call]
 
     def follow(self) -> None:
         """Move towards the weights as they are after an update, in one kernel for all."""

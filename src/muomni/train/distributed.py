@@ -7,7 +7,9 @@ that the process group was made with: no collective waits for it, so no collecti
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
+import json
 import os
 import pickle
 import sys
@@ -105,9 +107,9 @@ def together(runtime: Runtime, *, alike: tuple[type[BaseException], ...] = ()) -
     ours = line(runtime)
     try:
         yield
-    except (RankFailed, *alike):
-        raise
     except BaseException as error:
+        if isinstance(error, (RankFailed, *alike)):
+            raise
         if is_lost(error):
             failure = ours.why()
             ours.tell(failure)
@@ -165,15 +167,15 @@ class Line:
         self.told += 1
         key = f"told/{self.told}"
         if self.runtime.is_main:
-            self.store.set(key, pickle.dumps(value))
+            self.store.set(key, base64.b64encode(pickle.dumps(value)).decode())
             return value
         while True:
             if self.failure is not None:
                 raise self.failure
             try:
                 if self.store.check([key]):
-                    return pickle.loads(self.store.get(key))  # written by our own main rank, as in torch's collectives
-            except (RuntimeError, torch.distributed.DistError) as error:
+                    return pickle.loads(base64.b64decode(self.store.get(key)))  # written by our own main rank, as in torch's collectives
+            except RuntimeError as error:
                 raise self.why() from error
             if self._is_silent(0, SILENT_S):
                 raise RankFailed(f"rank 0 gave no sign of life for {SILENT_S:.0f} s")
@@ -184,8 +186,8 @@ class Line:
         self.is_leaving.set()
         own = f"rank {self.runtime.rank}: {type(error).__name__}: {error}" if not isinstance(error, RankFailed) else error.message
         failure = (own, getattr(error, "exit_code", InternalError.exit_code), self.runtime.rank)
-        with contextlib.suppress(RuntimeError, torch.distributed.DistError):
-            self.store.compare_set("failed", "", pickle.dumps(failure))
+        with contextlib.suppress(RuntimeError):
+            self.store.compare_set("failed", "", json.dumps(failure))
             if self.runtime.is_main:
                 self._wait(lambda rank: self.store.check([f"heard/{rank}"]), HEARD_WITHIN_S)
 
@@ -206,8 +208,8 @@ class Line:
         self._thread.join(timeout=10 * POLL_S)
         if self.failure is not None or self.is_leaving.is_set():
             return  # what is broken is not taken apart: it could hang
-        with contextlib.suppress(RuntimeError, torch.distributed.DistError):
-            self.store.set(f"left/{self.runtime.rank}", b"1")
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"left/{self.runtime.rank}", "1")
             if self.runtime.is_main:
                 self._wait(lambda rank: self.store.check([f"left/{rank}"]) or self._is_silent(rank, 50 * POLL_S), 60.0)
         if torch.distributed.is_initialized():
@@ -235,13 +237,13 @@ class Line:
                 signs += 1
                 self.store.set(f"alive/{self.runtime.rank}", str(signs))
                 if self.failure is None and self.store.check(["failed"]):
-                    message, code, rank = pickle.loads(self.store.get("failed"))
+                    message, code, rank = json.loads(self.store.get("failed"))
                     if rank != self.runtime.rank:
                         failure = RankFailed(message)
                         failure.exit_code = code
                         self.failure, since = failure, time.monotonic()
-                    self.store.set(f"heard/{self.runtime.rank}", b"1")
-            except (RuntimeError, torch.distributed.DistError):
+                    self.store.set(f"heard/{self.runtime.rank}", "1")
+            except RuntimeError:  # the store is gone
                 self.store_is_gone = True
                 since = since or time.monotonic()
             is_stuck = self.stuck_s is not None and since is not None and time.monotonic() - since > self.stuck_s
