@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -77,10 +78,18 @@ def start(*, precision: str = "auto", width: int = 256, device: str = "auto", th
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
     if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=collective_timeout())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return Runtime(chosen, choose_dtype(precision, width, chosen), rank, world)
+
+
+def collective_timeout() -> timedelta:
+    """How long a rank waits in a collective for the others: ten minutes, or MUOMNI_COLLECTIVE_TIMEOUT_S.
+
+    Work of one rank alone (measuring, saving) is not waited for in collectives (train.distributed), so this is about a step.
+    """
+    return timedelta(seconds=float(os.environ.get("MUOMNI_COLLECTIVE_TIMEOUT_S", "600")))
 
 
 def use_threads(count: int | None) -> None:
@@ -109,6 +118,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed the generators that a network draws from on a device; a thousandth of the time of `seed_everything`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class StopRequest:

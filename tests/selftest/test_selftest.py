@@ -18,7 +18,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "gates.md"
 
 
 def test_every_mutant_has_a_stage_and_gates_that_exist() -> None:
-    assert [mutant.number for mutant in MUTANTS] == list(range(1, 19))
+    numbers = [mutant.number for mutant in MUTANTS]
+    assert numbers == sorted(set(numbers))
     for mutant in MUTANTS:
         gates = {gate.name for gate in (*thresholds.SOUND, *recipes.stage(mutant.stage).gates)}
         assert {gate for _, gate in mutant.plants} <= gates, mutant.name
@@ -26,7 +27,7 @@ def test_every_mutant_has_a_stage_and_gates_that_exist() -> None:
 
 def test_three_commits_in_a_row_may_plant_them_all() -> None:
     thirds = [planting.third(name) for name in ("3fa0", "3fa1", "3fa2")]
-    assert sorted(number for numbers in thirds for number in numbers) == list(range(1, 19))
+    assert sorted(number for numbers in thirds for number in numbers) == [mutant.number for mutant in MUTANTS]
 
 
 def test_the_page_is_what_the_code_says() -> None:
@@ -35,7 +36,7 @@ def test_the_page_is_what_the_code_says() -> None:
     for mutant in MUTANTS:
         gates = ", ".join(dict.fromkeys(gate for _, gate in mutant.plants))
         assert f"| {mutant.number} {mutant.name} | {gates} |" in text
-    assert "18 of 18 caught, unmutated run green" in text
+    assert f"{len(MUTANTS)} of {len(MUTANTS)} caught, unmutated run green" in text
 
 
 @pytest.mark.slow

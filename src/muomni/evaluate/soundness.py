@@ -97,7 +97,7 @@ def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     try:
         bench = prepare(objective, loader, settings, run)
         facts = {**companions(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
-        facts |= {**reach(bench), **round_trip(bench), **rates(settings), **overfit(bench)}
+        facts |= {**reach(bench), **round_trip(bench), **overfit(bench)}
     finally:
         torch.set_rng_state(state)
     return facts
@@ -248,13 +248,6 @@ def round_trip(bench: Bench) -> dict[str, Fact]:
         checkpoint.load(path, twin, bench.run.device)
     again = replace(bench, objective=twin).terms(bench.batch)
     return {"reload_error": Fact(total_error(plain, again), len(plain))}
-
-
-def rates(settings: TrainSettings) -> dict[str, Fact]:
-    """The learning rate after warm-up, and half a run past the end: the number of steps at which it rises, or is nothing at all."""
-    scales = np.array([optim.lr_scale(step, settings) for step in range(settings.max_steps + settings.max_steps // 2 + 2)])
-    rises = int((np.diff(scales[settings.warmup_steps :]) > 1e-12).sum())
-    return {"rate_rises": Fact(float(rises + (scales[0] <= 0) + (scales.max() > 1 + 1e-9)), len(scales))}
 
 
 def overfit(bench: Bench) -> dict[str, Fact]:

@@ -59,13 +59,6 @@ START = (
     Gate(
         "reloads", "reload_error", "a checkpoint does not give back the network that was saved", at_most=0.0, source="SPEC C7: bit for bit"
     ),
-    Gate(
-        "schedule",
-        "rate_rises",
-        "the learning rate rises after warm-up or past the end, or starts at nothing",
-        at_most=0.0,
-        source="SPEC C2",
-    ),
 )
 
 CAUSAL = (
@@ -147,9 +140,24 @@ RUN = (
     Gate(
         "order",
         "order_error",
-        "samples did not come in the order that seed and step say: a resume began at another place",
+        "samples were drawn too often, or batches passed over or taken twice, as the run itself counted: a resume began at another place",
         at_most=0.0,
-        source="SPEC C7",
+        source="SPEC C7: each sample once an epoch, batch upon batch",
+    ),
+    Gate(
+        "schedule",
+        "rate_errors",
+        "the rates that moved the weights are not those of the schedule: none at first, another peak or end, a rise after warm-up",
+        at_most=0.0,
+        source="SPEC C2, on the rates that the run noted",
+    ),
+    Gate(
+        "average",
+        "ema_error",
+        "the weights that are handed on are not the moving average that `ema_decay` asks for",
+        at_most=0.1,
+        source="0 the average, 1 the raw weights, by probes that the run averaged by hand",
+        when="ema_decay",
     ),
     Gate("ranks", "rank_spread", "the ranks hold different weights: gradients are not synced", at_most=0.0, source="SPEC C14"),
     Gate("saved", "saved_error", "what lies in final/ is not what was measured", at_most=0.0, source="SPEC G2"),

@@ -21,6 +21,7 @@ from muomni.stages import talker as talker_stage
 from muomni.tokens import chat
 from muomni.tokens.chat import IGNORE
 from muomni.train import loop, optim, step
+from muomni.train.average import Average
 from muomni.train.objective import Term
 from muomni.train.objectives import ctc, language
 from muomni.train.objectives.language import NextToken
@@ -31,13 +32,18 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way)."""
+    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way).
+
+    how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | regroup: one, then two go on
+    overrides  settings that the bug needs to have something to break
+    """
 
     number: int
     name: str
     stage: str
     plants: tuple[tuple[Plant, str], ...]
-    how: str = "train"  # train | resume: stopped half-way, the bug sits in the second half | ranks: two processes
+    how: str = "train"
+    overrides: tuple[str, ...] = ()
 
 
 # --- who looks where ----------------------------------------------------------------------------------------------------------------------
@@ -254,11 +260,7 @@ def resume_from_the_start() -> AbstractContextManager[Any]:
     """A run that is resumed reads its data from the beginning again."""
     true = loop.to_come
 
-    def to_come(done: int, max_steps: int, per_step: int, run: Any) -> range:
-        again = true(0, max_steps - done, per_step, run)
-        return again if done else true(done, max_steps, per_step, run)
-
-    return patch.object(loop, "to_come", to_come)
+    return patch.object(loop, "to_come", lambda position, count, run: true(0, count, run))
 
 
 def climbing_rate() -> AbstractContextManager[Any]:
@@ -269,6 +271,22 @@ def climbing_rate() -> AbstractContextManager[Any]:
         return (number + 1) / settings.warmup_steps if number < settings.warmup_steps else 0.55 + 0.45 * math.cos(turn)
 
     return patch.object(optim, "lr_scale", lr_scale)
+
+
+def rate_never_set() -> AbstractContextManager[Any]:
+    """The schedule is reckoned, and nobody tells the optimizer."""
+    return patch.object(optim, "set_lr", lambda optimizer, scale: None)
+
+
+def another_world() -> AbstractContextManager[Any]:
+    """The place in the data is the step times the ranks of today: a run that goes on with more of them passes batches over."""
+    true = loop.to_come
+    return patch.object(loop, "to_come", lambda position, count, run: true(position * run.world, count, run))
+
+
+def average_lost() -> AbstractContextManager[Any]:
+    """The moving average is followed, and the raw weights are validated, kept and handed on."""
+    return patch.object(Average, "put", lambda self: None)
 
 
 MUTANTS = (
@@ -292,4 +310,7 @@ MUTANTS = (
     Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
     Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
     Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+    Mutant(20, "set_lr is never called", "thinker", ((rate_never_set, "schedule"),)),
+    Mutant(21, "another world size", "thinker", ((another_world, "order"),), how="regroup"),
+    Mutant(22, "EMA lost", "thinker", ((average_lost, "average"),), overrides=("thinker.ema_decay=0.9",)),
 )

@@ -39,6 +39,7 @@ stopped and resumed once, and once by two ranks, must be green. CI runs a third,
 # settings under which a gate applies, in words
 WHEN = {
     "packs": "packed rows",
+    "ema_decay": "a moving average (`ema_decay`)",
     "negatives": "changed captions",
     "probe": "probe data",
     "exact": "tasks named by `exact`",

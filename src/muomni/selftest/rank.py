@@ -8,7 +8,7 @@ from pathlib import Path
 
 from muomni.errors import GateRed
 from muomni.selftest.mutants import MUTANTS
-from muomni.selftest.run import RECIPE
+from muomni.selftest.run import RECIPE, short
 from muomni.stages import runner
 
 
@@ -18,8 +18,7 @@ def main() -> None:
     plant = next((mutant.plants[0][0] for mutant in MUTANTS if mutant.number == number), nullcontext)
     try:
         with plant():
-            overrides = [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
-            runner.run(str(RECIPE), stages=[stage], out=folder, overrides=overrides)
+            runner.run(str(RECIPE), stages=[stage], out=folder, overrides=short(stage))
     except GateRed as error:
         sys.exit(error.exit_code)
 

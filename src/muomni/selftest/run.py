@@ -28,7 +28,8 @@ from muomni.stages import runner
 from muomni.train import loop
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
-STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
+STOP_AT = 50  # the step before which a run is interrupted, where it is to resume
+REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ def third(name: str) -> list[int]:
 
 
 def _unmutated(folder: Path) -> str:
-    """The whole recipe, its first stage stopped and resumed, once more by two ranks; why it is red, or nothing."""
+    """The whole recipe, its first stage stopped and resumed, once more by one rank and then two; why it is red, or nothing."""
     try:
         with _quiet():
             _stopped(folder, "thinker")
             _run(folder, list(recipes.read(str(RECIPE), out=folder).stages))
         twins = _copy(folder, folder.parent / "ranks", "thinker")
+        with _quiet():
+            _stopped(twins, "thinker", REGROUP_AT, short("thinker"))
         _two_ranks(twins, "thinker", 0)
     except MuomniError as error:
         return str(error)
@@ -119,24 +122,31 @@ def _try(task: tuple[Path, int]) -> Caught:
 
 
 def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
-    if mutant.how == "ranks":
+    if mutant.how == "regroup":
+        _stopped(folder, mutant.stage, REGROUP_AT, short(mutant.stage))
+    if mutant.how in ("ranks", "regroup"):
         _two_ranks(folder, mutant.stage, mutant.number)
         return
     if mutant.how == "resume":
         _stopped(folder, mutant.stage)
     with plant():
-        _run(folder, [mutant.stage])
+        _run(folder, [mutant.stage], list(mutant.overrides))
 
 
-def _run(folder: Path, stages: list[str]) -> None:
-    runner.run(str(RECIPE), stages=stages, out=folder)
+def _run(folder: Path, stages: list[str], overrides: Sequence[str] = ()) -> None:
+    runner.run(str(RECIPE), stages=stages, out=folder, overrides=list(overrides))
 
 
-def _stopped(folder: Path, stage: str) -> None:
+def short(stage: str) -> list[str]:
+    """Overrides for a stage that two ranks train."""
+    return [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
+
+
+def _stopped(folder: Path, stage: str, at: int = STOP_AT, overrides: Sequence[str] = ()) -> None:
     """Run a stage until it is asked to stop half-way."""
     steps = iter(range(1, 10**9))
-    with patch.object(loop, "_stop_everywhere", lambda stop, run: next(steps) >= STOP_AT), contextlib.suppress(loop.Interrupted):
-        _run(folder, [stage])
+    with patch.object(loop, "asked", lambda stop: next(steps) >= at), contextlib.suppress(loop.Interrupted):
+        _run(folder, [stage], overrides)
 
 
 def _two_ranks(folder: Path, stage: str, number: int) -> None:

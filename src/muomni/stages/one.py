@@ -15,7 +15,7 @@ import yaml
 from muomni import config, files, runtime
 from muomni.data import readers
 from muomni.errors import CheckpointError, ConfigError, GateRed
-from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
+from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import store
@@ -25,6 +25,9 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
+from muomni.train.witness import Rates
+
+BATCH = "batch.json"  # micro-batches of an update over all ranks, as the stage was trained last
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
@@ -58,13 +61,15 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     own = folder / name
     needs = recipes.needs(plan.stages, name)
     needed = {other: certificate.demand(folder / other, name)["weights"] for other in needs} | settings.given(plan.base)
-    digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
+    named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
+    digest = recipes.digest(named, needed, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
     if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
         return _reuse(stage, settings, own, done, waived, machine)
     if machine.is_main:
-        _open_folder(own, settings, digest, fresh)
-    distributed.barrier(machine)
+        _open_folder(own, named, digest, fresh)
+        files.write_json(own / BATCH, settings.gradient_accumulation_steps * machine.world)
+    distributed.wait_for_main(machine)
 
     begin = time.perf_counter()
     built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
@@ -238,29 +243,19 @@ def _frozen(built: Plan) -> dict[str, str]:
 def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
+    trained = [p for p in built.objective.parameters() if p.requires_grad]
     finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
     return {
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
-        "order_error": Fact(float(progress.order != _order(built, progress, settings)), progress.step),
+        **witnesses.order(fitted.drawn, built.train.order, progress.samples + progress.quarantined),
+        **witnesses.schedule(Rates(**progress.rates), settings, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
+        **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
     }
-
-
-def _order(built: Plan, progress: loop.Progress, settings: StageSettings) -> str:
-    """The digest that `Progress.order` must have: ids of all batches of the main rank, as seed and step say."""
-    if not progress.worlds:  # a checkpoint from before the order was kept
-        return "unknown"
-    order, ends = "", [*(start for start, _ in progress.worlds[1:]), progress.step]
-    for (start, world), end in zip(progress.worlds, ends, strict=True):
-        per_step = settings.gradient_accumulation_steps * world
-        for number in range(start * per_step, end * per_step, world):
-            ids = [built.train.dataset.name(draw.index) for draw in built.train.order.batch(number)]
-            order = loop.chained(order, ids)
-    return order
 
 
 def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
@@ -283,6 +278,17 @@ def _reuse(
     done = distributed.from_main(done, machine)
     refuse(done)
     return done
+
+
+def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> StageSettings:
+    """The settings that a stage's folder goes by: these, but for another accumulation that makes the same batch on another number of ranks.
+
+    So 1 rank x 6 micro-batches may go on as 2 x 3; where the product is another one too, accumulation is a setting like any other.
+    """
+    if fresh or not (own / BATCH).exists() or settings.gradient_accumulation_steps * world != files.read_json(own / BATCH):
+        return settings
+    made = config.read_yaml(own / "config.yaml")["gradient_accumulation_steps"]
+    return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
 def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -> None:

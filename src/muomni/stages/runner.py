@@ -54,7 +54,7 @@ def run(
         }
         files.write_json(folder / "recipe.json", origin)
         _make_world(plan, folder)
-    distributed.barrier(machine)
+    distributed.wait_for_main(machine)
     red: GateRed | None = None
     try:
         if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
