@@ -98,18 +98,18 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     """
     stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
-    precision = settings.precision if settings.use_amp else "fp32"
-    run = Runtime(machine.device, runtime.choose_dtype(precision, settings.width, machine.device))
-    runtime.seed_everything(settings.seed)
     cache.begin(settings.cache_mb)
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
+    run = Runtime(machine.device, settings.number_format(Inputs(own, folders, recipe.base, machine)))
+    runtime.seed_everything(settings.seed)
     whole = Inputs(own, folders, recipe.base, run).corpus(settings)
     part, scale = sample(whole, ENOUGH.get(task.stage))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
-    plan.objective.to(run.device).train()
+    notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
+    plan.objective.train()
     rows = optim.select(plan.objective, settings)
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
 

@@ -23,6 +23,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, inline_bytes
 from muomni.data.source import Source
 from muomni.errors import ConfigError, DataError
+from muomni.models import integrity
 from muomni.report import anatomy, media
 from muomni.report.anatomy import Subject
 from muomni.report.html import Html, h, join, words
@@ -128,6 +129,8 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     if stage == "thinker" and run is not None and (run / stage / "final").is_dir():
         settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
+    for final in needed.values():
+        integrity.verify(final)
     runtime.seed_everything(settings.seed)
     given = (folder, needed, base, _machine())
     return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))

@@ -53,7 +53,7 @@ def collate(items: list[Utterance]) -> HearingBatch:
 def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
     corpus = inputs.corpus(settings)
-    encoder = AudioEncoder(settings.model)
+    encoder = inputs.place(AudioEncoder(settings.model))
 
     def utterances(samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
         return Utterances(

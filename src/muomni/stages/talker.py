@@ -52,10 +52,10 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
-    codec: Codec = freeze(store.load(inputs.needed["codec"]))  # type: ignore[assignment]
+    codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
     thinker, layer, think = None, None, None
     if settings.condition == "thinker":
-        thinker = Decoder.open(inputs.needed["thinker"])
+        thinker = inputs.place(Decoder.open(inputs.needed["thinker"]))
         freeze(thinker)
         layer = thinker.config.layers // 2
         think = listen_to(thinker, layer)
@@ -65,11 +65,13 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
-    talker = Talker(settings.model.model_copy(update=known))
+    talker = inputs.place(Talker(settings.model.model_copy(update=known)))
     made_by = [store.digest(codec), store.digest(thinker) if thinker else "", tokenizer.digest, layer, settings.max_s]
     made_by.append(talker.config.text_units)
     coded = {
-        name: build_coded(inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings))
+        name: build_coded(
+            inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device)
+        )
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
     said = coded["train"].items
@@ -86,17 +88,17 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
 
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=think)
-        ears = store.load(inputs.needed["hearing"], inputs.run.device)
+        ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
         return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)
 
     def checks() -> dict[str, Fact]:
-        known = store.load(inputs.needed["codec"])
+        known, run = inputs.place(store.load(inputs.needed["codec"])), inputs.run
         return {
-            **labels.stale(coded["train"].items, corpus.train, known),
-            **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE))),
+            **labels.stale(coded["train"].items, corpus.train, known, run),
+            **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE)), run),
         }
 
     networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
@@ -104,9 +106,18 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
 
 
 def code(
-    samples: Sequence[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, think: Think | None, settings: TalkerSettings
+    samples: Sequence[Sample],
+    talker: Talker,
+    tokenizer: Tokenizer,
+    codec: Codec,
+    think: Think | None,
+    settings: TalkerSettings,
+    device: torch.device,
 ) -> Iterator[tuple[int, TalkerItem | DataError]]:
-    """The speech of all samples as codes, encoded in batches, by the samples' numbers; of those that can't be read the error."""
+    """The speech of all samples as codes, encoded in batches, by the samples' numbers; of those that can't be read the error.
+
+    Takes   device: where codec and Thinker lie. Items lie on the CPU, as those of other datasets do.
+    """
     nothing_kept = Cache(0)  # each is read once
     utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s, cache=nothing_kept)
     for first in range(0, len(samples), CODED_AT_ONCE):
@@ -119,11 +130,13 @@ def code(
         if not mels:
             continue
         frames_B = torch.tensor([len(mel) for mel in mels.values()])
-        codes_BKF = codec.encode(torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True), frames_B)
+        mel_BFM = torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True)
+        codes_BKF = codec.encode(mel_BFM.to(device), frames_B.to(device)).cpu()
         lengths = codec.code_frames(frames_B).tolist()
         for (index, _), codes_KF, length in zip(mels.items(), codes_BKF, lengths, strict=True):
             ids = talker.text_ids(spoken(samples[index])[1], tokenizer)
-            hidden = think(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if think else None
+            ids_BT = torch.tensor([ids], device=device)
+            hidden = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))[0].cpu() if think else None
             yield index, TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
 
 

@@ -59,7 +59,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         tokenizer = Tokenizer.load(inputs.base / settings.init_from / "final")
     else:
         tokenizer = Tokenizer.train(_texts(settings, inputs, corpus), settings.model.vocab_size)
-    decoder = Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    decoder = inputs.place(Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size})))
     cache = inputs.folder / "tokens"
     row_len = settings.row_len or settings.model.ctx_len
     tokens = {name: TokenCorpus.build(cache, samples, tokenizer) for name, samples in (("train", corpus.train), ("valid", corpus.valid))}
