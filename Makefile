@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quickstart: .venv/.ready
 	$(BIN)/muomni quickstart
-	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00000.png --text 'what colour is the ring?'"
+	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00003.png --text 'what colour is the star?'"
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff format --check .
