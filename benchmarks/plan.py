@@ -104,7 +104,7 @@ def measured(path: Path, stage: str, out: Path) -> tuple[float, float]:
     if process.returncode not in (0, 1):
         raise RuntimeError(told[-2000:])
     rows = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
-    return max(row.get("memory_mb", 0.0) for row in rows) * 1e6, usage.ru_maxrss * 1024
+    return max(row.get("peak_memory_mb", 0.0) for row in rows) * 1e6, usage.ru_maxrss * 1024
 
 
 def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ import torch
 from torch.nn import functional as F
 
 from muomni.infer.generate import generate
+from muomni.media import griffin_lim
+from muomni.media.mel import SPEECH, log_mel
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.train.losses import linear_cross_entropy
@@ -53,6 +55,7 @@ def main() -> None:
             found["training"].append(training(vocab_size, is_half, turns))
     found["decoding"] = decoding(3 if arguments.quick else 7)
     found["loss_memory"] = compare_loss_memory()
+    found["griffin_lim"] = griffin_lim_share()
     found["start_up_s"] = start_up_s()
     found["data_wait"] = data_wait(20 if arguments.quick else 60)
     print(json.dumps(found, indent=2) if arguments.json else report(found))
@@ -178,6 +181,18 @@ def compare_loss_memory() -> dict[str, float]:
     return {"plain_mb": plain / 1e6, "ours_mb": ours / 1e6, "share": ours / plain}
 
 
+def griffin_lim_share(length_s: float = 4.0) -> float:
+    """Seconds that Griffin-Lim takes for a second of sound: 32 iterations, one thread, the best of three."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wave_S = 0.1 * torch.randn(round(length_s * SPEECH.rate_hz), generator=torch.Generator().manual_seed(0))
+    frames_FM = log_mel(wave_S[None], SPEECH)[0]
+    griffin_lim.invert(frames_FM[:20], SPEECH)
+    best_s = min(timed(lambda: griffin_lim.invert(frames_FM, SPEECH)) for _ in range(3))
+    torch.set_num_threads(threads)
+    return best_s / length_s
+
+
 def start_up_s() -> float:
     """Seconds until `muomni --help` is back: the best of three."""
     return min(timed(lambda: python("-m", "muomni", "--help")) for _ in range(3))
@@ -216,6 +231,7 @@ def report(found: dict[str, Any]) -> str:
     lines.append(f"decoding, one sequence: {rates}, x {decode['ratio']:.2f} (aim {DECODING_AIM})")
     megabytes = f"{memory['ours_mb']:.0f} against {memory['plain_mb']:.0f} MB"
     lines.append(f"loss, V 32000, N 4096: {megabytes}, share {memory['share']:.2f} (aim {MEMORY_AIM})")
+    lines.append(f"Griffin-Lim, one thread: {found['griffin_lim']:.3f} s a second of sound (aim 0.07)")
     lines.append(f"start-up of --help: {found['start_up_s']:.2f} s")
     lines.append(f"waiting for data in stage thinker: {found['data_wait']:.2%} of the time (aim < 1 %)")
     return "\n".join(lines)

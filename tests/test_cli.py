@@ -35,7 +35,7 @@ def muomni(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def process(*args: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "muomni", *args], capture_output=True, text=True, timeout=120, check=False, **how)
+    return subprocess.run([sys.executable, "-m", "muomni", *args], capture_output=True, text=True, timeout=900, check=False, **how)
 
 
 # --- help -------------------------------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'pydantic', 'tokenizers', 'soundfile', 'PIL', 'safetensors', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900, stdout=subprocess.DEVNULL)
 
 
 def test_every_command_has_help() -> None:
@@ -290,6 +290,6 @@ def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes as POSIX has them")
 def test_a_reader_that_leaves_is_no_crash() -> None:
     command = f"{sys.executable} -m muomni data formats | true"
-    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode in (0, 141)
     assert done.stderr == ""

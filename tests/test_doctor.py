@@ -85,5 +85,5 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_doctor_and_inspection_is_cheap() -> None:
     code = "import sys, muomni.doctor, muomni.inspection; print({'torch', 'numpy', 'soundfile', 'PIL'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900)
     assert done.stdout.strip() == "set()"

@@ -111,11 +111,15 @@ def test_a_run_and_its_stages(tmp_path: Path) -> None:
         certificate(tmp_path / name, verdict)
     files.write_text(tmp_path / "thinker" / "config.yaml", "seed: 0\n")
     (tmp_path / "hearing" / "step_000010").mkdir()
+    rows = [{"step": 1, "loss": 2.0, "steps_per_s": 3.0, "audio_s_per_s": 4.5, "mfu": 0.5, "lr": 1.0}, {"step": 1, "val_loss": 1.0}]
+    files.write_text(tmp_path / "hearing" / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "lo')
     (tmp_path / "notes").mkdir()
     assert inspect(tmp_path)["stages"] == {"hearing": "green", "thinker": None, "vision": "red"}
     stage = inspect(tmp_path / "hearing")
     assert (stage["kind"], stage["verdict"], stage["gates"]) == ("stage", "green", {"learns": "green"})
     assert stage["checkpoints"] == ["step_000010"]
+    assert stage["speed"] == {"steps_per_s": 3.0, "audio_s_per_s": 4.5, "mfu": 0.5}
+    assert inspect(tmp_path / "thinker")["speed"] == {}
     assert inspect(tmp_path / "thinker")["verdict"] is None
     (tmp_path / "vision" / "certificate.json").write_text('{"stage": "vis')
     refusal(tmp_path / "vision")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -36,14 +38,62 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("fp16", 64, cuda) == torch.float16
 
 
-def test_bf16_is_told_from_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bf16_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chip whose flags name bf16, and kernels that know what to do with it."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_bf16_is_told_from_the_chip(bf16_chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, has in (("flags : avx512f", False), ("flags : avx512f avx512_bf16", True), ("", False)):
         monkeypatch.setattr(runtime, "_cpu_flags", lambda flags=flags: flags)
         assert runtime.has_bf16(CPU) == has
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not runtime.has_bf16(CPU)
     assert not runtime.has_bf16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("most", "has"), [("AVX2", False), ("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_BF16", True), ("ALL", True), ("", True)]
+)
+def test_bf16_may_be_switched_off(bf16_chip: None, monkeypatch: pytest.MonkeyPatch, name: str, most: str, has: bool) -> None:
+    monkeypatch.setenv(name, most)
+    assert runtime.has_bf16(CPU) == has
+
+
+def test_where_avx512_is_switched_off_bf16_is_too() -> None:
+    switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    program = (
+        "import torch; from muomni import runtime; cpu = torch.device('cpu');"
+        "print(runtime.has_bf16(cpu), runtime.choose_dtype('auto', 512, cpu), runtime.format_gain(torch.bfloat16, cpu) < 0.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=switched_off, capture_output=True, text=True, check=True, timeout=900)
+    assert done.stdout.split() == ["False", "torch.float32", "True"]
+
+
+def test_a_gpu_that_emulates_bf16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own question says yes for any card of CUDA 11, Turing and Volta too, unless it is asked without emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    cuda = torch.device("cuda:0")
+    assert not runtime.has_bf16(cuda)
+    assert choose_dtype("auto", 64, cuda) == torch.float16
+    assert runtime.product_format(64, cuda) == torch.float32
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_what_is_chosen_is_what_the_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    """On whatever chip this runs: the choice agrees with a measurement that does not ask for the chip's flags."""
+    assert runtime.format_gain(torch.float32, CPU) == 1.0
+    chosen = choose_dtype("auto", 512, CPU)
+    assert runtime.format_gain(chosen, CPU) >= runtime.EMULATED_BELOW
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: has)
+    assert len(runtime.emulated({torch.bfloat16, torch.float32}, CPU)) == (not has)
+    assert not runtime.emulated({torch.float32}, CPU)
 
 
 def test_autocast_is_empty_for_full_precision() -> None:
@@ -107,3 +157,31 @@ def test_one_process_starts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_in_bytes() -> None:
     assert 20e6 < runtime.memory_bytes() < 1e12
+
+
+CHILD = """
+import os, time
+from muomni import runtime
+runtime.end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+STARTER = """
+import os, subprocess, sys, time
+environment = {**os.environ, "MUOMNI_PARENT": sys.argv[2] if len(sys.argv) > 2 else str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_a_stage_does_not_outlive_its_recipe() -> None:
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, CHILD], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    assert int(starter.stdout.readline()) > 0
+    starter.kill()
+    assert starter.stdout.read() == "", "the pipe ends with the child"
+    late = subprocess.Popen([sys.executable, "-c", STARTER, CHILD, "1"], stdout=subprocess.PIPE, text=True)  # its parent is gone already
+    assert late.stdout is not None
+    late.kill()
+    assert late.stdout.read() == ""

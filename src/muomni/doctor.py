@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GIB = 1 << 30
 LEAST_MEMORY_BYTES = 3 * GIB
@@ -95,11 +96,27 @@ def _threads() -> Finding:
 def _bf16() -> Finding:
     import torch
 
-    from muomni.runtime import has_bf16
+    from muomni.runtime import EMULATED_BELOW, choose_dtype, format_gain, has_bf16, told_format
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    own = "by the chip itself" if has_bf16(device) else "only emulated, so training uses float32"
-    return Finding("bf16", True, f"{own} ({device.type}, {torch.backends.cpu.get_cpu_capability()})")
+    gain = format_gain(torch.bfloat16, device)
+    own = "by the chip itself" if has_bf16(device) else "only emulated"
+    chosen = told_format(choose_dtype("auto", 1 << 30, device))
+    said = f"{own}, {gain:.2g} x float32's speed: `precision: auto` takes {chosen} ({_chip(device)})"
+    good = not has_bf16(device) or gain >= EMULATED_BELOW
+    return Finding(
+        "bf16", good, said, "" if good else "is the machine busy? run it again when idle; else use precision: fp32, and report it"
+    )
+
+
+def _chip(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    rows = dict(line.split(":", 1) for line in _read(Path("/proc/cpuinfo")).splitlines() if ":" in line)
+    name = next((value.strip() for key, value in rows.items() if key.strip() == "model name"), platform.processor() or platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _memory() -> Finding:

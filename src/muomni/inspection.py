@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muomni import files
+from muomni import files, units
 from muomni.errors import UserError
 
 MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
@@ -57,7 +57,7 @@ def _folder(path: Path) -> dict[str, Any]:
     if stages:
         return {"kind": "run", "stages": {folder.name: _verdict(folder) for folder in stages}}
     if _is_stage(path):
-        return {"kind": "stage", "verdict": None, "checkpoints": _checkpoints(path)}
+        return {"kind": "stage", "verdict": None, "checkpoints": _checkpoints(path), "speed": _speed(path)}
     if (path / "tokenizer.json").is_file():
         return _tokenizer(path / "tokenizer.json")
     raise UserError(
@@ -167,7 +167,20 @@ def _with_manifest(path: Path) -> dict[str, Any]:
 def _stage(path: Path) -> dict[str, Any]:
     certificate = files.read_json(path / "certificate.json")
     gates = {gate["name"]: gate["verdict"] for gate in certificate["gates"]}
-    return {"kind": "stage", "verdict": certificate["verdict"], "gates": gates, "checkpoints": _checkpoints(path)}
+    return {"kind": "stage", "verdict": certificate["verdict"], "gates": gates, "checkpoints": _checkpoints(path), "speed": _speed(path)}
+
+
+def _speed(path: Path) -> dict[str, float]:
+    """The meter's numbers of the last window that has a speed, as metrics.jsonl names them; empty where there is none."""
+    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (path / "metrics.jsonl").is_file() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:  # the half-written last line of a killed run
+            continue
+        if "steps_per_s" in row:
+            return {name: row[name] for name in units.METERS if name in row}
+    return {}
 
 
 def _is_stage(path: Path) -> bool:

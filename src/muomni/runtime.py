@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +22,12 @@ import torch
 from muomni.errors import ConfigError
 
 KERNELS_KEPT = 64
-BF16_MIN_WIDTH = 192  # SPEC C3: narrower networks gain nothing from bf16 on a CPU (measured, reference/ecosystem.md 4)
+# SPEC C3: on a CPU with bf16 of its own, narrower networks gain nothing from it: measured on two cores with AVX512-BF16 alone.
+# A chip without it computes in float32 whatever the width.
+BF16_MIN_WIDTH = 192
+# Values of ONEDNN_MAX_CPU_ISA that switch bf16 products off on a chip that has them.
+ISAS_WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
+EMULATED_BELOW = 0.5  # of float32's speed: bf16 in hardware gains (1.2 to 4 times), emulated it loses (measured on AVX2: 0.02)
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,14 @@ class Runtime:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are done by the chip itself."""
+    """True where bf16 matrix products are done by the chip itself, and are not switched off by the environment."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
+        wide = torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AVX10"))  # heeds ATEN_CPU_CAPABILITY
+        most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
         flags = _cpu_flags()
-        return "AVX512" in capability and ("avx512_bf16" in flags or "amx_bf16" in flags)
+        return wide and most.upper() not in ISAS_WITHOUT_BF16 and ("avx512_bf16" in flags or "amx_bf16" in flags)
     return False
 
 
@@ -62,10 +71,11 @@ def _cpu_flags() -> str:
         return ""
 
 
-def start(*, precision: str = "auto", width: int = 256, device: str = "auto", threads: int | None = None) -> Runtime:
+def start(*, precision: str = "auto", width: int = 0, device: str = "auto", threads: int | None = None) -> Runtime:
     """Choose device and precision (SPEC C3) and join the process group where torchrun made one.
 
     precision  auto | fp32 | bf16 | fp16
+    width      of what is computed, which decides on a CPU; each stage chooses its own format (StageSettings.number_format)
     """
     # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer over each (docs/log.md).
     # Before any thread is started: they inherit it.
@@ -111,6 +121,47 @@ def choose_dtype(precision: str, width: int, device: torch.device) -> torch.dtyp
     if device.type == "cuda":
         return torch.bfloat16 if has_bf16(device) else torch.float16
     return torch.bfloat16 if has_bf16(device) and width >= BF16_MIN_WIDTH else torch.float32
+
+
+def product_format(width: int, device: torch.device) -> torch.dtype:
+    """The fastest format in which matrices of this width may be multiplied where nothing scales them against underflow."""
+    fastest = choose_dtype("auto", width, device)
+    return torch.float32 if fastest == torch.float16 else fastest
+
+
+def format_gain(dtype: torch.dtype, device: torch.device) -> float:
+    """How many times as fast as in float32 this device multiplies matrices in a format: measured, 1.0 for float32.
+
+    It asks the machine, not `has_bf16`. The formats take turns and the best time of each counts, so that a busy machine slows both;
+    a format that seems emulated is tried longer.
+    """
+    if dtype == torch.float32:
+        return 1.0
+    size = 2048 if device.type == "cuda" else 256
+    matrices = {kind: torch.full((size, size), 0.5, dtype=kind, device=device) for kind in (torch.float32, dtype)}
+    best = dict.fromkeys(matrices, float("inf"))
+    for turn in range(32):
+        for kind, matrix in matrices.items():
+            begin = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()  # waits for a GPU
+            if turn >= 2:  # the first calls choose their kernels
+                best[kind] = min(best[kind], time.perf_counter() - begin)
+        if turn >= 7 and best[torch.float32] / best[dtype] >= EMULATED_BELOW:
+            break
+    return best[torch.float32] / best[dtype]
+
+
+def told_format(dtype: torch.dtype) -> str:
+    """A number format for people: float32, bf16, fp16."""
+    name = str(dtype).removeprefix("torch.")
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(name, name)
+
+
+def emulated(formats: Collection[torch.dtype], device: torch.device) -> list[str]:
+    """A line for the user where one of the formats has no hardware on this device, else none."""
+    if torch.bfloat16 not in formats or has_bf16(device):
+        return []
+    return [f"bf16 is only emulated on this {device.type}, and slow: `auto` (precision, dtype) takes the fastest sound format"]
 
 
 def seed_everything(seed: int) -> None:
@@ -164,8 +215,40 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+PARENT = "MUOMNI_PARENT"  # the process that runs this one as a stage of its recipe
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when the one that started it dies, by -9 or for want of memory too.
+
+    Only for a process to which MUOMNI_PARENT names that one: a stage that outlived its recipe would write where the next run
+    of that recipe does. Without Linux's call the lock of the stage alone keeps them apart.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (OSError, AttributeError, TypeError):
+        return
+    prctl(1, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def memory_bytes() -> int:
     """Peak resident memory of this process."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes() -> int:
+    """Memory that may still be taken: the machine's, or what its container leaves; half of all where the system does not tell."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as stream:
+        free = 1024 * int(next(line for line in stream if line.startswith("MemAvailable")).split()[1])
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # "max", where there is no limit, is no number
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free)

@@ -9,6 +9,18 @@ from muomni.errors import ConfigError
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
+# What batches hold, as a run's metrics.jsonl (`<unit>_per_s`) and a plan name it, and the words for it. Padding is never counted.
+CONTENTS = {
+    "samples": "samples",
+    "tokens": "tokens",
+    "labels": "labels",
+    "pictures": "pictures",
+    "audio_s": "seconds of sound",
+    "code_frames": "code frames",
+}
+# The meter's numbers (train.meter), as metrics.jsonl, pages, plans and `muomni inspect` name them; docs/formats.md says what each is.
+METERS = ("steps_per_s", *(f"{unit}_per_s" for unit in CONTENTS), "data_wait", "mfu", "flops_error", "peak_memory_mb")
+
 
 def seconds(text: str, what: str) -> float:
     """The seconds that a duration means; `what` names it in errors.
@@ -43,14 +55,15 @@ def told_bytes(count: float) -> str:
 
 
 def told_seconds(count: float) -> str:
-    """A duration for people: 2 h 05 min, 3 min 20 s, 12.5 s."""
+    """A duration for people: 2 h 05 min, 3 min 20 s, 12 s, 1.3 s."""
+    count = round(count) if count >= 10 else count  # 59.7 s is a minute
     if count >= 86400:
         return f"{int(count // 86400)} d {int(count % 86400 // 3600)} h"
     if count >= 3600:
         return f"{int(count // 3600)} h {int(count % 3600 // 60):02d} min"
     if count >= 60:
         return f"{int(count // 60)} min {int(count % 60):02d} s"
-    return f"{count:.3g} s"
+    return f"{count:.0f} s" if count >= 10 else f"{count:.2g} s"
 
 
 def told_count(count: float) -> str:

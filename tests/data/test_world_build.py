@@ -26,10 +26,8 @@ SPOKEN = ("transcripts", "digits", "spoken_questions", "speak")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("world") / "tiny"
-    build_world(out, seed=1, size="tiny")
-    return out
+def world(tiny_world: Path) -> Path:
+    return tiny_world
 
 
 def rows(world: Path) -> dict[str, list[Row]]:

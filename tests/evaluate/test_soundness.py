@@ -184,3 +184,17 @@ def test_what_is_stored_in_half_precision_is_reckoned_with_in_single() -> None:
     assert out.dtype == torch.float32
     assert torch.equal(out, nn.functional.linear(x, layer.weight.float(), layer.bias.float()))
     assert layer.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "looked_at"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_operations_are_looked_at_only_where_something_is_stored_in_half_precision(
+    dtype: torch.dtype, looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[bool] = []
+    monkeypatch.setattr(soundness.Single, "__enter__", lambda self: entered.append(True))
+    monkeypatch.setattr(soundness.Single, "__exit__", lambda self, *error: None)
+    objective = reader()
+    objective.register_buffer("stored", torch.zeros(3, dtype=dtype))
+    bench = soundness.prepare(objective, loader(), SETTINGS, CPU)
+    assert torch.isfinite(torch.tensor(list(bench.terms(bench.batch).values()))).all()
+    assert bool(entered) == looked_at

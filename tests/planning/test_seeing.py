@@ -33,6 +33,7 @@ def write(folder: Path, llm: str, eyes: str, **stages: dict[str, Any]) -> Path:
     small = {"resampler_width": 128, "num_image_tokens": 16, "max_seq_len": 256}
     content = {
         "threads": 1,
+        "device": "cpu",  # not a GPU that is planned for: what is drawn out is then held in the format of this chip
         "align": {**COMMON, **small, "llm": llm, "eyes": eyes, **stages.pop("align", {})},
         **{name: {**(COMMON if name != "sweep" else {}), **settings} for name, settings in stages.items()},
     }

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +16,13 @@ from made_run import HOSTILE, make, make_seeing
 
 from muomni.commands.report import with_pages
 from muomni.errors import ConfigError, GateRed
+from muomni.report import stage_part
 from muomni.report.build import report
 from muomni.report.curves import Curve, chart
 from muomni.report.gather import gather
 from muomni.report.golden import diff
 from muomni.report.html import h, number, seconds
+from muomni.units import CONTENTS
 
 
 class Elements(HTMLParser):
@@ -81,7 +84,8 @@ def test_every_part_is_on_the_page(page: str) -> None:
     for text in (
         "learning rate",
         "gradient norm",
-        "targets a second",
+        "steps a second",
+        *(f"{words} a second" for words in CONTENTS.values()),
         "waiting for data",
         "MFU",
         "memory",
@@ -93,6 +97,17 @@ def test_every_part_is_on_the_page(page: str) -> None:
     assert "pointermove" in page
     assert "prefers-color-scheme" in page
     assert "was not measured" in page
+
+
+def test_curves_of_speed_are_the_meters(made: Path) -> None:
+    """A page names each number as metrics.jsonl does, takes none of them for a term of the loss, and leaves out what older runs counted."""
+    stage = gather(made).stage("hearing")
+    assert stage is not None
+    assert stage.metrics[0]["tokens_per_s"] == 4.0  # the second unit: two a batch, two batches a second
+    assert stage_part.terms(stage) == ["ctc"]
+    older = replace(stage, metrics=[{**row, "targets_per_s": 900.0, "memory_mb": 7.0} for row in stage.metrics])
+    assert stage_part.terms(older) == ["ctc"]
+    assert "targets" not in str(stage_part.curves(older))
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +288,7 @@ def browse(path: Path) -> tuple[str, str]:
     if browser is None:
         pytest.skip("NO CHROMIUM: the page was not opened in a browser")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=900)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
@@ -327,6 +342,22 @@ def test_values_are_told_under_the_pointer_and_switches_switch(made: Path, page:
     assert "frame 1" in cell
     assert "should be" in interval
     assert (logged, hidden) == (1, 1)
+
+
+def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the_runs_to_its_parent(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with_pages(lambda: run, lambda done: done or run, ["hearing"], alone=True)
+    page = run / "hearing" / "report.html"
+    assert page.exists()
+    assert not (run / "report.html").exists()
+    page.write_text("as it was")
+    with_pages(lambda: run, lambda done: done or run)
+    assert page.read_text() == "as it was"
+    assert (run / "report.html").exists()
+    assert (run / "omni" / "report.html").exists()
+    (run / "hearing" / "certificate.json").touch()  # judged again
+    with_pages(lambda: run, lambda done: done or run)
+    assert page.read_text() != "as it was"
 
 
 def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

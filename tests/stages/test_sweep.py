@@ -1,4 +1,4 @@
-"""The rule of a sweep: whoever does not look can't win, however low its loss; on made certificates, and on one that was planted blind."""
+"""The rule of a sweep: whoever does not look can't win, however low its loss; on made certificates, and in a run with a blind point."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
     found = certificate.read(tmp_path / "sweep")
     assert found is not None
     assert found["verdict"] == "red"
-    assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("winner", "red")]
+    assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("bases", "green"), ("winner", "red")]
     assert (found["facts"]["eligible"]["value"], found["facts"]["eligible"]["n"]) == (0.0, 2)
     assert winners(files.read_json(tmp_path / "sweep" / sweep.TABLE)) == []
     assert not (tmp_path / "sweep" / "final").exists()
@@ -204,8 +204,8 @@ def colour_world(home: Path) -> Path:
         "data": [{"path": str(home / "colours.json"), "format": "llava"}],
         "max_seq_len": 64,
         "batch_size": 16,
-        "max_steps": 20,
-        "warmup_steps": 5,
+        "max_steps": 2,
+        "warmup_steps": 1,
         "val_split": 0.3,
         "eval_items": 64,
         "golden": 0,
@@ -228,7 +228,7 @@ def colour_world(home: Path) -> Path:
             "mlp_ratio": 1.0,
             "lr": 0.02,
         },
-        "sweep": {"grid": {"max_steps": [20, 80]}},
+        "sweep": {"grid": {"max_steps": [2, 3]}},
         "instruct": {**common, "lora": {"r": 2, "alpha": 4}},
     }
     path = home / "colours.yaml"
@@ -240,25 +240,22 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
     world = colour_world(tmp_path)
 
     def planted(settings: Any, inputs: Inputs) -> Plan:
-        """The longer run learns from pictures that belong to other captions."""
+        """The longer run speaks better and does not look, by the facts that it measures: no training has to come out so."""
         plan = align.build(settings, inputs)
-        if settings.max_steps == 80:
-            taught: Any = plan.train.dataset
-            others = random.Random(0).sample(taught.samples, len(taught.samples))
-            pairs = zip(taught.samples, others, strict=True)
-            taught.samples = [one.model_copy(update={"messages": [other.messages[0], *one.messages[1:]]}) for one, other in pairs]
-        return plan
+        is_blind = settings.max_steps == 3
+        planted = {"image_swap_gap_nats": BLIND if is_blind else sure(0.3), "held_out_loss": Fact(1.0 if is_blind else 2.0, 72)}
+        return replace(plan, measure=lambda fitted, album: {**plan.measure(fitted, album), **planted})
 
     monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, build=planted)))
     out = tmp_path / "run"
     runner.run(str(world), stages=["sweep", "instruct"], out=out)
     first, second = files.read_json(out / "sweep" / "table.json")
-    assert (first["point"], first["wins"], first["looks"]) == ("max_steps-20", True, True)
-    assert (second["point"], second["wins"], second["looks"]) == ("max_steps-80", False, False)
+    assert (first["point"], first["wins"], first["looks"]) == ("max_steps-2", True, True)
+    assert (second["point"], second["wins"], second["looks"]) == ("max_steps-3", False, False)
     assert second["loss"] < first["loss"]  # by loss alone it would have won
     assert second["verdict"] == first["verdict"] == "green"  # and nothing else told
     assert second["swap_gap_low"] <= 0 < first["swap_gap_low"]
-    found, winner = certificate.read(out / "sweep"), certificate.read(out / "sweep" / "max_steps-20")
+    found, winner = certificate.read(out / "sweep"), certificate.read(out / "sweep" / "max_steps-2")
     assert found is not None
     assert winner is not None
     assert {gate["name"]: gate["verdict"] for gate in found["gates"]}["winner"] == "green"
@@ -267,7 +264,7 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
         path.relative_to(out / "sweep" / "final"): path.read_bytes() for path in (out / "sweep" / "final").rglob("*") if path.is_file()
     }
     assert final
-    assert all((out / "sweep" / "max_steps-20" / "final" / name).read_bytes() == content for name, content in final.items())
+    assert all((out / "sweep" / "max_steps-2" / "final" / name).read_bytes() == content for name, content in final.items())
     picture = tmp_path / "pictures" / "000.png"
     said = [
         Engine.load(place, "cpu").answer("what colour?", images=[picture], max_new=4) for place in (out / "sweep", out / "sweep" / "final")

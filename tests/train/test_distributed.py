@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -35,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=150)[1] for process in processes]
+        said = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -68,6 +69,16 @@ def test_the_loop_of_two_ranks_equals_the_loop_of_one(two: Path, tmp_path: Path)
     for (step, one), (other, shared) in zip(losses(tmp_path), losses(two / "loop"), strict=True):
         assert step == other
         assert shared == pytest.approx(one, abs=1e-5)
+
+
+def test_two_ranks_tell_the_speed_of_both(two: Path) -> None:
+    """By the clock no number can be foretold, but an update of two ranks is two micro-batches of four rows on each."""
+    rows = [json.loads(line) for line in (two / "loop" / "metrics.jsonl").read_text().splitlines()]
+    timed = [row for row in rows if "steps_per_s" in row]
+    assert len(timed) >= 3
+    for row in timed:
+        assert row["samples_per_s"] / row["steps_per_s"] == pytest.approx(2 * 2 * 4)
+        assert 0 <= row["data_wait"] <= 1
 
 
 def test_an_update_that_is_unsafe_on_one_rank_is_skipped_on_both(two: Path) -> None:

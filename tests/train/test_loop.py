@@ -78,6 +78,39 @@ def test_the_final_weights_are_the_same_after_a_break(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), broken.state_dict().values(), strict=True))
 
 
+def test_speed_is_told_by_what_the_batches_of_the_window_held(tmp_path: Path) -> None:
+    """Two of four rows of some batches are bad: each row of metrics tells those that were left, by a clock that cancels out."""
+    bad = (3, 7, 8, 15, 20)
+    done = fit(tmp_path, rows=Rows(bad=bad), quarantine_limit=1.0)
+    order = Order([24], batch_size=4, seed=settings().seed)
+    left = [sum(draw.index not in bad for draw in order.batch(number)) for number in range(8)]
+    assert len(set(left)) > 1
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    timed = {row["step"]: row["samples_per_s"] / row["steps_per_s"] for row in told if "steps_per_s" in row}
+    assert {2, 4} <= set(timed), "at most every other update is counted"
+    assert timed == {step: pytest.approx(left[step - 1]) for step in timed}
+    assert done.progress.samples == sum(left)
+    labels = sum(3 - index % 3 for number in range(8) for index in (d.index for d in order.batch(number)) if index not in bad)
+    assert done.progress.targets == {"nats": labels}
+
+
+def test_a_window_is_summed_and_not_its_last_update_taken_for_all(tmp_path: Path) -> None:
+    """One row of metrics for eight updates, of which the first ones are counted and left out."""
+    bad = (3, 7, 8, 15, 20)
+    held: list[float] = []
+
+    class Noting(Toy):
+        def contents(self, batch: RowBatch) -> dict[str, float]:
+            held.append(super().contents(batch)["samples"])  # asked of the updates that are timed
+            return super().contents(batch)
+
+    fit(tmp_path, Noting(), rows=Rows(bad=bad), quarantine_limit=1.0, print_freq=8)
+    row = next(row for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "steps_per_s" in row)
+    assert len(held) >= 4
+    assert len(set(held)) > 1
+    assert row["samples_per_s"] / row["steps_per_s"] == pytest.approx(sum(held) / len(held))
+
+
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     fit(tmp_path / "none", rows=Rows(bad=(7,)), quarantine_limit=1.0)
     fit(tmp_path / "two", rows=Rows(bad=(7,)), quarantine_limit=1.0, workers=2)
@@ -90,7 +123,7 @@ def test_killed_by_sigkill_at_a_random_step(tmp_path: Path, workers: int) -> Non
     fit(tmp_path / "whole", **values)
     step = random.randint(1, 7)
     script = [sys.executable, toy_training.__file__, str(tmp_path / "killed"), json.dumps(values), "--die-at", str(step)]
-    killed = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    killed = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / checkpoint.name(8)).exists()
     fit(tmp_path / "killed", **values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from toy_training import CPU, Rows, Toy, collate
 
-from muomni.nn.block import Block
 from muomni.train import monitor
 from muomni.train.monitor import Monitor
 
@@ -35,6 +35,43 @@ def test_rows_are_on_the_disk_at_once_and_plain_lines_on_the_terminal(tmp_path: 
     assert "[toy] step 1/10" in said.err
     assert "loss=2" in said.err
     assert "[toy] hello" in said.err
+
+
+class Clock:
+    """A clock that goes as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
+
+
+def paced(log: Monitor, clock: Clock, steps: range, step_s: float) -> None:
+    """The first step sets things up, and takes a minute more."""
+    for step in steps:
+        clock.now += step_s + (60 if step == steps[0] else 0)
+        log.tick(step)
+
+
+def test_how_long_it_takes_is_told_once_and_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with Monitor(tmp_path, "toy", step=0, max_steps=850, is_main=True) as log:
+        paced(log, clock, range(1, 20), 1.0)
+        assert capsys.readouterr().err == ""
+        paced(log, clock, range(20, 21), 1.0 - 60)
+        assert capsys.readouterr().err == "[toy] about 14 min 10 s for 850 steps; validation and measuring come on top\n"
+        log.log({"step": 20, "loss": 1.0})
+        assert capsys.readouterr().err == "[toy] step 20/850, 13 min 50 s left: loss=1\n"
+        paced(log, clock, range(21, 60), 1.0 - 60 / 39)
+        assert capsys.readouterr().err == ""
+
+
+def test_slow_steps_are_told_of_before_twenty(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with Monitor(tmp_path, "toy", step=100, max_steps=850, is_main=True) as log:
+        paced(log, clock, range(101, 105), 30.0)
+        assert capsys.readouterr().err == "[toy] about 7 h 05 min for 850 steps, 6 h 13 min to go; validation and measuring come on top\n"
 
 
 def test_a_resume_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -> None:
@@ -110,35 +147,6 @@ def test_looking_for_the_culprit_survives_a_model_that_raises() -> None:
     assert monitor.find_nonfinite(Raises(), None, CPU) == ""
 
 
-def test_the_peak_is_measured_without_touching_the_generators() -> None:
-    before = torch.get_rng_state()
-    assert monitor.matmul_peak(CPU, size=64, repeats=1) > 1e6
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_flops_are_counted() -> None:
-    with monitor.counted_flops() as counter:
-        torch.ones(3, 4) @ torch.ones(4, 5)
-    assert counter.get_total_flops() == 2 * 3 * 4 * 5
-
-
-def test_counting_changes_no_bit() -> None:
-    """The first update of each process is counted: if that changed a bit, no resume would be exact."""
-    torch.manual_seed(0)
-    block = Block(16, 2, 64)
-    x_BTD = torch.randn(4, 20, 16)
-
-    def gradients() -> list[Tensor]:
-        block.zero_grad()
-        block(x_BTD, causal=True).square().sum().backward()
-        return [p.grad.clone() for p in block.parameters() if p.grad is not None]
-
-    plainly = gradients()
-    with monitor.counted_flops():
-        counted = gradients()
-    assert all(torch.equal(one, other) for one, other in zip(plainly, counted, strict=True))
-
-
 def test_curves_for_tensorboard(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with monitor.Monitor(tmp_path, "t", step=0, max_steps=4, is_main=True, tensorboard=True) as log:
@@ -149,3 +157,20 @@ def test_curves_for_tensorboard(tmp_path: Path) -> None:
     board = events.EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(row.step, round(row.value, 3)) for row in board.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_rows_are_written_and_not_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory after 200 rows and after 3,000: a run of a hundred thousand steps held them all."""
+    tracemalloc.start()
+    try:
+        with monitor.Monitor(tmp_path, "t", step=0, max_steps=3000, is_main=True) as log:
+            held = {}
+            for step in range(1, 3001):
+                log.log({"step": step, **{f"loss{n}": 0.1 * n + step for n in range(20)}})
+                capsys.readouterr()
+                if step in (200, 3000):
+                    held[step] = tracemalloc.get_traced_memory()[0]
+        assert len(log.rows) == 3000
+    finally:
+        tracemalloc.stop()
+    assert (held[3000] - held[200]) / 2800 < 50

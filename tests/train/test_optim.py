@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toy_training import Rows, Toy, collate, fit, settings
 
+from muomni import runtime
 from muomni.errors import ConfigError
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.train import optim
@@ -121,6 +127,16 @@ def test_a_frozen_part_stays_in_eval_mode_without_gradients_and_unchanged(tmp_pa
         assert not torch.equal(model.head.weight, Toy().head.weight)
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"])
+def test_a_frozen_model_is_frozen_again_as_a_copy_and_is_itself(again: Callable[[nn.Module], nn.Module]) -> None:
+    model = optim.freeze(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    other = again(nn.ModuleList([model]))[0]
+    assert other.train() is other
+    assert model.train() is model
+    assert not any(part.training for part in other.modules())
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
 def test_a_part_that_trains_is_in_training_mode() -> None:
     model = Toy()
     optim.select(model, settings(train=["head.*"]))
@@ -187,3 +203,66 @@ def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(after, fresh, range(5, 12))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), after.parameters(), strict=True))
+
+
+# --- Muon's number format -----------------------------------------------------------------------------------------------------------------
+
+
+class Formats(TorchDispatchMode):
+    """Notes the number formats of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {value.dtype for value in tree_leaves(out) if isinstance(value, torch.Tensor) and value.is_floating_point()}
+        return out
+
+
+def stepped(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], shape: tuple[int, int]) -> tuple[torch.Tensor, set[torch.dtype]]:
+    """A matrix after three updates by the same random gradients, and the formats that the updates computed in."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(shape, generator=generator))
+    optimizer, formats = make([parameter]), Formats()
+    for _ in range(3):
+        parameter.grad = torch.randn(shape, generator=generator)
+        with formats:
+            optimizer.step()
+    return parameter.detach(), formats.seen
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_muon_is_torchs_where_it_iterates_in_bf16(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "product_format", lambda width, device: torch.bfloat16)
+    ours, _ = stepped(lambda held: optim.Muon(held, lr=0.1, weight_decay=0.1), shape)
+    theirs, _ = stepped(lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_muon_emulates_nothing_and_steps_where_torchs_does(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: False)
+    ours, formats = stepped(lambda held: optim.Muon(held, lr=0.1, weight_decay=0.1), shape)
+    theirs, of_torch = stepped(lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape)
+    assert formats == {torch.float32}
+    assert torch.bfloat16 in of_torch, "torch no longer iterates in bf16: is optim.Muon still needed?"
+    start, _ = stepped(lambda held: torch.optim.SGD(held, lr=0.0), shape)
+    assert (ours - theirs).norm() < 0.02 * (start - theirs).norm()
+
+
+def test_singular_values_come_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((32, 64), (64, 32)):
+        values = torch.linalg.svdvals(optim.orthogonal(1e-3 * torch.randn(shape), torch.float32))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+    assert torch.equal(optim.orthogonal(torch.zeros(3, 4), torch.float32), torch.zeros(3, 4))
+
+
+def test_a_kept_matrix_is_not_changed_by_its_orthogonal_one() -> None:
+    kept = torch.randn(4, 6)
+    before = kept.clone()
+    optim.orthogonal(kept, torch.float32)
+    assert torch.equal(kept, before)

@@ -63,6 +63,20 @@ def test_the_loss_is_the_mean_over_targets() -> None:
     assert result.counts == {"nats": 6}
 
 
+def test_what_is_told_without_weight_is_no_target() -> None:
+    class Telling(Toy):
+        def counts(self, batch: RowBatch) -> dict[str, int]:
+            return {**super().counts(batch), "misses": super().counts(batch)["nats"]}
+
+        def forward(self, batch: RowBatch) -> dict[str, Term]:
+            terms = super().forward(batch)
+            return {**terms, "misses": Term(terms["nats"].total.detach(), terms["nats"].count, weight=0.0)}
+
+    result = step(Telling(dropout=0.0), [batch(0, 1, 2)])
+    assert result.counts == {"nats": 6, "misses": 6}
+    assert result.targets == {"nats": 6}
+
+
 class Broken(Toy):
     """Its loss is changed on the way."""
 

@@ -22,6 +22,7 @@ from muomni.runtime import Runtime
 from muomni.train import loop
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
+from muomni.units import METERS
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 CLASSES = 5
@@ -109,7 +110,7 @@ def fit(
 def losses(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """What metrics.jsonl says of each step, without what depends on the clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = {"steps_per_s", "targets_per_s", "data_wait", "mfu", "memory_mb", "step"}
+    clock = {*METERS, "step"}
     return [(row["step"], {key: value for key, value in row.items() if key not in clock}) for row in rows]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console
-from muomni.units import told_bytes, told_count, told_seconds
+from muomni.units import CONTENTS, told_bytes, told_count, told_seconds
 
 
 def plan(
@@ -53,7 +53,7 @@ def _trains(stage: dict[str, Any]) -> list[list[str]]:
     for part in parts["parts"]:
         rates = "frozen" if not part["trained"] else f"lr {_list(part['rates'])}, decay {_list(part['decays'])}"
         rows.append([f"  {part['part']}", told_count(part["count"]), rates])
-    each = f"{data['units_per_sample']:.3g} {data['unit']} each"
+    each = f"{', '.join(f'{amount:.3g} {CONTENTS[unit]}' for unit, amount in data['per_sample'].items()) or 'rows'} each"
     if data["samples"] is None:
         rows.append(["samples", "not there", f"assumed: {each}"])
     else:
@@ -79,6 +79,8 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
     if "process" in memory:
         apart = f"{told_bytes(memory['base'])} of it the process itself, {told_bytes(memory['allocator'])} its allocator"
         rows.append(["memory, process", told_bytes(memory["process"]), apart])
+        if memory["caches"]:
+            rows.append(["decoded media", told_bytes(memory["caches"]), "kept in a file beside it, for all workers (cache_mb)"])
     run = "the largest batch was run" if memory["rows_run"] >= stage["batch_size"] else f"from {memory['rows_run']} rows, in a line"
     rows.append(["", "", f"{run} of {stage['batch_size']}" if "line" in run else run])
     if speed is not None:
@@ -87,7 +89,12 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
         if speed["rows_timed"] < stage["batch_size"]:
             timed += f"; {speed['rows_timed']} rows timed, drawn out to {stage['batch_size'] * stage['gradient_accumulation_steps']}"
         rows.append(["an update", told_seconds(speed["update_s"]), timed])
-        rows.append(["speed", f"{told_count(speed['units_per_s'])}", f"{stage['data']['unit']} a second, MFU {speed['mfu']:.0%}"])
+        rows += [
+            ["speed", told_count(speed[f"{unit}_per_s"]), f"{words} a second"]
+            for unit, words in CONTENTS.items()
+            if f"{unit}_per_s" in speed
+        ]
+        rows.append(["MFU", f"{speed['mfu']:.0%}", "arithmetic against the fastest matrix products that were measured"])
         points = "" if stage["points"] == 1 else f"{stage['points']} points, "
         rows.append(["the stage", told_seconds(stage["total_s"]), f"{points}updates alone; validation and measuring come on top"])
         if stage["epoch"]:

@@ -6,11 +6,13 @@ and data order stay as they were (SPEC G2).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from muomni.data.loader import Loader
 from muomni.errors import DataError
+from muomni.evaluate import counting
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
@@ -36,6 +39,7 @@ BATCHES = 16  # over an epoch, from which they are taken
 PROBES = 6  # targets, and packed documents, that are asked alone
 OVERFIT_STEPS = 24
 OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
+HALVES = (torch.bfloat16, torch.float16)
 MOVES = 1e-7  # a loss that moves less than this, of its size, does not depend on what was changed
 
 
@@ -53,6 +57,11 @@ class Bench:
     run: Runtime
     settings: TrainSettings
 
+    @cached_property
+    def has_halves(self) -> bool:
+        """Whether something is stored in half precision."""
+        return any(tensor.dtype in HALVES for tensor in [*self.objective.parameters(), *self.objective.buffers()])
+
     def collate(self, items: list[Any]) -> Any:
         """A batch of these rows, in its place."""
         return self.loader.collate(items).to(self.run.device)
@@ -61,7 +70,7 @@ class Bench:
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        with Single():
+        with Single() if self.has_halves else contextlib.nullcontext():  # it looks at each operation, which takes time
             given: dict[str, Term] = self.objective(batch)
         return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
 
@@ -85,7 +94,7 @@ class Single(TorchFunctionMode):
 
 
 def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:
@@ -96,7 +105,7 @@ def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     state = torch.get_rng_state()
     try:
         bench = prepare(objective, loader, settings, run)
-        facts = {**companions(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
+        facts = {**companions(bench), **counts(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
         facts |= {**reach(bench), **round_trip(bench), **overfit(bench)}
     finally:
         torch.set_rng_state(state)
@@ -107,7 +116,7 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
     items = choose(loader, ROWS)
     batch = loader.collate(items).to(run.device)
-    twin = given.sharing_copy(objective).to(run.device).eval()  # on a GPU, what is given moves there now instead of in the loop
+    twin = given.sharing_copy(objective).eval()
     with torch.no_grad():
         twin.settle(batch)
     return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)
@@ -156,6 +165,32 @@ def companions(bench: Bench) -> dict[str, Fact]:
         "padding_error": Fact(max(relative(apart[name], total) for name, total in together.items()), len(bench.items)),
         "lost_terms": Fact(float(len(lost)), len(counts), note=", ".join(lost)),
     }
+
+
+def counts(bench: Bench) -> dict[str, Fact]:
+    """How many counts of the batch are not what a hand counts: targets announced and given (by which a loss is divided), and contents.
+
+    No fact for an objective that evaluate.counting does not know: the gate is red then.
+    """
+    known = counting.by_hand(bench.objective, bench.batch)
+    if known is None:
+        return {}
+    targets, contents = known
+    bench.objective.begin([bench.batch], 1)
+    with torch.no_grad():
+        given = {name: float(term.count) for name, term in bench.objective(bench.batch).items()}
+    told: dict[str, Mapping[str, float]] = {
+        "announced": bench.objective.counts(bench.batch),
+        "given": given,
+        "held": bench.objective.contents(bench.batch),
+    }
+    wrong = [
+        f"{name} {what}: {values.get(name, math.nan):g} for {number:g}"
+        for what, values in told.items()
+        for name, number in (contents if what == "held" else targets).items()
+        if relative(float(values.get(name, math.nan)), float(number)) > MOVES
+    ]
+    return {"count_error": Fact(float(len(wrong)), sum(map(len, told.values())), note="; ".join(wrong))}
 
 
 def past_and_future(bench: Bench) -> dict[str, Fact]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -12,11 +12,13 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import pretrained, siglip, store
+from muomni.models import base, integrity, pretrained, siglip, store
+from muomni.models.eyes import Eyes
 from muomni.tokens.bpe import BESIDE
 
 Form = Literal["omni", "hf"]
 ORIGIN = "origin.json"  # of the form hf: where it comes from
+Network = TypeVar("Network", bound=torch.nn.Module)
 TOKENIZER = (*BESIDE, "generation_config.json")
 
 
@@ -42,15 +44,17 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> N
 
     omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a network that it is built upon is missing or another.
+    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names, or a network that it is
+            built upon is missing or another.
     """
     demand_room(out, final)
+    integrity.verify(final)
     parts = Parts(final, torch.device("cpu"))
     told = {
         "stage": certificate["stage"],
         "verdict": certificate["verdict"],
         "weights": certificate["weights"],
-        "bases": {name: _name(base) for name, base in parts.bases.items()} or _earlier(parts),
+        "bases": {name: _name(told) for name, told in parts.bases.items()} or _earlier(parts),
     }
     with files.fresh_folder(out) as part:
         if "omni" not in parts.stages:
@@ -64,7 +68,7 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> N
             _language_model(parts, part)
             _beside(parts, final, part)
             files.write_json(part / ORIGIN, told)
-        files.write_json(part / "certificate.json", certificate)
+        files.write_json(part / integrity.CERTIFICATE, {**certificate, "files": integrity.digests(part)})
 
 
 def _name(base: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _whole(parts: Parts, final: Path, part: Path) -> None:
         if (final / name).is_dir():
             shutil.copytree(final / name, part / name)
     if "vision" in parts.bases and parts.omni is not None and parts.omni.vision is not None:
-        pretrained.save_tower(parts.omni.vision, part / "vision")
+        pretrained.save_tower(_eyes(parts), part / "vision")
     content = store.read_config(final / "projectors")
     files.write_json(part / "projectors" / store.CONFIG, {**content, "muomni": {}})
 
@@ -104,11 +108,27 @@ def _language_model(parts: Parts, folder: Path) -> None:
         for path in (source / store.CONFIG, *([index] if index.is_file() else []), *store.weight_files(source)):
             shutil.copyfile(path, folder / path.name)
         return
-    store.save(parts.thinker, folder)
+    # In the format of its base's files whatever this machine computes in: the same folder from any machine.
+    store.save(_as_in_files(parts.thinker, source) if is_as_stored else parts.thinker, folder)
     # Its own config.json says more than our decoder asks: ends of generation, for one.
     dtype = str(next(parts.thinker.parameters()).dtype).removeprefix("torch.")
     content = {key: value for key, value in store.read_config(source).items() if key != "torch_dtype"}
     files.write_json(folder / store.CONFIG, {**content, "dtype": dtype})
+
+
+def _as_in_files(network: Network, folder: Path) -> Network:
+    """The network in the number format of the largest tensor that a folder's files hold."""
+    return network.to(max(store.read_tensors(folder).values(), key=lambda tensor: tensor.numel()).dtype)
+
+
+def _eyes(parts: Parts) -> Eyes:
+    """The eyes of a model that sees, as their files hold them, unless the recipe named another format."""
+    assert parts.omni is not None
+    assert parts.omni.vision is not None
+    told = parts.bases.get("vision")
+    if told is None or told.get("dtype", "auto") != "auto":
+        return parts.omni.vision
+    return _as_in_files(parts.omni.vision, base.find(told, parts.stages["omni"])[1])
 
 
 def _beside(parts: Parts, final: Path, part: Path) -> None:
@@ -116,4 +136,4 @@ def _beside(parts: Parts, final: Path, part: Path) -> None:
     if (final / "lora").is_dir():
         shutil.copytree(final / "lora", part / "lora")
     if parts.omni is not None and isinstance(parts.omni.vision, siglip.SiglipTower):
-        pretrained.save_tower(parts.omni.vision, part / "vision")
+        pretrained.save_tower(_eyes(parts), part / "vision")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from muomni.errors import CheckpointError, ConfigError, ContextError
-from muomni.nn import masks, rope
+from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
 from muomni.nn.norm import RMSNorm
@@ -241,7 +241,7 @@ class Decoder(nn.Module):
         how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None}
         if self.checkpointing and cache is None and self._is_taught(x_BTD):
             for block in blocks:
-                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)
         else:
             for index, block in enumerate(blocks):
                 x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))

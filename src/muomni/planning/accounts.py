@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.planning import holding
-from muomni.planning.trial import Built, extent
+from muomni.planning.trial import Built
 from muomni.train import cost, given, optim
 
 
@@ -30,19 +30,18 @@ def parameters(rows: list[optim.Row]) -> dict[str, Any]:
 
 
 def data(built: Built, typical: Any) -> dict[str, Any]:
-    """Samples, what an average one holds, and how often the run goes through them."""
+    """Samples, what one of a typical batch holds, and how often the run goes through them."""
     order, settings = built.plan.train.order, built.settings
     per_update = settings.batch_size * settings.gradient_accumulation_steps
     samples = round(order.samples_per_epoch * built.scale)
-    unit, amount = extent(typical)
+    contents = built.plan.objective.contents(typical)
     steps = settings.max_steps
     if settings.max_epochs is not None:
         steps = min(steps, math.ceil(settings.max_epochs * samples / per_update))
     return {
         "samples": samples,
         "held_out": len(built.whole.valid),
-        "unit": unit,
-        "units_per_sample": amount / len(typical.sample_ids),
+        "per_sample": {unit: amount / contents["samples"] for unit, amount in contents.items() if unit != "samples"},
         "batches_per_epoch": math.ceil(samples / settings.batch_size),
         "updates_per_epoch": math.ceil(samples / per_update),
         "updates": steps,
@@ -57,7 +56,8 @@ def disk(built: Built, own: Path) -> dict[str, Any]:
     ema = cost.gradients(objective) if settings.ema_decay else 0
     checkpoint = state + holding.optimizer_bytes(built) + ema
     kept = min(settings.keep_checkpoints, math.ceil(settings.max_steps / settings.checkpoint_freq))
-    tokens = sum(file.stat().st_size for file in (own / "tokens").rglob("*") if file.is_file()) * built.scale
+    prepared = [file for name in ("tokens", "coded") for file in (own / name).rglob("*") if file.is_file()]
+    tokens = sum(file.stat().st_size for file in prepared) * built.scale
     if not (own / "final").is_dir():
         built.plan.save(own / "final")
     final = sum(file.stat().st_size for file in (own / "final").rglob("*") if file.is_file())

@@ -98,7 +98,9 @@ def cut(missing: Mapping[str, Absent], blocks: Mapping[str, int], samples: Seque
             config = sizes.model_copy(update={"layers": blocks[name], "vocab_size": CUT_VOCABULARY})
             store.save(Decoder(config).to(number_format), place)
             files.write_text(place / "tokenizer.json", _vocabulary(samples))
-        made[name] = each.base.model_copy(update={"name": str(place), "revision": None})
+        # By its word: this machine may be another than the one that is planned for.
+        held = "bf16" if number_format == torch.bfloat16 else "fp32"
+        made[name] = each.base.model_copy(update={"name": str(place), "revision": None, "dtype": held})
     return made
 
 

@@ -16,14 +16,15 @@ from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.runtime import Runtime
 from muomni.stages.stage import Plan, Stage, StageSettings
-from muomni.train import cost, monitor, optim
+from muomni.train import cost, optim
+from muomni.train.flops import UpdateFlops
+from muomni.train.meter import Meter
 from muomni.train.step import update
 
 # A dry run of the whole batch that would take longer (on the stage's own data; on assumed ones) is made on fewer rows, and drawn out
 # in a line.
 DRY_RUN_S, ASSUMED_S = 4.0, 0.3
 SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
-DISCARDED = 1  # first updates of a probe: caches fill, kernels are made
 
 
 Number = TypeVar("Number", int, float)
@@ -65,7 +66,10 @@ class Trial:
         self.rows_run = most[0]
         self.fixed = most[1] - self.per_row * self.rows_run
         some = some_of(typical_items, min(self.rows_run, len(typical_items)))
-        self.flops = self._counted(cost.flops_of_update, some) * len(typical_items) / len(some) * settings.gradient_accumulation_steps
+        counted = self._counted(cost.flops_of_update, some)
+        self.flops = counted * len(typical_items) / len(some) * settings.gradient_accumulation_steps
+        self.reckoner = UpdateFlops()
+        self.reckoner.add(plan.objective.sizes(self.batch(some)), counted)
         self.valid_bytes = self._validation() if plan.valid is not None else 0
         if not built.is_assumed:
             self._shake()
@@ -179,22 +183,12 @@ def some_of(items: list[Any], count: int) -> list[Any]:
     return [items[int(place)] for place in np.linspace(len(items) - 1, 0, count).round()][::-1]
 
 
-def extent(batch: Any) -> tuple[str, float]:
-    """What a batch holds of its own kind: seconds of sound, tokens, or pictures."""
-    if hasattr(batch, "mel_BFM"):
-        return "seconds", float(batch.frames_B.sum()) / 100
-    if hasattr(batch, "codes_BKF"):
-        return "code frames", float(batch.frames_B.sum())
-    if hasattr(batch, "ids_BT"):
-        keep = batch.keep_BT if batch.keep_BT is not None else batch.documents_BT >= 0 if batch.documents_BT is not None else None
-        return "tokens", float(batch.ids_BT.numel() if keep is None else keep.sum())
-    return "pictures", float(len(batch.sample_ids))
-
-
 def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, Any] | None:
-    """Real updates on real batches, timed; None where none are wanted.
+    """Real updates on real batches, timed as a run times its own; None where none are wanted.
 
-    Where data are assumed and a whole batch would take too long, rows of it are timed and the time is drawn out in proportion.
+    Where data are assumed and a whole batch would take too long, rows of it are timed and the time is drawn out in
+    proportion.
+    Gives   update_s, the median; updates_timed, rows_timed; and what train.meter gives of a run, in the same units.
     """
     settings, plan, run = built.settings, built.plan, built.run
     if not count:
@@ -205,36 +199,34 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
         loader = Loader(plan.train.dataset, plan.train.order, plan.train.collate)
         share = trial.rows_run / rows
     stream = loader.numbers(range(10**6)) if share == 1 else None
-    discarded = DISCARDED if stream is not None else 0  # the trial has run these very rows
-    wanted, begin = count + discarded, time.perf_counter()
+    # Where rows are drawn out, one update may be all that there is time for: what the trial counted has to do.
+    meter = Meter(plan.objective, run, reckoner=None if stream else trial.reckoner, counts=stream is not None)
+    begin = time.perf_counter()
     longest_s = ASSUMED_S if stream is None else most_s
-    busy: list[float] = []
-    waited: list[float] = []
-    held: list[float] = []
-    while len(busy) < wanted and (len(busy) < discarded + 1 or time.perf_counter() - begin < longest_s):
+    took: list[float] = []
+    while len(took) < count and (not took or time.perf_counter() - begin < longest_s):
         start = time.perf_counter()
         if stream is None:
             batches = [plan.train.collate(some_of(trial.items, trial.rows_run))]
         else:
             batches = [batch for batch in (next(stream).batch for _ in range(accumulation)) if batch is not None]
-        moved = [batch.to(run.device) for batch in batches]
-        waited.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        update(plan.objective, plan.objective, trial.optimizer, trial.scaler, moved, settings, run)
-        plan.objective.after_step(len(busy) + 1)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
-        busy.append(time.perf_counter() - start)
-        held.append(sum(extent(batch)[1] for batch in batches))
-    kept = slice(min(discarded, len(busy) - 1), None)
+        with meter.update(batches, time.perf_counter() - start):
+            moved = [batch.to(run.device) for batch in batches]
+            update(plan.objective, plan.objective, trial.optimizer, trial.scaler, moved, settings, run)
+            if run.device.type == "cuda":
+                torch.cuda.synchronize(run.device)
+        with meter.more():
+            plan.objective.after_step(len(took) + 1)
+        if not meter.is_counted:  # the first is: caches fill, kernels are made
+            took.append(time.perf_counter() - start)
     factor = 1.0 if stream is not None else accumulation / share
-    update_s = statistics.median(a + b for a, b in zip(busy[kept], waited[kept], strict=True)) * factor
-    typical_units = extent(trial.typical)[1] * accumulation
+    found: dict[str, Any] = meter.read()
+    found.pop("peak_memory_mb")
+    if stream is None:
+        found["data_wait"] = None
     return {
-        "update_s": update_s,
-        "updates_timed": len(busy[kept]),
+        **found,
+        "update_s": statistics.median(took) * factor,
+        "updates_timed": len(took),
         "rows_timed": rows if stream is not None else trial.rows_run,
-        "data_wait": sum(waited[kept]) / (sum(waited[kept]) + sum(busy[kept])) if stream is not None else None,
-        "units_per_s": (statistics.median(held[kept]) if stream is not None else typical_units) / update_s,
-        "mfu": trial.flops / update_s / monitor.matmul_peak(run),
     }

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from muomni import files
+from muomni import files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
 from muomni.infer.folders import STAGES
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
-METERS = ("lr", "grad_norm", "steps_per_s", "targets_per_s", "data_wait", "mfu", "memory_mb")
+METERS = ("lr", "grad_norm", *units.METERS)
+OLD_METERS = ("targets_per_s", "memory_mb")  # of runs before 2026-12, whose pages leave them out: targets were counted twice
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ class StageRun:
         """A media file of the album, None where it is not there (or no plain name)."""
         path = self.folder / "samples" / str(name)
         return path if name and "/" not in str(name) and path.is_file() else None
+
+    @property
+    def certificate_digest(self) -> str:
+        """sha256 of its certificate, which names every file of its `final/`; empty without one."""
+        path = self.folder / "certificate.json"
+        return files.sha256_file(path) if path.is_file() else ""
+
+    @property
+    def inherited(self) -> list[dict[str, Any]]:
+        """What was waived of the stages that it stands on."""
+        return [row for row in self.certificate.get("inherited") or [] if isinstance(row, dict)]
 
     @property
     def took_s(self) -> float | None:

@@ -11,8 +11,9 @@ import yaml
 from muomni.report import charts, golden, meaning, seeing, sweep
 from muomni.report.charts import Bar
 from muomni.report.curves import Curve, chart, spark
-from muomni.report.gather import METERS, StageRun
+from muomni.report.gather import METERS, OLD_METERS, StageRun
 from muomni.report.html import Html, h, number, seconds, short, words
+from muomni.units import CONTENTS
 
 NAME = "report.html"
 TILES = 6
@@ -30,6 +31,7 @@ def part(stage: StageRun, place: Path, *, others: list[StageRun] | None = None) 
     blocks = [
         ("Points of the grid", sweep.part(stage, place, NAME)),
         ("Gates", gates(stage)),
+        ("Waived below it", waived_below(stage)),
         ("Curves", curves(stage, other)),
         ("With the right media, and with others", ablations(stage)),
         ("By length of the answer", seeing.by_length(stage)),
@@ -101,10 +103,17 @@ def gates(stage: StageRun) -> Html | None:
     return h("table", h("thead", head), h("tbody", rows), cls="gates")
 
 
+def waived_below(stage: StageRun) -> Html | None:
+    """What was waived of the stages that it stands on, with the written reasons."""
+    rows = [h("tr", [h("td", str(row.get(key, ""))) for key in ("stage", "gate", "why")]) for row in stage.inherited]
+    head = h("tr", [h("th", text) for text in ("stage", "gate", "why")])
+    return h("table", h("thead", head), h("tbody", rows), cls="gates") if rows else None
+
+
 def terms(stage: StageRun) -> list[str]:
     """The terms of the loss, without the loss itself."""
     names = {key.removeprefix("val_") for row in stage.metrics for key in row if "@" not in key}
-    return sorted(names - {"step", "loss", *METERS})
+    return sorted(names - {"step", "loss", *METERS, *OLD_METERS})
 
 
 def points(stage: StageRun, key: str) -> list[tuple[float, float]]:
@@ -134,14 +143,16 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
     small = [
         ("learning rate", "lr", ""),
         ("gradient norm", "grad_norm", ""),
-        ("targets a second", "targets_per_s", ""),
+        ("steps a second", "steps_per_s", ""),
+        *((f"{told} a second", f"{unit}_per_s", "") for unit, told in CONTENTS.items()),
         ("waiting for data", "data_wait", "share"),
         ("MFU", "mfu", "of measured peak"),
-        ("memory", "memory_mb", "MB, peak"),
+        ("memory", "peak_memory_mb", "MB, the most so far"),
     ]
+    shown = [row for row in small if points(stage, row[1])]
     little = [
-        chart(title, both(key, title, 2), unit=unit, size="small" if place < 4 else "half", by_log=key == "grad_norm")
-        for place, (title, key, unit) in enumerate(small)
+        chart(title, both(key, title, 2), unit=unit, size="small" if place < len(shown) - 2 else "half", by_log=key == "grad_norm")
+        for place, (title, key, unit) in enumerate(shown)
     ]
     return h("div", [each for each in (*made, *little) if each], cls="charts")
 

@@ -31,7 +31,7 @@ What to do about a red one: docs/playbook.md.
 SELFTEST = """
 ## The gates' own test
 `muomni selftest` plants each bug in a tiny run (`src/muomni/selftest/recipe.yaml`) and looks which gates are red. The run without a bug,
-stopped and resumed once, and once by two ranks, must be green. CI runs a third, chosen by the commit; `make selftest` all.
+stopped and resumed once, and once by two ranks, must be green. CI plants them all (`make selftest`).
 
 """
 

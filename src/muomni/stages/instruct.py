@@ -48,9 +48,17 @@ class InstructSettings(SeeingSettings):
         """The stage whose connector it starts from, where it is one."""
         return (self.connector,) if self.connector in CONNECTORS else ()
 
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The connector's, which is as wide as the language model."""
+        return _folder(self, needed, base) / "projectors"
+
     def given(self, base: Path) -> dict[str, str]:
         """The digest of a connector that comes from elsewhere."""
         return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}
+
+    def outside(self, base: Path) -> list[Path]:
+        """A connector of another run."""
+        return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
 
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:
@@ -73,12 +81,13 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert omni is not None
     assert spec is not None
     assert omni.vision is not None
+    inputs.place(omni)
     freeze(omni.vision)
     seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
         return plan(settings, inputs, corpus, seer)
-    lora.attach(omni.decoder, settings.lora)
+    inputs.place(lora.attach(omni.decoder, settings.lora))
     return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
 
 

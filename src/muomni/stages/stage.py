@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
+from muomni import runtime
 from muomni.data import readers
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order
@@ -19,7 +23,9 @@ from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
+from muomni.models import store
 from muomni.runtime import Runtime
+from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -41,26 +47,59 @@ class StageSettings(TrainSettings):
         """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
         return {}
 
+    def outside(self, base: Path) -> list[Path]:
+        """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
+        return [] if self.init_from is None else [folder for folder in [base / self.init_from / "final"] if folder.is_dir()]
+
     @property
     def packs(self) -> bool:
         """Whether its rows hold several documents that must not see each other."""
         return False
 
     @property
-    def width(self) -> int:
-        """Width of what trains, which decides the number format on a CPU."""
+    def chooses_format(self) -> bool:
+        """Whether the number format is left to us, rather than asked for by name."""
+        return self.use_amp and self.precision == "auto"
+
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
+        return needed.get("thinker")
+
+    def width(self, needed: dict[str, Path], base: Path) -> int:
+        """Width of what it computes with, which decides the number format on a CPU: its model's, else that of the network it stands on."""
         model: Any = getattr(self, "model", None)
-        return int(getattr(model, "width", 256))
+        if hasattr(model, "width"):
+            return int(model.width)
+        folder = self.stands_on(needed, base)
+        content = {} if folder is None else store.read_config(folder)
+        return int(content.get("hidden_size", content.get("width", 0)))  # 0: float32, which is sound everywhere
+
+    def number_format(self, inputs: Inputs) -> torch.dtype:
+        """The format in which the stage computes on this machine.
+
+        Raises  ConfigError for one that the device does not have.
+        """
+        precision = self.precision if self.use_amp else "fp32"
+        width = self.width(inputs.needed, inputs.base) if self.chooses_format else 0
+        return runtime.choose_dtype(precision, width, inputs.run.device)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine."""
+    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
+
+    `build` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    """
 
     folder: Path
     needed: dict[str, Path]
     base: Path
     run: Runtime
+
+    @cached_property
+    def place(self) -> Placement:
+        """The one that moves this stage's networks."""
+        return Placement(self.run.device)
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
@@ -97,12 +136,16 @@ class Plan:
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
 
-    @property
+    @cached_property
     def modalities(self) -> set[str]:
         """What its samples hold: image, audio, text (samples without media)."""
-        samples = [*self.corpus.train, *self.corpus.valid]
-        held = {"image": any(s.images for s in samples), "audio": any(s.audios or s.speech for s in samples)}
-        return {kind for kind, is_there in (*held.items(), ("text", any(not s.media for s in samples))) if is_there}
+        held: set[str] = set()
+        for sample in chain(self.corpus.train, self.corpus.valid):
+            here = {"image": sample.images, "audio": sample.audios or sample.speech, "text": not sample.media}
+            held.update(kind for kind, is_there in here.items() if is_there)
+            if len(held) == len(here):
+                break
+        return held
 
 
 @dataclass(frozen=True)
@@ -130,10 +173,10 @@ def loaders(
     settings: StageSettings,
     *,
     weights: Sequence[float] | None = None,
-    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+    lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
-    runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
+    runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
         weights=[weight for weight, _ in runs],

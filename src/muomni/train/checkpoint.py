@@ -115,14 +115,7 @@ def load(folder: Path, model: nn.Module, device: torch.device) -> State:
         )
     tensors = load_file(folder / "weights.safetensors")
     tensors.update({alias: tensors[name] for alias, name in progress.pop("aliases").items()})
-    try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: another model: {' '.join(str(error).split())[:500]}") from error
-    left_out = given.frozen(model)
-    missing, unexpected = [name for name in missing if name not in left_out], [*unexpected, *(tensors.keys() & left_out.keys())]
-    if missing or unexpected:
-        raise CheckpointError(f"{folder}: another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    given.put_back(model, tensors, where=str(folder))
     saved = torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)
     torch.set_rng_state(saved["rng"]["cpu"])
     if "cuda" in saved["rng"] and torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from muomni.runtime import Runtime
-from muomni.train import monitor
+from muomni.train import flops
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
 from muomni.train.step import update
@@ -72,11 +72,11 @@ def of_update(
 def flops_of_update(
     objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Any], settings: TrainSettings, run: Runtime, scaler: Any
 ) -> float:
-    """Floating point operations of one real update; an update of its own: who counts them keeps all that checkpointed blocks make again."""
-    with monitor.counted_flops() as flops:
+    """Floating point operations of one real update, without what checkpointed blocks make again (train.flops)."""
+    with flops.Counted() as counted:
         update(objective, objective, optimizer, scaler, batches, settings, run)
     objective.after_step(1)
-    return float(flops.get_total_flops())
+    return float(counted.total)
 
 
 @torch.no_grad()

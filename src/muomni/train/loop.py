@@ -51,7 +51,7 @@ class Progress:
     position: int = 0
     samples: int = 0
     labelled: int = 0
-    targets: float = 0.0
+    targets: dict[str, float] = field(default_factory=dict)  # learned so far, of all ranks, by term: their units differ
     skipped: int = 0
     skipped_in_a_row: int = 0
     quarantined: int = 0
@@ -132,13 +132,12 @@ def fit(
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   saved: told the step after every checkpoint, on the main rank.
+    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank.
     Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU, on any number of ranks.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
             RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
     """
     # 1. what trains
-    objective.to(run.device)
     account = optim.select(objective, settings)
     optimizer = optim.make_optimizer(objective, account, settings)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
@@ -193,7 +192,7 @@ def fit(
 
     # 3. the steps
     stream = _timed(train.numbers(to_come(progress.position, (max_steps - progress.step) * per_step, run)))
-    meter = Meter(run)
+    meter = Meter(objective, run)
     try:
         with (
             distributed.together(run, alike=(Interrupted,)),
@@ -217,8 +216,8 @@ def fit(
                 result = None
                 if all(told["usable"] for told in everyone):
                     alive.step(progress.step + 1, [name for batch in window.batches for name in batch.sample_ids])
-                    moved = [batch.to(run.device) for batch in window.batches]
-                    with meter.step(window.waited_s):
+                    with meter.update(window.batches, window.waited_s):
+                        moved = [batch.to(run.device) for batch in window.batches]
                         counts = distributed.added([told["counts"] for told in everyone])
                         seeds = [settings.seed + number * SEED_STRIDE for number in window.usable]
                         result = update(objective, wrapped, optimizer, scaler, moved, settings, run, counts=counts, seeds=seeds)
@@ -236,16 +235,18 @@ def fit(
                     _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
                 progress.step += 1
                 if result is not None and not result.skipped:
-                    objective.after_step(progress.step)
-                    average.follow()
+                    with meter.more():
+                        objective.after_step(progress.step)
+                        average.follow()
                     if probes is not None:
                         probes.note()
                         progress.average = probes.state
                 quarantine.check(progress.samples + progress.quarantined)
+                log.tick(progress.step)
 
                 is_last = progress.step == max_steps
                 if result is not None and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
-                    log.log({"step": progress.step, **_numbers(result), **meter.read(result, len(window.batches))})
+                    log.log({"step": progress.step, **_numbers(result), **meter.read()})
                 if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
                     keep(average)
                 if progress.step % settings.checkpoint_freq == 0 or is_last or progress.stopped_early:
@@ -277,7 +278,6 @@ def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: Trai
 
     Raises  CheckpointError where no whole checkpoint is there.
     """
-    objective.to(run.device)
     account = optim.select(objective, settings)
     found = checkpoint.newest(folder)
     if found is None:
@@ -304,7 +304,7 @@ def _hand_on(
     average.put()
     notes = progress.average
     if settings.final == "best" and (folder / "best").exists():
-        objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+        given.put_back(objective, load_file(folder / "best" / "weights.safetensors"), where=str(folder / "best"))
         notes = files.read_json(folder / "best" / "progress.json")["average"]
     validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
     objective.eval()
@@ -390,7 +390,8 @@ def _guard(
     max_steps: int,
 ) -> None:
     """Count a skipped update, say where it went wrong, and end a run that only skips (DESIGN 4)."""
-    progress.targets += sum(result.counts.values())
+    for term, count in result.targets.items():
+        progress.targets[term] = progress.targets.get(term, 0.0) + count
     if not result.skipped:
         progress.skipped_in_a_row = 0
         return

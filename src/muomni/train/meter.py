@@ -1,56 +1,103 @@
-"""How fast a run is, and what it waits for."""
+"""How fast a run is, in what it reads, and what it waits for: the one home of these numbers, for a run and for a plan."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
+
 from muomni.runtime import Runtime
-from muomni.train import monitor
-from muomni.train.step import StepResult
+from muomni.train import distributed, flops, monitor
+from muomni.train.flops import UpdateFlops
+from muomni.train.objective import Objective
 
 
 class Meter:
-    """Speed, the share of time spent waiting for data, and MFU against the measured matrix-product peak."""
+    """Sums over a window of updates: what their batches held, their arithmetic, their time.
 
-    def __init__(self, run: Runtime) -> None:
-        self.run = run
-        self.peak = monitor.matmul_peak(run)
-        self.flops = 0.0
+    An update whose arithmetic is counted takes longer, and is left out of the window with all that is its own. One
+    that was skipped as unsafe is in it: it was computed like any other. Validation and checkpoints are not in it.
+
+    is_counted  whether the last update was one whose arithmetic was counted
+
+    Takes   counts: False where no update is to be counted, the arithmetic being known from `reckoner` alone.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        run: Runtime,
+        *,
+        reckoner: UpdateFlops | None = None,
+        counts: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.objective, self.run, self.clock, self.counts = objective, run, clock, counts
+        self.reckoner = reckoner or UpdateFlops()
+        self.peak = flops.peak(run)
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)  # what came before is not this stage's
+        self.is_counted = False
+        self._clear()
+
+    def _clear(self) -> None:
         self.busy_s = self.waited_s = 0.0
-        self.steps = 0
+        self.contents: dict[str, float] = {}
+        self.sizes: list[tuple[float, ...]] = []  # of each update
 
-    def step(self, waited_s: float) -> Meter:
-        """A context around one update, for whose data the loop waited so long."""
+    @contextmanager
+    def update(self, batches: Sequence[Any], waited_s: float) -> Iterator[None]:
+        """A context around one update by these batches, for which the loop waited so long; batches still on the host are counted faster."""
+        sizes = tuple(map(sum, zip(*(self.objective.sizes(batch) for batch in batches), strict=True)))
+        self.is_counted = self.counts and self.reckoner.wants()
+        counter = flops.Counted() if self.is_counted else None
+        begin = self.clock()
+        with counter or nullcontext():
+            yield
+        if counter is not None:
+            self.reckoner.add(sizes, float(counter.total))
+            return
+        self.busy_s += self.clock() - begin
         self.waited_s += waited_s
-        self.counter = monitor.counted_flops() if not self.flops else None
-        return self
+        self.sizes.append(sizes)
+        for batch in batches:
+            for unit, amount in self.objective.contents(batch).items():
+                self.contents[unit] = self.contents.get(unit, 0.0) + amount
 
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-        if self.counter:
-            self.counter.__enter__()  # type: ignore[no-untyped-call]
+    @contextmanager
+    def more(self) -> Iterator[None]:
+        """A context around what else belongs to the update before (moving averages)."""
+        begin = self.clock()
+        yield
+        if not self.is_counted:
+            self.busy_s += self.clock() - begin
 
-    def __exit__(self, *error: Any) -> None:
-        if self.counter:
-            self.counter.__exit__(*error)  # type: ignore[no-untyped-call]
-            self.flops = float(self.counter.get_total_flops())
-            return  # counting slows this step down: leave it out of the speed
-        self.busy_s += time.perf_counter() - self.begin
-        self.steps += 1
+    def read(self) -> dict[str, float]:
+        """The means of the window since the last reading, which ends here; all ranks call it together.
 
-    def read(self, result: StepResult, micro_batches: int) -> dict[str, float]:
-        """The means since the last reading."""
+        Gives   steps_per_s; `<unit>_per_s` for each unit of units.CONTENTS that the batches hold, of all ranks;
+                data_wait, the share of time that the loops waited for data; mfu, arithmetic against the ranks' peaks
+                (train.flops), and flops_error, how far it was off at its last check. Without these where no update
+                is in the window. And peak_memory_mb, the main rank's.
+        """
         total_s = self.busy_s + self.waited_s
-        if not self.steps or not total_s:
-            return {"memory_mb": monitor.memory_mb(self.run)}
-        out = {
-            "steps_per_s": self.steps / total_s,
-            "targets_per_s": sum(result.counts.values()) * self.steps / total_s,
-            "data_wait": self.waited_s / total_s,
-            "mfu": self.flops * self.steps / total_s / self.peak,
-            "memory_mb": monitor.memory_mb(self.run),
-        }
-        self.busy_s = self.waited_s = 0.0
-        self.steps = 0
-        return out
+        arithmetic = sum(self.reckoner.of(sizes) for sizes in self.sizes)
+        if total_s and arithmetic > self.peak * total_s:  # the machine was busy when its peak was measured
+            self.peak = flops.peak(self.run, again=True)
+        mine = {**self.contents, "seconds": total_s, "waited": self.waited_s, "flops": arithmetic, "possible": self.peak * total_s}
+        steps = len(self.sizes)
+        self._clear()
+        summed = distributed.sum_counts(mine, self.run)
+        memory = {"peak_memory_mb": monitor.peak_memory_mb(self.run)}
+        seconds = summed.pop("seconds") / self.run.world
+        waited, done, possible = (summed.pop(name) for name in ("waited", "flops", "possible"))
+        if not steps or not seconds:
+            return memory
+        out = {"steps_per_s": steps / seconds, **{f"{unit}_per_s": amount / seconds for unit, amount in summed.items()}}
+        out |= {"data_wait": waited / self.run.world / seconds, "mfu": done / possible}
+        if self.reckoner.error is not None:
+            out["flops_error"] = self.reckoner.error
+        return {**out, **memory}

@@ -12,11 +12,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from muomni import files, runtime
 from muomni.errors import ConfigError
 from muomni.runtime import Runtime
+from muomni.units import told_seconds
+
+PACE_STEPS, PACE_S = 20, 60.0  # steps, or seconds and a few steps, after which a run says how long it will take
 
 
 class Monitor:
@@ -25,13 +27,14 @@ class Monitor:
     def __init__(self, folder: Path, name: str, *, step: int, max_steps: int, is_main: bool, tensorboard: bool = False) -> None:
         self.folder, self.name, self.max_steps, self.is_main = folder, name, max_steps, is_main
         self.path = folder / "metrics.jsonl"
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         self.started = time.perf_counter()
         self.first_step = step
+        self.timed: tuple[int, float] | None = None  # a step, and when it was done: from there on the time of a step is reckoned
+        self.has_told_time = False
         self._bar: Any = None
         self._board: Any = None
         if is_main:
-            files.write_jsonl(self.path, self.rows)
+            files.write_jsonl(self.path, [row for row in read_metrics(self.path) if row["step"] <= step])
             self._stream = self.path.open("a", encoding="utf-8")
             if tensorboard:
                 self._board = _board(folder / "tensorboard", step)
@@ -39,12 +42,13 @@ class Monitor:
     def __enter__(self) -> Self:
         if self.is_main and sys.stderr.isatty() and not os.environ.get("MUOMNI_PLAIN"):
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            told = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn(self.name), BarColumn(), MofNCompleteColumn(), *told)
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.max_steps, completed=self.first_step, note="")
+            self._task = self._bar.add_task(self.name, total=self.max_steps, completed=self.first_step, left="", note="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,11 +59,15 @@ class Monitor:
         if self._board is not None:
             self._board.close()
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, read from the file."""
+        return read_metrics(self.path)
+
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics at `row["step"]`: kept, written, shown."""
+        """One row of metrics at `row["step"]`: written and shown. None is held: a run may have millions."""
         if not self.is_main:
             return
-        self.rows.append(row)
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
         self._show(row)
@@ -68,14 +76,29 @@ class Monitor:
                 if isinstance(value, int | float) and key != "step":
                     self._board.add_scalar(key, value, row["step"])
 
+    def tick(self, step: int) -> None:
+        """A step is done. Once a few have shown their pace, tell how long all will take (the first is left out: it sets things up)."""
+        if self.timed is None:
+            self.timed = (step, time.perf_counter())
+        seen_s, seen = time.perf_counter() - self.timed[1], step - self.timed[0]
+        if not self.has_told_time and seen and (seen + 1 >= PACE_STEPS or (seen >= 3 and seen_s > PACE_S)):
+            self.has_told_time = True
+            whole_s = self.max_steps * seen_s / seen
+            more = f", {told_seconds(self._left_s(step))} to go" if self.first_step else ""
+            self.say(f"about {told_seconds(whole_s)} for {self.max_steps} steps{more}; validation and measuring come on top")
+
+    def _left_s(self, step: int) -> float:
+        """Seconds to the last step at the pace so far."""
+        done, since = (self.first_step, self.started) if self.timed is None or step <= self.timed[0] else self.timed
+        return (time.perf_counter() - since) / max(1, step - done) * (self.max_steps - step)
+
     def _show(self, row: dict[str, Any]) -> None:
+        left = told_seconds(self._left_s(row["step"]))
         shown = " ".join(f"{key}={_short(value)}" for key, value in row.items() if key != "step" and isinstance(value, int | float))
         if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], note=shown[:100])
+            self._bar.update(self._task, completed=row["step"], left=f"{left} left", note=shown[:100])
             return
-        done = row["step"] - self.first_step
-        left = (time.perf_counter() - self.started) / max(1, done) * (self.max_steps - row["step"])
-        print(f"[{self.name}] step {row['step']}/{self.max_steps} eta {left:.0f}s {shown}", file=sys.stderr, flush=True)
+        print(f"[{self.name}] step {row['step']}/{self.max_steps}, {left} left: {shown}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -111,27 +134,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def matmul_peak(run: Runtime, *, size: int = 1024, repeats: int = 5) -> float:
-    """Best measured matrix-product speed of this machine in FLOP/s, in the run's number format: the 100 % of MFU."""
-    own = torch.Generator(run.device).manual_seed(0)  # the run's own generators stay where a checkpoint put them
-    a = torch.randn(size, size, device=run.device, dtype=run.dtype, generator=own)
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
-
-
-def counted_flops() -> FlopCounterMode:
-    """A context that counts the floating point operations of what runs in it, and changes no bit of it.
-
-    Left to itself it takes apart what can be: silu_backward then rounds otherwise, and as the first update of each process is counted,
-    a resumed run was another one from its first update on. Whatever is in its table is let alone.
-    """
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.silu_backward.default: lambda *_, **__: 0})
-
-
 def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
     """The first module whose output is not finite for a batch, by name; generators are left as they were (SPEC C5)."""
     found: list[str] = []
@@ -156,8 +158,8 @@ def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
     return found[0] if found else ""
 
 
-def memory_mb(run: Runtime) -> float:
-    """Peak memory of the device (of the process on a CPU), in MB."""
+def peak_memory_mb(run: Runtime) -> float:
+    """The most memory so far, in MB: of tensors on a GPU, of the process on a CPU, with what stages before this one took in it."""
     if run.device.type == "cuda":
         return torch.cuda.max_memory_allocated(run.device) / 1e6
     return runtime.memory_bytes() / 1e6

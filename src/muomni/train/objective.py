@@ -64,6 +64,14 @@ class Objective(nn.Module):
         """The terms of one batch; keys equal those of `counts`."""
         raise NotImplementedError
 
+    def contents(self, batch: Any) -> dict[str, float]:
+        """What a batch holds by unit (keys of units.CONTENTS), padding left out: what speed is measured in, by a run and by a plan."""
+        return {"samples": float(len(batch.sample_ids))}
+
+    def sizes(self, batch: Any) -> tuple[float, ...]:
+        """Sizes, padding included, in which the arithmetic of an update is linear (train.flops): rows, rows x positions squared, ..."""
+        return (float(len(batch.sample_ids)),)
+
     def begin(self, micro_batches: Sequence[Any], world: int) -> None:
         """Called before the forwards of one update with all local micro-batches (e.g. embed all negatives)."""
 

@@ -30,6 +30,12 @@ class StepResult:
     lr: float  # as it stood in the optimizer when it stepped, the largest of its groups
     skipped: str = ""  # the reason, empty where the weights changed
     sample_ids: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)  # of the terms; one of weight 0 is told, not learned
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Targets of each term that is learned."""
+        return {name: count for name, count in self.counts.items() if self.weights.get(name, 1.0)}
 
     @property
     def loss(self) -> float:
@@ -102,7 +108,7 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
-    return StepResult(losses, counts, grad_norm, lr, reason, ids)
+    return StepResult(losses, counts, grad_norm, lr, reason, ids, weights)
 
 
 def local_counts(objective: Objective, micro_batches: Sequence[Any]) -> dict[str, float]:

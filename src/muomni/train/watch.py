@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from muomni import files, runtime
+from muomni.units import told_seconds
 
 ALIVE = "alive.json"  # there while a run works; what a run finds there, another left when it died
 DEATH = "death.json"
@@ -74,7 +75,8 @@ class Watch:
             number = self._now.get("step", 0)
             if self._now and waited_s > max(self.patience_s, PATIENCE_STEPS * self._usual_s) and self._told != number:
                 self._told = number
-                self.say(f"stuck in step {number} for {waited_s:.0f}s (usual {self._usual_s:.1f}s); {_where(self._now)}; see stuck.txt")
+                waited = f"{told_seconds(waited_s)} (usual {told_seconds(self._usual_s)})"
+                self.say(f"stuck in step {number} for {waited}; {_where(self._now)}; see stuck.txt")
                 with contextlib.suppress(OSError), (self.folder / "stuck.txt").open("w", encoding="utf-8") as stream:
                     faulthandler.dump_traceback(stream, all_threads=True)
 

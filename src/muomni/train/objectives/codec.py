@@ -64,6 +64,15 @@ class CodecObjective(Objective):
         codes = int(self.codec.code_frames(batch.frames_B).sum())
         return {"l1": frames * mels, "mse": frames * mels, "delta": steps * mels, "commitment": codes}
 
+    def contents(self, batch: CodecBatch) -> dict[str, float]:
+        """Clips, and seconds of sound."""
+        return {**super().contents(batch), "audio_s": float(batch.frames_B.sum()) / self.codec.config.mel.frame_rate_hz}
+
+    def sizes(self, batch: CodecBatch) -> tuple[float, ...]:
+        """Mel frames, mel frames squared."""
+        rows, frames = batch.mel_BFM.shape[:2]
+        return rows * frames, rows * frames**2
+
     def forward(self, batch: CodecBatch) -> dict[str, Term]:
         """Sums of errors in units of the mel's deviation."""
         target_BFM = self.codec.normalise(batch.mel_BFM).float()

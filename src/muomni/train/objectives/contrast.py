@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import Seen, VisionEncoder
+from muomni.nn.recompute import Recomputing
 from muomni.train.objective import Objective, Term
 
 NEVER = -math.inf
@@ -138,6 +139,20 @@ class Contrast(Objective):
             counts["words"] = int(self._held(batch).sum())
         return counts
 
+    def contents(self, batch: VisionBatch) -> dict[str, float]:
+        """Rows, pictures (one a row), and tokens of the captions, true and false."""
+        tokens = float(batch.caption_keep_BT.sum())
+        tokens += 0.0 if batch.negatives_keep_BNT is None else float(batch.negatives_keep_BNT.sum())
+        return {**super().contents(batch), "pictures": float(len(batch.pixels_BHW3)), "tokens": tokens}
+
+    def sizes(self, batch: VisionBatch) -> tuple[float, ...]:
+        """Pictures; positions of the captions, and squared; the same of the false captions."""
+        rows, length = batch.caption_ids_BT.shape
+        false, width = 0, 0
+        if batch.negatives_BNT is not None and batch.negatives_keep_BNT is not None:
+            false, width = int(batch.negatives_keep_BNT.any(2).sum()), batch.negatives_BNT.shape[2]
+        return rows, rows * length, rows * length**2, false * width, false * width**2
+
     def _held(self, batch: VisionBatch) -> Tensor:
         """Which tokens each caption holds, bool (B, V)."""
         held_BV = torch.zeros(len(batch.sample_ids), self.text.config.vocab_size, dtype=torch.bool, device=batch.caption_ids_BT.device)
@@ -173,10 +188,11 @@ class Contrast(Objective):
         self._cached = None
         if len(micro_batches) == 1 and world == 1:
             return
-        seen = [self.images(batch) for batch in micro_batches]
-        images = torch.cat(seen)
-        false = _stack([self._false_captions(batch, own) for batch, own in zip(micro_batches, seen)])
-        texts = torch.cat([self.texts(batch.caption_ids_BT, batch.caption_keep_BT) for batch in micro_batches])
+        with Recomputing():  # each micro-batch embeds its own rows again
+            seen = [self.images(batch) for batch in micro_batches]
+            images = torch.cat(seen)
+            false = _stack([self._false_captions(batch, own) for batch, own in zip(micro_batches, seen)])
+            texts = torch.cat([self.texts(batch.caption_ids_BT, batch.caption_keep_BT) for batch in micro_batches])
         keys = torch.cat([batch.keys_B for batch in micro_batches])
         first = 0
         if world > 1:

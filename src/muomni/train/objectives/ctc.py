@@ -66,6 +66,16 @@ class Hearing(Objective):
         """Symbols to be learned."""
         return {"ctc": int(batch.symbols_B.sum())}
 
+    def contents(self, batch: HearingBatch) -> dict[str, float]:
+        """Utterances, seconds of sound as they are heard (with the silence around them), and symbols to be learned."""
+        seconds = float(batch.frames_B.sum()) / self.encoder.config.mel.frame_rate_hz
+        return {**super().contents(batch), "audio_s": seconds, "labels": float(batch.symbols_B.sum())}
+
+    def sizes(self, batch: HearingBatch) -> tuple[float, ...]:
+        """Mel frames, mel frames squared."""
+        rows, frames = batch.mel_BFM.shape[:2]
+        return rows * frames, rows * frames**2
+
     def forward(self, batch: HearingBatch) -> dict[str, Term]:
         """The sum of -log p(transcript | audio) over the rows.
 

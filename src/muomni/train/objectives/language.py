@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.data.conversation import Item
-from muomni.data.corpus import Row
+from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Media, Omni, gather
 from muomni.nn import masks
@@ -45,6 +45,15 @@ class LanguageBatch:
     def labelled_rows(self) -> int:
         """Rows that teach something."""
         return int((self.labels_BT != IGNORE).any(1).sum())
+
+    @property
+    def is_real_BT(self) -> Tensor:
+        """bool (B, T), True = a token, not padding."""
+        if self.keep_BT is not None:
+            return self.keep_BT
+        if self.documents_BT is not None:
+            return self.documents_BT != NO_DOCUMENT
+        return torch.ones_like(self.ids_BT, dtype=torch.bool)
 
     def to(self, device: torch.device) -> LanguageBatch:
         """The same on another device."""
@@ -96,6 +105,25 @@ class NextToken(Objective):
         """Labelled targets, and the same for the count of misses."""
         count = int((targets(batch) != IGNORE).sum())
         return {"text": count, "misses": count}
+
+    def contents(self, batch: LanguageBatch) -> dict[str, float]:
+        """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
+        found = {**super().contents(batch), "tokens": float(batch.is_real_BT.sum()), "labels": float((targets(batch) != IGNORE).sum())}
+        if self.omni is not None and self.omni.vision is not None:
+            found["pictures"] = 0.0 if batch.media.pixels_N3HW is None else float(len(batch.media.pixels_N3HW))
+        if self.omni is not None and self.omni.audio is not None:
+            frames = 0.0 if batch.media.frames_N is None else float(batch.media.frames_N.sum())
+            found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
+        return found
+
+    def sizes(self, batch: LanguageBatch) -> tuple[float, ...]:
+        """Positions, positions squared, labels; pictures; mel frames, mel frames squared."""
+        rows, length = batch.ids_BT.shape
+        media = batch.media
+        pictures = 0 if media.pixels_N3HW is None else len(media.pixels_N3HW)
+        sounds, frames = (0, 0) if media.mel_NFM is None else media.mel_NFM.shape[:2]
+        labels = float((targets(batch) != IGNORE).sum())
+        return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
     def _hidden(self, batch: LanguageBatch) -> Tensor:
         x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)

@@ -96,6 +96,16 @@ class TalkerObjective(Objective):
             ends = int((batch.learned_BP & (places_P == batch.frames_B[:, None])).sum())
         return {f"book{book}": frames + (ends if book == 0 else 0) for book in range(len(self.weights))}
 
+    def contents(self, batch: TalkerBatch) -> dict[str, float]:
+        """Utterances, tokens of their texts, and code frames (of one code a codebook each)."""
+        return {**super().contents(batch), "tokens": float(batch.text_keep_BT.sum()), "code_frames": float(batch.frames_B.sum())}
+
+    def sizes(self, batch: TalkerBatch) -> tuple[float, ...]:
+        """Positions and positions squared of text and frames together; text alone; frames that are said."""
+        rows, text = batch.text_ids_BT.shape
+        length = text + 1 + batch.codes_BKF.shape[2]
+        return rows * length, rows * length**2, rows * text, float(batch.frames_B.sum())
+
     def forward(self, batch: TalkerBatch) -> dict[str, Term]:
         """Nats of every book over real codes and ends."""
         counts = self.counts(batch)

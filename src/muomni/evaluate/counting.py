@@ -1,0 +1,99 @@
+"""What a batch teaches and holds, counted by hand from its rows: the witness against what an objective says of itself.
+
+Written row by row in plain Python and apart from the objectives on purpose: a mistake must be made twice to go unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from muomni.tokens.chat import IGNORE
+from muomni.train.objective import Objective
+from muomni.train.objectives.codec import CodecBatch, CodecObjective
+from muomni.train.objectives.contrast import Contrast, VisionBatch
+from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+
+Counts = dict[str, float]
+
+
+def by_hand(objective: Objective, batch: Any) -> tuple[Counts, Counts] | None:
+    """Targets by term, and contents by unit (units.CONTENTS); None for an objective that nobody has counted for."""
+    count = next((count for kind, count in COUNTS.items() if isinstance(objective, kind)), None)
+    return None if count is None else count(objective, batch)
+
+
+def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Counts]:
+    """A label is learned where a token of the same document stands before it."""
+    labels, ids = batch.labels_BT.tolist(), batch.ids_BT.tolist()
+    documents = None if batch.documents_BT is None else batch.documents_BT.tolist()
+    keep = None if batch.keep_BT is None else batch.keep_BT.tolist()
+    learned = tokens = 0
+    for row in range(len(ids)):
+        for t in range(len(ids[row])):
+            if keep is not None:
+                tokens += keep[row][t]
+            else:
+                tokens += documents is None or documents[row][t] != -1
+            has_before = t > 0 and (documents is None or documents[row][t] == documents[row][t - 1])
+            learned += has_before and labels[row][t] != IGNORE
+    contents: Counts = {"samples": len(ids), "tokens": tokens, "labels": learned}
+    media = batch.media
+    if objective.omni is not None and objective.omni.vision is not None:
+        contents["pictures"] = 0 if media.pixels_N3HW is None else media.pixels_N3HW.shape[0]
+    if objective.omni is not None and objective.omni.audio is not None:
+        frames = [] if media.frames_N is None else media.frames_N.tolist()
+        contents["audio_s"] = _seconds(sum(frames), objective.omni.audio.config.mel)
+    return {"text": learned, "misses": learned}, contents
+
+
+def _hearing(objective: Hearing, batch: HearingBatch) -> tuple[Counts, Counts]:
+    """Padding of the labels is 0, the blank, which no transcript holds."""
+    symbols = sum(symbol > 0 for row in batch.labels_BU.tolist() for symbol in row)
+    seconds = _seconds(sum(batch.frames_B.tolist()), objective.encoder.config.mel)
+    return {"ctc": symbols}, {"samples": len(batch.labels_BU), "audio_s": seconds, "labels": symbols}
+
+
+def _codec(objective: CodecObjective, batch: CodecBatch) -> tuple[Counts, Counts]:
+    config, bins = objective.codec.config, batch.mel_BFM.shape[2]
+    frames = batch.frames_B.tolist()
+    values = sum(frames) * bins
+    steps = sum(max(0, count - 1) for count in frames) * bins
+    codes = sum(-(-count // config.stride_frames) for count in frames)
+    terms: Counts = {"l1": values, "mse": values, "delta": steps, "commitment": codes}
+    return terms, {"samples": len(frames), "audio_s": _seconds(sum(frames), config.mel)}
+
+
+def _talker(objective: TalkerObjective, batch: TalkerBatch) -> tuple[Counts, Counts]:
+    """A code a frame and book; the first book also says where speech ends."""
+    frames, text = batch.frames_B.tolist(), batch.text_keep_BT.tolist()
+    terms: Counts = {f"book{book}": sum(frames) + (len(frames) if book == 0 else 0) for book in range(batch.codes_BKF.shape[1])}
+    tokens = sum(is_real for row in text for is_real in row)
+    return terms, {"samples": len(frames), "tokens": tokens, "code_frames": sum(frames)}
+
+
+def _contrast(objective: Contrast, batch: VisionBatch) -> tuple[Counts, Counts]:
+    """A caption's words are asked for once each."""
+    ids, keep = batch.caption_ids_BT.tolist(), batch.caption_keep_BT.tolist()
+    captions = [[i for i, is_real in zip(*row, strict=True) if is_real] for row in zip(ids, keep, strict=True)]
+    terms: Counts = {"contrast": len(ids)}
+    if objective.words is not None:
+        terms["words"] = sum(len(set(caption)) for caption in captions)
+    false = [] if batch.negatives_keep_BNT is None else batch.negatives_keep_BNT.flatten().tolist()
+    tokens = sum(map(len, captions)) + sum(false)
+    return terms, {"samples": len(ids), "pictures": batch.pixels_BHW3.shape[0], "tokens": tokens}
+
+
+def _seconds(frames: int, mel: Any) -> float:
+    return float(frames * mel.hop_samples / mel.rate_hz)
+
+
+COUNTS: dict[type[Objective], Callable[[Any, Any], tuple[Counts, Counts]]] = {
+    NextToken: _language,
+    Hearing: _hearing,
+    CodecObjective: _codec,
+    TalkerObjective: _talker,
+    Contrast: _contrast,
+}
