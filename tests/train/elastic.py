@@ -19,9 +19,10 @@ from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import MuomniError, UserError
 from muomni.train import distributed, loop
+from shared import LOADED
 
 FORKS = multiprocessing.get_context("forkserver")  # a rank starts in no time: torch is imported once
-FORKS.set_forkserver_preload(["torch", "muomni.train.loop", "toy_training"])
+FORKS.set_forkserver_preload(LOADED)
 
 
 def run_ranks(world: int, folder: Path, timeout_s: float = 240, **told: Any) -> list[tuple[int, str]]:
