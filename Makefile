@@ -4,7 +4,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=5
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
