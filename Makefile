@@ -1,8 +1,10 @@
-# make quickstart   set up, train the toy world on the CPU, print the score board
-# make test         set up, lint, types, import rules, every test
+# make quickstart   set up, train the small toy world on the CPU, print the score board
+# make test         set up, lint, types, import rules, every test (WORKERS=2 of them side by side; docs/testing.md)
 # make selftest     plant the known bugs, see which gate catches each
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=5
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -21,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quickstart: .venv/.ready
 	$(BIN)/muomni quickstart
-	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/scene-valid-00000.png --text 'what colour is the circle?'"
+	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00003.png --text 'what colour is the star?'"
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff format --check .
@@ -30,16 +32,16 @@ lint: .venv/.ready-dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE)
 
 fast: .venv/.ready-dev
-	$(BIN)/pytest -m "not slow"
+	$(SIDE_BY_SIDE) -m "not slow"
 
 bench: .venv/.ready-dev
 	$(BIN)/python -m benchmarks.spine
 
 selftest: .venv/.ready-dev
-	$(BIN)/muomni selftest
+	OMP_NUM_THREADS=1 $(BIN)/muomni selftest --jobs $(WORKERS)
 
 gates: .venv/.ready-dev
 	mkdir -p build

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from shared import LOADED, once
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything loads torch: workers share the cores, and so do the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from muomni.infer.engine import Engine
+
+
+# files by the time that they take, the longest first (docs/testing.md)
+LONGEST = (
+    "test_curriculum",
+    "test_seeing",
+    "test_second_device",
+    "test_vlm",
+    "test_killed_stages",
+    "test_album_and_pages",
+    "test_forecast",
+    "test_selftest",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +37,31 @@ def _numbers_as_they_are() -> None:
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: workers that take file by file then end together."""
+    order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Any:
+    """Makes processes, as multiprocessing does, that hold torch and muomni from their start: loading takes seven seconds on a slow chip."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    return context
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy world in its tiny size."""
+    from muomni.data.world.build import build
+
+    return once(tmp_path_factory, "world", lambda folder: build(folder, seed=1, size="tiny"))
 
 
 @pytest.fixture(scope="session")

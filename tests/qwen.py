@@ -1,4 +1,7 @@
-"""Qwen3 and SigLIP in the exact shape of the real ones, but tiny and random: what a pretrained model's folder looks like."""
+"""Qwen3 and SigLIP in the exact shape of the real ones, but tiny and random: what a pretrained model's folder looks like.
+
+Of the vocabulary, a table of 151,936 rows is most of what such a model costs: `words` makes it smaller where its size is not the matter.
+"""
 
 from __future__ import annotations
 
@@ -57,21 +60,23 @@ CHAT_TEMPLATE = """\
 {%- endif %}"""
 
 
-def tokenizer(folder: Path) -> Path:
+def tokenizer(folder: Path, *, words: int = BASE) -> Path:
     """Qwen3's tokenizer files: 256 bytes, a few true merges, fillers up to 151,643 that no text reaches, and the 26 added tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in _tokenizer_files().items():
+    for name, text in _tokenizer_files(words).items():
         (folder / name).write_bytes(text.encode())
     return folder
 
 
-def llm(folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5GB", seed: int = 5, **sizes: Any) -> Path:
+def llm(
+    folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5GB", seed: int = 5, words: int = BASE, **sizes: Any
+) -> Path:
     """A random Qwen3ForCausalLM as transformers saves it, its tokenizer beside it."""
     import torch
     import transformers
 
     chosen: dict[str, Any] = {
-        "vocab_size": ROWS,
+        "vocab_size": words + ROWS - BASE,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -82,17 +87,17 @@ def llm(folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5
         "tie_word_embeddings": tied,
         "initializer_range": 0.3,  # blocks loud enough that it does not merely repeat what it read last
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "bos_token_id": BASE,
-        "eos_token_id": NAMES.index("<|im_end|>") + BASE,
+        "bos_token_id": words,
+        "eos_token_id": NAMES.index("<|im_end|>") + words,
         **sizes,
     }
     torch.manual_seed(seed)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**chosen))
     with torch.no_grad():  # untrained logits are so flat that rounding could decide between two ids
         model.get_output_embeddings().weight.normal_(std=0.5)
-        model.get_output_embeddings().weight[:BASE][600:].zero_()  # fillers have no text worth reading
+        model.get_output_embeddings().weight[:words][600:].zero_()  # fillers have no text worth reading
     model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder, max_shard_size=shard)
-    return tokenizer(folder)
+    return tokenizer(folder, words=words)
 
 
 def eyes(folder: Path, kind: str = "siglip", *, seed: int = 3) -> Path:
@@ -130,7 +135,7 @@ def without(folder: Path, to: Path, *names: str) -> Path:
 
 
 @functools.cache
-def _tokenizer_files() -> dict[str, str]:
+def _tokenizer_files(words: int) -> dict[str, str]:
     """The files by name; merges as pairs in one string, as Qwen's file has them."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder
@@ -149,10 +154,10 @@ def _tokenizer_files() -> dict[str, str]:
     made.train_from_iterator(WORDS, trainer)
     content = json.loads(made.to_str())
     vocabulary = content["model"]["vocab"]
-    vocabulary |= {f"Ġfiller{number:06d}": number for number in range(len(vocabulary), BASE)}
+    vocabulary |= {f"Ġfiller{number:06d}": number for number in range(len(vocabulary), words)}
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content["added_tokens"] = [
-        {"id": BASE + i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": i < 14}
+        {"id": words + i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": i < 14}
         for i, name in enumerate(NAMES)
     ]
     config = {

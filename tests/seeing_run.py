@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer
 
 from muomni import files
 from muomni.data.conversation import MediaSpec
-from muomni.models import lora, pretrained, store
+from muomni.models import integrity, lora, pretrained, store
 from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder, DecoderConfig
@@ -84,6 +84,7 @@ def certify(stage: Path, verdict: str = "green") -> None:
     gate = {"name": "image_swap_sure", "verdict": verdict, "value": 0.2, "threshold": ">= 0", "why": "it does not look"}
     facts = {"image_swap_gap_nats": {"value": 0.2, "n": 64, "ci": [0.1, 0.3], "floor": None}}
     content = {"stage": stage.name, "verdict": verdict, "facts": facts, "gates": [gate], "weights": "ab" * 32, "modalities": ["image"]}
+    content |= {"files": integrity.digests(stage / "final")}
     files.write_json(stage / "certificate.json", content)
 
 

@@ -157,3 +157,31 @@ def test_one_process_starts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_in_bytes() -> None:
     assert 20e6 < runtime.memory_bytes() < 1e12
+
+
+CHILD = """
+import os, time
+from muomni import runtime
+runtime.end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+STARTER = """
+import os, subprocess, sys, time
+environment = {**os.environ, "MUOMNI_PARENT": sys.argv[2] if len(sys.argv) > 2 else str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_a_stage_does_not_outlive_its_recipe() -> None:
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, CHILD], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    assert int(starter.stdout.readline()) > 0
+    starter.kill()
+    assert starter.stdout.read() == "", "the pipe ends with the child"
+    late = subprocess.Popen([sys.executable, "-c", STARTER, CHILD, "1"], stdout=subprocess.PIPE, text=True)  # its parent is gone already
+    assert late.stdout is not None
+    late.kill()
+    assert late.stdout.read() == ""

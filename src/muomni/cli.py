@@ -26,11 +26,17 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else
 
 
 @app.command()
-def quickstart(out: Annotated[Path | None, typer.Option(metavar="DIR", help="where the run goes")] = None) -> None:
-    """Make the toy world, train the whole recipe on it, and print the score board."""
+def quickstart(
+    size: Annotated[str, typer.Option(help="small (minutes) or full (a larger world, larger networks)")] = "small",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="where the run goes; runs/quickstart or runs/quickstart-full if left out")
+    ] = None,
+) -> None:
+    """Make the toy world, train all six stages on it, and print the score board."""
     from muomni.stages import runner
 
-    board = with_pages(lambda: runner.quickstart(out), lambda _: out or Path("runs") / "quickstart")
+    recipe = runner.quickstart_recipe(size)
+    board = with_pages(lambda: runner.quickstart(out, size=size), lambda _: run_folder(recipe, [], out))
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
     console.table(f"score board, after {told_seconds(board['wall_s'])}", ["metric", "value"], rows)
 
@@ -54,7 +60,7 @@ def run(
     def train() -> Path:
         return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
 
-    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages)
+    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages, alone=alone)
     console.result(str(folder))
 
 
@@ -74,6 +80,7 @@ def gate(
     else:
         for stage in stages:
             rows = [[row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in stage["gates"]]
+            rows += [[f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]] for row in stage["inherited"]]
             console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
     if any(stage["verdict"] == "red" for stage in stages):
         raise typer.Exit(GateRed.exit_code)
@@ -82,15 +89,13 @@ def gate(
 @app.command()
 def selftest(
     only: Annotated[list[int] | None, typer.Option(metavar="N", help="this mutant alone; may be given several times")] = None,
-    third: Annotated[str | None, typer.Option(metavar="HASH", help="the third that a commit's hash chooses")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 2,
     as_json: Json = False,
 ) -> None:
     """Plant the known bugs one by one and show which gate catches each; exit 1 if one is not caught."""
     from muomni.selftest import run as planting
 
-    numbers = planting.third(third) if third is not None else only
-    found = planting.selftest(numbers or None, jobs=jobs, say=console.note)
+    found = planting.selftest(only or None, jobs=jobs, say=console.note)
     caught = sum(row["caught_by"] is not None for row in found["mutants"])
     if as_json:
         console.result_json(found)

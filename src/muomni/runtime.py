@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -85,10 +88,18 @@ def start(*, precision: str = "auto", width: int = 0, device: str = "auto", thre
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
     if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=collective_timeout())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return Runtime(chosen, choose_dtype(precision, width, chosen), rank, world)
+
+
+def collective_timeout() -> timedelta:
+    """How long a rank waits in a collective for the others: ten minutes, or MUOMNI_COLLECTIVE_TIMEOUT_S.
+
+    Work of one rank alone (measuring, saving) is not waited for in collectives (train.distributed), so this is about a step.
+    """
+    return timedelta(seconds=float(os.environ.get("MUOMNI_COLLECTIVE_TIMEOUT_S", "600")))
 
 
 def use_threads(count: int | None) -> None:
@@ -160,6 +171,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed the generators that a network draws from on a device; a thousandth of the time of `seed_everything`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class StopRequest:
     """Set by ctrl-C or SIGTERM; the loop looks at it after each step, saves and leaves."""
 
@@ -197,8 +215,40 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+PARENT = "MUOMNI_PARENT"  # the process that runs this one as a stage of its recipe
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when the one that started it dies, by -9 or for want of memory too.
+
+    Only for a process to which MUOMNI_PARENT names that one: a stage that outlived its recipe would write where the next run
+    of that recipe does. Without Linux's call the lock of the stage alone keeps them apart.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (OSError, AttributeError, TypeError):
+        return
+    prctl(1, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def memory_bytes() -> int:
     """Peak resident memory of this process."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes() -> int:
+    """Memory that may still be taken: the machine's, or what its container leaves; half of all where the system does not tell."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as stream:
+        free = 1024 * int(next(line for line in stream if line.startswith("MemAvailable")).split()[1])
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # "max", where there is no limit, is no number
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free)

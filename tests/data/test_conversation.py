@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from muomni.data.cache import Cache
 from muomni.data.conversation import Conversations, MediaSpec, prepare, questions, wave_to_mel
 from muomni.data.sample import Message, Sample, parse
 from muomni.errors import DataError
@@ -161,14 +161,14 @@ def test_an_unreadable_picture_is_a_data_error(tokenizer: Tokenizer, folder: Pat
 def test_the_cache_changes_nothing_and_is_bounded(tokenizer: Tokenizer, folder: Path) -> None:
     samples = [sample(folder, RED, ASKS), sample(folder, BLUE, ASKS), sample(folder, SHORT)]
     rng = np.random.default_rng(0)
-    room = 2 * 3 * SPEC.image_size**2
-    kept, bare = Conversations(samples, tokenizer, SPEC, 200, cache_bytes=room), Conversations(samples, tokenizer, SPEC, 200, cache_bytes=0)
+    full, none = Cache(7 * SPEC.image_size**2), Cache(0)  # room for two pictures
+    kept, bare = Conversations(samples, tokenizer, SPEC, 200, cache=full), Conversations(samples, tokenizer, SPEC, 200, cache=none)
     for index in (0, 1, 2, 1, 0):
         a, b = kept.item(index, rng), bare.item(index, rng)
         assert a.ids == b.ids
         assert all((x == y).all() for x, y in zip([*a.pictures, *a.mels], [*b.pictures, *b.mels], strict=True))
-    assert len(kept.cache) == 2
-    assert not bare.cache
+    assert 6 * SPEC.image_size**2 < full.used_bytes <= full.budget_bytes
+    assert none.records == 0
     assert kept.name(0) == "s"
     assert len(kept) == 3
 
@@ -177,7 +177,7 @@ def test_guessed_lengths_order_the_samples(tokenizer: Tokenizer, folder: Path) -
     samples = [sample(folder, ASKS, answer="one"), sample(folder, RED, ASKS, answer="one two three " * 30)]
     lengths = Conversations(samples, tokenizer, SPEC, 500).lengths()
     assert lengths[0] < lengths[1]
-    assert torch.tensor(lengths).dtype == torch.int64
+    assert lengths.dtype == "int32"
 
 
 def test_a_text_document_is_learned_whole_and_keeps_its_end(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The token file: every token once, whole documents, the same rows always, nothing half built."""
 
 import pickle
+from bisect import bisect_left, insort
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,11 +31,36 @@ def texts(*documents):
 DOCUMENTS = ["a cat", "the mat and the other cat " * 6, "saw", "on the mat", "é", "sat " * 30]
 
 
+def laid_in_lists(offsets, ctx_len):
+    """The packing as it was first written (c8b428a), a Python object for each piece: the slow twin."""
+    pieces = [(at, min(at + ctx_len, stop)) for start, stop in pairwise(offsets) for at in range(start, stop, ctx_len)]
+    rows, by_room, rooms = [], {}, []
+    for piece in sorted(pieces, key=lambda piece: (piece[0] - piece[1], piece[0])):
+        length = piece[1] - piece[0]
+        found = bisect_left(rooms, length)
+        if found < len(rooms):
+            room = rooms[found]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[found]
+        else:
+            room, row = ctx_len, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        if left := room - length:
+            if left not in by_room:
+                insort(rooms, left)
+            by_room.setdefault(left, []).append(row)
+    return rows
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(2, 16))
 @settings(max_examples=200, deadline=None)
 def test_packing_lays_every_piece_once_and_fits(lengths, ctx_len):
     offsets = np.cumsum([0, *lengths])
-    rows = module._best_fit(module._pieces(offsets, ctx_len), ctx_len)
+    laid, bounds = module._best_fit(module._pieces(offsets, ctx_len), ctx_len)
+    rows = [[(start, stop) for start, stop in laid[low:high].tolist()] for low, high in pairwise(bounds)]
+    assert rows == laid_in_lists(offsets.tolist(), ctx_len)
     assert all(sum(stop - start for start, stop in row) <= ctx_len for row in rows)
     used = sorted(at for row in rows for start, stop in row for at in range(start, stop))
     assert used == list(range(sum(lengths)))
@@ -70,7 +97,8 @@ def test_every_token_once_per_epoch_when_documents_are_cut(tokenizer, tmp_path):
     packed = corpus.pack(7)
     used = Counter(int(i) for n in range(len(packed)) for i in packed[n].ids_T[packed[n].documents_T != NO_DOCUMENT])
     assert used == Counter(i for words in DOCUMENTS for i in chat.document(tokenizer, words))
-    assert packed.rows == corpus.pack(7).rows
+    again = corpus.pack(7)
+    assert [packed.pieces(n) for n in range(len(packed))] == [again.pieces(n) for n in range(len(again))]
 
 
 def test_conversations_keep_their_labels(tokenizer, tmp_path):

@@ -89,7 +89,7 @@ def test_a_pretraining_file_is_read_whole(tmp_path: Path) -> None:
     rows = pretraining(60)
     (tmp_path / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
     corpus = load(tmp_path, path="blip_laion_cc_sbu_558k.json", root=str(REAL))
-    samples = {sample.id: sample for sample in corpus.train + corpus.valid}
+    samples = {sample.id: sample for sample in [*corpus.train, *corpus.valid]}
     assert len(samples) == 60
     assert not corpus.leaks
     for given_row in rows:
@@ -108,7 +108,7 @@ def test_an_instruction_file_is_read_whole(tmp_path: Path, name: str) -> None:
     rows = instructions()
     (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows)))
     corpus = load(tmp_path, path=name, root=str(REAL), task="instruct")
-    samples = corpus.train + corpus.valid
+    samples = [*corpus.train, *corpus.valid]
     assert len(samples) == len(rows) == len({sample.id for sample in samples})
     assert {sample.task for sample in samples} == {"instruct"}
     assert not corpus.leaks, "all rows of a photo are on one side"

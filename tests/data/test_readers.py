@@ -200,7 +200,7 @@ def test_load_splits_by_group_and_names_what_decides(tmp_path):
     assert corpus.valid
     assert not {s.group for s in corpus.train} & {s.group for s in corpus.valid}
     assert not corpus.leaks
-    assert corpus.weights == [2.0] * len(corpus.train)
+    assert list(corpus.weights) == [2.0] * len(corpus.train)
     grouped(tmp_path, "b.jsonl", ["x", "y"], split="valid")
     assert len(load(tmp_path, [Source(path="b.jsonl")]).valid) == 4
     held = load(tmp_path, [Source(path="a.jsonl", val_split=0.0, held_out_groups=["g1*"])])
@@ -265,7 +265,7 @@ def test_the_real_manifests_are_read_whole():
     corpus = load(REAL, sources, quarantine, val_split=0.1)
     assert quarantine.total == 0
     assert not corpus.leaks
-    tasks = [s.task for s in corpus.train + corpus.valid]
+    tasks = [s.task for s in [*corpus.train, *corpus.valid]]
     assert (tasks.count("digit"), tasks.count("transcribe"), tasks.count("question"), tasks.count("caption")) == (600, 314, 561, 400)
 
 

@@ -134,7 +134,7 @@ def test_changes_are_drawn_anew_and_only_from_the_given_generator(folder: Path, 
 
 def test_lengths_come_from_headers(folder: Path) -> None:
     data = Utterances([said(folder, name, "x") for name in ("short", "long", "fast", "broken")], HEARING)
-    assert data.lengths() == [20, 150, 100, 0]
+    assert data.lengths().tolist() == [20, 150, 100, 0]
     part = spoken(said(folder, "long", "x"))[0]
     assert duration_s(part.model_copy(update={"start": 0.5, "end": 1.0})) == pytest.approx(0.5)
     assert duration_s(part.model_copy(update={"end": 9.0})) == pytest.approx(1.5)

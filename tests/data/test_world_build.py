@@ -18,7 +18,8 @@ from PIL import Image
 from muomni import files
 from muomni.data.world import build as build_world
 from muomni.data.world import formant, lexicon, picture_rows, speech, utterance, voices
-from muomni.data.world.language import TEMPLATES, Sentences
+from muomni.data.world.language import Sentences
+from muomni.data.world.vocabulary import TEMPLATES
 from muomni.errors import ConfigError, InternalError
 
 Row = dict[str, Any]
@@ -26,10 +27,8 @@ SPOKEN = ("transcripts", "digits", "spoken_questions", "speak")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("world") / "tiny"
-    build_world(out, seed=1, size="tiny")
-    return out
+def world(tiny_world: Path) -> Path:
+    return tiny_world
 
 
 def rows(world: Path) -> dict[str, list[Row]]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muomni import files
 from muomni.errors import ConfigError, GateRed
 from muomni.evaluate import certificate, gates, thresholds
 from muomni.evaluate.facts import Fact, share
@@ -138,6 +139,7 @@ def test_facts_come_back_from_json(value: float, n: int | None, ci: tuple[float,
 def write(folder: Path, value: float, waived: dict[str, str] | None = None) -> None:
     facts = {"a": Fact(value, 10, (0.1, 0.9), 0.5), "nothing": Fact(math.nan)}
     judged = judge([LEAST], facts, {}, waived)
+    files.write_text(folder / "final" / "config.json", "{}")
     certificate.write(folder, "ears", facts, judged, weights="w", data="d", settings="s")
 
 

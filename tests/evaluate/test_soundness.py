@@ -87,7 +87,7 @@ def test_a_sound_objective_passes_and_is_left_as_it_was() -> None:
     assert facts["packing_error"] < 1e-5
     assert facts["past_seen"] == 1
     assert facts["overfit_ratio"] < 0.8
-    zero = ("future_leak", "lost_terms", "lost_gradients", "still_parameters", "unfrozen", "reload_error", "rate_rises")
+    zero = ("future_leak", "lost_terms", "lost_gradients", "still_parameters", "unfrozen", "reload_error")
     assert {name: facts[name] for name in zero} == dict.fromkeys(zero, 0.0)
     assert store.digest(objective) == before
     assert torch.equal(torch.get_rng_state(), state)
@@ -144,12 +144,6 @@ def test_each_fault_is_seen(fault: str, fact: str) -> None:
     assert facts_of(spoilt, settings)[fact] >= (1e-2 if fact == "padding_error" else 1)
 
 
-def test_a_rate_that_rises_after_warm_up_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert soundness.rates(SETTINGS)["rate_rises"].value == 0
-    monkeypatch.setattr(optim, "lr_scale", lambda step, settings: 0.0 if step == 0 else 1.0 + step / 100)
-    assert soundness.rates(SETTINGS)["rate_rises"].value > 2
-
-
 class Adapted(NextToken):
     """A frozen decoder that came whole from elsewhere, in bf16, with an adapter, its activations made again in the backward."""
 
@@ -190,3 +184,17 @@ def test_what_is_stored_in_half_precision_is_reckoned_with_in_single() -> None:
     assert out.dtype == torch.float32
     assert torch.equal(out, nn.functional.linear(x, layer.weight.float(), layer.bias.float()))
     assert layer.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "looked_at"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_operations_are_looked_at_only_where_something_is_stored_in_half_precision(
+    dtype: torch.dtype, looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[bool] = []
+    monkeypatch.setattr(soundness.Single, "__enter__", lambda self: entered.append(True))
+    monkeypatch.setattr(soundness.Single, "__exit__", lambda self, *error: None)
+    objective = reader()
+    objective.register_buffer("stored", torch.zeros(3, dtype=dtype))
+    bench = soundness.prepare(objective, loader(), SETTINGS, CPU)
+    assert torch.isfinite(torch.tensor(list(bench.terms(bench.batch).values()))).all()
+    assert bool(entered) == looked_at

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from muomni.errors import ConfigError, ShapeError
+from muomni.infer import ctc
 from muomni.infer.ctc import CharLM, beam, greedy
 
 
@@ -114,16 +115,23 @@ def test_wrong_takings_are_refused() -> None:
         CharLM.train([[1]], size=2, order=0)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [(-3.0, -700.0), (-1e3, -1e3), (-math.inf, -2.0), (-2.0, -math.inf), (-math.inf, -math.inf), (0.0, -1e-9)]
+)
+def test_a_sum_of_two_is_numpys(one: float, other: float) -> None:
+    assert ctc.log_sum(one, other) == pytest.approx(float(np.logaddexp(one, other)), rel=1e-15)
+
+
 def test_a_sure_minute_costs_a_few_sums_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     path = np.where(rng.random(1500) < 0.5, 0, rng.integers(1, 99, 1500))
     log_probs = log_softmax(12.0 * np.eye(99)[path] + rng.normal(size=(1500, 99)))
-    sums, add = [0], np.logaddexp
+    sums, add = [0], ctc.log_sum
 
     def counted(*args: Any) -> Any:
         sums[0] += 1
         return add(*args)
 
-    monkeypatch.setattr(np, "logaddexp", counted)
+    monkeypatch.setattr(ctc, "log_sum", counted)
     assert beam(log_probs, width=8)[0].ids == greedy(log_probs)
     assert sums[0] / 1500 < 8 * 16  # 99 seen: prefixes x (stay, end, rank, a symbol or two), not x 98 symbols

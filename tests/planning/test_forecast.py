@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from muomni import files, units
+from muomni import cli, files, units
 from muomni.errors import ConfigError
-from muomni.planning import forecast, holding
+from muomni.planning import forecast, holding, survey
 from muomni.train import monitor
 from muomni.train.cost import LiveTensors
 
@@ -53,10 +53,17 @@ def planned(path: str, folder: Path, **how: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages are surveyed here, not in processes of their own that each load torch; their memory is not asked then."""
+    monkeypatch.setattr(forecast, "_in_own_process", survey.survey)
+
+
 def tree(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_parameters_and_counters_are_those_of_the_run(tmp_path: Path) -> None:
     """A probe's speed has the names and units of metrics.jsonl; what cancels the clock out has the same size."""
     from muomni.stages import runner
@@ -96,6 +103,7 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tree(tmp_path) == before
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_without_data_shapes_are_assumed_and_said_so(tmp_path: Path) -> None:
     path = recipe(tmp_path, data=[{"path": "nowhere.txt"}])
     found = planned(path, tmp_path)
@@ -152,17 +160,19 @@ def test_what_is_no_size_or_duration_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("args", [["plan", "{recipe}", "--memory", "much"], ["plan", "{recipe}", "nothing"], ["plan", "{bad}"]])
-def test_what_is_wrong_is_one_line_and_exit_2(args: list[str], tmp_path: Path) -> None:
+def test_what_is_wrong_is_one_line_and_exit_2(args: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("thinker: {widht: 3}")
-    given = [arg.format(recipe=recipe(tmp_path), bad=bad) for arg in args]
-    done = subprocess.run([sys.executable, "-m", "muomni", *given], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().count("\n") == 0
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as left:
+        cli.main([arg.format(recipe=recipe(tmp_path), bad=bad) for arg in args])
+    assert left.value.code == 2
+    said = capfd.readouterr().err
+    assert said.strip().count("\n") == 0
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_all_stages_before_any_is_trained(tiny_world: Path, tmp_path: Path) -> None:
     path = tiny_recipe.write(tmp_path / "recipe.yaml", tiny_recipe.recipe(tiny_world))
     found = forecast.plan(str(path), out=tmp_path / "run", probe=2, probe_s=1.0)
@@ -187,13 +197,3 @@ def test_memory_is_within_a_fifth_of_what_a_run_takes(stage: str, tiny_world: Pa
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     assert found["memory"]["process"] == pytest.approx(usage.ru_maxrss * 1024, rel=0.2)
-
-
-@pytest.fixture(scope="module")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny toy world."""
-    from muomni.data.world.build import build
-
-    folder = tmp_path_factory.mktemp("world")
-    build(folder, seed=1, size="tiny")
-    return folder

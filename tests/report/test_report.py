@@ -344,6 +344,22 @@ def test_values_are_told_under_the_pointer_and_switches_switch(made: Path, page:
     assert (logged, hidden) == (1, 1)
 
 
+def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the_runs_to_its_parent(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with_pages(lambda: run, lambda done: done or run, ["hearing"], alone=True)
+    page = run / "hearing" / "report.html"
+    assert page.exists()
+    assert not (run / "report.html").exists()
+    page.write_text("as it was")
+    with_pages(lambda: run, lambda done: done or run)
+    assert page.read_text() == "as it was"
+    assert (run / "report.html").exists()
+    assert (run / "omni" / "report.html").exists()
+    (run / "hearing" / "certificate.json").touch()  # judged again
+    with_pages(lambda: run, lambda done: done or run)
+    assert page.read_text() != "as it was"
+
+
 def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path / "run")
 

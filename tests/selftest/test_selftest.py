@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import os
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -20,15 +26,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "gates.md"
 def test_every_mutant_has_a_stage_and_gates_that_exist() -> None:
     numbers = [mutant.number for mutant in MUTANTS]
     assert numbers == sorted(set(numbers))
-    assert {*range(1, 19), 23, 24} <= set(numbers)
+    assert numbers == list(range(1, 26))
     for mutant in MUTANTS:
         gates = {gate.name for gate in (*thresholds.SOUND, *recipes.stage(mutant.stage).gates)}
         assert {gate for _, gate in mutant.plants} <= gates, mutant.name
-
-
-def test_three_commits_in_a_row_may_plant_them_all() -> None:
-    thirds = [planting.third(name) for name in ("3fa0", "3fa1", "3fa2")]
-    assert sorted(number for numbers in thirds for number in numbers) == [mutant.number for mutant in MUTANTS]
 
 
 def test_the_page_is_what_the_code_says() -> None:
@@ -40,32 +41,77 @@ def test_the_page_is_what_the_code_says() -> None:
     assert f"{len(MUTANTS)} of {len(MUTANTS)} caught, unmutated run green" in text
 
 
-@pytest.mark.slow
-def test_planted_bugs_are_caught_and_nothing_else_is_red(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_the_stages_concerned_are_run_and_each_after_those_that_it_needs(tmp_path: Path) -> None:
+    """Mutants of talker need thinker, codec and ears, and no eyes."""
+    parts = planting._parts([mutant for mutant in MUTANTS if mutant.number in (9, 13)], tmp_path)
+    assert {part.name: part.needs for part in parts} == {
+        "thinker": (),
+        "hearing": (),
+        "codec": (),
+        "talker": ("thinker", "codec", "hearing"),
+        planting.TWINS: (),
+        "9": ("thinker", "codec", "hearing"),
+        "13": (),
+    }
+    assert {part.name for part in parts if part.width == 2} == {planting.TWINS, "13"}
+    every = {part.name for part in planting._parts(MUTANTS, tmp_path)}
+    assert every == {*recipes.read(str(planting.RECIPE)).stages, planting.TWINS, *(str(mutant.number) for mutant in MUTANTS)}
+
+
+def given(folder: Path, name: str) -> str:
+    """Work of a part: what was there when it began, and a sign that it has ended."""
+    there = sorted(path.name for path in folder.iterdir())
+    if name == "dies":
+        os.kill(os.getpid(), 9)
+    (folder / name).touch()
+    return " ".join(there)
+
+
+def test_a_part_begins_when_what_it_needs_has_ended_and_one_that_dies_is_told(tmp_path: Path) -> None:
+    parts = [planting.Part("last", ("first", "dies"), given), planting.Part("first", (), given), planting.Part("dies", (), given, width=2)]
+    told = dict(planting.side_by_side(parts, tmp_path, jobs=2))
+    assert told == {"first": "", "dies": "its process ended with -9", "last": "first"}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, dict[str, Any]]:
+    """What `muomni selftest` leaves, its exit code and what it tells, of mutants of each kind."""
     from muomni.cli import main
 
-    with pytest.raises(SystemExit) as left:
-        main(["selftest", "--only", "1", "--only", "8", "--only", "13", "--only", "15", "--json"])
-    assert left.value.code == 0
-    told = json.loads(capfd.readouterr().out)
+    folder, told = tmp_path_factory.mktemp("selftest"), io.StringIO()
+    numbers = [argument for number in (1, 8, 13, 15) for argument in ("--only", str(number))]
+    with (
+        patch.object(planting, "selftest", functools.partial(planting.selftest, keep=folder)),
+        redirect_stdout(told),
+        pytest.raises(SystemExit) as left,
+    ):
+        main(["selftest", *numbers, "--json"])
+    return folder, int(left.value.code or 0), json.loads(told.getvalue())
+
+
+@pytest.mark.slow
+def test_planted_bugs_are_caught_and_nothing_else_is_red(planted: tuple[Path, int, dict[str, Any]]) -> None:
+    _, code, told = planted
+    assert code == 0
     assert told["unmutated"] == "green"
     assert [row["caught_by"] for row in told["mutants"]] == ["causality", "gradient_reach, all_learn", "ranks", "order"]
 
 
 @pytest.mark.slow
-def test_a_recipe_whose_pictures_are_swapped_is_red_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_whose_pictures_are_swapped_is_red_with_one_line(
+    planted: tuple[Path, int, dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
     from muomni.cli import main
-    from muomni.selftest import world
 
-    data = tmp_path / "run" / "data" / "world"
-    world.build(data)
+    run = planted[0] / "run"  # its thinker is reused
+    data = run / "data" / "world"
     rows = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()]
     pictures = [row["messages"][0]["content"][0]["path"] for row in rows]
     for row, other in zip(rows, pictures[11:] + pictures[:11]):
         row["messages"][0]["content"][0]["path"] = other
     (data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit) as left:
-        main(["run", str(planting.RECIPE), "--out", str(tmp_path / "run")])
+        main(["run", str(planting.RECIPE), "thinker", "hearing", "vision", "omni", "--out", str(run)])
     assert left.value.code == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: stage omni: gate image_swap")

@@ -62,11 +62,15 @@ def texts(folder: Path) -> Path:
     return path
 
 
-def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32") -> dict[str, Any]:
+WORDS = 1_200  # of the vocabulary, before the added tokens
+
+
+def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32", words: int = WORDS) -> dict[str, Any]:
     """Align and instruct, over a language model and eyes that are written into the folder too."""
     folder.mkdir(parents=True, exist_ok=True)
     pretrain, instruct = llava(folder / "data")
-    qwen.llm(folder / "qwen3", dtype=dtype, tied=dtype == "fp32", shard="5GB" if dtype == "fp32" else "6MB")
+    shard = "5GB" if dtype == "fp32" else "60KB"
+    qwen.llm(folder / "qwen3", dtype=dtype, tied=dtype == "fp32", shard=shard, words=words)
     qwen.eyes(folder / "eyes", kind)
     common = {
         "batch_size": 4,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_recipe
@@ -19,14 +18,15 @@ from muomni.stages import recipe, runner
 from muomni.train import checkpoint
 
 
-def killed_then_finished(finished: Path, recipe_file: Path, folder: Path, stage: str) -> None:
+def killed_then_finished(loaded: Any, finished: Path, recipe_file: Path, folder: Path, stage: str) -> None:
     folder.mkdir()
     for needed in recipe.stage(stage).needs:
         os.symlink(finished / needed, folder / needed)
     at = random.randint(1, STEPS)
-    script = [sys.executable, tiny_recipe.__file__, str(recipe_file), str(folder), stage, "--die-at", str(at)]
-    died = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    died = loaded.Process(target=tiny_recipe.die, args=(str(recipe_file), folder, stage, at))
+    died.start()
+    died.join(timeout=600)
+    assert died.exitcode == -signal.SIGKILL
     assert certificate.read(folder / stage) is None
     found = checkpoint.newest(folder / stage)
     assert (found.name if found else None) == (checkpoint.name((at - 1) // 2 * 2) if at > 2 else None)
@@ -43,11 +43,11 @@ def killed_then_finished(finished: Path, recipe_file: Path, folder: Path, stage:
     assert {k: v for k, v in whole["facts"].items() if k not in clock} == {k: v for k, v in broken["facts"].items() if k not in clock}
 
 
-def test_a_killed_thinker_ends_with_the_same_weights(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
-    killed_then_finished(finished, recipe_file, tmp_path / "killed", "thinker")
+def test_a_killed_thinker_ends_with_the_same_weights(loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    killed_then_finished(loaded, finished, recipe_file, tmp_path / "killed", "thinker")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_a_killed_stage_ends_with_the_same_weights(finished: Path, recipe_file: Path, tmp_path: Path, stage: str) -> None:
-    killed_then_finished(finished, recipe_file, tmp_path / "killed", stage)
+def test_a_killed_stage_ends_with_the_same_weights(loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path, stage: str) -> None:
+    killed_then_finished(loaded, finished, recipe_file, tmp_path / "killed", stage)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from seeing_recipe import LIFTED, STEPS
 
+import qwen
 from muomni import cli, files
 from muomni.data import readers
 from muomni.data.quarantine import Quarantine
@@ -37,10 +38,11 @@ BUCKETS = ["short", "medium", "long"]
 
 
 class Run:
-    """A finished run of align and instruct, and where all that it stands on lies."""
+    """A finished run of align and instruct, and where all that it stands on lies; `tokens` of the tokenizer, `rows` of the model."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, words: int = seeing_recipe.WORDS) -> None:
         self.home, self.out, self.recipe = home, home / "run", home / "recipe.yaml"
+        self.tokens, self.rows = words + qwen.ADDED, words + qwen.ROWS - qwen.BASE
 
     def final(self, stage: str) -> Path:
         return self.out / stage / "final"
@@ -150,8 +152,15 @@ def test_final_holds_what_was_learned_and_nothing_of_the_frozen(run: Run) -> Non
     assert all(".lora_A." in name or ".lora_B." in name for name in lora)
     assert any(bool(tensor.any()) for name, tensor in lora.items() if ".lora_B." in name)
     assert len(lora) == 2 * 7 * 2
-    sizes = {stage: sum(path.stat().st_size for path in run.final(stage).rglob("*") if path.is_file()) for stage in STAGES}
-    assert max(sizes.values()) < 200_000 < sum(path.stat().st_size for path in (run.home / "qwen3").glob("*.safetensors")) // 20
+    for stage in STAGES:
+        assert weighs(run.final(stage)) < 200_000
+        for path in run.final(stage).rglob("*.safetensors"):
+            assert all(max(tensor.shape, default=0) < run.tokens for tensor in load_file(path).values()), "a row for each token"
+
+
+def weighs(folder: Path) -> int:
+    """Bytes of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -175,7 +184,7 @@ def test_adapters_open_in_peft_over_the_base_as_it_was(run: Run) -> None:
     ids = torch.arange(40)[None] * 7 % 500
     with torch.no_grad():
         ours, expected = Engine.load(run.out, "cpu").logits(ids), theirs(ids).logits.float()
-    assert ours.shape[-1] == 151_936
+    assert ours.shape[-1] == run.rows
     # In bf16 they add the adapter to what the layer gives, we to its weight: single logits of six million round apart, never all of them.
     far = 0.05 if base.dtype == torch.bfloat16 else 1e-4
     assert (ours - expected).square().mean().sqrt() < far * expected.square().mean().sqrt()
@@ -198,14 +207,35 @@ def test_run_stage_and_final_answer_alike_about_a_picture(run: Run) -> None:
 
 
 def test_answers_name_no_row_that_the_tokenizer_has_not(run: Run) -> None:
-    engine = Engine.load(run.out, "cpu")
-    assert engine.parts.thinker.config.vocab_size == 151_936
+    names_no_other_row(Engine.load(run.out, "cpu"), run)
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_the_real_size(tmp_path: Path) -> None:
+    """Qwen3's own numbers: 151,643 words, 26 added tokens, 151,936 rows."""
+    run = Run(tmp_path, qwen.BASE)
+    content = seeing_recipe.recipe(run.home, "siglip2", "fp32", qwen.BASE)
+    content.pop("instruct")
+    content["align"].update(batch_size=1, max_steps=1, warmup_steps=0, eval_items=2, golden=0)
+    seeing_recipe.write(run.recipe, content)
+    runner.run(str(run.recipe), out=run.out)
+    engine = Engine.load(run.out / "align", "cpu")
+    assert (run.tokens, run.rows) == (151_669, 151_936)
+    assert engine.tokenizer.vocab_size == 151_669
+    assert weighs(run.final("align")) < 200_000 < sum(path.stat().st_size for path in (run.home / "qwen3").glob("*.safetensors")) // 20
+    assert engine.logits(torch.arange(40)[None]).shape[-1] == 151_936
+    assert engine.prepare(Request("which?", [pictures(run)[0]])).ids.count(151_655) == 4
+    names_no_other_row(engine, run)
+
+
+def names_no_other_row(engine: Engine, run: Run) -> None:
+    assert engine.parts.thinker.config.vocab_size == run.rows
     head = engine.parts.thinker.lm_head if engine.parts.thinker.lm_head is not None else engine.parts.thinker.model.embed_tokens
     with torch.no_grad():
         head.weight[engine.tokenizer.vocab_size :] = head.weight[100] * 3  # louder than whatever has an id
         head.weight[engine.tokenizer.vocab_size + 1 :] *= -1
     said = engine.answer_many([Request("what?", [pictures(run)[0]]), "what?"], max_new=8)
-    assert all(token < 151_669 for answer in said for token in answer.token_ids)
+    assert all(token < run.tokens for answer in said for token in answer.token_ids)
 
 
 def test_a_batch_answers_as_each_would_alone(run: Run) -> None:
@@ -246,10 +276,11 @@ def test_the_order_of_pictures_is_the_order_of_their_places(run: Run) -> None:
     with torch.no_grad():
         x, y = (engine._input([prompt])[0][0] for prompt in (there, back))
         alone = [engine._input([engine.prepare(Request("which?", [picture]))])[0][0] for picture in (one, two)]
-    pads = [place for place, i in enumerate(there.ids) if i == 151655]
+    mark = qwen.NAMES.index("<|image_pad|>") + run.tokens - qwen.ADDED
+    pads = [place for place, i in enumerate(there.ids) if i == mark]
     assert len(pads) == 8
     first, second = pads[:4], pads[4:]
-    own = [place for place, i in enumerate(engine.prepare(Request("which?", [one])).ids) if i == 151655]
+    own = [place for place, i in enumerate(engine.prepare(Request("which?", [one])).ids) if i == mark]
     torch.testing.assert_close(x[first], alone[0][own])
     torch.testing.assert_close(x[second], alone[1][own])
     torch.testing.assert_close(y[first], x[second])

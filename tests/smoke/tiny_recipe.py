@@ -1,8 +1,7 @@
-"""The whole curriculum at a size that trains in seconds, and a process of its own for runs that are killed."""
+"""The whole curriculum at a size that trains in seconds, and a run that is killed."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 from pathlib import Path
@@ -105,15 +104,8 @@ def write(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def main() -> None:
-    """python tiny_recipe.py RECIPE OUT STAGE --die-at N: one stage, killed by -9 in update N."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("stage")
-    parser.add_argument("--die-at", type=int, required=True)
-    given = parser.parse_args()
-
+def die(recipe: str, out: Path, stage: str, at: int) -> None:
+    """Run one stage in a process of its own, which is killed by -9 in update `at`."""
     from muomni.stages import runner
     from muomni.train import loop
 
@@ -122,13 +114,9 @@ def main() -> None:
     def dies(*args: Any) -> Any:
         nonlocal count
         count += 1
-        if count == given.die_at:
+        if count == at:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(*args)
 
     loop.update = dies
-    runner.run(given.recipe, stages=[given.stage], out=given.out)
-
-
-if __name__ == "__main__":
-    main()
+    runner.run(recipe, stages=[stage], out=out)

@@ -20,6 +20,7 @@ from muomni import files
 from muomni.errors import CheckpointError
 from muomni.train import checkpoint
 from muomni.train.checkpoint import State
+from power_cut import every_moment
 
 
 def state(step: int = 3, **ema: torch.Tensor) -> State:
@@ -216,3 +217,33 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     checkpoint.load(folder, other, CPU.device)
     assert bool((other.head.bias == 9).all())
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_whenever_a_save_is_cut_off_a_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed anywhere between the first call of a save and the last of what it retains: the newest whole one is the old or the new."""
+    run, model, before = tmp_path / "run", Toy(), tmp_path / "before"
+    for step in (2, 4):
+        saved(before, step)
+
+    def prepare() -> None:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(before, run)
+
+    def work() -> None:
+        checkpoint.save(run / checkpoint.name(6), model, state(6))
+        checkpoint.retain(run, 2)
+
+    prepare(), work()  # what is imported on first use is no part of it
+    newest = []
+    for moment in every_moment(prepare, work, stride=11):
+        found = checkpoint.newest(run)
+        assert found is not None, moment
+        newest.append(found.name)
+        assert (run / checkpoint.name(4)).is_dir(), moment
+        checkpoint.load(found, Toy(), CPU.device)
+        files.clear_leftovers(run)
+        checkpoint.retain(run, 2)
+        assert all(not path.name.startswith(".") for path in run.iterdir()), moment
+    assert set(newest) == {checkpoint.name(4), checkpoint.name(6)}
+    assert newest == sorted(newest)
+    assert "torn" not in capsys.readouterr().err, "a checkpoint is whole as soon as it has its name"

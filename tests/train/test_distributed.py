@@ -98,4 +98,4 @@ def test_alone_nothing_is_exchanged() -> None:
     assert distributed.wrap(model, CPU) is model
     assert distributed.sum_counts({"a": 1.0}, CPU) == {"a": 1.0}
     assert distributed.from_main("x", CPU) == "x"
-    distributed.barrier(Runtime(CPU.device, CPU.dtype))
+    distributed.wait_for_main(Runtime(CPU.device, CPU.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,20 @@ def test_curves_for_tensorboard(tmp_path: Path) -> None:
     board = events.EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(row.step, round(row.value, 3)) for row in board.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_rows_are_written_and_not_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory after 200 rows and after 3,000: a run of a hundred thousand steps held them all."""
+    tracemalloc.start()
+    try:
+        with monitor.Monitor(tmp_path, "t", step=0, max_steps=3000, is_main=True) as log:
+            held = {}
+            for step in range(1, 3001):
+                log.log({"step": step, **{f"loss{n}": 0.1 * n + step for n in range(20)}})
+                capsys.readouterr()
+                if step in (200, 3000):
+                    held[step] = tracemalloc.get_traced_memory()[0]
+        assert len(log.rows) == 3000
+    finally:
+        tracemalloc.stop()
+    assert (held[3000] - held[200]) / 2800 < 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -124,6 +125,16 @@ def test_a_frozen_part_stays_in_eval_mode_without_gradients_and_unchanged(tmp_pa
         assert all(p.grad is None and not p.requires_grad for p in model.body.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, model.body.parameters()))
         assert not torch.equal(model.head.weight, Toy().head.weight)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"])
+def test_a_frozen_model_is_frozen_again_as_a_copy_and_is_itself(again: Callable[[nn.Module], nn.Module]) -> None:
+    model = optim.freeze(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    other = again(nn.ModuleList([model]))[0]
+    assert other.train() is other
+    assert model.train() is model
+    assert not any(part.training for part in other.modules())
+    assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
 def test_a_part_that_trains_is_in_training_mode() -> None:

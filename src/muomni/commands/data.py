@@ -17,7 +17,7 @@ app = typer.Typer(help="Make, validate and describe data.")
 def world(
     out: Annotated[Path, typer.Option(metavar="DIR", help="where it goes")],
     seed: Annotated[int, typer.Option(help="another seed, another world")] = 0,
-    size: Annotated[str, typer.Option(help="tiny, quick or full")] = "quick",
+    size: Annotated[str, typer.Option(help="tiny, small, quick or full")] = "quick",
 ) -> None:
     """Make the toy world: pictures, speech and text with known truth."""
     from muomni.data.world.build import build

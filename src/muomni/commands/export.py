@@ -32,11 +32,13 @@ def export(
 def _proven(final: Path, waive: list[str], reason: str) -> dict[str, Any]:
     """The certificate that goes along, with red gates waived where that is asked.
 
-    Raises  GateRed where there is none or it is red; ConfigError for a waiver of no gate of the stage.
+    Raises  GateRed where there is none or it is red; CheckpointError where a file is not what it names; ConfigError for a waiver of
+            no gate of the stage.
     """
     from muomni.evaluate import certificate
+    from muomni.models import integrity
 
-    found = certificate.read(final.parent if final.name == "final" else final)
+    found = integrity.verify(final)
     if found is None:
         raise GateRed(f"{final} has no certificate: nothing says that it learned", hint="run its stage to the end first")
     names = [gate["name"] for gate in found["gates"]]
@@ -46,8 +48,11 @@ def _proven(final: Path, waive: list[str], reason: str) -> dict[str, Any]:
         if gate["verdict"] == "red" and gate["name"] in waive:
             gate["verdict"], gate["why"] = "waived", reason
     verdicts = {gate["verdict"] for gate in found["gates"]}
+    verdicts |= {"waived"} if found.get("inherited") else set()
     found["verdict"] = next((each for each in ("red", "waived") if each in verdicts), found["verdict"])
     if found["verdict"] == "red":
         hint = f'mend it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."'
         raise GateRed(f"{found['stage']} is not handed on: {certificate.reasons(found) or 'it is red'}", hint=hint)
+    if not integrity.names_files(found):
+        raise GateRed(f"{final}: {integrity.caveat(found)}", hint="muomni run RECIPE STAGE")
     return found

@@ -79,6 +79,8 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
     if "process" in memory:
         apart = f"{told_bytes(memory['base'])} of it the process itself, {told_bytes(memory['allocator'])} its allocator"
         rows.append(["memory, process", told_bytes(memory["process"]), apart])
+        if memory["caches"]:
+            rows.append(["decoded media", told_bytes(memory["caches"]), "kept in a file beside it, for all workers (cache_mb)"])
     run = "the largest batch was run" if memory["rows_run"] >= stage["batch_size"] else f"from {memory['rows_run']} rows, in a line"
     rows.append(["", "", f"{run} of {stage['batch_size']}" if "line" in run else run])
     if speed is not None:

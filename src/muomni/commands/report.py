@@ -26,22 +26,23 @@ def report(
     console.result(str(write(folder, against=against, out=out)))
 
 
-def with_pages(work: Callable[[], T], folder: Callable[[T | None], Path], stages: list[str] | None = None) -> T:
+def with_pages(work: Callable[[], T], folder: Callable[[T | None], Path], stages: list[str] | None = None, *, alone: bool = False) -> T:
     """Train, and write the pages of these stages (none: all) and of their run, green or red.
 
     Takes   folder: the run's, from what `work` gave, or from None where a gate was red.
+            alone: whoever started this process writes the run's page, once for all stages.
     """
     try:
         done = work()
     except GateRed:
-        pages(folder(None), stages)
+        pages(folder(None), stages, alone=alone)
         raise
-    pages(folder(done), stages)
+    pages(folder(done), stages, alone=alone)
     return done
 
 
-def pages(folder: Path, stages: list[str] | None = None) -> None:
-    """Write the pages of stages and of their run folder; only the main rank does.
+def pages(folder: Path, stages: list[str] | None = None, *, alone: bool = False) -> None:
+    """Write the pages of stages, where they are not written yet, and of their run folder; only the main rank does.
 
     A page is no part of the result: whatever fails here is told in one line, and the training stands.
     """
@@ -50,7 +51,8 @@ def pages(folder: Path, stages: list[str] | None = None) -> None:
         return
     from muomni.report.build import report as write
 
-    for each in [*done, folder]:
+    due = [each for each in done if not _is_newer(each / "report.html", each / "certificate.json")]
+    for each in [*due, *([] if alone else [folder])]:
         try:
             page = write(each)
         except Exception as error:
@@ -58,6 +60,10 @@ def pages(folder: Path, stages: list[str] | None = None) -> None:
             continue
         if each == folder:
             console.note(f"report: {page}")
+
+
+def _is_newer(page: Path, certificate: Path) -> bool:
+    return page.exists() and page.stat().st_mtime_ns >= certificate.stat().st_mtime_ns
 
 
 def run_folder(recipe: str, overrides: list[str], out: Path | None) -> Path:

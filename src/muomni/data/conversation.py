@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from muomni.data.cache import Cache, shared
 from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_bytes
 from muomni.errors import DataError
 from muomni.media import audio, image
 from muomni.media.mel import MelSpec, log_mel
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
-
-CACHE_BYTES = 2 * 2**30  # 57,000 pictures of 112 pixels
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s, kept in memory while their pictures fit `cache_bytes`; `changes` are made anew each time.
+    """Samples as a dataset of `Item`s; media and ids are kept in the cache, `changes` are made anew each time.
 
     apart  questions about the same media do not see each other (see `prepare`)
     """
@@ -208,13 +207,12 @@ class Conversations:
         *,
         apart: bool = False,
         changes: Changes | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache: Cache | None = None,
     ) -> None:
         self.samples, self.tokenizer, self.spec, self.ctx_len = samples, tokenizer, spec, ctx_len
         self.apart = apart
-        self.cache: dict[int, Item] = {}
         self.changes = changes
-        self.room = cache_bytes // (3 * spec.image_size**2)
+        self.kept = (cache or shared()).part()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -225,18 +223,38 @@ class Conversations:
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """One prepared sample."""
-        found = self.cache.get(index)
-        if found is None:
-            found = prepare(self.samples[index], self.tokenizer, self.spec, self.ctx_len, apart=self.apart)
-            if len(self.cache) < self.room:
-                self.cache[index] = found
-        if self.changes is None or not found.pictures:
+        sample = self.samples[index]
+        pictures = [self._picture(part) for part in sample.images]
+        mels = [self._mel(part) for part in sample.audios]
+        found = replace(self._rendered(index, sample, mels), pictures=pictures, mels=mels)
+        if self.changes is None or not pictures:
             return found
-        return replace(found, pictures=[self.changes.change(picture, rng, found.task) for picture in found.pictures])
+        return replace(found, pictures=[self.changes.change(picture, rng, found.task) for picture in pictures])
 
-    def lengths(self) -> list[int]:
-        """A cheap guess of each row's length, for batches of like lengths."""
-        return [self._length(sample) for sample in self.samples]
+    def _picture(self, part: ImagePart) -> NDArray[np.uint8]:
+        """A picture, kept once for all samples that show it."""
+        return self.kept.get(("image", part.path), lambda: [read_picture(part, self.spec.image_size, self.spec.resample)])[0]
+
+    def _mel(self, part: AudioPart) -> NDArray[np.float32]:
+        """A sound, kept once for all samples that it stands in."""
+        spec = self.spec
+        make = lambda: [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s)]  # noqa: E731
+        return self.kept.get(("audio", part.path, part.start, part.end), make)[0]
+
+    def _rendered(self, index: int, sample: Sample, mels: Sequence[NDArray[np.float32]]) -> Item:
+        """The ids and labels of a sample, its media left out."""
+
+        def make() -> list[NDArray[np.int64]]:
+            counts = positions(mels, self.spec, sample.id)
+            item = rendered(sample, self.tokenizer, self.spec, self.ctx_len, counts, apart=self.apart)
+            return [np.array(row, np.int64) for row in (item.ids, item.labels, item.starts, [item.shared])]
+
+        ids, labels, starts, shared_ids = (row.tolist() for row in self.kept.get(index, make))
+        return Item(sample.id, sample.task, ids, labels, [], [], shared_ids[0], starts)
+
+    def lengths(self) -> NDArray[np.int32]:
+        """A cheap guess of each row's length, for batches of like lengths, (len,)."""
+        return np.fromiter((self._length(sample) for sample in self.samples), np.int32, len(self.samples))
 
     def _length(self, sample: Sample) -> int:
         words = min(2000, len(sample.text or "") + sum(len(message.text) for message in sample.messages)) // 4

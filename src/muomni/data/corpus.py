@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +106,17 @@ class Packed:
     def __init__(self, corpus: TokenCorpus, ctx_len: int, *, single: bool = False) -> None:
         self.corpus = corpus
         self.ctx_len = ctx_len
-        pieces = _pieces(corpus.offsets, ctx_len)
-        self.rows = [[piece] for piece in pieces] if single else _best_fit(pieces, ctx_len)
+        self._pieces = _pieces(corpus.offsets, ctx_len)
+        self._bounds: Ints = np.arange(len(self._pieces) + 1)  # pieces [bounds[i], bounds[i + 1]) are row i
+        if not single:
+            self._pieces, self._bounds = _best_fit(self._pieces, ctx_len)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._bounds) - 1
+
+    def pieces(self, index: int) -> list[tuple[int, int]]:
+        """The stretches of the token file that a row is made of, in their order."""
+        return [(int(start), int(stop)) for start, stop in self._pieces[self._bounds[index] : self._bounds[index + 1]]]
 
     @property
     def fill(self) -> float:
@@ -125,7 +131,7 @@ class Packed:
             np.zeros(self.ctx_len, np.int64),
         )
         at = 0
-        for number, (start, stop) in enumerate(self.rows[index]):
+        for number, (start, stop) in enumerate(self.pieces(index)):
             here = slice(at, at + stop - start)
             row.ids_T[here] = self.corpus.ids[start:stop]
             row.labels_T[here] = self.corpus.labels(start, stop)
@@ -153,17 +159,27 @@ class Rows:
         return self.name(index), self.packed[index]
 
 
-def _pieces(offsets: Ints, ctx_len: int) -> list[tuple[int, int]]:
-    return [(at, min(at + ctx_len, int(stop))) for start, stop in pairwise(offsets) for at in range(int(start), int(stop), ctx_len)]
+def _pieces(offsets: Ints, ctx_len: int) -> Ints:
+    """Where each document, or each stretch of ctx_len of a longer one, starts and stops, (pieces, 2)."""
+    counts = -(-np.diff(offsets) // ctx_len)
+    firsts = np.cumsum(counts) - counts
+    starts = np.repeat(offsets[:-1], counts) + ctx_len * (np.arange(counts.sum()) - np.repeat(firsts, counts))
+    return np.stack([starts, np.minimum(starts + ctx_len, np.repeat(offsets[1:], counts))], axis=1)
 
 
-def _best_fit(pieces: list[tuple[int, int]], ctx_len: int) -> list[list[tuple[int, int]]]:
-    """Each piece into the fullest row that still has room for it, longest pieces first."""
-    rows: list[list[tuple[int, int]]] = []
-    by_room: dict[int, list[int]] = {}
+def _best_fit(pieces: Ints, ctx_len: int) -> tuple[Ints, Ints]:
+    """Each piece into the fullest row that still has room for it, longest pieces first.
+
+    Gives   the pieces row by row, in the order in which they were laid, and the bounds of the rows, (rows + 1,).
+    """
+    lengths = pieces[:, 1] - pieces[:, 0]
+    order = np.lexsort((pieces[:, 0], -lengths))
+    row_of = np.empty(len(pieces), np.int64)  # of the pieces in that order
+    by_room: dict[int, array[int]] = {}
     rooms: list[int] = []  # the keys of by_room, sorted
-    for piece in sorted(pieces, key=lambda piece: (piece[0] - piece[1], piece[0])):
-        length = piece[1] - piece[0]
+    num_rows = 0
+    for place, index in enumerate(order):
+        length = int(lengths[index])
         found = bisect_left(rooms, length)
         if found < len(rooms):
             room = rooms[found]
@@ -171,14 +187,16 @@ def _best_fit(pieces: list[tuple[int, int]], ctx_len: int) -> list[list[tuple[in
             if not by_room[room]:
                 del by_room[room], rooms[found]
         else:
-            room, row = ctx_len, len(rows)
-            rows.append([])
-        rows[row].append(piece)
+            room, row = ctx_len, num_rows
+            num_rows += 1
+        row_of[place] = row
         if left := room - length:
             if left not in by_room:
                 insort(rooms, left)
-            by_room.setdefault(left, []).append(row)
-    return rows
+                by_room[left] = array("q")
+            by_room[left].append(row)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=num_rows))])
+    return pieces[order[np.argsort(row_of, kind="stable")]], bounds
 
 
 def _digest(samples: Iterable[Sample], tokenizer: Tokenizer) -> str:
@@ -209,7 +227,7 @@ def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[
 
 def _write(folder: Path, samples: Sequence[Sample], tokenizer: Tokenizer, digest: str) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    offsets, num_bytes = [0], 0
+    offsets, num_bytes = array("q", [0]), 0
     has_labels = any(sample.text is None for sample in samples)
     with (folder / "ids.bin").open("wb") as ids_file, (folder / "learned.bin").open("wb") as learned_file:
         for ids, labels, length in _encoded(samples, tokenizer):

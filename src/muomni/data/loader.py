@@ -40,11 +40,15 @@ class Bad:
 
 @dataclass
 class Loaded(Generic[BatchT]):
-    """One batch by its global number; `batch` is None where none of its samples could be used."""
+    """One batch by its global number; `batch` is None where none of its samples could be used.
+
+    indices   of all samples that the dataset was asked for, bad ones too
+    """
 
     number: int
     batch: BatchT | None
     bad: list[Bad]
+    indices: list[int]
 
 
 class Loader(Generic[ItemT, BatchT]):
@@ -57,12 +61,14 @@ class Loader(Generic[ItemT, BatchT]):
         """Global batch `number`."""
         items: list[ItemT] = []
         bad: list[Bad] = []
+        indices: list[int] = []
         for draw in self.order.batch(number):
+            indices.append(draw.index)
             try:
                 items.append(self.item(draw))
             except DataError as error:
                 bad.append(Bad(self.dataset.name(draw.index), error.reason, error.message))
-        return Loaded(number, self.collate(items) if items else None, bad)
+        return Loaded(number, self.collate(items) if items else None, bad, indices)
 
     def item(self, draw: Draw) -> ItemT:
         """One sample as the order names it, with random numbers of its own; raises DataError for a bad one."""

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+WINDOWS_KEPT = 64  # of the order: all of an epoch of 30,000 samples in batches of 16, half a megabyte at most
 
 
 def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele et al. 2014): a cheap hash of 64-bit words."""
-    with np.errstate(over="ignore"):
-        value = (value + key) & _MASK
-        value = ((value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)) & _MASK
-        value = ((value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)) & _MASK
-        return value ^ (value >> np.uint64(31))
+    """SplitMix64's finaliser (Steele et al. 2014): a cheap hash of 64-bit words, which wrap around."""
+    value = value + key
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@lru_cache(maxsize=256)
+def _keys(seed: int, epoch: int, length: int) -> tuple[np.uint64, ...]:
+    """The key of each Feistel round."""
+    return tuple(np.random.SeedSequence([seed & 0xFFFFFFFF, epoch, length]).generate_state(4, np.uint64))
 
 
 def permute(positions: NDArray[np.int64], length: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -29,7 +37,7 @@ def permute(positions: NDArray[np.int64], length: int, seed: int, epoch: int) ->
         return np.zeros_like(positions)
     half = max(1, (int(length - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
-    keys = [np.uint64(int(word)) for word in np.random.SeedSequence([seed & 0xFFFFFFFF, epoch, length]).generate_state(4, np.uint64)]
+    keys = _keys(seed, epoch, length)
     values = positions.astype(np.uint64)
     pending = np.ones(len(values), dtype=bool)
     while pending.any():
@@ -39,6 +47,15 @@ def permute(positions: NDArray[np.int64], length: int, seed: int, epoch: int) ->
         values[pending] = (left << np.uint64(half)) | right
         pending = values >= np.uint64(length)
     return values.astype(np.int64)
+
+
+def _small(lengths: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+    """Whole numbers in the smallest type that holds them all: they stay in memory, one a sample."""
+    found = np.asarray(lengths, dtype=np.int64)
+    if not len(found):
+        return found
+    least = np.promote_types(np.min_scalar_type(int(found.min())), np.min_scalar_type(int(found.max())))
+    return found.astype(least)
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,8 @@ class Draw:
 class Order:
     """Batches of sample numbers, for ever: batch n is a pure function of (lengths, weights, seed, n).
 
+    A batch costs what the positions of its window cost, however many samples there are.
+
     sizes     samples per source; weights  draws per sample and epoch of each source (2.0: twice, 0.5: every other epoch)
     lengths   optional length per sample (all sources in a row): batches then hold samples of like length, their order shuffled
     """
@@ -64,7 +83,7 @@ class Order:
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | NDArray[Any] | None = None,
         shuffle: bool = True,
         window_batches: int = 32,
     ) -> None:
@@ -73,54 +92,54 @@ class Order:
         self.draws = [max(1, round(size * weight)) if size and weight > 0 else 0 for size, weight in zip(sizes, weights, strict=True)]
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.batch_size, self.seed, self.shuffle, self.window = batch_size, seed, shuffle, window_batches
-        self.lengths = np.asarray(lengths, dtype=np.int64) if lengths is not None else None
+        self.lengths = _small(lengths) if lengths is not None else None
         self.samples_per_epoch = sum(self.draws)
         if not self.samples_per_epoch:
             raise ValueError("an order needs at least one sample")
         self.batches_per_epoch = -(-self.samples_per_epoch // batch_size)
-        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        # Where each source begins in an epoch before it is shuffled; one without draws begins where the next does, and is never found.
+        self._starts = np.concatenate([[0], np.cumsum(self.draws)[:-1]]).astype(np.int64)
+        self._windows: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
 
-    def _indices(self, epoch: int) -> NDArray[np.int64]:
-        """The samples of an epoch in their shuffled order, (samples_per_epoch,)."""
-        parts = []
-        for source, (size, draws) in enumerate(zip(self.sizes, self.draws, strict=True)):
-            if not draws:
-                continue
-            ticks = np.arange(epoch * draws, (epoch + 1) * draws, dtype=np.int64)
-            if self.shuffle:
-                rounds = ticks // size
-                part = np.empty(draws, dtype=np.int64)
-                for number in np.unique(rounds):
-                    here = rounds == number
-                    part[here] = permute(ticks[here] % size, size, self.seed + 7919 * (source + 1), int(number))
-            else:
-                part = ticks % size
-            parts.append(part + self.offsets[source])
-        flat = np.concatenate(parts)
+    def _indices(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """The samples at positions [start, stop) of an epoch's shuffled order, (stop - start,); the cost is theirs alone."""
+        places = np.arange(start, stop, dtype=np.int64)
         if self.shuffle:
-            flat = flat[permute(np.arange(len(flat), dtype=np.int64), len(flat), self.seed, epoch)]
-        return flat
+            places = permute(places, self.samples_per_epoch, self.seed, epoch)
+        found = np.empty(len(places), dtype=np.int64)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        for source in np.unique(owners).tolist():
+            size, draws = self.sizes[source], self.draws[source]
+            here = owners == source
+            rounds, turns = np.divmod(places[here] - self._starts[source] + epoch * draws, size)
+            if self.shuffle:
+                for number in np.unique(rounds).tolist():
+                    now = rounds == number
+                    turns[now] = permute(turns[now], size, self.seed + 7919 * (source + 1), number)
+            found[here] = turns + self.offsets[source]
+        return found
 
-    def _layout(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples of an epoch and the bounds of its batches, (samples,), (batches + 1,)."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            flat = self._indices(epoch)
-            if self.lengths is not None:
-                span = self.batch_size * self.window
-                pieces = []
-                for start in range(0, len(flat), span):
-                    window = flat[start : start + span]
-                    pieces.append(window[np.argsort(self.lengths[window], kind="stable")])
-                flat = np.concatenate(pieces)
-            bounds = np.minimum(np.arange(self.batches_per_epoch + 1) * self.batch_size, len(flat))
-            self._epoch = (epoch, flat, bounds)
-        return self._epoch[1], self._epoch[2]
+    def _window(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """The samples of a window of batches, by length where that is known; the last windows are kept for their other batches."""
+        key = (epoch, number)
+        if key in self._windows:
+            self._windows.move_to_end(key)
+            return self._windows[key]
+        span = self.batch_size * self.window
+        found = self._indices(epoch, number * span, min((number + 1) * span, self.samples_per_epoch))
+        if self.lengths is not None:
+            found = found[np.argsort(self.lengths[found], kind="stable")]
+        self._windows[key] = found
+        if len(self._windows) > WINDOWS_KEPT:
+            self._windows.popitem(last=False)
+        return found
 
     def batch(self, number: int) -> list[Draw]:
         """The samples of global batch `number` (0, 1, 2, ... across epochs); the last batch of an epoch may be smaller."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        flat, bounds = self._layout(epoch)
         if self.shuffle and self.lengths is not None:
             place = int(permute(np.array([place]), self.batches_per_epoch, self.seed + 1, epoch)[0])
-        low, high = int(bounds[place]), int(bounds[place + 1])
-        return [Draw(int(index), epoch, low + offset) for offset, index in enumerate(flat[low:high])]
+        window, within = divmod(place, self.window)
+        found = self._window(epoch, window)[within * self.batch_size : (within + 1) * self.batch_size]
+        low = place * self.batch_size
+        return [Draw(index, epoch, low + offset) for offset, index in enumerate(found.tolist())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from muomni import files
 from muomni.config import Strict
+from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_picture
 from muomni.data.sample import Sample
 from muomni.errors import DataError
@@ -18,6 +20,7 @@ from muomni.media import augment
 from muomni.tokens.bpe import Tokenizer
 
 Pixels = NDArray[np.uint8]
+CAPTIONS_KEPT = 4096
 
 
 class PictureAugment(Strict):
@@ -62,7 +65,7 @@ class Captioned:
 
 
 class Pictures:
-    """Samples with one picture and a caption (the answer) as a dataset; pixels are kept in memory.
+    """Samples with one picture and a caption (the answer) as a dataset; pixels are kept in the cache.
 
     negatives   false captions drawn for each picture; max_tokens longer captions lose their end
     """
@@ -76,11 +79,12 @@ class Pictures:
         negatives: int = 0,
         max_tokens: int = 64,
         changes: PictureAugment | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.samples, self.tokenizer, self.image_size = samples, tokenizer, image_size
         self.negatives, self.max_tokens, self.changes = negatives, max_tokens, changes
-        self._pixels: dict[str, Pixels] = {}
-        self._ids: dict[str, list[int]] = {}
+        self.kept = (cache or shared()).part()
+        self._ids: OrderedDict[str, list[int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -98,14 +102,14 @@ class Pictures:
         if len(sample.images) != 1:
             raise DataError("bad_row", f"{sample.id}: expected one picture, got {len(sample.images)}")
         part = sample.images[0]
-        if part.path not in self._pixels:
-            self._pixels[part.path] = read_picture(part, self.image_size)
-        return self._pixels[part.path]
+        return self.kept.get(part.path, lambda: [read_picture(part, self.image_size)])[0]
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a caption, encoded once."""
+        """Ids of a caption; those of the last few thousand are kept, since many captions say the same."""
         if text not in self._ids:
             self._ids[text] = self.tokenizer.encode(text)[: self.max_tokens]
+            if len(self._ids) > CAPTIONS_KEPT:
+                self._ids.popitem(last=False)
         return self._ids[text]
 
     def item(self, index: int, rng: np.random.Generator) -> Captioned:

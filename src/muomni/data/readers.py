@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data import formats, split
+from muomni.data.indexed import Writer
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, TextPart, parse
 from muomni.data.source import Source
@@ -19,12 +29,13 @@ from muomni.errors import DataError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Samples on their sides. `weights[i]` belongs to train[i]; `digest` names the data and the settings, not the place."""
+    """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
+    settings, not the place."""
 
-    train: list[Sample]
-    valid: list[Sample]
+    train: Sequence[Sample]
+    valid: Sequence[Sample]
     digest: str
-    weights: list[float]
+    weights: Sequence[float]
     leaks: split.Leaks
 
 
@@ -108,6 +119,10 @@ def _existing(path: str, root: Path, present: dict[str, bool]) -> str:
             present[full] = os.path.isfile(full)
         except ValueError:  # a NUL in the name
             present[full] = False
+    try:
+        full.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {full!r}") from error
     if not present[full]:
         raise DataError("missing", f"{path}: expected a file under {root}", hint="check the source's `root`")
     return full
@@ -116,53 +131,123 @@ def _existing(path: str, root: Path, present: dict[str, bool]) -> str:
 def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine) -> Corpus:
     """All samples of all sources, split: a sample's own `split` wins, then held_out_groups, then the hash of its group.
 
-    Where the hash holds out nothing (few groups), the group that it would hold out first is validation.
+    Where the hash holds out nothing (few groups), the group that it would hold out first is validation. The sources are read once, sample
+    by sample, and what they hold goes to a file.
     Raises  DataError: missing, empty (a source without samples), quarantine (too many bad rows).
     """
-    samples: list[tuple[Sample, Source]] = []
-    owner: dict[str, int] = {}
-    for number, source in enumerate(sources):
-        before, bad = len(samples), quarantine.total
+    writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
+    ends: list[int] = []
+    for source in sources:
+        before, bad = len(writer), quarantine.total
         for sample in read(source, base, quarantine):
-            if owner.setdefault(sample.id, number) != number:  # two manifests may both count from 0
+            if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
-            samples.append((sample, source))
-        if len(samples) == before:
+            writer.add(sample)
+            sides.add(sample, source)
+            leaks.add(sample)
+        if len(writer) == before:
             found = (
                 f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
                 if quarantine.total > bad
                 else "no rows that fit the source's filters"
             )
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
-    quarantine.check(len(samples) + quarantine.total)
-    placed = sides(samples, val_split, seed)
-    train = [(sample, source.weight) for (sample, source), side in zip(samples, placed, strict=True) if side == "train"]
-    valid = [sample for (sample, _), side in zip(samples, placed, strict=True) if side == "valid"]
-    kept = [sample for sample, _ in train]
+        ids.next_source()
+        ends.append(len(writer))
+    quarantine.check(len(writer) + quarantine.total)
+    is_valid, samples = sides.is_valid(), writer.close()
+    train, valid = samples.pick(np.flatnonzero(~is_valid)), samples.pick(np.flatnonzero(is_valid))
+    counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
+    weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(kept, valid, digest, [weight for _, weight in train], split.leaks(kept, valid))
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid))
 
 
-def sides(samples: list[tuple[Sample, Source]], val_split: float, seed: int) -> list[str]:
-    """`train` or `valid` for each sample, as `load` says."""
-    placed: list[str] = []
-    free: list[int] = []  # those that the hash alone decides
-    for index, (sample, source) in enumerate(samples):
+class Runs(Sequence[float]):
+    """Numbers of which many in a row are equal, as [(number, how many)]."""
+
+    def __init__(self, runs: Sequence[tuple[float, int]]) -> None:
+        self.runs = [(value, count) for value, count in runs if count]
+        self._ends = list(accumulate(count for _, count in self.runs))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"number {index} of {len(self)}")
+        return self.runs[bisect_right(self._ends, index % len(self))][0]
+
+    def __iter__(self) -> Iterator[float]:
+        return chain.from_iterable(repeat(value, count) for value, count in self.runs)
+
+
+class _Ids:
+    """Which ids stood in an earlier source, eight bytes of each."""
+
+    def __init__(self) -> None:
+        self._earlier: NDArray[np.uint64] = np.array([], np.uint64)
+        self._here = array("Q")
+
+    def is_anothers(self, name: str) -> bool:
+        """Whether an earlier source has this id."""
+        key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        self._here.append(key)
+        place = int(np.searchsorted(self._earlier, np.uint64(key)))
+        return place < len(self._earlier) and int(self._earlier[place]) == key
+
+    def next_source(self) -> None:
+        """What was asked for so far is of an earlier source from now on."""
+        self._earlier = np.union1d(self._earlier, np.frombuffer(self._here, np.uint64))
+        self._here = array("Q")
+
+
+class Sides:
+    """The side of each sample, as `load` says, one after another; a few bytes of each are held."""
+
+    def __init__(self, val_split: float, seed: int) -> None:
+        self.val_split, self.seed = val_split, seed
+        self._is_valid = bytearray()
+        self._places = array("d")  # of the groups that the hash alone decides, until something is held out; nan: others decide
+
+    def add(self, sample: Sample, source: Source) -> None:
+        """One more sample."""
+        share = self.val_split if source.val_split is None else source.val_split
+        place = math.nan
         if sample.split is not None:
-            placed.append(sample.split)
+            is_valid = sample.split == "valid"
         elif any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
-            placed.append("valid")
+            is_valid = True
         else:
-            share = val_split if source.val_split is None else source.val_split
-            placed.append(split.assign(sample.group, share, seed))
-            if share > 0:
-                free.append(index)
-    if "valid" not in placed and len({samples[i][0].group for i in free}) > 1:
-        first = min({samples[i][0].group for i in free}, key=lambda group: split.place(group, seed))
-        for i in free:
-            if samples[i][0].group == first:
-                placed[i] = "valid"
-    return placed
+            place = split.place(sample.group, self.seed)
+            is_valid = place < share
+        self._is_valid.append(is_valid)
+        if is_valid:
+            self._places = array("d")
+        elif len(self._places) == len(self._is_valid) - 1:
+            self._places.append(place if share > 0 else math.nan)
+
+    def is_valid(self) -> NDArray[np.bool_]:
+        """True where a sample is held out, (samples,)."""
+        found = np.array(self._is_valid, np.uint8).astype(bool)
+        places = np.array(self._places)
+        if not found.any() and np.isfinite(places).any() and np.nanmin(places) < np.nanmax(places):
+            found = places == np.nanmin(places)
+        return found
+
+
+def sides(samples: Iterable[tuple[Sample, Source]], val_split: float, seed: int) -> list[str]:
+    """`train` or `valid` for each sample, as `load` says."""
+    found = Sides(val_split, seed)
+    for sample, source in samples:
+        found.add(sample, source)
+    return ["valid" if is_valid else "train" for is_valid in found.is_valid().tolist()]
 
 
 def fingerprint(sources: Sequence[Source], base: Path) -> str:

@@ -19,7 +19,8 @@ Split = Literal["train", "valid"]
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # JSON of Python's own kind, in which NaN and Infinity are numbers: `extra` may hold what it read.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
 
 
 class TextPart(_Row):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muomni.data.sample import Sample, Split
 
@@ -50,3 +54,36 @@ def leaks(train: Sequence[Sample], valid: Sequence[Sample], content: Callable[[S
 def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sample], Iterable[Hashable]]) -> list[str]:
     ours = {key for sample in train for key in keys(sample)}
     return sorted({str(key) for sample in valid for key in keys(sample) if key in ours})
+
+
+class LeakFinder:
+    """`leaks` in one pass: it takes samples before their sides are known and holds eight bytes of each key."""
+
+    KINDS: tuple[tuple[str, Callable[[Sample], Iterable[str]]], ...] = (
+        ("ids", lambda sample: [sample.id]),
+        ("groups", lambda sample: [sample.group]),
+        ("paths", lambda sample: [part.path for part in sample.media]),
+    )
+
+    def __init__(self) -> None:
+        self._hashes = {name: array("q") for name, _ in self.KINDS}
+        self._owners = {name: array("I") for name, _ in self.KINDS}
+        self._count = 0
+
+    def add(self, sample: Sample) -> None:
+        """One more sample."""
+        for name, keys in self.KINDS:
+            for key in keys(sample):
+                self._hashes[name].append(hash(key))
+                self._owners[name].append(self._count)
+        self._count += 1
+
+    def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
+        """What both sides share; the samples are walked through again only where hashes meet."""
+        shared: dict[str, list[str]] = {}
+        for name, keys in self.KINDS:
+            hashes = np.frombuffer(self._hashes[name], np.int64)
+            side = is_valid[np.frombuffer(self._owners[name], np.uint32)]
+            met = set(np.intersect1d(hashes[side], hashes[~side]).tolist())
+            shared[name] = _shared(train, valid, lambda s, keys=keys, met=met: [k for k in keys(s) if hash(k) in met]) if met else []  # type: ignore[misc]
+        return Leaks(**shared)

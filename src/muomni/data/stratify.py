@@ -15,13 +15,18 @@ from muomni.errors import ConfigError
 from muomni.tokens.bpe import Tokenizer
 
 EDGES = (0, 10, 20)  # tokens of an answer; SPEC V3
+ENCODED_AT_ONCE = 1024
 
 
 def label_lengths(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[int]:
     """Tokens of all that the assistant says in each sample, without the template's."""
-    said = [[message.text for message in sample.messages if message.role == "assistant"] for sample in samples]
-    counts = iter([len(ids) for ids in tokenizer.encode_many([text for texts in said for text in texts])])
-    return [sum(next(counts) for _ in texts) for texts in said]
+    lengths: list[int] = []
+    for first in range(0, len(samples), ENCODED_AT_ONCE):
+        some = samples[first : first + ENCODED_AT_ONCE]
+        said = [[message.text for message in sample.messages if message.role == "assistant"] for sample in some]
+        counts = iter([len(ids) for ids in tokenizer.encode_many([text for texts in said for text in texts])])
+        lengths += [sum(next(counts) for _ in texts) for texts in said]
+    return lengths
 
 
 def buckets(lengths: Sequence[int], edges: Sequence[int] = EDGES) -> list[int]:
@@ -43,8 +48,8 @@ def draw(samples: Sequence[Sample], lengths: Sequence[int], size: int, edges: Se
     What a bucket lacks the next one gives, and where the last lacks too, whoever ranks first of those that are left.
     Gives   indices by rank, so that the first few are a fair draw themselves.
     """
-    ranks = [place(sample.id, seed) for sample in samples]
-    order = sorted(range(len(samples)), key=lambda index: (ranks[index], samples[index].id))
+    ranks = [(place(sample.id, seed), sample.id) for sample in samples]
+    order = sorted(range(len(samples)), key=ranks.__getitem__)
     where = buckets(lengths, edges)
     chosen: set[int] = set()
     wanted = 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from muomni.config import Strict
+from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_wave, wave_to_mel
 from muomni.data.sample import AudioPart, Sample, inline_bytes
 from muomni.errors import DataError
@@ -99,7 +100,7 @@ def duration_s(part: AudioPart) -> float:
 
 
 class Utterances:
-    """Samples as a dataset of `Utterance`s. Log-mels are kept in memory as float16 where no augmentation changes the wave, else the waves.
+    """Samples as a dataset of `Utterance`s. The cache keeps log-mels as float16, or waves where augmentation changes these.
 
     downsample     mel frames of one state of the ears; texts that need more states are refused as "infeasible"; 0: no such check
     max_text_len   longer texts are refused, never cut (SPEC M-B); 0: no limit
@@ -115,11 +116,11 @@ class Utterances:
         max_text_len: int = 64,
         max_s: float = 20.0,
         changes: SpeechAugment | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.samples, self.spec, self.downsample, self.pad_s = samples, mel, downsample, pad_s
         self.max_text_len, self.max_s, self.changes = max_text_len, max_s, changes
-        self._mels: dict[int, NDArray[np.float16]] = {}
-        self._waves: dict[int, NDArray[np.int16]] = {}
+        self.kept = (cache or shared()).part()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,9 +129,13 @@ class Utterances:
         """The sample's id."""
         return self.samples[index].id
 
-    def lengths(self) -> list[int]:
-        """Mel frames of each, about, by the files' headers."""
-        return [int(duration_s(sounds[0]) * self.spec.frame_rate_hz) if (sounds := s.audios or s.speech) else 0 for s in self.samples]
+    def lengths(self) -> NDArray[np.int32]:
+        """Mel frames of each, about, by the files' headers, (len,)."""
+        return np.fromiter((self._length(sample) for sample in self.samples), np.int32, len(self.samples))
+
+    def _length(self, sample: Sample) -> int:
+        sounds = sample.audios or sample.speech
+        return int(duration_s(sounds[0]) * self.spec.frame_rate_hz) if sounds else 0
 
     def item(self, index: int, rng: np.random.Generator) -> Utterance:
         """One utterance.
@@ -156,16 +161,19 @@ class Utterances:
     def _mel(self, index: int, part: AudioPart, rng: np.random.Generator) -> Mel:
         changes = self.changes
         if changes is None or not changes.changes_wave:
-            if index not in self._mels:
-                wave = read_wave(part, self.spec.rate_hz, max_s=self.max_s)
-                self._mels[index] = wave_to_mel(wave, self.spec, self.pad_s).astype(np.float16)
-            mel_FM = self._mels[index].astype(np.float32)
+            mel_FM = self.kept.get(index, lambda: [self._read_mel(part)])[0].astype(np.float32)
         else:
-            if index not in self._waves:
-                self._waves[index] = np.clip(read_wave(part, self.spec.rate_hz, max_s=self.max_s) * 32767, -32768, 32767).astype(np.int16)
-            wave = changes.wave(self._waves[index].astype(np.float32) / np.float32(32767), rng, self.spec.rate_hz)
+            stored = self.kept.get(index, lambda: [self._read_wave(part)])[0]
+            wave = changes.wave(stored.astype(np.float32) / np.float32(32767), rng, self.spec.rate_hz)
             mel_FM = wave_to_mel(wave, self.spec, self.pad_s)
         return changes.mel(mel_FM, rng, self.spec) if changes is not None else mel_FM
+
+    def _read_mel(self, part: AudioPart) -> NDArray[np.float16]:
+        wave = read_wave(part, self.spec.rate_hz, max_s=self.max_s)
+        return wave_to_mel(wave, self.spec, self.pad_s).astype(np.float16)
+
+    def _read_wave(self, part: AudioPart) -> NDArray[np.int16]:
+        return np.clip(read_wave(part, self.spec.rate_hz, max_s=self.max_s) * 32767, -32768, 32767).astype(np.int16)
 
 
 class Crops:

@@ -38,22 +38,22 @@ class Examiner:
         self._objective = NextToken(engine.parts.thinker, engine.parts.omni)
 
     def answers(
-        self, samples: list[Sample], album: Album | None = None, *, taught: Sequence[Sample] = (), exact: Collection[str] = ()
+        self, samples: Sequence[Sample], album: Album | None = None, *, taught: Sequence[Sample] = (), exact: Collection[str] = ()
     ) -> dict[str, Fact]:
         """Exact answers by task and by kind of question, classes that were named, and both with another sample's picture in place.
 
         Takes   taught: what was learned from, by which questions alone are answered for comparison, in the tasks `exact`.
         """
         facts: dict[str, Fact] = {}
-        blind = QuestionOnly.fit([sample for sample in taught if sample.task in exact]) if exact else None
+        blind = QuestionOnly.fit(sample for sample in taught if sample.task in exact) if exact else None
         gains: list[float] = []
-        by_task: dict[str, list[Sample]] = defaultdict(list)
-        for sample in samples:
+        by_task: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (sample, question of it): few of all are asked
+        for index, sample in enumerate(samples):
             if sample.media:
-                by_task[sample.task].append(sample)
-        for task, members in sorted(by_task.items()):
-            singles = [single for sample in members for single in questions(sample)]
-            chosen = [singles[i] for i in np.linspace(0, len(singles) - 1, min(self.items, len(singles))).astype(int)]
+                by_task[sample.task] += [(index, number) for number in range(len(questions(sample)))]
+        for task, singles in sorted(by_task.items()):
+            places = [singles[i] for i in np.linspace(0, len(singles) - 1, min(self.items, len(singles))).astype(int)]
+            chosen = [questions(samples[index])[number] for index, number in places]
             asked, prompts = readable(self.engine, chosen)
             if not asked:
                 continue

@@ -190,7 +190,7 @@ def said_aloud(
 def _reading(voice: Voice, text: str, said: Speech) -> tuple[list[str], list[list[float]]]:
     """The text's tokens, and attention (frames, tokens) of the Talker while it says what it said, each frame's share of the text."""
     talker = voice.talker
-    device = next(talker.parameters()).device
+    device = voice.device
     ids = talker.text_ids(text, voice.tokenizer)
     ids_BT, keep_BT = torch.tensor([ids], device=device), torch.ones(1, len(ids), dtype=torch.bool, device=device)
     frames = said.codes_KF.shape[1]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from muomni import config
-from muomni.data import readers
+from muomni.data import indexed, readers
 from muomni.data.conversation import read_wave
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.pictures import Pictures
@@ -34,12 +35,18 @@ from muomni.train.objectives.contrast import Contrast
 from muomni.train.objectives.language import NextToken, collate_rows
 from muomni.train.optim import freeze
 
+ROWS_AT_ONCE = 16
+PAIRS_AT_ONCE = 1 << 24  # positions that look at positions, over the rows of a batch: packed rows need a mask of so many bytes
+
 
 class Forgetting:
-    """The meter: made before training, read after. Samples with media are left out; without text there are no facts."""
+    """The meter: made before training, read after. Samples with media are left out; without text there are no facts.
+
+    Takes   objective: on the run's device.
+    """
 
     def __init__(self, objective: NextToken, samples: Sequence[Sample], tokenizer: Tokenizer, cache: Path, run: Runtime) -> None:
-        texts = [sample for sample in samples if not sample.media]
+        texts = indexed.where(samples, lambda sample: not sample.media)
         self.objective, self.run = objective, run
         self.corpus = TokenCorpus.build(cache, texts, tokenizer) if texts else None
         self.start = self.measure() if self.corpus is not None else None
@@ -48,11 +55,12 @@ class Forgetting:
     def measure(self) -> float:
         """Bits per byte now."""
         assert self.corpus is not None
-        self.objective.to(self.run.device).eval()
-        rows = Rows(self.corpus.pack(self.objective.trunk.config.ctx_len // 4))
+        self.objective.eval()
+        row_len = self.objective.trunk.config.ctx_len // 4
+        rows, size = Rows(self.corpus.pack(row_len)), rows_at_once(row_len)
         nats = 0.0
-        for first in range(0, len(rows), 16):
-            batch = collate_rows([rows.item(i, np.random.default_rng(0)) for i in range(first, min(first + 16, len(rows)))])
+        for first in range(0, len(rows), size):
+            batch = collate_rows([rows.item(i, np.random.default_rng(0)) for i in range(first, min(first + size, len(rows)))])
             with self.run.autocast():
                 nats += float(self.objective(batch.to(self.run.device))["text"].total)
         return bits_per_byte(nats, self.corpus.num_bytes)
@@ -69,14 +77,23 @@ class Forgetting:
         return {"text_bits_per_byte": Fact(now), "forgetting_bits_per_byte": Fact(now - self.start)}
 
 
+def rows_at_once(row_len: int) -> int:
+    """Rows of a batch: fewer of long ones, since their masks grow with the square (of Qwen3's 10,240 positions 16 would take 1.7 GB)."""
+    return max(1, min(ROWS_AT_ONCE, PAIRS_AT_ONCE // row_len**2))
+
+
 class Senses:
     """Ears and eyes asked again, after a later stage, what their own stages were asked: some held-out items of these, then and now.
 
     needed   the `final/` folders of the stages hearing and vision; the items come from the settings beside them
+    place    puts a network that is opened here on the run's device
     """
 
-    def __init__(self, needed: Mapping[str, Path], base: Path, run: Runtime, items: int) -> None:
-        self.needed, self.base, self.run, self.items = needed, base, run, min(items, 64)
+    def __init__(self, needed: Mapping[str, Path], base: Path, run: Runtime, items: int, place: Callable[[nn.Module], nn.Module]) -> None:
+        self.needed, self.base, self.run, self.items, self.place = needed, base, run, min(items, 64), place
+
+    def _open(self, folder: Path) -> Any:
+        return self.place(store.load(folder))
 
     def facts(self, vision: VisionEncoder, audio: AudioEncoder) -> dict[str, Fact]:
         """CER and R@1 of the towers in place of those that lie in the folders, and by how much they are worse."""
@@ -100,7 +117,7 @@ class Senses:
         if not heard:
             return {}
         texts, waves = [text for text, _ in heard], [wave for _, wave in heard]
-        then = cer(texts, transcribe(store.load(self.needed["hearing"], self.run.device), waves, pad_s=settings["pad_s"]))
+        then = cer(texts, transcribe(self._open(self.needed["hearing"]), waves, pad_s=settings["pad_s"]))
         now = cer(texts, transcribe(audio, waves, pad_s=settings["pad_s"]))
         facts = {"hearing_cer_before": then, "hearing_cer_after": now, "forgetting_cer": now - then}
         return {name: Fact(value, len(texts)) for name, value in facts.items()}
@@ -108,14 +125,15 @@ class Senses:
     def _eyes(self, vision: VisionEncoder) -> dict[str, Fact]:
         _, samples = self._held_out("vision")
         folder = self.needed["vision"]
-        text = store.load(folder / "text_tower", self.run.device)
+        text = self._open(folder / "text_tower")
         if len(samples) < 2:
             return {}
         # Captions that a Thinker read are read by that of its own stage, whatever became of it since.
-        reader = freeze(Decoder.open(self.needed["thinker"], self.run.device)) if text.config.kind == "thinker" else None
+        reader = freeze(self.place(Decoder.open(self.needed["thinker"]))) if text.config.kind == "thinker" else None
         found = {}
-        for name, eyes in (("then", store.load(folder, self.run.device)), ("now", vision)):
+        for name, eyes in (("then", self._open(folder)), ("now", vision)):
             pictures = Pictures(samples, Tokenizer.load(folder), eyes.config.image_size)
-            found[name] = Eyes(Contrast(eyes, text, reader=reader), self.run).retrieval(pictures)["retrieval_r1"]
+            both: Any = self.place(Contrast(eyes, text, reader=reader))
+            found[name] = Eyes(both, self.run).retrieval(pictures)["retrieval_r1"]
         drop = Fact(found["then"].value - found["now"].value, len(samples))
         return {"retrieval_before": found["then"], "retrieval_after": found["now"], "forgetting_retrieval": drop}

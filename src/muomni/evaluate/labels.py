@@ -17,6 +17,7 @@ from muomni.data.utterances import Utterances, duration_s, spoken
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
 from muomni.models.codec import Codec
+from muomni.runtime import Runtime
 from muomni.tokens.alphabet import Alphabet, min_frames
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
@@ -132,15 +133,15 @@ def infeasible(dataset: Utterances) -> dict[str, Fact]:
 
 
 @torch.no_grad()
-def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Codec) -> dict[str, Fact]:
-    """Share of codes to be learned that the codec, asked again about the same speech, does not give."""
+def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Codec, run: Runtime) -> dict[str, Fact]:
+    """Share of codes to be learned that the codec (on the run's device), asked again about the same speech, does not give."""
     codec.eval()
     utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=math.inf)
     chosen = [sorted(items)[place] for place in _evenly(len(items))]
     differ = count = 0
     for index in chosen:
-        mel = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
-        now = codec.encode(mel[None], torch.tensor([len(mel)]))[0]
+        mel_FM = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
+        now = codec.encode(mel_FM[None].to(run.device), torch.tensor([len(mel_FM)], device=run.device))[0].cpu()
         then = items[index].codes_KF
         differ += int((now != then).sum()) if now.shape == then.shape else now.numel()
         count += now.numel()
@@ -148,14 +149,14 @@ def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Cod
 
 
 @torch.no_grad()
-def speech_ends(objective: TalkerObjective, items: Sequence[TalkerItem]) -> dict[str, Fact]:
-    """Share of utterances whose end alone, asked of the objective, has a loss."""
-    batch = TalkerBatch.of(items)
+def speech_ends(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime) -> dict[str, Fact]:
+    """Share of utterances whose end alone, asked of the objective (on the run's device), has a loss."""
+    batch = TalkerBatch.of(items).to(run.device)
     was_training = objective.training
     objective.eval()
     taught = 0
     for row, frames in enumerate(batch.frames_B.tolist()):
-        learned_BP = torch.zeros(len(items), batch.codes_BKF.shape[2] + 1, dtype=torch.bool)
+        learned_BP = torch.zeros(len(items), batch.codes_BKF.shape[2] + 1, dtype=torch.bool, device=run.device)
         learned_BP[row, frames] = True
         alone = TalkerBatch(**{**vars(batch), "learned_BP": learned_BP})
         taught += float(objective(alone)["book0"].total) > 0

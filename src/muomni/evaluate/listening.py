@@ -94,7 +94,7 @@ def free_speech(
     utterances = Utterances(samples, spec, downsample=0, pad_s=0.0, max_text_len=0, max_s=max_s)
     mels = [torch.from_numpy(utterances.item(i, np.random.default_rng(0)).mel_FM) for i in few]
     copies = heard([speech.sound(mel, spec) for mel in mels])
-    decoded = [voice.codec.decode(coded[i].codes_KF[None])[0] for i in few]
+    decoded = [voice.codec.decode(coded[i].codes_KF[None].to(voice.device))[0] for i in few]
     rebuilt = heard([speech.sound(mel, spec) for mel in decoded])
     few_texts = [spoken(samples[i])[1] for i in few]
     copy_cer, codec_cer, own_cer = cer(few_texts, copies), cer(few_texts, rebuilt), cer(texts, guesses)

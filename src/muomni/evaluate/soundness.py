@@ -6,11 +6,13 @@ and data order stay as they were (SPEC G2).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ BATCHES = 16  # over an epoch, from which they are taken
 PROBES = 6  # targets, and packed documents, that are asked alone
 OVERFIT_STEPS = 24
 OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
+HALVES = (torch.bfloat16, torch.float16)
 MOVES = 1e-7  # a loss that moves less than this, of its size, does not depend on what was changed
 
 
@@ -54,6 +57,11 @@ class Bench:
     run: Runtime
     settings: TrainSettings
 
+    @cached_property
+    def has_halves(self) -> bool:
+        """Whether something is stored in half precision."""
+        return any(tensor.dtype in HALVES for tensor in [*self.objective.parameters(), *self.objective.buffers()])
+
     def collate(self, items: list[Any]) -> Any:
         """A batch of these rows, in its place."""
         return self.loader.collate(items).to(self.run.device)
@@ -62,7 +70,7 @@ class Bench:
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        with Single():
+        with Single() if self.has_halves else contextlib.nullcontext():  # it looks at each operation, which takes time
             given: dict[str, Term] = self.objective(batch)
         return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
 
@@ -86,7 +94,7 @@ class Single(TorchFunctionMode):
 
 
 def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:
@@ -98,7 +106,7 @@ def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     try:
         bench = prepare(objective, loader, settings, run)
         facts = {**companions(bench), **counts(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
-        facts |= {**reach(bench), **round_trip(bench), **rates(settings), **overfit(bench)}
+        facts |= {**reach(bench), **round_trip(bench), **overfit(bench)}
     finally:
         torch.set_rng_state(state)
     return facts
@@ -108,7 +116,7 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
     items = choose(loader, ROWS)
     batch = loader.collate(items).to(run.device)
-    twin = given.sharing_copy(objective).to(run.device).eval()  # on a GPU, what is given moves there now instead of in the loop
+    twin = given.sharing_copy(objective).eval()
     with torch.no_grad():
         twin.settle(batch)
     return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)
@@ -275,13 +283,6 @@ def round_trip(bench: Bench) -> dict[str, Fact]:
         checkpoint.load(path, twin, bench.run.device)
     again = replace(bench, objective=twin).terms(bench.batch)
     return {"reload_error": Fact(total_error(plain, again), len(plain))}
-
-
-def rates(settings: TrainSettings) -> dict[str, Fact]:
-    """The learning rate after warm-up, and half a run past the end: the number of steps at which it rises, or is nothing at all."""
-    scales = np.array([optim.lr_scale(step, settings) for step in range(settings.max_steps + settings.max_steps // 2 + 2)])
-    rises = int((np.diff(scales[settings.warmup_steps :]) > 1e-12).sum())
-    return {"rate_rises": Fact(float(rises + (scales[0] <= 0) + (scales.max() > 1 + 1e-9)), len(scales))}
 
 
 def overfit(bench: Bench) -> dict[str, Fact]:

@@ -13,6 +13,13 @@ from muomni.runtime import EMULATED_BELOW
 
 START = (
     Gate(
+        "placement",
+        "misplaced",
+        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `build`",
+        at_most=0.0,
+        source="review 5.1, 5.2: on a GPU a stage would have died after its training",
+    ),
+    Gate(
         "terms",
         "lost_terms",
         "the objective announces terms that it does not give, or gives others: a part of the loss is lost",
@@ -68,11 +75,11 @@ START = (
         "reloads", "reload_error", "a checkpoint does not give back the network that was saved", at_most=0.0, source="SPEC C7: bit for bit"
     ),
     Gate(
-        "schedule",
-        "rate_rises",
-        "the learning rate rises after warm-up or past the end, or starts at nothing",
+        "bases",
+        "base_mismatch",
+        "a stage that it is built upon is not what its certificate speaks of: put its files back, or run it again",
         at_most=0.0,
-        source="SPEC C2",
+        source="DESIGN 4: whoever opens final/ checks it",
     ),
     Gate(
         "native_format",
@@ -162,9 +169,24 @@ RUN = (
     Gate(
         "order",
         "order_error",
-        "samples did not come in the order that seed and step say: a resume began at another place",
+        "samples were drawn too often, or batches passed over or taken twice, as the run itself counted: a resume began at another place",
         at_most=0.0,
-        source="SPEC C7",
+        source="SPEC C7: each sample once an epoch, batch upon batch",
+    ),
+    Gate(
+        "schedule",
+        "rate_errors",
+        "the rates that moved the weights are not those of the schedule: none at first, another peak or end, a rise after warm-up",
+        at_most=0.0,
+        source="SPEC C2, on the rates that the run noted",
+    ),
+    Gate(
+        "average",
+        "ema_error",
+        "the weights that are handed on are not the moving average that `ema_decay` asks for",
+        at_most=0.1,
+        source="0 the average, 1 the raw weights, by probes that the run averaged by hand",
+        when="ema_decay",
     ),
     Gate("ranks", "rank_spread", "the ranks hold different weights: gradients are not synced", at_most=0.0, source="SPEC C14"),
     Gate("saved", "saved_error", "what lies in final/ is not what was measured", at_most=0.0, source="SPEC G2"),

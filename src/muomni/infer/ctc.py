@@ -61,7 +61,8 @@ class CharLM:
 
     def log_prob(self, prefix: Prefix, symbol: int) -> float:
         """log p(symbol | prefix), nats; symbol END asks whether the text is over. Sums to 1 over size symbols and END."""
-        history = (*[self.END] * (self.order - 1), *prefix)
+        seen = prefix[max(0, len(prefix) - self.order + 1) :]
+        history = (*[self.END] * (self.order - 1 - len(seen)), *seen)
         prob = 1.0 / (self.size + 1)
         for width in range(self.order):
             context = history[len(history) - width :]
@@ -116,25 +117,32 @@ def beam(
             told[prefix] = told_of(prefix[:-1]) + lm_weight * lm.log_prob(prefix[:-1], prefix[-1]) + length_bonus
         return told[prefix]
 
-    for frame in np.asarray(log_probs_TC, dtype=np.float64):
-        likely = [symbol for symbol in np.flatnonzero(frame > LEAST_LOG_PROB).tolist() if symbol != BLANK]
+    for row in np.asarray(log_probs_TC, dtype=np.float64):
+        likely = [symbol for symbol in np.flatnonzero(row > LEAST_LOG_PROB).tolist() if symbol != BLANK]
+        frame: list[float] = row.tolist()
         grown: dict[Prefix, tuple[float, float]] = {}
 
         def add(prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown) -> None:
             had = grown.get(prefix, (NEVER, NEVER))
-            grown[prefix] = (float(np.logaddexp(had[0], blank)), float(np.logaddexp(had[1], symbol)))
+            grown[prefix] = (log_sum(had[0], blank), log_sum(had[1], symbol))
 
         for prefix, (ends_blank, ends_symbol) in masses.items():
-            either = float(np.logaddexp(ends_blank, ends_symbol))
+            either = log_sum(ends_blank, ends_symbol)
             add(prefix, either + frame[BLANK], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
             for symbol in likely:
                 repeats = bool(prefix) and symbol == prefix[-1]
                 add((*prefix, symbol), NEVER, (ends_blank if repeats else either) + frame[symbol])
-        ranked = sorted(grown, key=lambda prefix: np.logaddexp(*grown[prefix]) + told_of(prefix), reverse=True)
+        ranked = sorted(grown, key=lambda prefix: log_sum(*grown[prefix]) + told_of(prefix), reverse=True)
         masses = {prefix: grown[prefix] for prefix in ranked[:width]}
     ends = {prefix: lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
-    guesses = [Guess(list(p), float(np.logaddexp(*masses[p])) + told_of(p) + ends[p]) for p in masses]
+    guesses = [Guess(list(p), log_sum(*masses[p]) + told_of(p) + ends[p]) for p in masses]
     return sorted(guesses, key=lambda guess: guess.score, reverse=True)
+
+
+def log_sum(one: float, other: float) -> float:
+    """log(exp(one) + exp(other)); a beam asks it of so many single numbers that numpy's own takes most of its time."""
+    more, less = (one, other) if one >= other else (other, one)
+    return more if less == NEVER else more + math.log1p(math.exp(less - more))
 
 
 def _check(log_probs_TC: FloatArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from muomni.infer import folders
 from muomni.infer.ctc import CharLM
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.mel import MelSpec
-from muomni.models import base, lora, pretrained, store
+from muomni.models import base, integrity, lora, pretrained, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.eyes import Eyes
@@ -34,12 +35,13 @@ class Parts:
     def __init__(self, folder: Path | str, device: torch.device) -> None:
         self.where, self.device = Path(folder), device
         self.stages = folders.find(folder)
+        self._checked: set[str] = set()
 
     @classmethod
     def live(cls, device: torch.device, **parts: Any) -> Self:
         """Parts that are in memory, by their names here (thinker, tokenizer, omni, media): what a stage asks before it saves them."""
         made = cls.__new__(cls)
-        made.where, made.device, made.stages = Path("memory"), device, {}
+        made.where, made.device, made.stages, made._checked = Path("memory"), device, {}, set()
         vars(made).update(parts)
         return made
 
@@ -52,7 +54,7 @@ class Parts:
     @cached_property
     def _found(self) -> dict[str, tuple[base.Base, Path]]:
         """These networks, found again."""
-        return {name: base.find(told, self.stages["omni"]) for name, told in self.bases.items()}
+        return {name: base.find(told, self.final("omni")) for name, told in self.bases.items()}
 
     @cached_property
     def text_folder(self) -> Path:
@@ -70,11 +72,11 @@ class Parts:
         # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what its export says.
         opened_in = None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
         decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=opened_in)
-        adapter = self.stages["omni"] / "lora" if "omni" in self.stages else None
+        adapter = self.final("omni") / "lora" if "omni" in self.stages else None
         if adapter is not None and adapter.is_dir():
             lora.load(decoder, adapter)
             decoder = lora.merged(decoder)
-        return decoder.to(self.device, computes_in).eval()
+        return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -86,7 +88,7 @@ class Parts:
         """The Thinker with eyes and ears, None where only stage thinker is there."""
         if "omni" not in self.stages:
             return None
-        folder = self.stages["omni"]
+        folder = self.final("omni")
         ears = store.load(folder / "hearing", self.device) if (folder / "hearing").is_dir() else None
         return Omni(self.thinker, self._eyes(folder), ears, store.load(folder / "projectors", self.device), self.tokenizer.marks).eval()
 
@@ -99,7 +101,7 @@ class Parts:
         return pretrained.open_tower(folder / "vision", device=self.device, dtype=base.as_stored(self.device))
 
     def _omni_json(self) -> dict[str, Any]:
-        path = self.stages["omni"] / folders.OMNI
+        path = self.final("omni") / folders.OMNI
         try:
             content = files.read_json(path)
             if not isinstance(content, dict):
@@ -137,7 +139,7 @@ class Parts:
     def hearing_folder(self) -> Path:
         """Stage hearing's, or the ears that stage omni listens through: they are the same."""
         if "hearing" not in self.stages and "omni" in self.stages and (self.stages["omni"] / "hearing").is_dir():
-            return self.stages["omni"] / "hearing"
+            return self.final("omni") / "hearing"
         return self.stage("hearing", ability="transcribe")[1]
 
     @cached_property
@@ -174,4 +176,18 @@ class Parts:
 
     def stage(self, *wanted: str, ability: str) -> tuple[str, Path]:
         """The first of the wanted stages that is there, by name and folder."""
-        return folders.require(self.stages, *wanted, ability=ability, where=self.where)
+        name, _ = folders.require(self.stages, *wanted, ability=ability, where=self.where)
+        return name, self.final(name)
+
+    def final(self, name: str) -> Path:
+        """The `final/` of a stage that is there, its files compared with its certificate when it is first opened.
+
+        What has no certificate, or a red one, is opened all the same, and that is told in a line.
+        Raises  CheckpointError where files are missing, extra or others.
+        """
+        folder = self.stages[name]
+        if name not in self._checked:
+            if caveat := integrity.caveat(integrity.verify(folder)):
+                print(f"note: {folder}: {caveat}", file=sys.stderr, flush=True)
+            self._checked.add(name)
+        return folder

@@ -62,6 +62,11 @@ class Voice:
         """Samples a second."""
         return self.codec.config.mel.rate_hz
 
+    @property
+    def device(self) -> torch.device:
+        """Where its networks lie; all of them lie there."""
+        return next(self.talker.parameters()).device
+
     @torch.inference_mode()
     def speak(
         self,
@@ -121,16 +126,14 @@ class Voice:
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and keep (B, T) of texts, padded on the right."""
         rows = [self.talker.text_ids(text, self.tokenizer) for text in texts]
-        device = next(self.talker.parameters()).device
         ids_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for row, ids in enumerate(rows):
             ids_BT[row, : len(ids)], keep_BT[row, : len(ids)] = torch.tensor(ids), True
-        return ids_BT.to(device), keep_BT.to(device)
+        return ids_BT.to(self.device), keep_BT.to(self.device)
 
     def _speakers(self, speakers: Sequence[int] | None, first: int, count: int) -> Tensor | None:
-        device = next(self.talker.parameters()).device
-        return None if speakers is None else torch.tensor(list(speakers[first : first + count]), device=device)
+        return None if speakers is None else torch.tensor(list(speakers[first : first + count]), device=self.device)
 
 
 def sound(log_mel_FM: Tensor, spec: mel.MelSpec, *, seed: int = 0) -> Wave:

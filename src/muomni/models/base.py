@@ -8,11 +8,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from muomni import files
 from muomni.config import Strict
 from muomni.errors import CheckpointError
-from muomni.models import pretrained
+from muomni.models import integrity, pretrained
 from muomni.runtime import has_bf16
 
+TOKENIZER = "tokenizer.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -56,7 +58,12 @@ class Base(Strict):
     def told(self, folder: Path, *, is_stage: bool) -> dict[str, Any]:
         """What a model that is built upon it writes down: how it is found again, and what it must then be."""
         place = {} if is_stage else {"folder": str(folder.resolve())}
-        return {**self.model_dump(), **place, "stage": is_stage, "digest": pretrained.digest(folder)}
+        return {**self.model_dump(), **place, "stage": is_stage, "digest": pretrained.digest(folder), "words": _words(folder)}
+
+
+def _words(folder: Path) -> str:
+    """sha256 of a folder's tokenizer, empty where it has none: other words would mean the same ids."""
+    return files.sha256_once(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else ""
 
 
 def find(told: dict[str, Any], final: Path) -> tuple[Base, Path]:
@@ -77,4 +84,9 @@ def find(told: dict[str, Any], final: Path) -> tuple[Base, Path]:
         folder = folder if folder.is_dir() else pretrained.locate(base.name, base.revision, Path("."))
     if (found := pretrained.digest(folder)) != told["digest"]:
         raise CheckpointError(f"{folder}: {final} was trained upon other weights: expected {told['digest'][:12]}, got {found[:12]}")
+    if (words := _words(folder)) != told.get("words", words):
+        raise CheckpointError(
+            f"{folder / TOKENIZER}: {final} was trained upon another one: expected {told['words'][:12]}, got {words[:12]}"
+        )
+    integrity.verify(folder)
     return base, folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def digest(folder: Path | str) -> str:
     """
     folder = Path(folder)
     store.read_config(folder)
-    return files.sha256_json([[path.name, _sha256(path)] for path in (folder / store.CONFIG, *store.weight_files(folder))])
+    return files.sha256_json([[path.name, files.sha256_once(path)] for path in (folder / store.CONFIG, *store.weight_files(folder))])
 
 
 def open_decoder(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
@@ -94,14 +93,3 @@ def save_tower(tower: Eyes, folder: Path | str) -> None:
         tower.save(Path(folder))
     else:
         store.save(tower, folder)
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
-    """Size and time of change are only the key: gigabytes are read once a process."""
-    return files.sha256_file(path)

@@ -60,6 +60,7 @@ class SiglipTower(Eyes):
         self.std = processor.get("image_std", [0.5] * 3) if is_normed else [1.0] * 3
 
     @classmethod
+    @torch.inference_mode(False)
     def open(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SiglipTower:
         """The vision part of a folder that transformers wrote, whole model or vision alone; dtype None: as stored.
 

@@ -46,6 +46,7 @@ def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None =
     files.write_json(folder / CONFIG, content)
 
 
+@torch.inference_mode(False)  # opened below it by an engine, its parameters could never train
 def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch.dtype | Literal["stored"] = torch.float32) -> Any:
     """The network in a folder, in evaluation mode.
 

@@ -56,7 +56,8 @@ def disk(built: Built, own: Path) -> dict[str, Any]:
     ema = cost.gradients(objective) if settings.ema_decay else 0
     checkpoint = state + holding.optimizer_bytes(built) + ema
     kept = min(settings.keep_checkpoints, math.ceil(settings.max_steps / settings.checkpoint_freq))
-    tokens = sum(file.stat().st_size for file in (own / "tokens").rglob("*") if file.is_file()) * built.scale
+    prepared = [file for name in ("tokens", "coded") for file in (own / name).rglob("*") if file.is_file()]
+    tokens = sum(file.stat().st_size for file in prepared) * built.scale
     if not (own / "final").is_dir():
         built.plan.save(own / "final")
     final = sum(file.stat().st_size for file in (own / "final").rglob("*") if file.is_file())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from muomni import runtime
-from muomni.data import readers
+from muomni.data import cache, indexed, readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.models.decoder import DecoderConfig
@@ -98,6 +98,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     """
     stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
+    cache.begin(settings.cache_mb)
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
     run = Runtime(machine.device, settings.number_format(Inputs(own, folders, recipe.base, machine)))
     runtime.seed_everything(settings.seed)
@@ -108,7 +109,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
         plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
     notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
-    plan.objective.to(run.device).train()
+    plan.objective.train()
     rows = optim.select(plan.objective, settings)
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
 
@@ -141,12 +142,12 @@ def absent(settings: StageSettings, base: Path) -> list[str]:
 
 def sample(whole: Corpus, most: int | None) -> tuple[Corpus, float]:
     """At most so many training samples of a corpus, evenly chosen, and how many times they are contained in it."""
-    places = np.arange(len(whole.train))
-    if most is not None and len(places) > most:
-        places = np.linspace(0, len(places) - 1, most).astype(int)
+    count, train, weights = len(whole.train), whole.train, whole.weights
+    if most is not None and count > most:
+        places = np.linspace(0, count - 1, most).astype(int).tolist()
+        train, weights = indexed.pick(train, places), [weights[place] for place in places]
     valid = whole.valid[:: math.ceil(len(whole.valid) / HELD_OUT)] if whole.valid else []
-    part = replace(whole, train=[whole.train[i] for i in places], valid=valid, weights=[whole.weights[i] for i in places])
-    return part, len(whole.train) / max(1, len(places))
+    return replace(whole, train=train, valid=valid, weights=weights), count / max(1, len(train))
 
 
 def changed(settings: StageSettings, **changes: Any) -> StageSettings:

@@ -16,6 +16,7 @@ from typing import Any
 from muomni import files, units
 from muomni.data import readers
 from muomni.errors import ConfigError, DataError, MuomniError
+from muomni.models import integrity
 from muomni.planning.building import Task, surveyed_as
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
@@ -88,6 +89,7 @@ def _link(read: Recipe, folder: Path, temporary: Path) -> None:
     for name in read.stages:
         place = temporary / surveyed_as(read, name) / "final"
         if (folder / name / "final").is_dir() and not place.is_symlink():
+            integrity.verify(folder / name / "final")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(folder / name / "final")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni import runtime
+from muomni.data.cache import shared
 from muomni.train import cost, flops, optim
 
 if TYPE_CHECKING:
@@ -78,38 +79,24 @@ def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
     counted = resident + state + inputs + trial.highest
     found["allocator"] = max(0, runtime.memory_bytes() - counted)
     found["base"] = resident - weights
-    found["caches"] = cache_bytes(built)
+    found["caches"] = cache_bytes(built, trial.items)
     # A checkpoint and the final files are made from copies of the weights, when activations are gone.
     passing = max(peak, 2 * weights)
-    found["process"] = int(resident + found["caches"] + state + average + inputs + passing + found["allocator"])
+    found["process"] = int(resident + state + average + inputs + passing + found["allocator"])
     return found
 
 
-def cache_bytes(built: Built) -> int:
-    """Bytes by which the data that a stage keeps in memory will grow; data workers keep their own, which are not counted here."""
-    settings, total = built.settings, 0.0
-    if settings.num_workers:
-        return 0
+def cache_bytes(built: Built, items: Sequence[Any]) -> int:
+    """Bytes that the stage will keep of its data, in a file beside the process: as large as these items, no more than its budget."""
+    settings, valid, total = built.settings, built.plan.valid, 0.0
     drawn = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps
-    valid = built.plan.valid
     pairs = [(built.plan.train.dataset, min(drawn, round(len(built.plan.train.dataset) * built.scale)))]
     pairs += [(valid.dataset, len(built.whole.valid))] if valid is not None else []
-    seen: set[int] = set()
+    each = _held(list(items)) / max(1, len(items))
     for dataset, count in pairs:
-        for cache in _caches(dataset):
-            if cache and id(cache) not in seen:
-                seen.add(id(cache))
-                total += _held(list(cache.values())) / len(cache) * max(0, count - len(cache))
-    return int(total)
-
-
-def _caches(dataset: Any) -> Iterator[dict[Any, Any]]:
-    """The mappings by number or path in which a dataset keeps what it has read."""
-    for value in vars(dataset).values():
-        if isinstance(value, dict):
-            yield value
-        elif type(value).__module__ == type(dataset).__module__ and hasattr(value, "item"):
-            yield from _caches(value)
+        if hasattr(getattr(dataset, "utterances", dataset), "kept"):
+            total += each * count
+    return int(min(total, shared().budget_bytes))
 
 
 def _held(value: Any) -> int:

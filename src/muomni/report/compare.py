@@ -46,7 +46,7 @@ def _board(run: Run, other: Run) -> Html | None:
     ours, theirs = run.board.get("metrics") or {}, other.board.get("metrics") or {}
     rows = []
     for name in dict.fromkeys([*ours, *theirs]) if ours and theirs else []:
-        bound, more = meaning.least(name)
+        bound, more = meaning.least(name, run.board)
         stage, fact = meaning.source(name)
         facts = []
         for each, metrics in ((run, ours), (other, theirs)):

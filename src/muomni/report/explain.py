@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, inline_bytes
 from muomni.data.source import Source
 from muomni.errors import ConfigError, DataError
+from muomni.models import integrity
 from muomni.report import anatomy, media
 from muomni.report.anatomy import Subject
 from muomni.report.html import Html, h, join, words
@@ -127,6 +129,8 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     if stage == "thinker" and run is not None and (run / stage / "final").is_dir():
         settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
+    for final in needed.values():
+        integrity.verify(final)
     runtime.seed_everything(settings.seed)
     given = (folder, needed, base, _machine())
     return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))
@@ -149,7 +153,7 @@ def _find(plan: Plan, wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int
     return sides[wanted.split], wanted.index
 
 
-def _place(samples: list[Sample], wanted: Wanted, where: str) -> int:
+def _place(samples: Sequence[Sample], wanted: Wanted, where: str) -> int:
     if wanted.sample is None:
         if 0 <= wanted.index < len(samples):
             return wanted.index

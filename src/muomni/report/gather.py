@@ -72,6 +72,17 @@ class StageRun:
         return path if name and "/" not in str(name) and path.is_file() else None
 
     @property
+    def certificate_digest(self) -> str:
+        """sha256 of its certificate, which names every file of its `final/`; empty without one."""
+        path = self.folder / "certificate.json"
+        return files.sha256_file(path) if path.is_file() else ""
+
+    @property
+    def inherited(self) -> list[dict[str, Any]]:
+        """What was waived of the stages that it stands on."""
+        return [row for row in self.certificate.get("inherited") or [] if isinstance(row, dict)]
+
+    @property
     def took_s(self) -> float | None:
         """How long it took, a sweep as long as its points together."""
         return sum(point.took_s or 0.0 for point in self.points) if self.points else self.value("wall_s")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from muomni.evaluate.thresholds import SOUND
 from muomni.evaluate.thresholds import STRUCTURE as STRUCTURE
 from muomni.stages import recipe
@@ -19,10 +22,11 @@ def teaches(stage: str) -> str:
     return recipe.stage(stage).teaches
 
 
-def least(metric: str) -> tuple[float | None, bool]:
-    """The least value of a row of the score board, and whether more is better."""
+def least(metric: str, board: Mapping[str, Any]) -> tuple[float | None, bool]:
+    """The least value of a row of a score board, and whether more is better; boards of earlier builds hold no least values."""
     _, _, bound, more = ROWS.get(metric, ("", "", None, True))
-    return bound, more
+    own = (board.get("least") or {}).get(metric, bound)
+    return (own if isinstance(own, int | float) else None), more
 
 
 def source(metric: str) -> tuple[str, str]:

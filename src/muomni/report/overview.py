@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muomni import build_identity
 from muomni.report import charts, meaning
 from muomni.report.gather import Run, StageRun
 from muomni.report.html import Html, h, number, seconds, words
@@ -32,7 +33,8 @@ def head(run: Run, *, title: str | None = None) -> Html:
         ("took", seconds(wall_s) if isinstance(wall_s, int | float) and wall_s > max(took) + 60 else None),
         ("stages, added up", seconds(sum(took)) if sum(took) else None),
         ("recipe", str(run.origin.get("recipe", "")).rsplit("/", 1)[-1] or None),
-        ("code", last.get("code")),
+        ("code", build_identity.label(last.get("code"))),
+        ("certificate", run.stages[-1].certificate_digest[:12] or None),
         ("torch", machine.get("torch")),
         ("machine", machine.get("system")),
         ("data", str(last.get("data", ""))[:12] or None),
@@ -61,7 +63,7 @@ def board(run: Run) -> Html | None:
         return None
     rows = []
     for name, value in metrics.items():
-        least, more = meaning.least(name)
+        least, more = meaning.least(name, run.board)
         stage, fact = meaning.source(name)
         found = run.stage(stage)
         row = {**(found.facts.get(fact, {}) if found else {}), "value": value}

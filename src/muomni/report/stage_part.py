@@ -31,6 +31,7 @@ def part(stage: StageRun, place: Path, *, others: list[StageRun] | None = None) 
     blocks = [
         ("Points of the grid", sweep.part(stage, place, NAME)),
         ("Gates", gates(stage)),
+        ("Waived below it", waived_below(stage)),
         ("Curves", curves(stage, other)),
         ("With the right media, and with others", ablations(stage)),
         ("By length of the answer", seeing.by_length(stage)),
@@ -100,6 +101,13 @@ def gates(stage: StageRun) -> Html | None:
         )
     head = h("tr", [h("th", text) for text in ("gate", "verdict", "value", "should be", "value, interval and bound", "n", "why")])
     return h("table", h("thead", head), h("tbody", rows), cls="gates")
+
+
+def waived_below(stage: StageRun) -> Html | None:
+    """What was waived of the stages that it stands on, with the written reasons."""
+    rows = [h("tr", [h("td", str(row.get(key, ""))) for key in ("stage", "gate", "why")]) for row in stage.inherited]
+    head = h("tr", [h("th", text) for text in ("stage", "gate", "why")])
+    return h("table", h("thead", head), h("tbody", rows), cls="gates") if rows else None
 
 
 def terms(stage: StageRun) -> list[str]:

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from muomni import runtime
 from muomni.data import conversation, readers, utterances
-from muomni.models import omni
+from muomni.models import omni, store
+from muomni.models.codec import Codec
+from muomni.models.decoder import Decoder
 from muomni.models.talker import Talker
 from muomni.nn import masks
 from muomni.nn.rvq import Quantised, ResidualVQ
+from muomni.stages import one
+from muomni.stages import recipe as recipes
 from muomni.stages import talker as talker_stage
+from muomni.stages.placement import Placement
 from muomni.tokens import chat
 from muomni.tokens.chat import IGNORE
 from muomni.train import loop, optim, step
+from muomni.train.average import Average
 from muomni.train.objective import Term
 from muomni.train.objectives import ctc, language
 from muomni.train.objectives.language import NextToken
-from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way)."""
+    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way).
+
+    how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | regroup: one, then two go on
+               avx2: AVX512 switched off
+    overrides  settings that the bug needs to have something to break
+    """
 
     number: int
     name: str
     stage: str
     plants: tuple[tuple[Plant, str], ...]
-    how: str = "train"  # train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | avx2: AVX512 off
+    how: str = "train"
+    overrides: tuple[str, ...] = ()
 
 
 # --- who looks where ----------------------------------------------------------------------------------------------------------------------
@@ -196,10 +211,9 @@ def stale_codes() -> AbstractContextManager[Any]:
     true = talker_stage.code
 
     def code(*args: Any) -> Any:
-        made = true(*args)
         entries = int(args[3].codebook_size)
-        made.items = {n: replace(item, codes_KF=(item.codes_KF + 1) % entries) for n, item in made.items.items()}
-        return made
+        for index, item in true(*args):
+            yield index, replace(item, codes_KF=(item.codes_KF + 1) % entries) if isinstance(item, TalkerItem) else item
 
     return patch.object(talker_stage, "code", code)
 
@@ -223,7 +237,7 @@ def infeasible_rows() -> AbstractContextManager[Any]:
 
 def split_by_row() -> AbstractContextManager[Any]:
     """Rows are split one by one, whatever group they are of."""
-    return patch.object(readers, "sides", lambda samples, share, seed: ["valid" if n % 5 == 0 else "train" for n in range(len(samples))])
+    return patch.object(readers.Sides, "is_valid", lambda self: np.arange(len(self._is_valid)) % 5 == 0)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------------------------
@@ -255,11 +269,7 @@ def resume_from_the_start() -> AbstractContextManager[Any]:
     """A run that is resumed reads its data from the beginning again."""
     true = loop.to_come
 
-    def to_come(done: int, max_steps: int, per_step: int, run: Any) -> range:
-        again = true(0, max_steps - done, per_step, run)
-        return again if done else true(done, max_steps, per_step, run)
-
-    return patch.object(loop, "to_come", to_come)
+    return patch.object(loop, "to_come", lambda position, count, run: true(0, count, run))
 
 
 def climbing_rate() -> AbstractContextManager[Any]:
@@ -270,6 +280,33 @@ def climbing_rate() -> AbstractContextManager[Any]:
         return (number + 1) / settings.warmup_steps if number < settings.warmup_steps else 0.55 + 0.45 * math.cos(turn)
 
     return patch.object(optim, "lr_scale", lr_scale)
+
+
+# --- proof --------------------------------------------------------------------------------------------------------------------------------
+
+
+def swapped_final() -> AbstractContextManager[Any]:
+    """As soon as the main rank reads what the stage stands on, each `final/` there holds another network of the same shapes.
+
+    The run's own stages are shared by all mutants: what is swapped is a copy.
+    """
+    true = one._foundation
+
+    def foundation(plan: Any, name: str, folder: Path) -> Any:
+        for needed in recipes.needs(plan.stages, name):
+            stage = folder / needed
+            if stage.is_symlink():
+                certified = stage.resolve()
+                stage.unlink()
+                shutil.copytree(certified, stage)
+            network = store.load(stage / "final")
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.01)
+            store.save(network, stage / "final", extra=store.extra_of(stage / "final"))
+        return true(plan, name, folder)
+
+    return patch.object(one, "_foundation", foundation)
 
 
 # --- the machine --------------------------------------------------------------------------------------------------------------------------
@@ -310,6 +347,58 @@ def told_counted() -> AbstractContextManager[Any]:
     return patch.object(NextToken, "contents", contents)
 
 
+# --- where networks lie -------------------------------------------------------------------------------------------------------------------
+
+
+def codec_left_behind() -> AbstractContextManager[Any]:
+    """The codec stays where its file was read, though the run computes elsewhere."""
+    true = Placement.__call__
+    return patch.object(Placement, "__call__", lambda self, network: network if isinstance(network, Codec) else true(self, network))
+
+
+def placed_where_nothing_trains() -> AbstractContextManager[Any]:
+    """Networks are copied to their device under inference_mode, so that what is learned there has no gradient (a copy, on a CPU too)."""
+    true = Placement.__call__
+
+    def place(self: Placement, network: Any) -> Any:
+        network = true(self, network)
+        if isinstance(network, Decoder):
+            with torch.inference_mode():
+                for part in network.modules():
+                    part._buffers.update({name: tensor.clone() for name, tensor in part._buffers.items() if tensor is not None})
+                    part._parameters.update(
+                        {name: torch.nn.Parameter(p.clone(), False) for name, p in part._parameters.items() if p is not None}
+                    )
+        return network
+
+    return patch.object(Placement, "__call__", place)
+
+
+# --- rates, ranks, averages ----------------------------------------------------------------------------------------------------
+
+
+def rate_never_set() -> AbstractContextManager[Any]:
+    """The schedule is reckoned, and nobody tells the optimizer."""
+    return patch.object(optim, "set_lr", lambda optimizer, scale: None)
+
+
+def another_world() -> AbstractContextManager[Any]:
+    """The place in the data is the step times the ranks of today: a run that goes on with more of them passes batches over."""
+    true = loop.to_come
+    return patch.object(loop, "to_come", lambda position, count, run: true(position * run.world, count, run))
+
+
+def average_lost() -> AbstractContextManager[Any]:
+    """The moving average is followed, and the raw weights are validated, kept and handed on."""
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with patch.object(Average, "put", lambda self: None), patch.object(Average, "in_place", lambda self: nullcontext()):
+            yield
+
+    return plant()
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -331,6 +420,16 @@ MUTANTS = (
     Mutant(16, "learning rate that climbs after the end", "thinker", ((climbing_rate, "schedule"),)),
     Mutant(17, "rows that CTC can't spell", "hearing", ((infeasible_rows, "infeasible"),)),
     Mutant(18, "split leakage", "thinker", ((split_by_row, "leaks"),)),
+    Mutant(19, "swapped final/ of a needed stage", "omni", ((swapped_final, "bases"),)),
+    Mutant(20, "set_lr is never called", "thinker", ((rate_never_set, "schedule"),)),
+    Mutant(21, "another world size", "thinker", ((another_world, "order"),), how="regroup"),
+    Mutant(22, "EMA lost", "thinker", ((average_lost, "average"),), overrides=("thinker.ema_decay=0.9",)),
     Mutant(23, "target count doubled, told terms counted", "thinker", ((targets_doubled, "counts"), (told_counted, "counts"))),
     Mutant(24, "emulated bf16", "thinker", ((emulated_format, "native_format"),), how="avx2"),
+    Mutant(
+        25,
+        "a module left on the other device, a module made where nothing trains",
+        "talker",
+        ((codec_left_behind, "placement"), (placed_where_nothing_trains, "placement")),
+    ),
 )

@@ -31,7 +31,7 @@ What to do about a red one: docs/playbook.md.
 SELFTEST = """
 ## The gates' own test
 `muomni selftest` plants each bug in a tiny run (`src/muomni/selftest/recipe.yaml`) and looks which gates are red. The run without a bug,
-stopped and resumed once, and once by two ranks, must be green. CI runs a third, chosen by the commit; `make selftest` all.
+stopped and resumed once, and once by two ranks, must be green. CI plants them all (`make selftest`).
 
 """
 
@@ -39,6 +39,7 @@ stopped and resumed once, and once by two ranks, must be green. CI runs a third,
 # settings under which a gate applies, in words
 WHEN = {
     "packs": "packed rows",
+    "ema_decay": "a moving average (`ema_decay`)",
     "negatives": "changed captions",
     "probe": "probe data",
     "exact": "tasks named by `exact`",

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from muomni.errors import GateRed
 from muomni.selftest.mutants import MUTANTS
-from muomni.selftest.run import RECIPE
+from muomni.selftest.run import RECIPE, short
 from muomni.stages import runner
 
 
 def main() -> None:
     """Plant the mutant (0: none) and run the stage."""
-    number, folder, stage = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+
+
+def run(number: int, folder: Path, stage: str) -> None:
+    """The stage with a mutant planted.
+
+    Raises  SystemExit with the code of GateRed where a gate is red.
+    """
     plant = next((mutant.plants[0][0] for mutant in MUTANTS if mutant.number == number), nullcontext)
     try:
         with plant():
-            overrides = [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
-            runner.run(str(RECIPE), stages=[stage], out=folder, overrides=overrides)
+            runner.run(str(RECIPE), stages=[stage], out=folder, overrides=short(stage))
     except GateRed as error:
         sys.exit(error.exit_code)
+
+
+def as_rank(number: int, folder: Path, stage: str, rank: int, port: int) -> None:
+    """The same as this rank of two that meet at a port; what is said goes to `<stage>-rank-<rank>` in the folder."""
+    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
+    with (folder / f"{stage}-rank-{rank}").open("w", encoding="utf-8") as said, redirect_stderr(said):
+        os.dup2(said.fileno(), 2)  # what torch says goes past Python's stream
+        run(number, folder, stage)
 
 
 if __name__ == "__main__":

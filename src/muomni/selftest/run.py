@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +29,12 @@ from muomni.train import loop
 from muomni.units import told_seconds
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
-STOP_AT = 50  # the step after which a run is interrupted, where it is to resume
+STOP_AT = 50  # the step before which a run is interrupted, where it is to resume
+REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
+TWINS = "two ranks"  # the unmutated run's first stage once more
+TWINS_STAGE = "thinker"
+RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
+LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo"]  # what each run would load: optimizers load the latter (3 s) on first use
 
 
 @dataclass(frozen=True)
@@ -48,62 +53,136 @@ class Caught:
         return {"name": f"{self.number} {self.name}", "caught_by": self.caught_by, "seconds": round(self.seconds, 1), "told": self.told}
 
 
+@dataclass(frozen=True)
+class Part:
+    """What runs in a process of its own: a stage of the unmutated run, its twin by two ranks, or a mutant.
+
+    needs   stages that are to be finished before; width: processes that it keeps busy
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    work: Callable[[Path, str], Any]
+    width: int = 1
+
+
 def selftest(
     numbers: Sequence[int] | None = None, *, jobs: int = 2, say: Callable[[str], None] = lambda _: None, keep: Path | None = None
 ) -> dict[str, Any]:
-    """Run everything; give {"unmutated": "green" or "red", "mutants": [...], "seconds"}.
+    """Run the stages that the mutants are planted in, and the mutants; give {"unmutated": "green" or "red", "mutants": [...], "seconds"}.
 
-    Takes   numbers: the mutants, None: all; jobs: runs side by side; say: where progress is told; keep: a folder for the runs.
+    Takes   numbers: the mutants, None: all; jobs: processes side by side; say: where progress is told; keep: a folder for the runs.
     """
     begin = time.perf_counter()
     chosen = [mutant for mutant in MUTANTS if numbers is None or mutant.number in numbers]
+    found: dict[int, Caught] = {}
+    why = ""
     with ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-selftest-")))
         world.build(folder / "run" / "data" / "world")
-        why = _unmutated(folder / "run")
+        for name, told in side_by_side(_parts(chosen, folder), folder, jobs):
+            if isinstance(told, Caught):
+                found[told.number] = told
+                seen = told.caught_by or f"NOT CAUGHT: {told.told}"
+                say(f"{told.number:2} {told.name}: {seen} ({told_seconds(told.seconds)})")
+            elif told:
+                why = f"{name}: {told}"
+                break
+            else:
+                say(f"unmutated {name}: green")
         say(f"unmutated: {'green' if not why else 'red: ' + why} ({told_seconds(time.perf_counter() - begin)})")
-        found: list[Caught] = []
-        if not why:
-            with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-                for caught in pool.map(_try, [(folder, mutant.number) for mutant in chosen]):
-                    found.append(caught)
-                    seen = caught.caught_by or f"NOT CAUGHT: {caught.told}"
-                    say(f"{caught.number:2} {caught.name}: {seen} ({told_seconds(caught.seconds)})")
     return {
         "unmutated": "red" if why else "green",
         "why": why,
-        "mutants": [c.to_json() for c in found],
+        "mutants": [] if why else [found[mutant.number].to_json() for mutant in chosen],
         "seconds": time.perf_counter() - begin,
     }
 
 
-def third(name: str) -> list[int]:
-    """A third of the mutants, chosen by a hexadecimal name (a commit's hash): three names in a row of equal chance see them all."""
-    return [mutant.number for mutant in MUTANTS if mutant.number % 3 == int(name, 16) % 3]
+def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
+    """The stages concerned, with those that they need, and the mutants, each of which needs what its stage needs."""
+    stages = recipes.read(str(RECIPE), out=folder / "run").stages
+    concerned = {mutant.stage for mutant in chosen}
+    for name in reversed(stages):  # they stand in the order of need
+        concerned.update(recipes.needs(stages, name) if name in concerned else ())
+    parts = [Part(name, tuple(recipes.needs(stages, name)), _unmutated) for name in stages if name in concerned]
+    if TWINS_STAGE in concerned:
+        parts.append(Part(TWINS, (), _twins, width=2))
+    return parts + [
+        Part(str(mutant.number), tuple(recipes.needs(stages, mutant.stage)), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
+        for mutant in chosen
+    ]
 
 
-def _unmutated(folder: Path) -> str:
-    """The whole recipe, its first stage stopped and resumed, once more by two ranks; why it is red, or nothing."""
+def side_by_side(parts: Sequence[Part], folder: Path, jobs: int) -> Iterator[tuple[str, Any]]:
+    """Run parts, each as soon as what it needs has ended and there is room; yield each one's name and what it gave, as they end.
+
+    A process that ends without giving anything has given its exit code, in words. Whoever stops listening ends those that still run.
+    """
+    fresh = multiprocessing.get_context("forkserver")  # each part has a process that ran nothing before, and none loads torch anew
+    fresh.set_forkserver_preload(LOADED)
+    waiting, done = list(parts), set[str]()
+    running: dict[connection.Connection, tuple[Part, Any]] = {}
+    try:
+        while waiting or running:
+            for part in list(waiting):
+                taken = sum(other.width for other, _ in running.values())
+                if done.issuperset(part.needs) and (not running or taken + part.width <= jobs):
+                    ours, theirs = fresh.Pipe(duplex=False)
+                    process = fresh.Process(target=_give, args=(theirs, part, folder))
+                    process.start()
+                    theirs.close()
+                    running[ours] = part, process
+                    waiting.remove(part)
+            ready = connection.wait(list(running))
+            for ours in [each for each in running if each in ready]:
+                part, process = running.pop(ours)
+                try:
+                    given = ours.recv()
+                except EOFError:
+                    given = None
+                process.join()
+                done.add(part.name)
+                yield part.name, given if process.exitcode == 0 else f"its process ended with {process.exitcode}"
+    finally:
+        for _, process in running.values():
+            process.kill()
+
+
+def _give(pipe: connection.Connection, part: Part, folder: Path) -> None:
+    pipe.send(part.work(folder, part.name))
+
+
+def _unmutated(folder: Path, stage: str) -> str:
+    """A stage of the recipe as it is, the first one stopped and resumed; why it is red, or nothing."""
     try:
         with _quiet():
-            _stopped(folder, "thinker")
-            _run(folder, list(recipes.read(str(RECIPE), out=folder).stages))
-        twins = _copy(folder, folder.parent / "ranks", "thinker")
-        _two_ranks(twins, "thinker", 0)
+            if stage == TWINS_STAGE:
+                _stopped(folder / "run", stage)
+            _run(folder / "run", [stage])
     except MuomniError as error:
         return str(error)
-    red = _red(twins, "thinker")
-    return f"two ranks: {', '.join(red)}" if red else ""
+    return ""
 
 
-def _try(task: tuple[Path, int]) -> Caught:
-    """One mutant, in a process of its own."""
-    folder, number = task
-    mutant = next(m for m in MUTANTS if m.number == number)
+def _twins(folder: Path, _: str) -> str:
+    """The first stage begun by one rank and ended by two; why it is red, or nothing."""
+    own = _copy(folder / "run", folder / "ranks", TWINS_STAGE)
+    try:
+        _regrouped(own, TWINS_STAGE)
+        _two_ranks(own, TWINS_STAGE, 0)
+    except MuomniError as error:
+        return str(error)
+    return ", ".join(_red(own, TWINS_STAGE))
+
+
+def _try(folder: Path, name: str) -> Caught:
+    """One mutant."""
+    mutant = next(m for m in MUTANTS if m.number == int(name))
     begin = time.perf_counter()
     caught, told = [], []
     for way, (plant, gate) in enumerate(mutant.plants):
-        own = _copy(folder / "run", folder / f"mutant-{number}-{way}", mutant.stage)
+        own = _copy(folder / "run", folder / f"mutant-{name}-{way}", mutant.stage)
         error = ""
         try:
             with _quiet():
@@ -117,11 +196,13 @@ def _try(task: tuple[Path, int]) -> Caught:
         caught += [gate] if gate in red else []
         shutil.rmtree(own, ignore_errors=True)
     names = ", ".join(dict.fromkeys(caught)) if len(caught) == len(mutant.plants) else None
-    return Caught(number, mutant.name, mutant.stage, names, time.perf_counter() - begin, "; ".join(told))
+    return Caught(mutant.number, mutant.name, mutant.stage, names, time.perf_counter() - begin, "; ".join(told))
 
 
 def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
-    if mutant.how == "ranks":
+    if mutant.how == "regroup":
+        _regrouped(folder, mutant.stage)
+    if mutant.how in ("ranks", "regroup"):
         _two_ranks(folder, mutant.stage, mutant.number)
         return
     if mutant.how == "avx2":
@@ -130,53 +211,80 @@ def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
     if mutant.how == "resume":
         _stopped(folder, mutant.stage)
     with plant():
-        _run(folder, [mutant.stage])
+        _run(folder, [mutant.stage], list(mutant.overrides))
 
 
-def _run(folder: Path, stages: list[str]) -> None:
-    runner.run(str(RECIPE), stages=stages, out=folder)
+def _run(folder: Path, stages: list[str], overrides: Sequence[str] = ()) -> None:
+    runner.run(str(RECIPE), stages=stages, out=folder, overrides=list(overrides))
 
 
-def _stopped(folder: Path, stage: str) -> None:
+def short(stage: str) -> list[str]:
+    """Overrides for a stage that two ranks train."""
+    return [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
+
+
+def _stopped(folder: Path, stage: str, at: int = STOP_AT, overrides: Sequence[str] = ()) -> None:
     """Run a stage until it is asked to stop half-way."""
     steps = iter(range(1, 10**9))
-    with patch.object(loop, "_stop_everywhere", lambda stop, run: next(steps) >= STOP_AT), contextlib.suppress(loop.Interrupted):
-        _run(folder, [stage])
+    with patch.object(loop, "asked", lambda stop: next(steps) >= at), contextlib.suppress(loop.Interrupted):
+        _run(folder, [stage], overrides)
+
+
+def _regrouped(folder: Path, stage: str) -> None:
+    """Begin a stage with one rank, where two go on; in a process of its own, since ranks can't be forked from one that ran a backward."""
+    alone = multiprocessing.get_context("fork").Process(target=_begun, args=(folder, stage))
+    alone.start()
+    alone.join(RANKS_S)
+    alone.kill()
+    alone.join()
+    if alone.exitcode != 0:
+        raise MuomniError(f"one rank ended with {alone.exitcode} before two could go on")
+
+
+def _begun(folder: Path, stage: str) -> None:
+    with _quiet():
+        _stopped(folder, stage, REGROUP_AT, short(stage))
 
 
 def _two_ranks(folder: Path, stage: str, number: int) -> None:
-    """A stage by two processes that exchange gradients, with a mutant planted in both (0: none)."""
+    """A stage by two processes that exchange gradients, with a mutant planted in both (0: none).
+
+    They are forked: the process of a part has trained nothing yet, so that no thread is lost, and torch need not be loaded twice more.
+    """
+    from muomni.selftest import rank as ranks  # which reads this module's recipe
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    told = [rank.communicate(timeout=900)[1].decode(errors="replace") for rank in ranks]
-    if any(rank.returncode not in (0, GateRed.exit_code) for rank in ranks):
-        raise MuomniError(f"two ranks ended with {[rank.returncode for rank in ranks]}: {told[0][-400:]}")
+    twice = multiprocessing.get_context("fork")
+    processes = [twice.Process(target=ranks.as_rank, args=(number, folder, stage, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    until = time.monotonic() + RANKS_S
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.join()
+    if any(process.exitcode not in (0, GateRed.exit_code) for process in processes):
+        told = [path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*"))]
+        raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {' '.join(told)[-400:]}")
 
 
 def _without_avx512(folder: Path, stage: str, number: int) -> None:
     """A stage with a mutant planted, in a process for which the chip has no AVX512, whatever chip it is."""
     command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
     switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=900)
+    done = subprocess.run(command, env=switched_off, capture_output=True, timeout=RANKS_S)
     if done.returncode not in (0, GateRed.exit_code):
         raise MuomniError(f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
 
 
 def _copy(run: Path, folder: Path, stage: str) -> Path:
-    """The run without one stage (and those after it are not looked at): what that stage needs is linked, its data are the run's."""
+    """The run without one stage: what that stage needs is linked, its data are the run's."""
     folder.mkdir(parents=True)
-    for name in ("data", *recipes.STAGES):
-        if name != stage and (run / name).exists():
-            (folder / name).symlink_to(run / name)
+    for name in ("data", *recipes.needs(recipes.read(str(RECIPE), out=run).stages, stage)):
+        (folder / name).symlink_to(run / name)
     return folder
 
 

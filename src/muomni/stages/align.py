@@ -64,14 +64,19 @@ class AlignSettings(SeeingSettings):
         outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}
         return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
 
+    def outside(self, base: Path) -> list[Path]:
+        """Networks that come from elsewhere may be stages of another run."""
+        named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
+        return [*super().outside(base), *(each.locate({}, base) for each in named)]
+
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""
     named = {"thinker": settings.llm, "vision": settings.eyes}
     folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
     device = inputs.run.device
-    decoder = pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device))
-    eyes = pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device))
+    decoder = inputs.place(pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device)))
+    eyes = inputs.place(pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device)))
     tokenizer = Tokenizer.load(folders["thinker"])
     perceiver = PerceiverConfig(
         tokens=settings.num_image_tokens,
@@ -89,7 +94,7 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
         perceiver=perceiver,
         levels=settings.levels,
     )
-    projectors = Projectors(shape).start_at(decoder.embedding_rms)
+    projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
     freeze(decoder), freeze(eyes)
     omni = Omni(decoder, eyes, None, projectors, tokenizer.marks)
     spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)

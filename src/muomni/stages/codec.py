@@ -42,7 +42,7 @@ def collate(items: list[Utterance]) -> CodecBatch:
 def build(settings: CodecSettings, inputs: Inputs) -> Plan:
     """Crops of speech through a codec whose codebooks start from what the encoder has learned; usage and error at the end."""
     corpus = inputs.corpus(settings)
-    codec = Codec(settings.model)
+    codec = inputs.place(Codec(settings.model))
     whole = {
         name: Utterances(samples, settings.model.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
@@ -55,7 +55,7 @@ def build(settings: CodecSettings, inputs: Inputs) -> Plan:
         return quality(codec, whole["valid"], inputs, album)
 
     return Plan(
-        CodecObjective(codec, warmup=settings.quantise_after, seed=settings.seed),
+        inputs.place(CodecObjective(codec, warmup=settings.quantise_after, seed=settings.seed)),
         train,
         valid,
         lambda folder: store.save(codec, folder),

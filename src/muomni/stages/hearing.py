@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,11 @@ def collate(items: list[Utterance]) -> HearingBatch:
 def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
     corpus = inputs.corpus(settings)
-    encoder = AudioEncoder(settings.model)
+    encoder = inputs.place(AudioEncoder(settings.model))
 
-    def utterances(samples: list[object], changes: SpeechAugment | None) -> Utterances:
+    def utterances(samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
         return Utterances(
-            samples,  # type: ignore[arg-type]
+            samples,
             settings.model.mel,
             downsample=settings.model.downsample,
             pad_s=settings.pad_s,
@@ -65,7 +66,7 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
             changes=changes,
         )
 
-    training, held_out = utterances([*corpus.train], settings.augment), utterances([*corpus.valid], None)
+    training, held_out = utterances(corpus.train, settings.augment), utterances(corpus.valid, None)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
 
     def language() -> ctc.CharLM | None:

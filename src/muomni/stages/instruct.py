@@ -56,6 +56,10 @@ class InstructSettings(SeeingSettings):
         """The digest of a connector that comes from elsewhere."""
         return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}
 
+    def outside(self, base: Path) -> list[Path]:
+        """A connector of another run."""
+        return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
+
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:
     """The `final/` that holds the connector.
@@ -77,12 +81,13 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert omni is not None
     assert spec is not None
     assert omni.vision is not None
+    inputs.place(omni)
     freeze(omni.vision)
     seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
         return plan(settings, inputs, corpus, seer)
-    lora.attach(omni.decoder, settings.lora)
+    inputs.place(lora.attach(omni.decoder, settings.lora))
     return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
 
 

@@ -63,11 +63,11 @@ class OmniSettings(StageSettings):
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
-    decoder = Decoder.open(inputs.needed["thinker"])
+    decoder = inputs.place(Decoder.open(inputs.needed["thinker"]))
     for part in decoder.modules():
         if isinstance(part, torch.nn.Dropout) and settings.dropout is not None:
             part.p = settings.dropout
-    vision, audio = store.load(inputs.needed["vision"]), store.load(inputs.needed["hearing"])
+    vision, audio = inputs.place(store.load(inputs.needed["vision"])), inputs.place(store.load(inputs.needed["hearing"]))
     shape = ProjectorsConfig(
         width=decoder.config.width,
         vision_width=vision.config.width,
@@ -76,7 +76,8 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         levels=settings.levels,
         audio_pool=settings.audio_pool,
     )
-    omni = Omni(decoder, freeze(vision), freeze(audio), Projectors(shape).start_at(decoder.embedding_rms))  # type: ignore[arg-type]
+    projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
+    omni = Omni(decoder, freeze(vision), freeze(audio), projectors)  # type: ignore[arg-type]
     spec = MediaSpec(
         image_size=vision.config.image_size,
         image_tokens=shape.image_tokens,
@@ -87,7 +88,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
-    standardise(omni, corpus.train, spec, torch.device("cpu"))
+    standardise(omni, corpus.train, spec, inputs.run.device)
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
@@ -96,7 +97,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
             projector.requires_grad_(False)  # nothing would ever teach it
     forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
-    senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items)
+    senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items, inputs.place)
 
     def save(folder: Path) -> None:
         store.save(decoder, folder / "thinker")

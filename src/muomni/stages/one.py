@@ -6,28 +6,33 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import readers
-from muomni.errors import CheckpointError, ConfigError, GateRed
-from muomni.evaluate import baseline, certificate, gates, soundness, thresholds
+from muomni.data import cache, readers
+from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
+from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
-from muomni.models import store
+from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
+from muomni.train.witness import Rates
 from muomni.units import told_seconds
+
+BATCH = "batch.json"  # micro-batches of an update over all ranks, as the stage was trained last
+T = TypeVar("T")
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
@@ -60,21 +65,27 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     runtime.use_threads(settings.threads or default_threads(plan))
     own = folder / name
     needs = recipes.needs(plan.stages, name)
-    needed = {other: certificate.demand(folder / other, name)["weights"] for other in needs} | settings.given(plan.base)
-    digest = recipes.digest(settings, needed, readers.fingerprint(settings.data, plan.base))
+    base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
+    digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
     if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
-        return _reuse(stage, settings, own, done, waived, machine)
+        if integrity.names_files(done):
+            return _reuse(stage, settings, own, done, waived, base, machine)
+        if machine.is_main:
+            print(f"[{name}] its certificate names no files (it is of an older version): measured again", file=sys.stderr, flush=True)
     if machine.is_main:
-        _open_folder(own, settings, digest, fresh)
-    distributed.barrier(machine)
+        _open_folder(own, named, digest, fresh)
+        files.write_json(own / BATCH, settings.gradient_accumulation_steps * machine.world)
+    distributed.wait_for_main(machine)
 
     begin = time.perf_counter()
-    built, run_as = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    run_as = inputs.run
     _introduce(plan, name, settings, built, run_as)
     before = _frozen(built)  # before the trials too: they share what is given
-    start = _start(built, settings, run_as)
-    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), run_as)
+    start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
+    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -82,18 +93,125 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
         rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
         files.write_json(own / "account.json", rows)
         album = Album()
-        ended = _measure(built, fitted, before, settings, run_as, album)
+        ended = _measure(built, fitted, before, settings, inputs, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
         album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
             built.save(part)
             facts["saved_error"] = _saved(built, part)
+        facts["base_mismatch"] = base.fact(folder)  # once more: hours have passed, and measuring opened some of them
         facts["wall_s"] = Fact(time.perf_counter() - begin)
         judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
-        result = _certify(built, settings, own, facts, judged, digest)
+        result = _certify(built, settings, own, facts, judged, digest, base)
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
+
+
+@contextmanager
+def alone(folder: Path, name: str, machine: Runtime) -> Iterator[None]:
+    """Hold a stage of a run's folder for this process (or its ranks): what two would write there, neither could stand for.
+
+    Raises  UserError where another process doesn't let go of it.
+    """
+    with ExitStack() as stack:
+        lock = files.only_writer(
+            folder / "locks" / name.replace("/", "-"), say=lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)
+        )
+        _on_main(lambda: stack.enter_context(lock), machine)
+        yield
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What a stage stands on: stages of its recipe, what comes from outside, and what was waived of all these.
+
+    digests   of the weights of each, by name
+    """
+
+    needs: tuple[str, ...]
+    digests: dict[str, str]
+    waivers: certificate.Waivers
+
+    def fact(self, folder: Path) -> Fact:
+        """How many files of these stages are not what their certificates name, now."""
+        return base_mismatch(folder, self.needs)
+
+
+def base_mismatch(folder: Path, needs: Sequence[str]) -> Fact:
+    """How many files of needed stages, by their names in a run's folder, are not what the stages' certificates name."""
+    return mismatch([f"{name}: {line}" for name in needs for line in integrity.changed(folder / name / "final")], len(needs))
+
+
+def mismatch(lines: Sequence[str], among: int) -> Fact:
+    """The fact behind gate `bases`: so many files of so many stages are others, and which."""
+    return Fact(float(len(lines)), among, note=integrity.shown(list(lines)))
+
+
+def also_changed(saved_error: Fact, own: Path) -> Fact:
+    """The fact behind gate `saved`, with the files of `final/` that are not what its certificate names counted in."""
+    lines = integrity.changed(own / "final")
+    note = "; ".join(each for each in (saved_error.note, integrity.shown(lines)) if each)
+    return Fact(saved_error.value + len(lines), saved_error.n, note=note)
+
+
+def _foundation(plan: Recipe, name: str, folder: Path) -> Foundation:
+    """What a stage stands on, every file of it checked.
+
+    Raises  GateRed where a needed stage is missing, red, or other than its certificate says: then this stage's certificate,
+            unless it is finished, says so too; CheckpointError where what comes from outside is other.
+    """
+    stage, settings, needs = recipes.stage(name), plan.stages[name], recipes.needs(plan.stages, name)
+    try:
+        certificates = {other: certificate.demand(folder / other, name) for other in needs}
+    except certificate.BaseChanged as error:
+        own, done = folder / name, certificate.read(folder / name)
+        if done is None or not integrity.names_files(done):
+            facts = {"base_mismatch": mismatch(error.lines, len(needs))}
+            judged = [row for row in judge(stage, settings, (), facts, {}) if row.is_known(facts)]
+            tell(name, certificate.write(own, own.name, facts, judged, weights="", data="", settings="", seed=settings.seed))
+        raise
+    digests = {other: found["weights"] for other, found in certificates.items()} | settings.given(plan.base)
+    inherited = [integrity.waivers(found) for found in certificates.values()]
+    return Foundation(needs, digests, integrity.merged(*inherited, _outside(settings, plan.base, name)))
+
+
+def _outside(settings: StageSettings, base: Path, name: str) -> certificate.Waivers:
+    """What was waived of stages of other runs that this one starts from; what is not proven of them is told.
+
+    Raises  CheckpointError where their files are not what their certificates name.
+    """
+    found = []
+    for folder in settings.outside(base):
+        theirs = integrity.verify(folder)
+        is_stage = folder.name == integrity.FINAL or integrity.locate(folder) is not None  # what others trained has no certificate
+        if is_stage and (caveat := integrity.caveat(theirs)):
+            print(f"[{name}] stands on {folder}: {caveat}", file=sys.stderr, flush=True)
+        found += [] if theirs is None else [integrity.waivers(theirs)]
+    return integrity.merged(*found)
+
+
+def outside_waivers(settings: StageSettings, origin: Mapping[str, Any]) -> certificate.Waivers:
+    """The same for a finished stage, of the run whose `recipe.json` is given."""
+    return _outside(settings, Path(origin["base"]), "gate")
+
+
+def _on_main(work: Callable[[], T], machine: Runtime) -> T:
+    """What the main rank finds, on all ranks; so is an error of ours. What it read and hashed, the others need not read again."""
+    found: T | None = None
+    error: MuomniError | None = None
+    if machine.is_main:
+        try:
+            found = work()
+        except MuomniError as problem:
+            if machine.world == 1:
+                raise
+            error = problem
+    error, found, known = distributed.from_main((error, found, files.known_digests()), machine)
+    files.learn_digests(known)
+    if error is not None:
+        raise error
+    return found
 
 
 def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime) -> None:
@@ -118,15 +236,22 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
-    built, run_as = _build(stage, settings, own, needed, Path(origin["base"]), machine)
-    before = _frozen(built)
-    start = _start(built, settings, run_as)
-    fitted = loop.restore(built.objective, built.valid, settings, run_as, own)
-    facts = {**start, **_measure(built, fitted, before, settings, run_as, Album()), "saved_error": _saved(built, own / "final")}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
+    known = [certificate.read(folder / n) for n in needed]
+    inherited = integrity.merged(*(integrity.waivers(each) for each in known if each is not None), outside_waivers(settings, origin))
+    start = {"base_mismatch": base_mismatch(folder, tuple(needed))}
+    if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
+        judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
+        return told_again(name, settings, start, judged, earlier, inherited)
+    built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
+    before = _frozen(built)
+    start |= _start(built, settings, inputs)
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own)
+    facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
+    facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
-    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier)
+    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier, inherited)
 
 
 def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
@@ -135,7 +260,12 @@ def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
 
 
 def told_again(
-    name: str, settings: StageSettings, facts: dict[str, Fact], judged: list[gates.Judged], earlier: Mapping[str, Any] | None
+    name: str,
+    settings: StageSettings,
+    facts: dict[str, Fact],
+    judged: list[gates.Judged],
+    earlier: Mapping[str, Any] | None,
+    inherited: certificate.Waivers,
 ) -> dict[str, Any]:
     """What `muomni gate` tells of a stage, compared with the facts of an earlier report where there is one."""
     stage = recipes.stage(name)
@@ -145,34 +275,48 @@ def told_again(
         judged += baseline.compare([*stage.gates, *gates.demanded(settings.demands)], facts, earlier[name])
     return {
         "stage": name,
-        "verdict": certificate.overall(judged),
+        "verdict": certificate.overall(judged, inherited),
         "facts": {key: fact.to_json() for key, fact in facts.items()},
         "gates": [row.to_json() for row in judged],
+        "inherited": inherited,
     }
 
 
-def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Runtime]:
-    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and the machine it runs on."""
+def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
+    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
     run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
     runtime.seed_everything(settings.seed)
-    built = stage.build(settings, Inputs(own, needed, base, run_as))
+    cache.begin(settings.cache_mb)
+    inputs = Inputs(own, needed, base, run_as)
+    built = stage.build(settings, inputs)
     if settings.init_from is not None:
-        _init_from(built, base / settings.init_from)
+        _init_from(built, base / settings.init_from, machine.is_main)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
-    return built, run_as
+    return built, inputs
 
 
-def _start(built: Plan, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
-    """The facts that are known before the first step."""
+def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fact]:
+    """The facts that are known before the first step; none but `misplaced` where networks lie elsewhere, for nothing would run then."""
+    placed = _placed(built, inputs)
+    if placed["misplaced"].value:
+        return placed
     shared = built.corpus.leaks
     leaks = {"leaks": Fact(float(bool(shared)), note=str(shared) if shared else "")}
     return {
+        **placed,
         **leaks,
-        **_formats(settings, run),
-        **soundness.examine(built.objective, built.train, settings, run),
+        **_formats(settings, inputs.run),
+        **soundness.examine(built.objective, built.train, settings, inputs.run),
         **built.checks(),
         **built.notes,
     }
+
+
+def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
+    """How many modules that training, measuring or saving can reach do not lie where the run computes, or were never placed there."""
+    roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
+    wrong = inputs.place.misplaced(**roots)
+    return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
 
 
 def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
@@ -188,27 +332,36 @@ def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
 
 
 def _refuse_early(
-    stage: Stage, settings: StageSettings, built: Plan, start: dict[str, Fact], own: Path, digest: str, waived: dict[str, str], run: Runtime
+    stage: Stage,
+    settings: StageSettings,
+    built: Plan,
+    start: dict[str, Fact],
+    own: Path,
+    digest: str,
+    waived: dict[str, str],
+    base: Foundation,
+    run: Runtime,
 ) -> None:
     """Before a step is paid for: raise GateRed, with a certificate that says so, where a gate on what is known already is red."""
     known = [row for row in judge(stage, settings, built.modalities, start, waived) if row.is_known(start)]
     if certificate.overall(known) != "red":
         return
-    result = _certify(built, settings, own, start, known, digest) if run.is_main else {}
+    result = _certify(built, settings, own, start, known, digest, base) if run.is_main else {}
     refuse(distributed.from_main(result, run))
 
 
 def _certify(
-    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str
+    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str, base: Foundation
 ) -> dict[str, Any]:
     """Store and tell the certificate of a stage that is built."""
-    digests = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-    result = certificate.write(own, own.name, facts, judged, modalities=built.modalities, seed=settings.seed, **digests)
+    digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
+    more: dict[str, Any] = {"modalities": built.modalities, "seed": settings.seed, "inherited": base.waivers}
+    result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
     return result
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, run: Runtime, album: Album) -> dict[str, Fact]:
+def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, inputs: Inputs, album: Album) -> dict[str, Fact]:
     """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
 
     What the stage's own were measured on goes into the album.
@@ -216,7 +369,8 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    return {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, run), **built.measure(fitted, album)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run), **built.measure(fitted, album)}
+    return {**own, **_placed(built, inputs)}
 
 
 def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
@@ -237,8 +391,8 @@ def _saved(built: Plan, folder: Path) -> Fact:
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
-def _init_from(built: Plan, folder: Path) -> None:
-    """Start from another run's stage: tensors of equal name and shape are taken over.
+def _init_from(built: Plan, folder: Path, is_main: bool) -> None:
+    """Start from another run's stage: tensors of equal name and shape are taken over, what is not is told.
 
     Raises  CheckpointError where there is no checkpoint, or nothing fits.
     """
@@ -251,12 +405,14 @@ def _init_from(built: Plan, folder: Path) -> None:
         raise CheckpointError(
             f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
         )
-    theirs, ours = load_file(found / "weights.safetensors"), given.beside(built.objective)
-    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
-    if not fitting:
-        raise CheckpointError(f"init_from: no tensor of {found} fits this stage")
-    built.objective.load_state_dict(fitting, strict=False)
-    built.notes["init_share"] = Fact(len(fitting) / len(ours), len(ours))
+    theirs = load_file(found / "weights.safetensors")
+    aliases = files.read_json(found / "progress.json").get("aliases", {})
+    theirs |= {alias: theirs[name] for alias, name in aliases.items()}
+    taken, left = given.take_over(built.objective, theirs, where=f"init_from: {found}")
+    if left and is_main:
+        print(f"init_from: {found}: {taken} tensors taken over; not so: {left}", file=sys.stderr, flush=True)
+    whole = len(given.beside(built.objective))
+    built.notes["init_share"] = Fact(taken / whole, whole, note=str(left))
 
 
 def _frozen(built: Plan) -> dict[str, str]:
@@ -272,29 +428,19 @@ def _frozen(built: Plan) -> dict[str, str]:
 def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
+    trained = [p for p in built.objective.parameters() if p.requires_grad]
     finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
     return {
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
-        "order_error": Fact(float(progress.order != _order(built, progress, settings)), progress.step),
+        **witnesses.order(fitted.drawn, built.train.order, progress.samples + progress.quarantined),
+        **witnesses.schedule(Rates(**progress.rates), settings, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
+        **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
     }
-
-
-def _order(built: Plan, progress: loop.Progress, settings: StageSettings) -> str:
-    """The digest that `Progress.order` must have: ids of all batches of the main rank, as seed and step say."""
-    if not progress.worlds:  # a checkpoint from before the order was kept
-        return "unknown"
-    order, ends = "", [*(start for start, _ in progress.worlds[1:]), progress.step]
-    for (start, world), end in zip(progress.worlds, ends, strict=True):
-        per_step = settings.gradient_accumulation_steps * world
-        for number in range(start * per_step, end * per_step, world):
-            ids = [built.train.dataset.name(draw.index) for draw in built.train.order.batch(number)]
-            order = loop.chained(order, ids)
-    return order
 
 
 def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
@@ -304,19 +450,41 @@ def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -
 
 
 def _reuse(
-    stage: Stage, settings: StageSettings, own: Path, done: dict[str, Any], waived: dict[str, str], machine: Runtime
+    stage: Stage,
+    settings: StageSettings,
+    own: Path,
+    done: dict[str, Any],
+    waived: dict[str, str],
+    base: Foundation,
+    machine: Runtime,
 ) -> dict[str, Any]:
-    """A finished stage as it is; its facts are judged anew, so that new bounds and waivers count."""
+    """A finished stage as it is; its facts are judged anew, so that new bounds and waivers, its own and those below it, count.
+
+    Raises  CheckpointError where its `final/` is not what its certificate speaks of.
+    """
+    _on_main(lambda: integrity.verify(own / "final"), machine)
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
     judged = judge(stage, settings, done["modalities"], facts, {**waived_before(done), **waived_here(stage, settings, waived)})
     if machine.is_main:
-        digests = {key: done[key] for key in ("weights", "data", "settings")}
-        done = certificate.write(own, own.name, facts, judged, modalities=done["modalities"], seed=settings.seed, **digests)
+        digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
+        more: dict[str, Any] = {"modalities": done["modalities"], "seed": settings.seed, "inherited": base.waivers}
+        done = certificate.write(own, own.name, facts, judged, **digests, **more)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         tell(stage.name, done)
     done = distributed.from_main(done, machine)
     refuse(done)
     return done
+
+
+def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> StageSettings:
+    """The settings that a stage's folder goes by: these, but for another accumulation that makes the same batch on another number of ranks.
+
+    So 1 rank x 6 micro-batches may go on as 2 x 3; where the product is another one too, accumulation is a setting like any other.
+    """
+    if fresh or not (own / BATCH).exists() or settings.gradient_accumulation_steps * world != files.read_json(own / BATCH):
+        return settings
+    made = config.read_yaml(own / "config.yaml")["gradient_accumulation_steps"]
+    return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
 def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -> None:
@@ -332,8 +500,8 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
             raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
-    for leftover in own.glob(".final.*"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
+    files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
+    (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)
 
 

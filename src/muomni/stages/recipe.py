@@ -50,14 +50,15 @@ class World(Strict):
     """The toy world that a recipe makes for itself; its sources then start with `{world}/`."""
 
     seed: int = Field(1, ge=0)
-    size: Literal["tiny", "quick", "full"] = "quick"
+    size: Literal["tiny", "small", "quick", "full"] = "quick"
 
 
 class Header(Strict):
     """What a recipe says beside its stages; each stage stands under its own name.
 
-    jobs     stages that may run side by side, each with its share of the cores
-    threads  threads of each stage; None: cores / jobs
+    jobs        stages that may run side by side, each with its share of the cores
+    threads     threads of each stage; None: cores / jobs
+    scoreboard  whether there is one at the end; least values by row name make the run red where a row lacks them
     """
 
     name: str | None = None
@@ -66,7 +67,7 @@ class Header(Strict):
     threads: int | None = Field(None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     world: World | None = None
-    scoreboard: bool = False
+    scoreboard: bool | dict[str, float] = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ HARMLESS = frozenset(
         "keep_checkpoints",
         "checkpoint_freq",
         "num_workers",
+        "cache_mb",
         "threads",
         "gates",
         "demands",

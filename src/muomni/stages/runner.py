@@ -11,8 +11,8 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
+from muomni.stages import one, scoreboard, sweep
 from muomni.stages import recipe as recipes
-from muomni.stages import scoreboard, sweep
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import side_by_side
@@ -36,6 +36,7 @@ def run(
     Finished stages of the same settings, data and needed weights are reused; broken ones resume; changed ones are refused unless `fresh`.
     Raises  GateRed where a gate is red; ConfigError for what the user must change; Interrupted after a signal.
     """
+    runtime.end_with_parent()
     plan = recipes.read(recipe, overrides, out=out)
     folder = (out or Path("runs") / plan.name).resolve()
     chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
@@ -43,54 +44,78 @@ def run(
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
     _check_gates(waived, plan, chosen)
+    scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
-    if machine.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        origin = {
-            "recipe": str(recipes.find(recipe).resolve()),
-            "base": str(plan.base),
-            "device": plan.header.device,
-            "threads": default_threads(plan),
-        }
-        files.write_json(folder / "recipe.json", origin)
-        _make_world(plan, folder)
-        if not alone:
-            ahead = [name for name in chosen if recipes.stage(name).over is None]
-            print(f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}", file=sys.stderr, flush=True)
-    distributed.barrier(machine)
-    red: GateRed | None = None
-    try:
-        if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
-            _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
-        else:
-            for name in chosen:
-                try:
-                    run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
-                    run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
-                except GateRed:
-                    if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
-                        raise
-    except GateRed as error:
-        red = error
-    last = certificate.read(folder / list(plan.stages)[-1])
-    is_judged = red is None or (last is not None and last["verdict"] == "red")  # the board says by how much the last stage missed
-    if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
-        board = scoreboard.write(folder, plan, time.perf_counter() - begin)
-        print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
-    if red is not None:
-        raise red
-    return folder
+    with distributed.together(machine, alike=(GateRed, loop.Interrupted)):
+        if machine.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            origin = {
+                "recipe": str(recipes.find(recipe).resolve()),
+                "base": str(plan.base),
+                "device": plan.header.device,
+                "threads": default_threads(plan),
+            }
+            files.write_json(folder / "recipe.json", origin)
+            _make_world(plan, folder)
+            if not alone:
+                ahead = [name for name in chosen if recipes.stage(name).over is None]
+                print(
+                    f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        distributed.wait_for_main(machine)
+        red: GateRed | None = None
+        try:
+            if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
+                _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
+            else:
+                for name in chosen:
+                    try:
+                        run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
+                        with one.alone(folder, name, machine):
+                            run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
+                    except GateRed:
+                        if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
+                            raise
+        except GateRed as error:
+            red = error
+        last = certificate.read(folder / list(plan.stages)[-1])
+        is_judged = red is None or (last is not None and last["verdict"] == "red")  # the board says by how much the last stage missed
+        if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
+            board = scoreboard.write(folder, plan, time.perf_counter() - begin)
+            print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
+            if red is None and (lacking := scoreboard.missed(board, plan)):
+                red = GateRed(f"score board: {'; '.join(lacking)}")
+        if red is not None:
+            raise red
+        return folder
 
 
-def quickstart(out: Path | None = None) -> dict[str, Any]:
-    """Train the whole muomni recipe on the toy world and give its score board; run again, it resumes or reuses.
+QUICKSTARTS: dict[str, str] = {"small": "quickstart", "full": "quickstart_full"}  # size -> recipe
 
-    Raises  as `run`.
+
+def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any]:
+    """Train all six stages on the toy world and give the score board; run again, it resumes or reuses.
+
+    Takes   out: the run folder; runs/quickstart, or runs/quickstart-full for the large one, if left out.
+            size: "small" takes minutes, "full" has a larger world and larger networks.
+    Raises  ConfigError for another size; else as `run`.
     """
-    folder = run("quickstart", out=out)
+    folder = run(quickstart_recipe(size), out=out)
     board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
     return board
+
+
+def quickstart_recipe(size: str) -> str:
+    """The recipe of a quickstart's size.
+
+    Raises  ConfigError
+    """
+    if size not in QUICKSTARTS:
+        raise ConfigError(f"quickstart: no size {size!r}", hint=f"the sizes are {', '.join(QUICKSTARTS)}")
+    return QUICKSTARTS[size]
 
 
 def _is_point(name: str) -> bool:
@@ -133,7 +158,13 @@ def _side_by_side(
 
     Raises  the error of the first stage that fails, after the others that run have been asked to stop and have saved.
     """
-    environment = {**os.environ, "MUOMNI_THREADS": str(plan.threads), "OMP_NUM_THREADS": str(plan.threads), "MUOMNI_PLAIN": "1"}
+    environment = {
+        **os.environ,
+        "MUOMNI_THREADS": str(plan.threads),
+        "OMP_NUM_THREADS": str(plan.threads),
+        "MUOMNI_PLAIN": "1",
+        runtime.PARENT: str(os.getpid()),
+    }
     commands, needs = {}, {}
     for name in chosen:
         command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder), "--alone"]

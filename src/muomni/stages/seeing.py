@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
     return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), golden.dump)
 
 
-def _drawn(samples: list[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
+def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
     """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits/`."""
     lengths = stratify.label_lengths(samples, tokenizer)
     path = inputs.folder / "splits" / f"seed{settings.seed}_of_{settings.eval_items}.json"
@@ -154,7 +154,7 @@ def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[t
     return drawn[: settings.golden]
 
 
-def _texts(settings: SeeingSettings, inputs: Inputs) -> list[Sample]:
+def _texts(settings: SeeingSettings, inputs: Inputs) -> Sequence[Sample]:
     """The texts that only measure."""
     if not settings.regression:
         return []

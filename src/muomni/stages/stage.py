@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -23,6 +25,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.models import store
 from muomni.runtime import Runtime
+from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -43,6 +46,10 @@ class StageSettings(TrainSettings):
     def given(self, base: Path) -> dict[str, str]:
         """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
         return {}
+
+    def outside(self, base: Path) -> list[Path]:
+        """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
+        return [] if self.init_from is None else [folder for folder in [base / self.init_from / "final"] if folder.is_dir()]
 
     @property
     def packs(self) -> bool:
@@ -79,12 +86,20 @@ class StageSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine."""
+    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
+
+    `build` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    """
 
     folder: Path
     needed: dict[str, Path]
     base: Path
     run: Runtime
+
+    @cached_property
+    def place(self) -> Placement:
+        """The one that moves this stage's networks."""
+        return Placement(self.run.device)
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
@@ -121,12 +136,16 @@ class Plan:
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
 
-    @property
+    @cached_property
     def modalities(self) -> set[str]:
         """What its samples hold: image, audio, text (samples without media)."""
-        samples = [*self.corpus.train, *self.corpus.valid]
-        held = {"image": any(s.images for s in samples), "audio": any(s.audios or s.speech for s in samples)}
-        return {kind for kind, is_there in (*held.items(), ("text", any(not s.media for s in samples))) if is_there}
+        held: set[str] = set()
+        for sample in chain(self.corpus.train, self.corpus.valid):
+            here = {"image": sample.images, "audio": sample.audios or sample.speech, "text": not sample.media}
+            held.update(kind for kind, is_there in here.items() if is_there)
+            if len(held) == len(here):
+                break
+        return held
 
 
 @dataclass(frozen=True)
@@ -154,10 +173,10 @@ def loaders(
     settings: StageSettings,
     *,
     weights: Sequence[float] | None = None,
-    lengths: Callable[[Dataset[Any]], list[int]] | None = None,
+    lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
-    runs = [(weight, len(list(members))) for weight, members in groupby(weights or [1.0] * len(train))]
+    runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
         weights=[weight for weight, _ in runs],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from muomni.data import indexed
 from muomni.data.conversation import MediaSpec, read_picture
 from muomni.data.sample import Sample
 from muomni.errors import DataError
@@ -18,9 +19,10 @@ AT_ONCE = 64
 
 def standardise(omni: Omni, samples: Sequence[Sample], spec: MediaSpec, device: torch.device) -> None:
     """Give the projectors the statistics of what the eyes see in training pictures, evenly chosen; unreadable ones do not count."""
-    shown = [sample.images[0] for sample in samples if sample.images]
+    shown = indexed.where(samples, lambda sample: bool(sample.images))
     pictures = []
-    for part in shown[:: max(1, len(shown) // MEASURED_PICTURES)][:MEASURED_PICTURES]:
+    for sample in shown[:: max(1, len(shown) // MEASURED_PICTURES)][:MEASURED_PICTURES]:
+        part = sample.images[0]
         with contextlib.suppress(DataError):
             pictures.append(torch.from_numpy(read_picture(part, spec.image_size, spec.resample)).permute(2, 0, 1))
     if pictures:

@@ -15,6 +15,7 @@ from muomni import config, files
 from muomni.errors import InternalError
 from muomni.evaluate import certificate, thresholds
 from muomni.evaluate.facts import Fact
+from muomni.models import integrity
 from muomni.runtime import Runtime
 from muomni.stages import align, one
 from muomni.stages import recipe as recipes
@@ -95,21 +96,27 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
         files.write_json(own / TABLE, rows)
         print("\n".join(_lines(rows)), file=sys.stderr, flush=True)
         eligible = Fact(float(sum(row["eligible"] for row in rows)), len(rows))
-        winner = next((f"{name}/{row['point']}" for row in rows if row["wins"]), None)
-        found = certificate.read(folder / winner) if winner else None
+        changed = one.base_mismatch(folder, points)
+        # A point that is not what it was measured as may be the one that should win, or should not: none does.
+        winner = next((f"{name}/{row['point']}" for row in rows if row["wins"] and not changed.value), None)
+        found = certificate.demand(folder / winner, name) if winner else None
         facts = {key: Fact.from_json(row) for key, row in found["facts"].items()} if found else {}
-        facts["eligible"] = eligible
-        digests = {key: found[key] if found else "" for key in ("weights", "data", "settings")}
+        facts |= {"eligible": eligible, "base_mismatch": changed}
+        digests: dict[str, Any] = {key: found[key] if found else "" for key in ("weights", "data", "settings")}
         modalities = found["modalities"] if found else []
         every = one.judge(stage, settings, modalities, facts, one.waived_here(stage, settings, waived))
         judged = every if found else [row for row in every if row.is_known(facts)]
+        files.clear_leftovers(own)
         one.write_settings(own, settings, digests["settings"])
         if winner is None:
             shutil.rmtree(own / "final", ignore_errors=True)  # of another winner, before
         else:
             with files.fresh_folder(own / "final") as part:
                 shutil.copytree(folder / winner / "final", part, dirs_exist_ok=True)
-        result = certificate.write(own, own.name, facts, judged, modalities=modalities, seed=settings.seed, **digests)
+            if found is not None and integrity.digests(own / "final") != found["files"]:
+                raise InternalError(f"{own / 'final'}: the copy of {winner} is not what was copied")
+        more: dict[str, Any] = {"modalities": modalities, "seed": settings.seed, "inherited": integrity.waivers(found) if found else []}
+        result = certificate.write(own, own.name, facts, judged, **digests, **more)
         one.tell(own.name, result)
     result = distributed.from_main(result, machine)
     one.refuse(result)
@@ -125,9 +132,12 @@ def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> d
     winner = next((row["point"] for row in files.read_json(own / TABLE) if row["wins"]), None)
     again = one.gate_stage(folder, f"{name}/{winner}")["facts"] if winner is not None else {}
     facts = {key: Fact.from_json(row) for key, row in again.items()} | {"eligible": Fact.from_json(stored["facts"]["eligible"])}
+    if "saved_error" in facts:
+        facts["saved_error"] = one.also_changed(facts["saved_error"], own)
     judged = one.judge(stage, settings, stored["modalities"], facts, one.waived_before(stored))
-    judged = judged if winner is not None else [row for row in judged if row.is_known(facts)]
-    return one.told_again(name, settings, facts, judged, earlier)
+    is_whole = winner is not None and "saved_error" in facts
+    judged = judged if is_whole else [row for row in judged if row.is_known(facts)]
+    return one.told_again(name, settings, facts, judged, earlier, stored.get("inherited", []))
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.data.cache import Cache
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
@@ -21,6 +24,8 @@ from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import Talker, TalkerConfig
+from muomni.stages.coded import Coded
+from muomni.stages.coded import build as build_coded
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -43,38 +48,14 @@ class TalkerSettings(StageSettings):
     max_s: float = Field(20.0, gt=0)
 
 
-class Coded:
-    """Utterances as codes and text ids, made once: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to be counted."""
-
-    def __init__(self, samples: list[Sample], items: dict[int, TalkerItem], refused: dict[int, DataError]) -> None:
-        self.samples, self.items, self.refused = samples, items, refused
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
-
-    def item(self, index: int, rng: np.random.Generator) -> TalkerItem:
-        """One utterance; raises DataError."""
-        if index in self.refused:
-            raise self.refused[index]
-        return self.items[index]
-
-    def lengths(self) -> list[int]:
-        """Code frames of each."""
-        return [self.items[i].codes_KF.shape[1] if i in self.items else 0 for i in range(len(self))]
-
-
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
-    codec: Codec = freeze(store.load(inputs.needed["codec"]))  # type: ignore[assignment]
+    codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
     thinker, layer, think = None, None, None
     if settings.condition == "thinker":
-        thinker = Decoder.open(inputs.needed["thinker"])
+        thinker = inputs.place(Decoder.open(inputs.needed["thinker"]))
         freeze(thinker)
         layer = thinker.config.layers // 2
         think = listen_to(thinker, layer)
@@ -84,13 +65,17 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
-    talker = Talker(settings.model.model_copy(update=known))
+    talker = inputs.place(Talker(settings.model.model_copy(update=known)))
+    made_by = [store.digest(codec), store.digest(thinker) if thinker else "", tokenizer.digest, layer, settings.max_s]
+    made_by.append(talker.config.text_units)
     coded = {
-        name: code(samples, talker, tokenizer, codec, think, settings)
+        name: build_coded(
+            inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device)
+        )
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
-    said = list(coded["train"].items.values())
-    pace_error = talker.pace.fit([item.text_ids for item in said], [item.codes_KF.shape[1] for item in said])
+    said = coded["train"].items
+    pace_error = talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
     train, valid = loaders(coded["train"], coded["valid"], TalkerBatch.of, settings, weights=corpus.weights, lengths=Coded.lengths)  # type: ignore[arg-type]
     objective = TalkerObjective(talker, weights=settings.book_weights)
 
@@ -103,42 +88,56 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
 
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=think)
-        ears = store.load(inputs.needed["hearing"], inputs.run.device)
+        ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
         return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)
 
     def checks() -> dict[str, Fact]:
-        known = store.load(inputs.needed["codec"])
-        return {**labels.stale(coded["train"].items, corpus.train, known), **labels.speech_ends(objective, said[:CODED_AT_ONCE])}
+        known, run = inputs.place(store.load(inputs.needed["codec"])), inputs.run
+        return {
+            **labels.stale(coded["train"].items, corpus.train, known, run),
+            **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE)), run),
+        }
 
     networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
     return Plan(objective, train, valid, save, measure, corpus, networks, checks)
 
 
-def code(samples: list[Sample], talker: Talker, tokenizer: Tokenizer, codec: Codec, think: Think | None, settings: TalkerSettings) -> Coded:
-    """Encode the speech of all samples, in batches."""
-    utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
-    items: dict[int, TalkerItem] = {}
-    refused: dict[int, DataError] = {}
+def code(
+    samples: Sequence[Sample],
+    talker: Talker,
+    tokenizer: Tokenizer,
+    codec: Codec,
+    think: Think | None,
+    settings: TalkerSettings,
+    device: torch.device,
+) -> Iterator[tuple[int, TalkerItem | DataError]]:
+    """The speech of all samples as codes, encoded in batches, by the samples' numbers; of those that can't be read the error.
+
+    Takes   device: where codec and Thinker lie. Items lie on the CPU, as those of other datasets do.
+    """
+    nothing_kept = Cache(0)  # each is read once
+    utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s, cache=nothing_kept)
     for first in range(0, len(samples), CODED_AT_ONCE):
         mels = {}
         for index in range(first, min(first + CODED_AT_ONCE, len(samples))):
             try:
                 mels[index] = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
             except DataError as error:
-                refused[index] = error
+                yield index, error
         if not mels:
             continue
         frames_B = torch.tensor([len(mel) for mel in mels.values()])
-        codes_BKF = codec.encode(torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True), frames_B)
+        mel_BFM = torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True)
+        codes_BKF = codec.encode(mel_BFM.to(device), frames_B.to(device)).cpu()
         lengths = codec.code_frames(frames_B).tolist()
         for (index, _), codes_KF, length in zip(mels.items(), codes_BKF, lengths, strict=True):
             ids = talker.text_ids(spoken(samples[index])[1], tokenizer)
-            hidden = think(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0] if think else None
-            items[index] = TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
-    return Coded(samples, items, refused)
+            ids_BT = torch.tensor([ids], device=device)
+            hidden = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))[0].cpu() if think else None
+            yield index, TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
 
 
 STAGE = Stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         tokenizer = Tokenizer.load(inputs.base / settings.init_from / "final")
     else:
         tokenizer = Tokenizer.train(_texts(settings, inputs, corpus), settings.model.vocab_size)
-    decoder = Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    decoder = inputs.place(Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size})))
     cache = inputs.folder / "tokens"
     row_len = settings.row_len or settings.model.ctx_len
     tokens = {name: TokenCorpus.build(cache, samples, tokenizer) for name, samples in (("train", corpus.train), ("valid", corpus.valid))}
@@ -91,14 +92,13 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks)
 
 
-def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> list[str]:
+def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> Iterator[str]:
     """The training texts, and what `tokenizer_data` adds."""
-    more: list[str] = []
+    yield from (text for sample in corpus.train for text in words(sample))
     if settings.tokenizer_data:
         quarantine = Quarantine(None, settings.quarantine_limit)
         others = readers.load(settings.tokenizer_data, base=inputs.base, val_split=0.0, seed=settings.seed, quarantine=quarantine)
-        more = [text for sample in others.train for text in words(sample)]
-    return [text for sample in corpus.train for text in words(sample)] + more
+        yield from (text for sample in others.train for text in words(sample))
 
 
 def words(sample: Sample) -> list[str]:

@@ -46,6 +46,11 @@ class VisionSettings(StageSettings):
     probe_keys: list[str] = ["shape", "colour", "place"]
     zero_shot: list[str] = []
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The Thinker, where it reads the captions."""
+        return ("thinker",) if self.text.kind == "thinker" else ()
+
 
 def collate(items: list[Captioned]) -> VisionBatch:
     """Pictures with padded captions, true and false."""
@@ -73,15 +78,16 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
     reader = None
     text = settings.text
     if text.kind == "thinker":
-        reader = freeze(Decoder.open(inputs.needed["thinker"]))
+        reader = inputs.place(freeze(Decoder.open(inputs.needed["thinker"])))
         tokenizer = Tokenizer.load(inputs.needed["thinker"])
         text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
     else:
-        texts = [caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives))]
+        texts = (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
         tokenizer = Tokenizer.train(texts, settings.vocab_size)
     encoder = VisionEncoder(settings.model)
     tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
+    inputs.place(objective)
     size = settings.model.image_size
     training = Pictures(corpus.train, tokenizer, size, negatives=settings.negatives, changes=settings.augment)
     held_out = Pictures(corpus.valid, tokenizer, size)

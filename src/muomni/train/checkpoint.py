@@ -6,12 +6,13 @@ import errno
 import random
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,12 +26,16 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class State:
-    """What a checkpoint restores beside weights: `progress` is plain JSON (step, best, counters), the others are state dicts."""
+    """What a checkpoint restores beside weights: `progress` is plain JSON (step, best, counters), the others are state dicts.
+
+    drawn_N   uint16, how often each sample was drawn (train.witness)
+    """
 
     progress: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     ema: dict[str, Tensor]
+    drawn_N: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
 
 def save(folder: Path, model: nn.Module, state: State) -> None:
@@ -45,6 +50,7 @@ def save(folder: Path, model: nn.Module, state: State) -> None:
             save_file(tensors, part / "weights.safetensors", metadata={"format": "pt"})
             if state.ema:
                 save_file(state.ema, part / "ema.safetensors")
+            np.save(part / "drawn.npy", state.drawn_N, allow_pickle=False)
             torch.save({"optimizer": state.optimizer, "scaler": state.scaler, "rng": _rng_state()}, part / "train_state.pt")
             rest = {"given": digest} if (digest := given.digest(model)) else {}
             files.write_json(part / "progress.json", {**state.progress, **rest, "aliases": aliases, "python_rng": _python_rng()})
@@ -109,14 +115,7 @@ def load(folder: Path, model: nn.Module, device: torch.device) -> State:
         )
     tensors = load_file(folder / "weights.safetensors")
     tensors.update({alias: tensors[name] for alias, name in progress.pop("aliases").items()})
-    try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: another model: {' '.join(str(error).split())[:500]}") from error
-    left_out = given.frozen(model)
-    missing, unexpected = [name for name in missing if name not in left_out], [*unexpected, *(tensors.keys() & left_out.keys())]
-    if missing or unexpected:
-        raise CheckpointError(f"{folder}: another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    given.put_back(model, tensors, where=str(folder))
     saved = torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)
     torch.set_rng_state(saved["rng"]["cpu"])
     if "cuda" in saved["rng"] and torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():
@@ -126,7 +125,7 @@ def load(folder: Path, model: nn.Module, device: torch.device) -> State:
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(tuple(generators["numpy"]))
     ema = load_file(folder / "ema.safetensors", device=str(device)) if (folder / "ema.safetensors").exists() else {}
-    return State(progress, saved["optimizer"], saved["scaler"], ema)
+    return State(progress, saved["optimizer"], saved["scaler"], ema, np.load(folder / "drawn.npy", allow_pickle=False))
 
 
 def verify(folder: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from muomni import files
+from muomni.errors import CheckpointError
 from muomni.models import store
 from muomni.train.objective import Objective
 
@@ -27,6 +29,61 @@ def beside(model: nn.Module) -> dict[str, Tensor]:
     """The state beside them: what a checkpoint must hold."""
     left_out = frozen(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Where stored tensors and a model's state disagree, by name: what each side alone has, and what has two shapes."""
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        named = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.shapes))
+        parts = [
+            f"{kind} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "") for kind, names in named if names
+        ]
+        return "; ".join(parts)
+
+
+def unfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> Unfit:
+    """What keeps tensors from being the whole of `beside(model)`: no more names, no fewer, and each of its shape."""
+    own = beside(model)
+    shapes = [
+        f"{name} (expected {tuple(own[name].shape)}, got {tuple(tensors[name].shape)})"
+        for name in sorted(own.keys() & tensors.keys())
+        if own[name].shape != tensors[name].shape
+    ]
+    return Unfit(sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys()), shapes)
+
+
+def put_back(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Load what `beside` gave into a model, all of it or nothing. The one home of `load_state_dict(strict=False)`.
+
+    PyTorch's strict mode can't be used, since the frozen parts from elsewhere are not in the file; its other mode says nothing.
+    Raises  CheckpointError naming what is missing, unexpected or of another shape.
+    """
+    if found := unfit(model, tensors):
+        raise CheckpointError(f"{where}: weights of another model: {found}", hint="was it made by other settings, or other code?")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def take_over(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> tuple[int, Unfit]:
+    """Load those tensors that a model has by the same name and shape, as a start for another training.
+
+    Gives   how many there were, and what was left: it is for the caller to tell.
+    Raises  CheckpointError where none fits.
+    """
+    left, own = unfit(model, tensors), beside(model)
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise CheckpointError(f"{where}: no tensor fits this stage: {left}")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting), left
 
 
 def digest(model: nn.Module) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from muomni import files
-from muomni.data.loader import Loaded, Loader
+from muomni.data.loader import Bad, Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
 from muomni.train import checkpoint, distributed, given, monitor, optim, watch
+from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
-from muomni.train.step import StepResult, update
+from muomni.train.step import StepResult, local_counts, update
 from muomni.train.validation import validate
+from muomni.train.witness import Drawn, Probes, Rates
 
 
 class Interrupted(MuomniError):
@@ -37,9 +40,15 @@ class Interrupted(MuomniError):
 
 @dataclass
 class Progress:
-    """What the loop has done so far; plain values, part of every checkpoint."""
+    """What the loop has done so far, all ranks together; plain values, part of every checkpoint.
+
+    position   global batches drawn so far: where the run stands in its data, whatever number of ranks drew them
+    worlds     [step, ranks, micro-batches of an update over all ranks] from there on
+    drawn, rates, average   the notes of train.witness
+    """
 
     step: int = 0
+    position: int = 0
     samples: int = 0
     labelled: int = 0
     targets: dict[str, float] = field(default_factory=dict)  # learned so far, of all ranks, by term: their units differ
@@ -50,18 +59,64 @@ class Progress:
     best_step: int = -1
     without_gain: int = 0
     stopped_early: bool = False
-    order: str = ""  # a digest over the sample ids of every batch so far, in their order (the main rank's)
-    worlds: list[list[int]] = field(default_factory=list)  # [step, ranks from there on]
+    worlds: list[list[int]] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, list[float]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stored: dict[str, Any], folder: Path) -> Progress:
+        """The progress that a checkpoint holds.
+
+        Raises  CheckpointError where another version of this program wrote it.
+        """
+        if stored.keys() != {each.name for each in fields(cls)}:
+            odd = ", ".join(sorted(stored.keys() ^ {each.name for each in fields(cls)}))
+            raise CheckpointError(f"{folder}: written by another version of muomni ({odd})", hint="--fresh deletes it and starts anew")
+        return cls(**stored)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The end of a fit: what was done, the last validation over all held-out batches, and the account of what trained."""
+    """The end of a fit: what was done, the last validation over all held-out batches, and the account of what trained.
+
+    drawn      how often each sample was drawn
+    average    the notes on the moving average whose weights are in place; empty without one
+    """
 
     progress: Progress
     validation: dict[str, float]
     account: list[optim.Row]
+    drawn: Drawn
+    average: dict[str, list[float]]
+
+
+@dataclass
+class Window:
+    """What one rank draws for one update: its usable micro-batches, and the notes on all that it drew.
+
+    numbers   of its batches in the global sequence; usable: of those that can be used
+    indices   of the samples that the dataset was asked for
+    error     why it could not be loaded
+    """
+
+    batches: list[Any]
+    numbers: list[int]
+    usable: list[int]
+    indices: list[int]
+    bad: list[Bad]
+    samples: int = 0
+    labelled: int = 0
+    waited_s: float = 0.0
+    error: Exception | None = None
+
+    def told(self, counts: dict[str, float], is_asked: bool) -> dict[str, Any]:
+        """What the other ranks must know of it: one message an update."""
+        notes = {name: getattr(self, name) for name in ("numbers", "indices", "bad", "samples", "labelled")}
+        failed = "" if self.error is None else f"{type(self.error).__name__}: {self.error}"
+        code = getattr(self.error, "exit_code", MuomniError.exit_code)
+        return {**notes, "counts": counts, "is_asked": is_asked, "usable": len(self.batches), "failed": failed, "exit_code": code}
 
 
 def fit(
@@ -77,101 +132,148 @@ def fit(
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   saved: told the step after every checkpoint, on the main rank.
-    Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU.
-    Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad.
+    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank.
+    Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU, on any number of ranks.
+    Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
+            RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
     """
     # 1. what trains
-    objective.to(run.device)
     account = optim.select(objective, settings)
     optimizer = optim.make_optimizer(objective, account, settings)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    seed_everything(settings.seed + run.rank)
+    seed_everything(settings.seed)
     wrapped = distributed.wrap(objective, run)
-    ema = {n: p.detach().clone() for n, p in objective.named_parameters() if p.requires_grad} if settings.ema_decay else {}
 
     # 2. where it stands
     progress = Progress(settings=settings.model_dump(mode="json"))
     found = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
+    counts_N = ema = None
     if found is not None:
         state = checkpoint.load(found, objective, run.device)
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
-        progress, ema = Progress(**state.progress), state.ema
-        if run.world > 1:
-            seed_everything(settings.seed + run.rank + 1000 * progress.step)
+        progress, ema, counts_N = Progress.of(state.progress, found), state.ema, state.drawn_N
+    average = Average(objective, settings.ema_decay, ema)
+    drawn = Drawn(len(train.dataset), progress.drawn, counts_N)
+    rates = Rates(**progress.rates)
+    probes = Probes(average.parameters, settings.ema_decay, progress.average.get("mean", ())) if settings.ema_decay else None
 
-    if not progress.worlds or progress.worlds[-1][1] != run.world:
-        progress.worlds.append([progress.step, run.world])
     per_step = settings.gradient_accumulation_steps * run.world
+    is_other_batch = bool(progress.worlds) and progress.worlds[-1][2] != per_step
+    if not progress.worlds or progress.worlds[-1][1:] != [run.world, per_step]:
+        progress.worlds.append([progress.step, run.world, per_step])
     max_steps = settings.max_steps
     if settings.max_epochs is not None:
-        max_steps = min(max_steps, -(-settings.max_epochs * train.order.batches_per_epoch // per_step))
+        left = settings.max_epochs * train.order.batches_per_epoch - progress.position
+        max_steps = min(max_steps, progress.step + max(0, -(-left // per_step)))
     settings = settings.model_copy(update={"max_steps": max_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
+    tensors = [*objective.parameters(), *objective.buffers()]
+    whole: tuple[dict[str, Any], list[int]] = dict(vars(progress)), []  # the last whole step: its progress, and the versions of all tensors
+    saved_step = progress.step
+
+    def write(progress: dict[str, Any]) -> None:
+        nonlocal saved_step
+        state = checkpoint.State(progress, optimizer.state_dict(), scaler.state_dict(), average.state, drawn.counts_N)
+        checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state)
+        checkpoint.retain(folder, settings.keep_checkpoints)
+        saved_step = progress["step"]
+        saved(saved_step)
 
     def save() -> None:
+        nonlocal saved_step
         if run.is_main:
-            state = checkpoint.State(dict(vars(progress)), optimizer.state_dict(), scaler.state_dict(), ema)
-            checkpoint.save(folder / checkpoint.name(progress.step), objective, state)
-            checkpoint.retain(folder, settings.keep_checkpoints)
-            saved(progress.step)
-        distributed.barrier(run)
+            write(dict(vars(progress)))
+        saved_step = progress.step
+        distributed.wait_for_main(run)
+
+    def validate_and_keep() -> None:
+        with average.in_place():
+            _validate_and_keep(objective, valid, settings, run, progress, folder, log)
 
     # 3. the steps
-    stream = _timed(train.numbers(to_come(progress.step, max_steps, per_step, run)))
+    stream = _timed(train.numbers(to_come(progress.position, (max_steps - progress.step) * per_step, run)))
     meter = Meter(objective, run)
-    with log, watch.Watch(folder, log.say, is_main=run.is_main) as alive, stop_on_signals() as stop:
-        if progress.step:
-            log.say(f"resumed from {found}")
-        objective.train()
-        while progress.step < max_steps and not progress.stopped_early:
-            batches, waited_s = _window(stream, settings.gradient_accumulation_steps, quarantine, progress)
-            optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
-            if batches:
-                alive.step(progress.step + 1, [name for batch in batches for name in batch.sample_ids])
-                with meter.update(batches, waited_s):
-                    moved = [batch.to(run.device) for batch in batches]
-                    result = update(objective, wrapped, optimizer, scaler, moved, settings, run)
-                _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
-            elif run.world > 1:
-                raise UserError(f"step {progress.step}: no sample of a batch could be used", hint="see quarantine.jsonl; clean the data")
-            progress.step += 1
-            if batches and not result.skipped:
-                with meter.more():
-                    objective.after_step(progress.step)
-                    for key, value in ema.items():
-                        value.lerp_(objective.get_parameter(key).detach(), 1 - (settings.ema_decay or 0))
-            quarantine.check(progress.samples + progress.quarantined)
-            log.tick(progress.step)
+    try:
+        with (
+            log,
+            watch.Watch(folder, log.say, is_main=run.is_main) as alive,
+            stop_on_signals() as stop,
+            distributed.together(run, alike=(Interrupted,)),
+        ):
+            if progress.step:
+                log.say(f"resumed from {found}")
+            objective.train()
+            while progress.step < max_steps and not progress.stopped_early:
+                whole = dict(vars(progress)), [tensor._version for tensor in tensors] if run.world > 1 else []
+                window = _window(stream, settings.gradient_accumulation_steps)
+                own = local_counts(objective, window.batches)
+                everyone = distributed.gather(window.told(own, asked(stop)), run)
+                _refuse_failed(window, everyone, run)
+                if any(told["is_asked"] for told in everyone):  # before anything of this step: all ranks save the step before, or none
+                    if saved_step != progress.step:
+                        save()
+                    raise _interrupted(stop, progress.step)
+                _set_aside(progress, quarantine, everyone)
+                optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
+                result = None
+                if all(told["usable"] for told in everyone):
+                    alive.step(progress.step + 1, [name for batch in window.batches for name in batch.sample_ids])
+                    with meter.update(window.batches, window.waited_s):
+                        moved = [batch.to(run.device) for batch in window.batches]
+                        counts = distributed.added([told["counts"] for told in everyone])
+                        seeds = [settings.seed + number * SEED_STRIDE for number in window.usable]
+                        result = update(objective, wrapped, optimizer, scaler, moved, settings, run, counts=counts, seeds=seeds)
+                elif run.world > 1:
+                    empty = [rank for rank, told in enumerate(everyone) if not told["usable"]]
+                    raise UserError(
+                        f"step {progress.step}: rank {empty[0]} could use no sample of its batches",
+                        hint="see quarantine.jsonl; clean the data",
+                    )
+                _account(progress, drawn, everyone)
+                rate = max(group["lr"] for group in optimizer.param_groups) if result is None else result.lr
+                rates.note(rate, warms=progress.step < settings.warmup_steps, jumps=is_other_batch)
+                progress.rates, is_other_batch = rates.state, False
+                if result is not None:
+                    _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
+                progress.step += 1
+                if result is not None and not result.skipped:
+                    with meter.more():
+                        objective.after_step(progress.step)
+                        average.follow()
+                    if probes is not None:
+                        probes.note()
+                        progress.average = probes.state
+                log.tick(progress.step)
 
-            is_last = progress.step == max_steps
-            if batches and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
-                log.log({"step": progress.step, **_numbers(result), **meter.read()})
-            if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
-                _validate_and_keep(objective, valid, settings, run, progress, folder, log)
-            is_asked = _stop_everywhere(stop, run)  # asked once: all ranks save, or none
-            if progress.step % settings.checkpoint_freq == 0 or is_last or is_asked or progress.stopped_early:
-                save()
-            if is_asked:
-                raise Interrupted(
-                    f"stopped by signal {stop.signal} after step {progress.step}; run the same command to go on", stop.exit_code
-                )
+                is_last = progress.step == max_steps
+                if result is not None and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
+                    log.log({"step": progress.step, **_numbers(result), **meter.read()})
+                if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
+                    validate_and_keep()
+                if progress.step % settings.checkpoint_freq == 0 or is_last or progress.stopped_early:
+                    save()
+            if any(distributed.gather(asked(stop), run)):  # in the last step
+                raise _interrupted(stop, progress.step)
 
-        # 4. the end: all held-out batches, and the weights that are handed on
-        for key, value in ema.items():
-            objective.get_parameter(key).data.copy_(value)
-        validation: dict[str, float] = {}
-        if valid is not None:
-            validation = _validate_and_keep(objective, valid, settings, run, progress, folder, log, full=True)
-        if settings.final == "best" and (folder / "best").exists():
-            objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
-            validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
+            # 4. the end: the last weights compete with the best, and all held-out batches are asked of those that are handed on
+            if valid is not None:
+                validate_and_keep()
+            fitted = _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn)
+            if fitted.validation:
+                log.say(f"all held-out batches: loss={fitted.validation['loss']:.4g}")
+    except BaseException as error:
+        is_of_step = whole[1] == [tensor._version for tensor in tensors] and drawn.total == whole[0]["drawn"].get("total", 0)
+        if run.world > 1 and run.is_main and is_of_step and whole[0]["step"] > saved_step and not isinstance(error, CheckpointError):
+            write(whole[0])
+        raise
     if run.is_main:
         files.write_json(folder / "training_log.json", log.rows)
-    objective.eval()
-    return Fitted(progress, validation, account)
+    return fitted
+
+
+SEED_STRIDE = 1_000_003  # so that the random numbers of batch n under one seed are those of no near batch under the next
 
 
 def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: TrainSettings, run: Runtime, folder: Path) -> Fitted:
@@ -179,46 +281,105 @@ def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: Trai
 
     Raises  CheckpointError where no whole checkpoint is there.
     """
-    objective.to(run.device)
     account = optim.select(objective, settings)
     found = checkpoint.newest(folder)
     if found is None:
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
     state = checkpoint.load(found, objective, run.device)
-    for key, value in state.ema.items():
-        objective.get_parameter(key).data.copy_(value)
+    progress = Progress.of(state.progress, found)
+    drawn = Drawn(len(state.drawn_N), progress.drawn, state.drawn_N)
+    average = Average(objective, settings.ema_decay, state.ema)
+    return _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn)
+
+
+def _hand_on(
+    objective: Objective,
+    average: Average,
+    valid: Loader[Any, Any] | None,
+    settings: TrainSettings,
+    run: Runtime,
+    folder: Path,
+    progress: Progress,
+    account: list[optim.Row],
+    drawn: Drawn,
+) -> Fitted:
+    """Put the weights in place that are handed on (the average, or the best that were kept), and validate them on all held-out batches."""
+    average.put()
+    notes = progress.average
     if settings.final == "best" and (folder / "best").exists():
-        objective.load_state_dict(load_file(folder / "best" / "weights.safetensors"), strict=False)
+        given.put_back(objective, load_file(folder / "best" / "weights.safetensors"), where=str(folder / "best"))
+        notes = files.read_json(folder / "best" / "progress.json")["average"]
     validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
     objective.eval()
-    return Fitted(Progress(**state.progress), validation, account)
+    return Fitted(progress, validation, account, drawn, notes)
 
 
-def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int, quarantine: Quarantine, progress: Progress) -> tuple[list[Any], float]:
-    """The usable micro-batches of one update and the seconds that the loop waited for them."""
-    batches, waited_s = [], 0.0
-    for loaded, seconds in islice(stream, size):
-        waited_s += seconds
-        names = [*(loaded.batch.sample_ids if loaded.batch is not None else []), *(bad.sample_id for bad in loaded.bad)]
-        progress.order = chained(progress.order, names)
-        for bad in loaded.bad:
+def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int) -> Window:
+    """The micro-batches of one update, and the seconds that the loop waited for them; an error is kept for all ranks to hear of."""
+    window = Window([], [], [], [], [])
+    try:
+        for loaded, seconds in islice(stream, size):
+            window.waited_s += seconds
+            window.numbers.append(loaded.number)
+            window.indices.extend(loaded.indices)
+            window.bad.extend(loaded.bad)
+            if loaded.batch is not None:
+                window.batches.append(loaded.batch)
+                window.usable.append(loaded.number)
+                window.samples += len(loaded.batch.sample_ids)
+                window.labelled += getattr(loaded.batch, "labelled_rows", len(loaded.batch.sample_ids))
+    except Exception as error:  # raised by _refuse_failed, on this rank as it is
+        window.error = error
+    return window
+
+
+def _refuse_failed(window: Window, everyone: list[dict[str, Any]], run: Runtime) -> None:
+    """End all ranks in step where one of them could not load its batches."""
+    if window.error is not None:
+        raise window.error
+    for rank, told in enumerate(everyone):
+        if told["failed"]:
+            failure = distributed.RankFailed(f"rank {rank}: {told['failed']}")
+            failure.exit_code = told["exit_code"]
+            raise failure
+
+
+def _set_aside(progress: Progress, quarantine: Quarantine, everyone: list[dict[str, Any]]) -> None:
+    """Name the bad samples of all ranks.
+
+    Raises  DataError on every rank where too many of all samples so far are bad.
+    """
+    for told in everyone:
+        for bad in told["bad"]:
             quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
-            progress.quarantined += 1
-        if loaded.batch is not None:
-            batches.append(loaded.batch)
-            progress.samples += len(loaded.batch.sample_ids)
-            progress.labelled += getattr(loaded.batch, "labelled_rows", len(loaded.batch.sample_ids))
-    return batches, waited_s
+    now = sum(told["samples"] + len(told["bad"]) for told in everyone)
+    quarantine.check(progress.samples + progress.quarantined + now)
 
 
-def to_come(step: int, max_steps: int, per_step: int, run: Runtime) -> range:
-    """The numbers of the batches that this rank has yet to see after `step` updates of `per_step` batches."""
-    return range(step * per_step + run.rank, max_steps * per_step, run.world)
+def _account(progress: Progress, drawn: Drawn, everyone: list[dict[str, Any]]) -> None:
+    """Note what all ranks drew for an update: every rank keeps the same account."""
+    for told in everyone:
+        progress.position += len(told["numbers"])
+        progress.samples += told["samples"]
+        progress.labelled += told["labelled"]
+        progress.quarantined += len(told["bad"])
+    drawn.note([n for told in everyone for n in told["numbers"]], [i for told in everyone for i in told["indices"]])
+    progress.drawn = drawn.state
 
 
-def chained(order: str, names: list[str]) -> str:
-    """The digest of all batches so far, gone on with one more."""
-    return files.sha256_json([order, sorted(names)])
+def asked(stop: StopRequest) -> bool:
+    """Whether this rank was asked to stop."""
+    return bool(stop)
+
+
+def _interrupted(stop: StopRequest, step: int) -> Interrupted:
+    by = f"by signal {stop.signal} " if stop else ""  # another rank may be the one that was asked
+    return Interrupted(f"stopped {by}after step {step}; run the same command to go on", stop.exit_code if stop else 128 + signal.SIGTERM)
+
+
+def to_come(position: int, count: int, run: Runtime) -> range:
+    """The numbers of the next `count` global batches after `position` that fall to this rank."""
+    return range(position + run.rank, position + count, run.world)
 
 
 def _timed(stream: Iterator[Loaded[Any]]) -> Iterator[tuple[Loaded[Any], float]]:
@@ -265,17 +426,16 @@ def _guard(
 
 def _validate_and_keep(
     objective: Objective,
-    valid: Loader[Any, Any],
+    valid: Loader[Any, Any] | None,
     settings: TrainSettings,
     run: Runtime,
     progress: Progress,
     folder: Path,
     log: monitor.Monitor,
-    *,
-    full: bool = False,
-) -> dict[str, float]:
-    """Validate, keep the best weights, and note when it is time to stop early."""
-    means = validate(objective, valid, settings, run, full=full)
+) -> None:
+    """Validate the weights in place on the same batches as ever, keep the best, and note when it is time to stop early."""
+    assert valid is not None
+    means = validate(objective, valid, settings, run)
     log.log({"step": progress.step, **{f"val_{key}": value for key, value in means.items()}})
     if means["loss"] < progress.best - settings.min_delta:
         progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
@@ -284,17 +444,10 @@ def _validate_and_keep(
                 state = {key: value.detach().contiguous().cpu().clone() for key, value in given.beside(objective).items()}
                 save_file(state, part / "weights.safetensors")
                 files.write_json(part / "progress.json", vars(progress))
+        distributed.wait_for_main(run)
     else:
         progress.without_gain += 1
         progress.stopped_early = settings.patience is not None and progress.without_gain >= settings.patience
-    return means
-
-
-def _stop_everywhere(stop: StopRequest, run: Runtime) -> bool:
-    """True on all ranks as soon as one of them was asked to stop."""
-    if run.world == 1:
-        return bool(stop)
-    return distributed.sum_counts({"stop": float(bool(stop))}, run)["stop"] > 0
 
 
 def _numbers(result: StepResult) -> dict[str, float]:

@@ -27,7 +27,6 @@ class Monitor:
     def __init__(self, folder: Path, name: str, *, step: int, max_steps: int, is_main: bool, tensorboard: bool = False) -> None:
         self.folder, self.name, self.max_steps, self.is_main = folder, name, max_steps, is_main
         self.path = folder / "metrics.jsonl"
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         self.started = time.perf_counter()
         self.first_step = step
         self.timed: tuple[int, float] | None = None  # a step, and when it was done: from there on the time of a step is reckoned
@@ -35,7 +34,7 @@ class Monitor:
         self._bar: Any = None
         self._board: Any = None
         if is_main:
-            files.write_jsonl(self.path, self.rows)
+            files.write_jsonl(self.path, [row for row in read_metrics(self.path) if row["step"] <= step])
             self._stream = self.path.open("a", encoding="utf-8")
             if tensorboard:
                 self._board = _board(folder / "tensorboard", step)
@@ -60,11 +59,15 @@ class Monitor:
         if self._board is not None:
             self._board.close()
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, read from the file."""
+        return read_metrics(self.path)
+
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics at `row["step"]`: kept, written, shown."""
+        """One row of metrics at `row["step"]`: written and shown. None is held: a run may have millions."""
         if not self.is_main:
             return
-        self.rows.append(row)
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
         self._show(row)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,11 +76,12 @@ def freeze(model: nn.Module) -> nn.Module:
     """The model without gradients and for ever in eval mode, whatever `.train()` is called on its parent."""
     model.requires_grad_(False)
     model.eval()
+    model.train = partial(_stay, model)  # type: ignore[method-assign]
+    return model
 
-    def stay(mode: bool = True) -> nn.Module:
-        return model
 
-    model.train = stay  # type: ignore[method-assign]
+def _stay(model: nn.Module, mode: bool = True) -> nn.Module:
+    """In the place of a frozen model's `train`. A partial of it, unlike a closure, is copied and pickled with its model."""
     return model
 
 

@@ -50,6 +50,9 @@ class TrainSettings(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(42, ge=0)
     num_workers: int = Field(0, ge=0)
+    cache_mb: int | None = Field(
+        None, ge=0, description="decoded media kept for the next epoch, all workers together; None: 2 GiB or an eighth of what is free"
+    )
     threads: int | None = Field(None, ge=1, description="threads of this stage; None: the recipe's. For one that runs when others are done")
 
     val_split: float = Field(0.1, ge=0, lt=1)

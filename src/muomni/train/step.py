@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from muomni.runtime import Runtime
-from muomni.train.distributed import sum_counts
+from muomni.runtime import Runtime, seed_device
+from muomni.train.distributed import added, sum_counts
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
 
@@ -27,7 +27,7 @@ class StepResult:
     losses: dict[str, float]
     counts: dict[str, float]
     grad_norm: float
-    lr: float
+    lr: float  # as it stood in the optimizer when it stepped, the largest of its groups
     skipped: str = ""  # the reason, empty where the weights changed
     sample_ids: list[str] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)  # of the terms; one of weight 0 is told, not learned
@@ -51,18 +51,20 @@ def update(
     micro_batches: Sequence[Any],
     settings: TrainSettings,
     runtime: Runtime,
+    *,
+    counts: dict[str, float] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> StepResult:
     """Change the weights once by the micro-batches of this rank (DESIGN 4).
+
+    Takes   counts: targets per term over all ranks, where the caller has exchanged them already; seeds: of the random numbers (dropout)
+            of each micro-batch, so that they are the same whichever rank computes it.
 
     Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one big batch give the same update.
     An update with a loss outside of [-1e6, 1e6] or a gradient norm that is not finite or above `explosion_norm` is skipped on all ranks.
     """
     # 1. counts first: they need no forward, and every term is divided by the global one
-    local: dict[str, float] = {}
-    for batch in micro_batches:
-        for name, count in objective.counts(batch).items():
-            local[name] = local.get(name, 0) + count
-    counts = sum_counts(local, runtime)
+    counts = sum_counts(local_counts(objective, micro_batches), runtime) if counts is None else counts
     objective.begin(micro_batches, runtime.world)
 
     # 2. backward of all micro-batches, gradients synced on the last only
@@ -71,6 +73,8 @@ def update(
     for number, batch in enumerate(micro_batches):
         holds_back = isinstance(wrapped, DistributedDataParallel) and not syncs(number, len(micro_batches))
         hold = wrapped.no_sync() if holds_back else nullcontext()  # type: ignore[operator]
+        if seeds is not None:
+            seed_device(seeds[number], runtime.device)
         with hold:
             with runtime.autocast():
                 terms = wrapped(batch)
@@ -95,6 +99,8 @@ def update(
     losses["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
     reason = unsafe(losses["loss"], grad_norm, settings.explosion_norm)
 
+    lr = max(float(group["lr"]) for group in optimizer.param_groups)
+
     # 4. clip by one global norm, step, clear
     if not reason:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
@@ -102,7 +108,12 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
-    return StepResult(losses, counts, grad_norm, float(optimizer.param_groups[0]["lr"]), reason, ids, weights)
+    return StepResult(losses, counts, grad_norm, lr, reason, ids, weights)
+
+
+def local_counts(objective: Objective, micro_batches: Sequence[Any]) -> dict[str, float]:
+    """Targets per term of this rank's micro-batches."""
+    return added([dict(objective.counts(batch)) for batch in micro_batches])
 
 
 def mean_share(term: Term, count: float) -> Tensor:

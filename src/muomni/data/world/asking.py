@@ -9,6 +9,7 @@ import numpy as np
 
 from muomni.data.world.lexicon import CONTENT, is_held_out, words
 from muomni.data.world.scene import Scene, questions
+from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Asked = tuple[str, str, str]  # kind, question, answer
 
@@ -26,15 +27,16 @@ class Asker:
     equally often for "is the star red?" and for "is there a red star?", each colour equally often for "what colour is the star?".
     """
 
-    def __init__(self, rng: np.random.Generator, *, training: bool) -> None:
+    def __init__(self, rng: np.random.Generator, *, training: bool, vocabulary: Vocabulary = WHOLE) -> None:
         self._rng = rng
+        self._vocabulary = vocabulary
         self._training = training
         self._used: Counter[tuple[str, ...]] = Counter()
 
     def ask(self, scene: Scene, count: int) -> list[Asked]:
         """`count` different questions about the scene, fewer if it has no more; in training none that is held out, else such first."""
         open_: list[tuple[tuple[str, str, str], Asked]] = []
-        for asked in questions(scene):
+        for asked in questions(scene, self._vocabulary):
             kind, question, answer = asked
             if not (self._training and (is_held_out(question) or is_held_out(answer))):
                 open_.append(((kind, form(question), answer.split()[-1]), asked))

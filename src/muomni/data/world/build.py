@@ -11,17 +11,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from muomni import files
-from muomni.data.world import lexicon, picture_rows, render, speech_rows, text_rows, utterance, voices
+from muomni.data.world import picture_rows, render, speech_rows, text_rows, utterance, voices
+from muomni.data.world.picture_rows import Mix
+from muomni.data.world.vocabulary import FEW, WHOLE, Vocabulary
 from muomni.errors import ConfigError
 
 VERSION = 11
-Size = Literal["tiny", "quick", "full"]
+Size = Literal["tiny", "small", "quick", "full"]
 Split = dict[str, int]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of everything, by split; `repeats` of every single word and the `least` times that a word is said, per voice set."""
+    """How much of everything, by split; `repeats` of every single word and the `least` times that a word is said, per voice set.
+
+    scenes, asked  how many objects are shown by the pictures with captions, and by those with questions
+    """
 
     side: int
     text: Split
@@ -35,6 +40,9 @@ class Counts:
     speak: Split
     repeats: int
     least: int
+    vocabulary: Vocabulary = WHOLE
+    scenes: Mix = picture_rows.SCENES
+    asked: Mix = picture_rows.QUESTIONS
 
 
 def _split(train: int, valid: int) -> Split:
@@ -69,6 +77,24 @@ _TINY = Counts(
     repeats=1,
     least=1,
 )
+# For a quickstart of minutes: few words, two objects in a caption at most and one in a question, and no pictures of digits or words.
+_SMALL = Counts(
+    side=64,
+    text=_split(3_000, 200),
+    captions=_split(3_000, 256),
+    questions=_split(2_000, 160),
+    reading=_split(0, 0),
+    probe=_split(400, 160),
+    transcripts=_split(1_500, 120),
+    digits=_split(400, 110),
+    spoken_questions=_split(600, 160),
+    speak=_split(600, 60),
+    repeats=4,
+    least=24,
+    vocabulary=FEW,
+    scenes=Mix((1, 2, 1), 0.5),
+    asked=Mix((1,), 0.25),
+)
 
 
 def counts(size: Size) -> Counts:
@@ -78,10 +104,12 @@ def counts(size: Size) -> Counts:
     """
     if size == "tiny":
         return _TINY
+    if size == "small":
+        return _SMALL
     if size == "quick":
         return _QUICK
     if size == "full":
-        times = {
+        times: dict[str, Any] = {
             name: {split: 5 * count for split, count in value.items()} for name, value in vars(_QUICK).items() if isinstance(value, dict)
         }
         return replace(_QUICK, side=224, repeats=12, least=400, **times)
@@ -107,24 +135,25 @@ def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
 
 
 def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
-    shown = picture_rows.show(seed, "scene", 10, much.captions, picture_rows.SCENES)
-    asked = picture_rows.show(seed, "question", 11, much.questions, picture_rows.QUESTIONS)
-    probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES)
+    words = much.vocabulary
+    shown = picture_rows.show(seed, "scene", 10, much.captions, much.scenes, words)
+    asked = picture_rows.show(seed, "question", 11, much.questions, much.asked, words)
+    probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES, words)
     writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
     rng = np.random.default_rng((seed, 40))
     speakers = speech_rows.Speakers(rng)
     rows = {
-        "transcripts": speech_rows.transcript_rows(rng, speakers, much.transcripts, repeats=much.repeats, least=much.least),
+        "transcripts": speech_rows.transcript_rows(rng, speakers, much.transcripts, words, repeats=much.repeats, least=much.least),
         "digits": speech_rows.digit_rows(speakers, much.digits),
-        "spoken_questions": speech_rows.spoken_question_rows(rng, speakers, asked, much.spoken_questions),
-        "speak": speech_rows.speak_rows(rng, speakers, much.speak, repeats=much.repeats, least=much.least),
+        "spoken_questions": speech_rows.spoken_question_rows(rng, speakers, asked, much.spoken_questions, words),
+        "speak": speech_rows.speak_rows(rng, speakers, much.speak, words, repeats=much.repeats, least=much.least),
     }
     with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we write and draw
         speaking = beside.submit(utterance.speak, speakers.jobs, out)
         rows |= {
-            "text": text_rows.text_rows(seed, much.text),
-            "captions": picture_rows.caption_rows(seed, shown) + writing_captions,
-            "questions": picture_rows.question_rows(seed, asked) + writing_questions,
+            "text": text_rows.text_rows(seed, much.text, words, max(much.scenes.objects)),
+            "captions": picture_rows.caption_rows(seed, shown, words) + writing_captions,
+            "questions": picture_rows.question_rows(seed, asked, words) + writing_questions,
             "probe": picture_rows.probe_rows(probe),
         }
         pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
@@ -134,7 +163,7 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
         said = speaking.result()
     for name, content in rows.items():
         files.write_jsonl(out / f"{name}.jsonl", content)
-    files.write_text(out / "vocabulary.txt", "".join(f"{word}\n" for word in lexicon.WORDS))
+    files.write_text(out / "vocabulary.txt", "".join(f"{word}\n" for word in words.words))
     manifest = {
         "version": VERSION,
         "seed": seed,
@@ -150,7 +179,7 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
         "sha256": {f"{name}.jsonl": files.sha256_file(out / f"{name}.jsonl") for name in rows},
         "media_sha256": {folder: _digest(out / folder) for folder in ("images", "audio")},
         "voices": {"answer": voices.ANSWER_VOICE, "train": list(voices.TRAIN), "held_out": list(voices.HELD_OUT)},
-        "held_out_pairs": [list(pair) for pair in sorted(lexicon.HELD_OUT_PAIRS)],
+        "held_out_pairs": [list(pair) for pair in words.held_out_pairs],
     }
     files.write_json(out / "manifest.json", manifest)
     return manifest
@@ -162,7 +191,7 @@ def _digest(folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m muomni.data.world --out DIR --seed N --size tiny|quick|full`."""
+    """`python -m muomni.data.world --out DIR --seed N --size tiny|small|quick|full`."""
     parser = argparse.ArgumentParser(prog="muomni.data.world", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)

@@ -13,6 +13,7 @@ from muomni.data.world import render
 from muomni.data.world.asking import Asker
 from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_out
 from muomni.data.world.scene import Caption, Scene, changes, describe, sample
+from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Row = dict[str, Any]
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
@@ -83,21 +84,22 @@ QUESTIONS = Mix((2, 3, 2, 3, 1), 0.2)
 PROBES = Mix((1,), 0.0)
 
 
-def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mix) -> list[Shown]:
+def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mix, vocabulary: Vocabulary = WHOLE) -> list[Shown]:
     """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must differ)."""
     most = max(training.objects)
     shown = []
     told: set[str] = set()
-    for split, count in counts.items():
+    for split, number_of in counts.items():
         rng = np.random.default_rng((seed, number, split == "valid"))
         many = training.objects if split == "train" else range(1, most + 1)
-        for index in range(count):
+        for index in range(number_of):
             held_out = split == "valid" and rng.random() >= SEEN_SHARE
             unnamed = split == "train" and rng.random() < training.unnamed
             for tried in itertools.count():
                 # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
-                scene = sample(rng, min(most, many[index % len(many)] + tried // 30), held_out=held_out, unnamed=unnamed)
-                caption = describe(rng, scene)
+                count = min(most, many[index % len(many)] + tried // 30)
+                scene = sample(rng, count, held_out=held_out, unnamed=unnamed, vocabulary=vocabulary)
+                caption = describe(rng, scene, vocabulary)
                 text = caption.text()
                 if is_held_out(text) == (split == "valid") and not (split == "valid" and text in told):
                     break
@@ -109,9 +111,9 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mi
     return shown
 
 
-def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool) -> list[Row]:
+def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool, vocabulary: Vocabulary = WHOLE) -> list[Row]:
     """False captions with one attribute changed: one of each kind that the caption mentions, two of shape (learned last)."""
-    options = list(changes(caption))
+    options = list(changes(caption, vocabulary))
     found: list[Row] = []
     missing = {kind: 2 if kind == "shape" else 1 for kind, _ in options}
     for index in rng.permutation(len(options)):
@@ -122,7 +124,7 @@ def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, train
     return found
 
 
-def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
+def caption_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) -> list[Row]:
     """One row a picture: no words from the user, the caption from the assistant."""
     rng = np.random.default_rng((seed, 20))
     return [
@@ -132,17 +134,17 @@ def caption_rows(seed: int, shown: list[Shown]) -> list[Row]:
             "task": "caption",
             "split": one.split,
             "messages": [message("user", {"type": "image", "path": one.picture.path}), message("assistant", one.caption.text())],
-            "negatives": negatives(rng, one.caption, one.scene, training=one.split == "train"),
+            "negatives": negatives(rng, one.caption, one.scene, training=one.split == "train", vocabulary=vocabulary),
             "extra": one.extra(),
         }
         for index, one in enumerate(shown)
     ]
 
 
-def question_rows(seed: int, shown: list[Shown]) -> list[Row]:
+def question_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) -> list[Row]:
     """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it."""
     rng = np.random.default_rng((seed, 21))
-    askers = {split: Asker(rng, training=split == "train") for split in ("train", "valid")}
+    askers = {split: Asker(rng, training=split == "train", vocabulary=vocabulary) for split in ("train", "valid")}
     rows: list[Row] = []
     for index, one in enumerate(shown):
         asked = askers[one.split].ask(one.scene, int(rng.integers(8, 13)))

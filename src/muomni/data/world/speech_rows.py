@@ -6,18 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from muomni.data.world import lexicon, voices
+from muomni.data.world import voices
 from muomni.data.world.asking import Asker
 from muomni.data.world.language import Sentences, spoken
-from muomni.data.world.lexicon import NUMBERS, PLACES, SEEN_PAIRS, grammatical, is_held_out
+from muomni.data.world.lexicon import NUMBERS, grammatical, is_held_out
 from muomni.data.world.picture_rows import Shown, message
 from muomni.data.world.utterance import Job
+from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Row = dict[str, Any]
-_SHORT_ANSWERS = (
-    *(f"at the {place}" for place in PLACES),
-    *(grammatical(f"a {colour} {shape}") for colour, shape in SEEN_PAIRS),
-)
 _SPOKEN_TURNS = 4  # questions about a picture in training
 _TIMES_SAID = 12
 _SHORT_SHARE = 0.2  # of the valid transcripts are single words, which can't be held out; marked in extra
@@ -48,20 +45,27 @@ class Speakers:
         return {"type": "audio", "path": path, "speaker": voices.ANSWER_VOICE}
 
 
-def _training_texts(rng: np.random.Generator, count: int, *, repeats: int, least: int, distinct: bool) -> list[str]:
+def _short_answers(vocabulary: Vocabulary) -> list[str]:
+    places = [f"at the {place}" for place in vocabulary.places]
+    return places + [grammatical(f"a {colour} {shape}") for colour, shape in vocabulary.seen_pairs]
+
+
+def _training_texts(rng: np.random.Generator, count: int, vocabulary: Vocabulary, *, repeats: int, least: int, distinct: bool) -> list[str]:
     """`count` training sentences, every word alone `repeats` times, every short answer, and more until every word came `least` times."""
-    source = Sentences(rng)
-    texts = source.many(count, held_out=False, distinct=distinct) + list(lexicon.WORDS) * repeats + list(_SHORT_ANSWERS)
+    source = Sentences(rng, vocabulary)
+    texts = source.many(count, held_out=False, distinct=distinct) + list(vocabulary.words) * repeats + _short_answers(vocabulary)
     return texts + source.cover(texts, least)
 
 
-def transcript_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], *, repeats: int, least: int) -> list[Row]:
+def transcript_rows(
+    rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, *, repeats: int, least: int
+) -> list[Row]:
     """Many voices say sentences and words; the assistant writes the exact words."""
     short = int(counts["valid"] * _SHORT_SHARE)
     texts = {
-        "train": _training_texts(rng, counts["train"], repeats=repeats, least=least, distinct=False),
-        "valid": Sentences(rng).many(counts["valid"] - short, held_out=True)
-        + [str(word) for word in rng.choice(lexicon.WORDS, size=short, replace=short > len(lexicon.WORDS))],
+        "train": _training_texts(rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=False),
+        "valid": Sentences(rng, vocabulary).many(counts["valid"] - short, held_out=True)
+        + [str(word) for word in rng.choice(vocabulary.words, size=short, replace=short > len(vocabulary.words))],
     }
     return [
         _heard(speakers, "transcribe", "transcript", split, index, text, text)
@@ -100,7 +104,9 @@ def _heard(speakers: Speakers, task: str, name: str, split: str, index: int, tex
     }
 
 
-def spoken_question_rows(rng: np.random.Generator, speakers: Speakers, shown: list[Shown], counts: dict[str, int]) -> list[Row]:
+def spoken_question_rows(
+    rng: np.random.Generator, speakers: Speakers, shown: list[Shown], counts: dict[str, int], vocabulary: Vocabulary = WHOLE
+) -> list[Row]:
     """A picture and spoken questions about it, several voices' in training, one in the valid split; the assistant answers in words.
 
     A question that training voices have said _TIMES_SAID times is heard again rather than said anew.
@@ -109,7 +115,7 @@ def spoken_question_rows(rng: np.random.Generator, speakers: Speakers, shown: li
     said: dict[str, list[Row]] = {}
     for split in ("train", "valid"):
         training = split == "train"
-        asker = Asker(rng, training=training)
+        asker = Asker(rng, training=training, vocabulary=vocabulary)
         pool = [one for one in shown if one.split == split]
         order = rng.permutation(len(pool))
         for index in range(counts[split]):
@@ -143,11 +149,13 @@ def spoken_question_rows(rng: np.random.Generator, speakers: Speakers, shown: li
     return rows
 
 
-def speak_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], *, repeats: int, least: int) -> list[Row]:
+def speak_rows(
+    rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, *, repeats: int, least: int
+) -> list[Row]:
     """The voice that answers says the words that the user gives."""
     texts = {
-        "train": _training_texts(rng, counts["train"], repeats=repeats, least=least, distinct=True),
-        "valid": Sentences(rng).many(counts["valid"], held_out=True),
+        "train": _training_texts(rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=True),
+        "valid": Sentences(rng, vocabulary).many(counts["valid"], held_out=True),
     }
     rows = []
     for split in ("train", "valid"):

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
 from muomni.data.world.asking import Asker
 from muomni.data.world.language import Sentences
-from muomni.data.world.lexicon import COLOURS, NUMBERS, SHAPES, is_held_out
+from muomni.data.world.lexicon import NUMBERS, is_held_out
 from muomni.data.world.picture_rows import message
-from muomni.data.world.scene import Caption, Claim, Scene, sample
+from muomni.data.world.scene import Caption, Scene, claim, sample
+from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Row = dict[str, Any]
-_FACTS = (
-    *(f"{colour} is a colour" for colour in COLOURS),
-    *(f"a {shape} is a shape" for shape in SHAPES),
-    *(f"{number} is a number" for number in NUMBERS),
-    *(" ".join(NUMBERS[first : first + 4]) for first in range(len(NUMBERS) - 3)),
-)
 
 
-def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
-    """Half conversations about a described scene, a quarter the same as documents, a quarter plain sentences."""
+def _facts(vocabulary: Vocabulary) -> list[str]:
+    """What is always so, in words of the vocabulary."""
+    told = [
+        *(f"{colour} is a colour" for colour in vocabulary.colours),
+        *(f"a {shape} is a shape" for shape in vocabulary.shapes),
+        *(f"{number} is a number" for number in NUMBERS),
+        *(" ".join(NUMBERS[first : first + 4]) for first in range(len(NUMBERS) - 3)),
+    ]
+    return told
+
+
+def text_rows(seed: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, most: int = 3) -> list[Row]:
+    """Half conversations about a described scene, a quarter the same as documents, a quarter plain sentences.
+
+    Takes   most: objects of a scene.
+    """
     rows = []
     for split, count in counts.items():
         training = split == "train"
         rng = np.random.default_rng((seed, 30, split == "valid"))
-        asker, sentences = Asker(rng, training=training), Sentences(rng)
-        facts = [fact for fact in _FACTS if is_held_out(fact) != training]
+        asker, sentences = Asker(rng, training=training, vocabulary=vocabulary), Sentences(rng, vocabulary)
+        facts = [fact for fact in _facts(vocabulary) if is_held_out(fact) != training]
         for index in range(count):
             name: Row = {"id": f"text-{split}-{index:05d}", "split": split}
             if index % 4 == 3:
@@ -38,11 +46,11 @@ def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
                     told.append(facts[rng.integers(len(facts))])
                 rows.append({**name, "task": "text", "text": ". ".join(told) + "."})
                 continue
-            scene = sample(rng, int(rng.integers(1, 4)), held_out=not training)
-            description = claims(scene).text()
+            scene = sample(rng, int(rng.integers(1, most + 1)), held_out=not training, vocabulary=vocabulary)
+            description = claims(scene, vocabulary).text()
             while is_held_out(description) == training:
-                scene = sample(rng, len(scene), held_out=not training)
-                description = claims(scene).text()
+                scene = sample(rng, len(scene), held_out=not training, vocabulary=vocabulary)
+                description = claims(scene, vocabulary).text()
             asked = asker.ask(scene, int(rng.integers(6, 10)))
             extra = {"scene": [list(vars(thing).values()) for thing in scene], "kinds": [kind for kind, _, _ in asked]}
             if index % 4 == 2:
@@ -56,6 +64,6 @@ def text_rows(seed: int, counts: dict[str, int]) -> list[Row]:
     return rows
 
 
-def claims(scene: Scene) -> Caption:
+def claims(scene: Scene, vocabulary: Vocabulary) -> Caption:
     """All there is to say about a scene, in its order."""
-    return Caption(tuple(Claim(*astuple(thing)) for thing in scene))
+    return Caption(tuple(claim(thing, vocabulary) for thing in scene))

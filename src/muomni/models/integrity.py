@@ -1,0 +1,131 @@
+"""A `final/` and the certificate that speaks of it: the sha256 of every file, compared by whoever opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from muomni import files
+from muomni.errors import CheckpointError
+
+CERTIFICATE = "certificate.json"
+FINAL = "final"
+SHOWN = 4  # changed files that a message names
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """A stage's certificate, or None where there is none that can be read."""
+    try:
+        certificate = files.read_json(folder / CERTIFICATE)
+    except (OSError, ValueError):
+        return None
+    return certificate if isinstance(certificate, dict) and {"stage", "verdict", "gates", "facts"} <= set(certificate) else None
+
+
+def digests(final: Path) -> dict[str, str]:
+    """sha256 of every file of a `final/` or an exported folder, by its path therein; its own certificate is left out."""
+    paths = [path for path in sorted(final.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    named = {path.relative_to(final).as_posix(): path for path in paths}
+    named.pop(CERTIFICATE, None)
+    return {name: files.sha256_once(path) if path.is_file() else "no file" for name, path in named.items()}
+
+
+def differences(found: Mapping[str, str], named: Mapping[str, str]) -> list[str]:
+    """A line for each file that is missing, extra, or holds other bytes than a certificate names."""
+    missing = [f"{name} is missing" for name in sorted(named.keys() - found.keys())]
+    extra = [f"{name} is extra" for name in sorted(found.keys() - named.keys())]
+    both = sorted(found.keys() & named.keys())
+    changed = [f"{name}: expected {named[name][:12]}, got {found[name][:12]}" for name in both if found[name] != named[name]]
+    return [*missing, *extra, *changed]
+
+
+def shown(lines: list[str]) -> str:
+    """The first differences, and how many more there are."""
+    return "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+
+
+def locate(folder: Path) -> tuple[Path, Path] | None:
+    """The whole that a certificate speaks of and the place of that certificate, for a `final/`, an exported folder, or a part of one.
+
+    None where no certificate lies there.
+    """
+    for place in dict.fromkeys((folder.absolute(), folder.resolve())):  # a link's own surroundings, then those of what it names
+        for root in (place, *place.parents[:2]):
+            if (root / CERTIFICATE).is_file() and not (root / FINAL).exists():
+                return root, root
+            if root.name == FINAL:
+                if (root.parent / CERTIFICATE).is_file():
+                    return root, root.parent
+                break
+    return None
+
+
+def names_files(certificate: Mapping[str, Any]) -> bool:
+    """Whether a certificate is tied to files; those of older versions are not."""
+    return isinstance(certificate.get("files"), dict) and bool(certificate["files"])
+
+
+def changed(folder: Path) -> list[str]:
+    """How the files of a `final/`, an exported folder or a part of one differ from what its certificate names; empty without one."""
+    files.settle(folder)
+    if (found := locate(folder)) is None:
+        return []
+    root, place = found
+    certificate = read(place)
+    if certificate is None or not names_files(certificate):
+        return []
+    inside = next(each.relative_to(root) for each in (folder.absolute(), folder.resolve()) if each.is_relative_to(root))
+    prefix = "" if inside == Path(".") else f"{inside.as_posix()}/"
+    named = {name.removeprefix(prefix): digest for name, digest in certificate["files"].items() if name.startswith(prefix)}
+    return differences(digests(folder), named)
+
+
+def verify(folder: Path) -> dict[str, Any] | None:
+    """The certificate of a `final/`, an exported folder or a part of one, once its files are seen to be those that it names.
+
+    None where no certificate lies there.
+    Raises  CheckpointError naming files that are missing, extra or changed.
+    """
+    if lines := changed(folder):
+        raise CheckpointError(f"{folder} is not what its certificate speaks of: {shown(lines)}", hint=way_out(folder))
+    found = locate(folder)
+    return None if found is None else read(found[1])
+
+
+def way_out(folder: Path) -> str:
+    """What to do about files that were changed."""
+    found = locate(folder)
+    place = found[1] / CERTIFICATE if found is not None else folder / CERTIFICATE
+    return f"put the files back; or delete {place} and run the stage again, which makes them anew from its last checkpoint"
+
+
+def caveat(certificate: Mapping[str, Any] | None) -> str:
+    """Why what lies there is not proven, in a line; empty where a certificate says that it is, or that it was waived."""
+    if certificate is None:
+        return "it has no certificate: nothing says what it learned"
+    if not names_files(certificate) and certificate["verdict"] != "red":
+        return "its certificate names no files (it is of an older version): run its stage again, which measures it anew"
+    if certificate["verdict"] == "red":
+        names = [gate["name"] for gate in certificate["gates"] if gate["verdict"] == "red"]
+        return f"stage {certificate['stage']} is red ({', '.join(names)}): what it says is not proven"
+    return ""
+
+
+def waivers(certificate: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was waived of a stage and of all that it stands on: {"stage", "gate", "why"}, each once."""
+    own = [
+        {"stage": str(certificate["stage"]), "gate": str(gate["name"]), "why": str(gate["why"])}
+        for gate in certificate["gates"]
+        if gate["verdict"] == "waived"
+    ]
+    return merged(own, certificate.get("inherited", []))
+
+
+def merged(*lists: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Waivers of several certificates, each stage's gate once, in their order."""
+    every: dict[tuple[str, str], dict[str, str]] = {}
+    for row in chain(*lists):
+        every.setdefault((row["stage"], row["gate"]), row)
+    return list(every.values())

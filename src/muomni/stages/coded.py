@@ -1,0 +1,174 @@
+"""Utterances as codes and text ids, with what the Thinker thinks of the text: made once, kept in the stage's folder, read page by page."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from muomni import files
+from muomni.data.sample import AudioPart, Sample, inline_bytes
+from muomni.errors import CheckpointError, DataError
+from muomni.train.objectives.talker import TalkerItem
+
+FORMAT = 1  # of the files; part of the key, so that an older build is made again
+
+
+class Items(Mapping[int, TalkerItem]):
+    """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that the system may drop."""
+
+    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+        """Open what `build` made of these samples.
+
+        Raises  CheckpointError if it is not whole.
+        """
+        self.folder, self.samples = folder, samples
+        try:
+            meta = files.read_json(folder / "coded.json")
+            # Numbers of the samples, then where the codes and the text ids of each begin and end, (items + 1,) each.
+            self._numbers, self._frames, self._tokens = (np.load(folder / f"{name}.npy") for name in ("numbers", "frames", "tokens"))
+            self._books, self._width = int(meta["codebooks"]), int(meta["width"])
+            self._codes = _mapped(folder / "codes.bin", meta["codes"], self._books * int(self._frames[-1]))
+            self._ids = _mapped(folder / "ids.bin", "int32", int(self._tokens[-1]))
+            self._hidden = _mapped(folder / "hidden.bin", "float32", self._width * int(self._tokens[-1]))
+            self.refused = {int(index): DataError(reason, message) for index, reason, message in meta["refused"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}: not a whole set of codes ({error})", hint="remove the folder; it is made again") from error
+
+    def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample]]]:
+        return type(self), (self.folder, self.samples)  # a worker maps the files itself
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return (int(number) for number in self._numbers)
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int | np.integer) and self._place(int(index)) is not None
+
+    def __getitem__(self, index: int) -> TalkerItem:
+        place = self._place(int(index))
+        if place is None:
+            raise KeyError(index)
+        low, high = (int(at) for at in self._frames[place : place + 2])
+        first, last = (int(at) for at in self._tokens[place : place + 2])
+        codes_KF = self._codes[self._books * low : self._books * high].reshape(self._books, high - low).astype(np.int64)
+        hidden = self._hidden[self._width * first : self._width * last].reshape(last - first, self._width) if self._width else None
+        return TalkerItem(
+            self.samples[index].id,
+            self._ids[first:last].tolist(),
+            torch.from_numpy(codes_KF),
+            None if hidden is None else torch.from_numpy(hidden),
+        )
+
+    def num_frames(self) -> NDArray[np.int64]:
+        """Code frames of each item, (items,), in the order of their samples."""
+        frames: NDArray[np.int64] = np.diff(self._frames)
+        return frames
+
+    def _place(self, index: int) -> int | None:
+        place = int(np.searchsorted(self._numbers, index))
+        return place if place < len(self._numbers) and self._numbers[place] == index else None
+
+
+class Coded:
+    """Utterances as codes and text ids: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to be counted."""
+
+    def __init__(self, items: Items) -> None:
+        self.samples, self.items = items.samples, items
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def item(self, index: int, rng: np.random.Generator) -> TalkerItem:
+        """One utterance; raises DataError."""
+        if index in self.items.refused:
+            raise self.items.refused[index]
+        return self.items[index]
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Code frames of each, (len,); 0 where there are none."""
+        lengths = np.zeros(len(self), np.int32)
+        lengths[list(self.items)] = self.items.num_frames()
+        return lengths
+
+
+def build(cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]]) -> Coded:
+    """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then opened.
+
+    Takes   key: all that they are made from beside the samples, as JSON; where their folder is there, nothing is drawn from `made`.
+    """
+    folder = Path(cache) / files.sha256_json([FORMAT, key, _digest(samples)])[:16]
+    if not (folder / "coded.json").exists():
+        with files.fresh_folder(folder) as part:
+            _write(part, made)
+    return Coded(Items(folder, samples))
+
+
+def _digest(samples: Iterable[Sample]) -> str:
+    """Names what is said where: words, and names and sizes of the files, wherever they lie. Gate `stale_codes` looks into the files."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        media = []
+        for part in sample.media:
+            is_inline = inline_bytes(part.path) is not None
+            with contextlib.suppress(OSError):
+                media.append(part.path if is_inline else [Path(part.path).name, os.stat(part.path).st_size])
+        windows = [[part.start, part.end] for part in sample.media if isinstance(part, AudioPart)]
+        words = [sample.extra.get("text"), *(message.text for message in sample.messages)]
+        digest.update(files.sha256_json([sample.id, words, windows, media]).encode())
+    return digest.hexdigest()
+
+
+def _write(folder: Path, made: Iterable[tuple[int, TalkerItem | DataError]]) -> None:
+    numbers, frames, tokens = array("q"), array("q", [0]), array("q", [0])
+    refused: list[list[Any]] = []
+    books = width = 0
+    with (
+        (folder / "codes.bin").open("wb") as codes_file,
+        (folder / "ids.bin").open("wb") as ids_file,
+        (folder / "hidden.bin").open("wb") as hidden_file,
+    ):
+        for index, item in made:
+            if isinstance(item, DataError):
+                refused.append([index, item.reason, item.message])
+                continue
+            books = item.codes_KF.shape[0]
+            codes = item.codes_KF.cpu().numpy()
+            assert codes.max(initial=0) < 2**15, "codes of 16 bits"
+            codes_file.write(codes.astype(np.int16).tobytes())
+            ids_file.write(np.array(item.text_ids, np.int32).tobytes())
+            if item.hidden_TD is not None:
+                width = item.hidden_TD.shape[1]
+                hidden_file.write(item.hidden_TD.float().cpu().contiguous().numpy().tobytes())
+            numbers.append(index)
+            frames.append(frames[-1] + codes.shape[1])
+            tokens.append(tokens[-1] + len(item.text_ids))
+    for stem, values in (("numbers", numbers), ("frames", frames), ("tokens", tokens)):
+        np.save(folder / f"{stem}.npy", np.asarray(values, np.int64))
+    meta = {"codebooks": books, "width": width, "codes": "int16", "refused": refused}
+    files.write_text(folder / "coded.json", json.dumps(meta, ensure_ascii=True) + "\n")
+
+
+def _mapped(path: Path, kind: str, count: int) -> NDArray[Any]:
+    """A file of numbers; written to, a page becomes this process's own and the file stays as it is."""
+    if not count:
+        return np.empty(0, kind)
+    found = np.memmap(path, kind, "c")
+    if len(found) != count:
+        raise ValueError(f"{path.name}: expected {count} numbers, got {len(found)}")
+    return found

@@ -1,0 +1,33 @@
+"""What is dear to make and only looked at afterwards: made once in a test run, whichever of its workers asks first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# what processes that are forked for tests hold from their start: whoever asks first starts the server that they come from, for all tests
+LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo", "toy_training"]
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder of this name under the run's temporary one, filled by `make`; other workers wait until it is whole.
+
+    What `make` left behind when it failed is taken away by the next who asks. Who wants to change something copies.
+    """
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    home.mkdir(exist_ok=True)
+    folder, made = home / name, home / f"{name}.made"
+    with (home / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
