@@ -36,12 +36,16 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in the weights' place, and the very weights again afterwards."""
-        raw = [p.detach().clone() for p in self.parameters]
-        self.put()
+        """The averages in the weights' place, and the very weights again afterwards: they change places, one tensor at a time."""
+        self._swap()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, weights in zip(self.parameters, raw, strict=True):
-                    parameter.copy_(weights)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
