@@ -80,11 +80,11 @@ def test_parameters_and_counters_are_those_of_the_run(tmp_path: Path) -> None:
     rows = monitor.read_metrics(tmp_path / "run" / "thinker" / "metrics.jsonl")
     timed = [row for row in rows if "steps_per_s" in row]
     assert len(timed) >= 3
-    told = {name for row in timed for name in row} & set(units.METERS) - {"peak_memory_mb"}
-    assert set(found["speed"]) - {"update_s", "updates_timed", "rows_timed"} == told
+    told = {name for row in timed for name in row} & set(units.METERS) - {"peak_memory_mb", "flops_error"}  # a short probe checks nothing
+    assert set(found["speed"]) - {"update_s", "updates_timed", "rows_timed", "flops_error"} == told
     assert {f"{unit}_per_s" for unit in found["data"]["per_sample"]} == told & {"tokens_per_s", "labels_per_s"}
     for speed in (found["speed"], *timed):
-        assert speed["samples_per_s"] / speed["steps_per_s"] == pytest.approx(8, abs=1)
+        assert 1 <= speed["samples_per_s"] / speed["steps_per_s"] <= 8.001  # an epoch's last batch holds fewer
         assert 0.5 < speed["labels_per_s"] / speed["tokens_per_s"] < 1, "all but each document's first token is learned, once"
         assert 0 < speed["mfu"] <= 1
     tokens = [row["tokens_per_s"] / row["samples_per_s"] for row in timed]

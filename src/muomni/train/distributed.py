@@ -31,7 +31,8 @@ POLL_S = 0.5
 HEARD_WITHIN_S = 5.0  # a failing main rank takes its store with it, so it stays until the others know why
 SILENT_S = 300.0  # a rank that gives no sign of life for so long is given up
 STUCK_S = 60.0  # on a GPU a collective may never return once a rank is gone: the process then ends itself
-LOST = "gloo/"  # stands in what gloo says when a connection breaks or nobody answers: it has no error of its own
+# What gloo says when a connection breaks or nobody answers: it has no error of its own, and names its source file in most of them.
+LOST = ("gloo/", "Application timeout caused pair closure")
 
 
 class RankFailed(MuomniError):
@@ -129,7 +130,7 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error is that of a collective, or of the store, whose other end is gone."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    return type(error) is RuntimeError and LOST in str(error)
+    return type(error) is RuntimeError and any(words in str(error) for words in LOST)
 
 
 _LINES: dict[int, Line] = {}  # by the identity of the process group
