@@ -226,7 +226,8 @@ def test_what_the_user_must_change_is_one_line_and_2(muomni: Run, run: Path, med
     code, out, err = muomni(*(arg.format(run=run, media=media) for arg in args))
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert err.splitlines() == [line]
+    # The tiny run was never trained: that it has no certificate is said beside the error.
+    assert [said for said in err.splitlines() if not said.endswith("it has no certificate: nothing says what it learned")] == [line]
     assert len(line) > 20
     if "broken" in args[-1]:
         assert args[-1].format(media=media) in line

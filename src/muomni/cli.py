@@ -80,7 +80,7 @@ def gate(
     else:
         for stage in stages:
             rows = [[row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in stage["gates"]]
-            rows += [[f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]] for row in stage["inherited"]]
+            rows += [[f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]] for row in stage.get("inherited", [])]
             console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
     if any(stage["verdict"] == "red" for stage in stages):
         raise typer.Exit(GateRed.exit_code)

@@ -139,7 +139,7 @@ def test_what_the_main_rank_does_alone_is_not_waited_for_in_a_collective(tmp_pat
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     quick = {"MUOMNI_COLLECTIVE_TIMEOUT_S": "3"}
-    ranks = run_ranks(2, tmp_path, timeout_s=100, values=LONG, fail=["hang", 1, 3], environment=quick)
+    ranks = run_ranks(2, tmp_path, values=LONG, fail=["hang", 1, 3], environment=quick)
     assert ranks[0][0] != 0
     assert "hangs" in ranks[0][1]
     assert checkpoint.newest(tmp_path) == tmp_path / checkpoint.name(2)
