@@ -179,12 +179,12 @@ def fit(
         checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state)
         checkpoint.retain(folder, settings.keep_checkpoints)
         saved_step = progress["step"]
-        saved(saved_step)
 
     def save() -> None:
         nonlocal saved_step
         if run.is_main:
             write(dict(vars(progress)))
+            saved(progress.step)
         saved_step = progress.step
         distributed.wait_for_main(run)
 
