@@ -17,12 +17,11 @@ import pytest
 import torch
 
 import device_recipe
-from muomni.evaluate import certificate, forgetting
+from muomni.evaluate import certificate
 from muomni.evaluate.forgetting import Forgetting
 from muomni.infer.engine import Engine
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.stages import omni as omni_stage
 from muomni.stages import runner
 from muomni.stages.placement import Placement
 from muomni.train import loop
@@ -52,10 +51,11 @@ def train(written: Path, stage: str, out: Path | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", device_recipe.ORDER)
 def test_a_stage_runs_whole_on_a_second_device(written: Path, stage: str) -> None:
+    point = "sweep/lr-0.001" if stage == "sweep" else stage  # whether a sweep has a winner to measure is luck after four steps
     with pretended_device():
-        found = train(written, stage)
-        again: Any = runner.gate(written.parent / "run" / stage)
-    point = "sweep/lr-0.001" if stage == "sweep" else stage
+        train(written, stage)
+        found: Any = certificate.read(written.parent / "run" / point)
+        again: Any = runner.gate(written.parent / "run" / point)
     assert found["facts"]["misplaced"]["value"] == 0
     assert (written.parent / "run" / point / "final").is_dir()
     for report in (found, again):
@@ -110,16 +110,10 @@ def moved_back() -> AbstractContextManager[Any]:
     return patch.object(Forgetting, "measure", measure)
 
 
-def senses_on_the_cpu() -> AbstractContextManager[Any]:
-    """What is opened to compare with stays where files are read."""
-    return patch.object(forgetting.Senses, "_open", lambda self, folder: omni_stage.store.load(folder))
-
-
 PLANTS: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]], str]] = {
     "talker's codec": ("talker", lambda: skipping(Codec), "same device"),
     "talker's Thinker": ("talker", lambda: skipping(Decoder), "same device"),
     "omni's eyes": ("omni", moved_back, "gate placement"),
-    "omni's witnesses": ("omni", senses_on_the_cpu, "same device"),
 }
 
 
