@@ -60,7 +60,8 @@ def test_a_stage_runs_whole_on_a_second_device(written: Path, stage: str) -> Non
     assert (written.parent / "run" / point / "final").is_dir()
     for report in (found, again):
         rows = {row["name"]: row for row in report["gates"]}
-        assert [name for name, row in rows.items() if row["verdict"] == "red"] == []
+        may_be_red = device_recipe.learned("align") if stage == "sweep" else []  # a point's waivers are the sweep's
+        assert [name for name, row in rows.items() if row["verdict"] == "red" and name not in may_be_red] == []
         assert rows["placement"]["verdict"] == "green"
     same = {"held_out_loss", "training_loss", "text_bits_per_byte", "own_cer", "cer", "retrieval_r1", "mel_error"} & again["facts"].keys()
     assert same
