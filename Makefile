@@ -4,7 +4,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=5
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quickstart: .venv/.ready
 	$(BIN)/muomni quickstart
-	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00000.png --text 'what colour is the ring?'"
+	@echo "try: $(BIN)/muomni chat runs/quickstart --image runs/quickstart/data/world/images/question-valid-00003.png --text 'what colour is the star?'"
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff format --check .

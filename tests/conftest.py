@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shared import once
+from shared import LOADED, once
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything loads torch: workers share the cores, and so do the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 # files by the time that they take, the longest first (docs/testing.md)
 LONGEST = (
-    "test_vlm",
     "test_curriculum",
     "test_seeing",
+    "test_second_device",
+    "test_vlm",
     "test_killed_stages",
     "test_album_and_pages",
     "test_forecast",
@@ -49,8 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def loaded() -> Any:
     """Makes processes, as multiprocessing does, that hold torch and muomni from their start: loading takes seven seconds on a slow chip."""
     import multiprocessing
-
-    from muomni.selftest.run import LOADED
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)

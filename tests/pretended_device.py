@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from muomni import runtime
 from muomni.runtime import Runtime
-from muomni.train import checkpoint
+from muomni.train import checkpoint, flops
 
 DEVICE = torch.device("cuda:0")
 MOVES = {"to", "cpu", "cuda", "type_as", "as_tensor"}
@@ -250,6 +250,9 @@ def pretended_device() -> Iterator[torch.device]:
         stack.enter_context(patch.object(runtime, "start", start))
         stack.enter_context(patch.object(checkpoint, "load_file", load_file))
         stack.enter_context(patch.object(torch, "Generator", Generator))
+        stack.enter_context(patch.object(runtime, "format_gain", lambda dtype, device: 1.0))  # speed is not imitated
+        stack.enter_context(patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None))  # nor is memory
+        stack.enter_context(patch.object(flops, "_product_s", lambda device, dtype, size: 1e-6))
         # A checkpoint notes devices within a call, where there is no mark, and compares them outside of it.
         stack.enter_context(patch.dict(torch.utils.checkpoint._allowed_determinism_checks_to_fns, {"default": _without_device}))
         stack.enter_context(PretendedDevice())

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+# what processes that are forked for tests hold from their start: whoever asks first starts the server that they come from, for all tests
+LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo", "toy_training"]
+
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
     """A folder of this name under the run's temporary one, filled by `make`; other workers wait until it is whole.

@@ -18,7 +18,8 @@ from PIL import Image
 from muomni import files
 from muomni.data.world import build as build_world
 from muomni.data.world import formant, lexicon, picture_rows, speech, utterance, voices
-from muomni.data.world.language import TEMPLATES, Sentences
+from muomni.data.world.language import Sentences
+from muomni.data.world.vocabulary import TEMPLATES
 from muomni.errors import ConfigError, InternalError
 
 Row = dict[str, Any]

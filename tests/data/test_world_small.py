@@ -117,6 +117,17 @@ def test_each_shape_of_the_few_loses_one_pair() -> None:
     assert len(FEW.seen_pairs) == len(FEW.colours) * len(FEW.shapes) - len(FEW.shapes)
 
 
+def test_the_picture_that_readme_and_makefile_ask_about_shows_what_they_say() -> None:
+    """Of the world of seed 1, as the quickstart makes it; few training scenes are drawn, since each split has a generator of its own."""
+    shown = picture_rows.show(1, "question", 11, {"train": 0, "valid": 4}, counts("small").asked, FEW)[3]
+    assert shown.picture.path == "images/question-valid-00003.png"
+    assert [(thing.colour, thing.shape, thing.place) for thing in shown.scene] == [("red", "star", "top")]
+    for name in ("README.md", "Makefile"):
+        text = (Path(__file__).parents[2] / name).read_text()
+        assert "question-valid-00003.png" in text
+        assert "what colour is the star?" in text
+
+
 def test_captions_and_questions_of_few_words_are_true() -> None:
     rng = np.random.default_rng(3)
     kinds: set[str] = set()

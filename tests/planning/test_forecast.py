@@ -15,6 +15,7 @@ import yaml
 from muomni import cli, files, units
 from muomni.errors import ConfigError
 from muomni.planning import forecast, holding, survey
+from muomni.train import monitor
 from muomni.train.cost import LiveTensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "smoke"))
@@ -63,10 +64,11 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_parameters_are_those_that_the_run_trains(tmp_path: Path) -> None:
+def test_parameters_and_counters_are_those_of_the_run(tmp_path: Path) -> None:
+    """A probe's speed has the names and units of metrics.jsonl; what cancels the clock out has the same size."""
     from muomni.stages import runner
 
-    path = recipe(tmp_path)
+    path = recipe(tmp_path, max_steps=8, print_freq=1)
     found = planned(path, tmp_path, epoch="1m")
     runner.run(path, out=tmp_path / "run")
     facts = files.read_json(tmp_path / "run" / "thinker" / "certificate.json")["facts"]
@@ -75,6 +77,18 @@ def test_parameters_are_those_that_the_run_trains(tmp_path: Path) -> None:
     assert found["parameters"]["all"] == sum(row["count"] for row in account)
     assert found["data"]["updates"] == facts["steps"]["value"]
     assert found["epoch"]["samples"] == found["epoch"]["updates"] * 8
+    rows = monitor.read_metrics(tmp_path / "run" / "thinker" / "metrics.jsonl")
+    timed = [row for row in rows if "steps_per_s" in row]
+    assert len(timed) >= 3
+    told = {name for row in timed for name in row} & set(units.METERS) - {"peak_memory_mb", "flops_error"}  # a short probe checks nothing
+    assert set(found["speed"]) - {"update_s", "updates_timed", "rows_timed", "flops_error"} == told
+    assert {f"{unit}_per_s" for unit in found["data"]["per_sample"]} == told & {"tokens_per_s", "labels_per_s"}
+    for speed in (found["speed"], *timed):
+        assert 1 <= speed["samples_per_s"] / speed["steps_per_s"] <= 8.001  # an epoch's last batch holds fewer
+        assert 0.5 < speed["labels_per_s"] / speed["tokens_per_s"] < 1, "all but each document's first token is learned, once"
+        assert 0 < speed["mfu"] <= 1
+    tokens = [row["tokens_per_s"] / row["samples_per_s"] for row in timed]
+    assert min(tokens) <= found["data"]["per_sample"]["tokens"] <= 1.2 * max(tokens)
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,12 +111,12 @@ def die(recipe: str, out: Path, stage: str, at: int) -> None:
 
     update, count = loop.update, 0
 
-    def dies(*args: Any) -> Any:
+    def dies(*args: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
         if count == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return update(*args)
+        return update(*args, **more)
 
     loop.update = dies
     runner.run(recipe, stages=[stage], out=out)

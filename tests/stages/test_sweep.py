@@ -140,7 +140,7 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
     found = certificate.read(tmp_path / "sweep")
     assert found is not None
     assert found["verdict"] == "red"
-    assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("winner", "red")]
+    assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("bases", "green"), ("winner", "red")]
     assert (found["facts"]["eligible"]["value"], found["facts"]["eligible"]["n"]) == (0.0, 2)
     assert winners(files.read_json(tmp_path / "sweep" / sweep.TABLE)) == []
     assert not (tmp_path / "sweep" / "final").exists()

@@ -19,9 +19,10 @@ from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import MuomniError, UserError
 from muomni.train import distributed, loop
+from shared import LOADED
 
 FORKS = multiprocessing.get_context("forkserver")  # a rank starts in no time: torch is imported once
-FORKS.set_forkserver_preload(["torch", "muomni.train.loop", "toy_training"])
+FORKS.set_forkserver_preload(LOADED)
 
 
 def run_ranks(world: int, folder: Path, timeout_s: float = 240, **told: Any) -> list[tuple[int, str]]:
@@ -76,7 +77,7 @@ class Failure(Toy):
 
 
 def work(environment: dict[str, str], told: dict[str, Any]) -> None:
-    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad, failing), slow_s."""
+    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad, failing), slow_s (saving)."""
     os.environ.update(environment)
     folder = Path(told["folder"])
     error = os.open(folder / f"stderr-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -74,6 +74,17 @@ def test_micro_batches_teach_what_the_one_batch_teaches(cuts: list[int], negativ
         torch.testing.assert_close(got[name], gradient, atol=rounding, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
 
 
+def test_micro_batches_of_the_same_samples_keep_their_own_rows() -> None:
+    """A source that is gone through twice in one update: pictures may be augmented otherwise, ids are the same."""
+    objective, whole = contrast(), batch(12)
+    loss, wanted = run(objective, [whole])
+    pieces = [part(whole, slice(0, 6)), replace(part(whole, slice(6, 12)), sample_ids=whole.sample_ids[:6])]
+    split_loss, got = run(objective, pieces)
+    assert split_loss == pytest.approx(loss, rel=1e-5)
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_without_the_cache_small_batches_teach_less() -> None:
     """The test above can fail: micro-batches that do not know of each other have an easier task."""
     objective, whole = contrast(), batch(12)

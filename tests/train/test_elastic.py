@@ -90,10 +90,10 @@ LONG = {**VALUES, "max_steps": 30, "val_freq": 100}
 @pytest.mark.parametrize(
     ("world", "told", "failing", "message"),
     [
-        (3, {"rows": "failing"}, None, "UserError: the disk that holds row 5 is not mounted"),
+        (3, {"rows": "failing"}, None, "the disk that holds row 5 is not mounted"),
         (2, {"rows": "bad", "values": {**LONG, "quarantine_limit": 0.2}}, None, "expected at most 20.0% bad rows"),
-        (3, {"fail": ["raise", 1, 4]}, 1, "RuntimeError: a kernel of this rank is broken"),
-        (2, {"fail": ["raise", 0, 4]}, 0, "RuntimeError: a kernel of this rank is broken"),
+        (3, {"fail": ["raise", 1, 4]}, 1, "a kernel of this rank is broken"),
+        (2, {"fail": ["raise", 0, 4]}, 0, "a kernel of this rank is broken"),
         (3, {"fail": ["kill", 2, 4]}, 2, "ended without a word"),
     ],
 )

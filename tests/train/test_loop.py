@@ -21,8 +21,10 @@ from toy_training import CPU, RowBatch, Rows, Toy, collate, die_at, fit, losses,
 from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.order import Order
-from muomni.errors import DataError, UserError
+from muomni.errors import CheckpointError, DataError, UserError
+from muomni.evaluate import witnesses
 from muomni.train import checkpoint, loop, validation
+from muomni.train.witness import Rates
 
 
 class Crash(Exception):
@@ -212,6 +214,81 @@ def test_final_weights_are_the_moving_average(tmp_path: Path) -> None:
     start = Toy()
     moved = [(a - s).norm() / (p - s).norm() for a, p, s in zip(average.parameters(), last.parameters(), start.parameters(), strict=True)]
     assert max(moved) < 0.02
+
+
+def raw_and_average(folder: Path, step: int) -> list[dict[str, torch.Tensor]]:
+    kept = folder / checkpoint.name(step)
+    raw = load_file(kept / "weights.safetensors")
+    return [raw, {**raw, **load_file(kept / "ema.safetensors")}]
+
+
+def test_the_best_is_the_best_average_not_the_best_raw_weights(tmp_path: Path) -> None:
+    """With `ema_decay` what is validated, kept, handed on and put in place again is the average of that step."""
+    values = {"ema_decay": 0.7, "final": "best", "max_steps": 12, "val_freq": 1, "checkpoint_freq": 1, "keep_checkpoints": 99, "lr": 0.3}
+    made, found = Toy(), Toy()
+    fitted = fit(tmp_path, made, **values)
+    valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
+    seen: list[list[float]] = [[], []]
+    for step in range(1, 13):
+        for losses_of, state in zip(seen, raw_and_average(tmp_path, step), strict=True):
+            model = Toy()
+            model.load_state_dict(state)
+            losses_of.append(validation.validate(model, valid, settings(**values), CPU)["loss"])
+    raw, average = seen
+    told = [row["val_loss"] for _, row in losses(tmp_path) if "val_loss" in row]
+    assert told == pytest.approx(average, abs=1e-6)
+    assert raw.index(min(raw)) != average.index(min(average)), "or this test would show nothing"
+    best = average.index(min(average)) + 1
+    assert fitted.progress.best_step == best
+    wanted = raw_and_average(tmp_path, best)[1]
+    assert all(torch.equal(made.state_dict()[key], value) for key, value in wanted.items())
+    assert all(torch.equal(load_file(tmp_path / "best" / "weights.safetensors")[key], value) for key, value in wanted.items())
+    loop.restore(found, valid, settings(**values), CPU, tmp_path)
+    assert all(torch.equal(found.state_dict()[key], value) for key, value in wanted.items())
+    for fit_again in (fitted, loop.restore(Toy(), valid, settings(**values), CPU, tmp_path)):
+        trained = [p for p in made.parameters() if p.requires_grad]
+        assert witnesses.average(trained, 0.7, fit_again.average)["ema_error"].value < 0.01
+
+
+def test_one_held_out_set_decides_the_last_time_too(tmp_path: Path) -> None:
+    """Of three held-out batches one decides: the harder ones of the end, asked of the last weights only, must not."""
+    values = {"final": "best", "val_batches": 1, "val_freq": 2, "max_steps": 10, "lr": 0.02, "keep_checkpoints": 99, "checkpoint_freq": 2}
+    model = Toy()
+    fitted = fit(tmp_path, model, **values)
+    valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
+    few, many = [], []
+    for step in range(2, 11, 2):
+        kept = Toy()
+        kept.load_state_dict(load_file(tmp_path / checkpoint.name(step) / "weights.safetensors"))
+        few.append(validation.validate(kept, valid, settings(**values), CPU)["loss"])
+        many.append(validation.validate(kept, valid, settings(**values), CPU, full=True)["loss"])
+    assert [row["val_loss"] for _, row in losses(tmp_path) if "val_loss" in row] == pytest.approx(few, abs=1e-6)
+    assert fitted.progress.best == pytest.approx(min(few), abs=1e-6)
+    assert fitted.progress.best_step == 2 * few.index(min(few)) + 2
+    assert fitted.validation["loss"] == pytest.approx(many[few.index(min(few))], abs=1e-6)
+    assert abs(many[-1] - few[-1]) > 0.01, "or this test would show nothing"
+
+
+def test_a_run_notes_what_it_did_over_a_break_too(tmp_path: Path) -> None:
+    """The notes that the gates read, from settings that a fit has, and as they stand after a kill and a resume."""
+    with pytest.raises(Crash):
+        fit(tmp_path, Toy(dies=crash_at(8)), max_steps=9)
+    fitted = fit(tmp_path, max_steps=9)
+    order = Order([24], batch_size=4, seed=42)
+    assert witnesses.order(fitted.drawn, order, fitted.progress.samples)["order_error"].value == 0
+    rates = Rates(**fitted.progress.rates)
+    assert witnesses.schedule(rates, settings(max_steps=9), 0.02, is_whole=True)["rate_errors"].value == 0
+    logged = [row["lr"] for _, row in losses(tmp_path) if "lr" in row]
+    assert (rates.updates, rates.first, rates.last, rates.peak) == (9, logged[0], logged[-1], max(logged))
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
+    fit(tmp_path)
+    stored = {**files.read_json(tmp_path / checkpoint.name(8) / "progress.json"), "order": "digest"}
+    for name in ("aliases", "python_rng"):
+        stored.pop(name)
+    with pytest.raises(CheckpointError, match=r"another version of muomni \(order\).*--fresh"):
+        loop.Progress.of(stored, tmp_path)
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -390,7 +390,13 @@ def another_world() -> AbstractContextManager[Any]:
 
 def average_lost() -> AbstractContextManager[Any]:
     """The moving average is followed, and the raw weights are validated, kept and handed on."""
-    return patch.object(Average, "put", lambda self: None)
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with patch.object(Average, "put", lambda self: None), patch.object(Average, "in_place", lambda self: nullcontext()):
+            yield
+
+    return plant()
 
 
 MUTANTS = (

@@ -47,45 +47,50 @@ def run(
     scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
-    if machine.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        origin = {
-            "recipe": str(recipes.find(recipe).resolve()),
-            "base": str(plan.base),
-            "device": plan.header.device,
-            "threads": default_threads(plan),
-        }
-        files.write_json(folder / "recipe.json", origin)
-        _make_world(plan, folder)
-        if not alone:
-            ahead = [name for name in chosen if recipes.stage(name).over is None]
-            print(f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}", file=sys.stderr, flush=True)
-    distributed.wait_for_main(machine)
-    red: GateRed | None = None
-    try:
-        if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
-            _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
-        else:
-            for name in chosen:
-                try:
-                    run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
-                    with one.alone(folder, name, machine):
-                        run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
-                except GateRed:
-                    if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
-                        raise
-    except GateRed as error:
-        red = error
-    last = certificate.read(folder / list(plan.stages)[-1])
-    is_judged = red is None or (last is not None and last["verdict"] == "red")  # the board says by how much the last stage missed
-    if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
-        board = scoreboard.write(folder, plan, time.perf_counter() - begin)
-        print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
-        if red is None and (lacking := scoreboard.missed(board, plan)):
-            red = GateRed(f"score board: {'; '.join(lacking)}")
-    if red is not None:
-        raise red
-    return folder
+    with distributed.together(machine, alike=(GateRed, loop.Interrupted)):
+        if machine.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            origin = {
+                "recipe": str(recipes.find(recipe).resolve()),
+                "base": str(plan.base),
+                "device": plan.header.device,
+                "threads": default_threads(plan),
+            }
+            files.write_json(folder / "recipe.json", origin)
+            _make_world(plan, folder)
+            if not alone:
+                ahead = [name for name in chosen if recipes.stage(name).over is None]
+                print(
+                    f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        distributed.wait_for_main(machine)
+        red: GateRed | None = None
+        try:
+            if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
+                _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
+            else:
+                for name in chosen:
+                    try:
+                        run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
+                        with one.alone(folder, name, machine):
+                            run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
+                    except GateRed:
+                        if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
+                            raise
+        except GateRed as error:
+            red = error
+        last = certificate.read(folder / list(plan.stages)[-1])
+        is_judged = red is None or (last is not None and last["verdict"] == "red")  # the board says by how much the last stage missed
+        if plan.header.scoreboard and machine.is_main and len(chosen) == len(plan.stages) and is_judged:
+            board = scoreboard.write(folder, plan, time.perf_counter() - begin)
+            print("\n".join(scoreboard.lines(board)), file=sys.stderr, flush=True)
+            if red is None and (lacking := scoreboard.missed(board, plan)):
+                red = GateRed(f"score board: {'; '.join(lacking)}")
+        if red is not None:
+            raise red
+        return folder
 
 
 QUICKSTARTS: dict[str, str] = {"small": "quickstart", "full": "quickstart_full"}  # size -> recipe

@@ -21,7 +21,7 @@ class Average:
         self.parameters = list(trained.values())
         self.state = dict(state or {name: p.detach().clone() for name, p in trained.items()})
         self.averages = [self.state[name] for name in trained]
-        self._move = get_ema_multi_avg_fn(decay or 0.0)
+        self._move = get_ema_multi_avg_fn(decay or 0.0)  # type: ignore[no-untyped-call]
 
     def follow(self) -> None:
         """Move towards the weights as they are after an update, in one kernel for all."""
@@ -36,12 +36,16 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in the weights' place, and the very weights again afterwards."""
-        raw = [p.detach().clone() for p in self.parameters]
-        self.put()
+        """The averages in the weights' place, and the very weights again afterwards: they change places, one tensor at a time."""
+        self._swap()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, weights in zip(self.parameters, raw, strict=True):
-                    parameter.copy_(weights)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)

@@ -7,7 +7,9 @@ that the process group was made with: no collective waits for it, so no collecti
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
+import json
 import os
 import pickle
 import sys
@@ -25,11 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 from muomni.errors import InternalError, MuomniError
 from muomni.runtime import Runtime
 
-POLL_S = 0.2
+POLL_S = 0.5
 HEARD_WITHIN_S = 5.0  # a failing main rank takes its store with it, so it stays until the others know why
 SILENT_S = 300.0  # a rank that gives no sign of life for so long is given up
 STUCK_S = 60.0  # on a GPU a collective may never return once a rank is gone: the process then ends itself
-LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "timed out", "nccl", "failed to recv", "failed to send")
+# What gloo says when a connection breaks or nobody answers: it has no error of its own, and names its source file in most of them.
+LOST = ("gloo/", "Application timeout caused pair closure")
 
 
 class RankFailed(MuomniError):
@@ -103,24 +106,31 @@ def together(runtime: Runtime, *, alike: tuple[type[BaseException], ...] = ()) -
         yield
         return
     ours = line(runtime)
+    ours.depth += 1
     try:
         yield
-    except (RankFailed, *alike):
-        raise
     except BaseException as error:
+        if isinstance(error, alike):
+            ours.settle()
+        if isinstance(error, (RankFailed, *alike)):
+            raise
         if is_lost(error):
             failure = ours.why()
             ours.tell(failure)
             raise failure from error
         ours.tell(error)
         raise
+    else:
+        ours.settle()
+    finally:
+        ours.depth -= 1
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error is that of a collective, or of the store, whose other end is gone."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    return type(error) is RuntimeError and any(word in str(error).lower() for word in LOST)
+    return type(error) is RuntimeError and any(words in str(error) for words in LOST)
 
 
 _LINES: dict[int, Line] = {}  # by the identity of the process group
@@ -152,6 +162,7 @@ class Line:
         self.runtime, self.store = runtime, c10d._get_default_store()
         self.stuck_s = stuck_s if stuck_s is not None else (STUCK_S if runtime.device.type == "cuda" else None)
         self.told = 0  # values of the main rank so far
+        self.depth = self.settled = 0  # how often `together` is entered, and was left for good
         self.failure: RankFailed | None = None
         self.store_is_gone = False
         self.is_leaving = threading.Event()
@@ -163,29 +174,30 @@ class Line:
     def from_main(self, value: Any) -> Any:
         """As the function of this name."""
         self.told += 1
-        key = f"told/{self.told}"
+        key, pause_s = f"told/{self.told}", 0.01
         if self.runtime.is_main:
-            self.store.set(key, pickle.dumps(value))
+            self.store.set(key, base64.b64encode(pickle.dumps(value)).decode())
             return value
         while True:
             if self.failure is not None:
                 raise self.failure
             try:
                 if self.store.check([key]):
-                    return pickle.loads(self.store.get(key))  # written by our own main rank, as in torch's collectives
-            except (RuntimeError, torch.distributed.DistError) as error:
+                    return pickle.loads(base64.b64decode(self.store.get(key)))  # written by our own main rank, as in torch's collectives
+            except RuntimeError as error:
                 raise self.why() from error
             if self._is_silent(0, SILENT_S):
                 raise RankFailed(f"rank 0 gave no sign of life for {SILENT_S:.0f} s")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_S)
 
     def tell(self, error: BaseException) -> None:
         """Tell the other ranks why this one ends; the first failure of all is the one that they hear of."""
         self.is_leaving.set()
         own = f"rank {self.runtime.rank}: {type(error).__name__}: {error}" if not isinstance(error, RankFailed) else error.message
         failure = (own, getattr(error, "exit_code", InternalError.exit_code), self.runtime.rank)
-        with contextlib.suppress(RuntimeError, torch.distributed.DistError):
-            self.store.compare_set("failed", "", pickle.dumps(failure))
+        with contextlib.suppress(RuntimeError):
+            self.store.compare_set("failed", "", json.dumps(failure))
             if self.runtime.is_main:
                 self._wait(lambda rank: self.store.check([f"heard/{rank}"]), HEARD_WITHIN_S)
 
@@ -194,22 +206,28 @@ class Line:
         self.is_leaving.set()
         end = time.monotonic() + within_s
         while self.failure is None and not self.store_is_gone and time.monotonic() < end:
-            time.sleep(POLL_S / 4)
+            time.sleep(POLL_S / 10)
         if self.failure is not None:
             return self.failure
         who = "rank 0" if self.store_is_gone else "another rank"
         return RankFailed(f"{who} ended without a word, or hangs", hint="killed, out of memory? run the same command again to go on")
 
+    def settle(self) -> None:
+        """All work is done: the main rank, which holds the store, stays until nobody needs it any more."""
+        if self.depth > 1:
+            return
+        self.settled += 1
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"done/{self.settled}/{self.runtime.rank}", "1")
+            if self.runtime.is_main:
+                self._wait(lambda rank: self.store.check([f"done/{self.settled}/{rank}"]) or self._is_silent(rank, 20 * POLL_S), 60.0)
+
     def leave(self) -> None:
-        """Leave the group at the end of the process; the main rank, which holds the store, is the last."""
+        """Leave the group at the end of the process."""
         self._over.set()
         self._thread.join(timeout=10 * POLL_S)
         if self.failure is not None or self.is_leaving.is_set():
             return  # what is broken is not taken apart: it could hang
-        with contextlib.suppress(RuntimeError, torch.distributed.DistError):
-            self.store.set(f"left/{self.runtime.rank}", b"1")
-            if self.runtime.is_main:
-                self._wait(lambda rank: self.store.check([f"left/{rank}"]) or self._is_silent(rank, 50 * POLL_S), 60.0)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -218,7 +236,7 @@ class Line:
         others = set(range(self.runtime.world)) - {self.runtime.rank}
         while others and time.monotonic() < end:
             others = {rank for rank in others if not is_done(rank)}
-            time.sleep(POLL_S / 4 if others else 0)
+            time.sleep(POLL_S / 10 if others else 0)
 
     def _is_silent(self, rank: int, for_s: float) -> bool:
         """Whether a rank's sign of life has not changed for so long."""
@@ -235,13 +253,13 @@ class Line:
                 signs += 1
                 self.store.set(f"alive/{self.runtime.rank}", str(signs))
                 if self.failure is None and self.store.check(["failed"]):
-                    message, code, rank = pickle.loads(self.store.get("failed"))
+                    message, code, rank = json.loads(self.store.get("failed"))
                     if rank != self.runtime.rank:
                         failure = RankFailed(message)
                         failure.exit_code = code
                         self.failure, since = failure, time.monotonic()
-                    self.store.set(f"heard/{self.runtime.rank}", b"1")
-            except (RuntimeError, torch.distributed.DistError):
+                    self.store.set(f"heard/{self.runtime.rank}", "1")
+            except RuntimeError:  # the store is gone
                 self.store_is_gone = True
                 since = since or time.monotonic()
             is_stuck = self.stuck_s is not None and since is not None and time.monotonic() - since > self.stuck_s

@@ -170,7 +170,7 @@ def fit(
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
     tensors = [*objective.parameters(), *objective.buffers()]
-    whole: tuple[dict[str, Any], list[int]] = ({}, [])  # the last whole step: its progress, and the versions of all tensors
+    whole: tuple[dict[str, Any], list[int]] = dict(vars(progress)), []  # the last whole step: its progress, and the versions of all tensors
     saved_step = progress.step
 
     def write(progress: dict[str, Any]) -> None:
@@ -182,11 +182,13 @@ def fit(
         saved(saved_step)
 
     def save() -> None:
+        nonlocal saved_step
         if run.is_main:
             write(dict(vars(progress)))
+        saved_step = progress.step
         distributed.wait_for_main(run)
 
-    def keep(average: Average) -> None:
+    def validate_and_keep() -> None:
         with average.in_place():
             _validate_and_keep(objective, valid, settings, run, progress, folder, log)
 
@@ -195,10 +197,10 @@ def fit(
     meter = Meter(objective, run)
     try:
         with (
-            distributed.together(run, alike=(Interrupted,)),
             log,
             watch.Watch(folder, log.say, is_main=run.is_main) as alive,
             stop_on_signals() as stop,
+            distributed.together(run, alike=(Interrupted,)),
         ):
             if progress.step:
                 log.say(f"resumed from {found}")
@@ -210,8 +212,10 @@ def fit(
                 everyone = distributed.gather(window.told(own, asked(stop)), run)
                 _refuse_failed(window, everyone, run)
                 if any(told["is_asked"] for told in everyone):  # before anything of this step: all ranks save the step before, or none
-                    save()
+                    if saved_step != progress.step:
+                        save()
                     raise _interrupted(stop, progress.step)
+                _set_aside(progress, quarantine, everyone)
                 optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
                 result = None
                 if all(told["usable"] for told in everyone):
@@ -227,7 +231,7 @@ def fit(
                         f"step {progress.step}: rank {empty[0]} could use no sample of its batches",
                         hint="see quarantine.jsonl; clean the data",
                     )
-                _account(progress, drawn, quarantine, everyone)
+                _account(progress, drawn, everyone)
                 rate = max(group["lr"] for group in optimizer.param_groups) if result is None else result.lr
                 rates.note(rate, warms=progress.step < settings.warmup_steps, jumps=is_other_batch)
                 progress.rates, is_other_batch = rates.state, False
@@ -241,14 +245,13 @@ def fit(
                     if probes is not None:
                         probes.note()
                         progress.average = probes.state
-                quarantine.check(progress.samples + progress.quarantined)
                 log.tick(progress.step)
 
                 is_last = progress.step == max_steps
                 if result is not None and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
                     log.log({"step": progress.step, **_numbers(result), **meter.read()})
                 if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
-                    keep(average)
+                    validate_and_keep()
                 if progress.step % settings.checkpoint_freq == 0 or is_last or progress.stopped_early:
                     save()
             if any(distributed.gather(asked(stop), run)):  # in the last step
@@ -256,12 +259,12 @@ def fit(
 
             # 4. the end: the last weights compete with the best, and all held-out batches are asked of those that are handed on
             if valid is not None:
-                keep(average)
+                validate_and_keep()
             fitted = _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn)
             if fitted.validation:
                 log.say(f"all held-out batches: loss={fitted.validation['loss']:.4g}")
     except BaseException as error:
-        is_of_step = whole[1] == [tensor._version for tensor in tensors]
+        is_of_step = whole[1] == [tensor._version for tensor in tensors] and drawn.total == whole[0]["drawn"].get("total", 0)
         if run.world > 1 and run.is_main and is_of_step and whole[0]["step"] > saved_step and not isinstance(error, CheckpointError):
             write(whole[0])
         raise
@@ -341,15 +344,25 @@ def _refuse_failed(window: Window, everyone: list[dict[str, Any]], run: Runtime)
             raise failure
 
 
-def _account(progress: Progress, drawn: Drawn, quarantine: Quarantine, everyone: list[dict[str, Any]]) -> None:
+def _set_aside(progress: Progress, quarantine: Quarantine, everyone: list[dict[str, Any]]) -> None:
+    """Name the bad samples of all ranks.
+
+    Raises  DataError on every rank where too many of all samples so far are bad.
+    """
+    for told in everyone:
+        for bad in told["bad"]:
+            quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
+    now = sum(told["samples"] + len(told["bad"]) for told in everyone)
+    quarantine.check(progress.samples + progress.quarantined + now)
+
+
+def _account(progress: Progress, drawn: Drawn, everyone: list[dict[str, Any]]) -> None:
     """Note what all ranks drew for an update: every rank keeps the same account."""
     for told in everyone:
         progress.position += len(told["numbers"])
         progress.samples += told["samples"]
         progress.labelled += told["labelled"]
         progress.quarantined += len(told["bad"])
-        for bad in told["bad"]:
-            quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
     drawn.note([n for told in everyone for n in told["numbers"]], [i for told in everyone for i in told["indices"]])
     progress.drawn = drawn.state
 

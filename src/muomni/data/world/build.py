@@ -92,7 +92,7 @@ _SMALL = Counts(
     repeats=4,
     least=24,
     vocabulary=FEW,
-    scenes=Mix((1, 2), 0.4),
+    scenes=Mix((1, 2, 1), 0.5),
     asked=Mix((1,), 0.25),
 )
 

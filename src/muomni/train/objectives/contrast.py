@@ -72,7 +72,11 @@ class _Cached:
     texts_NE: Tensor
     keys_N: Tensor
     false_NM: Tensor
-    starts: dict[tuple[str, ...], int]
+    starts: list[tuple[VisionBatch, int]]
+
+    def start(self, batch: VisionBatch) -> int | None:
+        """Where a batch's rows start; it is known by itself, since two of one update may hold the same samples."""
+        return next((first for known, first in self.starts if known is batch), None)
 
 
 class Words(nn.Module):
@@ -196,9 +200,9 @@ class Contrast(Objective):
             first = sum(sizes[: dist.get_rank()])
             images, texts, keys = _gather(images, sizes), _gather(texts, sizes), _gather(keys, sizes)
             false = _gather(_widened(false, max(_sizes(false.shape[1], images.device)), NEVER), sizes)
-        starts = {}
+        starts = []
         for batch in micro_batches:
-            starts[tuple(batch.sample_ids)] = first
+            starts.append((batch, first))
             first += len(batch.sample_ids)
         self._cached = _Cached(images, texts, keys, false, starts)
 
@@ -236,7 +240,7 @@ class Contrast(Objective):
     def _contrast(self, batch: VisionBatch, images: Tensor) -> Term:
         texts = self.texts(batch.caption_ids_BT, batch.caption_keep_BT)
         false = self._false_captions(batch, images)
-        start = self._cached.starts.get(tuple(batch.sample_ids)) if self._cached else None
+        start = self._cached.start(batch) if self._cached else None
         if self._cached is None or start is None:
             return Term(_nats(images, texts, batch.keys_B, self.scale, false).sum(), len(images))
         own = slice(start, start + len(images))
