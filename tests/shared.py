@@ -31,3 +31,16 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
             make(folder)
             made.touch()
     return folder
+
+
+def swap_weights(folder: Path) -> None:
+    """Another network of the same shapes in the place of the one that lies in a folder."""
+    import torch
+
+    from muomni.models import store
+
+    network = store.load(folder)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5)
+    store.save(network, folder, extra=store.extra_of(folder))

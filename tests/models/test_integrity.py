@@ -16,23 +16,15 @@ from muomni.errors import CheckpointError, GateRed
 from muomni.evaluate import certificate
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
-from muomni.models import base, integrity, store
+from muomni.models import base, integrity
 from muomni.models.base import Base
 from muomni.models.decoder import Decoder
 from muomni.report.build import report
 from seeing_run import certify, save_bases, save_stage
+from shared import swap_weights
 from tiny_run import save_run
 
 CPU = torch.device("cpu")
-
-
-def swap(folder: Path) -> None:
-    """The network in a folder gives way to another one of the same shapes."""
-    model = store.load(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5)
-    store.save(model, folder, extra=store.extra_of(folder))
 
 
 def flip(path: Path) -> None:
@@ -42,7 +34,7 @@ def flip(path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "swapped": (swap, "model.safetensors: expected "),
+    "swapped": (swap_weights, "model.safetensors: expected "),
     "flipped": (lambda final: flip(final / "tokenizer.json"), "tokenizer.json: expected "),
     "extra": (lambda final: files.write_text(final / "sub" / "added.json", "{}"), "sub/added.json is extra"),
     "missing": (lambda final: (final / "tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
@@ -90,7 +82,7 @@ def test_of_a_part_its_own_files_are_compared(tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_run(run)
     certify(run / "omni")
-    swap(run / "omni" / "final" / "hearing")
+    swap_weights(run / "omni" / "final" / "hearing")
     assert integrity.verify(run / "omni" / "final" / "thinker") is not None
     with pytest.raises(CheckpointError, match=r"hearing/model\.safetensors: expected"):
         integrity.verify(run / "omni" / "final")
@@ -106,7 +98,7 @@ def test_a_copy_in_the_right_place_is_the_same(run: Path, tmp_path: Path) -> Non
     (tmp_path / "stands" / "thinker").mkdir(parents=True)
     (tmp_path / "stands" / "thinker" / "final").symlink_to(run / "thinker" / "final")
     assert integrity.verify(tmp_path / "stands" / "thinker" / "final") is not None
-    swap(run / "thinker" / "final")
+    swap_weights(run / "thinker" / "final")
     with pytest.raises(CheckpointError):
         integrity.verify(tmp_path / "stands" / "thinker" / "final")
 
@@ -161,7 +153,7 @@ def test_an_exported_folder_is_tied_too(run: Path, tmp_path: Path) -> None:
         assert CliRunner().invoke(cli.app, ["export", str(run / "align"), "--to", form, "--out", str(out / form)]).exception is None
         assert integrity.verify(out / form) is not None
         Engine.load(out / form, "cpu").logits([[5, 6]])
-        swap(out / form / "thinker" if form == "omni" else out / form)
+        swap_weights(out / form / "thinker" if form == "omni" else out / form)
         with pytest.raises(CheckpointError, match=r"model\.safetensors: expected"):
             Engine.load(out / form, "cpu").logits([[5, 6]])
 

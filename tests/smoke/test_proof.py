@@ -13,26 +13,18 @@ from test_curriculum import changed, no_training
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate
-from muomni.models import integrity, store
+from muomni.models import integrity
 from muomni.planning import forecast
 from muomni.runtime import Runtime
 from muomni.stages import one, runner
 from muomni.train import distributed, loop
+from shared import swap_weights
 
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A run folder that a test may spoil."""
     return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
-
-
-def swap(folder: Path) -> None:
-    """Another network of the same shapes in the place of the one that was measured."""
-    network = store.load(folder)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.01)
-    store.save(network, folder, extra=store.extra_of(folder))
 
 
 def found(folder: Path, stage: str) -> dict[str, Any]:
@@ -55,7 +47,7 @@ def test_nothing_is_built_upon_a_swapped_stage(
     copied: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "fit", no_training)
-    swap(copied / "thinker" / "final")
+    swap_weights(copied / "thinker" / "final")
     before = (copied / "talker" / certificate.NAME).read_bytes()
     shutil.rmtree(copied / "omni")
     with pytest.raises(GateRed, match=r"omni refuses to build on thinker: gate bases is red: .*model\.safetensors: expected") as caught:
@@ -75,7 +67,7 @@ def test_nothing_is_built_upon_a_swapped_stage(
 
 def test_a_swapped_stage_is_not_reused_and_its_certificate_stands(copied: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = found(copied, "codec")
-    swap(copied / "codec" / "final")
+    swap_weights(copied / "codec" / "final")
     monkeypatch.setattr(loop, "fit", no_training)
     with pytest.raises(CheckpointError, match=r"codec/final is not what .*certificate\.json and run the stage again"):
         runner.run(str(recipe_file), stages=["codec"], out=copied)
@@ -106,7 +98,7 @@ def test_a_base_that_changes_while_the_stage_trains_is_seen(copied: Path, recipe
 
     def swapping(*args: Any, **more: Any) -> Any:
         fitted = fit(*args, **more)
-        swap(copied / "hearing" / "final")  # measuring opens it only now
+        swap_weights(copied / "hearing" / "final")  # measuring opens it only now
         return fitted
 
     monkeypatch.setattr(loop, "fit", swapping)

@@ -118,17 +118,22 @@ PLANTS: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]], str]] = 
 }
 
 
+def stand_on(written: Path, stage: str, folder: Path) -> None:
+    """What a stage needs, made on the second device and linked into a folder of its own."""
+    with pretended_device():
+        for name in device_recipe.NEEDS[stage]:
+            train(written, name)
+    for name in device_recipe.NEEDS[stage]:
+        (folder / name).symlink_to(written.parent / "run" / name)
+
+
 @pytest.mark.parametrize(("stage", "plant", "told"), PLANTS.values(), ids=PLANTS)
 def test_a_network_left_behind_stops_the_run(
     written: Path, stage: str, plant: Callable[[], AbstractContextManager[Any]], told: str, tmp_path: Path
 ) -> None:
-    with pretended_device():
-        for name in device_recipe.NEEDS[stage]:
-            train(written, name)
-        for name in device_recipe.NEEDS[stage]:
-            (tmp_path / name).symlink_to(written.parent / "run" / name)
-        with plant(), pytest.raises((Mixed, runner.GateRed), match=told):
-            train(written, stage, tmp_path)
+    stand_on(written, stage, tmp_path)
+    with pretended_device(), plant(), pytest.raises((Mixed, runner.GateRed), match=told):
+        train(written, stage, tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["talker", "omni"])
@@ -136,11 +141,7 @@ def test_what_was_never_placed_is_red_by_name_on_a_cpu_before_a_step_is_paid_for
     written: Path, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU the run would go through: it is the list of what was placed that tells."""
-    with pretended_device():
-        for name in device_recipe.NEEDS[stage]:
-            train(written, name)
-    for name in device_recipe.NEEDS[stage]:
-        (tmp_path / name).symlink_to(written.parent / "run" / name)
+    stand_on(written, stage, tmp_path)
     content = device_recipe.read(written) | {"device": "cpu"}
     own = device_recipe.write(tmp_path / "recipe.yaml", content)
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("a step was paid for"))

@@ -219,19 +219,18 @@ class Sides:
     def add(self, sample: Sample, source: Source) -> None:
         """One more sample."""
         share = self.val_split if source.val_split is None else source.val_split
-        place = math.nan
+        is_free = False
         if sample.split is not None:
             is_valid = sample.split == "valid"
         elif any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
             is_valid = True
         else:
-            place = split.place(sample.group, self.seed)
-            is_valid = place < share
+            is_valid, is_free = split.assign(sample.group, share, self.seed) == "valid", share > 0
         self._is_valid.append(is_valid)
         if is_valid:
             self._places = array("d")
         elif len(self._places) == len(self._is_valid) - 1:
-            self._places.append(place if share > 0 else math.nan)
+            self._places.append(split.place(sample.group, self.seed) if is_free else math.nan)
 
     def is_valid(self) -> NDArray[np.bool_]:
         """True where a sample is held out, (samples,)."""

@@ -41,14 +41,18 @@ class Leaks:
         return ", ".join(f"{len(found)} {name} (e.g. {found[0]})" for name, found in kinds if found) or "none"
 
 
+# What must not stand on both sides, by the name that it has in `Leaks`.
+KEYS: dict[str, Callable[[Sample], Iterable[str]]] = {
+    "ids": lambda sample: [sample.id],
+    "groups": lambda sample: [sample.group],
+    "paths": lambda sample: [part.path for part in sample.media],
+}
+
+
 def leaks(train: Sequence[Sample], valid: Sequence[Sample], content: Callable[[Sample], Iterable[str]] | None = None) -> Leaks:
     """What both sides share: ids, groups, media files and, where `content` gives the hashes of a sample, contents."""
-    return Leaks(
-        ids=_shared(train, valid, lambda s: [s.id]),
-        groups=_shared(train, valid, lambda s: [s.group]),
-        paths=_shared(train, valid, lambda s: [part.path for part in s.media]),
-        contents=_shared(train, valid, content) if content is not None else [],
-    )
+    kinds = KEYS if content is None else {**KEYS, "contents": content}
+    return Leaks(**{name: _shared(train, valid, keys) for name, keys in kinds.items()})
 
 
 def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sample], Iterable[Hashable]]) -> list[str]:
@@ -59,20 +63,14 @@ def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sa
 class LeakFinder:
     """`leaks` in one pass: it takes samples before their sides are known and holds eight bytes of each key."""
 
-    KINDS: tuple[tuple[str, Callable[[Sample], Iterable[str]]], ...] = (
-        ("ids", lambda sample: [sample.id]),
-        ("groups", lambda sample: [sample.group]),
-        ("paths", lambda sample: [part.path for part in sample.media]),
-    )
-
     def __init__(self) -> None:
-        self._hashes = {name: array("q") for name, _ in self.KINDS}
-        self._owners = {name: array("I") for name, _ in self.KINDS}
+        self._hashes = {name: array("q") for name in KEYS}
+        self._owners = {name: array("I") for name in KEYS}
         self._count = 0
 
     def add(self, sample: Sample) -> None:
         """One more sample."""
-        for name, keys in self.KINDS:
+        for name, keys in KEYS.items():
             for key in keys(sample):
                 self._hashes[name].append(hash(key))
                 self._owners[name].append(self._count)
@@ -81,7 +79,7 @@ class LeakFinder:
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
         """What both sides share; the samples are walked through again only where hashes meet."""
         shared: dict[str, list[str]] = {}
-        for name, keys in self.KINDS:
+        for name, keys in KEYS.items():
             hashes = np.frombuffer(self._hashes[name], np.int64)
             side = is_valid[np.frombuffer(self._owners[name], np.uint32)]
             met = set(np.intersect1d(hashes[side], hashes[~side]).tolist())
