@@ -267,7 +267,10 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
                 made = _pair(kind, row[medium], row[words], source, task=task)
                 known = {key: row[key] for key in ("id", "group", "speaker", "split") if isinstance(row.get(key), str) and row[key]}
                 if "speaker" in known:
-                    known.setdefault("group", known.pop("speaker"))
+                    speaker = known.pop("speaker")
+                    known.setdefault("group", speaker)
+                    if kind == "audio" and not isinstance(made, DataError):
+                        made["messages"][0]["content"][0]["speaker"] = speaker
                 yield number, made if isinstance(made, DataError) else {**known, **made}
 
     return read

@@ -88,6 +88,16 @@ def spoken(sample: Sample) -> tuple[AudioPart, str]:
     return sounds[0], text
 
 
+def voice_of(sample: Sample) -> str | None:
+    """Who speaks in a sample: the speaker that its sound names, else its group, where the rows name one; None: nobody says."""
+    sounds = sample.audios or sample.speech
+    named = next((part.speaker for part in sounds if part.speaker), None) or sample.extra.get("speaker")
+    if named:
+        return str(named)
+    is_own = sample.group not in {sample.id, *(part.path for part in sounds)}
+    return sample.group if is_own and not any(part.path.endswith(f"/{sample.group}") for part in sounds) else None
+
+
 def duration_s(part: AudioPart) -> float:
     """Seconds of a sound by its header; 0 where that can't be read (reading the sound itself will say why)."""
     if inline_bytes(part.path) is not None:

@@ -49,7 +49,7 @@ def plan(
     read = recipes.read(recipe, overrides, out=out)
     chosen = recipes.chosen(read.stages, stages or [])
     chosen = [name for name in chosen if name.partition("/")[0] == name or name.partition("/")[0] not in chosen]
-    folder = (out or Path("runs") / read.name).resolve()
+    folder = (out or read.home).resolve()
     stood_in = {surveyed_as(read, name) for name in _stood_in(read, chosen, folder)}
     asked = {surveyed_as(read, name) for name in chosen}
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from muomni.train.objectives.talker import TalkerItem
 FORMAT = 1  # of the files; part of the key, so that an older build is made again
 
 
+Speaker = Callable[[Sample], int | None]
+
+
 class Items(Mapping[int, TalkerItem]):
     """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that the system may drop."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+    def __init__(self, folder: Path, samples: Sequence[Sample], speaker: Speaker | None = None) -> None:
         """Open what `build` made of these samples.
 
+        Takes   speaker: the number of a sample's voice; None where there is one voice only.
         Raises  CheckpointError if it is not whole.
         """
-        self.folder, self.samples = folder, samples
+        self.folder, self.samples, self.speaker = folder, samples, speaker
         try:
             meta = files.read_json(folder / "coded.json")
             # Numbers of the samples, then where the codes and the text ids of each begin and end, (items + 1,) each.
@@ -44,8 +48,8 @@ class Items(Mapping[int, TalkerItem]):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: not a whole set of codes ({error})", hint="remove the folder; it is made again") from error
 
-    def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample]]]:
-        return type(self), (self.folder, self.samples)  # a worker maps the files itself
+    def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample], Speaker | None]]:
+        return type(self), (self.folder, self.samples, self.speaker)  # a worker maps the files itself
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -69,6 +73,7 @@ class Items(Mapping[int, TalkerItem]):
             self._ids[first:last].tolist(),
             torch.from_numpy(codes_KF),
             None if hidden is None else torch.from_numpy(hidden),
+            None if self.speaker is None else self.speaker(self.samples[index]),
         )
 
     def num_frames(self) -> NDArray[np.int64]:
@@ -107,7 +112,9 @@ class Coded:
         return lengths
 
 
-def build(cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]]) -> Coded:
+def build(
+    cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]], speaker: Speaker | None = None
+) -> Coded:
     """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then opened.
 
     Takes   key: all that they are made from beside the samples, as JSON; where their folder is there, nothing is drawn from `made`.
@@ -116,7 +123,7 @@ def build(cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple
     if not (folder / "coded.json").exists():
         with files.fresh_folder(folder) as part:
             _write(part, made)
-    return Coded(Items(folder, samples))
+    return Coded(Items(folder, samples, speaker))
 
 
 def _digest(samples: Iterable[Sample]) -> str:

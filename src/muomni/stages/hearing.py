@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     training, held_out = utterances(corpus.train, settings.augment), utterances(corpus.valid, None)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
 
+    @functools.cache  # the best is kept, and saved, more than once
     def language() -> ctc.CharLM | None:
         texts = [Alphabet().encode(sample.extra.get("text") or sample.answer) for sample in corpus.train]
         return ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order) if settings.lm_order else None
@@ -84,7 +86,14 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.infeasible(training)
 
-    return Plan(Hearing(encoder), train, valid, save, measure, corpus, {".": encoder}, checks)
+    return Plan(Hearing(encoder, mistakes), train, valid, save, measure, corpus, {".": encoder}, checks, words=f"{len(Alphabet())} symbols")
+
+
+def mistakes(log_probs_TC: ctc.FloatArray, symbols: Sequence[int]) -> tuple[int, int, int, int]:
+    """Wrong characters, characters, wrong words and words of one utterance's greedy transcript."""
+    truth, guess = Alphabet().decode(symbols), Alphabet().decode(ctc.greedy(log_probs_TC))
+    words = truth.split()
+    return levenshtein(truth, guess), len(truth), levenshtein(words, guess.split()), len(words)
 
 
 def transcripts(

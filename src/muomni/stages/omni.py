@@ -119,7 +119,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         return labels.conversations(training, tokenizer)
 
     networks = {"thinker": decoder, "vision": vision, "hearing": audio, "projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before())
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), words=str(tokenizer))
 
 
 STAGE = Stage(

@@ -23,10 +23,11 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
+from muomni.stages import introduction
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, given, loop, optim, validation
+from muomni.train import account, distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
@@ -82,16 +83,18 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     begin = time.perf_counter()
     built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
     run_as = inputs.run
-    _introduce(plan, name, settings, built, run_as)
+    rows = optim.select(built.objective, settings)
+    _introduce(plan, name, settings, built, run_as, rows)
+    if machine.is_main:
+        files.write_json(own / "account.json", account.to_json(rows))
     before = _frozen(built)  # before the trials too: they share what is given
     start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
-    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
+    how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
     if machine.is_main:
-        rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
-        files.write_json(own / "account.json", rows)
         album = Album()
         ended = _measure(built, fitted, before, settings, inputs, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
@@ -214,8 +217,8 @@ def _on_main(work: Callable[[], T], machine: Runtime) -> T:
     return found
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime) -> None:
-    """Say what the stage is, which of how many, and in what it computes; what is emulated is told in a line of its own."""
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime, rows: Sequence[optim.Row]) -> None:
+    """Say what the stage is, which of how many, in what it computes (what is emulated in a line of its own), what trains, and on what."""
     if not run.is_main:
         return
     trained = [other for other in plan.stages if recipes.stage(other).over is None]
@@ -224,6 +227,7 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
     lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
+    lines += introduction.lines(built, settings, rows, run.world)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
 
 
@@ -246,7 +250,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
     start |= _start(built, settings, inputs)
-    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own)
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, export=built.export)
     facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
@@ -292,6 +296,11 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from, machine.is_main)
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
+    if built.valid is None and (settings.patience is not None or settings.final == "best"):
+        raise ConfigError(
+            f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",
+            hint="set val_split above 0, or leave out patience and final: best",
+        )
     return built, inputs
 
 
@@ -438,9 +447,20 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
         **witnesses.schedule(Rates(**progress.rates), settings, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
         **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
+        **_kept(progress, settings),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
     }
+
+
+def _kept(progress: loop.Progress, settings: StageSettings) -> dict[str, Fact]:
+    """Both losses of the validations while it trained: of the best weights, which lie in `best/`, and of the last; fp16's overflows."""
+    found = {"fp16_overflows": Fact(float(progress.overflows), progress.step)} if progress.overflows else {}
+    if progress.best_step >= 0:
+        handed = "handed on" if settings.final == "best" else "kept in best/"
+        found["best_validation_loss"] = Fact(progress.best, settings.val_batches, note=f"of step {progress.best_step}, {handed}")
+        found["last_validation_loss"] = Fact(progress.last, settings.val_batches, note=f"of step {progress.step}")
+    return found
 
 
 def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
@@ -495,7 +515,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
     dumped = settings.model_dump(mode="json")
     if path.exists():
         old = config.read_yaml(path)
-        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.HARMLESS]
+        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
         stored = own / "digest.json"
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"

@@ -20,6 +20,7 @@ from muomni.infer.folders import STAGES as STAGES
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
+RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
@@ -72,12 +73,21 @@ class Header(Strict):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, read and checked."""
+    """A recipe, read and checked.
+
+    source, overrides   the file that it was written in, and what the command line changed
+    values              what both say together: what repeats it
+    home                the run folder, where no other is asked for
+    """
 
     name: str
     base: Path
     header: Header
     stages: dict[str, StageSettings]
+    source: Path
+    overrides: list[str]
+    values: dict[str, Any]
+    home: Path
 
     @property
     def threads(self) -> int:
@@ -86,18 +96,33 @@ class Recipe:
 
 
 def find(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that is shipped.
+    """The file of a recipe: a path, a run folder (its `recipe.json`, which repeats the run), or the name of one that is shipped.
 
     Raises  ConfigError
     """
     path = Path(name)
     if path.is_file():
         return path
+    if (path / RUN).is_file():
+        return path / RUN
     shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path("."), Path("recipes")) and shipped.is_file():
         return shipped
     known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-    raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, or one of {known}")
+    raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, a run folder, or one of {known}")
+
+
+def _written(path: Path) -> tuple[Path, Path, list[str], dict[str, Any]]:
+    """The file in which a recipe was written, the folder in which its data paths start, what was overridden, and what it says.
+
+    Raises  ConfigError where a run folder does not say how it was made.
+    """
+    if path.name != RUN:
+        return path, path.parent.resolve(), [], config.read_yaml(path)
+    origin = files.read_json(path)
+    if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
+        raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
+    return Path(origin["recipe"]), Path(origin["base"]), origin["overrides"], origin["values"]
 
 
 def read(name: str, overrides: list[str] | None = None, *, out: Path | None = None) -> Recipe:
@@ -106,12 +131,13 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
     Takes   out: the run folder, in which `{world}` lies; default runs/<name>.
     Raises  ConfigError naming file, key, value and the nearest valid key.
     """
-    path = find(name)
-    values = config.override(config.read_yaml(path), overrides or [])
+    found = find(name)
+    path, base, before, values = _written(found)
+    values = config.override(values, overrides or [])
     header_keys = set(Header.model_fields)
     header = config.build(Header, {k: v for k, v in values.items() if k in header_keys}, str(path))
     title = header.name or path.stem
-    folder = (out or Path("runs") / title).resolve()
+    folder = (out or (found.parent if found.name == RUN else Path("runs") / title)).resolve()
     stages: dict[str, StageSettings] = {}
     for key, settings in values.items():
         if key in header_keys:
@@ -138,7 +164,7 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         stages[key] = made
     if not stages:
         raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
-    return Recipe(title, path.parent.resolve(), header, _ordered(stages, path))
+    return Recipe(title, base, header, _ordered(stages, path), path.resolve(), [*before, *(overrides or [])], values, folder)
 
 
 def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
@@ -191,7 +217,8 @@ def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str
     return files.sha256_json([result_settings(settings), needed, sources])
 
 
-# Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order).
+# Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order), and not
+# which of them are the best: `val_batches` decides that.
 HARMLESS = frozenset(
     {
         "print_freq",
@@ -204,10 +231,14 @@ HARMLESS = frozenset(
         "gates",
         "demands",
         "eval_items",
-        "val_batches",
         "quarantine_limit",
     }
 )
+
+
+def harmless(settings: StageSettings) -> frozenset[str]:
+    """The settings with other values of which a stage may be reused or go on."""
+    return HARMLESS - settings.decides
 
 
 def result_settings(settings: StageSettings) -> dict[str, Any]:
@@ -215,4 +246,4 @@ def result_settings(settings: StageSettings) -> dict[str, Any]:
     dumped = settings.model_dump(mode="json")
     for source in dumped["data"]:
         source.pop("path"), source.pop("root")  # what a source holds counts, not where it lies
-    return {key: value for key, value in dumped.items() if key not in HARMLESS}
+    return {key: value for key, value in dumped.items() if key not in harmless(settings)}

@@ -38,7 +38,7 @@ def run(
     """
     runtime.end_with_parent()
     plan = recipes.read(recipe, overrides, out=out)
-    folder = (out or Path("runs") / plan.name).resolve()
+    folder = (out or plan.home).resolve()
     chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
@@ -51,12 +51,14 @@ def run(
         if machine.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             origin = {
-                "recipe": str(recipes.find(recipe).resolve()),
+                "recipe": str(plan.source),
                 "base": str(plan.base),
                 "device": plan.header.device,
                 "threads": default_threads(plan),
+                "overrides": plan.overrides,
+                "values": plan.values,
             }
-            files.write_json(folder / "recipe.json", origin)
+            files.write_json(folder / recipes.RUN, origin)
             _make_world(plan, folder)
             if not alone:
                 ahead = [name for name in chosen if recipes.stage(name).over is None]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeInt, field_validator
@@ -59,6 +59,7 @@ class SeeingSettings(StageSettings):
     exact: list[str] = []
     regression: list[Source] = []
     prompts: dict[str, str] = {"image": "what is in the picture?"}
+    decides: ClassVar[frozenset[str]] = frozenset({"eval_items"})  # so many held-out items are drawn, and validated
 
     @field_validator("edges")
     @classmethod
@@ -137,7 +138,7 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
         return {**labels.conversations(training, tokenizer), **labels.whole(training, tokenizer)}
 
     networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), golden.dump)
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), golden.dump, str(tokenizer))
 
 
 def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from muomni.evaluate.gates import Gate
 from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.stages.placement import Placement
+from muomni.train.best import Export
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -37,6 +38,7 @@ class StageSettings(TrainSettings):
     gates: dict[str, float] = {}
     demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+    decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -123,6 +125,7 @@ class Plan:
     checks    facts about the data as they are taught, measured before the first step
     notes     facts that are known before training (e.g. bits per byte before this stage)
     saved     told the step after every checkpoint, on the main rank, with the weights in place
+    words     what its ids stand for, in a few words ("tokenizer of 5000 tokens"); empty where it has none
     """
 
     objective: Objective
@@ -135,6 +138,12 @@ class Plan:
     checks: Callable[[], dict[str, Fact]] = dict
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
+    words: str = ""
+
+    @property
+    def export(self) -> Export:
+        """How its weights are written so that they can be opened, before the end too."""
+        return Export(self.save, self.networks)
 
     @cached_property
     def modalities(self) -> set[str]:

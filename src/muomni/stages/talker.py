@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,10 @@ import torch
 from pydantic import Field
 
 from muomni.data.cache import Cache
+from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
-from muomni.data.utterances import Utterances, spoken
-from muomni.errors import DataError
+from muomni.data.utterances import Utterances, spoken, voice_of
+from muomni.errors import ConfigError, DataError
 from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -23,10 +25,11 @@ from muomni.infer.speech import Think, Voice, listen_to
 from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.models.talker import Talker, TalkerConfig
+from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
 from muomni.stages.coded import Coded
 from muomni.stages.coded import build as build_coded
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
@@ -65,12 +68,15 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
+    voices = _voices(settings, corpus)
+    known["num_speakers"] = len(voices)
     talker = inputs.place(Talker(settings.model.model_copy(update=known)))
+    speaker = partial(_number, {name: number for number, name in enumerate(voices)}) if voices else None
     made_by = [store.digest(codec), store.digest(thinker) if thinker else "", tokenizer.digest, layer, settings.max_s]
     made_by.append(talker.config.text_units)
     coded = {
         name: build_coded(
-            inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device)
+            inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device), speaker
         )
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
@@ -80,14 +86,14 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     objective = TalkerObjective(talker, weights=settings.book_weights)
 
     def save(folder: Path) -> None:
-        store.save(talker, folder, extra={"layer": layer})
+        store.save(talker, folder, extra={"layer": layer, **({"voices": voices} if voices else {})})
         tokenizer.save(folder)
         store.save(codec, folder / "codec")
         if thinker is not None:
             store.save(thinker, folder / "thinker")
 
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        voice = Voice(talker, codec, tokenizer, think=think)
+        voice = Voice(talker, codec, tokenizer, think=think, names=voices)
         ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
@@ -101,8 +107,37 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
             **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE)), run),
         }
 
+    words = str(tokenizer) if talker.config.text_units == "bpe" else f"{len(Alphabet())} characters"
     networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks)
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, words=words)
+
+
+def _voices(settings: TalkerSettings, corpus: Corpus) -> list[str]:
+    """The names of the voices that get a row each, in order; none where the Talker has one voice.
+
+    Raises  ConfigError where the data name no speakers, or more than there is room for.
+    """
+    most = settings.model.num_speakers
+    if not most:
+        return []
+    names = [voice_of(sample) for sample in corpus.train]
+    voices = sorted({name for name in names if name is not None})
+    if len(voices) < 2 or None in names:
+        raise ConfigError(
+            f"talker.model.num_speakers: {most} voices are asked for, and the data name {len(voices)}; {names.count(None)} rows name none",
+            hint="name them (`speaker` of a sound, or `group`), or leave num_speakers at 0",
+        )
+    if len(voices) > most:
+        raise ConfigError(
+            f"talker.model.num_speakers: the data have {len(voices)} speakers, there is room for {most}",
+            hint=f"num_speakers: {len(voices)}",
+        )
+    return voices
+
+
+def _number(rows: Mapping[str, int], sample: Sample) -> int:
+    """The row of a sample's voice; held-out speakers have none."""
+    return rows.get(voice_of(sample) or "", NO_VOICE)
 
 
 def code(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted
+from muomni.train.objective import perplexity
 from muomni.train.objectives.language import NextToken, collate_rows, targets
 
 
@@ -81,7 +81,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in words(sample)[-1:]])
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
-            "perplexity": Fact(math.exp(min(nats, 700.0)), count, None, math.exp(floor_nats)),
+            "perplexity": Fact(perplexity(nats), count, None, perplexity(floor_nats)),
             "bits_per_byte": Fact(bits_per_byte(nats * count, num_bytes), num_bytes, None, bits_per_byte(floor_nats * count, num_bytes)),
             "token_accuracy": Fact(1 - fitted.validation["misses"], count),
         }
@@ -89,7 +89,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.documents(tokens["train"], corpus.train, tokenizer)
 
-    return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks)
+    return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks, words=str(tokenizer))
 
 
 def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> Iterator[str]:

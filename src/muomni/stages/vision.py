@@ -107,7 +107,7 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
             facts |= eyes.probes(Pictures(probes.train, tokenizer, size), Pictures(probes.valid, tokenizer, size), settings.probe_keys)
         return facts
 
-    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text})
+    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text}, words=str(tokenizer))
 
 
 STAGE = Stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,10 +63,16 @@ class TrainSettings(Strict):
     min_delta: float = Field(0.0, ge=0)
     checkpoint_freq: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    final: Literal["last", "best"] = "last"
+    final: Literal["last", "best"] = Field("last", description="the weights that are handed on; best where there is `patience`")
     print_freq: int = Field(20, ge=1)
     tensorboard: bool = Field(False, description="also write curves for tensorboard, beside metrics.jsonl (extra: track)")
     quarantine_limit: float = Field(0.01, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _early_stopping_hands_on_the_best(cls, values: Any) -> Any:
+        is_early = isinstance(values, dict) and values.get("patience") is not None
+        return {"final": "best", **values} if is_early else values
 
     @model_validator(mode="after")
     def _effective(self) -> TrainSettings:
