@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from muomni.config import is_set
 from muomni.data import llava, template
 from muomni.data.source import Format, Source
 from muomni.errors import ConfigError, DataError
@@ -341,6 +342,31 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "llava": conversations,
     "rows": rows,
 }
+
+
+ABOUT = {"group", "task", "split", "names"}  # what a source says of each row, beside its template
+SHOWN = {"root", "prompt"}
+# What a source may say that is of use to some formats only.
+USES: dict[Format, set[str]] = {
+    "text": {"paragraphs"},
+    "samples": {*SHOWN, "told", "names"},
+    "asr_csv": SHOWN,
+    "tts_csv": {"root"},
+    "ocr_csv": {*SHOWN, "told"},
+    "captions": {*SHOWN, "told"},
+    "images": {*SHOWN, "told"},
+    "llava": {*SHOWN, "told", *ABOUT},
+    "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
+}
+
+
+def refuse_idle(path: Path, source: Source) -> None:
+    """Raises ConfigError for what a source says and its format has no use for."""
+    kind = sniff(path, source)
+    for name in sorted(set().union(*USES.values()) - USES[kind]):
+        if is_set(source, name):
+            of = ", ".join(sorted(other for other, used in USES.items() if name in used))
+            raise ConfigError(f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out")
 
 
 def sniff(path: Path, source: Source) -> Format:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -30,6 +32,10 @@ class CodecSettings(StageSettings):
     crop_frames: int = Field(128, ge=8)
     quantise_after: int = Field(60, ge=0)
     max_s: float = Field(20.0, gt=0)
+    unused: ClassVar[dict[str, str]] = {
+        "eval_items": "all held-out items are measured here",
+        "len_buckets": "batches here hold rows of all lengths",
+    }
 
 
 def collate(items: list[Utterance]) -> CodecBatch:

@@ -6,11 +6,13 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.config import is_set
 from muomni.data.sample import Sample
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
@@ -22,7 +24,7 @@ from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.tokens.alphabet import Alphabet
 from muomni.train.loop import Fitted
 from muomni.train.objectives.ctc import Hearing, HearingBatch
@@ -43,6 +45,7 @@ class HearingSettings(StageSettings):
     augment: SpeechAugment = SpeechAugment()
     word_tasks: list[str] = ["digit"]
     lm_order: int = Field(6, ge=0)
+    unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
 
 
 def collate(items: list[Utterance]) -> HearingBatch:
@@ -54,6 +57,7 @@ def collate(items: list[Utterance]) -> HearingBatch:
 def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
     corpus = inputs.corpus(settings)
+    demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
     encoder = inputs.place(AudioEncoder(settings.model))
 
     def utterances(samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:

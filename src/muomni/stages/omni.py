@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
@@ -21,7 +22,7 @@ from muomni.infer.parts import Parts
 from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.stages.statistics import standardise
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -51,7 +52,7 @@ class OmniSettings(StageSettings):
     augment: PictureAugment = PictureAugment()
     apart: bool = False
     proof: list[str] = []
-    prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
+    prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
     @property
@@ -88,6 +89,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
+    demand_tasks(corpus, proof=settings.proof, **{f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")})
     standardise(omni, corpus.train, spec, inputs.run.device)
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)

@@ -38,7 +38,12 @@ class StageSettings(TrainSettings):
     gates: dict[str, float] = {}
     demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+    unused: ClassVar[dict[str, str]] = {}  # options of all stages that do nothing in this one, and why
     decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of every training: options that this stage has no use for (`unused`)."""
+        return {**super().idle(), **self.unused}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -173,6 +178,18 @@ class Stage:
     needs: tuple[str, ...] = ()
     like: str | None = None
     over: Stage | None = None
+
+
+def demand_tasks(corpus: readers.Corpus, **named: Sequence[str]) -> None:
+    """Raises ConfigError where a setting names a task that no sample has. The data are read only if one names any."""
+    wanted = {task for tasks in named.values() for task in tasks}
+    for sample in chain(corpus.train, corpus.valid) if wanted else ():
+        wanted.discard(sample.task)
+        if not wanted:
+            return
+    for setting, tasks in named.items():
+        if lost := [task for task in tasks if task in wanted]:
+            raise ConfigError(f"{setting} has no effect: no sample has task {', '.join(lost)}", hint="name tasks of the stage's data")
 
 
 def loaders(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from muomni.data.cache import Cache
 from muomni.data.readers import Corpus
@@ -36,6 +36,7 @@ from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObject
 from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
+KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_width": "Thinker"}  # sizes that a recipe need not give
 
 
 class TalkerSettings(StageSettings):
@@ -49,6 +50,21 @@ class TalkerSettings(StageSettings):
     condition: Literal["thinker", "text"] = "thinker"
     book_weights: list[float] | None = None
     max_s: float = Field(20.0, gt=0)
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or voices that are not there."""
+        found = {name: f"it is that of the {whose}" for name, whose in KNOWN.items()}
+        if self.condition == "text":
+            found["model.condition_dropout"] = "with condition: text there is nothing to do without"
+        if not self.model.num_speakers:
+            found["model.speaker_dropout"] = "there is one voice (num_speakers 0)"
+        return {**super().idle(), **found}
+
+    @model_validator(mode="after")
+    def _reads_what_the_thinker_reads(self) -> Self:
+        if self.model.text_units == "char" and self.condition == "thinker":
+            raise ValueError("text_units: char needs condition: text; the Thinker reads its own tokens, not characters")
+        return self
 
 
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
@@ -68,6 +84,8 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
+    if settings.model.text_vocab not in (1, known["text_vocab"]):
+        raise ConfigError(f"model.text_vocab has no effect: it is the tokenizer's, {known['text_vocab']}", hint="text_vocab: 1")
     voices = _voices(settings, corpus)
     known["num_speakers"] = len(voices)
     talker = inputs.place(Talker(settings.model.model_copy(update=known)))

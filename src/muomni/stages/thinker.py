@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -41,6 +42,12 @@ class ThinkerSettings(StageSettings):
     row_len: int | None = Field(None, ge=8)
     packing: bool = True
     tokenizer_data: list[Source] = []
+    unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all stages: what teaches a vocabulary, where that comes from elsewhere."""
+        known = {"tokenizer_data": "the vocabulary is that of `init_from`"} if self.init_from is not None else {}
+        return {**super().idle(), **known}
 
     @property
     def packs(self) -> bool:

@@ -32,16 +32,16 @@ class Export:
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def keep(folder: Path, objective: Objective, export: Export, note: dict[str, Any]) -> None:
+def keep(folder: Path, objective: Objective, export: Export, told: dict[str, Any]) -> None:
     """Put the weights in place into `folder/best`: the files of `final/`, and beside them the tensors that only training needs.
 
-    A reader, and a run that was killed, finds the best before or this one, whole. `note` is kept as best.json.
+    A reader, and a run that was killed, finds the best before or this one, whole. `told` is kept as best.json.
     """
     with files.fresh_folder(folder / BEST) as part:
         export.save(part)
         tensors = rest(objective, export)
         save_file({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}, part / REST)
-        files.write_json(part / KEPT, note)
+        files.write_json(part / KEPT, told)
 
 
 def rest(objective: Objective, export: Export) -> dict[str, Tensor]:
@@ -68,8 +68,15 @@ def put_back(folder: Path, objective: Objective, export: Export) -> dict[str, An
             if key in held[place]:
                 stored[name] = held[place][key]
     given.put_back(objective, stored, where=str(best))
-    note: dict[str, Any] = files.read_json(best / KEPT)
-    return note
+    return note(folder)
+
+
+def note(folder: Path) -> dict[str, Any]:
+    """What `keep` noted of a stage's best weights; empty where it has none."""
+    files.settle(folder / BEST)
+    path = folder / BEST / KEPT
+    found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    return found
 
 
 def _places(export: Export) -> dict[tuple[Any, ...], tuple[str, str]]:

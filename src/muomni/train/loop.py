@@ -306,6 +306,9 @@ def restore(
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
     state = checkpoint.load(found, objective, run.device)
     progress = Progress.of(state.progress, found)
+    losses = [row["val_loss"] for row in monitor.read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
+    if losses and (kept := best.note(folder)):  # the last validation comes after the last checkpoint
+        progress.last, progress.best, progress.best_step = losses[-1], kept["loss"], kept["step"]
     drawn = Drawn(len(state.drawn_N), progress.drawn, state.drawn_N)
     average = Average(objective, settings.ema_decay, state.ema)
     return _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn, export)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from muomni.config import Strict
+from muomni.config import Strict, Told
 from muomni.data.sample import Source
 
 
@@ -19,7 +19,7 @@ class ParamGroup(Strict):
     wd: float | None = Field(None, ge=0)
 
 
-class TrainSettings(Strict):
+class TrainSettings(Told):
     """How a stage trains. A step is always an optimizer step."""
 
     data: list[Source] = []
@@ -80,8 +80,15 @@ class TrainSettings(Strict):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
         if not self.use_amp and self.precision in ("bf16", "fp16"):
             raise ValueError(f"use_amp is false, so precision {self.precision} would have no effect")
-        if self.decay_share != 0.2 and self.schedule != "wsd":
-            raise ValueError("decay_share has an effect with schedule: wsd only")
-        if self.min_delta != 0 and self.patience is None:
-            raise ValueError("min_delta has an effect with patience only")
         return self
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of a stage: what belongs to another schedule, or to early stopping."""
+        found = {}
+        if self.schedule != "wsd":
+            found["decay_share"] = "it is of schedule: wsd"
+        if self.schedule == "constant":
+            found["min_lr_ratio"] = "with schedule: constant the rate never falls"
+        if self.patience is None:
+            found["min_delta"] = "it is of `patience`"
+        return found

@@ -33,6 +33,11 @@ class HearingBatch:
     labels_BU: Tensor
     symbols_B: Tensor
 
+    @property
+    def length(self) -> int:
+        """Mel frames of the longest row."""
+        return self.mel_BFM.shape[1]
+
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "sample_ids"}
@@ -109,7 +114,13 @@ class Hearing(Objective):
         term, log_probs_BTC, lengths_B = self._heard(batch)
         if self.mistakes is None:
             return {"ctc": term}
-        rows = zip(log_probs_BTC.float().cpu().numpy(), lengths_B.tolist(), batch.labels_BU.tolist(), batch.symbols_B.tolist(), strict=True)
+        rows = zip(
+            log_probs_BTC.detach().float().cpu().numpy(),
+            lengths_B.tolist(),
+            batch.labels_BU.tolist(),
+            batch.symbols_B.tolist(),
+            strict=True,
+        )
         judged = [self.mistakes(log_probs_TC[:states], symbols[:count]) for log_probs_TC, states, symbols, count in rows]
         wrong, characters, wrong_words, words = (sum(column) for column in zip(*judged, strict=True))
         zero = term.total.new_zeros(())

@@ -45,6 +45,11 @@ class TalkerBatch:
     heard_BKF: Tensor | None = None
     learned_BP: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """Code frames of the longest row."""
+        return self.codes_BKF.shape[2]
+
     @staticmethod
     def of(items: Sequence[TalkerItem]) -> TalkerBatch:
         """Pad items into a batch; hidden states and speakers are there for all of them or for none."""
