@@ -48,10 +48,9 @@ class World:
         named = _rows(self.folder, "captions")
         for number, row in enumerate(named):
             row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]
-            row["extra"] = {"shape": ("round", "square")[number % 2]}
+            row["extra"] = {"shape": ("round", "square")[number % 2], "colour": ("pale", "dark")[number % 3 // 2]}
         files.write_jsonl(self.folder / "world" / "rich.jsonl", named)
-        lines = (self.folder / "world" / "text.jsonl").read_text() + "{\n"
-        (self.folder / "world" / "torn.jsonl").write_text(lines)
+        (self.folder / "world" / "torn.jsonl").write_text("{\n" + (self.folder / "world" / "text.jsonl").read_text())
 
     def needs(self, settings: dict[str, StageSettings], stage: str) -> dict[str, Path]:
         return {name: self.folder / name / "final" for name in recipes.needs(settings, stage)}
@@ -93,7 +92,7 @@ class World:
 
     def trained(self, stage: str) -> list[str]:
         """Names of what trains."""
-        built, _ = self.built(stage, self.settings(stage, {}), self.folder / "asked")
+        built, _ = self.built(stage, self.settings(stage, {}), self.folder / "asked" / stage)
         return [name for name, p in built.objective.named_parameters() if p.requires_grad]
 
     def observe(self, stage: str, values: dict[str, Any], own: Path) -> Iterator[tuple[str, Any]]:
@@ -113,14 +112,16 @@ class World:
         yield "batches", [batch_digest(built.train, 3), batch_digest(built.valid, 1) if built.valid else ""]
         yield "checks", {name: fact.value for name, fact in built.checks().items()}
         yield "files", folder_digest(own, built.save)
-        fitted = loop.fit(built.objective, built.train, built.valid, settings, inputs.run, own, name="x", saved=built.saved)
+        fitted = loop.fit(
+            built.objective, built.train, built.valid, settings, inputs.run, own, name="x", saved=built.saved, export=built.export
+        )
         rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in files.read_json(own / "training_log.json")]
         yield "losses", [json.dumps(row) for row in rows]
         yield "weights at the end", store.digest(built.objective)
         yield "progress", json.dumps({**vars(fitted.progress), "settings": {}})
         names = sorted(path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file() and "tokens/" not in str(path))
         yield "names of the files", [name for name in names if "events.out" not in name]
-        facts = {**built.notes, **built.measure(fitted, Album())}
+        facts = {**built.notes, **one._sound(built, fitted, settings), **built.measure(fitted, Album())}
         clock = {"rtf"}
         yield "facts", {name: (fact.value, fact.n) for name, fact in facts.items() if name not in clock}
         judged = one.judge(recipes.stage(stage), settings, built.modalities, facts, {})

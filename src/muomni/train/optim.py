@@ -79,7 +79,7 @@ def _refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
             raise ConfigError(
                 f"param_groups: {group.pattern!r} has no effect: nothing that it names trains", hint="look at `train:` patterns"
             )
-    if settings.optimizer == "muon" and not any(fnmatchcase(row.name, pattern) for row in trained for pattern in MATRICES):
+    if settings.optimizer == "muon" and not any(is_matrix(row) for row in trained):
         raise ConfigError("optimizer: muon has no effect: nothing that trains here is a matrix that it steps", hint="optimizer: adamw")
 
 
@@ -107,6 +107,11 @@ def _stay(model: nn.Module, mode: bool = True) -> nn.Module:
 
 
 MATRICES = ("*_proj.weight", "*.projectors.*.weight")  # of attention and feed-forward in every network here, and of projectors
+
+
+def is_matrix(row: Row) -> bool:
+    """Whether Muon steps a parameter: a matrix of those (a norm inside of a projector has a `weight` too, and is none)."""
+    return len(row.shape) == 2 and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
 
 
 class Muon(torch.optim.Muon):
@@ -181,7 +186,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
     kinds: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {True: {}, False: {}}
     for row in rows:
         if row.trains:
-            by_muon = settings.optimizer == "muon" and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
+            by_muon = settings.optimizer == "muon" and is_matrix(row)
             kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
     groups = {
         by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]

@@ -114,13 +114,9 @@ class Hearing(Objective):
         term, log_probs_BTC, lengths_B = self._heard(batch)
         if self.mistakes is None:
             return {"ctc": term}
-        rows = zip(
-            log_probs_BTC.detach().float().cpu().numpy(),
-            lengths_B.tolist(),
-            batch.labels_BU.tolist(),
-            batch.symbols_B.tolist(),
-            strict=True,
-        )
+        sounds = log_probs_BTC.detach().float().cpu().numpy()
+        lengths, labels, counts = lengths_B.tolist(), batch.labels_BU.tolist(), batch.symbols_B.tolist()
+        rows = zip(sounds, lengths, labels, counts, strict=True)
         judged = [self.mistakes(log_probs_TC[:states], symbols[:count]) for log_probs_TC, states, symbols, count in rows]
         wrong, characters, wrong_words, words = (sum(column) for column in zip(*judged, strict=True))
         zero = term.total.new_zeros(())
