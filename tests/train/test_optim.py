@@ -23,6 +23,7 @@ from muomni import runtime
 from muomni.errors import ConfigError
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.train import optim
+from muomni.train.settings import TrainSettings
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
@@ -174,6 +175,38 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert by_muon == {name for name in names.values() if "_proj" in name}
     assert len(by_muon) == 2 * 7
     assert isinstance(optim.make_optimizer(Toy(), optim.select(Toy(), settings()), chosen), torch.optim.AdamW), "it has none of them"
+
+
+class Connector(nn.Module):
+    """A projector with a norm inside, as a Perceiver is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.omni = nn.Module()
+        self.omni.projectors = nn.Module()
+        self.omni.projectors.vision = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+def test_muon_leaves_the_norm_inside_of_a_projector_to_adamw() -> None:
+    chosen = settings(optimizer="muon")
+    optimizer = optim.make_optimizer(Connector(), optim.select(Connector(), chosen), chosen)
+    assert isinstance(optimizer, optim.Both)
+    shapes = [{tuple(p.shape) for group in part.param_groups for p in group["params"]} for part in optimizer.parts]
+    assert shapes == [{(4, 8)}, {(8,), (4,)}]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "muon"}, "muon has no effect"),
+        ({"lr": 0.5, "param_groups": [{"pattern": "*", "lr": 0.1}]}, "lr has no effect"),
+        ({"wd": 0.5, "param_groups": [{"pattern": "*", "wd": 0.2}]}, "wd has no effect"),
+        ({"train": ["body.*"], "param_groups": [{"pattern": "head.*", "lr": 0.1}]}, "names nothing that trains"),
+    ],
+)
+def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        optim.select(Toy(), TrainSettings(**values))
 
 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +42,7 @@ def warm_up() -> None:
 def optimizer_bytes(built: Built) -> int:
     """Bytes of the optimizer's state: two moments a parameter, Muon's matrices one."""
     by_muon = built.settings.optimizer == "muon"
-    total = 0
-    for row in built.rows:
-        if row.trains:
-            is_matrix = by_muon and any(fnmatchcase(row.name, pattern) for pattern in optim.MATRICES)
-            total += 4 * row.count * (1 if is_matrix else 2)
-    return total
+    return sum(4 * row.count * (1 if by_muon and optim.is_matrix(row) else 2) for row in built.rows if row.trains)
 
 
 def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
