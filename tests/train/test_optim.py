@@ -205,8 +205,9 @@ def test_muon_leaves_the_norm_inside_of_a_projector_to_adamw() -> None:
     ],
 )
 def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) -> None:
+    chosen = TrainSettings(**values)
     with pytest.raises(ConfigError, match=words):
-        optim.select(Toy(), TrainSettings(**values))
+        optim.refuse_idle(optim.select(Toy(), chosen), chosen)
 
 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

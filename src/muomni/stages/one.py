@@ -295,7 +295,7 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     built = stage.build(settings, inputs)
     if settings.init_from is not None:
         _init_from(built, base / settings.init_from, machine.is_main)
-    optim.select(built.objective, settings)  # so that what patterns freeze is watched too
+    optim.refuse_idle(optim.select(built.objective, settings), settings)  # what patterns freeze is watched too
     if built.valid is None and (settings.patience is not None or settings.final == "best"):
         raise ConfigError(
             f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",

@@ -59,12 +59,11 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
         rows.append(Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0))
     if not any(row.trains for row in rows):
         raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
-    _refuse_idle(rows, settings)
     _rest(model)
     return rows
 
 
-def _refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
+def refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
     """Raises ConfigError for a rate, a decay or an optimizer that is asked for, and moves no parameter."""
     trained = [row for row in rows if row.trains]
     for name in ("lr", "wd"):
@@ -77,7 +76,7 @@ def _refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
     for group in settings.param_groups:
         if not any(fnmatchcase(row.name, group.pattern) for row in trained):
             raise ConfigError(
-                f"param_groups: {group.pattern!r} has no effect: nothing that it names trains", hint="look at `train:` patterns"
+                f"param_groups: {group.pattern!r} has no effect: it names nothing that trains", hint="look at `train:` patterns"
             )
     if settings.optimizer == "muon" and not any(is_matrix(row) for row in trained):
         raise ConfigError("optimizer: muon has no effect: nothing that trains here is a matrix that it steps", hint="optimizer: adamw")
