@@ -290,6 +290,13 @@ def test_a_bound_for_no_gate_is_refused_before_anything_is_spent(
     assert not (tmp_path / "run").exists()
 
 
+def asked(*words: str) -> Any:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    return left.value.code
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_best_of_every_stage_is_opened_and_asked(
     finished: Path, media: Path, stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -298,14 +305,14 @@ def test_the_best_of_every_stage_is_opened_and_asked(
     assert {file.name for file in (finished / stage / "final").rglob("*")} <= {file.name for file in best.rglob("*")}
     engine = Engine.load(best, "cpu")
     if stage in ("thinker", "omni"):
-        assert cli.main(["chat", str(best), "--text", "the red circle", "--max-new", "3", "--json"]) == 0
+        assert asked("chat", str(best), "--text", "the red circle", "--max-new", "3", "--json") == 0
         assert "which no gate has judged" in capsys.readouterr().err
     elif stage == "hearing":
         assert len(engine.transcribe([media / "high.wav"])) == 1
     elif stage == "vision":
         assert engine.embed(images=[media / "red.png"]).shape[0] == engine.embed(texts=["red"]).shape[0] == 1
     elif stage == "talker":
-        assert cli.main(["speak", str(best), "red", "--out", str(tmp_path / "red.wav")]) == 0
+        assert asked("speak", str(best), "red", "--out", str(tmp_path / "red.wav")) == 0
         with pytest.raises(ConfigError, match=r"voice 'anna'.*num_speakers"):
             engine.speak(["red"], voice="anna")
     else:

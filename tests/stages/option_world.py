@@ -23,6 +23,7 @@ from muomni.stages import recipe as recipes
 from muomni.stages.stage import Plan, StageSettings
 from muomni.train import checkpoint, loop
 from muomni.units import METERS
+from shared import swap_weights
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 CLOCK = {*METERS, "step"}
@@ -45,12 +46,14 @@ class World:
                 source["limit"] = ROWS
             if stage != "sweep":
                 self._stand(stage)
+        shutil.copytree(self.folder / "align" / "final", self.folder / "another" / "final")
+        swap_weights(self.folder / "another" / "final" / "projectors")
         named = _rows(self.folder, "captions")
         for number, row in enumerate(named):
             row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]
             row["extra"] = {"shape": ("round", "square")[number % 2], "colour": ("pale", "dark")[number % 3 // 2]}
         files.write_jsonl(self.folder / "world" / "rich.jsonl", named)
-        (self.folder / "world" / "torn.jsonl").write_text("{\n" + (self.folder / "world" / "text.jsonl").read_text())
+        (self.folder / "world" / "torn.jsonl").write_text("{\n{\n" + (self.folder / "world" / "text.jsonl").read_text())
 
     def needs(self, settings: dict[str, StageSettings], stage: str) -> dict[str, Path]:
         return {name: self.folder / name / "final" for name in recipes.needs(settings, stage)}
@@ -120,6 +123,7 @@ class World:
         yield "weights at the end", store.digest(built.objective)
         yield "progress", json.dumps({**vars(fitted.progress), "settings": {}})
         names = sorted(path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file() and "tokens/" not in str(path))
+        yield "golden answers", {path.name: files.sha256_file(path) for path in sorted((own / "golden").glob("*.jsonl"))}
         yield "names of the files", [name for name in names if "events.out" not in name]
         facts = {**built.notes, **one._sound(built, fitted, settings), **built.measure(fitted, Album())}
         clock = {"rtf"}
