@@ -66,7 +66,7 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
 def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
     """`read` with the line of each sample."""
     path = locate(source, base)
-    root = Path(base) / source.root if source.root else (path if path.is_dir() else path.parent)
+    root = _root(source, base, path)
     present: dict[str, bool] = {}
     count = 0
     for line, row in _rows(path, source):
@@ -75,7 +75,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 raise row
             found = parse(row)
             is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, root, present)
+            sample = _rooted(in_words(found) if source.told and is_wanted else found, (root, Path(base)), present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
@@ -86,6 +86,14 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 return
 
 
+def _root(source: Source, base: Path, path: Path) -> Path:
+    """Where the media of a manifest lie: its `root`, found as the manifest is, else its own folder."""
+    if source.root is None:
+        return path if path.is_dir() else path.parent
+    root = Path(base) / source.root
+    return root if root.is_dir() or not Path(source.root).is_dir() else Path(source.root).absolute()
+
+
 def _rows(path: Path, source: Source) -> formats.Rows:
     try:
         yield from formats.READERS[formats.sniff(path, source)](path, source)
@@ -93,8 +101,11 @@ def _rows(path: Path, source: Source) -> formats.Rows:
         raise DataError("missing", f"{path}: can't be read: {error.strerror}") from error
 
 
-def _rooted(sample: Sample, root: Path, present: dict[str, bool]) -> Sample:
-    """The sample with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11)."""
+def _rooted(sample: Sample, roots: tuple[Path, Path], present: dict[str, bool]) -> Sample:
+    """The sample with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
+
+    Takes   roots: of the media, and of the recipe, from where the source systems write the paths in their tables.
+    """
     if not sample.media:
         return sample
     messages = []
@@ -105,27 +116,36 @@ def _rooted(sample: Sample, root: Path, present: dict[str, bool]) -> Sample:
         parts = [
             part
             if isinstance(part, TextPart) or part.path.startswith("data:")
-            else part.model_copy(update={"path": _existing(part.path, root, present)})
+            else part.model_copy(update={"path": _existing(part.path, roots, present)})
             for part in message.content
         ]
         messages.append(message.model_copy(update={"content": parts}))
     return sample.model_copy(update={"messages": messages})
 
 
-def _existing(path: str, root: Path, present: dict[str, bool]) -> str:
-    full = os.path.normpath(os.path.join(root.absolute(), path))
+def _existing(path: str, roots: tuple[Path, Path], present: dict[str, bool]) -> str:
+    full = next((each for root in roots if _is_file(each := _joined(root, path), present)), None)
+    wanted = _joined(roots[0], path) if full is None else full
+    try:
+        wanted.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
+    if full is None:
+        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint="check the source's `root`")
+    return full
+
+
+def _joined(root: Path, path: str) -> str:
+    return os.path.normpath(os.path.join(root.absolute(), path))
+
+
+def _is_file(full: str, present: dict[str, bool]) -> bool:
     if full not in present:
         try:
             present[full] = os.path.isfile(full)
         except ValueError:  # a NUL in the name
             present[full] = False
-    try:
-        full.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {full!r}") from error
-    if not present[full]:
-        raise DataError("missing", f"{path}: expected a file under {root}", hint="check the source's `root`")
-    return full
+    return present[full]
 
 
 def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine) -> Corpus:

@@ -24,6 +24,7 @@ from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, StageSettings
 from muomni.train import optim
+from muomni.train.timing import MOST
 
 # Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
 ENOUGH = {"thinker": 20_000, "talker": 256}
@@ -44,7 +45,7 @@ class Task:
     stage: str
     folder: str
     temporary: str
-    probe: int = 20
+    probe: int = MOST
     probe_s: float = 10.0
     memory: int | None = None
     is_needed: bool = False

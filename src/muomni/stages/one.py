@@ -24,10 +24,12 @@ from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
+from muomni.stages import sizing
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, given, loop, optim, validation
 from muomni.train.loop import Fitted
+from muomni.train.settings import clipped, sized
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
 
@@ -66,6 +68,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     own = folder / name
     needs = recipes.needs(plan.stages, name)
     base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
     digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
@@ -86,6 +89,13 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     before = _frozen(built)  # before the trials too: they share what is given
     start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
+    if settings.epoch is not None and settings.samples_per_epoch is None:
+        samples, how = sizing.measured(settings, built, run_as)
+        settings, named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (settings, named))
+        digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
+        if machine.is_main:
+            write_settings(own, named, digest)
+        _tell_length(name, settings, built, run_as, how=how)
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -222,9 +232,25 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
-    lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
+    is_known = settings.epoch is None or settings.samples_per_epoch is not None
+    steps = sized(settings, built.train.order, settings.gradient_accumulation_steps * run.world).max_steps
+    length = f"{steps} steps" if is_known else f"epochs of {settings.epoch}"
+    lines = [f"{what}; {length} in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
+    if is_known:
+        _tell_length(name, settings, built, run)
+
+
+def _tell_length(name: str, settings: StageSettings, built: Plan, run: Runtime, **how: str) -> None:
+    """Say what an epoch is, where it is no pass through the data, and that the warm-up is cut, where it is longer than the run."""
+    if not run.is_main:
+        return
+    order, per_step = built.train.order, settings.gradient_accumulation_steps * run.world
+    lines = [] if settings.samples_per_epoch is None else [sizing.told(settings, order, per_step, **how)]
+    lines += clipped(settings, sized(settings, order, per_step))
+    for line in lines:
+        print(f"[{name}] {line}", file=sys.stderr, flush=True)
 
 
 def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -429,13 +455,14 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
     trained = [p for p in built.objective.parameters() if p.requires_grad]
+    planned = sized(settings, built.train.order, progress.worlds[0][2])
     finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
     return {
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
         **witnesses.order(fitted.drawn, built.train.order, progress.samples + progress.quarantined),
-        **witnesses.schedule(Rates(**progress.rates), settings, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
+        **witnesses.schedule(Rates(**progress.rates), planned, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
         **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         "steps": Fact(float(progress.step)),

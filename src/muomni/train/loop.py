@@ -24,7 +24,7 @@ from muomni.train import checkpoint, distributed, given, monitor, optim, watch
 from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
-from muomni.train.settings import TrainSettings
+from muomni.train.settings import TrainSettings, sized
 from muomni.train.step import StepResult, local_counts, update
 from muomni.train.validation import validate
 from muomni.train.witness import Drawn, Probes, Rates
@@ -162,11 +162,13 @@ def fit(
     is_other_batch = bool(progress.worlds) and progress.worlds[-1][2] != per_step
     if not progress.worlds or progress.worlds[-1][1:] != [run.world, per_step]:
         progress.worlds.append([progress.step, run.world, per_step])
-    max_steps = settings.max_steps
+    warmup_steps = sized(settings, train.order, progress.worlds[0][2]).warmup_steps  # by the batch of the first step: it stays
+    ends = [] if settings.max_steps is None else [settings.max_steps]
     if settings.max_epochs is not None:
-        left = settings.max_epochs * train.order.batches_per_epoch - progress.position
-        max_steps = min(max_steps, progress.step + max(0, -(-left // per_step)))
-    settings = settings.model_copy(update={"max_steps": max_steps})  # the schedule ends where the run ends
+        left = settings.max_epochs * settings.batches_per_epoch(train.order) - progress.position
+        ends.append(progress.step + max(0, -(-left // per_step)))
+    max_steps = min(ends)
+    settings = settings.model_copy(update={"max_steps": max_steps, "warmup_steps": warmup_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
     tensors = [*objective.parameters(), *objective.buffers()]

@@ -177,6 +177,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
 def lr_scale(step: int, settings: TrainSettings) -> float:
     """The schedule's factor for update number `step` (0, 1, ...): never 0 at the first, constant past the last (SPEC C2)."""
     warmup, total, floor = settings.warmup_steps, settings.max_steps, settings.min_lr_ratio
+    assert total is not None  # train.settings.sized has filled it in
     if step < warmup:
         return (step + 1) / warmup
     if settings.schedule == "constant":
