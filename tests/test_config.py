@@ -287,7 +287,8 @@ def test_faults_of_json_are_one_line(tmp_path: Path, text: str, words: list[str]
     path = tmp_path / "a.json"
     path.write_text(text)
     said = fault(lambda: config.read_yaml(path))
-    assert said is not None and "\n" not in said
+    assert said is not None
+    assert "\n" not in said
     assert all(word in said for word in ["a.json", *words]), said
 
 
@@ -312,7 +313,8 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth_and_told() -> None:
     assert clipped(asked, run) == ["warmup_steps 1000 is no shorter than the run of 200 steps: 20 are taken"]
     for fits in ({"warmup_steps": 199, "num_epochs": 4}, {"warmup_steps": 0, "max_steps": 1}):
         kept = config.build(TrainSettings, fits, "x")
-        assert sized(kept, order, 1).warmup_steps == fits["warmup_steps"] and not clipped(kept, sized(kept, order, 1))
+        assert sized(kept, order, 1).warmup_steps == fits["warmup_steps"]
+        assert not clipped(kept, sized(kept, order, 1))
     assert sized(config.build(TrainSettings, {"warmup_steps": 10, "max_steps": 10}, "x"), order, 1).warmup_steps == 1
 
 

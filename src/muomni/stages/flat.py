@@ -52,7 +52,8 @@ def is_flat(path: Path, values: Mapping[str, Any], header: frozenset[str]) -> bo
         return False
     if any(name in values and isinstance(values[name], dict) and "data" in values[name] for name in folders.STAGES):
         return False
-    return any(key not in header and key not in folders.STAGES and not isinstance(value, dict) for key, value in values.items())
+    ours = {key: value for key, value in values.items() if key not in header and key not in folders.STAGES}
+    return any(not isinstance(value, dict) or key in keys.DATA["omni"] for key, value in ours.items())
 
 
 def read(path: Path, values: Mapping[str, Any], root: Path, settings: Mapping[str, type[StageSettings]]) -> Flat:
