@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muomni import files
+from muomni import cli, files
 from muomni.errors import ConfigError
 from muomni.stages import flat, migration, recipe
 
@@ -344,3 +344,34 @@ def test_migrate_refuses_what_is_no_flat_config(project: Path) -> None:
         migration.recipe([one, config("b.json", THINKER)])
     with pytest.raises(ConfigError, match="did you mean d_model"):
         migration.recipe([config("c.json", {"train_text": "x.txt", "d_modl": 3})])
+
+
+def test_a_migrated_config_trains_what_the_config_trains(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUOMNI_PLAIN", "1")
+    monkeypatch.setenv("MUOMNI_THREADS", "1")
+    (project / "data/text/corpus.txt").write_text("".join(f"the ring {n} is left of the star {7 * n % 40}\n" for n in range(40)))
+    tiny = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "ctx_len": 32, "vocab_size": 300, "dropout": 0.1}
+    loose = {"gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0}}
+    path = config("thinker_tiny.json", {**tiny, **loose, "data_path": "data/text", "batch_size": 4, "num_epochs": 3, "print_freq": 1})
+
+    def muomni(*args: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(args))
+        told = capsys.readouterr()
+        assert not left.value.code, told.err
+        return told.out
+
+    assert muomni("run", path).strip() == str(project / "runs/flat")
+    (project / "by_stdout.yaml").write_text(muomni("migrate", path))
+    assert muomni("migrate", path, "--out", "by_out.yaml").strip() == "by_out.yaml"
+    assert (project / "by_out.yaml").read_text() == (project / "by_stdout.yaml").read_text()
+    muomni("run", "by_out.yaml")
+    ran = [project / "runs" / name / "thinker" for name in ("flat", "by_out")]
+    one, other = (
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line] for run in ran
+    )
+    assert one == other
+    assert len(one) > 3
+    assert (ran[0] / "final/model.safetensors").read_bytes() == (ran[1] / "final/model.safetensors").read_bytes()
