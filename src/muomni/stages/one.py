@@ -526,7 +526,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         stored = own / "digest.json"
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
-            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
+            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew, --out DIR keeps it")
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)

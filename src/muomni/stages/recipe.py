@@ -183,7 +183,7 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     values = config.override(values, [each for each in assignments if each not in later])
     settings = {name: stage(name).settings for name in flat_keys.STAGES}
     root = (out or Path("runs") / flat.NAME).resolve()
-    of_recipe = {key: values.pop(key) for key in ("name", "jobs", "threads", "device") if key in values}
+    of_recipe: dict[str, Any] = {key: values.pop(key) for key in ("name", "jobs", "threads", "device") if key in values}
     found = flat.read(path, values, root, settings)
     return config.override({**of_recipe, **found.stages}, later), found
 

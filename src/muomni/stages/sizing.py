@@ -46,7 +46,8 @@ def measured(settings: StageSettings, built: Plan, run: Runtime) -> tuple[int, s
     per_update = settings.batch_size * settings.gradient_accumulation_steps * run.world
     samples = max(1, int(units.seconds(settings.epoch, "epoch") / update_s)) * per_update
     how = f"an update took {told_seconds(update_s)}, the median of {len(seconds)}"
-    return distributed.from_main((samples, how), run)
+    found: tuple[int, str] = distributed.from_main((samples, how), run)
+    return found
 
 
 def _updates(settings: StageSettings, built: Plan, run: Runtime) -> list[float]:
