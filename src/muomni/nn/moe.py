@@ -53,7 +53,8 @@ class MoE(nn.Module):
         order = chosen_NK.flatten().argsort(stable=True)
         tokens = order // self.per_token
         sizes = torch.bincount(chosen_NK.flatten(), minlength=len(self.experts)).tolist()
-        said = torch.cat([expert(part) for expert, part in zip(self.experts, x_ND[tokens].split(sizes), strict=True)])
+        parts = torch.split(x_ND[tokens], sizes)
+        said = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         said = said * weights_NK.flatten()[order, None].to(said.dtype)
         out_ND = torch.zeros_like(x_ND).index_add(0, tokens, said.to(x_ND.dtype))
         return out_ND.view(x.shape)

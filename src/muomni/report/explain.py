@@ -132,7 +132,7 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     if needs and run is None:
         raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
     if stage in ("thinker", "vision") and run is not None and (run / stage / "final").is_dir():
-        settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
+        settings = settings.model_copy(update={"init_from": (run / stage).resolve()})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
     for final in needed.values():
         integrity.verify(final)

@@ -144,8 +144,10 @@ def code(
         codes = _codes(mels, codec, device)
         hidden = {} if think is None else _thoughts(ids, think, device)
         for number, mel in window.items():
-            is_read = isinstance(mel, Tensor)
-            yield number, TalkerItem(samples[number].id, ids[number], codes[number], hidden.get(number)) if is_read else mel
+            if isinstance(mel, DataError):
+                yield number, mel
+            else:
+                yield number, TalkerItem(samples[number].id, ids[number], codes[number], hidden.get(number))
         window, held_bytes = {}, 0
 
 
