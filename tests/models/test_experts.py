@@ -19,6 +19,7 @@ from muomni.train import step
 from muomni.train.flops import Counted
 from muomni.train.objectives.language import LanguageBatch, NextToken
 from muomni.train.settings import TrainSettings
+from pretended_device import DEVICE, pretended_device
 
 SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0}
 
@@ -194,3 +195,15 @@ def test_lora_stands_beside_experts_too(tmp_path: Path) -> None:
 def test_experts_that_do_not_fit_are_refused(experts: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         DecoderConfig.model_validate({**SIZES, "experts": experts})
+
+
+def test_experts_lie_where_their_decoder_lies() -> None:
+    """On a second device, imitated: nothing of the routing is made on the CPU."""
+    with pretended_device():
+        objective = NextToken(made().to(DEVICE))
+        batch = batches()[0].to(DEVICE)
+        objective.begin([batch, batch], 1)
+        terms = objective(batch)
+        (terms["text"].total + terms["balance"].total).backward()
+        assert float(objective.expert_use(batch).sum()) == 2 * 2 * 16
+        assert len(generate(objective.trunk, ids_of(2, 5).to(DEVICE), max_new=3)[0]) == 3
