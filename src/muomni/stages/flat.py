@@ -210,7 +210,7 @@ class _Reader:
         return made
 
     def _thinker(self, made: dict[str, Any]) -> None:
-        """Key heads: `kv_groups` are their number, which counts where `use_gqa` does not say no."""
+        """Key heads: `kv_groups` are their number, which counts where `use_gqa` does not say no. Experts, each as wide as `d_ff`."""
         made.setdefault("model", {}).setdefault("vocab_size", 5000)
         uses, groups = self.values.get("use_gqa"), self.values.get("kv_groups")
         if uses is False and groups is not None:
@@ -219,6 +219,9 @@ class _Reader:
             made["model"]["kv_heads"] = groups
         elif uses:
             made["model"]["kv_heads"] = max(1, int(made["model"].get("heads", 4)) // 2)  # as the sources do
+        if self.values.get("use_moe"):
+            experts = {"number": self.values.get("num_experts", 8), "per_token": self.values.get("num_experts_per_tok", 2)}
+            made["model"].setdefault("experts", {**experts, "hidden": made["model"].get("hidden", 1024)})
 
     def _hearing(self, made: dict[str, Any]) -> None:
         """The mel's numbers, and that they agree with the rate that is promised."""

@@ -31,7 +31,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 # Keys that `flat` reads by hand, by stage.
 SHAPED: dict[str, tuple[str, ...]] = {
-    "thinker": ("use_gqa", "kv_groups", "num_experts", "num_experts_per_tok"),
+    "thinker": ("use_gqa", "kv_groups", "use_moe", "num_experts", "num_experts_per_tok"),
     "hearing": ("mel_bins", "sample_rate", "frame_hop", "frame_win", "target_hz", "max_mel_length"),
     "vision": ("use_thinker_for_text", "thinker_ckpt", "thinker", "ctx_len"),
     "codec": ("frame_rate", "frame_ms", "n_mels", "sample_rate", "max_mel_length"),
@@ -74,10 +74,9 @@ IDLE = {
 # What is as it is here: the values that say so, by stage (None: any), and why another is refused.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_swiglu": ((True,), "the feed-forward network is SwiGLU"),
-    "use_moe": ((False,), "there is no mixture of experts"),
     "ctc_vocab_size": ((98, 99), "the alphabet has 99 symbols, the blank counted: 95 of ASCII, newline, tab, unknown"),
 }
-FIXED_IN = {"use_swiglu": ("thinker", "talker"), "use_moe": ("thinker",), "ctc_vocab_size": ("hearing",)}
+FIXED_IN = {"use_swiglu": ("thinker", "talker"), "ctc_vocab_size": ("hearing",)}
 
 # What can't be had: the setting that comes nearest, and why.
 REFUSED: dict[str, dict[str, tuple[str, str]]] = {
