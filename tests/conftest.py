@@ -27,6 +27,7 @@ LONGEST = (
     "test_album_and_pages",
     "test_forecast",
     "test_selftest",
+    "test_newcomer",
 )
 
 

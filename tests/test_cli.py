@@ -56,6 +56,7 @@ def test_every_command_has_help() -> None:
     for command in (
         "quickstart",
         "run",
+        "migrate",
         "gate",
         "chat",
         "transcribe",

@@ -23,9 +23,8 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
-from muomni.stages import initial_weights
+from muomni.stages import initial_weights, sizing
 from muomni.stages import recipe as recipes
-from muomni.stages import sizing
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import distributed, loop, optim, validation
