@@ -15,10 +15,12 @@ from pydantic import Field
 from torch import nn
 
 from muomni import runtime
-from muomni.data import readers
+from muomni.data import readers, uses
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order
 from muomni.data.quarantine import Quarantine
+from muomni.data.sample import Sample
+from muomni.data.segments import Segments
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -60,6 +62,14 @@ class StageSettings(TrainSettings):
     def chooses_format(self) -> bool:
         """Whether the number format is left to us, rather than asked for by name."""
         return self.use_amp and self.precision == "auto"
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample, in a few words; None where it can."""
+        return None
+
+    def segments(self) -> Segments | None:
+        """What makes shorter samples of those that are too long for the stage; None: each is taken as it is."""
+        return None
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
@@ -104,12 +114,15 @@ class Inputs:
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
 
-        Raises  ConfigError where the stage has no data.
+        Raises  ConfigError where the stage has no data; DataError where it could learn from none of them.
         """
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        return readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        given = {"val_split": settings.val_split, "seed": settings.seed, "segments": settings.segments()}
+        found = readers.load(settings.data, base=self.base, quarantine=quarantine, **given)
+        uses.demand(self.folder.name, found.train, settings.refusal)
+        return found
 
 
 @dataclass

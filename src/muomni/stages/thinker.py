@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from muomni.data import readers
+from muomni.data import readers, uses
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
@@ -46,6 +46,10 @@ class ThinkerSettings(StageSettings):
     def packs(self) -> bool:
         """Packed rows hold several documents."""
         return self.packing
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("thinker", sample)
 
 
 def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
