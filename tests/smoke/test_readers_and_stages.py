@@ -8,6 +8,7 @@ from typing import Any
 
 import own_data
 import pytest
+import soundfile
 
 import device_recipe
 from muomni.data import formats, readers, uses
@@ -78,10 +79,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "bases", make)
 
 
-def run(base: Path, folder: Path, stage: str, sources: list[dict[str, Any]]) -> Path:
+def run(base: Path, folder: Path, stage: str, sources: list[dict[str, Any]], **more: Any) -> Path:
     """The stage, upon these bases and with these sources; its folder."""
     content = device_recipe.read(base / "recipe.yaml")
-    content[stage] = {**content[stage], "data": sources, "quarantine_limit": 0.0, "max_steps": 2, "val_freq": 2}
+    content[stage] = {**content[stage], "data": sources, "quarantine_limit": 0.0, "max_steps": 2, "val_freq": 2, **more}
     if stage in ("align", "instruct"):
         content[stage]["max_seq_len"] = 128
     out = folder / "run"
@@ -145,6 +146,31 @@ def test_text_alone_proves_nothing_about_media(base: Path, stage: str, tmp_path:
     with pytest.raises(MuomniError) as caught:
         run(base, tmp_path, stage, [source("text", tmp_path_factory)])
     assert caught.value.exit_code in (1, 2)
+
+
+def test_long_transcripts_are_cut_or_left_out_and_told(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Real data have long rows: stage hearing goes on without those that it can't cut, and its certificate says how many they are."""
+    rows = []
+    for n in range(12):
+        words = own_data.PHRASES[n % 6]
+        row = {"id": f"s{n}", "audio": own_data.speech(tmp_path, f"{n}.wav", words, n), "text": words}
+        length_s = soundfile.info(tmp_path / f"{n}.wav").duration
+        spelt = words.split()
+        if n % 4:  # evenly laid: what counts here is that they are
+            edges = [length_s * k / len(spelt) for k in range(len(spelt) + 1)]
+            row["words"] = [[word, a, b] for word, a, b in zip(spelt, edges, edges[1:], strict=False)]
+        rows.append(row)
+    own_data.jsonl(tmp_path / "long.jsonl", rows)
+    template = [{"user": [{"audio": "{audio}"}]}, {"assistant": "{text}"}]
+    source = {"path": str(tmp_path / "long.jsonl"), "id": "{id}", "group": "{id}", "task": "transcribe", "messages": template}
+    own = run(base, tmp_path, "hearing", [source], max_text_len=10)
+    found: Any = certificate.read(own)
+    told = "8 transcripts of more than 10 characters: 5 cut between words into 10 pieces; 3 left out (3 without word times)"
+    assert told in capfd.readouterr().err
+    assert found["facts"]["left_out"]["value"] == 3
+    assert found["facts"]["left_out"]["n"] == 12
+    assert told in found["facts"]["left_out"]["note"]
+    assert not (own / "quarantine.jsonl").exists()
 
 
 def cell(reader: str, stage: str, sample: Sample) -> str:

@@ -119,8 +119,14 @@ class Inputs:
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        given = {"val_split": settings.val_split, "seed": settings.seed, "segments": settings.segments()}
-        found = readers.load(settings.data, base=self.base, quarantine=quarantine, **given)
+        found = readers.load(
+            settings.data,
+            base=self.base,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
+            segments=settings.segments(),
+        )
         uses.demand(self.folder.name, found.train, settings.refusal)
         return found
 
