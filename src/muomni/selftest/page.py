@@ -45,6 +45,7 @@ WHEN = {
     "exact": "tasks named by `exact`",
     "has_names": "answers that name a class",
     "has_text": "texts to measure by",
+    "has_experts": "a model with experts",
 }
 
 
