@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import formats, split
+from muomni.data import formats, split, trees
 from muomni.data.indexed import Writer
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, TextPart, parse
+from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
 from muomni.errors import DataError
@@ -30,13 +31,14 @@ from muomni.errors import DataError
 @dataclass(frozen=True)
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
-    settings, not the place."""
+    settings, not the place; `segments` tells what became of samples that were too long for their stage, where one asks for that."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
     digest: str
     weights: Sequence[float]
     leaks: split.Leaks
+    segments: Segments | None = None
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -148,8 +150,12 @@ def _is_file(full: str, present: dict[str, bool]) -> bool:
     return present[full]
 
 
-def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine) -> Corpus:
+def load(
+    sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine, segments: Segments | None = None
+) -> Corpus:
     """All samples of all sources, split: a sample's own `split` wins, then held_out_groups, then the hash of its group.
+
+    `segments` makes shorter samples of long ones, on the side of the long one, since they keep its group.
 
     Where the hash holds out nothing (few groups), the group that it would hold out first is validation. The sources are read once, sample
     by sample, and what they hold goes to a file.
@@ -162,15 +168,16 @@ def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, 
         for sample in read(source, base, quarantine):
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
-            writer.add(sample)
-            sides.add(sample, source)
-            leaks.add(sample)
+            for piece in [sample] if segments is None else segments.of(sample):
+                writer.add(piece)
+                sides.add(piece, source)
+                leaks.add(piece)
         if len(writer) == before:
-            found = (
-                f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
-                if quarantine.total > bad
-                else "no rows that fit the source's filters"
-            )
+            found = "no rows that fit the source's filters"
+            if quarantine.total > bad:
+                found = f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
+            elif segments is not None and segments.left_out:
+                found = f"none that is short enough: {segments.told()}"
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
         ids.next_source()
         ends.append(len(writer))
@@ -180,7 +187,7 @@ def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, 
     counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid))
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), segments)
 
 
 class Runs(Sequence[float]):
@@ -275,11 +282,12 @@ def fingerprint(sources: Sequence[Source], base: Path) -> str:
 
 
 def _fingerprint(source: Source, base: Path) -> list[object]:
-    """What a source holds, wherever it lies: the manifest's bytes, or the names and sizes in a folder; and its settings."""
+    """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
     settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
     if not path.is_dir():
         return [settings, files.sha256_file(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
-    return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside]]
+    tables = [formats.listing(path)] if formats.listing(path) != path else list(trees.transcripts(path))  # a word may change, not the size
+    return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
+from muomni.data import uses
 from muomni.data.conversation import MediaSpec
+from muomni.data.sample import Sample
 from muomni.evaluate import thresholds
 from muomni.models import pretrained
 from muomni.models.base import Base
@@ -68,6 +70,10 @@ class AlignSettings(SeeingSettings):
         """Networks that come from elsewhere may be stages of another run."""
         named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
         return [*super().outside(base), *(each.locate({}, base) for each in named)]
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("align", sample)
 
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from muomni.data import uses
+from muomni.data.sample import Sample
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.infer.parts import Parts
@@ -59,6 +61,10 @@ class InstructSettings(SeeingSettings):
     def outside(self, base: Path) -> list[Path]:
         """A connector of another run."""
         return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("instruct", sample)
 
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:

@@ -10,8 +10,10 @@ import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni import files
+from muomni.data import uses
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
+from muomni.data.sample import Sample
 from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
@@ -81,6 +83,10 @@ class OmniSettings(StageSettings):
     def packs(self) -> bool:
         """Questions that stand apart share a row and do not see each other."""
         return self.apart
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("omni", sample)
 
 
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:

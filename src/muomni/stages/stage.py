@@ -15,10 +15,12 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from muomni import runtime
-from muomni.data import readers
+from muomni.data import readers, uses
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
+from muomni.data.sample import Sample
+from muomni.data.segments import Segments
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -72,6 +74,14 @@ class StageSettings(TrainSettings):
         """Whether the number format is left to us, rather than asked for by name."""
         return self.use_amp and self.precision == "auto"
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample, in a few words; None where it can."""
+        return None
+
+    def segments(self) -> Segments | None:
+        """What makes shorter samples of those that are too long for the stage; None: each is taken as it is."""
+        return None
+
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
         return needed.get("thinker")
@@ -120,12 +130,20 @@ class Inputs:
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
 
-        Raises  ConfigError where the stage has no data.
+        Raises  ConfigError where the stage has no data; DataError where it could learn from none of them.
         """
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        found = readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        found = readers.load(
+            settings.data,
+            base=self.base,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
+            segments=settings.segments(),
+        )
+        uses.demand(self.folder.name, found.train, settings.refusal)
         if settings.mix_temperature is None:
             return found
         assert isinstance(found.weights, readers.Runs)

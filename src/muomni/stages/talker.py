@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from muomni.data import uses
 from muomni.data.cache import Cache
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
@@ -48,7 +49,11 @@ class TalkerSettings(StageSettings):
     model: TalkerConfig = TalkerConfig(text_vocab=1)
     condition: Literal["thinker", "text"] = "thinker"
     book_weights: list[float] | None = None
-    max_s: float = Field(20.0, gt=0)
+    max_s: float = Field(uses.MAX_S, gt=0)
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("talker", sample)
 
 
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.data import uses
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
+from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.evaluate import exhibits, thresholds
 from muomni.evaluate.album import Album
@@ -53,6 +55,10 @@ class VisionSettings(StageSettings):
     def needs(self) -> tuple[str, ...]:
         """The Thinker, where it reads the captions."""
         return ("thinker",) if self.text.kind == "thinker" else ()
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("vision", sample)
 
 
 def collate(items: list[Captioned]) -> VisionBatch:
