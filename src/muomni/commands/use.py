@@ -24,6 +24,7 @@ TopK = Annotated[int, typer.Option(help="draw among the k likeliest; 0: among al
 TopP = Annotated[float, typer.Option(help="draw among the fewest that hold this share of the probability")]
 Penalty = Annotated[float, typer.Option(help="above 1: what stood before becomes less likely")]
 Seed = Annotated[int, typer.Option(help="of the drawing")]
+Precision = Annotated[str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")]
 
 
 def chat(
@@ -42,6 +43,7 @@ def chat(
     max_new: Annotated[int, typer.Option(help="most tokens of an answer")] = 128,
     seed: Seed = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text; may be given several times")] = None,
+    precision: Precision = "auto",
 ) -> None:
     """Answer a question about words, pictures and sounds; an interactive chat where nothing is asked."""
     if (batch is None) != (out is None):
@@ -52,7 +54,8 @@ def chat(
     from muomni.infer.engine import Engine
 
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    talk = Chat(Engine.load(folder), {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
+    engine = Engine.load(folder, precision=precision)
+    talk = Chat(engine, {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
     if batch is not None and out is not None:
         talk.answer_file(batch, out)
     elif text is not None or image or audio:
@@ -66,12 +69,13 @@ def transcribe(
     wavs: Annotated[list[Path], typer.Argument(metavar="WAV...", help="sound files")],
     as_json: Json = False,
     greedy: Annotated[bool, typer.Option("--greedy", help="without the character model's advice")] = False,
+    precision: Precision = "auto",
 ) -> None:
     """Speech to text."""
     from muomni.infer import prompt
     from muomni.infer.engine import LONGEST_S, Engine
 
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, precision=precision)
     rate_hz = engine.parts.hearing.config.mel.rate_hz
     rows: list[dict[str, str]] = []
     bad = 0
@@ -102,6 +106,7 @@ def speak(
     top_p: TopP = 1.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
+    precision: Precision = "auto",
 ) -> None:
     """Text to speech."""
     if (text is None) == (batch is None):
@@ -112,7 +117,7 @@ def speak(
     from muomni.infer.engine import Engine
     from muomni.media import audio
 
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         said = engine.speak(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)

@@ -12,7 +12,7 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import base, integrity, pretrained, siglip, store
+from muomni.models import base, finite, integrity, pretrained, siglip, store
 from muomni.models.eyes import Eyes
 from muomni.tokens.bpe import BESIDE
 
@@ -44,11 +44,12 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> N
 
     omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names, or a network that it is
-            built upon is missing or another.
+    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or holds no numbers, or a
+            network that it is built upon is missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
+    finite.demand_files(final)  # what is copied is not opened
     parts = Parts(final, torch.device("cpu"))
     told = {
         "stage": certificate["stage"],
