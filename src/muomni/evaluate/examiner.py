@@ -160,7 +160,7 @@ def readable(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], l
     asked, prompts = [], []
     for sample in samples:
         with contextlib.suppress(DataError, ContextError):
-            prompts.append(engine.prepare(sample))
+            prompts.append(engine.prepare(sample, cut=False))
             asked.append(sample)
     return asked, prompts
 

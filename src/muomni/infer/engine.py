@@ -118,18 +118,21 @@ class Engine:
         for rows in self._batches(prompts, max_new):
             chosen = [prompts[row] for row in rows]
             writers = [Writer(self.tokenizer, stop) for _ in rows]
-            x, keep_BT = self._input(chosen)
+            x, keep_BT = self.read(chosen)
             room = self._room(max(len(each.ids) for each in chosen), max_new)
             ids = generate.generate(self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, **self._vocabulary)
             for row, writer, new in zip(rows, writers, ids):
                 found[row] = _written(writer, new, room)
         return self._aloud([found[row] for row in range(len(prompts))], speak)
 
-    def prepare(self, request: Request | Sample | Messages | str) -> Prompt:
-        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`."""
+    def prepare(self, request: Request | Sample | Messages | str, *, cut: bool = True) -> Prompt:
+        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`.
+
+        Takes   cut: a sound too long for a chat loses its end, in a line; False: it is a DataError.
+        """
         spec, questions = self.parts.media
         request = request if isinstance(request, Request) else Request(request)
-        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions)
+        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions, cut=cut)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -167,7 +170,7 @@ class Engine:
         ready = self.prepare(request)
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
-        x, _ = self._input([ready])
+        x, _ = self.read([ready])
         ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), **self._vocabulary)
 
         def pieces() -> Iterator[str]:
@@ -194,7 +197,7 @@ class Engine:
             yield from ([row] for row in alike[len(roomy) :])
 
     @torch.no_grad()
-    def _input(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
+    def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
         """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a lone row."""
         size = max(len(each.ids) for each in prompts)
         ids_BT = torch.tensor([[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)

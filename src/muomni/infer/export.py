@@ -49,8 +49,9 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> N
     """
     demand_room(out, final)
     integrity.verify(final)
-    finite.demand_files(final)  # what is copied is not opened
     parts = Parts(final, torch.device("cpu"))
+    for folder in dict.fromkeys((final, parts.text_folder)):  # what is copied is not opened
+        finite.demand_files(folder)
     told = {
         "stage": certificate["stage"],
         "verdict": certificate["verdict"],

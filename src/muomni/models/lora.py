@@ -94,7 +94,8 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.
 
-    Raises  CheckpointError where files are missing or torn, ask for other maths, hold tensors of other names or shapes (all are listed), or no numbers;
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are
+            listed) or no numbers;
             ConfigError as `attach`.
     """
     _demand_plain(decoder)

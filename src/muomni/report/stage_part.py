@@ -173,7 +173,9 @@ def ablations(stage: StageRun) -> Html | None:
         told = f"swapping costs {number(gap.get('value'), 3)} nats" if gap else ""
         told += f" (95 % {number(gap['ci'][0], 3)} … {number(gap['ci'][1], 3)})" if gap.get("ci") else ""
         told += f" · the right one wins {number(wins.get('value'), 3)} of the time" if wins else ""
-        order = [_against(stage.facts[fact], name) for name in ("zero", "noise") if (fact := f"{kind}_swap_over_{name}_nats") in stage.facts]
+        order = [
+            _against(stage.facts[fact], name) for name in ("zero", "noise") if (fact := f"{kind}_swap_over_{name}_nats") in stage.facts
+        ]
         told += f" · another's against {' and against '.join(order)}" if order else ""
         title = h("figcaption", h("b", kind), "nats a token of the answer")
         made.append(h("figure", title, charts.bars(rows, unit="nats"), h("small", told)))
