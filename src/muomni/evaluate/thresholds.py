@@ -196,6 +196,7 @@ SOUND = (*START, *RUN)  # of every stage
 STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *COVERAGE, *SIGHT)) | {
     "infeasible",
     "codes",
+    "regression_texts",
 }  # not of what was learned
 
 
