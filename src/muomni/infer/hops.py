@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ class Watch:
         """Tell what was known before, when `module` is reached."""
         self._once(module.register_forward_pre_hook, lambda *_: self.add(name, shape, meaning))
 
+    def named(self, module: nn.Module, key: str, name: str, meaning: str, view: Callable[[Tensor], tuple[int, ...]]) -> None:
+        """Tell what `module` takes by the name of an argument."""
+        register = partial(module.register_forward_pre_hook, with_kwargs=True)
+        self._once(register, lambda _, __, given: self.add(name, view(given[key]), meaning))
+
     def _once(self, register: Callable[[Callable[..., None]], RemovableHandle], tell: Callable[..., None]) -> None:
         left = [tell]  # emptied by the first call
 
@@ -86,7 +92,7 @@ def eyes(watch: Watch, tower: Eyes, projectors: Projectors | None) -> None:
         watch.out_of(tower.norm, "seen", f"after {tower.depth} blocks")
     elif isinstance(tower, SiglipTower):
         look: Callable[[Any], Tensor] = lambda made: made.last_hidden_state  # noqa: E731
-        watch.fixed(tower.network, "pixels", (1, 3, size, size), "a picture, red, green and blue")
+        watch.named(tower.network, "pixel_values", "pixels", "a picture, red, green and blue", lambda x: (len(x), 3, size, size))
         watch.out_of(tower.network, "seen", f"one state for each {patch} x {patch} pixels, after {tower.depth} blocks", look)
     if projectors is None:
         return

@@ -17,7 +17,8 @@ from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.planning import bases, building, forecast
-from muomni.planning.building import Ready, Task
+from muomni.planning.building import Task
+from muomni.planning.known import Tower
 from muomni.planning.trial import Built
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
@@ -30,7 +31,6 @@ from muomni.train.objectives.language import LanguageBatch, NextToken, targets
 from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
 
 FIRST_BATCHES = 64  # that are looked through for one with a readable sample
-STAND_IN_BLOCKS = 1  # of a network of others that is not on this machine
 
 
 def trace(source: str, stage: str, overrides: list[str] | None = None, *, out: Path | None = None) -> tuple[list[Hop], list[str]]:
@@ -67,22 +67,19 @@ def _built(recipe: Recipe, task: Task) -> Built:
     made = building.ready(task, recipe, own)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a walk downloads no weights
     absent = bases.absent(recipe, task.stage, Path(task.folder))
-    if not absent:
-        return building.build(task, recipe, own, made)
-    connector = bases.connector_of(recipe, task.stage)
-    if connector is not None:  # it stands on what its connector stands on, which `trace` has built
-        return building.build(task, recipe, own, made)
-    samples = Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device)).corpus(made.settings).train
-    blocks = dict.fromkeys(absent, STAND_IN_BLOCKS)
-    named: dict[str, Any] = dict(bases.cut(absent, blocks, samples, recipe.header.device, own))
-    if "eyes" in named:
-        named["levels"] = tuple(min(level, STAND_IN_BLOCKS) for level in getattr(made.settings, "levels", ()))
-    notes = [
-        f"{name} ({each.base.name}) is not on this machine: a random network of its widths stands in, of {each.layers} blocks one"
+    made.notes += [
+        f"{name} ({each.base.name}) is not on this machine: a random network of its widths stands in, with 1 of {each.layers} blocks"
+        + ("" if isinstance(each.sizes, Tower) else f" and {bases.CUT_VOCABULARY} of {each.sizes.vocab_size} words")
         for name, each in absent.items()
     ]
-    changed = Ready(building.changed(made.settings, **named), made.is_assumed, [*made.notes, *notes])
-    return building.build(task, recipe, own, changed)
+    # What a connector stands on was made with the stage that it comes from.
+    if absent and bases.connector_of(recipe, task.stage) is None:
+        samples = Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device)).corpus(made.settings).train
+        named: dict[str, Any] = dict(bases.cut(absent, dict.fromkeys(absent, 1), samples, recipe.header.device, own))
+        if "eyes" in named:
+            named["levels"] = tuple(min(level, 1) for level in getattr(made.settings, "levels", ()))
+        made.settings = building.changed(made.settings, **named)
+    return building.build(task, recipe, own, made)
 
 
 def walk(built: Built) -> list[Hop]:
