@@ -281,8 +281,8 @@ def test_the_order_of_pictures_is_the_order_of_their_places(run: Run) -> None:
     there, back = (engine.prepare(Request("which?", pair)) for pair in ([one, two], [two, one]))
     assert there.ids == back.ids
     with torch.no_grad():
-        x, y = (engine._input([prompt])[0][0] for prompt in (there, back))
-        alone = [engine._input([engine.prepare(Request("which?", [picture]))])[0][0] for picture in (one, two)]
+        x, y = (engine.read([prompt])[0][0] for prompt in (there, back))
+        alone = [engine.read([engine.prepare(Request("which?", [picture]))])[0][0] for picture in (one, two)]
     mark = qwen.NAMES.index("<|image_pad|>") + run.tokens - qwen.ADDED
     pads = [place for place, i in enumerate(there.ids) if i == mark]
     assert len(pads) == 8

@@ -111,7 +111,7 @@ def _first(built: Built) -> Any:
         if loaded.batch is not None:
             return loaded.batch.to(built.run.device)
     first = loaded.bad[0]
-    raise DataError(first.reason, f"{first.name}: {first.message}", hint="none of the first samples can be read: muomni data check")
+    raise DataError(first.reason, f"{first.sample_id}: {first.detail}", hint="none of the first samples can be read: muomni data check")
 
 
 # --- one function for each kind of objective: it sets the hooks, and gives what is told after the forward ---------------------------------
