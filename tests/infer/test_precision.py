@@ -112,13 +112,20 @@ def test_pictures_and_embeddings_are_seen_in_it(run: Path, media: Path) -> None:
 
 
 @pytest.mark.parametrize(("has", "narrowest", "chosen"), [(True, 8, "bf16"), (True, 192, "fp32"), (False, 8, "fp32")])
-def test_auto_is_what_training_would_take(golden: Path, monkeypatch: pytest.MonkeyPatch, has: bool, narrowest: int, chosen: str) -> None:
+def test_auto_is_what_training_would_take(run: Path, monkeypatch: pytest.MonkeyPatch, has: bool, narrowest: int, chosen: str) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has)
     monkeypatch.setattr("muomni.models.base.has_bf16", lambda _: has)
     monkeypatch.setattr(runtime, "BF16_MIN_WIDTH", narrowest)
-    thinker = Engine.load(golden, "cpu").parts.thinker
-    assert next(thinker.parameters()).dtype == DTYPES[chosen] == runtime.choose_dtype("auto", 32, torch.device("cpu"))
-    assert next(Parts(golden, torch.device("cpu")).thinker.parameters()).dtype == torch.float32, "who trains or copies takes what is stored"
+    parts = Engine.load(run, "cpu").parts
+    assert parts.number_format(32) == DTYPES[chosen] == runtime.choose_dtype("auto", 32, torch.device("cpu"))
+    written = [*parts.thinker.parameters(), *parts.voice.talker.parameters()]
+    assert {p.dtype for p in written} == {torch.float32}, "on a CPU single rows are no faster in bf16"
+    monkeypatch.setattr(runtime, "choose_dtype", lambda precision, width, device: DTYPES["bf16"])
+    on_gpu = Parts(run, torch.device("cpu"), "auto")
+    on_gpu.device = torch.device("cuda")
+    assert on_gpu.number_format(32, by_steps=True) == torch.bfloat16
+    plain = Parts(run, torch.device("cpu"))
+    assert next(plain.thinker.parameters()).dtype == plain.number_format(512) == torch.float32, "who trains or copies takes what is stored"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class Parts:
 
     precision  None: networks as they are stored, for whoever trains or copies them. Else they answer, in the format that is asked for by
                name, or with `auto` in the one that training would take (runtime.choose_dtype). What writes step by step (Thinker, Talker)
-               is then held in that format, the others compute in it
+               is then held in that format, the others compute in it; but `auto` leaves what writes in float32 on a CPU, where single
+               rows are no faster in bf16 (docs/log.md)
     Raises  CheckpointError where there is no such folder, or nothing finished in it; ConfigError for a format that is unknown, or that the
             device does not have.
     """
@@ -56,21 +57,22 @@ class Parts:
         vars(made).update(parts)
         return made
 
-    def number_format(self, width: int) -> torch.dtype:
-        """The format in which a network of this width computes; what is not plain, or was asked for, is told in a line."""
+    def number_format(self, width: int, *, by_steps: bool = False) -> torch.dtype:
+        """The format in which a network of this width computes; what is not plain, or was asked for, is told in a line.
+
+        Takes   by_steps: it writes, one position after another.
+        """
         if self.precision is None:
             return torch.float32
-        dtype = runtime.choose_dtype(self.precision, width, self.device)
-        if self.precision != "auto" or dtype != torch.float32:
-            self._tell(dtype)
+        is_mixed = self.precision == "auto" and self.device.type == "cpu"
+        dtype = torch.float32 if by_steps and is_mixed else runtime.choose_dtype(self.precision, width, self.device)
+        if (self.precision != "auto" or dtype != torch.float32) and dtype not in self._told:
+            self._told.add(dtype)
+            where = f"{runtime.told_format(dtype)} on {self.device.type}"
+            told = f"eyes and ears compute in {where}, what writes in float32" if is_mixed else f"computes in {where}"
+            for line in (told, *runtime.emulated({dtype}, self.device)):
+                print(f"note: {line}", file=sys.stderr, flush=True)
         return dtype
-
-    def _tell(self, dtype: torch.dtype) -> None:
-        if dtype in self._told:
-            return
-        self._told.add(dtype)
-        for line in (f"computes in {runtime.told_format(dtype)} on {self.device.type}", *runtime.emulated({dtype}, self.device)):
-            print(f"note: {line}", file=sys.stderr, flush=True)
 
     @cached_property
     def bases(self) -> dict[str, dict[str, Any]]:
@@ -112,7 +114,7 @@ class Parts:
         """The format that the Thinker is asked to answer in; None: that of its base, where the recipe named it or nothing is faster."""
         if self.precision is None or (self.precision == "auto" and named is not None and named.dtype != "auto"):
             return None
-        dtype = self.number_format(int(store.read_config(self.text_folder).get("hidden_size", 0)))
+        dtype = self.number_format(int(store.read_config(self.text_folder).get("hidden_size", 0)), by_steps=True)
         return None if self.precision == "auto" and dtype == torch.float32 else dtype
 
     @cached_property
@@ -207,7 +209,7 @@ class Parts:
         talker = store.load(folder, self.device)
         codec = folder / "codec" if (folder / "codec").is_dir() else self.stage("codec", ability="speak")[1]
         tokenizer = Tokenizer.load(folder) if talker.config.text_units == "bpe" else None
-        talker.compute_in(self.number_format(talker.config.width))
+        talker.compute_in(self.number_format(talker.config.width, by_steps=True))
         think = self._think(folder) if talker.config.condition_width else None
         return Voice(talker, store.load(codec, self.device), tokenizer, think=think)
 
