@@ -25,7 +25,7 @@ from muomni.models import integrity
 from muomni.selftest import world
 
 RECIPE = Path(__file__).with_suffix(".yaml")
-CLOCK = ("wall_s", "rtf", "format_gain")  # facts that are times: no two runs have the same
+TIMES = ("wall_s", "rtf", "format_gain")  # facts that are times: no two runs have the same
 LOOSE = ("machine", "code")  # where it ran, not what came of it
 STUCK_S = 3600.0
 
@@ -171,7 +171,7 @@ def compared(whole: Path, run: Path) -> list[str]:
 def told(certificate: dict[str, Any]) -> dict[str, Any]:
     """What a certificate says of the result, flat, without times."""
     flat = {key: value for key, value in certificate.items() if key not in (*LOOSE, "facts", "gates")}
-    flat |= {f"fact {key}": value for key, value in certificate.get("facts", {}).items() if key not in CLOCK}
+    flat |= {f"fact {key}": value for key, value in certificate.get("facts", {}).items() if key not in TIMES}
     return flat | {f"gate {gate['name']}": gate["verdict"] for gate in certificate.get("gates", [])}
 
 

@@ -13,6 +13,12 @@ import pytest
 
 # what processes that are forked for tests hold from their start: whoever asks first starts the server that they come from, for all tests
 LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo", "toy_training"]
+TIMES = ("wall_s", "rtf", "format_gain")  # facts that a clock gives: measured anew, they differ
+
+
+def timeless(facts: dict[str, Any]) -> dict[str, Any]:
+    """Those facts that two runs of the same must have alike."""
+    return {name: fact for name, fact in facts.items() if name not in TIMES}
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:

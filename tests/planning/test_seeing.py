@@ -43,11 +43,11 @@ def write(folder: Path, llm: str, eyes: str, **stages: dict[str, Any]) -> Path:
 
 
 def whole(folder: Path) -> tuple[str, str]:
-    """The networks themselves, as folders."""
+    """The networks themselves, as folders, in the formats in which such are published: a chip with bf16 opens each as it is stored."""
     torch.manual_seed(0)
-    store.save(Decoder(LLM).to(torch.bfloat16), folder / "llm")
+    store.save(Decoder(LLM).to(known.STORED[DecoderConfig]), folder / "llm")
     (folder / "llm" / "tokenizer.json").write_text(bases._vocabulary([LETTERS] * 3))
-    bases._tower(EYES, torch.bfloat16, folder / "eyes")
+    bases._tower(EYES, known.STORED[Tower], folder / "eyes")
     return str(folder / "llm"), str(folder / "eyes")
 
 

@@ -136,9 +136,11 @@ def _make_world(plan: Recipe, folder: Path) -> None:
         return
     from muomni.data.world.build import build
 
-    begin = time.perf_counter()
-    build(folder / "data" / "world", seed=plan.header.world.seed, size=plan.header.world.size)
-    print(f"[world] ready in {told_seconds(time.perf_counter() - begin)}", file=sys.stderr, flush=True)
+    begin, own = time.perf_counter(), folder / "data" / "world"
+    before = own.stat().st_ino if own.exists() else None
+    build(own, seed=plan.header.world.seed, size=plan.header.world.size)
+    if own.stat().st_ino != before:  # each process of a run asks for it, one makes it
+        print(f"[world] ready in {told_seconds(time.perf_counter() - begin)}", file=sys.stderr, flush=True)
 
 
 # --- stages side by side ------------------------------------------------------------------------------------------------------------------
