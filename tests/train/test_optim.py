@@ -21,7 +21,9 @@ from toy_training import Rows, Toy, collate, fit, settings
 
 from muomni import runtime
 from muomni.errors import ConfigError
+from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.omni import Projectors, ProjectorsConfig
 from muomni.train import optim
 
 
@@ -174,6 +176,18 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert by_muon == {name for name in names.values() if "_proj" in name}
     assert len(by_muon) == 2 * 7
     assert isinstance(optim.make_optimizer(Toy(), optim.select(Toy(), settings()), chosen), torch.optim.AdamW), "it has none of them"
+
+
+def test_gains_within_a_resampler_are_no_matrices() -> None:
+    """torch's Muon takes matrices alone: a connector with norms would have stopped a run at its start."""
+    shape = ProjectorsConfig(width=8, vision_width=8, audio_width=8, perceiver=PerceiverConfig(tokens=2, width=8, heads=2, depth=1))
+    model = nn.ModuleDict({"omni": nn.ModuleDict({"projectors": Projectors(shape)})})
+    chosen = settings(optimizer="muon")
+    optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
+    assert isinstance(optimizer, optim.Both)
+    muon, adamw = optimizer.parts
+    assert {p.dim() for group in muon.param_groups for p in group["params"]} == {2}
+    assert {p.dim() for group in adamw.param_groups for p in group["params"]} >= {1}
 
 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

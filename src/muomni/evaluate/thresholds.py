@@ -305,6 +305,14 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             source="SPEC M-A",
         ),
         held_out_gap(0.7, "nats a token"),
+        Gate(
+            "experts",
+            "least_expert",
+            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
+            at_least=0.05,
+            source="chosen: a twentieth of what an even use would give it",
+            when="has_experts",
+        ),
     ),
     "hearing": (
         *SIGHT,

@@ -22,6 +22,7 @@ from muomni.models import finite
 # model_type -> where its class lives, imported when such a folder is opened. A class is built as cls(config: ItsConfig).
 CLASSES = {
     "qwen3": "muomni.models.decoder:Decoder",
+    "qwen3_moe": "muomni.models.decoder:Decoder",
     "muomni_audio_encoder": "muomni.models.audio_encoder:AudioEncoder",
     "muomni_vision_encoder": "muomni.models.vision_encoder:VisionEncoder",
     "muomni_text_tower": "muomni.models.text_tower:TextTower",

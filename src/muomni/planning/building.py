@@ -57,6 +57,11 @@ class Sampled(Inputs):
 
     part: Corpus
 
+    @property
+    def coded(self) -> Path:
+        """Of what is looked at once nothing is kept for others."""
+        return self.folder / "coded"
+
     def corpus(self, settings: StageSettings) -> Corpus:
         """The part, whatever the sources."""
         return self.part

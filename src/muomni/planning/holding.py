@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,8 +45,7 @@ def optimizer_bytes(built: Built) -> int:
     total = 0
     for row in built.rows:
         if row.trains:
-            is_matrix = by_muon and any(fnmatchcase(row.name, pattern) for pattern in optim.MATRICES)
-            total += 4 * row.count * (1 if is_matrix else 2)
+            total += 4 * row.count * (1 if by_muon and optim.is_for_muon(row) else 2)
     return total
 
 

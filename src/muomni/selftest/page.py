@@ -53,6 +53,7 @@ WHEN = {
     "probe": "probe data",
     "exact": "tasks named by `exact`",
     "has_names": "answers that name a class",
+    "has_experts": "a model with experts",
 }
 
 

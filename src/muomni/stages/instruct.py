@@ -18,7 +18,7 @@ from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
 
 CONNECTORS = ("align", "sweep")  # stages of a recipe whose connector it may start from
-LORA, CONNECTOR = "*lora_*", "omni.projectors.*"  # names of what learns
+LORA, CONNECTOR = lora.NAMES, "omni.projectors.*"  # names of what learns
 
 
 class InstructSettings(SeeingSettings):

@@ -17,16 +17,17 @@ import yaml
 
 from muomni import config, files, runtime
 from muomni.data import cache, readers
-from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
+from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
+from muomni.stages import initial_weights
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, given, loop, optim, validation
+from muomni.train import distributed, loop, optim, validation
 from muomni.train.loop import Fitted
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
@@ -290,7 +291,8 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     inputs = Inputs(own, needed, base, run_as)
     built = stage.build(settings, inputs)
     if settings.init_from is not None:
-        _init_from(built, base / settings.init_from, machine.is_main)
+        taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
+        built.notes["init_share"] = taken
     optim.select(built.objective, settings)  # so that what patterns freeze is watched too
     return built, inputs
 
@@ -356,6 +358,7 @@ def _certify(
     """Store and tell the certificate of a stage that is built."""
     digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
     more: dict[str, Any] = {"modalities": built.modalities, "seed": settings.seed, "inherited": base.waivers}
+    more["init_from"] = initial_weights.origin(own)
     result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
     return result
@@ -391,30 +394,6 @@ def _saved(built: Plan, folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
     wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
-
-
-def _init_from(built: Plan, folder: Path, is_main: bool) -> None:
-    """Start from another run's stage: tensors of equal name and shape are taken over, what is not is told.
-
-    Raises  CheckpointError where there is no checkpoint, or nothing fits.
-    """
-    from safetensors.torch import load_file
-
-    from muomni.train import checkpoint
-
-    found = checkpoint.newest(folder)
-    if found is None:
-        raise CheckpointError(
-            f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
-        )
-    theirs = load_file(found / "weights.safetensors")
-    aliases = files.read_json(found / "progress.json").get("aliases", {})
-    theirs |= {alias: theirs[name] for alias, name in aliases.items()}
-    taken, left = given.take_over(built.objective, theirs, where=f"init_from: {found}")
-    if left and is_main:
-        print(f"init_from: {found}: {taken} tensors taken over; not so: {left}", file=sys.stderr, flush=True)
-    whole = len(given.beside(built.objective))
-    built.notes["init_share"] = Fact(taken / whole, whole, note=str(left))
 
 
 def _frozen(built: Plan) -> dict[str, str]:
@@ -470,6 +449,7 @@ def _reuse(
     if machine.is_main:
         digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
         more: dict[str, Any] = {"modalities": done["modalities"], "seed": settings.seed, "inherited": base.waivers}
+        more["init_from"] = done.get("init_from")
         done = certificate.write(own, own.name, facts, judged, **digests, **more)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         tell(stage.name, done)

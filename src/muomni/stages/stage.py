@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from muomni import runtime
 from muomni.data import readers
 from muomni.data.loader import Dataset, Loader
-from muomni.data.order import Order
+from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
-from muomni.models import store
+from muomni.models import integrity, store
 from muomni.runtime import Runtime
+from muomni.stages import coded, initial_weights
 from muomni.stages.placement import Placement
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
@@ -37,6 +38,15 @@ class StageSettings(TrainSettings):
     gates: dict[str, float] = {}
     demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+    mix_temperature: float | None = Field(
+        None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
+    )
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if self.mix_temperature is not None and len(self.data) < 2:
+            raise ValueError(f"mix_temperature has an effect with two sources or more, here are {len(self.data)}")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,7 +59,8 @@ class StageSettings(TrainSettings):
 
     def outside(self, base: Path) -> list[Path]:
         """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
-        return [] if self.init_from is None else [folder for folder in [base / self.init_from / "final"] if folder.is_dir()]
+        folder = None if self.init_from is None else initial_weights.find(self.init_from, base)
+        return [folder / integrity.FINAL] if folder is not None and (folder / integrity.FINAL).is_dir() else []
 
     @property
     def packs(self) -> bool:
@@ -101,6 +112,11 @@ class Inputs:
         """The one that moves this stage's networks."""
         return Placement(self.run.device)
 
+    @property
+    def coded(self) -> Path:
+        """Where codes of speech are kept: in the stage's folder, or where MUOMNI_CACHE says, for all runs."""
+        return coded.shared_cache() or self.folder / "coded"
+
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
 
@@ -109,7 +125,11 @@ class Inputs:
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        return readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        found = readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        if settings.mix_temperature is None:
+            return found
+        assert isinstance(found.weights, readers.Runs)
+        return replace(found, weights=readers.Runs(tempered(found.weights.runs, settings.mix_temperature)))
 
 
 @dataclass

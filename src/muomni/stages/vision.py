@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from pydantic import Field
 
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
+from muomni.data.readers import Corpus
 from muomni.data.source import Source
 from muomni.evaluate import exhibits, thresholds
 from muomni.evaluate.album import Album
@@ -18,6 +20,7 @@ from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.stages import initial_weights
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -81,9 +84,9 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         reader = inputs.place(freeze(Decoder.open(inputs.needed["thinker"])))
         tokenizer = Tokenizer.load(inputs.needed["thinker"])
         text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
+        initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     else:
-        texts = (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
-        tokenizer = Tokenizer.train(texts, settings.vocab_size)
+        tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base) or Tokenizer.train(_texts(corpus), settings.vocab_size)
     encoder = VisionEncoder(settings.model)
     tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
@@ -108,6 +111,11 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         return facts
 
     return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text})
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
+    """The captions that the vocabulary learns from, false ones too."""
+    return (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
 
 
 STAGE = Stage(

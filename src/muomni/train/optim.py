@@ -88,6 +88,11 @@ def _stay(model: nn.Module, mode: bool = True) -> nn.Module:
 MATRICES = ("*_proj.weight", "*.projectors.*.weight")  # of attention and feed-forward in every network here, and of projectors
 
 
+def is_for_muon(row: Row) -> bool:
+    """Whether Muon steps this parameter, where it is asked for: gains of norms inside of projectors stay AdamW's."""
+    return len(row.shape) == 2 and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
+
+
 class Muon(torch.optim.Muon):
     """torch's Muon, but for the format of its iteration: torch takes bf16 everywhere, which a chip without it emulates 50 times slower."""
 
@@ -160,7 +165,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
     kinds: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {True: {}, False: {}}
     for row in rows:
         if row.trains:
-            by_muon = settings.optimizer == "muon" and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
+            by_muon = settings.optimizer == "muon" and is_for_muon(row)
             kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
     groups = {
         by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]
