@@ -14,7 +14,7 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import base, integrity, pretrained, siglip, store
+from muomni.models import base, finite, integrity, pretrained, siglip, store
 from muomni.models.eyes import Eyes
 from muomni.tokens.bpe import BESIDE
 
@@ -60,14 +60,17 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any], voic
     omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it; with a voice
           talker/ too, as its stage left it (tokenizer, codec, the Thinker that it listens to), with its own certificate
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names, or a network that it is
-            built upon is missing or another.
+    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or holds no numbers, or a
+            network that it is built upon is missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
     if voice is not None:
         integrity.verify(voice.final)
     parts = Parts(final, torch.device("cpu"))
+    copied = (final, parts.text_folder, *([] if voice is None else [voice.final]))
+    for folder in dict.fromkeys(copied):  # what is copied is not opened
+        finite.demand_files(folder)
     told: dict[str, Any] = {
         "stage": certificate["stage"],
         "verdict": certificate["verdict"],

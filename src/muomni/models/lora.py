@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError
+from muomni.models import finite
 from muomni.models.decoder import Decoder
 from muomni.nn.adapter import effective
 
@@ -94,7 +95,8 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.
 
-    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are listed);
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are
+            listed) or no numbers;
             ConfigError as `attach`.
     """
     _demand_plain(decoder)
@@ -115,6 +117,7 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
     if lines:
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
+    finite.demand_weights(tensors, folder)
     attach(decoder, settings)
     for name, weight in _adapter(decoder):
         weight.copy_(tensors[_filed(name)])

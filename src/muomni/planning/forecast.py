@@ -52,7 +52,7 @@ def plan(
     chosen = recipes.chosen(read.stages, stages or [])
     chosen = [name for name in chosen if name.partition("/")[0] == name or name.partition("/")[0] not in chosen]
     folder = read.folder
-    stood_in = {surveyed_as(read, name) for name in _stood_in(read, chosen, folder)}
+    stood_in = {surveyed_as(read, name) for name in stood_in_for(read, chosen, folder)}
     asked = {surveyed_as(read, name) for name in chosen}
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
         tasks = [
@@ -71,7 +71,7 @@ def plan(
             for name in read.stages
             if name in asked or name in stood_in
         ]
-        _link(read, folder, Path(temporary))
+        link(read, folder, Path(temporary))
         surveyed = _survey(read, tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
     found = [_of_all(read, name, surveyed[surveyed_as(read, name)]) for name in chosen]
     for stage in found:
@@ -86,7 +86,7 @@ def _has_data(read: Recipe, stage: str) -> bool:
         return False
 
 
-def _link(read: Recipe, folder: Path, temporary: Path) -> None:
+def link(read: Recipe, folder: Path, temporary: Path) -> None:
     """Have finished stages stand in the temporary folder too, where stand-ins look for what they build upon."""
     elsewhere = {name.name: target for name, target in read.links if name.parent == folder}
     for name in {*read.stages, *(needed for each in read.stages for needed in recipes.needs(read.stages, each))}:
@@ -125,7 +125,7 @@ def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[s
     return found
 
 
-def _stood_in(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
+def stood_in_for(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
     """The stages that chosen ones build upon, and that are not finished in the run's folder."""
     needed: set[str] = set()
     open_ones = [surveyed_as(read, name) for name in chosen]

@@ -108,7 +108,7 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     corpus = inputs.corpus(settings)
     if settings.standardise:
         standardise(omni, corpus.train, spec, device)
-    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases))
+    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases, folders["thinker"]))
 
 
 STAGE = Stage(

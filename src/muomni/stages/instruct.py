@@ -89,7 +89,7 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert omni.vision is not None
     inputs.place(omni)
     freeze(omni.vision)
-    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
+    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases, parts.text_folder), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
         return plan(settings, inputs, corpus, seer)

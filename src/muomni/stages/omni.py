@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni import files
-from muomni.data import uses
+from muomni.data import indexed, uses
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
@@ -18,7 +19,7 @@ from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting, Senses
+from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
 from muomni.models import lora, store
@@ -131,7 +132,8 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
         if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
             projector.requires_grad_(False)  # nothing would ever teach it
-    forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
+    texts = _texts(corpus.valid, inputs, settings.eval_items)
+    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
     senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items, inputs.place)
 
     def save(folder: Path) -> None:
@@ -156,7 +158,13 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         return labels.conversations(training, tokenizer)
 
     networks = {"thinker": thinker, "vision": vision, "hearing": audio, "projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before())
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, {**texts.fact(), **forgetting.before()})
+
+
+def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
+    """The texts that forgetting is measured by: those held out here, else those that the Thinker's own stage held out."""
+    replayed = indexed.where(held_out, lambda sample: not sample.media)
+    return Texts(replayed, "held out here") if replayed else own_texts(inputs.needed["thinker"], inputs.base, most)
 
 
 STAGE = Stage(

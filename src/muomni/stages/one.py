@@ -397,7 +397,9 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run), **built.measure(fitted, album)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run)}
+    if own["finite"].value:  # what gives no numbers can't be asked: all that was not measured is red
+        own |= built.measure(fitted, album)
     return {**own, **_placed(built, inputs)}
 
 
