@@ -117,8 +117,9 @@ def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> No
             done = len(stages(run))
             if done != at:
                 owed += sum(share[seen + 1 : done + 1])
+                longest_s = lengths[min(done, len(lengths) - 1)] + (lengths[0] if at < 0 else 0.0)  # a process takes a while to begin
+                moment_s = work.rng.uniform(0.0, longest_s) if owed else STUCK_S
                 seen, at, since = max(seen, done), done, time.perf_counter()
-                moment_s = work.rng.uniform(0.0, lengths[0] + lengths[min(done, len(lengths) - 1)]) if owed else STUCK_S
             time.sleep(0.05)
         if process.poll() is None:
             if not owed:
