@@ -161,11 +161,11 @@ def quick(name: str, checkout: Path, folder: Path, limit_s: float) -> Row:
         "warmup_steps": 1,
         "val_freq": QUICK_UPDATES,
         "print_freq": 1,
-        "eval_items": 8,
         "quarantine_limit": 0.5,
     }
     overrides = ["world.size=tiny", "scoreboard=false", "codec.quantise_after=2"]
     overrides += [f"{stage}.{key}={value}" for stage in NEEDS for key, value in few.items()]
+    overrides += [f"{stage}.eval_items=8" for stage in ("talker", "omni")]
     overrides += [f"{stage}.demands={{}}" for stage in NEEDS]
     waivers = [word for gate in gates(checkout) for word in ("--waive", gate)]
     command = [python(checkout), "-m", "muomni", "run", "quickstart", *overrides, "--out", str(folder), *waivers]

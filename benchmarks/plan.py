@@ -26,7 +26,7 @@ BOUND = 0.20
 
 def recipe(world: Path, *, large: bool) -> dict[str, Any]:
     """The quickstart's networks on the tiny world, or larger batches and networks; bounds that untrained networks meet."""
-    common = {"max_steps": STEPS, "warmup_steps": 2, "val_freq": 20, "checkpoint_freq": 20, "quarantine_limit": 0.5, "eval_items": 8}
+    common = {"max_steps": STEPS, "warmup_steps": 2, "val_freq": 20, "checkpoint_freq": 20, "quarantine_limit": 0.5}
 
     def data(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(world / f"{name}.jsonl")} for name in names]
@@ -52,7 +52,12 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
             "gates": {"retrieval": -1.0},
         },
         "codec": {"data": data("speak"), "precision": "fp32", "batch_size": 32, "gates": {"round_trip": 9.0, "usage": 0.0}},
-        "talker": {"data": data("speak"), "batch_size": 16, "gates": {"text_matters": -9.0, "own_cer": 99.0, "stops": 0.0}},
+        "talker": {
+            "data": data("speak"),
+            "batch_size": 16,
+            "eval_items": 8,
+            "gates": {"text_matters": -9.0, "own_cer": 99.0, "stops": 0.0},
+        },
         "omni": {
             "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
             "grid": 7,
@@ -60,6 +65,7 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
             "apart": True,
             "audio_pool": 2,
             "batch_size": 16,
+            "eval_items": 8,
             "optimizer": "muon",
             "gates": {
                 "image_swap_gap": -9.0,

@@ -62,7 +62,7 @@ def recipe(folder: Path) -> dict[str, Any]:
             **common,
             "data": of("captions"),
             "model": {**small, "image_size": 32, "patch": 8, "stem": "conv", "embed_dim": 8},
-            "text": {"kind": "thinker", **small, "embed_dim": 8},
+            "text": {"kind": "thinker", "embed_dim": 8},
             "word_weight": 0.1,
             "gradient_accumulation_steps": 2,
         },

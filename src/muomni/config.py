@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from muomni.errors import ConfigError
 
@@ -20,6 +20,30 @@ class Strict(BaseModel):
     """A settings model that refuses unknown keys and can't be changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Told(Strict):
+    """Settings that refuse an option which, as the others stand, has no effect: it would be taken, and do nothing."""
+
+    def idle(self) -> dict[str, str]:
+        """Options without effect as the others stand, a nested one as `model.width`, and why."""
+        return {}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        for name, reason in self.idle().items():
+            if is_set(self, name):
+                raise ValueError(f"{name} has no effect: {reason}")
+        return self
+
+
+def is_set(settings: BaseModel, name: str) -> bool:
+    """Whether an option (a nested one as `model.width`) is another than its default."""
+    *parents, last = name.split(".")
+    for part in parents:
+        settings = getattr(settings, part)
+    default = type(settings).model_fields[last]
+    return not default.is_required() and bool(getattr(settings, last) != default.get_default(call_default_factory=True))
 
 
 # SPEC C1: names that the original's configs and docs use for the same thing.
@@ -164,7 +188,8 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     for fault in error.errors()[:5]:
         key = ".".join(str(part) for part in fault["loc"])
         got = repr(fault.get("input"))
-        line = f"{where}: {key}: {fault['msg'].lower()}, got {got if len(got) < 80 else got[:77] + '...'}"
+        found = f", got {got if len(got) < 80 else got[:77] + '...'}"
+        line = f"{where}: {key}: {fault['msg'].lower()}{found}" if key else f"{where}: {fault['msg'].removeprefix('Value error, ')}"
         if fault["type"] == "extra_forbidden":
             fields = _fields_at(model, fault["loc"][:-1])
             near = difflib.get_close_matches(str(fault["loc"][-1]), fields, n=1, cutoff=0.5)

@@ -122,8 +122,9 @@ def broken(rates: Rates, settings: TrainSettings, *, is_whole: bool = True) -> s
 )
 def test_every_schedule_has_its_properties(schedule: Any, max_steps: int, warmup: int, floor: float, share: float, stopped: int) -> None:
     values: dict[str, Any] = {"decay_share": share} if schedule == "wsd" else {}
+    values |= {} if schedule == "constant" else {"min_lr_ratio": floor}
     warmup = min(warmup, max_steps - 1)
-    settings = TrainSettings(max_steps=max_steps, warmup_steps=warmup, schedule=schedule, min_lr_ratio=floor, lr=3e-4, **values)
+    settings = TrainSettings(max_steps=max_steps, warmup_steps=warmup, schedule=schedule, lr=3e-4, **values)
     assert broken(noted(settings), settings) == ""
     assert broken(noted(settings, min(stopped, max_steps)), settings, is_whole=False) == ""
 

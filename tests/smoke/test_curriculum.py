@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +18,14 @@ import yaml
 from safetensors.torch import load_file
 from tiny_recipe import STAGES, STEPS, recipe, write
 
-from muomni import files
+from muomni import cli, files
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.infer.engine import Engine
 from muomni.models import store
 from muomni.stages import runner
 from muomni.train import checkpoint, loop
+from muomni.units import told_count
 from shared import timeless
 
 
@@ -176,8 +181,8 @@ def test_spoiled_weights_turn_the_gate_red(copied: Path, monkeypatch: pytest.Mon
     assert stored is not None
     restore = loop.restore
 
-    def spoiled(objective: Any, *args: Any) -> Any:
-        fitted = restore(objective, *args)
+    def spoiled(objective: Any, *args: Any, **more: Any) -> Any:
+        fitted = restore(objective, *args, **more)
         for parameter in objective.parameters():
             parameter.data.zero_()
         return fitted
@@ -310,3 +315,119 @@ def test_a_bound_for_no_gate_is_refused_before_anything_is_spent(
     with pytest.raises(ConfigError, match="cer"):
         runner.run(str(changed(recipe_file, tmp_path, "hearing", **values)), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def asked(*words: str) -> Any:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    return left.value.code
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_best_of_every_stage_is_opened_and_asked(
+    finished: Path, media: Path, stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    best = finished / stage / "best"
+    assert {file.name for file in (finished / stage / "final").rglob("*")} <= {file.name for file in best.rglob("*")}
+    engine = Engine.load(best, "cpu")
+    if stage in ("thinker", "omni"):
+        assert asked("chat", str(best), "--text", "the red circle", "--max-new", "3", "--json") == 0
+        assert "which no gate has judged" in capsys.readouterr().err
+    elif stage == "hearing":
+        assert len(engine.transcribe([media / "high.wav"])) == 1
+    elif stage == "vision":
+        assert engine.embed(images=[media / "red.png"]).shape[0] == engine.embed(texts=["red"]).shape[0] == 1
+    elif stage == "talker":
+        assert asked("speak", str(best), "red", "--out", str(tmp_path / "red.wav")) == 0
+        with pytest.raises(ConfigError, match=r"voice 'anna'.*num_speakers"):
+            engine.speak(["red"], voice="anna")
+    else:
+        assert not store.changed(store.load(best), best)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_losses_stand_in_the_certificate(finished: Path, stage: str) -> None:
+    found = certificate.read(finished / stage)
+    assert found is not None
+    told = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["val_loss"] for row in told if "val_loss" in row}
+    note = files.read_json(finished / stage / "best" / "best.json")
+    facts = {name: found["facts"][f"{name}_validation_loss"]["value"] for name in ("best", "last")}
+    assert facts == {"best": losses[note["step"]], "last": losses[STEPS]}
+    settled = [step for step in losses if stage != "codec" or step > 3]  # before, there is no quantiser
+    assert facts["best"] == min(losses[step] for step in settled) == note["loss"]
+
+
+def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished: Path) -> None:
+    """The same numbers in metrics.jsonl and training_log.json; nats stay, and what is no choice among many has no perplexity."""
+    keys = {}
+    for stage in STAGES:
+        rows = files.read_json(finished / stage / "training_log.json")
+        assert rows == [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
+        keys[stage] = {key for row in rows for key in row}
+        for row in rows:
+            for name in (key for key in row if "perplexity" in key):
+                nats = name.removesuffix("_perplexity") if "book" in name else name.replace("perplexity", "text")
+                assert row[name] == pytest.approx(math.exp(row[nats]))
+    for stage in ("thinker", "omni"):
+        assert {"text", "perplexity", "accuracy", "val_text", "val_perplexity", "val_accuracy"} <= keys[stage]
+    assert {"book0", "book0_perplexity", "val_book1_perplexity"} <= keys["talker"]
+    assert {"val_cer", "val_wer"} <= keys["hearing"]
+    assert "cer" not in keys["hearing"]
+    for stage in STAGES:
+        assert not any("misses" in key for key in keys[stage])
+        assert stage in ("thinker", "omni", "talker") or not any("perplexity" in key for key in keys[stage])
+
+
+def test_the_error_rates_of_a_validation_are_those_of_the_greedy_transcripts(finished: Path) -> None:
+    """`val_batches` hold all utterances here, so the rate told while it trains is the fact at its end; the loss has no part in it."""
+    found = certificate.read(finished / "hearing")
+    assert found is not None
+    row = next(row for row in reversed(files.read_json(finished / "hearing" / "training_log.json")) if "val_cer" in row)
+    assert row["val_loss"] == row["val_ctc"]
+    assert row["val_cer"] == pytest.approx(found["facts"]["cer_greedy"]["value"], rel=0.05)
+
+
+def test_what_trains_stands_in_the_account_before_the_first_step(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    with pytest.raises(AssertionError, match="trains again"):
+        runner.run(str(recipe_file), stages=["thinker"], out=tmp_path / "run", overrides=["thinker.train=['decoder.*', '!*norm*']"])
+    account = files.read_json(tmp_path / "run" / "thinker" / "account.json")
+    assert {row["trains"] for row in account} == {True, False}
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[thinker] ")]
+    assert len(said) <= 10
+    count = told_count(sum(row["count"] for row in account if row["trains"])).replace(" ", "")
+    assert any(f"trains {count} parameters" in line and "at 0.0003" in line for line in said)
+    assert any(line.startswith("[thinker] frozen ") for line in said)
+    assert any("tokenizer of 521 tokens" in line for line in said)
+    assert any(re.search(r"samples: \d+ to learn from, \d+ held out", line) for line in said)
+    assert any(re.search(r"6 steps of 4 samples: [\d.]+ epochs", line) for line in said)
+
+
+def test_a_run_is_repeated_from_its_folder(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """recipe.json holds what was overridden, and all that the recipe said: the recipe's own file may be gone."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(recipe_file.read_text())
+    out = runner.run(str(mine), stages=["codec"], out=tmp_path / "run", overrides=["codec.lr=0.002", "codec.max_steps=5"])
+    origin = files.read_json(out / "recipe.json")
+    assert origin["overrides"] == ["codec.lr=0.002", "codec.max_steps=5"]
+    assert (origin["values"]["codec"]["lr"], origin["values"]["codec"]["max_steps"]) == (0.002, 5)
+    mine.unlink()
+    again = runner.run(str(out), stages=["codec"], out=tmp_path / "again")
+    one, two = certificate.read(out / "codec"), certificate.read(again / "codec")
+    assert one is not None
+    assert two is not None
+    assert one["weights"] == two["weights"]
+    monkeypatch.setattr(loop, "fit", no_training)
+    assert runner.run(str(out), stages=["codec"]) == out  # into its own folder: there is nothing to do
+
+
+def test_what_decides_the_best_is_no_harmless_setting(
+    copied: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "fit", no_training)
+    with pytest.raises(ConfigError, match="val_batches: 20 -> 1"):
+        runner.run(str(changed(recipe_file, tmp_path, "codec", val_batches=1)), stages=["codec"], out=copied)

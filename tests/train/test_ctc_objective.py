@@ -3,11 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from muomni.errors import DataError, TokenRangeError
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from muomni.stages.hearing import mistakes
+from muomni.tokens.alphabet import Alphabet
 from muomni.train.objectives import ctc
 
 
@@ -106,3 +109,32 @@ def test_it_learns_two_clips(hearing: ctc.Hearing) -> None:
 def test_a_batch_moves_whole() -> None:
     batch = ctc.collate(["a"], mels(9), [[1]]).to("meta")
     assert {batch.mel_BFM.device.type, batch.frames_B.device.type, batch.labels_BU.device.type, batch.symbols_B.device.type} == {"meta"}
+
+
+def test_a_validation_tells_how_many_characters_and_words_are_wrong(hearing: ctc.Hearing) -> None:
+    """Each row is judged on its own states, against its own symbols; nothing of it is learned, and training does not pay for it."""
+    seen = []
+
+    def counted(log_probs_TC: ctc.FloatArray, symbols: list[int]) -> tuple[int, int, int, int]:
+        seen.append((log_probs_TC.shape, symbols))
+        return len(seen), 2, 1, 1
+
+    clips, labels = mels(40, 24), [[1, 2, 3], [4]]
+    batch = ctc.collate(["a", "b"], clips, labels)
+    hearing.mistakes = counted
+    terms = hearing.validated(batch)
+    assert seen == [((10, 5), [1, 2, 3]), ((6, 5), [4])]
+    assert {name: (float(term.total), term.count, term.weight) for name, term in terms.items() if name != "ctc"} == {
+        "cer": (3.0, 4, 0.0),
+        "wer": (2.0, 2, 0.0),
+    }
+    assert torch.equal(terms["ctc"].total, hearing(batch)["ctc"].total)
+    assert set(hearing(batch)) == {"ctc"}
+
+
+def test_the_mistakes_of_a_transcript_are_counted_in_characters_and_words() -> None:
+    alphabet = Alphabet()
+    guess = alphabet.encode("the cat ran")
+    log_probs_TC = np.full((len(guess), len(alphabet)), -9.0)
+    log_probs_TC[range(len(guess)), guess] = 0.0
+    assert mistakes(log_probs_TC, alphabet.encode("the rat ran up")) == (4, 14, 2, 4)

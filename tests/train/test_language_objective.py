@@ -273,3 +273,11 @@ def test_uniform_guesses_cost_the_logarithm_of_the_vocabulary() -> None:
     model.lm_head.weight.data.zero_()  # type: ignore[union-attr]
     term = NextToken(model)(collate([item(list(range(15, 35)), list(range(15, 35)))]))["text"]
     assert float(term.total.detach()) / term.count == pytest.approx(math.log(VOCAB), abs=1e-5)
+
+
+def test_nats_are_told_with_their_perplexity_and_misses_as_accuracy() -> None:
+    told = NextToken(decoder()).told({"text": math.log(50), "misses": 0.25, "loss": 1.0, "text@<=64": 1e6, "misses@<=64": 1.0})
+    assert list(told) == ["text", "perplexity", "loss", "text@<=64", "perplexity@<=64", "accuracy", "accuracy@<=64"]
+    assert told["perplexity"] == pytest.approx(50)
+    assert math.isfinite(told["perplexity@<=64"]), "JSON has no infinity"
+    assert (told["accuracy"], told["accuracy@<=64"]) == (0.75, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(monitor.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(monitor.time, "time", lambda: 0.0)
+        monkeypatch.setattr(monitor.time, "localtime", lambda seconds: time.gmtime(12 * 3600 + seconds))
 
 
 def paced(log: Monitor, clock: Clock, steps: range, step_s: float) -> None:
@@ -60,7 +63,7 @@ def test_how_long_it_takes_is_told_once_and_in_words(
         paced(log, clock, range(1, 20), 1.0)
         assert capsys.readouterr().err == ""
         paced(log, clock, range(20, 21), 1.0 - 60)
-        assert capsys.readouterr().err == "[toy] about 14 min 10 s for 850 steps; validation and measuring come on top\n"
+        assert capsys.readouterr().err == "[toy] about 14 min 10 s for 850 steps, until 12:13; validation and measuring come on top\n"
         log.log({"step": 20, "loss": 1.0})
         assert capsys.readouterr().err == "[toy] step 20/850, 13 min 50 s left: loss=1\n"
         paced(log, clock, range(21, 60), 1.0 - 60 / 39)
@@ -71,7 +74,10 @@ def test_slow_steps_are_told_of_before_twenty(tmp_path: Path, capsys: pytest.Cap
     clock = Clock(monkeypatch)
     with Monitor(tmp_path, "toy", step=100, max_steps=850, is_main=True) as log:
         paced(log, clock, range(101, 105), 30.0)
-        assert capsys.readouterr().err == "[toy] about 7 h 05 min for 850 steps, 6 h 13 min to go; validation and measuring come on top\n"
+        assert (
+            capsys.readouterr().err
+            == "[toy] about 7 h 05 min for 850 steps, 6 h 13 min to go, until 18:13; validation and measuring come on top\n"
+        )
 
 
 def test_a_resume_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.omni import Projectors, ProjectorsConfig
 from muomni.train import optim
+from muomni.train.settings import TrainSettings
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
@@ -188,6 +189,21 @@ def test_gains_within_a_resampler_are_no_matrices() -> None:
     muon, adamw = optimizer.parts
     assert {p.dim() for group in muon.param_groups for p in group["params"]} == {2}
     assert {p.dim() for group in adamw.param_groups for p in group["params"]} >= {1}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "muon"}, "muon has no effect"),
+        ({"lr": 0.5, "param_groups": [{"pattern": "*", "lr": 0.1}]}, "lr has no effect"),
+        ({"wd": 0.5, "param_groups": [{"pattern": "*", "wd": 0.2}]}, "wd has no effect"),
+        ({"train": ["body.*"], "param_groups": [{"pattern": "head.*", "lr": 0.1}]}, "names nothing that trains"),
+    ],
+)
+def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) -> None:
+    chosen = TrainSettings(**values)
+    with pytest.raises(ConfigError, match=words):
+        optim.refuse_idle(optim.select(Toy(), chosen), chosen)
 
 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

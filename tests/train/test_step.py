@@ -220,6 +220,24 @@ def test_an_overflow_of_the_scaled_path_is_skipped_and_halves_the_scale() -> Non
     assert torch.equal(weights(model), before)
 
 
+def broken_backward(x: Tensor) -> Tensor:
+    """A loss that is finite, and a gradient that is not."""
+    return (x * 0).sqrt() + x.detach()
+
+
+def test_an_overflow_that_the_scaler_answers_is_no_unsafe_update() -> None:
+    """The scale is halved while there is something to halve; gradients that are not finite at scale 1 are the network's own fault."""
+    model, chosen = Broken(broken_backward), settings()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=True)
+    optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
+    before = weights(model).clone()
+    results = [update(model, model, optimizer, scaler, [batch(0)], chosen, CPU) for _ in range(3)]
+    assert [result.overflowed for result in results] == [True, True, False]
+    assert [result.scale for result in results[:2]] == [2.0, 1.0]
+    assert [bool(result.skipped) for result in results] == [False, False, True]
+    assert torch.equal(weights(model), before)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_half_precision_trains_on_a_gpu() -> None:

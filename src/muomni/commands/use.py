@@ -102,6 +102,7 @@ def speak(
     text: Annotated[str | None, typer.Argument(help="what to say")] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.wav|FOLDER", help="where the speech goes; a folder with --batch")] = None,
     batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="say each line: 0000.wav, 0001.wav, ...")] = None,
+    voice: Annotated[str | None, typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists them")] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -121,7 +122,7 @@ def speak(
     engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        said = engine.speak(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)
+        said = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
         for place, (wave, rate_hz) in enumerate(said, start=first):
             path = out if batch is None else out / f"{place:04d}.wav"
             audio.write(path, wave, rate_hz)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from muomni.config import is_set
 from muomni.data import llava, template, trees
 from muomni.data.source import Format, Source
 from muomni.errors import ConfigError, DataError
@@ -271,7 +272,10 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
                 made = _pair(kind, row[medium], row[words], source, task=task)
                 known = {key: row[key] for key in ("id", "group", "speaker", "split") if isinstance(row.get(key), str) and row[key]}
                 if "speaker" in known:
-                    known.setdefault("group", known.pop("speaker"))
+                    speaker = known.pop("speaker")
+                    known.setdefault("group", speaker)
+                    if kind == "audio" and not isinstance(made, DataError):
+                        made["messages"][0]["content"][0]["speaker"] = speaker
                 yield number, made if isinstance(made, DataError) else {**known, **made}
 
     return read
@@ -395,6 +399,31 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "librispeech": librispeech,
     "rows": rows,
 }
+
+
+ABOUT = {"group", "task", "split", "names"}  # what a source says of each row, beside its template
+SHOWN = {"root", "prompt"}
+# What a source may say that is of use to some formats only.
+USES: dict[Format, set[str]] = {
+    "text": {"paragraphs"},
+    "samples": {*SHOWN, "told", "names"},
+    "asr_csv": SHOWN,
+    "tts_csv": {"root"},
+    "ocr_csv": {*SHOWN, "told"},
+    "captions": {*SHOWN, "told"},
+    "images": {*SHOWN, "told"},
+    "llava": {*SHOWN, "told", *ABOUT},
+    "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
+}
+
+
+def refuse_idle(path: Path, source: Source) -> None:
+    """Raises ConfigError for what a source says and its format has no use for."""
+    kind = sniff(path, source)
+    for name in sorted(set().union(*USES.values()) - USES[kind]):
+        if is_set(source, name):
+            of = ", ".join(sorted(other for other, used in USES.items() if name in used))
+            raise ConfigError(f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out")
 
 
 def sniff(path: Path, source: Source) -> Format:

@@ -164,6 +164,7 @@ def load(
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
     for source in sources:
+        formats.refuse_idle(locate(source, base), source)
         before, bad = len(writer), quarantine.total
         for sample in read(source, base, quarantine):
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0

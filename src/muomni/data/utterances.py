@@ -10,7 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muomni.config import Strict
+from muomni.config import Told
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_wave, wave_to_mel
 from muomni.data.sample import AudioPart, Sample, inline_bytes
@@ -27,7 +27,7 @@ Mel = NDArray[np.float32]
 EDGE_FRAMES = 40
 
 
-class SpeechAugment(Strict):
+class SpeechAugment(Told):
     """Changes of a training utterance, drawn anew each time; a pair is a range, None is off."""
 
     speed: tuple[float, float] | None = None
@@ -39,6 +39,11 @@ class SpeechAugment(Strict):
     time_frames: int = Field(10, ge=1)
     bin_masks: int = Field(0, ge=0)
     bins: int = Field(16, ge=1)
+
+    def idle(self) -> dict[str, str]:
+        """The size of masks that are not there."""
+        found = {} if self.time_masks else {"time_frames": "time_masks is 0"}
+        return found if self.bin_masks else {**found, "bins": "bin_masks is 0"}
 
     @property
     def changes_wave(self) -> bool:
@@ -76,6 +81,16 @@ class Utterance:
     mel_FM: Mel
     text: str
     symbols: list[int]
+
+
+def voice_of(sample: Sample) -> str | None:
+    """Who speaks in a sample: the speaker that its sound names, else its group, where the rows name one; None: nobody says."""
+    sounds = sample.audios or sample.speech
+    named = next((part.speaker for part in sounds if part.speaker), None) or sample.extra.get("speaker")
+    if named:
+        return str(named)
+    is_own = sample.group not in {sample.id, *(part.path for part in sounds)}
+    return sample.group if is_own and not any(part.path.endswith(f"/{sample.group}") for part in sounds) else None
 
 
 def duration_s(part: AudioPart) -> float:

@@ -130,14 +130,6 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float:
     return total_nats / math.log(2) / total_bytes
 
 
-def perplexity(total_nats: float, total_tokens: int) -> float:
-    """exp(nats a token), never capped; infinite where the number is too large for a float."""
-    if total_tokens < 1:
-        raise ShapeError(f"perplexity: {total_tokens} tokens")
-    nats = total_nats / total_tokens
-    return math.exp(nats) if nats < 700 else math.inf
-
-
 def unigram_entropy(ids: Iterable[Hashable]) -> float:
     """Nats a token of a model that knows only how frequent each token is: what any language model must beat."""
     counts = Counter(ids)

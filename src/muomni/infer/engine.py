@@ -234,14 +234,16 @@ class Engine:
         return transcribe.transcribe(encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=char_lm, dtype=dtype)
 
     def speak(
-        self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None
+        self, texts: Sequence[str], *, voice: str | None = None, sampling: SamplingConfig = GREEDY, seed: int | None = None
     ) -> list[tuple[NDArray[np.float32], int]]:
         """Speech of each text, (wave (S,) float32, rate in Hz).
 
-        Raises  DataError for a text without words; CheckpointError without a Talker.
+        Takes   voice: the name of one of a Talker of several; None: the voice of nobody, a mean of all.
+        Raises  DataError for a text without words; CheckpointError without a Talker; ConfigError for a voice that it does not have.
         """
-        voice = self.parts.voice
-        return [(said.wave_S, voice.rate_hz) for said in voice.speak(texts, sampling=_seeded(sampling, seed))]
+        mouth = self.parts.voice
+        speakers = None if voice is None else [mouth.number(voice)] * len(texts)
+        return [(said.wave_S, mouth.rate_hz) for said in mouth.speak(texts, sampling=_seeded(sampling, seed), speakers=speakers)]
 
     @torch.no_grad()
     def embed(self, *, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None) -> Tensor:

@@ -211,7 +211,8 @@ class Parts:
         tokenizer = Tokenizer.load(folder) if talker.config.text_units == "bpe" else None
         talker.compute_in(self.number_format(talker.config.width, by_steps=True))
         think = self._think(folder) if talker.config.condition_width else None
-        return Voice(talker, store.load(codec, self.device), tokenizer, think=think)
+        names = store.extra_of(folder).get("voices", [])
+        return Voice(talker, store.load(codec, self.device), tokenizer, think=think, names=names)
 
     def _think(self, folder: Path) -> Think:
         """The states of the Thinker's layer that the Talker in `folder` was trained with."""
@@ -230,7 +231,7 @@ class Parts:
         """
         folder = self.stages[name]
         if name not in self._checked:
-            if caveat := integrity.caveat(integrity.verify(folder)):
+            if caveat := integrity.unproven(folder):
                 print(f"note: {folder}: {caveat}", file=sys.stderr, flush=True)
             self._checked.add(name)
         return folder

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muomni.errors import ConfigError
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.media import griffin_lim, mel
 from muomni.models import finite
@@ -52,16 +53,36 @@ class Speech:
 class Voice:
     """A Talker and its codec, ready to speak.
 
-    Takes   tokenizer for a Talker of BPE tokens; think for one that may listen to the Thinker (without, it speaks from the tokens alone).
+    Takes   tokenizer for a Talker of BPE tokens; think for one that may listen to the Thinker (without, it speaks from the tokens alone);
+            names of its voices, in the order of their rows.
     """
 
-    def __init__(self, talker: Talker, codec: Codec, tokenizer: Tokenizer | None = None, *, think: Think | None = None) -> None:
+    def __init__(
+        self,
+        talker: Talker,
+        codec: Codec,
+        tokenizer: Tokenizer | None = None,
+        *,
+        think: Think | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
         self.talker, self.codec, self.tokenizer, self.think = talker.eval(), codec.eval(), tokenizer, think
+        self.names = tuple(names)
 
     @property
     def rate_hz(self) -> int:
         """Samples a second."""
         return self.codec.config.mel.rate_hz
+
+    def number(self, name: str) -> int:
+        """The row of a voice by its name.
+
+        Raises  ConfigError for one that it does not have.
+        """
+        if name not in self.names:
+            known = f"it has {', '.join(self.names[:20])}" if self.names else "it has one voice: train it with model.num_speakers"
+            raise ConfigError(f"voice {name!r}: this Talker does not have it", hint=known)
+        return self.names.index(name)
 
     @property
     def device(self) -> torch.device:

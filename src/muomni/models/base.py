@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from muomni import files
 from muomni.config import Strict
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, ConfigError
 from muomni.models import integrity, pretrained
 from muomni.runtime import has_bf16
 
@@ -53,7 +53,13 @@ class Base(Strict):
 
         Raises  ConfigError where nothing is found.
         """
-        return needed[self.name] if self.name in needed else pretrained.locate(self.name, self.revision, base)
+        if self.name in needed:
+            folder, kind = needed[self.name], "a stage"
+        else:
+            folder, kind = pretrained.locate(self.name, self.revision, base), "a folder"
+        if self.revision is not None and (self.name in needed or folder in pretrained.folders(self.name, base)):
+            raise ConfigError(f"{self.name}: revision has no effect: it is {kind}", hint="leave it out: it chooses among a hub's versions")
+        return folder
 
     def told(self, folder: Path, *, is_stage: bool) -> dict[str, Any]:
         """What a model that is built upon it writes down: how it is found again, and what it must then be."""

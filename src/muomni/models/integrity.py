@@ -12,6 +12,7 @@ from muomni.errors import CheckpointError
 
 CERTIFICATE = "certificate.json"
 FINAL = "final"
+BEST, KEPT = "best", "best.json"  # what a run keeps of its best validation, and the note that says which it was
 SHOWN = 4  # changed files that a message names
 
 
@@ -111,6 +112,19 @@ def caveat(certificate: Mapping[str, Any] | None) -> str:
         names = [gate["name"] for gate in certificate["gates"] if gate["verdict"] == "red"]
         return f"stage {certificate['stage']} is red ({', '.join(names)}): what it says is not proven"
     return ""
+
+
+def unproven(folder: Path) -> str:
+    """As `caveat`, of the folder itself once its files are verified; `best/` says at which step and with which loss it was kept.
+
+    Raises  CheckpointError as `verify`.
+    """
+    found = verify(folder)
+    try:
+        note = files.read_json(folder / KEPT) if found is None else {}
+        return f"the weights of the best validation (step {note['step']}, loss {note['loss']:.4g}), which no gate has judged"
+    except (OSError, ValueError, KeyError, TypeError):
+        return caveat(found)
 
 
 def waivers(certificate: Mapping[str, Any]) -> list[dict[str, str]]:

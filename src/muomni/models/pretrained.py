@@ -24,7 +24,7 @@ def locate(name: str, revision: str | None, base: Path) -> Path:
             With HF_HUB_OFFLINE=1 the hub's cache alone is asked.
     Raises  ConfigError where it is neither, is not in the cache while offline, or the extra `hf` is not installed.
     """
-    for folder in (base / Path(name).expanduser(), Path(name).expanduser()):
+    for folder in folders(name, base):
         if name and folder.is_dir():
             return folder
     if not HUB_ID.fullmatch(name) or name.startswith((".", "-")):
@@ -47,6 +47,11 @@ def locate(name: str, revision: str | None, base: Path) -> Path:
         )
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(f"model {name!r}{at}: no such folder below {base}, and not found in {where}", hint=way) from error
+
+
+def folders(name: str, base: Path) -> tuple[Path, Path]:
+    """Where a model of this name lies if it is a folder: relative to `base`, or else to the working folder."""
+    return base / Path(name).expanduser(), Path(name).expanduser()
 
 
 def digest(folder: Path | str) -> str:

@@ -22,6 +22,7 @@ from muomni.tokens import grid
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 
+NO_VOICE = -1  # among the numbers of speakers: a voice that has no row, or none at all
 Choose = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, classes), earlier codes of this book (B, F)) -> chosen codes (B,)."""
 
@@ -44,7 +45,8 @@ class TalkerConfig(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     condition_width: int = Field(default=0, ge=0)  # width of the Thinker's hidden states; 0 = the Talker reads text tokens alone
     condition_dropout: float = Field(default=0.2, ge=0, le=1)  # training rows that must do without hidden states
-    num_speakers: int = Field(default=0, ge=0)
+    num_speakers: int = Field(default=0, ge=0)  # voices with a row of their own; 0 = one voice
+    speaker_dropout: float = Field(default=0.1, ge=0, lt=1)  # training rows whose voice is not told: they teach the voice of nobody
     code_noise: float = Field(default=0.1, ge=0, lt=1)  # input codes replaced by random ones in training
     guard_frames_per_token: int = Field(default=30, ge=1)  # upper guard only: the learned end symbol decides
 
@@ -161,7 +163,7 @@ class Talker(nn.Module):
     def read(self, text_ids_BT: Tensor, keep_BT: Tensor, hidden_BTD: Tensor | None = None, speaker_B: Tensor | None = None) -> Tensor:
         """Embeddings (B, T + 1, D) of the text and the start vector.
 
-        Takes   hidden_BTD the Thinker's states at the same tokens, or None.
+        Takes   hidden_BTD the Thinker's states at the same tokens, or None; speaker_B numbers of voices, NO_VOICE where none is told.
         Raises  TokenRangeError for an id outside the vocabulary; ShapeError or ConfigError for conditions that this Talker doesn't take.
         """
         vocabulary = self.config.text_vocab
@@ -184,8 +186,12 @@ class Talker(nn.Module):
         if speaker_B is not None:
             if self.speakers is None:
                 raise ConfigError("this Talker has one voice (num_speakers 0), yet a speaker was given")
-            start_B1D = start_B1D + self.speakers(speaker_B)[:, None]
-            x_BTD = x_BTD + self.speakers(speaker_B)[:, None]
+            told_B = speaker_B != NO_VOICE
+            if self.training and self.config.speaker_dropout:
+                told_B &= torch.rand(len(speaker_B), device=speaker_B.device) >= self.config.speaker_dropout
+            voice_B1D = (self.speakers(speaker_B.clamp(min=0)) * told_B[:, None])[:, None]
+            start_B1D = start_B1D + voice_B1D
+            x_BTD = x_BTD + voice_B1D
         return torch.cat((x_BTD, start_B1D), 1)
 
     def frame_embeddings(self, grid_BKS: Tensor) -> Tensor:

@@ -8,25 +8,7 @@ from typing import Any
 
 from muomni.planning import holding
 from muomni.planning.trial import Built
-from muomni.train import cost, given, optim
-
-
-def parameters(rows: list[optim.Row]) -> dict[str, Any]:
-    """The account of what trains: in all, and by part; parts are named as far down as it takes to tell them apart."""
-    names = [row.name.split(".") for row in rows]
-    depth = next((n for n in range(1, 4) if len({tuple(name[:n]) for name in names}) > 1), 1)
-    parts: dict[str, dict[str, Any]] = {}
-    for row, name in zip(rows, names, strict=True):
-        part = parts.setdefault(".".join(name[:depth]), {"count": 0, "trained": 0, "rates": set(), "decays": set()})
-        part["count"] += row.count
-        if row.trains:
-            part["trained"] += row.count
-            part["rates"].add(row.lr)
-            part["decays"].add(row.wd)
-    trained = sum(row.count for row in rows if row.trains)
-    count = sum(row.count for row in rows)
-    told = [{"part": name, **{k: sorted(v) if isinstance(v, set) else v for k, v in part.items()}} for name, part in parts.items()]
-    return {"all": count, "trained": trained, "frozen": count - trained, "parts": told}
+from muomni.train import best, cost, given
 
 
 def data(built: Built, typical: Any) -> dict[str, Any]:
@@ -58,6 +40,7 @@ def disk(built: Built, own: Path) -> dict[str, Any]:
     if not (own / "final").is_dir():
         built.plan.save(own / "final")
     final = sum(file.stat().st_size for file in (own / "final").rglob("*") if file.is_file())
-    best = state if settings.final == "best" else 0
-    total = kept * checkpoint + final + best + tokens
-    return {"checkpoint": checkpoint, "checkpoints_kept": kept, "final": final, "best": best, "tokens": int(tokens), "total": int(total)}
+    kept_best = final + cost.size(best.rest(objective, built.plan.export).values()) if built.plan.valid is not None else 0
+    total = kept * checkpoint + final + kept_best + tokens
+    sizes = {"checkpoint": checkpoint, "checkpoints_kept": kept, "final": final, "best": kept_best, "tokens": int(tokens)}
+    return {**sizes, "total": int(total)}

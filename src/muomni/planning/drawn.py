@@ -24,7 +24,7 @@ from muomni.planning.trial import Built, items_of, make_state, some_of, typical_
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
-from muomni.train import cost, optim
+from muomni.train import account, cost, optim
 from muomni.train.losses import linear_cross_entropy
 from muomni.train.objectives.language import NextToken, targets
 from muomni.train.step import update
@@ -139,7 +139,7 @@ def _account(built: Built, folder: Path) -> Account:
         "data_found": not built.is_assumed,
         "device": built.run.device.type,
         "number_format": str(built.run.dtype).removeprefix("torch."),
-        "parameters": accounts.parameters(built.rows),
+        "parameters": account.parameters(built.rows),
         "data": accounts.data(built, batch),
         "batch_size": settings.batch_size,
         "gradient_accumulation_steps": times,
@@ -203,8 +203,8 @@ def _add_words(found: Account, missing: Mapping[str, Absent], device: str) -> No
     assert isinstance(llm.sizes, DecoderConfig)
     parameters = found["parameters"]
     part = next(part for part in parameters["parts"] if part["part"].startswith("omni.decoder"))
-    for account, key in ((parameters, "all"), (parameters, "frozen"), (part, "count")):
-        account[key] += llm.words_left_out
+    for counts, key in ((parameters, "all"), (parameters, "frozen"), (part, "count")):
+        counts[key] += llm.words_left_out
     number_format = getattr(torch, found["number_format"])
     found["memory"]["weights"] += llm.words_left_out * llm.number_format(device).itemsize
     found["phases"]["loss"]["fixed"] += logits_bytes(llm.sizes.vocab_size, found["labels"]["largest"], number_format)

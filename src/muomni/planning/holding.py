@@ -42,11 +42,7 @@ def warm_up() -> None:
 def optimizer_bytes(built: Built) -> int:
     """Bytes of the optimizer's state: two moments a parameter, Muon's matrices one."""
     by_muon = built.settings.optimizer == "muon"
-    total = 0
-    for row in built.rows:
-        if row.trains:
-            total += 4 * row.count * (1 if by_muon and optim.is_for_muon(row) else 2)
-    return total
+    return sum(4 * row.count * (1 if by_muon and optim.is_for_muon(row) else 2) for row in built.rows if row.trains)
 
 
 def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:

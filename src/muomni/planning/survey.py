@@ -18,6 +18,7 @@ from muomni.planning import accounts, bases, building, drawn, holding
 from muomni.planning.building import Task
 from muomni.planning.trial import Built, Trial, probe
 from muomni.stages import recipe as recipes
+from muomni.train import account
 from muomni.train.timing import LEAST
 from muomni.units import seconds, told_seconds
 
@@ -52,7 +53,7 @@ def survey(task: Task) -> dict[str, Any]:
         "notes": built.notes,
         "device": built.run.device.type,
         "number_format": str(built.run.dtype).removeprefix("torch."),
-        "parameters": accounts.parameters(built.rows),
+        "parameters": account.parameters(built.rows),
         "data": accounts.data(built, trial.typical),
         "batch_size": built.settings.batch_size,
         "gradient_accumulation_steps": built.settings.gradient_accumulation_steps,

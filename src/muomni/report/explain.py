@@ -59,7 +59,7 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
         own = run / stage if run is not None else None
         is_trained = own is not None and any(own.glob("step_*"))
         if is_trained and own is not None:
-            loop.restore(plan.objective, None, settings, _machine(), own)
+            loop.restore(plan.objective, None, settings, _machine(), own, export=plan.export)
         plan.objective.eval()
         loader, index = _find(plan, wanted, stage)
         item = loader.dataset.item(index, np.random.default_rng(0))

@@ -111,6 +111,10 @@ def waived_below(stage: StageRun) -> Html | None:
     return h("table", h("thead", head), h("tbody", rows), cls="gates") if rows else None
 
 
+# what is told beside the losses, by its name in the metrics ("misses" stands in those of earlier builds)
+SHARES = {"accuracy": "accuracy", "misses": "share missed", "cer": "character error rate, greedy", "wer": "word error rate, greedy"}
+
+
 def terms(stage: StageRun) -> list[str]:
     """The terms of the loss, without the loss itself."""
     names = {key.removeprefix("val_") for row in stage.metrics for key in row if "@" not in key}
@@ -132,15 +136,17 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
         return [Curve(name, points(stage, key), colour, key.startswith("val_")), *theirs]
 
     found = terms(stage)
-    rates, parts = [name for name in found if name == "misses"], [name for name in found if name != "misses"]
+    rates = [name for name in SHARES if name in found]
+    perplexities = [name for name in found if name.endswith("perplexity")]
+    parts = [name for name in found if name not in rates and name not in perplexities]
     made = [chart("loss", [*both("loss", "training", 0), *both("val_loss", "held out", 1)], size="wide")]
     if len(parts) > 1:
         lines = [Curve(name, points(stage, name), n % 6) for n, name in enumerate(parts)]
         lines += [Curve(f"{name} held out", points(stage, f"val_{name}"), n % 6, True) for n, name in enumerate(parts)]
         made.append(chart("terms of the loss", lines, size="wide"))
-    for name in rates:
+    for name in (*perplexities, *rates):
         lines = [*both(name, "training", 0), *both(f"val_{name}", "held out", 1)]
-        made.append(chart("share missed", lines, size="wide" if len(parts) <= 1 else "half"))
+        made.append(chart(SHARES.get(name, name.replace("_", ", ")), lines, size="wide" if len(parts) <= 1 else "half"))
     small = [
         ("learning rate", "lr", ""),
         ("gradient norm", "grad_norm", ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -32,6 +34,10 @@ class CodecSettings(StageSettings):
     crop_frames: int = Field(128, ge=8)
     quantise_after: int = Field(60, ge=0)
     max_s: float = Field(uses.MAX_S, gt=0)
+    unused: ClassVar[dict[str, str]] = {
+        "eval_items": "all held-out items are measured here",
+        "len_buckets": "batches here hold rows of all lengths",
+    }
 
     def refusal(self, sample: Sample) -> str | None:
         """Why the stage can't learn from a sample."""

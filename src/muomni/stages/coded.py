@@ -27,16 +27,20 @@ META = "coded.json"
 DEFAULT_GB = "20"  # that a shared cache may hold, unless MUOMNI_CACHE_GB says otherwise; what is in use stays
 
 
+Speaker = Callable[[Sample], int | None]
+
+
 class Items(Mapping[int, TalkerItem]):
     """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that the system may drop."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], use: files.Use | None = None) -> None:
+    def __init__(self, folder: Path, samples: Sequence[Sample], use: files.Use | None = None, speaker: Speaker | None = None) -> None:
         """Open what `build` made of these samples.
 
-        Takes   use: what keeps others from removing it, held as long as this object lives.
+        Takes   use: what keeps others from removing it, held as long as this object lives;
+                speaker: the number of a sample's voice; None where there is one voice only.
         Raises  CheckpointError if it is not whole.
         """
-        self.folder, self.samples, self._use = folder, samples, use
+        self.folder, self.samples, self.speaker, self._use = folder, samples, speaker, use
         try:
             meta = files.read_json(folder / META)
             # Numbers of the samples, then where the codes and the text ids of each begin and end, (items + 1,) each.
@@ -49,8 +53,8 @@ class Items(Mapping[int, TalkerItem]):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: not a whole set of codes ({error})", hint="remove the folder; it is made again") from error
 
-    def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample]]]:
-        return type(self), (self.folder, self.samples)  # a worker maps the files itself
+    def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample], Speaker | None]]:
+        return type(self), (self.folder, self.samples, self.speaker)  # a worker maps the files itself
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -74,6 +78,7 @@ class Items(Mapping[int, TalkerItem]):
             self._ids[first:last].tolist(),
             torch.from_numpy(codes_KF),
             None if hidden is None else torch.from_numpy(hidden),
+            None if self.speaker is None else self.speaker(self.samples[index]),
         )
 
     def num_frames(self) -> NDArray[np.int64]:
@@ -133,7 +138,9 @@ def most_bytes() -> int:
     return int(found * 1e9)
 
 
-def build(cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]]) -> Coded:
+def build(
+    cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]], speaker: Speaker | None = None
+) -> Coded:
     """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then opened.
 
     Several processes may ask for the same at once: one makes it, the others wait for it. What is not whole is made anew. As long as items
@@ -144,27 +151,29 @@ def build(cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple
     place = Path(cache) / files.sha256_json([FORMAT, key, _digest(samples)])[:16]
     use = files.Use(place.with_name(f"{place.name}.lock"))
     use.share()
-    items = _whole(place, samples, use)
+    items = _whole(place, samples, use, speaker)
     if items is None:
         use.alone(_say)
-        items = _whole(place, samples, use, _say)  # another may have made it meanwhile
+        items = _whole(place, samples, use, speaker, _say)  # another may have made it meanwhile
         if items is None:
             for left in place.parent.glob(f".{place.name}.*{files.PART}"):  # of a process that died: nobody else is at work on these
                 files.remove(left)
             with files.fresh_folder(place) as part:
                 _write(part, made)
-            items = Items(place, samples, use)
+            items = Items(place, samples, use, speaker)
         use.share()
     os.utime(place / META)  # the last use, by which a cache that is too large is thinned out
     return Coded(items)
 
 
-def _whole(place: Path, samples: Sequence[Sample], use: files.Use, say: Callable[[str], None] | None = None) -> Items | None:
+def _whole(
+    place: Path, samples: Sequence[Sample], use: files.Use, speaker: Speaker | None, say: Callable[[str], None] | None = None
+) -> Items | None:
     """What lies there; None where nothing does, or a torn set, which is told."""
     if not (place / META).exists():
         return None
     try:
-        return Items(place, samples, use)
+        return Items(place, samples, use, speaker)
     except CheckpointError as error:
         if say is not None:
             say(f"{error.message}: it is made anew")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.config import is_set
 from muomni.data import uses
 from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
@@ -25,7 +28,7 @@ from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.tokens.alphabet import Alphabet
 from muomni.train.loop import Fitted
 from muomni.train.objectives.ctc import Hearing, HearingBatch
@@ -46,6 +49,7 @@ class HearingSettings(StageSettings):
     augment: SpeechAugment = SpeechAugment()
     word_tasks: list[str] = ["digit"]
     lm_order: int = Field(6, ge=0)
+    unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
 
     def refusal(self, sample: Sample) -> str | None:
         """Why the stage can't learn from a sample."""
@@ -66,6 +70,7 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
     corpus = inputs.corpus(settings)
     notes = _left_out(corpus, inputs)
+    demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
     encoder = inputs.place(AudioEncoder(settings.model))
 
     def utterances(samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
@@ -82,6 +87,7 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     training, held_out = utterances(corpus.train, settings.augment), utterances(corpus.valid, None)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
 
+    @functools.cache  # the best is kept, and saved, more than once
     def language() -> ctc.CharLM | None:
         texts = [Alphabet().encode(uses.transcript(sample)) for sample in corpus.train]
         return ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order) if settings.lm_order else None
@@ -97,7 +103,8 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.infeasible(training)
 
-    return Plan(Hearing(encoder), train, valid, save, measure, corpus, {".": encoder}, checks, notes)
+    words = f"{len(Alphabet())} symbols"
+    return Plan(Hearing(encoder, mistakes), train, valid, save, measure, corpus, {".": encoder}, checks, notes, words=words)
 
 
 def _left_out(corpus: Corpus, inputs: Inputs) -> dict[str, Fact]:
@@ -109,6 +116,13 @@ def _left_out(corpus: Corpus, inputs: Inputs) -> dict[str, Fact]:
         print(f"[{inputs.folder.name}] {found.told()}", file=sys.stderr, flush=True)
     rows = len(corpus.train) + len(corpus.valid) - found.pieces + found.long
     return {"left_out": Fact(float(found.left_out.total()), rows, note=found.told())}
+
+
+def mistakes(log_probs_TC: ctc.FloatArray, symbols: Sequence[int]) -> tuple[int, int, int, int]:
+    """Wrong characters, characters, wrong words and words of one utterance's greedy transcript."""
+    truth, guess = Alphabet().decode(symbols), Alphabet().decode(ctc.greedy(log_probs_TC))
+    words = truth.split()
+    return levenshtein(truth, guess), len(truth), levenshtein(words, guess.split()), len(words)
 
 
 def transcripts(

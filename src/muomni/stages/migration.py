@@ -27,7 +27,8 @@ def recipe(names: Sequence[str], assignments: Sequence[str] = ()) -> tuple[str, 
     notes: list[str] = []
     for name in names:
         path = recipes.find(name)
-        values, found = recipes.written(path, list(assignments))
+        said = recipes.written(path, list(assignments))
+        values, found = said.values, said.flat
         if found is None:
             raise ConfigError(f"{path}: no flat config: it names stages, as a recipe does", hint="muomni run it as it is")
         recipes.read(name, list(assignments), is_part=True)  # every fault is told now, not when the recipe is run

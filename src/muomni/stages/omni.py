@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
@@ -28,7 +28,7 @@ from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages import initial_weights
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.stages.statistics import standardise
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -62,7 +62,7 @@ class OmniSettings(StageSettings):
     augment: PictureAugment = PictureAugment()
     apart: bool = False
     proof: list[str] = []
-    prompts: dict[str, str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
+    prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
     @model_validator(mode="before")
@@ -124,6 +124,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
+    demand_tasks(corpus, proof=settings.proof, **{f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")})
     standardise(omni, corpus.train, spec, inputs.run.device)
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
@@ -158,7 +159,8 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         return labels.conversations(training, tokenizer)
 
     networks = {"thinker": thinker, "vision": vision, "hearing": audio, "projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, {**texts.fact(), **forgetting.before()})
+    notes = {**texts.fact(), **forgetting.before()}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, words=str(tokenizer))
 
 
 def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:

@@ -23,13 +23,13 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
-from muomni.stages import initial_weights, sizing
+from muomni.stages import initial_weights, introduction, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import distributed, loop, optim, validation
+from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.loop import Fitted
-from muomni.train.settings import clipped, sized
+from muomni.train.settings import clipped, sized, steps_in_all
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
 
@@ -85,23 +85,25 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     begin = time.perf_counter()
     built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
     run_as = inputs.run
-    _introduce(plan, name, settings, built, run_as)
+    rows = optim.select(built.objective, settings)
+    _introduce(plan, name, settings, built, run_as, rows)
+    if machine.is_main:
+        files.write_json(own / "account.json", account.to_json(rows))
     before = _frozen(built)  # before the trials too: they share what is given
     start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
     if settings.epoch is not None and settings.samples_per_epoch is None:
-        samples, how = sizing.measured(settings, built, run_as)
+        samples, measured = sizing.measured(settings, built, run_as)
         settings, named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (settings, named))
         digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
         if machine.is_main:
             write_settings(own, named, digest)
-        _tell_length(name, settings, built, run_as, how=how)
-    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, name=name, saved=built.saved)
+        _tell_length(name, settings, built, run_as, how=measured)
+    how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
     if machine.is_main:
-        rows = [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in fitted.account]
-        files.write_json(own / "account.json", rows)
         album = Album()
         ended = _measure(built, fitted, before, settings, inputs, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
@@ -224,8 +226,8 @@ def _on_main(work: Callable[[], T], machine: Runtime) -> T:
     return found
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime) -> None:
-    """Say what the stage is, which of how many, and in what it computes; what is emulated is told in a line of its own."""
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime, rows: Sequence[optim.Row]) -> None:
+    """Say what the stage is, which of how many, in what it computes (what is emulated in a line of its own), what trains, and on what."""
     if not run.is_main:
         return
     trained = [other for other in plan.stages if recipes.stage(other).over is None]
@@ -233,10 +235,11 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
     is_known = settings.epoch is None or settings.samples_per_epoch is not None
-    steps = sized(settings, built.train.order, settings.gradient_accumulation_steps * run.world).max_steps
-    length = f"{steps} steps" if is_known else f"epochs of {settings.epoch}"
+    steps = steps_in_all(settings, built.train.order, settings.gradient_accumulation_steps * run.world) if is_known else None
+    length = f"epochs of {settings.epoch}" if steps is None else f"{steps} steps"
     lines = [f"{what}; {length} in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
+    lines += introduction.lines(built, settings, rows, run.world, steps)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
     if is_known:
         _tell_length(name, settings, built, run)
@@ -272,7 +275,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
     start |= _start(built, settings, inputs)
-    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own)
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, export=built.export)
     facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
@@ -318,7 +321,12 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     if settings.init_from is not None:
         taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
         built.notes["init_share"] = taken
-    optim.select(built.objective, settings)  # so that what patterns freeze is watched too
+    optim.refuse_idle(optim.select(built.objective, settings), settings)  # what patterns freeze is watched too
+    if built.valid is None and (settings.patience is not None or settings.final == "best"):
+        raise ConfigError(
+            f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",
+            hint="set val_split above 0, or leave out patience and final: best",
+        )
     return built, inputs
 
 
@@ -445,9 +453,20 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
         **witnesses.schedule(Rates(**progress.rates), planned, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
         **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
+        **_kept(progress, settings),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
     }
+
+
+def _kept(progress: loop.Progress, settings: StageSettings) -> dict[str, Fact]:
+    """Both losses of the validations while it trained: of the best weights, which lie in `best/`, and of the last; fp16's overflows."""
+    found = {"fp16_overflows": Fact(float(progress.overflows), progress.step)} if progress.overflows else {}
+    if progress.best_step >= 0:
+        handed = "handed on" if settings.final == "best" else "kept in best/"
+        found["best_validation_loss"] = Fact(progress.best, settings.val_batches, note=f"of step {progress.best_step}, {handed}")
+        found["last_validation_loss"] = Fact(progress.last, settings.val_batches, note=f"of step {progress.step}")
+    return found
 
 
 def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
@@ -503,7 +522,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
     dumped = settings.model_dump(mode="json")
     if path.exists():
         old = config.read_yaml(path)
-        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.HARMLESS]
+        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
         stored = own / "digest.json"
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"

@@ -22,6 +22,7 @@ from muomni.stages import flat, flat_keys
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
+RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
@@ -78,6 +79,8 @@ class Recipe:
 
     base     the folder in which its paths start
     folder   the run's
+    source, overrides   the file that it was written in, and what the command line changed
+    values   what both say together: what repeats it
     notes    what a flat config leaves out, and what was found for it; told when it is run
     links    (name, what it names), made when it is run
     """
@@ -87,6 +90,9 @@ class Recipe:
     header: Header
     stages: dict[str, StageSettings]
     folder: Path
+    source: Path
+    overrides: list[str]
+    values: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     links: list[tuple[Path, Path]] = field(default_factory=list)
 
@@ -97,13 +103,15 @@ class Recipe:
 
 
 def find(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that is shipped.
+    """The file of a recipe: a path, a run folder (its `recipe.json`, which repeats the run), or the name of one that is shipped.
 
     Raises  ConfigError
     """
     path = Path(name)
     if path.is_file():
         return path
+    if (path / RUN).is_file():
+        return path / RUN
     if name and path.is_dir():
         inside = ", ".join(sorted(file.name for file in path.iterdir() if file.suffix in (".yaml", ".json"))[:6])
         raise ConfigError(f"{name}: no such recipe: a folder, where a file is meant", hint=f"it holds {inside}" if inside else "")
@@ -111,7 +119,7 @@ def find(name: str) -> Path:
     if path.parent in (Path("."), Path("recipes")) and shipped.is_file():
         return shipped
     known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-    raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, or one of {known}")
+    raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, a run folder, or one of {known}")
 
 
 def read(name: str, overrides: list[str] | None = None, *, out: Path | None = None, is_part: bool = False) -> Recipe:
@@ -121,12 +129,12 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
             is_part: of a flat config that is read for itself, whatever it builds upon.
     Raises  ConfigError naming file, key, value and the nearest valid key.
     """
-    path = find(name)
-    values, found = written(path, overrides, out=out)
+    said = written(find(name), overrides, out=out)
+    path, values, found = said.source, said.values, said.flat
     header_keys = set(Header.model_fields)
     header = config.build(Header, {k: v for k, v in values.items() if k in header_keys}, str(path))
     title = header.name or path.stem
-    folder = (out or Path("runs") / (title if found is None else flat.NAME)).resolve()
+    folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
     stages: dict[str, StageSettings] = {}
     for key, settings in values.items():
         if key in header_keys:
@@ -160,24 +168,51 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         links = [] if found is None else found.links
         there = {name.name for name, _ in links if name.parent == folder} | {n for n in STAGES if (folder / n / integrity.FINAL).is_dir()}
         ordered = _ordered(stages, path, folder, there)
+    made_of = (path.resolve(), said.overrides, values)
     if found is None:
-        return Recipe(title, path.parent.resolve(), header, ordered, folder)
-    return Recipe(title, found.base, header, ordered, folder, found.notes, found.links)
+        return Recipe(title, said.base, header, ordered, folder, *made_of)
+    return Recipe(title, said.base, header, ordered, folder, *made_of, found.notes, found.links)
 
 
-def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> tuple[dict[str, Any], flat.Flat | None]:
-    """What a recipe's file says, with the command line's overrides; of a flat config the recipe that it comes to, and how.
+@dataclass(frozen=True)
+class Written:
+    """What a recipe's file says, with the command line's overrides.
+
+    source   where it was written: of a run's `recipe.json` the file that the run was made of
+    base     the folder in which its data paths start
+    flat     of a flat config, how it became a recipe
+    folder   the run's, where it is told by the file itself
+    """
+
+    source: Path
+    base: Path
+    overrides: list[str]
+    values: dict[str, Any]
+    flat: flat.Flat | None = None
+    folder: Path | None = None
+
+
+def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> Written:
+    """What a recipe's file says; of a flat config the recipe that it comes to.
 
     Of a flat config, assignments to its own keys (`max_steps=20`) are made before, those to a stage's (`codec.lr=1e-3`) after.
+    Raises  ConfigError where a run folder does not say how it was made.
     """
-    values, assignments = config.read_yaml(path), list(overrides or [])
+    assignments = list(overrides or [])
+    if path.name == RUN:
+        origin = files.read_json(path)
+        if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
+            raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
+        values = config.override(origin["values"], assignments)
+        return Written(Path(origin["recipe"]), Path(origin["base"]), [*origin["overrides"], *assignments], values, folder=path.parent)
+    values = config.read_yaml(path)
     header = frozenset(Header.model_fields)
     if not flat.is_flat(path, values, header):
         if any(each.startswith("stage=") for each in assignments):
             raise ConfigError(
                 f"{path}: --stage says what a flat JSON config is for", hint=f"of a recipe, name stages: muomni run {path} thinker"
             )
-        return config.override(values, assignments), None
+        return Written(path, path.parent.resolve(), assignments, config.override(values, assignments))
     of_recipes = {*header, *STAGES} - {"seed"}  # which a flat config says of its stage
     later = [each for each in assignments if each.partition("=")[0].partition(".")[0] in of_recipes]
     values = config.override(values, [each for each in assignments if each not in later])
@@ -185,7 +220,7 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     root = (out or Path("runs") / flat.NAME).resolve()
     of_recipe: dict[str, Any] = {key: values.pop(key) for key in ("name", "jobs", "threads", "device") if key in values}
     found = flat.read(path, values, root, settings)
-    return config.override({**of_recipe, **found.stages}, later), found
+    return Written(path, found.base, assignments, config.override({**of_recipe, **found.stages}, later), found)
 
 
 def _check_epoch(settings: StageSettings, declared: Stage, where: str) -> None:
@@ -253,7 +288,8 @@ def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str
     return files.sha256_json([result_settings(settings), needed, sources])
 
 
-# Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order).
+# Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order), and not
+# which of them are the best: `val_batches` decides that.
 HARMLESS = frozenset(
     {
         "print_freq",
@@ -266,10 +302,14 @@ HARMLESS = frozenset(
         "gates",
         "demands",
         "eval_items",
-        "val_batches",
         "quarantine_limit",
     }
 )
+
+
+def harmless(settings: StageSettings) -> frozenset[str]:
+    """The settings with other values of which a stage may be reused or go on."""
+    return HARMLESS - settings.decides
 
 
 def result_settings(settings: StageSettings) -> dict[str, Any]:
@@ -279,4 +319,4 @@ def result_settings(settings: StageSettings) -> dict[str, Any]:
         source.pop("path"), source.pop("root")  # what a source holds counts, not where it lies
     # What a later version can ask for, and this stage doesn't, leaves the digests of runs from before it as they were.
     unasked = {key for key in ("epoch", "samples_per_epoch") if dumped[key] is None}
-    return {key: value for key, value in dumped.items() if key not in HARMLESS | unasked}
+    return {key: value for key, value in dumped.items() if key not in harmless(settings) | unasked}

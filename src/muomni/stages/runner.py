@@ -51,12 +51,14 @@ def run(
         if machine.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             origin = {
-                "recipe": str(recipes.find(recipe).resolve()),
+                "recipe": str(plan.source),
                 "base": str(plan.base),
                 "device": plan.header.device,
                 "threads": default_threads(plan),
+                "overrides": plan.overrides,
+                "values": plan.values,
             }
-            files.write_json(folder / "recipe.json", origin)
+            files.write_json(folder / recipes.RUN, origin)
             _make_world(plan, folder)
             for link, target in plan.links:
                 flat.link(link, target)

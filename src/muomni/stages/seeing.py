@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, field_validator
@@ -19,7 +19,6 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.readers import Corpus, load
 from muomni.data.sample import Sample
 from muomni.data.source import Source
-from muomni.errors import ConfigError
 from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner, by_length
@@ -30,7 +29,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
 from muomni.models import store
 from muomni.models.omni import Omni
-from muomni.stages.stage import Inputs, Plan, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, StageSettings, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
@@ -59,7 +58,8 @@ class SeeingSettings(StageSettings):
     proof: list[str] = []
     exact: list[str] = []
     regression: list[Source] = []
-    prompts: dict[str, str] = {"image": "what is in the picture?"}
+    prompts: dict[Literal["image"], str] = {"image": "what is in the picture?"}
+    decides: ClassVar[frozenset[str]] = frozenset({"eval_items"})  # so many held-out items are drawn, and validated
 
     @field_validator("edges")
     @classmethod
@@ -100,8 +100,8 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
     omni, tokenizer, spec = seer.omni, seer.tokenizer, seer.spec
     decoder = omni.decoder
     decoder.checkpointing = settings.gradient_checkpointing
-    if unknown := sorted(set(settings.exact) - {sample.task for sample in corpus.train}):
-        raise ConfigError(f"{inputs.folder.name}.exact: no training sample has task {', '.join(unknown)}", hint="name tasks of its data")
+    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
+    demand_tasks(corpus, proof=settings.proof, exact=settings.exact, **named)
     longest = min(settings.max_seq_len, decoder.config.ctx_len)
     drawn = _drawn(corpus.valid, tokenizer, settings, inputs)
     training = Conversations(corpus.train, tokenizer, spec, longest, apart=settings.apart, changes=settings.augment)
@@ -137,7 +137,7 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
 
     networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
     notes = {**texts.fact(), **forgetting.before()}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, golden.dump)
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, golden.dump, str(tokenizer))
 
 
 def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import coded, initial_weights
 from muomni.stages.placement import Placement
+from muomni.train.best import Export
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
@@ -43,12 +44,18 @@ class StageSettings(TrainSettings):
     mix_temperature: float | None = Field(
         None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
     )
+    unused: ClassVar[dict[str, str]] = {}  # options of all stages that do nothing in this one, and why
+    decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
 
     @model_validator(mode="after")
     def _mixes(self) -> Self:
         if self.mix_temperature is not None and len(self.data) < 2:
             raise ValueError(f"mix_temperature has an effect with two sources or more, here are {len(self.data)}")
         return self
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of every training: options that this stage has no use for (`unused`)."""
+        return {**super().idle(), **self.unused}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -161,6 +168,7 @@ class Plan:
     checks    facts about the data as they are taught, measured before the first step
     notes     facts that are known before training (e.g. bits per byte before this stage)
     saved     told the step after every checkpoint, on the main rank, with the weights in place
+    words     what its ids stand for, in a few words ("tokenizer of 5000 tokens"); empty where it has none
     """
 
     objective: Objective
@@ -173,6 +181,12 @@ class Plan:
     checks: Callable[[], dict[str, Fact]] = dict
     notes: dict[str, Fact] = field(default_factory=dict)
     saved: Callable[[int], None] = lambda step: None
+    words: str = ""
+
+    @property
+    def export(self) -> Export:
+        """How its weights are written so that they can be opened, before the end too."""
+        return Export(self.save, self.networks)
 
     @cached_property
     def modalities(self) -> set[str]:
@@ -202,6 +216,18 @@ class Stage:
     needs: tuple[str, ...] = ()
     like: str | None = None
     over: Stage | None = None
+
+
+def demand_tasks(corpus: readers.Corpus, **named: Sequence[str]) -> None:
+    """Raises ConfigError where a setting names a task that no sample has. The data are read only if one names any."""
+    wanted = {task for tasks in named.values() for task in tasks}
+    for sample in chain(corpus.train, corpus.valid) if wanted else ():
+        wanted.discard(sample.task)
+        if not wanted:
+            return
+    for setting, tasks in named.items():
+        if lost := [task for task in tasks if task in wanted]:
+            raise ConfigError(f"{setting} has no effect: no sample has task {', '.join(lost)}", hint="name tasks of the stage's data")
 
 
 def loaders(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from muomni.data import uses
 from muomni.data.cache import Cache
+from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
-from muomni.data.utterances import Utterances, spoken
-from muomni.errors import DataError
+from muomni.data.utterances import Utterances, spoken, voice_of
+from muomni.errors import ConfigError, DataError
 from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -25,11 +27,12 @@ from muomni.infer.speech import Think, Voice, listen_to
 from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.models.talker import Talker, TalkerConfig
+from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
 from muomni.stages import initial_weights
 from muomni.stages.coded import Coded, most_bytes, shared_cache, thin_out
 from muomni.stages.coded import build as build_coded
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
@@ -37,6 +40,7 @@ from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
 WINDOW, WINDOW_BYTES = 1024, 128 << 20  # samples, and bytes of their spectra, among which equal lengths are looked for
+KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_width": "Thinker"}  # sizes that a recipe need not give
 
 
 class TalkerSettings(StageSettings):
@@ -54,6 +58,21 @@ class TalkerSettings(StageSettings):
     def refusal(self, sample: Sample) -> str | None:
         """Why the stage can't learn from a sample."""
         return uses.refusal("talker", sample)
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or voices that are not there."""
+        found = {name: f"it is that of the {whose}" for name, whose in KNOWN.items()}
+        if self.condition == "text":
+            found["model.condition_dropout"] = "with condition: text there is nothing to do without"
+        if not self.model.num_speakers:
+            found["model.speaker_dropout"] = "there is one voice (num_speakers 0)"
+        return {**super().idle(), **found}
+
+    @model_validator(mode="after")
+    def _reads_what_the_thinker_reads(self) -> Self:
+        if self.model.text_units == "char" and self.condition == "thinker":
+            raise ValueError("text_units: char needs condition: text; the Thinker reads its own tokens, not characters")
+        return self
 
 
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
@@ -74,11 +93,18 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
         "entries": codec.config.entries,
         "condition_width": thinker.config.width if thinker else 0,
     }
+    if settings.model.text_vocab not in (1, known["text_vocab"]):
+        raise ConfigError(f"model.text_vocab has no effect: it is the tokenizer's, {known['text_vocab']}", hint="text_vocab: 1")
+    voices = _voices(settings, corpus)
+    known["num_speakers"] = len(voices)
     talker = inputs.place(Talker(settings.model.model_copy(update=known)))
+    speaker = partial(_number, {name: number for number, name in enumerate(voices)}) if voices else None
     made_by = [store.digest(codec), store.digest(thinker) if thinker else "", tokenizer.digest, layer, settings.max_s]
     made_by.append(talker.config.text_units)
     coded = {
-        name: build_coded(inputs.coded, samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device))
+        name: build_coded(
+            inputs.coded, samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device), speaker
+        )
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
     if inputs.coded == shared_cache():
@@ -89,14 +115,14 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     objective = TalkerObjective(talker, weights=settings.book_weights)
 
     def save(folder: Path) -> None:
-        store.save(talker, folder, extra={"layer": layer})
+        store.save(talker, folder, extra={"layer": layer, **({"voices": voices} if voices else {})})
         tokenizer.save(folder)
         store.save(codec, folder / "codec")
         if thinker is not None:
             store.save(thinker, folder / "thinker")
 
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        voice = Voice(talker, codec, tokenizer, think=think)
+        voice = Voice(talker, codec, tokenizer, think=think, names=voices)
         ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
         held_out = coded["valid"].items
@@ -110,8 +136,37 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
             **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE)), run),
         }
 
+    words = str(tokenizer) if talker.config.text_units == "bpe" else f"{len(Alphabet())} characters"
     networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks)
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, words=words)
+
+
+def _voices(settings: TalkerSettings, corpus: Corpus) -> list[str]:
+    """The names of the voices that get a row each, in order; none where the Talker has one voice.
+
+    Raises  ConfigError where the data name no speakers, or more than there is room for.
+    """
+    most = settings.model.num_speakers
+    if not most:
+        return []
+    names = [voice_of(sample) for sample in corpus.train]
+    voices = sorted({name for name in names if name is not None})
+    if len(voices) < 2 or None in names:
+        raise ConfigError(
+            f"talker.model.num_speakers: {most} voices are asked for, and the data name {len(voices)}; {names.count(None)} rows name none",
+            hint="name them (`speaker` of a sound, or `group`), or leave num_speakers at 0",
+        )
+    if len(voices) > most:
+        raise ConfigError(
+            f"talker.model.num_speakers: the data have {len(voices)} speakers, there is room for {most}",
+            hint=f"num_speakers: {len(voices)}",
+        )
+    return voices
+
+
+def _number(rows: Mapping[str, int], sample: Sample) -> int:
+    """The row of a sample's voice; held-out speakers have none."""
+    return rows.get(voice_of(sample) or "", NO_VOICE)
 
 
 def code(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted
+from muomni.train.objective import perplexity
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate_rows, targets
 
 
@@ -43,6 +44,12 @@ class ThinkerSettings(StageSettings):
     row_len: int | None = Field(None, ge=8)
     packing: bool = True
     tokenizer_data: list[Source] = []
+    unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all stages: what teaches a vocabulary, where that comes from elsewhere."""
+        known = {"tokenizer_data": "the vocabulary is that of `init_from`"} if self.init_from is not None else {}
+        return {**super().idle(), **known}
 
     @property
     def packs(self) -> bool:
@@ -94,7 +101,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in words(sample)[-1:]])
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
-            "perplexity": Fact(math.exp(min(nats, 700.0)), count, None, math.exp(floor_nats)),
+            "perplexity": Fact(perplexity(nats), count, None, perplexity(floor_nats)),
             "bits_per_byte": Fact(bits_per_byte(nats * count, num_bytes), num_bytes, None, bits_per_byte(floor_nats * count, num_bytes)),
             "token_accuracy": Fact(1 - fitted.validation["misses"], count),
             **experts,
@@ -103,13 +110,14 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.documents(tokens["train"], corpus.train, tokenizer)
 
-    return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks)
+    return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks, words=str(tokenizer))
 
 
 def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inputs) -> dict[str, Fact]:
     """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a token goes through."""
     objective.eval()
-    used_LE = torch.stack([objective.expert_use(batch.to(inputs.run.device)).cpu() for batch in batches]).sum(0)
+    on_device = [batch.to(inputs.run.device) for batch in batches]
+    used_LE = torch.stack([objective.expert_use(batch) for batch in on_device]).sum(0).cpu()
     even_LE = used_LE / used_LE.mean(1, keepdim=True)
     least = int(even_LE.argmin())
     layer, expert = divmod(least, even_LE.shape[1])

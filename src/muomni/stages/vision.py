@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
 from muomni.data.source import Source
+from muomni.errors import ConfigError
 from muomni.evaluate import exhibits, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
@@ -23,7 +25,7 @@ from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.stages import initial_weights
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.contrast import Contrast, VisionBatch, pad
@@ -50,6 +52,25 @@ class VisionSettings(StageSettings):
     probe: list[Source] = []
     probe_keys: list[str] = ["shape", "colour", "place"]
     zero_shot: list[str] = []
+    unused: ClassVar[dict[str, str]] = {
+        "eval_items": "all held-out items are measured here",
+        "len_buckets": "batches here hold rows of all lengths",
+    }
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all stages: sizes of a caption's tower that its kind does not have, or that others decide."""
+        found = {
+            "text.vocab_size": "it is the tokenizer's: set vocab_size of the stage",
+            "text.source_width": "it is the Thinker's width",
+        }
+        if self.text.kind == "thinker":
+            found["vocab_size"] = "the Thinker's tokenizer reads the captions"
+            found["text.width"] = "the tower is as wide as the Thinker"
+        if self.text.kind != "transformer":
+            found |= dict.fromkeys(("text.layers", "text.heads", "text.hidden"), f"a text tower of kind {self.text.kind} has no blocks")
+        if not self.probe:
+            found["probe_keys"] = "there is no `probe`"
+        return {**super().idle(), **found}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -84,6 +105,10 @@ def collate(items: list[Captioned]) -> VisionBatch:
 def build(settings: VisionSettings, inputs: Inputs) -> Plan:
     """Pictures beside their captions, two towers, InfoNCE; retrieval, changed attributes and probes at the end."""
     corpus = inputs.corpus(settings)
+    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
+    demand_tasks(corpus, zero_shot=settings.zero_shot, **named)
+    if settings.negatives and not any(sample.negatives for sample in corpus.train):
+        raise ConfigError("negatives has no effect: no sample has a false caption", hint="leave it out, or give rows `negatives`")
     reader = None
     text = settings.text
     if text.kind == "thinker":
@@ -116,7 +141,7 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
             facts |= eyes.probes(Pictures(probes.train, tokenizer, size), Pictures(probes.valid, tokenizer, size), settings.probe_keys)
         return facts
 
-    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text})
+    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text}, words=str(tokenizer))
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:

@@ -132,6 +132,9 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], Tokenizer], tuple[str, dict[str, str]]]:
         return type(self).from_json, (self.to_json(), self.beside)  # the text that stands in both is pickled once
 
+    def __str__(self) -> str:
+        return f"tokenizer of {self.vocab_size:,} tokens"
+
     @property
     def vocab_size(self) -> int:
         """V: the number of ids, specials included."""

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from muomni import files
 from muomni.data.loader import Bad, Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
-from muomni.train import checkpoint, distributed, given, monitor, optim, watch
+from muomni.train import best, checkpoint, distributed, monitor, optim, watch
 from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
-from muomni.train.settings import TrainSettings, sized
+from muomni.train.settings import TrainSettings, sized, steps_in_all
 from muomni.train.step import StepResult, local_counts, update
 from muomni.train.validation import validate
 from muomni.train.witness import Drawn, Probes, Rates
@@ -54,7 +53,9 @@ class Progress:
     targets: dict[str, float] = field(default_factory=dict)  # learned so far, of all ranks, by term: their units differ
     skipped: int = 0
     skipped_in_a_row: int = 0
+    overflows: int = 0  # of fp16's gradients, which the scaler answers by a smaller scale; not among the skipped
     quarantined: int = 0
+    last: float = math.inf  # held-out loss of the validation before, and of the best one
     best: float = math.inf
     best_step: int = -1
     without_gain: int = 0
@@ -129,10 +130,12 @@ def fit(
     *,
     name: str,
     saved: Callable[[int], None] = lambda step: None,
+    export: best.Export = best.Export(),  # noqa: B008 (it is frozen)
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank.
+    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank;
+            export: how the weights of the best validation are written so that they can be opened.
     Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU, on any number of ranks.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
             RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
@@ -163,11 +166,7 @@ def fit(
     if not progress.worlds or progress.worlds[-1][1:] != [run.world, per_step]:
         progress.worlds.append([progress.step, run.world, per_step])
     warmup_steps = sized(settings, train.order, progress.worlds[0][2]).warmup_steps  # by the batch of the first step: it stays
-    ends = [] if settings.max_steps is None else [settings.max_steps]
-    if settings.max_epochs is not None:
-        left = settings.max_epochs * settings.batches_per_epoch(train.order) - progress.position
-        ends.append(progress.step + max(0, -(-left // per_step)))
-    max_steps = min(ends)
+    max_steps = steps_in_all(settings, train.order, per_step, progress.step, progress.position)
     settings = settings.model_copy(update={"max_steps": max_steps, "warmup_steps": warmup_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
@@ -192,7 +191,7 @@ def fit(
 
     def validate_and_keep() -> None:
         with average.in_place():
-            _validate_and_keep(objective, valid, settings, run, progress, folder, log)
+            _validate_and_keep(objective, valid, settings, run, progress, folder, log, export)
 
     # 3. the steps
     stream = _timed(train.numbers(to_come(progress.position, (max_steps - progress.step) * per_step, run)))
@@ -240,7 +239,7 @@ def fit(
                 if result is not None:
                     _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
                 progress.step += 1
-                if result is not None and not result.skipped:
+                if result is not None and not result.skipped and not result.overflowed:
                     with meter.more():
                         objective.after_step(progress.step)
                         average.follow()
@@ -251,7 +250,7 @@ def fit(
 
                 is_last = progress.step == max_steps
                 if result is not None and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
-                    log.log({"step": progress.step, **_numbers(result), **meter.read()})
+                    log.log({"step": progress.step, **_numbers(objective, result), **meter.read()})
                 if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
                     validate_and_keep()
                 if progress.step % settings.checkpoint_freq == 0 or is_last or progress.stopped_early:
@@ -262,7 +261,7 @@ def fit(
             # 4. the end: the last weights compete with the best, and all held-out batches are asked of those that are handed on
             if valid is not None:
                 validate_and_keep()
-            fitted = _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn)
+            fitted = _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn, export)
             if fitted.validation:
                 log.say(f"all held-out batches: loss={fitted.validation['loss']:.4g}")
     except BaseException as error:
@@ -278,7 +277,15 @@ def fit(
 SEED_STRIDE = 1_000_003  # so that the random numbers of batch n under one seed are those of no near batch under the next
 
 
-def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: TrainSettings, run: Runtime, folder: Path) -> Fitted:
+def restore(
+    objective: Objective,
+    valid: Loader[Any, Any] | None,
+    settings: TrainSettings,
+    run: Runtime,
+    folder: Path,
+    *,
+    export: best.Export = best.Export(),  # noqa: B008 (it is frozen)
+) -> Fitted:
     """A finished stage as `fit` left it, without training: its weights in place, validated anew.
 
     Raises  CheckpointError where no whole checkpoint is there.
@@ -289,9 +296,12 @@ def restore(objective: Objective, valid: Loader[Any, Any] | None, settings: Trai
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
     state = checkpoint.load(found, objective, run.device)
     progress = Progress.of(state.progress, found)
+    losses = [row["val_loss"] for row in monitor.read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
+    if losses and (kept := best.note(folder)):  # the last validation comes after the last checkpoint
+        progress.last, progress.best, progress.best_step = losses[-1], kept["loss"], kept["step"]
     drawn = Drawn(len(state.drawn_N), progress.drawn, state.drawn_N)
     average = Average(objective, settings.ema_decay, state.ema)
-    return _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn)
+    return _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn, export)
 
 
 def _hand_on(
@@ -304,13 +314,13 @@ def _hand_on(
     progress: Progress,
     account: list[optim.Row],
     drawn: Drawn,
+    export: best.Export,
 ) -> Fitted:
     """Put the weights in place that are handed on (the average, or the best that were kept), and validate them on all held-out batches."""
     average.put()
     notes = progress.average
-    if settings.final == "best" and (folder / "best").exists():
-        given.put_back(objective, load_file(folder / "best" / "weights.safetensors"), where=str(folder / "best"))
-        notes = files.read_json(folder / "best" / "progress.json")["average"]
+    if settings.final == "best" and progress.best_step >= 0:
+        notes = best.put_back(folder, objective, export)["average"]
     validation = validate(objective, valid, settings, run, full=True) if valid is not None else {}
     objective.eval()
     return Fitted(progress, validation, account, drawn, notes)
@@ -407,6 +417,10 @@ def _guard(
     """Count a skipped update, say where it went wrong, and end a run that only skips (DESIGN 4)."""
     for term, count in result.targets.items():
         progress.targets[term] = progress.targets.get(term, 0.0) + count
+    if result.overflowed:
+        progress.overflows += 1
+        log.say(f"step {progress.step}: fp16 overflow, no update; the gradients' scale is {result.scale:g} from here")
+        return
     if not result.skipped:
         progress.skipped_in_a_row = 0
         return
@@ -434,23 +448,25 @@ def _validate_and_keep(
     progress: Progress,
     folder: Path,
     log: monitor.Monitor,
+    export: best.Export,
 ) -> None:
     """Validate the weights in place on the same batches as ever, keep the best, and note when it is time to stop early."""
     assert valid is not None
     means = validate(objective, valid, settings, run)
-    log.log({"step": progress.step, **{f"val_{key}": value for key, value in means.items()}})
+    log.log({"step": progress.step, **{f"val_{key}": value for key, value in objective.told(means).items()}})
+    progress.last = means["loss"]
+    if not objective.is_settled:  # a loss that a part which still rests will change: no later one can be compared with it
+        return
     if means["loss"] < progress.best - settings.min_delta:
         progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
-        if run.is_main and settings.final == "best":
-            with files.fresh_folder(folder / "best") as part:
-                state = {key: value.detach().contiguous().cpu().clone() for key, value in given.beside(objective).items()}
-                save_file(state, part / "weights.safetensors")
-                files.write_json(part / "progress.json", vars(progress))
+        if run.is_main:
+            note = {"step": progress.step, "loss": progress.best, "batches": settings.val_batches, "average": progress.average}
+            best.keep(folder, objective, export, note)
         distributed.wait_for_main(run)
     else:
         progress.without_gain += 1
         progress.stopped_early = settings.patience is not None and progress.without_gain >= settings.patience
 
 
-def _numbers(result: StepResult) -> dict[str, float]:
-    return {**result.losses, "lr": result.lr, "grad_norm": result.grad_norm}
+def _numbers(objective: Objective, result: StepResult) -> dict[str, float]:
+    return {**objective.told(result.losses), "lr": result.lr, "grad_norm": result.grad_norm}

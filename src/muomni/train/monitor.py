@@ -85,8 +85,10 @@ class Monitor:
         if not self.has_told_time and seen and (seen + 1 >= PACE_STEPS or (seen >= 3 and seen_s > PACE_S)):
             self.has_told_time = True
             whole_s = self.max_steps * seen_s / seen
-            more = f", {told_seconds(self._left_s(step))} to go" if self.first_step else ""
-            self.say(f"about {told_seconds(whole_s)} for {self.max_steps} steps{more}; validation and measuring come on top")
+            left_s = self._left_s(step)
+            more = f", {told_seconds(left_s)} to go" if self.first_step else ""
+            end = time.strftime("%H:%M" if left_s < 12 * 3600 else "%Y-%m-%d %H:%M", time.localtime(time.time() + left_s))
+            self.say(f"about {told_seconds(whole_s)} for {self.max_steps} steps{more}, until {end}; validation and measuring come on top")
 
     def _left_s(self, step: int) -> float:
         """Seconds to the last step at the pace so far."""

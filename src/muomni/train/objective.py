@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -72,6 +73,19 @@ class Objective(nn.Module):
         """Sizes, padding included, in which the arithmetic of an update is linear (train.flops): rows, rows x positions squared, ..."""
         return (float(len(batch.sample_ids)),)
 
+    def validated(self, batch: Any) -> dict[str, Term]:
+        """The terms of one held-out batch: those of `forward`, and unweighted ones that are too dear, or of no use, in training."""
+        return self(batch)  # type: ignore[no-any-return]
+
+    def told(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a person reads of the means of terms (`term`, or `term@bucket`): the same, with perplexities where a term has one."""
+        return dict(means)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all parts are at work, so that a held-out loss can be compared with later ones (a quantiser that starts later)."""
+        return True
+
     def begin(self, micro_batches: Sequence[Any], world: int) -> None:
         """Called before the forwards of one update with all local micro-batches (e.g. embed all negatives)."""
 
@@ -108,3 +122,22 @@ class Objective(nn.Module):
     def other_media(self, batch: Any) -> dict[str, Any]:
         """By kind (image, audio) the batch with other media of that kind: the loss must move."""
         return {}
+
+
+def perplexity(nats: float) -> float:
+    """Among how many equally likely choices one choice of so many mean nats is; e^700 where it is beyond counting."""
+    return math.exp(min(nats, 700.0))
+
+
+def with_perplexity(means: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """Means with the perplexity of terms that are nats of one choice among many, right behind each; also by length bucket.
+
+    Takes   names: of these terms, and how their perplexity is called.
+    """
+    found: dict[str, float] = {}
+    for key, value in means.items():
+        term, at, bucket = key.partition("@")
+        found[key] = value
+        if term in names:
+            found[f"{names[term]}{at}{bucket}"] = perplexity(value)
+    return found

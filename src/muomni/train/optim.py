@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muomni.config import is_set
 from muomni.errors import ConfigError
 from muomni.runtime import product_format
 from muomni.train.settings import TrainSettings
@@ -60,6 +61,25 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
         raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
     _rest(model)
     return rows
+
+
+def refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
+    """Raises ConfigError for a rate, a decay or an optimizer that is asked for, and moves no parameter."""
+    trained = [row for row in rows if row.trains]
+    for name in ("lr", "wd"):
+        own = [group for group in settings.param_groups if getattr(group, name) is not None]
+        is_idle = all(any(fnmatchcase(row.name, group.pattern) for group in own) for row in trained)
+        if is_idle and is_set(settings, name):
+            raise ConfigError(
+                f"{name} has no effect: all that trains is in param_groups that set it", hint=f"leave out {name}, or the groups'"
+            )
+    for group in settings.param_groups:
+        if not any(fnmatchcase(row.name, group.pattern) for row in trained):
+            raise ConfigError(
+                f"param_groups: {group.pattern!r} has no effect: it names nothing that trains", hint="look at `train:` patterns"
+            )
+    if settings.optimizer == "muon" and not any(is_for_muon(row) for row in trained):
+        raise ConfigError("optimizer: muon has no effect: nothing that trains here is a matrix that it steps", hint="optimizer: adamw")
 
 
 def _rest(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from muomni import units
-from muomni.config import Strict
+from muomni.config import Strict, Told
 from muomni.data.order import Order
 from muomni.data.sample import Source
 from muomni.errors import ConfigError
@@ -24,7 +24,7 @@ class ParamGroup(Strict):
     wd: float | None = Field(None, ge=0)
 
 
-class TrainSettings(Strict):
+class TrainSettings(Told):
     """How a stage trains. A step is always an optimizer step."""
 
     data: list[Source] = []
@@ -70,17 +70,21 @@ class TrainSettings(Strict):
     min_delta: float = Field(0.0, ge=0)
     checkpoint_freq: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    final: Literal["last", "best"] = "last"
+    final: Literal["last", "best"] = Field("last", description="the weights that are handed on; best where there is `patience`")
     print_freq: int = Field(20, ge=1)
     tensorboard: bool = Field(False, description="also write curves for tensorboard, beside metrics.jsonl (extra: track)")
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _ends(cls, values: Any) -> Any:
-        """Epochs alone end a run where they end; a run without either has DEFAULT_STEPS."""
-        is_endless = isinstance(values, dict) and values.get("max_steps") is None and values.get("max_epochs") is None
-        return {**values, "max_steps": DEFAULT_STEPS} if is_endless else values
+    def _ends_and_best(cls, values: Any) -> Any:
+        """Epochs alone end a run where they end, a run without either has DEFAULT_STEPS; early stopping hands on the best."""
+        if not isinstance(values, dict):
+            return values
+        is_endless = values.get("max_steps") is None and values.get("max_epochs") is None
+        ends = {"max_steps": DEFAULT_STEPS} if is_endless else {}
+        best = {"final": "best"} if values.get("patience") is not None else {}
+        return {**best, **values, **ends}
 
     @model_validator(mode="after")
     def _effective(self) -> TrainSettings:
@@ -94,10 +98,6 @@ class TrainSettings(Strict):
                 raise ValueError(error.message) from error
         if not self.use_amp and self.precision in ("bf16", "fp16"):
             raise ValueError(f"use_amp is false, so precision {self.precision} would have no effect")
-        if self.decay_share != 0.2 and self.schedule != "wsd":
-            raise ValueError("decay_share has an effect with schedule: wsd only")
-        if self.min_delta != 0 and self.patience is None:
-            raise ValueError("min_delta has an effect with patience only")
         return self
 
     def batches_per_epoch(self, order: Order) -> int:
@@ -107,8 +107,31 @@ class TrainSettings(Strict):
         """
         return order.batches_per_epoch if self.samples_per_epoch is None else -(-self.samples_per_epoch // self.batch_size)
 
+    def idle(self) -> dict[str, str]:
+        """Beside those of a stage: what belongs to another schedule, or to early stopping."""
+        found = {}
+        if self.schedule != "wsd":
+            found["decay_share"] = "it is of schedule: wsd"
+        if self.schedule == "constant":
+            found["min_lr_ratio"] = "with schedule: constant the rate never falls"
+        if self.patience is None:
+            found["min_delta"] = "it is of `patience`"
+        return found
+
 
 Settings = TypeVar("Settings", bound=TrainSettings)
+
+
+def steps_in_all(settings: TrainSettings, order: Order, per_step: int, done: int = 0, position: int = 0) -> int:
+    """Where a run ends that has done so many steps and drawn so many batches: at `max_steps` or `max_epochs`, whichever comes first.
+
+    Takes   per_step: micro-batches of an update, of all ranks.
+    """
+    ends = [] if settings.max_steps is None else [settings.max_steps]
+    if settings.max_epochs is not None:
+        left = settings.max_epochs * settings.batches_per_epoch(order) - position
+        ends.append(done + max(0, -(-left // per_step)))
+    return min(ends)
 
 
 def sized(settings: Settings, order: Order, per_step: int) -> Settings:
@@ -117,10 +140,7 @@ def sized(settings: Settings, order: Order, per_step: int) -> Settings:
     A warm-up that is not becomes a tenth of it: at full length the rate would never reach its height.
     Takes   per_step: micro-batches of an update, of all ranks.
     """
-    ends = [] if settings.max_steps is None else [settings.max_steps]
-    if settings.max_epochs is not None:
-        ends.append(-(-settings.max_epochs * settings.batches_per_epoch(order) // per_step))
-    steps = min(ends)
+    steps = steps_in_all(settings, order, per_step)
     warmup = settings.warmup_steps if settings.warmup_steps < steps else min(settings.warmup_steps, max(1, steps // 10))
     return settings.model_copy(update={"max_steps": steps, "warmup_steps": warmup})
 

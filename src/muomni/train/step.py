@@ -31,6 +31,8 @@ class StepResult:
     skipped: str = ""  # the reason, empty where the weights changed
     sample_ids: list[str] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)  # of the terms; one of weight 0 is told, not learned
+    overflowed: bool = False  # the scaled gradients left fp16's range: no update, and nothing wrong with the weights
+    scale: float = 1.0  # of the loss in the next backward
 
     @property
     def targets(self) -> dict[str, float]:
@@ -62,6 +64,8 @@ def update(
 
     Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one big batch give the same update.
     An update with a loss outside of [-1e6, 1e6] or a gradient norm that is not finite or above `explosion_norm` is skipped on all ranks.
+    In fp16 gradients that are not finite are first taken for an overflow of their scale, which is halved: nothing is wrong as long as
+    there is something to halve. Where they are not finite at scale 1 either, the update is unsafe like any other.
     """
     # 1. counts first: they need no forward, and every term is divided by the global one
     counts = sum_counts(local_counts(objective, micro_batches), runtime) if counts is None else counts
@@ -97,18 +101,20 @@ def update(
     sums = sum_counts(sums, runtime)
     losses = {name: sums[name] / max(1, counts.get(name, 1)) for name in sums}
     losses["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
-    reason = unsafe(losses["loss"], grad_norm, settings.explosion_norm)
+    is_overflow = scaler.is_enabled() and not math.isfinite(grad_norm) and not unsafe(losses["loss"], 0.0, 1.0)
+    overflowed = is_overflow and scaler.get_scale() > 1.0  # asked for late: it waits for the device
+    reason = "" if overflowed else unsafe(losses["loss"], grad_norm, settings.explosion_norm)
 
     lr = max(float(group["lr"]) for group in optimizer.param_groups)
 
     # 4. clip by one global norm, step, clear
-    if not reason:
+    if not reason and not overflowed:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
-    return StepResult(losses, counts, grad_norm, lr, reason, ids, weights)
+    return StepResult(losses, counts, grad_norm, lr, reason, ids, weights, overflowed, scaler.get_scale() if overflowed else 1.0)
 
 
 def local_counts(objective: Objective, micro_batches: Sequence[Any]) -> dict[str, float]:

@@ -32,7 +32,7 @@ def validate(
         batch = loaded.batch.to(run.device)
         objective.begin([batch], 1)
         with run.autocast():
-            terms = objective(batch)
+            terms = objective.validated(batch)
         bucket = _bucket(getattr(batch, "length", None), settings.len_buckets)
         for term_name, term in terms.items():
             weights[term_name] = term.weight

@@ -93,6 +93,11 @@ class CodecObjective(Objective):
         counts = self.counts(batch)
         return {name: Term(total, counts[name], self.weights[name]) for name, total in sums.items()}
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is rebuilt goes through codes: without a quantiser it is rebuilt better, and is no codec."""
+        return bool(self.codec.quantiser.started)
+
     def begin(self, micro_batches: Sequence[CodecBatch], world: int) -> None:
         """Start the codebooks by k-means once the warm-up is over."""
         if bool(self.codec.quantiser.started) or int(self.done) < self.warmup:

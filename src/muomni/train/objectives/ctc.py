@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.errors import DataError, TokenRangeError
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.tokens.alphabet import BLANK, min_frames
 from muomni.train.objective import Objective, Term
+
+FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass
@@ -28,6 +32,11 @@ class HearingBatch:
     frames_B: Tensor
     labels_BU: Tensor
     symbols_B: Tensor
+
+    @property
+    def length(self) -> int:
+        """Mel frames of the longest row."""
+        return self.mel_BFM.shape[1]
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
@@ -55,12 +64,20 @@ def feasible(states: int, ids: Sequence[int]) -> bool:
     return 0 < min_frames(ids) <= states
 
 
-class Hearing(Objective):
-    """Nats of the transcripts under the encoder's CTC; one term "ctc", counted in symbols."""
+Mistakes = Callable[[FloatArray, Sequence[int]], tuple[int, int, int, int]]
+"""(log_probs (T, C) of one utterance, its true symbols) -> wrong characters, characters, wrong words, words."""
 
-    def __init__(self, encoder: AudioEncoder) -> None:
+
+class Hearing(Objective):
+    """Nats of the transcripts under the encoder's CTC; one term "ctc", counted in symbols.
+
+    Takes   mistakes: how a held-out utterance is transcribed and judged, for the unweighted terms "cer" and "wer" of a validation.
+    """
+
+    def __init__(self, encoder: AudioEncoder, mistakes: Mistakes | None = None) -> None:
         super().__init__()
         self.encoder = encoder
+        self.mistakes = mistakes
 
     def counts(self, batch: HearingBatch) -> dict[str, int]:
         """Symbols to be learned."""
@@ -82,11 +99,28 @@ class Hearing(Objective):
         Raises  DataError "infeasible" that names the rows whose text can't fit their states; TokenRangeError for symbols outside of
                 1..symbols-1 (torch's own CTC reads past its memory there).
         """
+        return {"ctc": self._heard(batch)[0]}
+
+    def _heard(self, batch: HearingBatch) -> tuple[Term, Tensor, Tensor]:
+        """The term, the log-probabilities (B, T, C), and the states of each row."""
         lengths_B = self._check(batch)
         heard = self.encoder(batch.mel_BFM, batch.frames_B)
         log_probs_BTC = self.encoder.symbols(heard.states_BTD)
         nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=BLANK, reduction="sum")
-        return {"ctc": Term(nats, int(batch.symbols_B.sum()))}
+        return Term(nats, int(batch.symbols_B.sum())), log_probs_BTC, lengths_B
+
+    def validated(self, batch: HearingBatch) -> dict[str, Term]:
+        """Beside the nats how many characters (`cer`) and words (`wer`) a greedy transcript gets wrong, from the same forward."""
+        term, log_probs_BTC, lengths_B = self._heard(batch)
+        if self.mistakes is None:
+            return {"ctc": term}
+        sounds = log_probs_BTC.detach().float().cpu().numpy()
+        lengths, labels, counts = lengths_B.tolist(), batch.labels_BU.tolist(), batch.symbols_B.tolist()
+        rows = zip(sounds, lengths, labels, counts, strict=True)
+        judged = [self.mistakes(log_probs_TC[:states], symbols[:count]) for log_probs_TC, states, symbols, count in rows]
+        wrong, characters, wrong_words, words = (sum(column) for column in zip(*judged, strict=True))
+        zero = term.total.new_zeros(())
+        return {"ctc": term, "cer": Term(zero + wrong, characters, 0.0), "wer": Term(zero + wrong_words, words, 0.0)}
 
     def other_media(self, batch: HearingBatch) -> dict[str, HearingBatch]:
         """The batch with its spectra upside down."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import OWN, PAD, Marks
 from muomni.train.losses import linear_cross_entropy
-from muomni.train.objective import Objective, Probe, Term
+from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
 @dataclass
@@ -236,6 +236,12 @@ class NextToken(Objective):
             keep_BT=pad(real_BT, more, value=False),
             documents_BT=pad(documents_BT, more, value=NO_DOCUMENT),
         )
+
+    def told(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were the most probable ones."""
+        shares = {key.replace("misses", "accuracy", 1): 1 - value for key, value in means.items() if key.partition("@")[0] == "misses"}
+        rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
+        return {**with_perplexity(rest, {"text": "perplexity"}), **shares}
 
     def probes(self, batch: LanguageBatch, count: int, rng: np.random.Generator) -> list[Probe]:
         """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one right before it."""

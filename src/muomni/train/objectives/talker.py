@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from muomni.errors import ConfigError
 from muomni.models.talker import Talker
-from muomni.train.objective import Objective, Probe, Term
+from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TalkerItem:
     text_ids: list[int]
     codes_KF: Tensor  # int64
     hidden_TD: Tensor | None = None  # the Thinker's states at the text tokens
-    speaker: int | None = None
+    speaker: int | None = None  # its voice's number, NO_VOICE for one that the Talker has no row for; None: a Talker of one voice
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class TalkerBatch:
     speaker_B: Tensor | None = None
     heard_BKF: Tensor | None = None
     learned_BP: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Code frames of the longest row."""
+        return self.codes_BKF.shape[2]
 
     @staticmethod
     def of(items: Sequence[TalkerItem]) -> TalkerBatch:
@@ -113,6 +118,10 @@ class TalkerObjective(Objective):
             f"book{book}": Term(nats_N.sum(), counts[f"book{book}"], self.weights[book])
             for book, (nats_N, _) in enumerate(self._nats(batch))
         }
+
+    def told(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Nats and perplexity of each book: among how many codes it wavers."""
+        return with_perplexity(means, {f"book{book}": f"book{book}_perplexity" for book in range(len(self.weights))})
 
     @torch.no_grad()
     def nats(self, batch: TalkerBatch) -> Tensor:

@@ -1,0 +1,106 @@
+"""What a source says does something in its format, or is refused: every field with every format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muomni.data import formats, readers
+from muomni.data.quarantine import Quarantine
+from muomni.data.source import Source
+from muomni.errors import ConfigError
+
+DOCS = Path(__file__).parents[2] / "docs" / "formats.md"
+ASKED = {"role": "user", "content": [{"type": "image", "path": "a.png"}]}
+ANSWERED = {"role": "assistant", "content": "a dog"}
+SAMPLE = {"id": "one", "group": "g", "task": "t", "kind": "dog", "messages": [ASKED, ANSWERED]}
+TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+LLAVA = {"id": "one", "image": "a.png", "kind": "dog", "conversations": TALK}
+CAPTION = {"id": "two", "image": "b.png", "kind": "cat", "caption": "a cat"}  # what llava asks `prompt` for
+FLAT = {"name": "x", "image": "a.png", "say": "a dog", "which": ["a", "b"], "false": [{"kind": "animal", "text": "a cat"}], "side": "train"}
+TEMPLATE: dict[str, Any] = {"messages": [{"user": [{"image": "{image}"}]}, {"assistant": "{say}"}]}
+# The bytes of each format's file, and what a source must say of it.
+FILES: dict[str, tuple[str, str]] = {
+    "text": ("t.txt", "one\ntwo\n\nthree\n"),
+    "samples": ("s.jsonl", json.dumps(SAMPLE)),
+    "asr_csv": ("a.csv", "wav,text\na.wav,hello\n"),
+    "tts_csv": ("t.csv", "text,wav\nhello,a.wav\n"),
+    "ocr_csv": ("o.csv", "image,text\na.png,hello\n"),
+    "captions": ("c.json", json.dumps([{"image": "a.png", "caption": "a dog"}])),
+    "images": ("folder", ""),
+    "llava": ("l.json", json.dumps([LLAVA, CAPTION])),
+    "rows": ("r.jsonl", json.dumps(FLAT)),
+}
+VALUES: dict[str, Any] = {
+    "paragraphs": True,
+    "root": "other",
+    "prompt": "what is it?",
+    "told": True,
+    "id": "id-{name}",
+    "group": "{kind}",
+    "task": "{kind}",
+    "split": "valid",
+    "names": "{kind}",
+    "messages": [{"user": "well?"}, {"assistant": "{say}"}],
+    "text": "{say}",
+    "negatives": "false",
+    "where": {"name": "y"},
+    "expand": "which",
+}
+COMMON = {"path", "format", "weight", "tasks", "val_split", "limit", "held_out_groups"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for place in (tmp_path, tmp_path / "other", tmp_path / "folder" / "dog", tmp_path / "other" / "dog"):
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("a.png", "b.png", "a.wav"):
+            (place / name).write_bytes(b"x")
+    for name, content in FILES.values():
+        if content:
+            (tmp_path / name).write_text(content + "\n")
+    return tmp_path
+
+
+def source(kind: str, **more: Any) -> Source:
+    base = dict(TEMPLATE) if kind == "rows" else {}
+    if kind == "rows" and "text" in more:
+        base = {}
+    for name, value in more.items():  # the fields of another file
+        if kind == "rows" and isinstance(value, str):
+            more[name] = value.replace("{kind}", "{say}")
+    return Source(path=FILES[kind][0], format=kind, **{**base, **more})  # type: ignore[arg-type]
+
+
+def seen(folder: Path, one: Source) -> Any:
+    quarantine = Quarantine(None, 1.0)
+    samples = [sample.model_dump() for sample in readers.read(one, folder, quarantine)]
+    return samples, quarantine.total
+
+
+def test_every_field_has_another_value_here() -> None:
+    assert COMMON | VALUES.keys() == Source.model_fields.keys()
+    assert FILES.keys() == formats.READERS.keys() == formats.USES.keys()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_field_changes_the_samples_or_is_refused(folder: Path, kind: str) -> None:
+    standard = seen(folder, source(kind))
+    assert standard[0], standard
+    for name, value in VALUES.items():
+        changed = source(kind, **{name: value})
+        if name in formats.USES[kind]:  # type: ignore[index]
+            formats.refuse_idle(folder / FILES[kind][0], changed)
+            assert seen(folder, changed) != standard, (kind, name)
+        else:
+            with pytest.raises(ConfigError, match=f"{name} has no effect on format {kind}"):
+                readers.load([changed], base=folder, val_split=0.0, seed=0, quarantine=Quarantine(None, 1.0))
+
+
+def test_the_table_of_the_docs_is_that_of_the_readers() -> None:
+    rows = [line.split("|")[1:3] for line in DOCS.read_text().splitlines() if line.startswith("| ") and line.count("|") == 3]
+    told = {row[0].strip(): sorted(word.strip(" `") for word in row[1].split(",")) for row in rows if row[0].strip() in formats.USES}
+    assert told == {kind: sorted(used) for kind, used in formats.USES.items()}

@@ -1,0 +1,165 @@
+"""What a stage makes of its settings, in cheap steps: the first that differs tells that an option does something."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import device_recipe
+from muomni import config, files, runtime
+from muomni.evaluate.album import Album
+from muomni.models import store
+from muomni.runtime import Runtime
+from muomni.stages import one
+from muomni.stages import recipe as recipes
+from muomni.stages.stage import Plan, StageSettings
+from muomni.train import checkpoint, loop
+from muomni.units import METERS
+from shared import swap_weights
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+CLOCK = {*METERS, "step"}
+ROWS = 48  # samples of a source: enough for every task to have some on both sides
+
+
+@dataclass
+class World:
+    """Tiny data, and what every stage needs of the others: built, never trained."""
+
+    folder: Path
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.recipe = device_recipe.recipe(self.folder)
+        for stage in device_recipe.ORDER:
+            self.recipe[stage].pop("ema_decay", None), self.recipe[stage].pop("final", None)
+            self.recipe[stage]["max_steps"] = 5  # fewer, and a cosine is a line
+            for source in self.recipe[stage].get("data", []):
+                source["limit"] = ROWS
+            if stage != "sweep":
+                self._stand(stage)
+        shutil.copytree(self.folder / "align" / "final", self.folder / "another" / "final")
+        swap_weights(self.folder / "another" / "final" / "projectors")
+        named = _rows(self.folder, "captions")
+        for number, row in enumerate(named):
+            row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]
+            row["extra"] = {"shape": ("round", "square")[number % 2], "colour": ("pale", "dark")[number % 3 // 2]}
+        files.write_jsonl(self.folder / "world" / "rich.jsonl", named)
+        (self.folder / "world" / "torn.jsonl").write_text("{\n{\n" + (self.folder / "world" / "text.jsonl").read_text())
+
+    def needs(self, settings: dict[str, StageSettings], stage: str) -> dict[str, Path]:
+        return {name: self.folder / name / "final" for name in recipes.needs(settings, stage)}
+
+    def settings(self, stage: str, values: dict[str, Any]) -> StageSettings:
+        """The stage's settings with some of them (`model.width`) changed.
+
+        Raises  ConfigError
+        """
+        content = json.loads(json.dumps({"max_steps": 3, "seed": 3, **self.recipe[stage]}))
+        for name, value in values.items():
+            node = content
+            *parents, last = name.split(".")
+            for part in parents:
+                node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            node[last] = value
+        return config.build(recipes.stage(stage).settings, content, stage)
+
+    def built(self, stage: str, settings: StageSettings, own: Path) -> tuple[Plan, Any]:
+        own.mkdir(parents=True, exist_ok=True)
+        return one._build(recipes.stage(stage), settings, own, self.needs({stage: settings}, stage), self.folder, CPU)
+
+    def source(self, name: str, **more: Any) -> dict[str, Any]:
+        return {"path": str(self.folder / "world" / f"{name}.jsonl"), "limit": ROWS, **more}
+
+    def _stand(self, stage: str) -> None:
+        settings, own = self.settings(stage, {}), self.folder / stage
+        built, _ = self.built(stage, settings, own)
+        one.write_settings(own, settings, "")
+        built.objective.settle(next(iter(built.train.numbers(range(1)))).batch)
+        with files.fresh_folder(own / "final") as part:
+            built.save(part)
+        with torch.no_grad():
+            for parameter in built.objective.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.01)
+        state = checkpoint.State({"step": 1}, {}, {}, {})
+        checkpoint.save(own / checkpoint.name(1), built.objective, state)  # what another stage may start from
+
+    def trained(self, stage: str) -> list[str]:
+        """Names of what trains."""
+        built, _ = self.built(stage, self.settings(stage, {}), self.folder / "asked" / stage)
+        return [name for name, p in built.objective.named_parameters() if p.requires_grad]
+
+    def observe(self, stage: str, values: dict[str, Any], own: Path) -> Iterator[tuple[str, Any]]:
+        """What the stage is, does and leaves, the cheap first.
+
+        Raises  ConfigError where the settings are refused.
+        """
+        settings = self.settings(stage, values)
+        with patch.object(runtime, "has_bf16", lambda *_: True):
+            precision = settings.precision if settings.use_amp else "fp32"
+            yield "number format of a wide network", str(runtime.choose_dtype(precision, 1 << 20, CPU.device))
+        shutil.rmtree(own, ignore_errors=True)
+        built, inputs = self.built(stage, settings, own)
+        yield "weights at the start", store.digest(built.objective)
+        yield "what trains", [(name, p.requires_grad) for name, p in built.objective.named_parameters()]
+        yield "samples", [len(built.train.dataset), built.train.order.batches_per_epoch, len(built.valid.dataset) if built.valid else 0]
+        yield "batches", [batch_digest(built.train, 3), batch_digest(built.valid, 1) if built.valid else ""]
+        yield "checks", {name: fact.value for name, fact in built.checks().items()}
+        yield "files", folder_digest(own, built.save)
+        fitted = loop.fit(
+            built.objective, built.train, built.valid, settings, inputs.run, own, name="x", saved=built.saved, export=built.export
+        )
+        rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in files.read_json(own / "training_log.json")]
+        yield "losses", [json.dumps(row) for row in rows]
+        yield "weights at the end", store.digest(built.objective)
+        yield "progress", json.dumps({**vars(fitted.progress), "settings": {}})
+        names = sorted(path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file() and "tokens/" not in str(path))
+        yield "golden answers", {path.name: files.sha256_file(path) for path in sorted((own / "golden").glob("*.jsonl"))}
+        yield "names of the files", [name for name in names if "events.out" not in name]
+        facts = {**built.notes, **one._sound(built, fitted, settings), **built.measure(fitted, Album())}
+        clock = {"rtf"}
+        yield "facts", {name: (fact.value, fact.n) for name, fact in facts.items() if name not in clock}
+        judged = one.judge(recipes.stage(stage), settings, built.modalities, facts, {})
+        yield "verdicts", [(row.name, row.verdict, row.threshold) for row in judged]
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "world" / f"{name}.jsonl").read_text().splitlines()][:ROWS]
+
+
+def batch_digest(loader: Any, count: int) -> str:
+    """Names the tensors of the first batches."""
+    digest = hashlib.sha256()
+    for loaded in loader.numbers(range(min(count, loader.order.batches_per_epoch))):
+        told(loaded.batch, digest)
+    return digest.hexdigest()
+
+
+def told(value: Any, digest: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    elif hasattr(value, "__dict__"):
+        for name in sorted(vars(value)):
+            digest.update(name.encode())
+            told(vars(value)[name], digest)
+    else:
+        digest.update(repr(value).encode())
+
+
+def folder_digest(own: Path, save: Callable[[Path], None]) -> dict[str, str]:
+    """What a stage would hand on."""
+    with files.fresh_folder(own / "trial") as part:
+        save(part)
+    found = {path.relative_to(own).as_posix(): files.sha256_file(path) for path in sorted((own / "trial").rglob("*")) if path.is_file()}
+    shutil.rmtree(own / "trial")
+    return found

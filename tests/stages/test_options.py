@@ -1,0 +1,498 @@
+"""The walk: every option of every stage changes what the stage is, does or leaves; or it is refused, with the reason, in one line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from option_world import World
+from pydantic import BaseModel
+
+from muomni import cli, files
+from muomni.data.utterances import voice_of
+from muomni.errors import ConfigError, MuomniError
+from muomni.infer.engine import Engine
+from muomni.models.talker import NO_VOICE
+from muomni.stages import recipe as recipes
+from muomni.train import loop
+
+STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "instruct")
+DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
+
+# By their nature these change no result: the test asks that they don't.
+CHANGE_NOTHING = {
+    "num_workers": "who loads a batch does not decide what is in it",
+    "cache_mb": "what is decoded once or twice is the same",
+    "threads": "sums in another order differ in their last bits alone, and the stage takes them when it is run",
+    "tensorboard": "another form of the same numbers",
+    "gradient_checkpointing": "activations are made again in the backward",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Another value of an option, other values that it takes beside it, and what must stand around both."""
+
+    value: Any
+    context: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
+
+
+def refused(value: Any, **context: Any) -> Case:
+    """A value that must be refused since it would have no effect."""
+    return Case(value, {name.replace("__", "."): part for name, part in context.items()} | {"refused": True})
+
+
+CHANGES = {
+    "shift": Case(2),
+    "crop": Case(0.5),
+    "jitter": Case(True),
+    "degrees": Case(20.0),
+    "scale": Case(0.3),
+    "shear": Case(0.3),
+}
+MEL = {
+    "rate_hz": Case(8000, {"f_max_hz": 4000.0}),
+    "n_fft": Case(2048),
+    "window_samples": Case(800),
+    "hop_samples": Case(120),
+    "num_mels": Case(40),
+    "f_min_hz": Case(100.0),
+    "f_max_hz": Case(6000.0),
+    "floor": Case(1e-2),
+    "power": Case(1.0),
+}
+
+
+def nested(prefix: str, cases: dict[str, Case]) -> dict[str, Case]:
+    """The cases of a part of the settings."""
+    return {
+        f"{prefix}.{name}": Case(case.value, {f"{prefix}.{key}": value for key, value in case.context.items()})
+        for name, case in cases.items()
+    }
+
+
+WAITS: dict[str, Any] = {"val_freq": 1, "min_delta": 1e9}
+SHARED: dict[str, Case | list[Case]] = {
+    "max_steps": Case(2),
+    "max_epochs": Case(1, {"batch_size": 48}),
+    "batch_size": Case(3),
+    "gradient_accumulation_steps": Case(3),
+    "lr": Case(0.02),
+    "wd": Case(0.7),
+    "betas": Case([0.5, 0.8]),
+    "warmup_steps": Case(2),
+    "min_lr_ratio": [Case(0.9), refused(0.9, schedule="constant")],
+    "decay_share": [Case(0.9, {"schedule": "wsd"}), refused(0.9)],
+    "max_grad_norm": Case(1e-3),
+    "explosion_norm": Case(1e-6),
+    "max_skips": Case(0, {"explosion_norm": 1e-6}),
+    "ema_decay": Case(0.5),
+    "use_amp": Case(True),
+    "precision": [
+        *(Case(name, {"use_amp": True}) for name in ("auto", "fp32", "bf16")),
+        refused("fp16", use_amp=True),  # which this device does not have
+        *(refused(name) for name in ("bf16", "fp16")),
+    ],
+    "seed": Case(4),
+    "num_workers": Case(1),
+    "cache_mb": Case(0),
+    "threads": Case(1),
+    "val_split": Case(0.6),
+    "val_freq": Case(1),
+    "val_batches": Case(1, {"batch_size": 2}),
+    "len_buckets": Case([2, 100_000]),
+    "patience": Case(1, {"val_freq": 1}, {"min_delta": 1e9}),
+    "min_delta": [Case(1e9, {"patience": 2, "val_freq": 1, "final": "last", "lr": 1e-4}), refused(0.1)],
+    "checkpoint_freq": Case(3),
+    "keep_checkpoints": Case(1),
+    "final": Case("best", {"patience": 3, "val_freq": 1, "min_delta": 1e9, "final": "last"}),
+    "print_freq": Case(2),
+    "tensorboard": Case(True),
+    "gates": Case({"updates": 0.5}),
+    "demands": Case({"steps": ">= 1"}),
+    "eval_items": Case(2),
+    "quarantine_limit": Case(0.0, {"torn": True, "quarantine_limit": 0.9}),
+    "data": Case("fewer"),
+    "init_from": Case("itself"),
+    "train": Case("one", {"optimizer": "adamw"}),
+    "param_groups": Case("one"),
+}
+OWN: dict[str, dict[str, Case | list[Case]]] = {
+    "thinker": {
+        "eval_items": refused(2),
+        "model.vocab_size": Case(320),
+        "model.width": Case(48),
+        "model.layers": Case(1),
+        "model.heads": Case(4),
+        "model.kv_heads": Case(1),
+        "model.head_dim": Case(8),
+        "model.hidden": Case(48),
+        "model.theta": Case(100.0),
+        "model.ctx_len": Case(112),
+        "model.dropout": Case(0.5),
+        "model.eps": Case(0.1),
+        "row_len": Case(64),
+        "tokenizer_data": [Case("questions"), refused("questions", init_from="itself")],
+    },
+    "hearing": {
+        "eval_items": refused(2),
+        **nested("model.mel", MEL),
+        "model.width": Case(32),
+        "model.layers": Case(2),
+        "model.heads": Case(1),
+        "model.hidden": Case(48),
+        "model.channels": Case(8),
+        "model.symbols": Case(100),
+        "model.range_nats": Case(3.0),
+        "model.theta": Case(100.0),
+        "model.dropout": Case(0.5),
+        "max_text_len": Case(15, {"quarantine_limit": 1.0}),
+        "pad_s": Case(0.3),
+        "max_s": Case(0.8, {"quarantine_limit": 1.0}),
+        "augment.speed": Case([0.7, 1.4]),
+        "augment.gain_db": Case([-9.0, 9.0]),
+        "augment.noise_snr_db": Case([0.0, 5.0]),
+        "augment.formants": Case([0.7, 1.4]),
+        "augment.narrow_hz": Case(1000.0),
+        "augment.time_masks": Case(2),
+        "augment.time_frames": [Case(3, {"augment.time_masks": 3}), refused(3)],
+        "augment.bin_masks": Case(2),
+        "augment.bins": [Case(3, {"augment.bin_masks": 3}), refused(3)],
+        "word_tasks": [Case(["transcribe"]), refused(["no such task"])],
+        "lm_order": Case(2),
+    },
+    "vision": {
+        "eval_items": refused(2),
+        "len_buckets": refused([4]),
+        "model.image_size": Case(48),
+        "model.patch": Case(16),
+        "model.width": Case(32),
+        "model.layers": Case(2),
+        "model.heads": Case(1),
+        "model.hidden": Case(48),
+        "model.embed_dim": Case(16, {}, {"text.embed_dim": 16}),
+        "model.dropout": Case(0.5),
+        "text.vocab_size": refused(400),
+        "text.source_width": refused(48),
+        "text.width": [Case(32, {"text.kind": "transformer"}), refused(32)],
+        "text.layers": [Case(1, {"text.kind": "transformer"}), refused(1), refused(1, text__kind="bow")],
+        "text.heads": [Case(4, {"text.kind": "transformer"}), refused(4)],
+        "text.hidden": [Case(48, {"text.kind": "transformer"}), refused(48)],
+        "text.embed_dim": Case(16, {}, {"model.embed_dim": 16}),
+        "temperature": Case(0.5),
+        "word_weight": Case(0.0),
+        "negatives": [Case(1, {"rich": True}), refused(1)],
+        "vocab_size": [Case(300, {"text.kind": "bow"}), refused(310)],
+        "min_delta": Case(1e9, {"patience": 2, "val_freq": 1, "final": "last", "lr": 5e-3}),
+        **nested("augment", CHANGES),
+        "augment.flip": [Case(["caption"]), refused(["no such task"])],
+        "augment.spared": [Case(["caption"], {"augment.jitter": True}), refused(["no such task"])],
+        "probe": Case("rich"),
+        "probe_keys": [Case(["shape"], {"probe": "rich"}), refused(["shape"])],
+        "zero_shot": [Case(["caption"]), refused(["no such task"])],
+    },
+    "codec": {
+        "eval_items": refused(2),
+        "len_buckets": refused([4]),
+        "optimizer": refused("muon"),
+        **nested("model.mel", MEL),
+        "model.codebooks": Case(3),
+        "model.entries": Case(4),
+        "model.stride_frames": Case(4),
+        "model.width": Case(24),
+        "model.latent": Case(8),
+        "model.blocks": Case(2),
+        "model.fine_width": Case(16),
+        "model.fine_blocks": Case(2),
+        "model.kernel": Case(3),
+        "model.decay": Case(0.5),
+        "model.revive_below": Case(0.9),
+        "crop_frames": Case(32),
+        "quantise_after": Case(1),
+        "max_s": Case(0.8, {"quarantine_limit": 1.0}),
+    },
+    "talker": {
+        "model.text_vocab": refused(5),
+        "model.text_units": [Case("char", {"condition": "text"}), Case("char", {"refused": True})],
+        "model.codebooks": refused(3),
+        "model.entries": refused(16),
+        "model.width": Case(32),
+        "model.layers": Case(2),
+        "model.heads": Case(1),
+        "model.hidden": Case(48),
+        "model.theta": Case(100.0),
+        "model.dropout": Case(0.5),
+        "model.condition_width": refused(32),
+        "model.condition_dropout": [Case(0.9), refused(0.9, condition="text")],
+        "model.num_speakers": [Case(40), Case(3, {"refused": True})],
+        "model.speaker_dropout": [Case(0.9, {"model.num_speakers": 40}), refused(0.9)],
+        "model.code_noise": Case(0.6),
+        "model.guard_frames_per_token": Case(1),
+        "book_weights": Case([1.0, 0.1]),
+        "max_s": Case(0.8, {"quarantine_limit": 1.0}),
+    },
+    "omni": {
+        "grid": Case(1),
+        "levels": Case([0, 1]),
+        "audio_pool": Case(2),
+        "max_audio_tokens": Case(12, {"quarantine_limit": 1.0}),
+        "dropout": Case(0.6),
+        **nested("augment", CHANGES),
+        "augment.flip": [Case(["question"]), refused(["no such task"])],
+        "augment.spared": [Case(["question"], {"augment.jitter": True}), refused(["no such task"])],
+        "proof": [Case(["question"]), refused(["no such task"])],
+        "prompts": [Case({"image": "well?"}), Case({"smell": "well?"}, {"refused": True})],
+    },
+    "align": {
+        "llm.name": Case("thinker"),
+        "llm.revision": Case("main", {"llm.name": "thinker", "refused": True}),
+        "llm.dtype": Case("bf16", {"llm.name": "thinker"}),
+        "eyes.name": Case("vision"),
+        "eyes.revision": Case("main", {"eyes.name": "vision", "refused": True}),
+        "eyes.dtype": Case("bf16", {"eyes.name": "vision"}),
+        "num_image_tokens": Case(2),
+        "resampler_width": Case(32),
+        "resampler_heads": Case(1),
+        "resampler_depth": Case(2),
+        "mlp_ratio": Case(2.0),
+        "levels": Case([0, 1]),
+    },
+    "instruct": {
+        "lr": refused(0.02),
+        "wd": refused(0.7),
+        "connector": Case("another"),
+        "train": Case(["omni.projectors.*"], {"param_groups": [{"pattern": "omni.projectors.*", "lr": 1e-3}]}),
+        "lora.r": Case(4),
+        "lora.alpha": Case(16),
+        "lora.dropout": Case(0.5),
+        "lora.targets": Case(["q_proj"]),
+        "param_groups": Case([{"pattern": "*", "lr": 0.02}]),
+    },
+}
+SEEING: dict[str, Case | list[Case]] = {
+    "max_seq_len": Case(16, {"edges": [0], "quarantine_limit": 1.0}),
+    "gradient_checkpointing": Case(True),
+    "edges": Case([0, 1]),
+    "golden": Case(0),
+    "max_new": Case(1),
+    "apart": Case(True, {"questions": True}),
+    **nested("augment", CHANGES),
+    "augment.flip": [Case("its task"), refused(["no such task"])],
+    "augment.spared": [Case("its task", {"augment.jitter": True}), refused(["no such task"])],
+    "proof": [Case("its task", {"both": True}), refused(["no such task"])],
+    "exact": [Case("its task"), refused(["no such task"])],
+    "regression": Case([]),
+    "prompts": [Case({"image": "well?"}), Case({"audio": "well?"}, {"refused": True})],
+}
+OWN["align"] |= SEEING
+OWN["instruct"] |= SEEING
+OWN["align"]["max_seq_len"] = Case(16, {"num_image_tokens": 14})
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option, nested ones as `model.width`, with its type; sources and groups are values, and walked where they are read."""
+    for name, info in model.model_fields.items():
+        kinds = [info.annotation, *get_args(info.annotation)]
+        part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if part is not None and get_origin(info.annotation) is not list:
+            yield from fields_of(part, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info.annotation
+
+
+def cases_of(stage: str) -> Iterator[tuple[str, Case]]:
+    """Every option of a stage with other values: those above, all literals, the other truth."""
+    declared = recipes.stage(stage).settings
+    for name, kind in fields_of(declared):
+        found = OWN[stage].get(name) or SHARED.get(name)
+        if found is not None:
+            yield from ((name, case) for case in (found if isinstance(found, list) else [found]))
+            if name == "final" or OWN[stage].get(name):
+                continue
+        literals = get_args(kind) if get_origin(kind) is Literal else [one for part in get_args(kind) for one in literals_of(part)]
+        if literals or kind is bool:
+            yield from ((name, Case(value)) for value in (literals or [True, False]) if found is None)
+        elif found is None:
+            yield name, Case(...)
+
+
+def literals_of(kind: Any) -> tuple[Any, ...]:
+    """The values of a literal type, and None where that may stand beside them."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    os.environ["MUOMNI_PLAIN"] = "1"
+    with no_disk():
+        return World(tmp_path_factory.mktemp("options"))
+
+
+@contextmanager
+def no_disk() -> Iterator[None]:
+    """Files need not survive a power cut here, and to wait for a disk is most of the time of so small a run."""
+    with patch.object(files, "sync", lambda path: None), patch.object(os, "fsync", lambda handle: None):
+        yield
+
+
+def placed(world: World, stage: str, name: str, value: Any) -> Any:
+    """A value that depends on the stage's data or networks."""
+    if name == "data":
+        return [{**source, "limit": 24} for source in world.recipe[stage]["data"]]
+    if value == "itself":
+        return str(world.folder / stage)
+    if value in ("rich", "questions") and name in ("probe", "tokenizer_data"):
+        return [world.source(value)]
+    if name in ("llm.name", "eyes.name"):
+        return str(world.folder / value / "final")
+    if name == "connector":
+        return str(world.folder / value / "final")
+    if value == "its task":
+        return ["caption" if stage == "align" else "question"]
+    if value == "one":
+        trained = world.trained(stage)
+        return trained[:1] if name == "train" else [{"pattern": trained[0], "lr": 0.5}]
+    return value
+
+
+def context_of(world: World, stage: str, case: Case) -> dict[str, Any]:
+    """What stands around an option, in the words of a recipe."""
+    context = {name: placed(world, stage, name, value) for name, value in case.context.items() if name != "refused"}
+    if context.pop("torn", False):
+        context["data"] = [*world.recipe[stage]["data"], world.source("torn")]
+    if context.pop("rich", False):
+        context["data"] = [world.source("rich")]
+    if context.pop("both", False):
+        context["data"] = [world.source("captions"), world.source("questions")]
+    if context.pop("questions", False):
+        context["data"] = [world.source("questions")]
+    return context
+
+
+def ended(world: World, stage: str, values: dict[str, Any], own: Path) -> Iterator[tuple[str, Any]]:
+    """As `World.observe`; an end by an error is an observation like any other."""
+    try:
+        yield from world.observe(stage, values, own)
+    except ConfigError:
+        raise
+    except MuomniError as error:
+        yield "end", f"{type(error).__name__}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_has_a_case(stage: str) -> None:
+    lacking = [name for name, case in cases_of(stage) if case.value is ...]
+    assert lacking == []
+    known = {name for name, _ in fields_of(recipes.stage(stage).settings)}
+    assert sorted(OWN[stage].keys() - known) == []
+
+
+def test_the_table_of_the_docs_names_what_is_refused() -> None:
+    refusals = {name for stage in STAGES for name, case in cases_of(stage) if case.context.get("refused")}
+    part = DOCS.read_text().split("## Options that are refused where they have no effect")[1]
+    rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row)} == refusals
+    still = re.findall(r"the same test asks that they don't: (.*)", part)[0]
+    assert set(re.findall(r"`(\w+)`", still)) == CHANGE_NOTHING.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_does_something_or_is_refused(world: World, stage: str) -> None:
+    """Faults are gathered: one run tells of all options of a stage."""
+    torch.set_num_threads(1)
+    known: dict[str, list[tuple[str, Any]]] = {}
+    faults = []
+    for name, case in cases_of(stage):
+        context = context_of(world, stage, case)
+        values = {**context, **case.beside, name: placed(world, stage, name, case.value)}
+        with no_disk():
+            fault = faults_of(world, stage, name, case, context, values, known)
+        if fault:
+            faults.append(f"{name} = {values[name]!r}: {fault}")
+    assert faults == [], "\n".join(["", *faults])
+
+
+def faults_of(world: World, stage: str, name: str, case: Case, context: dict[str, Any], values: dict[str, Any], known: Any) -> str:
+    """What is wrong with an option; empty where it does something, or is refused as it should be."""
+    if case.context.get("refused"):
+        try:
+            for _ in itertools.islice(ended(world, stage, values, world.folder / "own"), 3):
+                pass
+        except ConfigError as error:
+            return "" if name.rpartition(".")[2] in error.message else f"refused without its name: {error.message}"
+        return "taken, and it should be refused"
+    key = repr(sorted(context.items(), key=str))
+    before = known.setdefault(key, [])
+    try:
+        standard = world.settings(stage, context)
+        if world.settings(stage, values) == standard:
+            return ""  # the value of the recipe itself
+        mine = ended(world, stage, values, world.folder / "own")
+        theirs = ended(world, stage, context, world.folder / f"standard-{stage}-{len(known)}")
+        if not before:
+            before.extend(theirs)
+        for place, (what, found) in enumerate(mine):
+            if place >= len(before) or before[place] != (what, found):
+                return f"changes {what}" if name in CHANGE_NOTHING else ""
+    except ConfigError as error:
+        return f"refused: {error.message}"
+    return "" if name in CHANGE_NOTHING else "changes nothing"
+
+
+def test_a_voice_of_the_data_is_asked_for_by_its_name(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each speaker of the training data has a row, which is told in the batches, learned, saved by name, and heard."""
+    with no_disk():
+        values = {"model.num_speakers": 40, "model.speaker_dropout": 0.0, "lr": 0.5, "wd": 0.0, "max_steps": 2}
+        settings = world.settings("talker", values)
+        built, inputs = world.built("talker", settings, tmp_path / "talker")
+        trained = sorted({voice_of(sample) or "" for sample in built.corpus.train})
+        batch = next(iter(built.train.numbers(range(1)))).batch
+        names = {sample.id: voice_of(sample) for sample in built.corpus.train}
+        assert [trained[number] for number in batch.speaker_B.tolist()] == [names[one] for one in batch.sample_ids]
+        held_out = next(iter(built.valid.numbers(range(1)))).batch
+        assert set(held_out.speaker_B.tolist()) == {NO_VOICE}, "groups never stand on both sides, so nobody here was learned"
+        begin = built.objective.talker.speakers.weight.detach().clone()
+        run = loop.fit(built.objective, built.train, built.valid, settings, inputs.run, tmp_path / "talker", name="talker")
+        moved = (built.objective.talker.speakers.weight - begin).abs().sum(1) > 0.1
+        drawn = {names[built.corpus.train[place].id] for place in run.drawn.counts_N.nonzero()[0].tolist()}
+        assert {trained[row] for row in moved.nonzero().flatten().tolist()} == drawn
+        built.save(tmp_path / "talker" / "final")
+    engine = Engine.load(tmp_path / "talker", "cpu")
+    one, other = (sorted(drawn)[place] for place in (0, -1))
+    waves = [engine.speak(["red"], voice=name)[0][0] for name in (one, one, other)]
+    assert np.array_equal(waves[0], waves[1])
+    assert not np.array_equal(waves[0], waves[2])
+    codes = []
+    for name in ("nobody", one):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["speak", str(tmp_path / "talker"), "red", "--voice", name, "--out", str(tmp_path / "red.wav")])
+        codes.append(left.value.code)
+    assert codes == [2, 0]
+    assert one in capsys.readouterr().err, "a wrong name tells the right ones"
+
+
+def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
+    """So what is walked for align holds for a sweep: its own are the grid, and what it stands on."""
+    recipe = {"thinker": {"data": [{"path": "x"}]}, "vision": {"data": [{"path": "x"}]}}
+    base = {"data": [{"path": "x"}], "grid": {"lr": [0.5]}}
+    changed = {"max_steps": 77, "num_image_tokens": 5, "llm": {"name": "vision"}, "golden": 3, "augment": {"shift": 4}, "final": "best"}
+    for name, value in changed.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**recipe, "align": {"data": [{"path": "x"}]}, "sweep": {**base, name: value}}))
+        point = recipes.read(str(path)).stages["sweep/lr-0.5"].model_dump(mode="json")
+        assert point["lr"] == 0.5
+        wanted = {"name": "vision", "revision": None, "dtype": "auto"} if name == "llm" else value
+        assert point[name] == wanted if not isinstance(value, dict) or name == "llm" else point[name]["shift"] == 4
+    assert set(recipes.stage("sweep").settings.model_fields) == {"grid", *recipes.stage("align").settings.model_fields}
