@@ -1,14 +1,15 @@
 """Runs killed with -9 at random moments end as one that nothing broke: `python -m benchmarks.endure [--kills 50] [--seed N] [--jobs 2]`.
 
-All stages of `endure.yaml` are run once undisturbed. Then the same command is run and killed, again and again, by the clock and not by
-the step: while it imports, builds, tries, trains, saves, measures, certifies or concludes a sweep. Each kill leaves the folder as it is,
-and the next run goes on there; where one ends by itself its `final/` are compared byte for byte, its certificates fact by fact, and a
-new folder is begun.
+All stages of `endure.yaml` are run once undisturbed. Then the same command is run and killed, again and again, each stage as often as the
+others, by the clock and not by the step: while it imports, builds, tries, trains, saves, measures, certifies or concludes a sweep. Each
+kill leaves the folder as it is, and the next run goes on there; where one ends by itself its `final/` are compared byte for byte, its
+certificates fact by fact, and a new folder is begun where kills are left.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -71,9 +72,9 @@ def main() -> int:
     work = Endurance(folder, given.jobs, random.Random(given.seed))
     world.build(folder / "world")
     begin = time.perf_counter()
-    whole, pace_s = undisturbed(work)
+    whole, lengths = undisturbed(work)
     if whole is not None:
-        endure(work, whole, given.kills, pace_s)
+        endure(work, whole, given.kills, lengths)
     told = f"{work.kills} of {given.kills} kills, {work.finished} runs finished after them"
     verdict = "all bit-equal to the undisturbed run" if not work.faults else f"{len(work.faults)} FAULTS"
     print(f"endure: {told}, {verdict} ({time.perf_counter() - begin:.0f} s, seed {given.seed}, jobs {given.jobs})", flush=True)
@@ -84,53 +85,68 @@ def main() -> int:
     return 1 if work.faults or work.kills < given.kills else 0
 
 
-def undisturbed(work: Endurance) -> tuple[Path | None, float]:
-    """The run that nothing breaks, and the seconds that a stage takes with all around it, on the mean."""
-    run, begin = work.fresh("whole"), time.perf_counter()
+def undisturbed(work: Endurance) -> tuple[Path | None, list[float]]:
+    """The run that nothing breaks, and the seconds between its certificates, in their order."""
+    run, begin = work.fresh("whole"), time.time()
     code = work.start(run).wait()
-    took_s = time.perf_counter() - begin
-    certified = stages(run)
     if code:
         fault(work, f"the undisturbed run ended with exit code {code}: {tail(run)}")
-        return None, 0.0
-    print(f"undisturbed: {len(certified)} stages in {took_s:.0f} s: {' '.join(certified)}", flush=True)
-    return run, took_s / len(certified)
+        return None, []
+    ends = sorted((run / name / integrity.CERTIFICATE).stat().st_mtime for name in stages(run))
+    print(f"undisturbed: {len(ends)} stages in {time.time() - begin:.0f} s: {' '.join(stages(run))}", flush=True)
+    return run, [after - before for before, after in itertools.pairwise([begin, *ends])]
 
 
-def endure(work: Endurance, whole: Path, kills: int, pace_s: float) -> None:
-    """Kill and go on until so many kills were done and the run that saw the last of them has ended."""
-    run = work.fresh("run-1")
+def shares(kills: int, parts: int) -> list[int]:
+    """Kills for each part of a run, as alike as can be."""
+    return [kills // parts + (part < kills % parts) for part in range(parts)]
+
+
+def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> None:
+    """Kill each stage its share of times, and what follows the last of them; then let the run end.
+
+    A moment lies anywhere between the stage's beginning (of this process, or of the stage where that comes later) and what it took
+    undisturbed, the start of a process included; a stage that has ended before hands its kills on to the next.
+    """
+    run, owed, seen = work.fresh("run-1"), 0, -1
+    share = shares(kills, len(lengths) + 1)
     while True:
-        process = work.start(run)
-        moment_s = work.rng.uniform(0.0, 3.0 * pace_s) if work.kills < kills else STUCK_S
+        process, since, at, moment_s = work.start(run), time.perf_counter(), -1, STUCK_S
         whole_group = work.jobs == 1 or work.rng.random() < 0.5
-        try:
-            code = process.wait(moment_s)
-        except subprocess.TimeoutExpired:
-            if work.kills >= kills:
+        while process.poll() is None and time.perf_counter() - since < moment_s:
+            done = len(stages(run))
+            if done != at:
+                owed += sum(share[seen + 1 : done + 1])
+                longest_s = lengths[min(done, len(lengths) - 1)] + (lengths[0] if at < 0 else 0.0)  # a process takes a while to begin
+                moment_s = work.rng.uniform(0.0, longest_s) if owed else STUCK_S
+                seen, at, since = max(seen, done), done, time.perf_counter()
+            time.sleep(0.05)
+        if process.poll() is None:
+            if not owed:
                 fault(work, f"{run.name} did not end within {STUCK_S:.0f} s")
             kill(process, whole_group)
-            if work.kills >= kills:
+            if not owed:
                 return
-            work.kills += 1
+            owed, work.kills = owed - 1, work.kills + 1
             alone = "" if whole_group else ", the parent alone"
             print(f"kill {work.kills} of {kills}: {moment_s:.1f} s after its start{alone}; {where(run)}", flush=True)
             for line in torn(run):
                 fault(work, f"after kill {work.kills}: {line}")
-            continue
-        if code:
-            fault(work, f"{run.name} ended with exit code {code}: {tail(run)}")
+        elif process.returncode:
+            fault(work, f"{run.name} ended with exit code {process.returncode}: {tail(run)}")
             return
-        lines = compared(whole, run)
-        for line in lines:
-            fault(work, f"{run.name}: {line}")
-        work.finished += 1
-        print(f"{run.name} finished: {'bit-equal' if not lines else 'NOT EQUAL'}", flush=True)
-        if not lines:
-            shutil.rmtree(run)
-        if work.kills >= kills:
-            return
-        run = work.fresh(f"run-{work.finished + 1}")
+        else:
+            lines = compared(whole, run)
+            for line in lines:
+                fault(work, f"{run.name}: {line}")
+            work.finished += 1
+            print(f"{run.name} finished: {'bit-equal' if not lines else 'NOT EQUAL'}", flush=True)
+            if not lines:
+                shutil.rmtree(run)
+            if work.kills >= kills:
+                return
+            run, seen, share = work.fresh(f"run-{work.finished + 1}"), -1, shares(kills - work.kills, len(lengths) + 1)
+            owed = 0
 
 
 def kill(process: subprocess.Popen[bytes], whole_group: bool) -> None:

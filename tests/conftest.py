@@ -22,11 +22,14 @@ LONGEST = (
     "test_curriculum",
     "test_seeing",
     "test_second_device",
+    "test_shipped_recipes",
+    "test_readers_and_stages",
     "test_vlm",
     "test_killed_stages",
     "test_album_and_pages",
     "test_forecast",
     "test_selftest",
+    "test_newcomer",
 )
 
 

@@ -98,6 +98,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "instruct": {
             **seeing,
             "data": of("questions"),
+            "regression": [],  # it is told by what stage thinker held out
             "connector": "align",
             "lora": {"r": 2, "alpha": 4, "dropout": 0.05},
             "gradient_checkpointing": True,

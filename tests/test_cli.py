@@ -56,6 +56,7 @@ def test_every_command_has_help() -> None:
     for command in (
         "quickstart",
         "run",
+        "migrate",
         "gate",
         "chat",
         "transcribe",
@@ -179,6 +180,18 @@ def test_trace_prints_hops(muomni: Run, run: Path, media: Path) -> None:
     code, out, _ = muomni("trace", run, "--text", "red", "--image", media / "red.png")
     assert code == 0
     assert "(1, 3, 32, 32)" in out
+    code, out, _ = muomni("trace", run, "--text", "red", "--json")
+    hops = json.loads(out)
+    assert code == 0
+    assert hops[0] == {"name": "ids", "shape": [1, hops[0]["shape"][1]], "meaning": hops[0]["meaning"]}
+    for wrong in (
+        ("thinker",),
+        ("--out", "somewhere"),
+        ("--training",),
+        ("a", "b", "--training"),
+        ("thinker", "--training", "--text", "red"),
+    ):
+        assert muomni("trace", run, *wrong)[0] == 2
 
 
 def test_commands_without_weights(muomni: Run, run: Path, media: Path) -> None:

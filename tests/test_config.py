@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from muomni import config
+from muomni.data.order import Order
 from muomni.errors import ConfigError
-from muomni.train.settings import TrainSettings
+from muomni.train.settings import TrainSettings, clipped, sized
 
 
 class Inner(config.Strict):
@@ -104,7 +105,8 @@ def test_a_name_and_its_synonym_together_are_refused(values: dict[str, Any]) -> 
         {"decay_share": 0.3},
         {"min_delta": 0.1},
         {"use_amp": False, "precision": "bf16"},
-        {"warmup_steps": 50, "max_steps": 50},
+        {"epoch": "1h"},
+        {"samples_per_epoch": 100, "max_steps": 10},
     ],
 )
 def test_options_without_effect_are_refused(values: dict[str, Any]) -> None:
@@ -256,3 +258,71 @@ def test_differences_are_told_leaf_by_leaf() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError):
         build().lr = 2.0  # type: ignore[misc]
+
+
+# --- JSON with comments -------------------------------------------------------------------------------------------------------------------
+
+
+def test_comments_in_json_are_no_part_of_it_and_strings_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(
+        '{\n\t"lr": 3e-4, // the rate\n  /* two\n lines */ "name": "http://x /* no comment */ \\" // none",\n  "n": [1, 2],\n}\n'
+    )
+    assert config.read_yaml(path) == {"lr": 3e-4, "name": 'http://x /* no comment */ " // none', "n": [1, 2]}
+    path.write_text("\ufeff" + '{"emoji": "\\ud83d\\ude00"}')
+    assert config.read_yaml(path) == {"emoji": "\U0001f600"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1,\n /* open\n "b": 2}', ["line 2", "/*", "never closed"]),
+        ('{"a": 1, "a": 2}', ["'a'", "stands twice"]),
+        ('{"a": 1\n "b": 2}', ["not valid JSON", "line 2"]),
+        ("[1]", ["expected a mapping"]),
+        ("", ["expected a mapping"]),
+    ],
+)
+def test_faults_of_json_are_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    said = fault(lambda: config.read_yaml(path))
+    assert said is not None
+    assert "\n" not in said
+    assert all(word in said for word in ["a.json", *words]), said
+
+
+# --- how long a run is --------------------------------------------------------------------------------------------------------------------
+
+
+def test_epochs_alone_end_a_run_where_they_end_and_steps_have_a_default_only_without_them() -> None:
+    order = Order([406 * 8], batch_size=8, seed=1)
+    assert sized(config.build(TrainSettings, {}, "x"), order, 1).max_steps == 1000
+    assert sized(config.build(TrainSettings, {"num_epochs": 50}, "x"), order, 1).max_steps == 50 * 406
+    assert sized(config.build(TrainSettings, {"num_epochs": 50, "max_steps": 70}, "x"), order, 1).max_steps == 70
+    assert sized(config.build(TrainSettings, {"num_epochs": 1, "max_steps": None}, "x"), order, 4).max_steps == 102  # 406 / 4, the rest too
+    stored = config.build(TrainSettings, {"num_epochs": 2}, "x").model_dump()
+    assert config.build(TrainSettings, stored, "x").model_dump() == stored, "what a run stores of it reads as the same"
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth_and_told() -> None:
+    order = Order([400], batch_size=8, seed=1)
+    asked = config.build(TrainSettings, {"warmup_steps": 1000, "num_epochs": 4}, "x")
+    run = sized(asked, order, 1)
+    assert (run.max_steps, run.warmup_steps) == (200, 20)
+    assert clipped(asked, run) == ["warmup_steps 1000 is no shorter than the run of 200 steps: 20 are taken"]
+    for fits in ({"warmup_steps": 199, "num_epochs": 4}, {"warmup_steps": 0, "max_steps": 1}):
+        kept = config.build(TrainSettings, fits, "x")
+        assert sized(kept, order, 1).warmup_steps == fits["warmup_steps"]
+        assert not clipped(kept, sized(kept, order, 1))
+    assert sized(config.build(TrainSettings, {"warmup_steps": 10, "max_steps": 10}, "x"), order, 1).warmup_steps == 1
+
+
+def test_an_epoch_of_so_many_samples_is_counted_in_batches_whatever_the_data_hold() -> None:
+    few, many = Order([40], batch_size=8, seed=1), Order([4000], batch_size=8, seed=1)
+    settings = config.build(TrainSettings, {"samples_per_epoch": 100, "num_epochs": 3, "batch_size": 8}, "x")
+    for order in (few, many):
+        assert settings.batches_per_epoch(order) == 13  # 100 / 8, the rest too
+        assert sized(settings, order, 2).max_steps == 20  # 39 / 2
+    with pytest.raises(ConfigError, match="epoch: expected a duration"):
+        config.build(TrainSettings, {"epoch": "an hour", "num_epochs": 1}, "x")

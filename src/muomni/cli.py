@@ -12,6 +12,7 @@ import typer
 
 from muomni.commands import console, data, plan, use
 from muomni.commands.export import export
+from muomni.commands.migrate import migrate
 from muomni.commands.report import report, run_folder, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import told_seconds
@@ -43,19 +44,22 @@ def quickstart(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="a recipe's name or file")],
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or file, or a flat JSON config (docs/flat.md)")],
     args: Annotated[list[str] | None, typer.Argument(metavar="[STAGE...] [STAGE.KEY=VALUE...]", help="all stages if none is named")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="run folder; runs/<recipe's name> if left out")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="run folder; runs/<recipe's name>, of a flat config runs/flat, if left out")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever is there")] = False,
     waive: Annotated[list[str] | None, typer.Option(metavar="GATE", help="let this gate be red; may be given several times")] = None,
     reason: Annotated[str | None, typer.Option(help="why the gate is waived; it shows in every report")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a flat JSON config whose keys do not tell its stage")] = None,
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
 ) -> None:
-    """Run a recipe or some of its stages; done ones are reused, broken ones resume."""
+    """Run a recipe, some of its stages, or a flat JSON config; done stages are reused, broken ones resume."""
     from muomni.stages import runner
 
     stages = [arg for arg in args or [] if "=" not in arg]
-    overrides = [arg for arg in args or [] if "=" in arg]
+    overrides = [*([f"stage={stage}"] if stage else []), *(arg for arg in args or [] if "=" in arg)]
 
     def train() -> Path:
         return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
@@ -107,6 +111,7 @@ def selftest(
         raise typer.Exit(GateRed.exit_code)
 
 
+app.command()(migrate)
 app.command()(plan.plan)
 app.command()(use.chat)
 app.command()(use.transcribe)

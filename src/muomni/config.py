@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -92,21 +93,56 @@ def _load(text: str, fault: str) -> Any:
         raise ConfigError(f"{fault}: a value can't be read: {type(error).__name__} {' '.join(str(error).split())[:200]}") from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file, with `${NAME}` and `${NAME:-default}` replaced from the environment.
+# In JSON: a string, whole, or a comment. What stands in a string is no comment.
+_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/|/\*', re.DOTALL)
 
-    Raises  ConfigError for a missing file, bad YAML, or a value that is no mapping.
+
+def uncommented(text: str, where: str) -> str:
+    """A JSON text with `//` and `/* */` comments blanked out: every line and column stays where it was.
+
+    Raises  ConfigError for a comment that is never closed.
+    """
+
+    def blank(match: re.Match[str]) -> str:
+        found = match[0]
+        if found == "/*":
+            line = text.count("\n", 0, match.start()) + 1
+            raise ConfigError(f"{where}: line {line}: the comment that begins with /* is never closed", hint="close it with */")
+        return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
+
+    return _COMMENT.sub(blank, text)
+
+
+def _load_json(text: str, where: str) -> Any:
+    """The value of a JSON text; what JSON refuses may still be YAML's flow style (a comma too many, keys without quotes)."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ConfigError(f"{where}: key {twice!r} stands twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return _load(text.replace("\t", " "), f"{where}: not valid JSON")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or in a JSON file that may have comments; `${NAME}` and `${NAME:-default}` come from the environment.
+
+    Raises  ConfigError for a missing file, bad YAML, a comment that is never closed, or a value that is no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: can't read the recipe: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text") from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(text, str(path), is_json=path.suffix.lower() == ".json")
 
 
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str, *, is_json: bool = False) -> dict[str, Any]:
     """As `read_yaml`, from a text; `where` names it in errors."""
 
     def substitute(match: re.Match[str]) -> str:
@@ -116,8 +152,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
             raise ConfigError(f"{where}: ${{{name}}} is not set", hint=f"export {name}=... or write ${{{name}:-default}}")
         return value
 
+    text = uncommented(text, where) if is_json else text
     text = re.sub(r"\$\{(?P<name>[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}", substitute, text)
-    value = _load(text, f"{where}: not valid YAML")
+    value = _load_json(text, where) if is_json else _load(text, f"{where}: not valid YAML")
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping of keys, got {type(value).__name__}")
     return value

@@ -99,11 +99,11 @@ def fresh_folder(path: Path) -> Iterator[Path]:
             sync(path.parent)
         elif _exchange(part, path):
             sync(path.parent)  # before the old one is taken apart: else a power cut could leave neither
-            _remove(part)
+            remove(part)
         else:
             _step_aside(part, path)
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
 
 
@@ -116,7 +116,7 @@ def _step_aside(part: Path, path: Path) -> None:
     os.replace(path, old / "old")
     os.replace(ready, path)
     sync(path.parent)
-    _remove(old)
+    remove(old)
 
 
 def settle(path: Path) -> None:
@@ -125,7 +125,7 @@ def settle(path: Path) -> None:
     if not ready.exists():
         return
     if path.exists():  # the crash came before the old one stepped aside
-        _remove(ready)
+        remove(ready)
     else:
         os.replace(ready, path)
         sync(path.parent)
@@ -140,7 +140,7 @@ def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
         if path.name.endswith(READY) and path.is_dir():
             settle(path.with_name(path.name[1 : -len(READY)]))
         elif path.name.endswith(PART):
-            _remove(path)
+            remove(path)
 
 
 @contextmanager
@@ -185,7 +185,44 @@ def only_writer(lock: Path, *, patience_s: float = 60.0, say: Callable[[str], No
             stream.truncate()
 
 
-def _remove(path: Path) -> None:
+class Use:
+    """A lock file that says that a thing is in use: shared by all who read it, or one process' alone, to make or remove it.
+
+    The system frees it however the process ends. Children that are forked hold it too, those that are spawned don't.
+    """
+
+    def __init__(self, lock: Path) -> None:
+        make_folder(lock.parent)
+        self._stream = lock.open("a")
+
+    def share(self) -> None:
+        """Read from here on, together with others. Between `alone` and this, another may have been alone: look again."""
+        import fcntl
+
+        fcntl.flock(self._stream, fcntl.LOCK_SH)
+
+    def alone(self, say: Callable[[str], None] | None = None) -> bool:
+        """Wait until nobody else uses it; without `say`, which is told once where that takes time, don't wait. Whether it is ours alone."""
+        import fcntl
+
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if say is None:
+            return False
+        say(f"waiting for another process, which is at work on {self._stream.name}")
+        fcntl.flock(self._stream, fcntl.LOCK_EX)
+        return True
+
+    def close(self) -> None:
+        """Use it no more."""
+        self._stream.close()
+
+
+def remove(path: Path) -> None:
     """Delete a file, a link or a whole folder, as far as it goes."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

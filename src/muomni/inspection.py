@@ -121,6 +121,9 @@ def _network(path: Path) -> dict[str, Any]:
         tensors |= _weights(path / name)["tensors"]
     parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
     about = {"kind": "network", "model_type": config.get("model_type"), "parameters": parameters, "verdict": _verdict(path)}
+    if number := config.get("num_experts") or config.get("num_local_experts"):
+        in_experts = sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if ".mlp.experts." in name)
+        about["active_parameters"] = parameters - in_experts // number * (number - config["num_experts_per_tok"])
     return about | {"config": config, "tensors": tensors}
 
 

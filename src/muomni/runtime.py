@@ -22,6 +22,7 @@ import torch
 from muomni.errors import ConfigError
 
 KERNELS_KEPT = 64
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # SPEC C3: on a CPU with bf16 of its own, narrower networks gain nothing from it: measured on two cores with AVX512-BF16 alone.
 # A chip without it computes in float32 whatever the width.
 BF16_MIN_WIDTH = 192
@@ -46,9 +47,12 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The forward's number format: a context, empty for float32."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return computing_in(self.dtype, self.device)
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which products are taken in a number format, empty for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def has_bf16(device: torch.device) -> bool:

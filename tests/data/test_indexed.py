@@ -179,7 +179,7 @@ def mixed(folder: Path, seed: int) -> list[Source]:
     """Some sources with clashing ids, leaks, given splits, held-out groups, weights and bad rows."""
     rng = random.Random(seed)
     for name in ("a.png", "b.png", "c.wav", "d.wav"):
-        (folder / name).write_bytes(b"x")
+        (folder / name).write_bytes(name.encode())
     sources = []
     groups = rng.choice([1, 2, 3, 40])
     for number in range(rng.randint(1, 4)):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muomni.data.order import Order, permute
+from muomni.data.order import Order, permute, tempered
 
 
 @pytest.mark.parametrize("length", [*range(1, 70), 100, 127, 128, 129, 255, 257, 1000, 4097])
@@ -135,3 +135,23 @@ def test_sources_are_mixed_anew_each_epoch() -> None:
     order = Order([50, 50], batch_size=10, seed=4)
     mixes = [tuple(i < 50 for i in indices(order, range(10 * epoch, 10 * (epoch + 1)))) for epoch in range(4)]
     assert len(set(mixes)) == 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 1e9])
+def test_sources_are_drawn_by_weight_and_size_tempered(temperature: float) -> None:
+    """Three sources of 900, 90 and 10, the second of weight 2: counts of an epoch against those reckoned by hand."""
+    sources = [(1.0, 900), (2.0, 90), (1.0, 10)]
+    order = Order([900, 90, 10], weights=[w for w, _ in tempered(sources, temperature)], batch_size=7, seed=1)
+    drawn = Counter(np.searchsorted([900, 990], indices(order, range(order.batches_per_epoch)), side="right").tolist())
+    by_hand = {
+        1.0: [900, 180, 10],
+        # roots 30, 2 x 9.4868, 3.1623, together 52.1359; an epoch stays 900 + 2 x 90 + 10 = 1090 long
+        2.0: [627, 397, 66],
+        1e9: [273, 545, 272],  # size counts no more, weight does
+    }[temperature]
+    assert [drawn[n] for n in range(3)] == by_hand
+
+
+def test_a_source_without_samples_is_left_as_it_is() -> None:
+    assert tempered([(1.0, 0), (3.0, 10)], 2.0) == [(1.0, 0), (3.0, 10)]
+    assert tempered([(1.0, 5)], 4.0) == [(1.0, 5)]

@@ -64,6 +64,19 @@ def test_tasks_of_proof_judge_and_all_are_told(
     assert "image_swap_win_rate" not in nobody, "a gate without its fact is red"
 
 
+def test_anothers_picture_is_held_against_a_blank_one_and_noise(
+    examiner: Examiner, engine: Engine, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = iter(([1.0, 2.0] * 12, [4.0, 6.0] * 12, [3.0] * 24, [5.0] * 24))  # right, another's, blank, noise, as they are asked for
+    monkeypatch.setattr(examiner, "nats", lambda _: next(arms))
+    facts = examiner.ablations(held_out(engine, samples))
+    over = {name: facts[f"image_swap_over_{name}_nats"] for name in ("zero", "noise")}
+    assert {name: fact.value for name, fact in over.items()} == {"zero": 2.0, "noise": 0.0}
+    assert all(fact.n == 24 for fact in over.values())
+    low, high = over["zero"].ci or (0.0, 0.0)
+    assert 1.0 < low < 2.0 < high < 3.0
+
+
 def test_a_swap_takes_another_answer_of_the_same_task(samples: list[Sample]) -> None:
     for index, sample in enumerate(samples):
         other = samples[_partner(samples, index)]

@@ -15,9 +15,10 @@ from muomni.errors import CheckpointError, ConfigError, ContextError, DataError,
 from muomni.infer.answer import Writer
 from muomni.infer.ctc import CharLM
 from muomni.infer.engine import Engine
-from muomni.infer.prompt import Request
+from muomni.infer.prompt import Request, longest_samples
 from muomni.infer.sampling import SamplingConfig
 from muomni.infer.transcribe import cut, log_probs
+from muomni.media import audio
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 
@@ -63,7 +64,7 @@ def test_the_media_matter(engine: Engine, media: Path) -> None:
     kinds = [{"images": [media / "red.png"]}, {"images": [media / "blue.png"]}, {"audios": [media / "low.wav"]}, {}]
     states = []
     for kind in kinds:
-        x, _ = engine._input([engine.prepare(Request("what", **kind))])
+        x, _ = engine.read([engine.prepare(Request("what", **kind))])
         states.append(x.float().sum().item())
     assert len(set(states)) == 4
 
@@ -175,9 +176,27 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(engine: Engine) 
         engine.stream("a " * 200)
 
 
-def test_too_long_a_sound_is_refused_not_cut(engine: Engine) -> None:
-    with pytest.raises(DataError, match="at most 24"):
-        engine.answer("what", audios=[np.ones(16000 * 3, np.float32)])
+def test_too_long_a_sound_is_cut_in_a_line(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = engine.parts.media[0]
+    assert spec is not None
+    whole = (0.5 * np.sin(np.arange(16000 * 70) / 9)).astype(np.float32)
+    audio.write(tmp_path / "long.wav", whole, 16000)
+    own = engine.prepare(Request("what", audios=[whole[: longest_samples(spec)]]))
+    assert spec.audio_tokens(len(own.mels[0])) == spec.max_audio_tokens
+    assert not capsys.readouterr().err, "a sound that just fits is left alone"
+    turn = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav")}, {"type": "text", "text": "what"}]}]
+    late = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav"), "start": 66.0}]}]
+    for asked in (Request("what", audios=[whole]), Request("what", audios=[tmp_path / "long.wav"]), Request(turn), Request(late)):
+        cut = engine.prepare(asked)
+        told = capsys.readouterr().err.splitlines()
+        assert len(cut.mels[0]) == len(own.mels[0])
+        assert len(told) == 1
+        assert "cut to its first 1.73 s: in a chat it may fill 24 positions" in told[0]
+    assert engine.prepare(Request("what", audios=[whole])).ids == own.ids
+    assert engine.answer("what", audios=[whole], max_new=4).token_ids
+    for whole_alone in (Request("what", audios=[whole[: 16000 * 3]]), Request(turn)):
+        with pytest.raises(DataError, match=r"at most (24|60)"):
+            engine.prepare(whole_alone, cut=False)
 
 
 @pytest.mark.parametrize(

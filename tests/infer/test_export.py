@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from muomni import cli, files
+from muomni.errors import CheckpointError
 from muomni.infer.engine import Engine
 from muomni.models import lora, pretrained
 from muomni.models.base import Base
@@ -138,14 +139,95 @@ def test_stage_thinker_is_its_folder(export: Export, own: Path, tmp_path: Path) 
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_stage_omni_brings_its_parts(export: Export, run: Path, media: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(run, tmp_path / "run")
+def said(folder: Path) -> list[list[float]]:
+    """Waves of two texts, and of an answer that is spoken."""
+    engine = Engine.load(folder, "cpu")
+    waves = [wave for wave, _ in engine.speak(["the red circle", "left of"])]
+    spoken = engine.answer("the red circle", max_new=4, speak=True).audio
+    return [wave.tolist() for wave in [*waves, *([] if spoken is None else [spoken[0]])]]
+
+
+@pytest.fixture
+def whole(run: Path, tmp_path: Path) -> Path:
+    """A run of all stages that a test may spoil, its omni and talker proven."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
     certify(copy / "omni")
-    told = answers(copy, media)
-    assert export(copy, "--to", "omni", "--out", tmp_path / "out")[0] == 0
-    shutil.rmtree(copy)
-    assert answers(tmp_path / "out", media) == told
-    assert (tmp_path / "out" / "hearing").is_dir()
+    certify(copy / "talker")
+    return copy
+
+
+def test_stage_omni_brings_its_parts_and_the_run_its_voice(
+    export: Export, whole: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, aloud = answers(whole, media), said(whole)
+    assert export(whole / "omni", "--to", "omni", "--out", tmp_path / "mute")[0] == 0
+    assert not (tmp_path / "mute" / "talker").exists()
+    assert export(whole, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    shutil.rmtree(whole)
+    moved = Path(shutil.move(tmp_path / "out", tmp_path / "moved"))
+    capsys.readouterr()
+    assert answers(moved, media) == told
+    assert answers(tmp_path / "mute", media) == told
+    assert said(moved) == aloud
+    assert capsys.readouterr().err == "", "all of it is proven"
+    assert (moved / "hearing").is_dir()
+    assert files.read_json(moved / "omni.json")["origin"]["voice"] == {"stage": "talker", "verdict": "green", "weights": "ab" * 32}
+    assert export(moved, "--to", "omni", "--out", tmp_path / "again")[0] == 0  # what was handed on can be handed on
+    assert said(tmp_path / "again") == aloud
+    with pytest.raises(CheckpointError, match="speak, stage talker"):
+        Engine.load(tmp_path / "mute", "cpu").speak(["a"])
+
+
+def test_the_command_line_speaks_and_chats_from_what_was_exported(export: Export, whole: Path, tmp_path: Path) -> None:
+    assert export(whole, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    shutil.rmtree(whole)
+    for asked in (["speak", "the red circle", "--out"], ["chat", "--text", "the red circle", "--speak"]):
+        wave = tmp_path / f"{asked[0]}.wav"
+        with pytest.raises(SystemExit) as left:
+            cli.main([asked[0], str(tmp_path / "out"), *asked[1:], str(wave)])
+        assert left.value.code == 0
+        assert wave.is_file() or asked[0] == "chat"  # an untrained one may answer without a word
+
+
+@pytest.mark.parametrize("torn", ["model.safetensors", "codec/model.safetensors", "thinker/model.safetensors", "tokenizer.json"])
+def test_a_changed_voice_is_refused(export: Export, whole: Path, tmp_path: Path, torn: str) -> None:
+    path = whole / "talker" / "final" / torn
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"x")
+    code, told = export(whole, "--to", "omni", "--out", tmp_path / "out")
+    assert (code, torn in told, (tmp_path / "out").exists()) == (2, True, False)
+    path.write_bytes(good)
+    assert export(whole, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    (tmp_path / "out" / "talker" / torn).write_bytes(good[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="is not what its certificate speaks of"):
+        Engine.load(tmp_path / "out", "cpu").speak(["a"])
+    with pytest.raises(CheckpointError, match="is not what its certificate speaks of"):
+        Engine.load(tmp_path / "out", "cpu").answer("a")
+
+
+def test_a_red_or_unproven_voice_is_not_handed_on_unless_it_is_waived(export: Export, whole: Path, tmp_path: Path) -> None:
+    certify(whole / "talker", "red")
+    code, told = export(whole, "--to", "omni", "--out", tmp_path / "out")
+    assert (code, "talker is not handed on" in told, f"or export {whole}/omni" in told, "\n" in told) == (1, True, True, False)
+    assert export(whole, "--to", "hf", "--out", tmp_path / "hf")[0] == 0
+    waived = ("--waive", "image_swap_sure", "--reason", "to hear it")
+    assert export(whole, "--to", "omni", "--out", tmp_path / "out", *waived)[0] == 0
+    found = files.read_json(tmp_path / "out" / "certificate.json")
+    assert (found["verdict"], found["inherited"]) == ("waived", [{"stage": "talker", "gate": "image_swap_sure", "why": "to hear it"}])
+    (whole / "talker" / "certificate.json").unlink()
+    assert export(whole, "--to", "omni", "--out", tmp_path / "new")[0] == 1
+
+
+def test_a_thinker_with_a_voice_is_handed_on_with_it(export: Export, whole: Path, tmp_path: Path) -> None:
+    for name in ("omni", "hearing", "vision", "codec"):
+        shutil.rmtree(whole / name)
+    certify(whole / "thinker")
+    aloud = said(whole)
+    assert export(whole, "--to", "omni", "--out", tmp_path / "out")[0] == 0
+    assert export(tmp_path / "out", "--to", "hf", "--out", tmp_path / "hf")[0] == 0
+    assert not (tmp_path / "hf" / "talker").exists()
+    shutil.rmtree(whole)
+    assert said(tmp_path / "out") == aloud
 
 
 def test_what_is_red_or_unproven_is_not_handed_on(export: Export, own: Path, tmp_path: Path) -> None:

@@ -58,15 +58,26 @@ def shapes(hops: list[Hop]) -> dict[str, tuple[int, ...]]:
 def test_text(full: Engine) -> None:
     text = full.tokenizer.decode(full.tokenizer.encode("the red")[:2])
     assert len(full.tokenizer.encode(text)) == 2  # with start, user, end and assistant: six ids
-    found = shapes(trace(full, text=text))
-    assert found == {
-        "ids": (1, 6),
-        "embeddings": (1, 6, 256),
-        "heads": (1, 4, 6, 64),
-        **{f"block {number}": (1, 6, 256) for number in (1, 2, 3, 4)},
-        "hidden": (1, 6, 256),
-        "logits": (1, 6, full.tokenizer.vocab_size),
-    }
+    hops = trace(full, text=text)
+    found = shapes(hops)
+    grown = {name: shape for name, shape in found.items() if name.startswith("sequence, token ")}
+    answer = found["answer"][0]
+    assert list(found.items()) == [
+        ("ids", (1, 6)),
+        ("embeddings", (1, 6, 256)),
+        ("heads", (1, 4, 6, 64)),
+        ("attention", (1, 4, 6, 6)),
+        *((f"block {number}", (1, 6, 256)) for number in (1, 2, 3, 4)),
+        ("hidden", (1, 6, 256)),
+        ("logits", (1, 6, full.tokenizer.vocab_size)),
+        ("cache", (4, 1, 4, 6, 64)),
+        *grown.items(),
+        ("answer", (answer,)),
+    ]
+    assert grown == {f"sequence, token {n}": (1, 6 + n) for n in (1, 2, 3, answer) if n <= answer}  # 6 -> 7 -> ... -> at most 70
+    said = full.answer(text, max_new=64)
+    assert answer == len(said.token_ids)
+    assert hops[-1].meaning.startswith(f"decoded: {full.tokenizer.decode(said.token_ids)!r}")
 
 
 def test_a_picture(full: Engine) -> None:
@@ -114,7 +125,27 @@ def test_speech(full: Engine) -> None:
     assert found["log-mel"] == (1, 8 * frames, 80)
     assert found["samples"] == (1, 8 * frames * 160)
     assert found["Thinker's states"] == (*found["text ids"], 256)
-    assert [hop.name for hop in hops][-3:] == ["codes", "log-mel", "samples"]
+    names = [hop.name for hop in hops]
+    assert names[-3:] == ["codes", "log-mel", "samples"]
+    assert found["text and start"] == (1, found["text ids"][1] + 1, 192)
+    assert found["previous codes"] == (1, 1, 2)
+    assert (found["head 1"], found["head 2"]) == ((1, 129), (1, 128))
+    assert found["frame 1"] == (1, 2)
+    assert sorted(name for name in names if name.startswith("frame ")) == [f"frame {n}" for n in (1, 2, 3, frames) if n <= frames]
+
+
+def test_the_silence_around_a_sound_is_told(run: Path) -> None:
+    hops = trace(Engine.load(run / "hearing"), audio=SECOND)
+    found = shapes(hops)
+    assert (found["sound"], found["with silence"], found["log-mel"], found["states"]) == (
+        (1, 16000),
+        (1, 19200),
+        (1, 120, 128),
+        (1, 30, 32),
+    )
+    told = next(hop.meaning for hop in hops if hop.name == "with silence")
+    assert "0.1 s of silence on either side (pad_s)" in told
+    assert told.endswith("give 30")
 
 
 def test_an_answer_without_words_is_traced_as_a_greeting(full: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from muomni.nn import masks, rope
-from muomni.nn.block import Block, GeluMLP, SwiGLU
+from muomni.nn.block import Block, GeluMLP
+from muomni.nn.swiglu import SwiGLU
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

@@ -176,6 +176,8 @@ def seeing_facts(scale: float, gap: float) -> dict[str, Any]:
         "held_out_loss": fact(2.1 * scale, 256),
         **{f"image_nats_{name}": fact(value, 96) for name, value in nats.items()},
         "image_swap_gap_nats": fact(gap, 96, (gap - 0.15, gap + 0.15)),
+        "image_swap_over_zero_nats": fact(-0.88, 96, (-1.1, -0.66)),
+        "image_swap_over_noise_nats": fact(-1.26, 96),
         "image_zero_gap_nats": fact(gap + 0.1, 96, (gap - 0.05, gap + 0.25)),
         "image_noise_gap_nats": fact(gap + 0.2, 96, (gap + 0.1, gap + 0.3)),
         "image_swap_win_rate": fact(0.5 + gap / 2, 96, (0.4 + gap / 2, 0.6 + gap / 2), 0.5),

@@ -122,6 +122,7 @@ def test_what_stages_that_see_measure_is_on_their_pages(seeing: Path) -> None:
         assert text in instruct
     assert "with another picture" in align
     assert "swapping costs" in align
+    assert re.search(r"another.+s against zero -0\.88 nats \(95 % -1\.1 … -0\.66\) and against noise -1\.26 nats", align)
     assert "text bits per byte" in align  # remembered and forgotten
     assert "from the question alone" in instruct
     assert "from the question alone" not in align

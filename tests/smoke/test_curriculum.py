@@ -236,11 +236,38 @@ def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp
     assert found is not None
     assert old is not None
     assert found["facts"]["init_share"]["value"] == 1.0
+    began, stored = found["init_from"], checkpoint.newest(finished / "codec")
+    assert stored is not None
+    assert began["folder"] == str((finished / "codec").resolve())
+    assert began["digest"] == files.sha256_file(stored / "weights.safetensors")
+    assert began["taken"] == began["of"] > 0
+    runner.run(str(path), stages=["codec"], out=tmp_path / "run")  # reused: what it began from is still told
+    assert files.read_json(tmp_path / "run" / "codec" / certificate.NAME)["init_from"] == began
     again = runner.gate(tmp_path / "run" / "codec")
     assert isinstance(again, dict)
     assert again["verdict"] == found["verdict"]
     with pytest.raises(CheckpointError, match="init_from"):
         runner.run(str(changed(recipe_file, tmp_path, "codec", init_from=str(tmp_path))), stages=["codec"], out=tmp_path / "other")
+    gone = changed(recipe_file, tmp_path, "thinker", model={**yaml.safe_load(path.read_text())["thinker"]["model"]}, init_from="nowhere")
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder, looked in"):
+        runner.run(str(gone), stages=["thinker"], out=tmp_path / "gone")
+
+
+def test_vision_from_another_run_reads_with_the_words_that_its_embeddings_mean(
+    finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own vocabulary would have another size, and other words in the same rows."""
+    monkeypatch.chdir(finished)  # and the recipe lies elsewhere
+    how = {"init_from": "vision", "lr": 1e-12, "max_steps": 1, "warmup_steps": 0, "vocab_size": 330}
+    path = changed(recipe_file, tmp_path, "vision", **how)
+    runner.run(str(path), stages=["vision"], out=tmp_path / "run")
+    found, old = certificate.read(tmp_path / "run" / "vision"), certificate.read(finished / "vision")
+    assert found is not None
+    assert old is not None
+    assert found["facts"]["init_share"]["value"] == 1.0
+    final = tmp_path / "run" / "vision" / "final" / "tokenizer.json"
+    assert final.read_bytes() == (finished / "vision" / "final" / "tokenizer.json").read_bytes()
+    assert found["facts"]["held_out_loss"]["value"] == pytest.approx(old["facts"]["held_out_loss"]["value"], rel=1e-3)
 
 
 @pytest.mark.slow

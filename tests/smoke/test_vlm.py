@@ -19,7 +19,7 @@ import qwen
 from muomni import cli, files
 from muomni.data import readers
 from muomni.data.quarantine import Quarantine
-from muomni.errors import CheckpointError, ConfigError
+from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Request
@@ -109,6 +109,13 @@ def test_structural_gates_are_green_at_their_own_bounds(run: Run, stage: str) ->
         assert facts["forgetting_bits_per_byte"]["value"] == 0
     else:
         assert facts["forgetting_bits_per_byte"]["value"] != 0
+
+
+def test_a_base_of_others_without_texts_is_refused_before_a_step(naflex: Run, tmp_path: Path) -> None:
+    with pytest.raises(GateRed, match=r"regression_texts.*nothing to measure forgetting by"):
+        runner.run(str(naflex.recipe), stages=["align"], out=tmp_path / "out", overrides=["align.regression=[]"])
+    assert not list((tmp_path / "out" / "align").glob("step_*"))
+    assert not (tmp_path / "out" / "align" / "final").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -275,8 +282,8 @@ def test_the_order_of_pictures_is_the_order_of_their_places(run: Run) -> None:
     there, back = (engine.prepare(Request("which?", pair)) for pair in ([one, two], [two, one]))
     assert there.ids == back.ids
     with torch.no_grad():
-        x, y = (engine._input([prompt])[0][0] for prompt in (there, back))
-        alone = [engine._input([engine.prepare(Request("which?", [picture]))])[0][0] for picture in (one, two)]
+        x, y = (engine.read([prompt])[0][0] for prompt in (there, back))
+        alone = [engine.read([engine.prepare(Request("which?", [picture]))])[0][0] for picture in (one, two)]
     mark = qwen.NAMES.index("<|image_pad|>") + run.tokens - qwen.ADDED
     pads = [place for place, i in enumerate(there.ids) if i == mark]
     assert len(pads) == 8

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
+import threading
 import tracemalloc
 import warnings
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from muomni.data.sample import Sample, parse
-from muomni.errors import CheckpointError, DataError
+from muomni.errors import ConfigError, DataError
 from muomni.stages import coded
 from muomni.train.objectives.talker import TalkerBatch, TalkerItem
 
@@ -92,15 +95,114 @@ def test_what_they_are_made_from_names_them(tmp_path: Path) -> None:
     changed[4] = changed[4].model_copy(update={"messages": samples(11)[10].messages})
     with pytest.raises(AssertionError):
         coded.build(tmp_path, changed, "key", never())
-    assert len(list(tmp_path.iterdir())) == 1, "a build that dies leaves nothing"
+    assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 1, "a build that dies leaves nothing"
 
 
-def test_a_torn_set_is_refused(tmp_path: Path) -> None:
+def only_set(cache: Path) -> Path:
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    return folder
+
+
+@pytest.mark.parametrize("torn", ["codes.bin", "hidden.bin", "frames.npy", "coded.json"])
+def test_a_torn_set_is_made_anew(tmp_path: Path, torn: str, capsys: pytest.CaptureFixture[str]) -> None:
     coded.build(tmp_path, samples(10), "key", items(10))
-    (folder,) = tmp_path.iterdir()
-    (folder / "codes.bin").write_bytes((folder / "codes.bin").read_bytes()[:-2])
-    with pytest.raises(CheckpointError, match="not a whole set"):
-        coded.build(tmp_path, samples(10), "key", never())
+    path = only_set(tmp_path) / torn
+    good = path.read_bytes()
+    path.write_bytes(good[:-2])
+    found = coded.build(tmp_path, samples(10), "key", items(10))
+    assert path.read_bytes() == good
+    assert len(found.items) == 8
+    told = capsys.readouterr().err.strip()
+    assert ("it is made anew" in told, "\n" in told) == (True, False)
+    coded.build(tmp_path, samples(10), "key", never())
+
+
+def test_a_set_that_was_never_finished_is_nothing(tmp_path: Path) -> None:
+    def dies() -> Iterator[tuple[int, TalkerItem | DataError]]:
+        yield from items(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        coded.build(tmp_path, samples(10), "key", dies())
+    place = next(path for path in tmp_path.iterdir() if path.suffix == ".lock")
+    left = tmp_path / f".{place.stem}.abc.part"  # what kill -9 leaves
+    left.mkdir()
+    (left / "codes.bin").write_bytes(b"half")
+    assert len(coded.build(tmp_path, samples(10), "key", items(10)).items) == 8
+    assert not left.exists()
+
+
+def test_a_file_of_the_same_size_that_was_written_since_is_another(tmp_path: Path) -> None:
+    wave = tmp_path / "a.wav"
+    wave.write_bytes(b"one")
+    row = parse({"id": "a", "messages": [{"role": "assistant", "content": [{"type": "audio", "path": str(wave)}]}]})
+    made = dict(items(1))
+    coded.build(tmp_path / "c", [row], "key", iter(made.items()))
+    coded.build(tmp_path / "c", [row], "key", never())
+    wave.write_bytes(b"two")
+    os.utime(wave, (1, 1))
+    with pytest.raises(AssertionError, match="made twice"):
+        coded.build(tmp_path / "c", [row], "key", never())
+
+
+def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second comes while the first is at work, waits, says so once, and makes nothing."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[tuple[int, TalkerItem | DataError]]:
+        inside.set()
+        assert go_on.wait(30)
+        yield from items(10)
+
+    found: dict[str, coded.Coded] = {}
+
+    def ask(name: str, made: Iterator[tuple[int, TalkerItem | DataError]]) -> None:
+        found[name] = coded.build(tmp_path, samples(10), "key", made)
+
+    first = threading.Thread(target=ask, args=("first", slow()))
+    first.start()
+    assert inside.wait(30)
+    second = threading.Thread(target=ask, args=("second", never()))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive(), "it waits"
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    assert len(found["first"].items) == len(found["second"].items) == 8
+    assert "waiting for another process" not in capsys.readouterr().out
+
+
+def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothing_in_use(tmp_path: Path) -> None:
+    held = {name: coded.build(tmp_path, samples(10), name, items(10)) for name in ("a", "b", "c")}
+    names = {name: each.items.folder for name, each in held.items()}
+    for age, name in enumerate(("b", "a", "c")):
+        os.utime(names[name] / "coded.json", (1000 + age, 1000 + age))
+    assert coded.thin_out(tmp_path, 0) == [], "all are in use"
+    size = sum(file.stat().st_size for file in names["a"].iterdir())
+    kept = held.pop("b")
+    held.clear()
+    gc.collect()
+    assert coded.thin_out(tmp_path, 2 * size) == [names["a"].name], "b is older, and in use"
+    assert names["b"].exists()
+    assert names["c"].exists()
+    assert len(list(kept.items.values())) == 8
+    del kept
+    gc.collect()
+    assert set(coded.thin_out(tmp_path, 0)) == {names["b"].name, names["c"].name}
+    assert len(coded.build(tmp_path, samples(10), "a", items(10)).items) == 8
+
+
+@pytest.mark.parametrize("told", ["much", "0", "-1", "nan", "inf"])
+def test_a_bound_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setenv("MUOMNI_CACHE_GB", told)
+    with pytest.raises(ConfigError, match="MUOMNI_CACHE_GB"):
+        coded.most_bytes()
+
+
+def test_a_bound_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUOMNI_CACHE_GB", "1.5")
+    assert coded.most_bytes() == 1_500_000_000
 
 
 def test_none_is_none(tmp_path: Path) -> None:

@@ -111,9 +111,11 @@ def test_a_stage_says_what_it_is_and_what_it_emulates(
 ) -> None:
     chip(monkeypatch, has=False, gain=0.02)
     plan: Any = SimpleNamespace(stages=dict.fromkeys(["thinker", "hearing", "sweep/a", "sweep"]))
-    built: Any = SimpleNamespace(objective=torch.nn.Linear(2, 2).to(held))
+    train = SimpleNamespace(order=SimpleNamespace(batches_per_epoch=100))
+    built: Any = SimpleNamespace(objective=torch.nn.Linear(2, 2).to(held), train=train)
     chosen: Any = TrainSettings(max_steps=850)
-    one._introduce(plan, "hearing", chosen, built, RUN)
+    monkeypatch.setattr(one.introduction, "lines", lambda *_: [])  # what trains, and on what: test_curriculum.py
+    one._introduce(plan, "hearing", chosen, built, RUN, [])
     first, *more = capsys.readouterr().err.splitlines()
     assert first.startswith("[hearing] stage 2 of 3: ")
     assert recipes.stage("hearing").teaches in first

@@ -83,10 +83,15 @@ def nested(prefix: str, cases: dict[str, Case]) -> dict[str, Case]:
     }
 
 
-WAITS: dict[str, Any] = {"val_freq": 1, "min_delta": 1e9}
+EXPERTS = {"model.experts": {"number": 3}}
+RESAMPLER = {"grid": 0, "resampler": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}
+LORA = {"lora": {"r": 2, "alpha": 4}}
 SHARED: dict[str, Case | list[Case]] = {
     "max_steps": Case(2),
     "max_epochs": Case(1, {"batch_size": 48}),
+    "epoch": refused("1h"),  # what it does is in test_sizing.py: a run measures it, before the loop
+    "samples_per_epoch": [Case(8, {"max_epochs": 1}), refused(8)],
+    "mix_temperature": [Case(3.0, {"two": True}), refused(3.0, one=True)],
     "batch_size": Case(3),
     "gradient_accumulation_steps": Case(3),
     "lr": Case(0.02),
@@ -143,6 +148,14 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "model.ctx_len": Case(112),
         "model.dropout": Case(0.5),
         "model.eps": Case(0.1),
+        "model.experts.number": Case(4, EXPERTS),
+        "model.experts.per_token": Case(1, EXPERTS),
+        "model.experts.hidden": Case(48, EXPERTS),
+        "model.experts.normalise": Case(False, EXPERTS),
+        "model.experts.every": Case(2, EXPERTS),
+        "model.experts.dense": Case([0], EXPERTS),
+        "model.experts.balance": Case(0.5, EXPERTS),
+        "mix_temperature": refused(3.0, two=True),
         "row_len": Case(64),
         "tokenizer_data": [Case("questions"), refused("questions", init_from="itself")],
     },
@@ -244,7 +257,17 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "max_s": Case(0.8, {"quarantine_limit": 1.0}),
     },
     "omni": {
-        "grid": Case(1),
+        "grid": [Case(1), Case(2, {**RESAMPLER, "refused": True})],
+        "resampler.tokens": Case(2, RESAMPLER),
+        "resampler.width": Case(32, RESAMPLER),
+        "resampler.heads": Case(1, RESAMPLER),
+        "resampler.depth": Case(2, RESAMPLER),
+        "resampler.mlp_ratio": Case(2.0, RESAMPLER),
+        "resampler.vision_ln": [Case(name, RESAMPLER) for name in ("frozen", "trained")],
+        "lora.r": Case(4, LORA),
+        "lora.alpha": Case(16, LORA),
+        "lora.dropout": Case(0.5, LORA),
+        "lora.targets": Case(["q_proj"], LORA),
         "levels": Case([0, 1]),
         "audio_pool": Case(2),
         "max_audio_tokens": Case(12, {"quarantine_limit": 1.0}),
@@ -374,6 +397,11 @@ def context_of(world: World, stage: str, case: Case) -> dict[str, Any]:
         context["data"] = [*world.recipe[stage]["data"], world.source("torn")]
     if context.pop("rich", False):
         context["data"] = [world.source("rich")]
+    first = world.recipe[stage]["data"][0]
+    if context.pop("two", False):
+        context["data"] = [first, {**first, "limit": 12}]
+    if context.pop("one", False):
+        context["data"] = [first]
     if context.pop("both", False):
         context["data"] = [world.source("captions"), world.source("questions")]
     if context.pop("questions", False):

@@ -16,7 +16,7 @@ from toy_training import Toy, fit, settings
 
 from muomni import runtime
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
 from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
@@ -48,6 +48,12 @@ def texts(number: int) -> LanguageBatch:
 
 def next_token() -> tuple[Objective, list[Any]]:
     return NextToken(decoder()), [texts(n) for n in range(4)]
+
+
+def experts() -> tuple[Objective, list[Any]]:
+    """Routers that are asked, loudly, to use all experts alike: over all rows of an update, whoever has them."""
+    config = DECODER.model_copy(update={"experts": ExpertsConfig(number=4, per_token=2, hidden=8, balance=3.0)})
+    return NextToken(Decoder(config)), [texts(n) for n in range(4)]
 
 
 def contrast() -> tuple[Objective, list[Any]]:
@@ -83,7 +89,12 @@ def omni() -> tuple[Objective, list[Any]]:
     return NextToken(body, model), [pictures, sounds, texts(2), texts(3)]
 
 
-CASES: dict[str, Callable[[], tuple[Objective, list[Any]]]] = {"next_token": next_token, "contrast": contrast, "omni": omni}
+CASES: dict[str, Callable[[], tuple[Objective, list[Any]]]] = {
+    "next_token": next_token,
+    "contrast": contrast,
+    "omni": omni,
+    "experts": experts,
+}
 
 
 def updates(name: str, run: Runtime) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class Chat:
         turns: list[dict[str, Any]] = []
         images: list[Path] = []
         audios: list[Path] = []
+        _ = self.engine.parts.thinker  # what can't be opened is told once, not at every turn
         console.note(HELP)
         for line in _typed():
             command, _, rest = line.partition(" ")
@@ -64,6 +65,7 @@ class Chat:
 
         Raises  DataError at the end if a row was bad.
         """
+        _ = self.engine.parts.thinker  # what can't be opened is told once, not for every row
         quarantine = Quarantine()
         samples = readers.read(Source(path=str(path.absolute()), format="samples"), Path(), quarantine)
         rows: list[dict[str, Any]] = []

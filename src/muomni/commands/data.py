@@ -103,6 +103,8 @@ def formats() -> None:
         "captions": 'json [{"image", "caption"}] or csv image,caption',
         "images": "a folder of pictures, in class folders or with metadata.jsonl",
         "llava": 'LLaVA json [{"image", "conversations"}], <image> where the pictures stand',
+        "ljspeech": "LJSpeech's folder: metadata.csv (id|text|as read) beside wavs/",
+        "librispeech": "LibriSpeech's folder: SPEAKER/CHAPTER/*.trans.txt beside flac",
         "rows": "any JSONL, JSON or csv, filled into the source's template",
     }
     from muomni.data.formats import READERS

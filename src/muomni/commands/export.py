@@ -25,34 +25,58 @@ def export(
 
     final = work.answering(folder)
     work.demand_room(out, final)
-    work.export(final, out, to, _proven(final, waive or [], reason or ""))
+    speaks = work.speaking(folder, to)
+    certificates = [_certificate(final)]
+    if speaks is not None:
+        certificates.append(_certificate(speaks, f"; or export {final.parent}, the answers without the voice"))
+    _waive(certificates, waive or [], reason or "")
+    _demand_proven(certificates[0])
+    if speaks is None:
+        work.export(final, out, to, certificates[0])
+    else:
+        _demand_proven(certificates[1], f"; or export {final.parent}, the answers without the voice")
+        work.export(final, out, to, certificates[0], work.Spoken(speaks, certificates[1]))
     console.result(str(out))
 
 
-def _proven(final: Path, waive: list[str], reason: str) -> dict[str, Any]:
-    """The certificate that goes along, with red gates waived where that is asked.
+def _certificate(final: Path, otherwise: str = "") -> dict[str, Any]:
+    """The certificate that goes along with a `final/`.
 
-    Raises  GateRed where there is none or it is red; CheckpointError where a file is not what it names; ConfigError for a waiver of
-            no gate of the stage.
+    Raises  GateRed where there is none; CheckpointError where a file is not what it names.
     """
-    from muomni.evaluate import certificate
     from muomni.models import integrity
 
     found = integrity.verify(final)
     if found is None:
-        raise GateRed(f"{final} has no certificate: nothing says that it learned", hint="run its stage to the end first")
-    names = [gate["name"] for gate in found["gates"]]
+        raise GateRed(f"{final} has no certificate: nothing says that it learned", hint=f"run its stage to the end first{otherwise}")
+    return found
+
+
+def _waive(certificates: list[dict[str, Any]], waive: list[str], reason: str) -> None:
+    """Waive the red gates that are named, in all certificates.
+
+    Raises  ConfigError for a gate that none has.
+    """
+    names = {gate["name"] for found in certificates for gate in found["gates"]}
     if unknown := [name for name in waive if name not in names]:
-        raise ConfigError(f"--waive {unknown[0]}: no such gate of {found['stage']}", hint=f"the gates are {', '.join(sorted(names))}")
-    for gate in found["gates"]:
-        if gate["verdict"] == "red" and gate["name"] in waive:
-            gate["verdict"], gate["why"] = "waived", reason
-    verdicts = {gate["verdict"] for gate in found["gates"]}
-    verdicts |= {"waived"} if found.get("inherited") else set()
-    found["verdict"] = next((each for each in ("red", "waived") if each in verdicts), found["verdict"])
+        stages = " and ".join(str(found["stage"]) for found in certificates)
+        raise ConfigError(f"--waive {unknown[0]}: no such gate of {stages}", hint=f"the gates are {', '.join(sorted(names))}")
+    for found in certificates:
+        for gate in found["gates"]:
+            if gate["verdict"] == "red" and gate["name"] in waive:
+                gate["verdict"], gate["why"] = "waived", reason
+        verdicts = {gate["verdict"] for gate in found["gates"]}
+        verdicts |= {"waived"} if found.get("inherited") else set()
+        found["verdict"] = next((each for each in ("red", "waived") if each in verdicts), found["verdict"])
+
+
+def _demand_proven(found: dict[str, Any], otherwise: str = "") -> None:
+    """Raises GateRed for a certificate that is red, or names no files."""
+    from muomni.evaluate import certificate
+    from muomni.models import integrity
+
     if found["verdict"] == "red":
-        hint = f'mend it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."'
+        hint = f'mend it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."{otherwise}'
         raise GateRed(f"{found['stage']} is not handed on: {certificate.reasons(found) or 'it is red'}", hint=hint)
     if not integrity.names_files(found):
-        raise GateRed(f"{final}: {integrity.caveat(found)}", hint="muomni run RECIPE STAGE")
-    return found
+        raise GateRed(f"{found['stage']}: {integrity.caveat(found)}", hint=f"muomni run RECIPE STAGE{otherwise}")

@@ -16,7 +16,7 @@ def plan(
     args: Annotated[list[str] | None, typer.Argument(metavar="[STAGE...] [STAGE.KEY=VALUE...]", help="all stages if none is named")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="propose micro-batches that fit, e.g. 12GB")] = None,
     epoch: Annotated[str | None, typer.Option(metavar="TIME", help="how many samples an epoch of this time holds, e.g. 1h")] = None,
-    probe: Annotated[int, typer.Option(metavar="N", help="time so many real updates a stage, for at most 10 s; 0: none")] = 20,
+    probe: Annotated[int, typer.Option(metavar="N", help="time so many real updates a stage, after 10 s no more than 50; 0: none")] = 200,
     samples: Annotated[int | None, typer.Option(metavar="N", help="samples of an epoch, where the data are not there yet")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="run folder, read for finished stages; runs/<name> if left out")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")] = False,
@@ -61,7 +61,8 @@ def _trains(stage: dict[str, Any]) -> list[list[str]]:
         rows.append(["samples", told_count(data["samples"]), f"{each}; {epoch}"])
     epochs = "" if data["epochs"] is None else f", {data['epochs']:.3g} epochs"
     batches = f"{stage['batch_size']} x {stage['gradient_accumulation_steps']} samples an update{epochs}"
-    return [*rows, ["updates", str(data["updates"]), batches]]
+    updates = "as the epochs say" if data["updates"] is None else str(data["updates"])
+    return [*rows, ["updates", updates, batches]]
 
 
 def _needs(stage: dict[str, Any]) -> list[list[str]]:
@@ -96,7 +97,8 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
         ]
         rows.append(["MFU", f"{speed['mfu']:.0%}", "arithmetic against the fastest matrix products that were measured"])
         points = "" if stage["points"] == 1 else f"{stage['points']} points, "
-        rows.append(["the stage", told_seconds(stage["total_s"]), f"{points}updates alone; validation and measuring come on top"])
+        total = "not known" if stage["total_s"] is None else told_seconds(stage["total_s"])
+        rows.append(["the stage", total, f"{points}updates alone; validation and measuring come on top"])
         if stage["epoch"]:
             epoch = stage["epoch"]
             rows.append([f"{told_seconds(epoch['target_s'])} epoch", f"{epoch['samples']} samples", f"{epoch['updates']} updates"])

@@ -70,4 +70,4 @@ def run_folder(recipe: str, overrides: list[str], out: Path | None) -> Path:
     """Where a recipe's run goes."""
     from muomni.stages import recipe as recipes
 
-    return out or Path("runs") / recipes.read(recipe, overrides, out=out).name
+    return out or recipes.read(recipe, overrides).folder

@@ -11,6 +11,7 @@ from muomni.commands import console
 from muomni.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from muomni.infer.hops import Hop
     from muomni.infer.sampling import SamplingConfig
 
 ROWS_AT_ONCE = 256
@@ -24,6 +25,7 @@ TopK = Annotated[int, typer.Option(help="draw among the k likeliest; 0: among al
 TopP = Annotated[float, typer.Option(help="draw among the fewest that hold this share of the probability")]
 Penalty = Annotated[float, typer.Option(help="above 1: what stood before becomes less likely")]
 Seed = Annotated[int, typer.Option(help="of the drawing")]
+Precision = Annotated[str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")]
 
 
 def chat(
@@ -42,6 +44,7 @@ def chat(
     max_new: Annotated[int, typer.Option(help="most tokens of an answer")] = 128,
     seed: Seed = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text; may be given several times")] = None,
+    precision: Precision = "auto",
 ) -> None:
     """Answer a question about words, pictures and sounds; an interactive chat where nothing is asked."""
     if (batch is None) != (out is None):
@@ -52,7 +55,8 @@ def chat(
     from muomni.infer.engine import Engine
 
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    talk = Chat(Engine.load(folder), {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
+    engine = Engine.load(folder, precision=precision)
+    talk = Chat(engine, {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
     if batch is not None and out is not None:
         talk.answer_file(batch, out)
     elif text is not None or image or audio:
@@ -66,12 +70,13 @@ def transcribe(
     wavs: Annotated[list[Path], typer.Argument(metavar="WAV...", help="sound files")],
     as_json: Json = False,
     greedy: Annotated[bool, typer.Option("--greedy", help="without the character model's advice")] = False,
+    precision: Precision = "auto",
 ) -> None:
     """Speech to text."""
     from muomni.infer import prompt
     from muomni.infer.engine import LONGEST_S, Engine
 
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, precision=precision)
     rate_hz = engine.parts.hearing.config.mel.rate_hz
     rows: list[dict[str, str]] = []
     bad = 0
@@ -103,6 +108,7 @@ def speak(
     top_p: TopP = 1.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
+    precision: Precision = "auto",
 ) -> None:
     """Text to speech."""
     if (text is None) == (batch is None):
@@ -113,7 +119,7 @@ def speak(
     from muomni.infer.engine import Engine
     from muomni.media import audio
 
-    engine = Engine.load(folder)
+    engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         said = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
@@ -124,18 +130,48 @@ def speak(
 
 
 def trace(
-    folder: Folder,
+    source: Annotated[str, typer.Argument(metavar="DIR|RECIPE", help="a run's folder, a stage's, or a final/; with --training a recipe")],
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE] [STAGE.KEY=VALUE...]", help="with --training: which stage, by which settings")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="what to ask")] = None,
     image: Annotated[Path | None, typer.Option(metavar="F", help="a picture")] = None,
     audio: Annotated[Path | None, typer.Option(metavar="F", help="a sound")] = None,
     speak: Annotated[bool, typer.Option("--speak", help="also say the text aloud")] = False,
+    training: Annotated[bool, typer.Option("--training", help="walk through one batch of a stage's training, up to its loss")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="with --training: the run folder, read for finished stages")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Walk through one request: every hop with its shape and meaning, from the forward pass itself."""
-    from muomni.infer.engine import Engine
-    from muomni.infer.trace import trace as walk
+    """Walk through one request, or one batch of training: every hop with its shape and meaning, from the forward pass itself."""
+    if training:
+        title, hops = _of_training(source, args or [], out, has_request=any((text, image, audio, speak)))
+    else:
+        if args or out is not None:
+            raise ConfigError("trace: a stage, its settings and --out go with --training", hint="muomni trace RECIPE STAGE --training")
+        from muomni.infer.engine import Engine
+        from muomni.infer.trace import trace as walk
 
-    hops = walk(Engine.load(folder), text=text, image=image, audio=audio, speak=speak)
-    console.table(f"trace of {folder}", ["hop", "shape", "meaning"], [[hop.name, str(hop.shape), hop.meaning] for hop in hops])
+        title, hops = f"trace of {source}", walk(Engine.load(source), text=text, image=image, audio=audio, speak=speak)
+    if as_json:
+        console.result_json([hop.to_json() for hop in hops])
+    else:
+        console.table(title, ["hop", "shape", "meaning"], [[hop.name, str(hop.shape), hop.meaning] for hop in hops])
+
+
+def _of_training(source: str, args: list[str], out: Path | None, *, has_request: bool) -> tuple[str, list[Hop]]:
+    stages, overrides = [arg for arg in args if "=" not in arg], [arg for arg in args if "=" in arg]
+    if len(stages) != 1:
+        raise ConfigError(
+            f"trace --training: expected one stage, got {', '.join(stages) or 'none'}", hint="muomni trace RECIPE STAGE --training"
+        )
+    if has_request:
+        raise ConfigError("trace --training: the batch is the stage's own, so --text, --image, --audio and --speak can't be given")
+    from muomni.planning import walk
+
+    hops, notes = walk.trace(source, stages[0], overrides, out=out)
+    for line in notes:
+        console.note(f"note: {line}")
+    return f"training of {stages[0]}, one batch", hops
 
 
 def _sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> SamplingConfig:

@@ -15,19 +15,18 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.report import Manifest, Report, balance, forecast, histogram
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
+from muomni.data.uses import ALPHABET, PAD_S, RULES, refusals, states
 from muomni.errors import DataError, UserError
-from muomni.tokens.alphabet import Alphabet, min_frames
+from muomni.tokens.alphabet import min_frames
 from muomni.tokens.bpe import Tokenizer
 
-MELS_HZ, MELS_A_STATE = 100, 4  # the hearing part writes at 25 Hz (SPEC M-B)
-PAD_S = 0.1  # silence on both sides of a sound, as the hearing stage adds by default
 AUDIO_TOKENS_MAX = 128  # a sound is capped at a quarter of the context (SPEC M-E)
 BYTES_PER_TOKEN = 3  # a careful guess where no tokenizer is given; English with 5000 tokens has 3.6
 SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
 ONE_ANSWER = 0.9
+TREES = ("ljspeech", "librispeech")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
-ALPHABET = Alphabet()
 
 
 def check(
@@ -47,6 +46,9 @@ def check(
         return run.judged(val_split, seed)
     if found is None or not found.manifests:
         run.manifest(source, path, base)
+        if path.is_dir() and run.report.manifests[-1].format in TREES:
+            for name in sorted(folder.sounds(path) - run.named):
+                run.findings.add(Finding("orphan", name, "no line of its tables names it"))
     else:
         for inside in found.manifests:
             run.manifest(source.model_copy(update={"path": str(inside)}), inside, base)
@@ -96,12 +98,16 @@ class _Check:
                 if self._row(sample, where):
                     self.pairs.append((sample, recognised))
                     known.samples += 1
+                    self._use(known)
         except (UserError, OSError) as error:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
         known.rows += quarantine.total
         if not known.samples:
             self.findings.add(Finding("no_samples", str(path), "no usable sample"))
+        elif not known.stages:
+            why = "; ".join(f"{stage}: {', '.join(reasons)}" for stage, reasons in known.refused.items())
+            self.findings.add(Finding("no_stage", str(path), f"no stage can learn from any of its {known.samples} rows: {why}"))
 
     def _row(self, sample: Sample, where: str) -> bool:
         """Open the sample's media and look at its words; a sample that training would set aside is reported as that."""
@@ -116,6 +122,20 @@ class _Check:
         self._labels_and_length(row)
         self.rows.append(row)
         return True
+
+    def _use(self, known: Manifest) -> None:
+        """Which stages can learn from the last row; one that none can is told, unless it is said of it already that it teaches nothing."""
+        row = self.rows[-1]
+        refused = refusals(row.sample, [medium.seconds for medium in row.media if medium.is_sound])
+        row.stages = tuple(stage for stage in RULES if stage not in refused)
+        for stage in row.stages:
+            known.stages[stage] = known.stages.get(stage, 0) + 1
+        for stage, reason in refused.items():
+            reasons = known.refused.setdefault(stage, {})
+            reasons[reason] = reasons.get(reason, 0) + 1
+        if not row.stages and any(message.role == "assistant" for message in row.sample.messages):
+            why = "; ".join(f"{stage}: {reason}" for stage, reason in refused.items())
+            self.findings.add(Finding("useless_row", row.where, f"no stage can learn from it: {why}"))
 
     def _medium(self, part: ImagePart | AudioPart, where: str) -> Medium:
         """The medium, opened once; its oddities are told at the first row that uses it.
@@ -144,7 +164,7 @@ class _Check:
         sample = row.sample
         if sample.task != "transcribe":
             return
-        needed, frames = min_frames(ALPHABET.encode(sample.answer)), _states(sum(m.seconds for m in row.media) + 2 * PAD_S)
+        needed, frames = min_frames(ALPHABET.encode(sample.answer)), states(sum(m.seconds for m in row.media) + 2 * PAD_S)
         if needed > frames:
             raise DataError("infeasible", f"transcript {sample.answer[:60]!r}: expected at most {frames} frames, got {needed}")
         odd = sorted({character for character in sample.answer if ALPHABET.unknown(character)})
@@ -183,7 +203,7 @@ class _Check:
         else:
             words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in texts)
         heard = sum(medium.seconds for medium in row.media) if sample.audios else 0.0
-        sounds = min(AUDIO_TOKENS_MAX, _states(heard)) + 2 if sample.audios else 0
+        sounds = min(AUDIO_TOKENS_MAX, states(heard)) + 2 if sample.audios else 0
         return 1 + 2 * len(sample.messages) + words + sounds + 3 * len(sample.images)
 
     def judged(self, val_split: float, seed: int) -> Report:
@@ -198,6 +218,7 @@ class _Check:
         if len(self.rows) > 1 and "valid" not in report.sides:
             what = f"nothing is held out: expected several groups, got {report.groups}"
             self.findings.add(of_error(what, "no_validation", report.path))
+        report.usable = [{"where": row.where, "id": row.sample.id, "stages": list(row.stages)} for row in self.rows]
         report.counts, report.findings = dict(self.findings.counts), self.findings.kept
         return report
 
@@ -230,8 +251,3 @@ class _Check:
         report.picture_sides = histogram(sides)
         report.lengths_characters = histogram([len(s.text if s.text is not None else s.answer) for s in (row.sample for row in rows)])
         report.tokens = forecast(self.tokens, report.ctx_len)
-
-
-def _states(seconds: float) -> int:
-    """Frames in which the hearing part can write, of so much sound."""
-    return math.ceil(int(seconds * MELS_HZ + 1e-6) / MELS_A_STATE)

@@ -12,7 +12,6 @@ from muomni.data import formats
 from muomni.data.source import Source
 from muomni.errors import ConfigError
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
 FILES = ("audio", "wav", "image", "path", "file", "file_name", "filename", "picture", "sound", "clip", "img", "photo")
 QUESTIONS = ("question", "prompt", "instruction")
 ANSWERS = ("answer", "response", "output", "completion")
@@ -89,7 +88,7 @@ def _common(rows: list[dict[str, Any]]) -> set[str]:
 def _kind(values: Iterable[Any]) -> str | None:
     """What at least half of the values name: `audio` or `image` files."""
     suffixes = [Path(value).suffix.lower() if isinstance(value, str) and len(value) < 4096 else "" for value in values]
-    counts = {"audio": sum(s in AUDIO_SUFFIXES for s in suffixes), "image": sum(s in formats.IMAGE_SUFFIXES for s in suffixes)}
+    counts = {"audio": sum(s in formats.AUDIO_SUFFIXES for s in suffixes), "image": sum(s in formats.IMAGE_SUFFIXES for s in suffixes)}
     kind = max(counts, key=lambda name: counts[name])
     return kind if 2 * counts[kind] >= len(suffixes) else None
 

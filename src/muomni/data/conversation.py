@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from muomni.data.cache import Cache, shared
 from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_bytes
+from muomni.data.uses import says_words
 from muomni.errors import DataError
 from muomni.media import audio, image
 from muomni.media.mel import MelSpec, log_mel
@@ -127,10 +128,12 @@ def rendered(
             With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none
             reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
     Gives   an Item without pictures and sounds.
-    Raises  DataError: a conversation that can't fit ctx_len (media are never cut).
+    Raises  DataError: a conversation that can't fit ctx_len (media are never cut), or whose assistant answers by sound alone.
     """
     if sample.text is not None:
         return _document(sample, tokenizer, ctx_len)
+    if not reply and sample.speech and not says_words(sample):
+        raise DataError("bad_row", f"{sample.id}: the assistant says nothing in words", hint="stages codec and talker learn from its sound")
     counts = dict(zip(sample.audios, audio_tokens, strict=False))
     in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
     shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []

@@ -40,6 +40,8 @@ REASONS: dict[str, Reason] = {
     "leak_content": Reason("error", "the same bytes or words on both sides of the split", "remove the copy, or give both one group"),
     "config": Reason("error", "a manifest that can't be read as asked", "give `--format` or `--template`"),
     "no_samples": Reason("error", "a manifest without a usable sample", "see its other errors"),
+    "no_stage": Reason("error", "a manifest from which no stage can learn", "see what each stage lacks, and add it to the rows"),
+    "useless_row": Reason("warning", "a row from which no stage can learn", "see what each stage lacks, and add it"),
     "leak_near": Reason("warning", "a likeness on both sides of the split", "look at both; remove one, or give both one group"),
     "near_duplicate": Reason("warning", "a picture, sound or text all but the same as another", "look at both; remove one"),
     "duplicate": Reason("warning", "a sample whose content another one has", "remove the copy"),

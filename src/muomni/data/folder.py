@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muomni.data import formats
-from muomni.data.columns import AUDIO_SUFFIXES
+from muomni.data import formats, trees
 from muomni.errors import UserError
 
 TABLES = {".jsonl", ".csv", ".tsv"}
@@ -25,15 +24,15 @@ class Contents:
 
 
 def scan(path: Path) -> Contents | None:
-    """The manifests of a folder and below it; None for a folder of images, which is its own manifest (see `formats.images`)."""
-    if formats.listing(path) != path:
+    """The manifests of a folder and below it; None for a folder of images or a corpus of speech, which is its own manifest."""
+    if formats.listing(path) != path or trees.is_librispeech(path):
         return None
     found = Contents()
     for file in sorted(path.absolute().rglob("*")):
         if any(part.startswith(".") for part in file.relative_to(path.absolute()).parts) or not file.is_file():
             continue
         suffix = file.suffix.lower()
-        if suffix in formats.IMAGE_SUFFIXES or suffix in AUDIO_SUFFIXES:
+        if suffix in formats.IMAGE_SUFFIXES or suffix in formats.AUDIO_SUFFIXES:
             found.media.add(str(file))
         elif suffix in TABLES or suffix in (".json", ".txt"):
             (found.manifests if _is_manifest(file, suffix) else found.skipped).append(file)
@@ -50,6 +49,11 @@ def unnamed(media: set[str], manifests: list[Path]) -> list[str]:
             for line in iter(lambda: stream.readline(formats.MAX_LINE_BYTES), b""):
                 names.difference_update(SEPARATORS.split(line))
     return sorted(name for name in media if Path(name).name.encode(errors="surrogateescape") in names)
+
+
+def sounds(path: Path) -> set[str]:
+    """The sounds of a folder and below it."""
+    return {str(file) for file in path.absolute().rglob("*") if file.suffix.lower() in formats.AUDIO_SUFFIXES}
 
 
 def _is_manifest(file: Path, suffix: str) -> bool:

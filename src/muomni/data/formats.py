@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from muomni.config import is_set
-from muomni.data import llava, template
+from muomni.data import llava, template, trees
 from muomni.data.source import Format, Source
 from muomni.errors import ConfigError, DataError
 
@@ -17,8 +18,10 @@ Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 512 * 2**20
+SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
 MEDIA_KEYS = {"image", "audio", "path", "wav", "video", "image_url", "audio_url", "file_name"}
 
 
@@ -258,6 +261,7 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
     """A reader of tables with a column of files and a column of words."""
 
     def read(path: Path, source: Source) -> Rows:
+        _refuse_swapped(path, medium, words, AUDIO_SUFFIXES if kind == "audio" else IMAGE_SUFFIXES)
         for number, row in objects(path):
             if isinstance(row, DataError):
                 yield number, row
@@ -275,6 +279,28 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
                 yield number, made if isinstance(made, DataError) else {**known, **made}
 
     return read
+
+
+def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> None:
+    """Stop where in all first rows of a table the words look like files and the files like words.
+
+    Raises  ConfigError, which says so in a line.
+    """
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return
+    rows = [row for _, row in islice(objects(path), SWAPPED_ROWS) if isinstance(row, dict)]
+    pairs = [(row[medium], row[words]) for row in rows if isinstance(row.get(medium), str) and isinstance(row.get(words), str)]
+    if pairs and all(_looks_like_a_file(text, suffixes) and not _looks_like_a_file(name, suffixes) for name, text in pairs):
+        name, text = pairs[0]
+        raise ConfigError(
+            f"{path}: columns {medium} and {words} are swapped: {medium} holds {name[:40]!r}, {words} holds {text[:40]!r}",
+            hint=f"swap their names in the first line, or their cells: {medium} names the file",
+        )
+
+
+def _looks_like_a_file(cell: str, suffixes: set[str]) -> bool:
+    """Whether a cell names a medium; words may end in `.wav` only by an accident of spelling."""
+    return Path(cell.strip()).suffix.lower() in suffixes if len(cell) < 4096 else False
 
 
 def tts_csv(path: Path, source: Source) -> Rows:
@@ -300,6 +326,35 @@ def conversations(path: Path, source: Source) -> Rows:
             yield number, {**known, **llava.convert(row, source.prompt), **template.about(source, row)}
         except DataError as error:
             yield number, error
+
+
+def ljspeech(path: Path, source: Source) -> Rows:
+    """LJSpeech: the folder, or its metadata.csv: `id|text|text as it is read` a line, without header or quotes, beside wavs/."""
+    for number, line in lines(listing(path)):
+        try:
+            if isinstance(line, DataError):
+                raise line
+            if line.strip():
+                yield number, trees.ljspeech(line)
+        except DataError as error:
+            yield number, error
+
+
+def librispeech(path: Path, source: Source) -> Rows:
+    """LibriSpeech: its folder, or one of a part, a speaker or a chapter; rows are numbered through all transcript files."""
+    if not path.is_dir():
+        raise DataError("missing", f"{path}: expected a folder with SPEAKER/CHAPTER/{trees.LIBRI_TEXTS}")
+    count = 0
+    for file in trees.transcripts(path):
+        for number, line in lines(file):
+            count += 1
+            try:
+                if isinstance(line, DataError):
+                    raise line
+                if line.strip():
+                    yield count, trees.librispeech(line, path, file.relative_to(path), source.prompt)
+            except DataError as error:
+                yield count, DataError(error.reason, f"{file.relative_to(path)}:{number}: {error.message}")
 
 
 def listing(path: Path) -> Path:
@@ -340,6 +395,8 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "captions": pairs("image", "caption", "image", "caption"),
     "images": images,
     "llava": conversations,
+    "ljspeech": ljspeech,
+    "librispeech": librispeech,
     "rows": rows,
 }
 
@@ -379,8 +436,10 @@ def sniff(path: Path, source: Source) -> Format:
     if source.is_template:
         return "rows"
     suffix = path.suffix.lower()
+    if trees.is_ljspeech(path):
+        return "ljspeech"
     if path.is_dir():
-        return "images"
+        return "librispeech" if listing(path) == path and trees.is_librispeech(path) else "images"
     if suffix == ".txt":
         return "text"
     if suffix in (".csv", ".tsv"):

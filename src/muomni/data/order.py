@@ -58,6 +58,19 @@ def _small(lengths: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
     return found.astype(least)
 
 
+def tempered(sources: Sequence[tuple[float, int]], temperature: float) -> list[tuple[float, int]]:
+    """Weights by which sources are drawn in proportion to weight x size^(1/temperature), in epochs as long as without it.
+
+    Takes   sources: (weight, samples) of each, temperature >= 1: 1 leaves all as it is, the higher the more alike they are drawn.
+    Gives   (weight, samples) of each, for `Order`: draws are weight x samples.
+    Source  Devlin et al. 2018 (multilingual BERT), there as exponent 1/T of a corpus' share.
+    """
+    shares = [weight * size ** (1 / temperature) if size else 0.0 for weight, size in sources]
+    draws = sum(weight * size for weight, size in sources)
+    whole = sum(shares)
+    return [(draws * share / whole / size if size else weight, size) for share, (weight, size) in zip(shares, sources, strict=True)]
+
+
 @dataclass(frozen=True)
 class Draw:
     """One sample as the order names it: `index` into the dataset, and the key of its own random numbers."""

@@ -17,12 +17,13 @@ Keys = list[tuple[Hashable, str]]  # what is compared, and how people read it
 
 @dataclass
 class Row:
-    """A good row: its sample, its place (file:line), and the media that it uses, in their order."""
+    """A good row: its sample, its place (file:line), the media that it uses, in their order, and the stages that can learn from it."""
 
     sample: Sample
     where: str
     media: list[Medium] = field(default_factory=list)
     side: str = "train"
+    stages: tuple[str, ...] = ()
 
     @cached_property
     def content(self) -> str:

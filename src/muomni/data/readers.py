@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import formats, split
+from muomni.data import formats, split, trees
 from muomni.data.indexed import Writer
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, TextPart, parse
+from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
 from muomni.errors import DataError
@@ -30,13 +31,14 @@ from muomni.errors import DataError
 @dataclass(frozen=True)
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
-    settings, not the place."""
+    settings, not the place; `segments` tells what became of samples that were too long for their stage, where one asks for that."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
     digest: str
     weights: Sequence[float]
     leaks: split.Leaks
+    segments: Segments | None = None
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -66,7 +68,7 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
 def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
     """`read` with the line of each sample."""
     path = locate(source, base)
-    root = Path(base) / source.root if source.root else (path if path.is_dir() else path.parent)
+    root = _root(source, base, path)
     present: dict[str, bool] = {}
     count = 0
     for line, row in _rows(path, source):
@@ -75,7 +77,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 raise row
             found = parse(row)
             is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, root, present)
+            sample = _rooted(in_words(found) if source.told and is_wanted else found, (root, Path(base)), present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
@@ -86,6 +88,14 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 return
 
 
+def _root(source: Source, base: Path, path: Path) -> Path:
+    """Where the media of a manifest lie: its `root`, found as the manifest is, else its own folder."""
+    if source.root is None:
+        return path if path.is_dir() else path.parent
+    root = Path(base) / source.root
+    return root if root.is_dir() or not Path(source.root).is_dir() else Path(source.root).absolute()
+
+
 def _rows(path: Path, source: Source) -> formats.Rows:
     try:
         yield from formats.READERS[formats.sniff(path, source)](path, source)
@@ -93,8 +103,11 @@ def _rows(path: Path, source: Source) -> formats.Rows:
         raise DataError("missing", f"{path}: can't be read: {error.strerror}") from error
 
 
-def _rooted(sample: Sample, root: Path, present: dict[str, bool]) -> Sample:
-    """The sample with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11)."""
+def _rooted(sample: Sample, roots: tuple[Path, Path], present: dict[str, bool]) -> Sample:
+    """The sample with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
+
+    Takes   roots: of the media, and of the recipe, from where the source systems write the paths in their tables.
+    """
     if not sample.media:
         return sample
     messages = []
@@ -105,31 +118,44 @@ def _rooted(sample: Sample, root: Path, present: dict[str, bool]) -> Sample:
         parts = [
             part
             if isinstance(part, TextPart) or part.path.startswith("data:")
-            else part.model_copy(update={"path": _existing(part.path, root, present)})
+            else part.model_copy(update={"path": _existing(part.path, roots, present)})
             for part in message.content
         ]
         messages.append(message.model_copy(update={"content": parts}))
     return sample.model_copy(update={"messages": messages})
 
 
-def _existing(path: str, root: Path, present: dict[str, bool]) -> str:
-    full = os.path.normpath(os.path.join(root.absolute(), path))
+def _existing(path: str, roots: tuple[Path, Path], present: dict[str, bool]) -> str:
+    full = next((each for root in roots if _is_file(each := _joined(root, path), present)), None)
+    wanted = _joined(roots[0], path) if full is None else full
+    try:
+        wanted.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
+    if full is None:
+        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint="check the source's `root`")
+    return full
+
+
+def _joined(root: Path, path: str) -> str:
+    return os.path.normpath(os.path.join(root.absolute(), path))
+
+
+def _is_file(full: str, present: dict[str, bool]) -> bool:
     if full not in present:
         try:
             present[full] = os.path.isfile(full)
         except ValueError:  # a NUL in the name
             present[full] = False
-    try:
-        full.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {full!r}") from error
-    if not present[full]:
-        raise DataError("missing", f"{path}: expected a file under {root}", hint="check the source's `root`")
-    return full
+    return present[full]
 
 
-def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine) -> Corpus:
+def load(
+    sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine, segments: Segments | None = None
+) -> Corpus:
     """All samples of all sources, split: a sample's own `split` wins, then held_out_groups, then the hash of its group.
+
+    `segments` makes shorter samples of long ones, on the side of the long one, since they keep its group.
 
     Where the hash holds out nothing (few groups), the group that it would hold out first is validation. The sources are read once, sample
     by sample, and what they hold goes to a file.
@@ -143,15 +169,16 @@ def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, 
         for sample in read(source, base, quarantine):
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
-            writer.add(sample)
-            sides.add(sample, source)
-            leaks.add(sample)
+            for piece in [sample] if segments is None else segments.of(sample):
+                writer.add(piece)
+                sides.add(piece, source)
+                leaks.add(piece)
         if len(writer) == before:
-            found = (
-                f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
-                if quarantine.total > bad
-                else "no rows that fit the source's filters"
-            )
+            found = "no rows that fit the source's filters"
+            if quarantine.total > bad:
+                found = f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
+            elif segments is not None and segments.left_out:
+                found = f"none that is short enough: {segments.told()}"
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
         ids.next_source()
         ends.append(len(writer))
@@ -161,7 +188,7 @@ def load(sources: Sequence[Source], *, base: Path, val_split: float, seed: int, 
     counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid))
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), segments)
 
 
 class Runs(Sequence[float]):
@@ -256,11 +283,12 @@ def fingerprint(sources: Sequence[Source], base: Path) -> str:
 
 
 def _fingerprint(source: Source, base: Path) -> list[object]:
-    """What a source holds, wherever it lies: the manifest's bytes, or the names and sizes in a folder; and its settings."""
+    """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
     settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
     if not path.is_dir():
         return [settings, files.sha256_file(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
-    return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside]]
+    tables = [formats.listing(path)] if formats.listing(path) != path else list(trees.transcripts(path))  # a word may change, not the size
+    return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]

@@ -24,6 +24,8 @@ class Manifest:
     read_as: str = ""  # the template or option that was recognised, "" where none was needed
     rows: int = 0  # read, good and bad
     samples: int = 0  # good
+    stages: dict[str, int] = field(default_factory=dict)  # stage -> rows that it can learn from
+    refused: dict[str, dict[str, int]] = field(default_factory=dict)  # stage -> why it can't -> rows
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Report:
     tokens: dict[str, Any] = field(default_factory=dict)  # of conversations
     is_estimate: bool = True  # tokens were guessed from bytes, for want of a tokenizer
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> {samples, distinct, commonest, share}
+    usable: list[dict[str, Any]] = field(default_factory=list)  # of each good row {where, id, stages}
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -123,6 +126,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
             report.short(manifest.path),
             f"{manifest.samples} of {manifest.rows} rows usable, format {manifest.format or 'unknown'}{read_as}",
         )
+        if manifest.samples:
+            yield f"{report.short(manifest.path)}: for stages", "; ".join(_uses(manifest)) or "none"
     if len(report.manifests) > 1:
         yield "all", f"{report.samples} of {report.rows} rows usable in {len(report.manifests)} manifests"
     yield "tasks", printable(", ".join(f"{task} {count}" for task, count in report.tasks.items()))
@@ -150,6 +155,13 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         )
     for task, found in report.answers.items():
         yield printable(f"answers of {task}"), f"{found['distinct']} distinct, {found['share']:.0%} {found['commonest']!r}"
+
+
+def _uses(manifest: Manifest) -> Iterator[str]:
+    """Each stage that can learn from a manifest, with how many rows, and why not from the others."""
+    for stage, count in manifest.stages.items():
+        others = ", ".join(f"{rows} {why}" for why, rows in manifest.refused.get(stage, {}).items())
+        yield f"{stage} {count}{f' (not {others})' if others else ''}"
 
 
 def _counts(table: dict[str, int], unit: str) -> str:

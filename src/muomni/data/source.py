@@ -8,7 +8,7 @@ from pydantic import Field
 
 from muomni.config import Strict
 
-Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "rows"]
+Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "ljspeech", "librispeech", "rows"]
 
 
 class Source(Strict):

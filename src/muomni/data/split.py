@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from muomni.data.copies import CopyFinder
 from muomni.data.sample import Sample, Split
 
 
@@ -61,9 +62,10 @@ def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sa
 
 
 class LeakFinder:
-    """`leaks` in one pass: it takes samples before their sides are known and holds eight bytes of each key."""
+    """`leaks` in one pass, with what files hold: it takes samples before their sides are known and holds a few bytes of each key."""
 
     def __init__(self) -> None:
+        self._copies = CopyFinder()
         self._hashes = {name: array("q") for name in KEYS}
         self._owners = {name: array("I") for name in KEYS}
         self._count = 0
@@ -74,6 +76,7 @@ class LeakFinder:
             for key in keys(sample):
                 self._hashes[name].append(hash(key))
                 self._owners[name].append(self._count)
+        self._copies.add(sample)
         self._count += 1
 
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
@@ -84,4 +87,4 @@ class LeakFinder:
             side = is_valid[np.frombuffer(self._owners[name], np.uint32)]
             met = set(np.intersect1d(hashes[side], hashes[~side]).tolist())
             shared[name] = _shared(train, valid, lambda s, keys=keys, met=met: [k for k in keys(s) if hash(k) in met]) if met else []  # type: ignore[misc]
-        return Leaks(**shared)
+        return Leaks(**shared, contents=self._copies.found(is_valid, train, valid))

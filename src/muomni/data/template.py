@@ -41,6 +41,8 @@ def _one(source: Source, row: dict[str, Any], suffix: str) -> dict[str, Any]:
     if "id" in out:
         out["id"] += suffix
     out |= about(source, row)
+    if source.messages is not None and isinstance(row.get("words"), list):  # [word, start, end] each: see data/segments.py
+        out["extra"]["words"] = row["words"]
     if source.text is not None:
         out["text"] = text(source.text, row)
     if source.messages is not None:

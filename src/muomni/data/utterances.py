@@ -14,6 +14,8 @@ from muomni.config import Told
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_wave, wave_to_mel
 from muomni.data.sample import AudioPart, Sample, inline_bytes
+from muomni.data.uses import MAX_S, MAX_TEXT_LEN
+from muomni.data.uses import spoken as spoken
 from muomni.errors import DataError
 from muomni.media import augment
 from muomni.media.mel import MelSpec
@@ -81,18 +83,6 @@ class Utterance:
     symbols: list[int]
 
 
-def spoken(sample: Sample) -> tuple[AudioPart, str]:
-    """The sound of a sample and the words in it: `extra.text` where given, else the answer.
-
-    Raises  DataError (bad_row) where a sample has no sound or more than one, or no words.
-    """
-    sounds = sample.audios or sample.speech
-    text = str(sample.extra.get("text") or sample.answer)
-    if len(sounds) != 1 or not text.strip():
-        raise DataError("bad_row", f"{sample.id}: expected one sound and its words, got {len(sounds)} sounds and {len(text.split())} words")
-    return sounds[0], text
-
-
 def voice_of(sample: Sample) -> str | None:
     """Who speaks in a sample: the speaker that its sound names, else its group, where the rows name one; None: nobody says."""
     sounds = sample.audios or sample.speech
@@ -128,8 +118,8 @@ class Utterances:
         *,
         downsample: int = 4,
         pad_s: float = 0.1,
-        max_text_len: int = 64,
-        max_s: float = 20.0,
+        max_text_len: int = MAX_TEXT_LEN,
+        max_s: float = MAX_S,
         changes: SpeechAugment | None = None,
         cache: Cache | None = None,
     ) -> None:

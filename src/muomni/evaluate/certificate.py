@@ -44,11 +44,12 @@ def write(
     modalities: Collection[str] = (),
     seed: int | None = None,
     inherited: Waivers | None = None,
+    init_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Store a stage's certificate, beside the `final/` whose files it names by their sha256, as they lie on the disk now.
 
     Takes   weights, data, settings: the digests that it speaks of; modalities: what the data hold;
-            inherited: what was waived of the stages that this one stands on.
+            inherited: what was waived of the stages that this one stands on; init_from: the weights that it began from.
     """
     final = folder / integrity.FINAL
     certificate = {
@@ -63,6 +64,7 @@ def write(
         "seed": seed,
         "files": integrity.digests(final) if final.is_dir() else {},
         "inherited": inherited or [],
+        **({"init_from": dict(init_from)} if init_from else {}),
         "code": build_identity.identity(),
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "system": platform.platform()},
     }

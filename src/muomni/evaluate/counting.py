@@ -46,7 +46,8 @@ def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Count
     if objective.omni is not None and objective.omni.audio is not None:
         frames = [] if media.frames_N is None else media.frames_N.tolist()
         contents["audio_s"] = _seconds(sum(frames), objective.omni.audio.config.mel)
-    return {"text": learned, "misses": learned}, contents
+    balance: Counts = {"balance": tokens} if objective.balances else {}
+    return {"text": learned, "misses": learned, **balance}, contents
 
 
 def _hearing(objective: Hearing, batch: HearingBatch) -> tuple[Counts, Counts]:

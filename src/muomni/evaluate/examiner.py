@@ -96,7 +96,8 @@ class Examiner:
 
     @torch.inference_mode()
     def ablations(self, held_out: Conversations, proof: Sequence[str] = ()) -> dict[str, Fact]:
-        """Nats of the answers with the right media, with another sample's, with none (zeros) and with noise, for each modality.
+        """Nats of the answers with the right media, with another sample's, with none (zeros) and with noise, for each modality; by how
+        much another's cost more than the right ones, than none and than noise, in pairs.
 
         `proof` names the tasks that count, none: all. The win rate over swapped media is given for each task beside.
         """
@@ -133,6 +134,9 @@ class Examiner:
             for name, values in (("swap", nats["swapped"]), ("zero", nats["zero"]), ("noise", nats["noise"])):
                 gap = np.array(values)[counted] - right
                 facts[f"{kind}_{name}_gap_nats"] = Fact(float(gap.mean()), len(gap), bootstrap(gap.tolist()))
+            for name in ("zero", "noise"):  # the sources' order, which is the data's: told and never judged (docs/gates.md)
+                over = np.array(nats["swapped"])[counted] - np.array(nats[name])[counted]
+                facts[f"{kind}_swap_over_{name}_nats"] = Fact(float(over.mean()), len(over), bootstrap(over.tolist()))
             facts[f"{kind}_swap_gap_share"] = Fact(facts[f"{kind}_swap_gap_nats"].value / max(1e-9, float(right.mean())), len(won))
             facts[f"{kind}_swap_win_rate"] = share(int(won.sum()), len(won), floor=0.5)
             facts[f"{kind}_swap_pairs"] = Fact(float(len(won)))
@@ -156,7 +160,7 @@ def readable(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], l
     asked, prompts = [], []
     for sample in samples:
         with contextlib.suppress(DataError, ContextError):
-            prompts.append(engine.prepare(sample))
+            prompts.append(engine.prepare(sample, cut=False))
             asked.append(sample)
     return asked, prompts
 

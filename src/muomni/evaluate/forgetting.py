@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from muomni import config
+from muomni import config, files
 from muomni.data import indexed, readers
 from muomni.data.conversation import read_wave
 from muomni.data.corpus import Rows, TokenCorpus
@@ -20,12 +21,12 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.data.utterances import spoken
-from muomni.errors import DataError
+from muomni.errors import DataError, UserError
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.metrics import bits_per_byte, cer
 from muomni.infer.transcribe import transcribe
-from muomni.models import store
+from muomni.models import integrity, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.vision_encoder import VisionEncoder
@@ -75,6 +76,40 @@ class Forgetting:
             return {}
         now = self.measure()
         return {"text_bits_per_byte": Fact(now), "forgetting_bits_per_byte": Fact(now - self.start)}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts to measure forgetting by, and where they come from or why there are none."""
+
+    samples: Sequence[Sample]
+    origin: str
+
+    def fact(self) -> dict[str, Fact]:
+        """How many there are: gate `regression_texts`."""
+        return {"regression_texts": Fact(float(len(self.samples)), note=self.origin)}
+
+
+def own_texts(final: Path, base: Path, most: int) -> Texts:
+    """Held-out texts of the data that a language model of ours was trained on, at most so many, evenly chosen.
+
+    Takes   final: its stage's `final/`, beside which its settings lie; base: where its sources' paths start, unless its run says so.
+    Gives   none, and why, for a model of others, or where its data are gone.
+    """
+    path, origin = final.parent / "config.yaml", final.parents[1] / "recipe.json"
+    if final.name != integrity.FINAL or not path.is_file():
+        return Texts([], f"{final} is no stage of ours: nobody knows what it was trained on")
+    try:
+        settings = config.read_yaml(path)
+        sources = [Source.model_validate(source) for source in settings["data"]]
+        start = Path(files.read_json(origin)["base"]) if origin.is_file() else base
+        quarantine = Quarantine(None, 1.0)
+        corpus = readers.load(sources, base=start, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
+    except (UserError, OSError, ValueError, KeyError) as error:
+        return Texts([], f"what {path} names can't be read: {error}")
+    texts = indexed.where(corpus.valid, lambda sample: not sample.media)
+    places = np.linspace(0, len(texts) - 1, min(most, len(texts))).astype(int)
+    return Texts([texts[place] for place in sorted(set(places.tolist()))], f"held out from stage {final.parent.name}")
 
 
 def rows_at_once(row_len: int) -> int:

@@ -205,14 +205,21 @@ def past_and_future(bench: Bench) -> dict[str, Fact]:
 
 
 def neighbours(bench: Bench) -> dict[str, Fact]:
-    """Packing: a document's loss is its own, whatever stands beside it in its row, and equals that in a row of its own."""
+    """Packing: a document's loss is its own, whatever stands beside it in its row, and equals that in a row of its own.
+
+    Joint terms, in which rows look at each other, are left out.
+    """
     if type(bench.objective).neighbours is Objective.neighbours:
         return {}
     rng = np.random.default_rng(0)
     pairs = bench.objective.neighbours(bench.batch, PROBES, rng)
     if not pairs:  # rows of many documents may be rare
         pairs = bench.objective.neighbours(bench.collate(choose(bench.loader, DRAWS)), PROBES, rng)
-    errors = [total_error(bench.terms(one), bench.terms(other)) for one, other in pairs]
+    joint = bench.objective.joint
+    errors = []
+    for one, other in pairs:
+        first, second = ({name: total for name, total in bench.terms(batch).items() if name not in joint} for batch in (one, other))
+        errors.append(total_error(first, second))
     return {"packing_error": Fact(max(errors, default=0.0), len(errors))}
 
 

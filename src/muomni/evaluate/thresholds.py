@@ -196,6 +196,7 @@ SOUND = (*START, *RUN)  # of every stage
 STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *COVERAGE, *SIGHT)) | {
     "infeasible",
     "codes",
+    "regression_texts",
 }  # not of what was learned
 
 
@@ -270,6 +271,16 @@ NAMES = Gate(
 )
 
 
+MEASURABLE = Gate(
+    "regression_texts",
+    "regression_texts",
+    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on (`regression`; stage omni: "
+    "texts among its data)",
+    at_least=1.0,
+    source="SPEC V5: forgetting is never left unmeasured",
+)
+
+
 def language(most: float) -> Gate:
     """The gate on how much worse a language model may have become at texts that it was not taught here."""
     return Gate(
@@ -278,7 +289,6 @@ def language(most: float) -> Gate:
         "the language model lost some of its language: fewer steps, lower LoRA rate, or text among the data",
         at_most=most,
         source="SPEC V5; SPEC 7",
-        when="has_text",
     )
 
 
@@ -295,6 +305,14 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             source="SPEC M-A",
         ),
         held_out_gap(0.7, "nats a token"),
+        Gate(
+            "experts",
+            "least_expert",
+            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
+            at_least=0.05,
+            source="chosen: a twentieth of what an even use would give it",
+            when="has_experts",
+        ),
     ),
     "hearing": (
         *SIGHT,
@@ -437,8 +455,8 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             "the Thinker forgot its language: more text replay, lower lr",
             at_most=0.15,
             source="SPEC 7",
-            modality="text",
         ),
+        MEASURABLE,
         Gate(
             "forgetting_ears",
             "forgetting_cer",
@@ -465,6 +483,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
         *SIGHT,
         *ablation("image"),
         NAMES,
+        MEASURABLE,
         language(0.0),
         held_out_gap(1.5, "nats a token"),
     ),
@@ -494,6 +513,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             by_ci=True,
             when="exact",
         ),
+        MEASURABLE,
         language(0.15),
         held_out_gap(1.5, "nats a token"),
     ),

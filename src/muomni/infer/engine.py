@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muomni import runtime
 from muomni.data.sample import Sample
 from muomni.errors import ConfigError, TokenRangeError
 from muomni.infer import generate, prompt, transcribe
@@ -21,6 +23,7 @@ from muomni.infer.parts import Parts
 from muomni.infer.prompt import Messages, Picture, Prompt, Request, Sound
 from muomni.infer.sampling import SamplingConfig
 from muomni.media.text import spoken
+from muomni.models import finite
 from muomni.models.omni import gather
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.marks import PAD
@@ -38,13 +41,15 @@ class Engine:
         self.parts, self.device = parts, parts.device
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> Self:
+    def load(cls, folder: Path | str, device: str = "auto", precision: str = "auto") -> Self:
         """Open a recipe's run folder, a stage's, or a `final/`.
 
-        Raises  CheckpointError where nothing finished is there.
+        Takes   precision: auto (the fastest number format that is sound on the device, as training takes it), fp32, bf16, fp16.
+        Raises  CheckpointError where nothing finished is there, and later, when a network is first needed, where its weights are no
+                numbers; ConfigError for a format that is unknown, or that the device does not have.
         """
         name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Parts(folder, torch.device(name)))
+        return cls(Parts(folder, torch.device(name), precision))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -113,18 +118,21 @@ class Engine:
         for rows in self._batches(prompts, max_new):
             chosen = [prompts[row] for row in rows]
             writers = [Writer(self.tokenizer, stop) for _ in rows]
-            x, keep_BT = self._input(chosen)
+            x, keep_BT = self.read(chosen)
             room = self._room(max(len(each.ids) for each in chosen), max_new)
             ids = generate.generate(self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, **self._vocabulary)
             for row, writer, new in zip(rows, writers, ids):
                 found[row] = _written(writer, new, room)
         return self._aloud([found[row] for row in range(len(prompts))], speak)
 
-    def prepare(self, request: Request | Sample | Messages | str) -> Prompt:
-        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`."""
+    def prepare(self, request: Request | Sample | Messages | str, *, cut: bool = True) -> Prompt:
+        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`.
+
+        Takes   cut: a sound too long for a chat loses its end, in a line; False: it is a DataError.
+        """
         spec, questions = self.parts.media
         request = request if isinstance(request, Request) else Request(request)
-        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions)
+        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions, cut=cut)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -138,7 +146,12 @@ class Engine:
         if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < size:
             raise TokenRangeError(f"logits: expected ids in 0..{size - 1}, got {int(ids_BT.min())}..{int(ids_BT.max())}")
         found: Tensor = self.parts.thinker(ids_BT)
+        finite.demand(found, self.parts.thinker, "scores of tokens", lambda: self.parts.thinker(ids_BT))
         return found.float()
+
+    def _computing(self, width: int) -> AbstractContextManager[Any]:
+        """The number format in which a network of this width computes."""
+        return runtime.computing_in(self.parts.number_format(width), self.device)
 
     @property
     def _vocabulary(self) -> dict[str, Any]:
@@ -157,7 +170,7 @@ class Engine:
         ready = self.prepare(request)
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
-        x, _ = self._input([ready])
+        x, _ = self.read([ready])
         ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), **self._vocabulary)
 
         def pieces() -> Iterator[str]:
@@ -184,7 +197,7 @@ class Engine:
             yield from ([row] for row in alike[len(roomy) :])
 
     @torch.no_grad()
-    def _input(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
+    def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
         """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a lone row."""
         size = max(len(each.ids) for each in prompts)
         ids_BT = torch.tensor([[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
@@ -193,8 +206,11 @@ class Engine:
         mels = [mel for each in prompts for mel in each.mels]
         x = ids_BT
         if pictures or mels:
-            assert self.parts.omni is not None
-            x = self.parts.omni.embed(ids_BT, gather(pictures, mels).to(self.device))
+            omni, media = self.parts.omni, gather(pictures, mels).to(self.device)
+            assert omni is not None
+            with self._computing(omni.decoder.config.width):
+                x = omni.embed(ids_BT, media)
+                finite.demand(x, omni, "values of pictures and sounds", lambda: omni.embed(ids_BT, media))
         return x, keep_BT if len(prompts) > 1 else None
 
     def _aloud(self, answers: list[Answer], speak: bool) -> list[Answer]:
@@ -214,7 +230,8 @@ class Engine:
         """
         encoder = self.parts.hearing
         waves = [prompt.read_sound(sound, encoder.config.mel.rate_hz, max_s=LONGEST_S) for sound in sounds]
-        return transcribe.transcribe(encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=self.parts.char_lm if beam else None)
+        char_lm, dtype = self.parts.char_lm if beam else None, self.parts.number_format(encoder.config.width)
+        return transcribe.transcribe(encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=char_lm, dtype=dtype)
 
     def speak(
         self, texts: Sequence[str], *, voice: str | None = None, sampling: SamplingConfig = GREEDY, seed: int | None = None
@@ -236,13 +253,24 @@ class Engine:
         """
         if (images is None) == (texts is None):
             raise ConfigError("embed: expected images or texts, one of both")
-        eyes, tower, tokenizer = self.parts.vision
-        if images is not None:
-            pictures = [prompt.read_picture(each, eyes.config.image_size) for each in images]
-            batches = [pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)]
-            seen = [gather(batch, []).to(self.device).pixels_N3HW for batch in batches]
-            return torch.cat([eyes.embed(pixels) for pixels in seen if pixels is not None])
-        rows = [tokenizer.encode(text) for text in texts or ()]
+        eyes, tower, _ = self.parts.vision
+        with self._computing(eyes.config.width):
+            found = self._images(images) if images is not None else self._texts(texts or ())
+        finite.demand(found, eyes if images is not None else tower, "values of embeddings")
+        return found
+
+    def _images(self, images: Sequence[Picture]) -> Tensor:
+        """Unit vectors of pictures."""
+        eyes = self.parts.vision[0]
+        pictures = [prompt.read_picture(each, eyes.config.image_size) for each in images]
+        batches = [pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)]
+        seen = [gather(batch, []).to(self.device).pixels_N3HW for batch in batches]
+        return torch.cat([eyes.embed(pixels) for pixels in seen if pixels is not None])
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts."""
+        _, tower, tokenizer = self.parts.vision
+        rows = [tokenizer.encode(text) for text in texts]
         size = max(map(len, rows), default=0)
         ids_BT = torch.tensor([row + [PAD] * (size - len(row)) for row in rows], device=self.device)
         keep_BT = torch.arange(size, device=self.device) < torch.tensor([[len(row)] for row in rows], device=self.device)

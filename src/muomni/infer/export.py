@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +14,7 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import base, integrity, pretrained, siglip, store
+from muomni.models import base, finite, integrity, pretrained, siglip, store
 from muomni.models.eyes import Eyes
 from muomni.tokens.bpe import BESIDE
 
@@ -31,6 +33,11 @@ def answering(folder: Path | str) -> Path:
     return folders.require(stages, "omni", "thinker", ability="be exported", where=folder)[1]
 
 
+def speaking(folder: Path | str, form: Form) -> Path | None:
+    """The `final/` of the Talker that speaks what the folder answers, where the folder holds one and the form takes it along."""
+    return folders.find(folder).get("talker") if form == "omni" else None
+
+
 def demand_room(out: Path, final: Path) -> None:
     """Raises ConfigError where something lies at `out` already, or `out` within what is exported."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -39,26 +46,42 @@ def demand_room(out: Path, final: Path) -> None:
         raise ConfigError(f"--out {out} lies within {final}, which is exported", hint="give a place outside")
 
 
-def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Spoken:
+    """A Talker that goes along: its `final/`, and the certificate that speaks of it."""
+
+    final: Path
+    certificate: dict[str, Any]
+
+
+def export(final: Path, out: Path, form: Form, certificate: dict[str, Any], voice: Spoken | None = None) -> None:
     """Write what `answering` gave as a folder of its own, whole or not at all, with its certificate and where it comes from.
 
-    omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it
+    omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it; with a voice
+          talker/ too, as its stage left it (tokenizer, codec, the Thinker that it listens to), with its own certificate
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names, or a network that it is
-            built upon is missing or another.
+    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or holds no numbers, or a
+            network that it is built upon is missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
+    if voice is not None:
+        integrity.verify(voice.final)
     parts = Parts(final, torch.device("cpu"))
-    told = {
+    copied = (final, parts.text_folder, *([] if voice is None else [voice.final]))
+    for folder in dict.fromkeys(copied):  # what is copied is not opened
+        finite.demand_files(folder)
+    told: dict[str, Any] = {
         "stage": certificate["stage"],
         "verdict": certificate["verdict"],
         "weights": certificate["weights"],
         "bases": {name: _name(told) for name, told in parts.bases.items()} or _earlier(parts),
     }
+    if voice is not None:
+        told["voice"] = {key: voice.certificate[key] for key in ("stage", "verdict", "weights")}
     with files.fresh_folder(out) as part:
         if "omni" not in parts.stages:
-            shutil.copytree(final, part, dirs_exist_ok=True)
+            shutil.copytree(final, part, dirs_exist_ok=True, ignore=_without_voice(final))
             files.write_json(part / ORIGIN, told)
         elif form == "omni":
             _whole(parts, final, part)
@@ -68,7 +91,19 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> N
             _language_model(parts, part)
             _beside(parts, final, part)
             files.write_json(part / ORIGIN, told)
-        files.write_json(part / integrity.CERTIFICATE, {**certificate, "files": integrity.digests(part)})
+        inherited = certificate.get("inherited", [])
+        if voice is not None:
+            shutil.copytree(voice.final, part / folders.VOICE)
+            files.write_json(part / folders.VOICE / integrity.CERTIFICATE, voice.certificate)
+            inherited = integrity.merged(inherited, integrity.waivers(voice.certificate))
+        verdict = "waived" if inherited else certificate["verdict"]
+        handed_on = {**certificate, "verdict": verdict, "inherited": inherited, "files": integrity.digests(part)}
+        files.write_json(part / integrity.CERTIFICATE, handed_on)
+
+
+def _without_voice(final: Path) -> Callable[[str, list[str]], list[str]]:
+    """For copytree: leaves out the Talker of a folder that was exported before, which is copied by itself or not at all."""
+    return lambda folder, names: [folders.VOICE] if Path(folder) == final and folders.VOICE in names else []
 
 
 def _name(base: dict[str, Any]) -> dict[str, Any]:

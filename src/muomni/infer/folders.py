@@ -10,9 +10,11 @@ from muomni.errors import CheckpointError
 STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")  # all that there are, the one list
 SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
+VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
 # model_type in a folder's config.json -> the stage that ends in such a folder
 KINDS = {
     "qwen3": "thinker",
+    "qwen3_moe": "thinker",
     "muomni_audio_encoder": "hearing",
     "muomni_vision_encoder": "vision",
     "muomni_codec": "codec",
@@ -29,10 +31,9 @@ def find(folder: Path | str) -> dict[str, Path]:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise CheckpointError(f"{folder}: expected a run, stage or final folder, found {found}", hint="train one: muomni run RECIPE")
-    if stage := kind(folder):
-        return {stage: folder}
-    if stage := kind(folder / "final"):
-        return {stage: folder / "final"}
+    for place in (folder, folder / "final"):
+        if stage := kind(place):
+            return {stage: place, **({"talker": place / VOICE} if kind(place / VOICE) == "talker" else {})}
     stages = {name: folder / name / "final" for name in STAGES if kind(folder / name / "final") == name}
     for name in SEEING:
         if kind(folder / name / "final") == "omni":

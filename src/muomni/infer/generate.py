@@ -10,6 +10,7 @@ from torch import Tensor
 from muomni.errors import ContextError, ShapeError
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.infer.stepper import Stepper
+from muomni.models import finite
 from muomni.models.decoder import Decoder
 from muomni.nn.cache import KVCache
 
@@ -34,7 +35,7 @@ def generate(
             on_token(row, id) is told every id as it comes; cache: what stood before the prompt;
             size: ids from here on are never chosen (a table may have more rows than its tokenizer has ids), None: all may be.
     Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of another shape, or without
-            a real position in some row.
+            a real position in some row; CheckpointError where the scores of the next token are no numbers.
     """
     rows: list[list[int]] = [[] for _ in range(prompt.shape[0])]
     for ids in _steps(model, prompt, max_new, keep_BT, sampling, frozenset(stop_ids), cache, size):
@@ -86,6 +87,7 @@ def _steps(
             x_BTD = model.embed(prompt) if prompt.dim() == 2 else prompt
             h_BTD = model.hidden(x_BTD, keep_BT=keep_BT, cache=cache)
             logits_BV = model.logits(_last(h_BTD, keep_BT))[:, :size]
+            finite.demand(logits_BV, model, "scores of the next token", lambda: model.hidden(x_BTD, keep_BT=keep_BT))
             stepper = Stepper(model)
             generator = torch.Generator(prompt.device).manual_seed(sampling.seed)
             seen_BV = _seen(prompt, keep_BT, logits_BV) if sampling.repetition_penalty != 1 else None
@@ -102,6 +104,7 @@ def _steps(
                 if seen_BV is not None:
                     seen_BV.scatter_(1, ids_B[:, None], True)
                 logits_BV = stepper.logits(stepper.embedding_VD[ids_B], cache)[:, :size]
+                finite.demand(logits_BV, model, f"scores of token {step + 1}")
     finally:
         model.train(was_training)
 

@@ -9,14 +9,14 @@ from typing import Any, Self
 
 import torch
 
-from muomni import files
+from muomni import files, runtime
 from muomni.data.conversation import MediaSpec
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, ConfigError
 from muomni.infer import folders
 from muomni.infer.ctc import CharLM
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.mel import MelSpec
-from muomni.models import base, integrity, lora, pretrained, store
+from muomni.models import base, finite, integrity, lora, pretrained, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.eyes import Eyes
@@ -30,20 +30,49 @@ class Parts:
     """Networks, tokenizers and settings of the stages in a folder; asking for what is not there is a CheckpointError that says so.
 
     All networks are in evaluation mode; nothing is unpickled.
+
+    precision  None: networks as they are stored, for whoever trains or copies them. Else they answer, in the format that is asked for by
+               name, or with `auto` in the one that training would take (runtime.choose_dtype). What writes step by step (Thinker, Talker)
+               is then held in that format, the others compute in it; but `auto` leaves what writes in float32 on a CPU, where single
+               rows are no faster in bf16 (docs/log.md)
+    Raises  CheckpointError where there is no such folder, or nothing finished in it; ConfigError for a format that is unknown, or that the
+            device does not have.
     """
 
-    def __init__(self, folder: Path | str, device: torch.device) -> None:
-        self.where, self.device = Path(folder), device
+    def __init__(self, folder: Path | str, device: torch.device, precision: str | None = None) -> None:
+        if precision is not None and precision not in runtime.PRECISIONS:
+            raise ConfigError(f"precision: expected {', '.join(runtime.PRECISIONS)}, got {precision!r}")
+        runtime.choose_dtype(precision or "auto", 0, device)
+        self.where, self.device, self.precision = Path(folder), device, precision
         self.stages = folders.find(folder)
         self._checked: set[str] = set()
+        self._told: set[torch.dtype] = set()
 
     @classmethod
     def live(cls, device: torch.device, **parts: Any) -> Self:
         """Parts that are in memory, by their names here (thinker, tokenizer, omni, media): what a stage asks before it saves them."""
         made = cls.__new__(cls)
-        made.where, made.device, made.stages, made._checked = Path("memory"), device, {}, set()
+        made.where, made.device, made.precision = Path("memory"), device, None
+        made.stages, made._checked, made._told = {}, set(), set()
         vars(made).update(parts)
         return made
+
+    def number_format(self, width: int, *, by_steps: bool = False) -> torch.dtype:
+        """The format in which a network of this width computes; what is not plain, or was asked for, is told in a line.
+
+        Takes   by_steps: it writes, one position after another.
+        """
+        if self.precision is None:
+            return torch.float32
+        is_mixed = self.precision == "auto" and self.device.type == "cpu"
+        dtype = torch.float32 if by_steps and is_mixed else runtime.choose_dtype(self.precision, width, self.device)
+        if (self.precision != "auto" or dtype != torch.float32) and dtype not in self._told:
+            self._told.add(dtype)
+            where = f"{runtime.told_format(dtype)} on {self.device.type}"
+            told = f"eyes and ears compute in {where}, what writes in float32" if is_mixed else f"computes in {where}"
+            for line in (told, *runtime.emulated({dtype}, self.device)):
+                print(f"note: {line}", file=sys.stderr, flush=True)
+        return dtype
 
     @cached_property
     def bases(self) -> dict[str, dict[str, Any]]:
@@ -71,12 +100,22 @@ class Parts:
         computes_in = named.dtype_on(self.device) if named else base.as_stored(self.device)
         # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what its export says.
         opened_in = None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
+        if (asked := self._thinker_format(named)) is not None:
+            opened_in, computes_in = None, asked
         decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=opened_in)
         adapter = self.final("omni") / "lora" if "omni" in self.stages else None
         if adapter is not None and adapter.is_dir():
             lora.load(decoder, adapter)
             decoder = lora.merged(decoder)
+            finite.came_from(decoder, adapter)
         return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
+
+    def _thinker_format(self, named: base.Base | None) -> torch.dtype | None:
+        """The format that the Thinker is asked to answer in; None: that of its base, where the recipe named it or nothing is faster."""
+        if self.precision is None or (self.precision == "auto" and named is not None and named.dtype != "auto"):
+            return None
+        dtype = self.number_format(int(store.read_config(self.text_folder).get("hidden_size", 0)), by_steps=True)
+        return None if self.precision == "auto" and dtype == torch.float32 else dtype
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -90,15 +129,19 @@ class Parts:
             return None
         folder = self.final("omni")
         ears = store.load(folder / "hearing", self.device) if (folder / "hearing").is_dir() else None
-        return Omni(self.thinker, self._eyes(folder), ears, store.load(folder / "projectors", self.device), self.tokenizer.marks).eval()
+        projectors = store.load(folder / "projectors", self.device)
+        omni = Omni(self.thinker, self._eyes(folder), ears, projectors, self.tokenizer.marks).eval()
+        finite.came_from(omni, folder)
+        return omni
 
     def _eyes(self, folder: Path) -> Eyes | None:
+        asked = torch.float32 if self.precision == "fp32" else None
         if "vision" in self.bases:
             given, place = self._found["vision"]
-            return pretrained.open_tower(place, device=self.device, dtype=given.dtype_on(self.device))
+            return pretrained.open_tower(place, device=self.device, dtype=asked or given.dtype_on(self.device))
         if not (folder / "vision").is_dir():
             return None
-        return pretrained.open_tower(folder / "vision", device=self.device, dtype=base.as_stored(self.device))
+        return pretrained.open_tower(folder / "vision", device=self.device, dtype=asked or base.as_stored(self.device))
 
     def _omni_json(self) -> dict[str, Any]:
         path = self.final("omni") / folders.OMNI
@@ -166,6 +209,7 @@ class Parts:
         talker = store.load(folder, self.device)
         codec = folder / "codec" if (folder / "codec").is_dir() else self.stage("codec", ability="speak")[1]
         tokenizer = Tokenizer.load(folder) if talker.config.text_units == "bpe" else None
+        talker.compute_in(self.number_format(talker.config.width, by_steps=True))
         think = self._think(folder) if talker.config.condition_width else None
         names = store.extra_of(folder).get("voices", [])
         return Voice(talker, store.load(codec, self.device), tokenizer, think=think, names=names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,16 +60,19 @@ class _Turn:
     content: list[Any]
 
 
-def build(request: Request, tokenizer: Tokenizer, ctx_len: int, spec: MediaSpec | None, questions: Mapping[str, str]) -> Prompt:
+def build(
+    request: Request, tokenizer: Tokenizer, ctx_len: int, spec: MediaSpec | None, questions: Mapping[str, str], *, cut: bool = True
+) -> Prompt:
     """Read the media and render the turns, up to where the assistant is to speak.
 
     Takes   spec: how media become tokens, None for a model that only reads; questions: what is asked of a lone "image" or "audio"
-            that comes without words.
+            that comes without words; cut: a sound that fills too many positions loses its end, which is told in a line, rather than be
+            refused.
     Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
             ContextError (no room for an answer within ctx_len).
     """
-    turns = [_read(message, spec) for message in _messages(request.ask)]
-    given = [_picture(each, spec) for each in request.images] + [_sound(each, spec) for each in request.audios]
+    turns = [_read(message, spec, cut) for message in _messages(request.ask)]
+    given = [_picture(each, spec) for each in request.images] + [_sound(each, spec, cut) for each in request.audios]
     last = replace(turns[-1], content=[*given, *turns[-1].content])
     if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
         kinds = {part.type for part in last.content if isinstance(part, _Medium)}
@@ -138,7 +143,37 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message]:
     return messages
 
 
-def _read(message: Message, spec: MediaSpec | None) -> _Turn:
+def heard(source: Sound, spec: MediaSpec) -> Wave:
+    """The samples of a sound that a chat listens to: its beginning, where all of it would fill more than max_audio_tokens."""
+    return _cut(_samples(source, spec), spec, source)
+
+
+def longest_samples(spec: MediaSpec) -> int:
+    """Samples of the longest sound that fits max_audio_tokens with the silence around it."""
+    frames = spec.max_audio_tokens * spec.audio_pool * spec.downsample
+    return (frames + 1) * spec.mel.hop_samples - 1 - 2 * round(spec.pad_s * spec.mel.rate_hz)
+
+
+def _samples(source: Sound, spec: MediaSpec) -> Wave:
+    """A sound, of a file no more than is needed to see that it is too long."""
+    rate_hz, most = spec.mel.rate_hz, longest_samples(spec)
+    if isinstance(source, str | Path):
+        return conversation.read_wave(AudioPart(path=str(source), end=(most + rate_hz) / rate_hz), rate_hz, max_s=math.inf)
+    return read_sound(source, rate_hz, max_s=math.inf)
+
+
+def _cut(wave_S: Wave, spec: MediaSpec, source: object) -> Wave:
+    """The beginning of a wave that is too long; that it was cut is told in a line."""
+    most = longest_samples(spec)
+    if len(wave_S) <= most:
+        return wave_S
+    name = f"{source}: " if isinstance(source, str | Path) and not str(source).startswith("data:") else ""
+    told = f"cut to its first {most / spec.mel.rate_hz:.2f} s: in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
+    print(f"note: {name}the sound is {told}", file=sys.stderr, flush=True)
+    return wave_S[:most]
+
+
+def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
     """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
     if message.role == "assistant":
         return _Turn(message.role, list(message.parts))
@@ -147,7 +182,7 @@ def _read(message: Message, spec: MediaSpec | None) -> _Turn:
         if isinstance(part, ImagePart):
             parts.append(_picture(part.path, spec))
         elif isinstance(part, AudioPart):
-            parts.append(_heard(conversation.read_wave(part, spec.mel.rate_hz), spec) if spec else _sound(part.path, spec))
+            parts.append(_part(part, spec, cut) if spec else _sound(part.path, spec, cut))
         else:
             parts.append(part)
     return _Turn(message.role, parts)
@@ -159,11 +194,21 @@ def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
     return _Medium("image", read_picture(source, spec.image_size, spec.resample))
 
 
-def _sound(source: Sound, spec: MediaSpec | None) -> _Medium:
+def _sound(source: Sound, spec: MediaSpec | None, cut: bool) -> _Medium:
     if spec is None:
         raise CheckpointError("to hear sounds in a chat, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return _heard(read_sound(source, spec.mel.rate_hz), spec)
+    return _medium(heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz), spec)
 
 
-def _heard(wave_S: Wave, spec: MediaSpec) -> _Medium:
+def _part(part: AudioPart, spec: MediaSpec, cut: bool) -> _Medium:
+    """A sound of a conversation, of which a window may be asked for."""
+    if not cut:
+        return _medium(conversation.read_wave(part, spec.mel.rate_hz), spec)
+    start_s, rate_hz = part.start or 0.0, spec.mel.rate_hz
+    end_s = min(part.end or math.inf, start_s + (longest_samples(spec) + rate_hz) / rate_hz)
+    wave_S = conversation.read_wave(part.model_copy(update={"end": end_s}), rate_hz, max_s=math.inf)
+    return _medium(_cut(wave_S, spec, part.path), spec)
+
+
+def _medium(wave_S: Wave, spec: MediaSpec) -> _Medium:
     return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))

@@ -13,6 +13,7 @@ from torch import Tensor
 from muomni.errors import ConfigError
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.media import griffin_lim, mel
+from muomni.models import finite
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import Choose, Talker
@@ -100,7 +101,7 @@ class Voice:
     ) -> list[Speech]:
         """Say texts, `batch` at a time; equal seeds give equal waves.
 
-        Raises  DataError(empty) for a text without words.
+        Raises  DataError(empty) for a text without words; CheckpointError where a network gives no numbers.
         """
         said: list[Speech] = []
         for first in range(0, len(texts), batch):
@@ -114,6 +115,7 @@ class Voice:
                 max_frames=max_frames,
             )
             mel_BFM = self.codec.decode(spoken.codes_BKF, spoken.frames_B)
+            finite.demand(mel_BFM, self.codec, "values of the log-mel")
             for row, frames in enumerate(spoken.frames_B.tolist()):
                 wave_S = sound(mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel)
                 said.append(Speech(wave_S, spoken.codes_BKF[row, :, :frames].cpu(), bool(spoken.ended_B[row])))

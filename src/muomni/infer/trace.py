@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from muomni.infer import prompt
+from muomni.infer import generate, hops, prompt
 from muomni.infer.engine import Engine
+from muomni.infer.hops import Hop, Watch
 from muomni.infer.prompt import Picture, Request, Sound
 from muomni.media.text import spoken
 from muomni.models.audio_encoder import AudioEncoder
-from muomni.models.connector import Perceiver
-from muomni.models.decoder import Decoder
-from muomni.models.eyes import Eyes
-from muomni.models.omni import Projectors, gather
-from muomni.models.siglip import SiglipTower
-from muomni.models.vision_encoder import VisionEncoder
 
 GREETING = "hello"  # what is traced where nothing is asked
 SAID_TOKENS = 24  # of an answer that is spoken in a trace
-
-
-@dataclass(frozen=True)
-class Hop:
-    """One station: its name, the shape of what leaves it, and what that means."""
-
-    name: str
-    shape: tuple[int, ...]
-    meaning: str
-
-
-@dataclass
-class _Watch:
-    """Hops in the order in which the forward pass reaches them."""
-
-    hops: list[Hop] = field(default_factory=list)
-    handles: list[RemovableHandle] = field(default_factory=list)
-
-    def add(self, name: str, shape: tuple[int, ...] | torch.Size, meaning: str) -> None:
-        self.hops.append(Hop(name, tuple(shape), meaning))
-
-    def into(self, module: nn.Module, name: str, meaning: str, view: Callable[[Any], Tensor] = lambda x: x) -> None:
-        """Tell what `module` takes."""
-        self.handles.append(module.register_forward_pre_hook(lambda _, given: self.add(name, view(given[0]).shape, meaning)))
-
-    def out_of(self, module: nn.Module, name: str, meaning: str, view: Callable[[Any], Tensor] = lambda x: x) -> None:
-        """Tell what `module` gives."""
-        self.handles.append(module.register_forward_hook(lambda _, __, made: self.add(name, view(made).shape, meaning)))
-
-    def fixed(self, module: nn.Module, name: str, shape: tuple[int, ...], meaning: str) -> None:
-        """Tell what was known before, when `module` is reached."""
-        self.handles.append(module.register_forward_pre_hook(lambda *_: self.add(name, shape, meaning)))
-
-
-@contextmanager
-def _watching() -> Iterator[_Watch]:
-    watch = _Watch()
-    try:
-        yield watch
-    finally:
-        for handle in watch.handles:
-            handle.remove()
+GROWN_TOKENS = 64  # of an answer that is written in a trace, at most
+SHOWN = 3  # first steps of a growing sequence that are told; then the last one
 
 
 @torch.no_grad()
@@ -81,51 +30,74 @@ def trace(
     if text is None and image is None and audio is None:
         text = GREETING
     images, audios = [] if image is None else [image], [] if audio is None else [audio]
-    hops: list[Hop] = []
+    found: list[Hop] = []
     reads = bool({"omni", "thinker"} & engine.parts.stages.keys())
     if "omni" in engine.parts.stages or (reads and not images and not audios):
-        hops += _answer(engine, Request(text, images, audios))
+        found += _answer(engine, Request(text, images, audios))
     else:
-        hops += _see(engine, image) if image is not None else []
-        hops += _hear(engine, audio) if audio is not None else []
+        found += _see(engine, image) if image is not None else []
+        found += _hear(engine, audio) if audio is not None else []
     if speak:
         said = engine.answer(text, images=images, audios=audios, max_new=SAID_TOKENS).text if images or audios else text
-        hops += _speak(engine, said if said and spoken(said) else GREETING)
-    return hops
+        found += _speak(engine, said if said and spoken(said) else GREETING)
+    return found
 
 
 def _answer(engine: Engine, request: Request) -> list[Hop]:
-    """Everything that stands before the Thinker, and the Thinker itself up to the next token."""
+    """Everything that stands before the Thinker, the Thinker itself up to the next token, and the answer as it grows."""
     ready = engine.prepare(request)
     omni, thinker = engine.parts.omni, engine.parts.thinker
     ids_BT = torch.tensor([ready.ids], device=engine.device)
-    with _watching() as watch:
+    with hops.watching() as watch:
         watch.add("ids", ids_BT.shape, "the conversation as token ids, with pads where media go")
         watch.out_of(thinker.model.embed_tokens, "embeddings", "one vector a token")
         counts: dict[str, int] = {}
         if omni is not None and request.images and omni.vision is not None:
-            _watch_eyes(watch, omni.vision, omni.projectors)
+            hops.eyes(watch, omni.vision, omni.projectors)
             counts["of the picture"] = omni.image_tokens
         if omni is not None and request.audios and omni.audio is not None:
-            _watch_sound(watch, engine, omni.audio, request.audios[0])
-            _watch_ears(watch, omni.audio, omni.projectors)
+            spec = engine.parts.media[0]
+            assert spec is not None
+            _watch_sound(watch, omni.audio, prompt.heard(request.audios[0], spec), spec.pad_s)
+            hops.ears(watch, omni.audio, omni.projectors)
             counts["of the sound"] = omni.audio_tokens(len(ready.mels[0]))
         if counts:
             counts["of words and marks"] = len(ready.ids) - sum(counts.values())
             watch.into(thinker.model.layers[0], "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))
-        _watch_thinker(watch, thinker)
-        media = gather(ready.pictures, ready.mels).to(engine.device)
-        x_BTD = thinker.embed(ids_BT) if omni is None else omni.embed(ids_BT, media)
+        hops.thinker(watch, thinker)
+        x_BTD, _ = engine.read([ready])
+        x_BTD = thinker.embed(x_BTD) if x_BTD.dim() == 2 else x_BTD
         logits_BTV = thinker.logits(thinker.hidden(x_BTD))
-        likeliest = engine.tokenizer.token(int(logits_BTV[0, -1].argmax()))
+        likeliest = engine.tokenizer.token(int(logits_BTV[0, -1, : engine.tokenizer.vocab_size].argmax()))
         watch.add("logits", logits_BTV.shape, f"a score for every token of the vocabulary; the answer would begin with {likeliest!r}")
+    _grow(watch, engine, x_BTD)
     return watch.hops
+
+
+def _grow(watch: Watch, engine: Engine, x_BTD: Tensor) -> None:
+    """The answer token by token: what stood before is read from the cache, one position is computed."""
+    thinker, tokenizer, length = engine.parts.thinker, engine.tokenizer, x_BTD.shape[1]
+    room = min(GROWN_TOKENS, thinker.config.ctx_len - length)
+    cache = thinker.new_cache(1, length + room)
+    ids: list[int] = []
+    steps = []
+    how = {"stop_ids": tokenizer.marks.stops, "size": tokenizer.vocab_size}
+    for token in generate.stream(thinker, x_BTD, max_new=room, cache=cache, **how):  # type: ignore[arg-type]
+        ids.append(token)
+        steps.append((cache.length, tokenizer.token(token)))
+    keys = cache.keys[:, :, :, :length]
+    watch.add("cache", keys.shape, "keys of every block and position, and as many values: what stood before is not computed again")
+    for number, (held, piece) in enumerate(steps, start=1):
+        if number <= SHOWN or number == len(steps):
+            watch.add(f"sequence, token {number}", (1, held + 1), f"{piece!r} joins: {held} lie in the cache, 1 is computed next")
+    ended = "its own end" if len(ids) < room else f"at most {room} tokens are traced"
+    watch.add("answer", (len(ids),), f"decoded: {tokenizer.decode(ids)!r} ({ended})")
 
 
 def _see(engine: Engine, image: Picture) -> list[Hop]:
     eyes = engine.parts.vision[0]
-    with _watching() as watch:
-        _watch_eyes(watch, eyes, None)
+    with hops.watching() as watch:
+        hops.eyes(watch, eyes, None)
         embedding = engine.embed(images=[image])
         watch.add("picture embedding", embedding.shape, "a unit vector, to be compared with those of texts")
     return watch.hops
@@ -133,9 +105,9 @@ def _see(engine: Engine, image: Picture) -> list[Hop]:
 
 def _hear(engine: Engine, audio: Sound) -> list[Hop]:
     ears = engine.parts.hearing
-    with _watching() as watch:
-        _watch_sound(watch, engine, ears, audio)
-        _watch_ears(watch, ears, None)
+    with hops.watching() as watch:
+        _watch_sound(watch, ears, prompt.read_sound(audio, ears.config.mel.rate_hz), engine.parts.hearing_pad_s)
+        hops.ears(watch, ears, None)
         watch.out_of(ears.head, "symbols", "a score for every character and the blank, at every state")
         text = engine.transcribe([audio])[0]
         watch.add("text", (len(text),), f"what was heard: {text!r}")
@@ -145,7 +117,7 @@ def _hear(engine: Engine, audio: Sound) -> list[Hop]:
 def _speak(engine: Engine, text: str) -> list[Hop]:
     voice = engine.parts.voice
     talker, spec = voice.talker, voice.codec.config.mel
-    with _watching() as watch:
+    with hops.watching() as watch:
         watch.into(talker.text_table, "text ids", f"what is said: {text!r}")
         if talker.condition is not None:
             watch.into(talker.condition, "Thinker's states", "how the Thinker's middle layer understands these tokens")
@@ -154,8 +126,16 @@ def _speak(engine: Engine, text: str) -> list[Hop]:
             "text embeddings",
             "one vector a token; the states are added to them" if talker.condition else "one vector a token",
         )
+        watch.into(talker.blocks[0], "text and start", "the whole text in view, then the vector from which speech begins")
+        watch.out_of(talker.norm, "state", f"after {talker.config.layers} blocks; its last place says the next frame")
+        for book, head in enumerate(talker.heads):
+            watch.out_of(head, f"head {book + 1}", f"a score for each of {talker.config.entries} codes{' and the end' * (book == 0)}")
+        previous = "the frame just said, from a table of its own for every book: all that is computed of each further step"
+        watch.into(talker.tables[0], "previous codes", previous, lambda x: x.new_empty(1, 1, talker.config.codebooks, device="meta"))
         said = voice.speak([text])[0]
     codes = said.codes_KF
+    for number in (n for n in range(1, codes.shape[1] + 1) if n <= SHOWN or n == codes.shape[1]):
+        watch.add(f"frame {number}", (1, len(codes)), f"codes {', '.join(map(str, codes[:, number - 1].tolist()))}")
     frames = codes.shape[1] * voice.codec.config.stride_frames
     ended = "its own end symbol" if said.is_ended else "the guard"
     watch.add("codes", (1, *codes.shape), f"codebooks x frames, {voice.codec.rate_hz:g} a second; the length was decided by {ended}")
@@ -164,47 +144,13 @@ def _speak(engine: Engine, text: str) -> list[Hop]:
     return watch.hops
 
 
-def _watch_eyes(watch: _Watch, eyes: Eyes, projectors: Projectors | None) -> None:
-    size, patch = eyes.image_size, eyes.image_size // eyes.side
-    if isinstance(eyes, VisionEncoder):
-        watch.into(eyes.stem, "pixels", "a picture, red, green and blue")
-        watch.out_of(eyes.stem, "patches", f"one vector for each {patch} x {patch} pixels")
-        watch.into(eyes.blocks[0], "summary and patches", "the learned summary (CLS) before them, positions added")
-        watch.out_of(eyes.norm, "seen", f"after {eyes.depth} blocks")
-    elif isinstance(eyes, SiglipTower):
-        watch.fixed(eyes.network, "pixels", (1, 3, size, size), "a picture, red, green and blue")
-        meaning = f"one state for each {patch} x {patch} pixels, after {eyes.depth} blocks"
-        watch.out_of(eyes.network, "seen", meaning, lambda made: made.last_hidden_state)
-    if projectors is None:
-        return
-    if isinstance(projectors.vision, Perceiver):
-        watch.out_of(projectors.vision.resampler, "resampled", f"{projectors.vision.config.tokens} learned questions to all patches")
-    else:
-        watch.into(projectors.vision, "summary", "CLS" if projectors.config.grid == 0 else "CLS and pooled patches")
-    watch.out_of(projectors.vision, "picture tokens", "in the Thinker's width")
-
-
-def _watch_sound(watch: _Watch, engine: Engine, ears: AudioEncoder, audio: Sound) -> None:
-    spec = ears.config.mel
-    wave = prompt.read_sound(audio, spec.rate_hz)
-    watch.fixed(ears.convs[0], "sound", (1, len(wave)), f"samples at {spec.rate_hz} Hz, {len(wave) / spec.rate_hz:.2f} s")
-
-
-def _watch_ears(watch: _Watch, ears: AudioEncoder, projectors: Projectors | None) -> None:
-    spec = ears.config.mel
-    watch.into(ears.convs[0], "log-mel", f"{spec.frame_rate_hz:g} frames a second, {spec.num_mels} bands", lambda x: x[:, 0])
-    for number, conv in enumerate(ears.convs, start=1):
-        watch.out_of(conv, f"convolution {number}", "half the frames, half the bands")
-    watch.out_of(ears.proj, "states", f"{spec.frame_rate_hz / ears.config.downsample:g} a second")
-    watch.out_of(ears.norm, "heard", f"after {len(ears.blocks)} blocks")
-    if projectors is not None and projectors.audio is not None:
-        watch.out_of(projectors.audio, "sound tokens", "in the Thinker's width")
-
-
-def _watch_thinker(watch: _Watch, thinker: Decoder) -> None:
-    heads = thinker.config.heads
-    for number, block in enumerate(thinker.model.layers, start=1):
-        if number == 1:
-            watch.out_of(block.self_attn.q_norm, "heads", f"queries of {heads} heads", lambda x: x.transpose(1, 2))  # type: ignore[union-attr, arg-type]
-        watch.out_of(block, f"block {number}", "attention, then feed-forward, both added")
-    watch.out_of(thinker.model.norm, "hidden", "what logits are read from")
+def _watch_sound(watch: Watch, ears: AudioEncoder, wave_S: prompt.Wave, pad_s: float) -> None:
+    """A sound before it is a spectrum, and the silence that is put around it."""
+    spec, first = ears.config.mel, ears.convs[0]
+    watch.fixed(first, "sound", (1, len(wave_S)), f"samples at {spec.rate_hz} Hz, {len(wave_S) / spec.rate_hz:.2f} s")
+    if pad_s:
+        whole = len(wave_S) + 2 * round(pad_s * spec.rate_hz)
+        rate_hz = spec.frame_rate_hz / ears.config.downsample
+        states = ears.length(spec.frames(whole))
+        told = f"{pad_s:g} s of silence on either side (pad_s), as in training: {whole / spec.rate_hz:.2f} s at {rate_hz:g} states a second"
+        watch.fixed(first, "with silence", (1, whole), f"{told} give {states}")

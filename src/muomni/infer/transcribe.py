@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from muomni.data.conversation import wave_to_mel
 from muomni.infer.ctc import CharLM, beam, greedy
+from muomni.models import finite
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.omni import gather
+from muomni.runtime import computing_in
 from muomni.tokens.alphabet import Alphabet
 
 CHUNK_S, OVERLAP_S = 20.0, 2.0  # of an overlap, each side keeps its own half: what it heard with a second of context or more
@@ -29,9 +32,17 @@ def cut(frames: int, chunk: int, overlap: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def log_probs(
-    encoder: AudioEncoder, mels: Sequence[FloatArray], *, chunk_s: float = CHUNK_S, overlap_s: float = OVERLAP_S
+    encoder: AudioEncoder,
+    mels: Sequence[FloatArray],
+    *,
+    chunk_s: float = CHUNK_S,
+    overlap_s: float = OVERLAP_S,
+    dtype: torch.dtype = torch.float32,
 ) -> list[FloatArray]:
-    """CTC log-probabilities (T, symbols) of each log-mel (F, M), T = encoder.length(F); chunks of like lengths share a batch."""
+    """CTC log-probabilities (T, symbols) of each log-mel (F, M), T = encoder.length(F); chunks of like lengths share a batch.
+
+    Raises  CheckpointError where the encoder gives no numbers.
+    """
     stride = encoder.config.downsample
     rate_hz = encoder.config.mel.frame_rate_hz
     # Borders on the encoder's stride, so that states of neighbours fall on the same times.
@@ -45,8 +56,11 @@ def log_probs(
         media = gather([], [mels[owner][start:end] for owner, start, end in (pieces[i] for i in batch)]).to(device)
         assert media.mel_NFM is not None
         assert media.frames_N is not None
-        states = encoder(media.mel_NFM, media.frames_N)
-        rows = encoder.symbols(states.states_BTD).cpu().numpy()
+        with computing_in(dtype, device):
+            states = encoder(media.mel_NFM, media.frames_N)
+            symbols_BTC = encoder.symbols(states.states_BTD)
+        finite.demand(symbols_BTC[states.keep_BT], encoder, "scores of symbols", partial(encoder, media.mel_NFM, media.frames_N))
+        rows = symbols_BTC.cpu().numpy()
         heard |= {i: rows[row, : int(states.lengths_B[row])] for row, i in enumerate(batch)}
     whole: list[list[FloatArray]] = [[] for _ in mels]
     for i, (owner, start, end) in enumerate(pieces):
@@ -57,11 +71,17 @@ def log_probs(
 
 
 def transcribe(
-    encoder: AudioEncoder, waves: Sequence[FloatArray], *, pad_s: float = 0.1, char_lm: CharLM | None = None, beam_width: int = 8
+    encoder: AudioEncoder,
+    waves: Sequence[FloatArray],
+    *,
+    pad_s: float = 0.1,
+    char_lm: CharLM | None = None,
+    beam_width: int = 8,
+    dtype: torch.dtype = torch.float32,
 ) -> list[str]:
     """Text of each wave (S,) at the encoder's rate; greedy, or by a beam that listens to `char_lm`."""
     alphabet = Alphabet()
     mels = [wave_to_mel(wave, encoder.config.mel, pad_s) for wave in waves]
-    found = log_probs(encoder, mels)
+    found = log_probs(encoder, mels, dtype=dtype)
     spelt = [greedy(each) if char_lm is None else beam(each, width=beam_width, lm=char_lm)[0].ids for each in found]
     return [alphabet.decode(ids) for ids in spelt]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +16,35 @@ from muomni.errors import CheckpointError, ConfigError, ContextError
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
+
+
+class ExpertsConfig(BaseModel):
+    """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config file in brackets.
+
+    balance  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int = Field(gt=0, description="experts of a layer (num_experts)")
+    per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
+    hidden: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
+    normalise: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
+    every: int = Field(1, gt=0, description="layers every, 2 x every, ... have experts, the first being layer 1 (decoder_sparse_step)")
+    dense: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
+    balance: float = Field(0.001, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.per_token > self.number:
+            raise ValueError(f"per_token {self.per_token} must be at most the number of experts {self.number}")
+        return self
+
+    def are_in(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has experts."""
+        return layer not in self.dense and (layer + 1) % self.every == 0
 
 
 class DecoderConfig(BaseModel):
@@ -37,9 +65,12 @@ class DecoderConfig(BaseModel):
     tied: bool = Field(True, description="the output projection is the embedding table")
     qk_norm: bool = Field(True, description="False leaves Qwen3's maths; transformers can't open such a folder")
     eps: float = Field(1e-6, gt=0)
+    experts: ExpertsConfig | None = Field(None, description="of Qwen3-MoE; None: each token goes through the whole network")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.experts is not None and not any(self.experts.are_in(layer) for layer in range(self.layers)):
+            raise ValueError(f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense {list(self.experts.dense)})")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.width % self.heads:
@@ -78,11 +109,25 @@ class DecoderConfig(BaseModel):
             "use_sliding_window": False,
             "tie_word_embeddings": self.tied,
         }
-        return {**qwen3, "dropout": self.dropout, "qk_norm": self.qk_norm}
+        ours = {"dropout": self.dropout, "qk_norm": self.qk_norm}
+        if self.experts is None:
+            return {**qwen3, **ours}
+        moe = {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": self.experts.number,
+            "num_experts_per_tok": self.experts.per_token,
+            "moe_intermediate_size": self.experts.hidden,
+            "norm_topk_prob": self.experts.normalise,
+            "decoder_sparse_step": self.experts.every,
+            "mlp_only_layers": list(self.experts.dense),
+            "router_aux_loss_coef": self.experts.balance,
+        }
+        return {**qwen3, **moe, **ours}
 
     @classmethod
     def from_file(cls, content: dict[str, Any]) -> DecoderConfig:
-        """A Qwen3 config.json, by us or by transformers 4 or 5, as ours.
+        """A Qwen3 or Qwen3-MoE config.json, by us or by transformers 4 or 5, as ours.
 
         Raises  CheckpointError where the file asks for maths that this decoder does not have.
         """
@@ -110,9 +155,26 @@ class DecoderConfig(BaseModel):
                 tied=content.get("tie_word_embeddings", False),
                 qk_norm=content.get("qk_norm", True),
                 eps=content.get("rms_norm_eps", 1e-6),
+                experts=_experts(content),
             )
         except KeyError as error:
             raise CheckpointError(f"config.json of a qwen3 model lacks {error}") from error
+
+
+def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
+    """What a config.json says of experts; transformers 5 calls their number num_local_experts."""
+    number = content.get("num_experts") or content.get("num_local_experts")
+    if not number:
+        return None
+    return ExpertsConfig(
+        number=number,
+        per_token=content["num_experts_per_tok"],
+        hidden=content["moe_intermediate_size"],
+        normalise=content.get("norm_topk_prob", False),
+        every=content.get("decoder_sparse_step", 1),
+        dense=tuple(content.get("mlp_only_layers") or ()),
+        balance=content.get("router_aux_loss_coef", 0.001),
+    )
 
 
 class Trunk(nn.Module):
@@ -128,13 +190,21 @@ class Trunk(nn.Module):
                 config.hidden,
                 kv_heads=config.kv_heads,
                 head_dim=config.head_dim,
+                mlp=self._mlp(config, layer),
                 qk_norm=config.qk_norm,
                 dropout=config.dropout,
                 eps=config.eps,
             )
-            for _ in range(config.layers)
+            for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.width, config.eps)
+
+    @staticmethod
+    def _mlp(config: DecoderConfig, layer: int) -> MoE | Literal["swiglu"]:
+        experts = config.experts
+        if experts is None or not experts.are_in(layer):
+            return "swiglu"
+        return MoE(config.width, experts.hidden, experts.number, experts.per_token, normalise=experts.normalise)
 
 
 class Decoder(nn.Module):
@@ -191,6 +261,15 @@ class Decoder(nn.Module):
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
     @property
+    def num_active(self) -> int:
+        """Parameters that compute one token: of the experts those that it chooses."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        for part in self.modules():
+            if isinstance(part, MoE):
+                count -= sum(p.numel() for p in part.experts.parameters()) * (len(part.experts) - part.per_token) // len(part.experts)
+        return count
+
+    @property
     def output_weight_VD(self) -> Tensor:
         """The table that turns hidden states into logits."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
@@ -214,12 +293,14 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """States from which logits are read.
 
         Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
                 positions_BT in place of the sequential ones, which skip padding and restart with every document;
                 cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
+                routing: is told which experts each token chose, layer by layer;
                 layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
         Gives   (B,T,D).
         Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
@@ -238,7 +319,7 @@ class Decoder(nn.Module):
             mask, positions = None, cache.begin(length, keep_BT)
         tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
         blocks = self.model.layers[:layer]
-        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None}
+        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
         if self.checkpointing and cache is None and self._is_taught(x_BTD):
             for block in blocks:
                 x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)

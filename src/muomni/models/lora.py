@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError
+from muomni.models import finite
 from muomni.models.decoder import Decoder
 from muomni.nn.adapter import effective
 
@@ -27,6 +28,7 @@ BEYOND = (
     "use_dora", "use_rslora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform",
     "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
 )  # fmt: skip
+NAMES = "*lora_*"  # matches the parameters that `attach` adds, in any network that holds the decoder
 
 
 class LoraSettings(BaseModel):
@@ -93,7 +95,8 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.
 
-    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are listed);
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are
+            listed) or no numbers;
             ConfigError as `attach`.
     """
     _demand_plain(decoder)
@@ -114,6 +117,7 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
     if lines:
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
+    finite.demand_weights(tensors, folder)
     attach(decoder, settings)
     for name, weight in _adapter(decoder):
         weight.copy_(tensors[_filed(name)])
@@ -125,10 +129,20 @@ def merged(decoder: Decoder) -> Decoder:
 
     All other tensors are the given decoder's own, so it is frozen, and in evaluation mode; the given one stays as it is.
     """
+    return _rewired(decoder, effective)
+
+
+def base_of(decoder: Decoder) -> Decoder:
+    """The plain decoder beside which the adapter stands, under Qwen3's names; frozen, in evaluation mode, with the given one's tensors."""
+    return _rewired(decoder, lambda layer: layer.base_layer.weight.detach())
+
+
+def _rewired(decoder: Decoder, weight_of: Callable[[Any], Tensor]) -> Decoder:
+    """A plain decoder whose wrapped projections have the weights that are told; all else is shared."""
     wrapped = {name: layer for name, layer in decoder.named_modules() if hasattr(layer, "base_layer")}
     inside = tuple(f"{name}." for name in wrapped)
     state = {name: tensor for name, tensor in decoder.state_dict().items() if not name.startswith(inside)}
-    state |= {f"{name}.weight": effective(layer) for name, layer in wrapped.items()}
+    state |= {f"{name}.weight": weight_of(layer) for name, layer in wrapped.items()}
     with torch.device("meta"):
         out = Decoder(decoder.config)
     out.load_state_dict(state, assign=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, ShapeError
-from muomni.models import store
+from muomni.models import finite, store
 from muomni.models.eyes import Eyes
 
 # model_type -> the class of its vision model. "siglip2" is the NaFlex one; SigLIP 2 of a fixed resolution calls itself "siglip".
@@ -64,7 +64,8 @@ class SiglipTower(Eyes):
     def open(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SiglipTower:
         """The vision part of a folder that transformers wrote, whole model or vision alone; dtype None: as stored.
 
-        Raises  CheckpointError where the folder is torn or lacks weights; ConfigError where the extra `hf` is not installed.
+        Raises  CheckpointError where the folder is torn, or lacks weights or holds some that are no numbers; ConfigError where the extra
+                `hf` is not installed.
         """
         try:
             import transformers
@@ -85,7 +86,10 @@ class SiglipTower(Eyes):
         # transformers fills what a file lacks at random, and only warns.
         if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
             raise CheckpointError(f"{folder} does not fit {CLASSES[kind]}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
-        return cls(network, _processor(folder)).to(device).eval()
+        tower = cls(network, _processor(folder)).to(device).eval()
+        finite.demand_weights(network.state_dict(), folder)
+        finite.came_from(tower, folder)
+        return tower
 
     def save(self, folder: Path) -> None:
         """Write the vision model and its processor, so that transformers and `open` open them."""

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from muomni import files
 from muomni.errors import CheckpointError
+from muomni.models import finite
 
 # model_type -> where its class lives, imported when such a folder is opened. A class is built as cls(config: ItsConfig).
 CLASSES = {
     "qwen3": "muomni.models.decoder:Decoder",
+    "qwen3_moe": "muomni.models.decoder:Decoder",
     "muomni_audio_encoder": "muomni.models.audio_encoder:AudioEncoder",
     "muomni_vision_encoder": "muomni.models.vision_encoder:VisionEncoder",
     "muomni_text_tower": "muomni.models.text_tower:TextTower",
@@ -54,7 +56,8 @@ def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch
     no random start is drawn. Whoever trains it writes to copies of the pages, never to the file.
 
     Takes   dtype of its floats; "stored": as they lie in the file. Whole numbers stay what they are.
-    Raises  CheckpointError where files are missing or torn, the kind is unknown, or names or shapes differ (all are listed).
+    Raises  CheckpointError where files are missing or torn, the kind is unknown, names or shapes differ (all are listed), or weights are
+            no numbers.
     """
     folder = Path(folder)
     content = read_config(folder)
@@ -72,6 +75,8 @@ def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch
     with torch.device("meta"):
         model: nn.Module = network(config)
     adopt(model, read_tensors(folder), where=str(folder), device=device, dtype=dtype)
+    finite.demand_weights(_untied(model), folder)
+    finite.came_from(model, folder)
     return model.eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
 from muomni.media.text import spoken
+from muomni.models import finite
 from muomni.models.pace import Pace
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
@@ -120,6 +121,12 @@ class Talker(nn.Module):
         """Steps that a grid has more than frames: room for the end symbol and for the delay."""
         return max(1, self.config.codebooks - 1) if self.config.layout == "delay" else 1
 
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Hold what every step reads (blocks, last norm, heads) in a number format; embeddings and places in time stay in float32."""
+        for part in (self.blocks, self.norm, self.heads):
+            part.to(dtype)
+        return self
+
     def text_ids(self, text: str, tokenizer: Tokenizer | None) -> list[int]:
         """The ids of a text as this Talker reads it: as it is said (lower case, numbers in words, no punctuation), after a space, which
         gives every word the one form that it has within a sentence.
@@ -209,7 +216,7 @@ class Talker(nn.Module):
         )
         mask = self._mask(keep_BT, steps)
         turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.theta)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(x_BTD).to(self.norm.weight.dtype)
         for block in self.blocks:
             x_BTD = block(x_BTD, rope=turns, mask=mask)
         out: Tensor = self.norm(x_BTD[:, text:])
@@ -236,10 +243,14 @@ class Talker(nn.Module):
         choose: Choose = greedy,
         max_frames: int | None = None,
     ) -> Iterator[Step]:
-        """The speech of each text one frame at a time, with cached keys and values."""
+        """The speech of each text one frame at a time, with cached keys and values.
+
+        Raises  CheckpointError where the scores of codes are no numbers.
+        """
         books, layout_delay = self.config.codebooks, self.config.layout == "delay"
         batch, text = text_ids_BT.shape
-        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B)
+        dtype = self.norm.weight.dtype
+        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B).to(dtype)
         guard_B = self._guard(text_ids_BT, keep_BT, max_frames)
         lag = books - 1 if layout_delay else 0
         steps = int(guard_B.max()) + lag
@@ -262,6 +273,7 @@ class Talker(nn.Module):
                 if step < first:
                     continue
                 logits_BV = self.logits(state_BD, book)
+                finite.demand(logits_BV, self, f"scores of codes in frame {step}")
                 if book == 0:
                     if step == 0:
                         logits_BV[:, self.end] = -torch.inf  # silence is no answer
@@ -283,7 +295,7 @@ class Talker(nn.Module):
                 yield Step(codes_BK * speaks_B[:, None], speaks_B, ended_B)
             if step + 1 < steps:
                 cache.begin(1)
-                x_BTD = self.frame_embeddings(said_BKS[:, :, step : step + 1])
+                x_BTD = self.frame_embeddings(said_BKS[:, :, step : step + 1]).to(dtype)
                 at_BT = torch.full((batch, 1), float(step + 1), device=device)
 
     def speak(

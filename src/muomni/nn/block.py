@@ -1,4 +1,4 @@
-"""A pre-norm transformer block, and its two kinds of feed-forward network."""
+"""A pre-norm transformer block: attention, then one of three kinds of feed-forward network."""
 
 from __future__ import annotations
 
@@ -9,25 +9,12 @@ from torch.nn import functional as F
 
 from muomni.nn.attention import Attention
 from muomni.nn.cache import LayerCache
+from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import Rope
+from muomni.nn.swiglu import SwiGLU
 
 MlpKind = Literal["swiglu", "gelu"]
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases; names as Qwen3. Source: Shazeer 2020."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
 
 
 class GeluMLP(nn.Module):
@@ -55,7 +42,7 @@ class Block(nn.Module):
         *,
         kv_heads: int | None = None,
         head_dim: int | None = None,
-        mlp: MlpKind = "swiglu",
+        mlp: MlpKind | MoE = "swiglu",
         qk_norm: bool = True,
         dropout: float = 0.0,
         eps: float = 1e-6,
@@ -64,7 +51,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(width, eps)
         self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm=qk_norm, eps=eps)
         self.post_attention_layernorm = RMSNorm(width, eps)
-        self.mlp: nn.Module = SwiGLU(width, hidden) if mlp == "swiglu" else GeluMLP(width, hidden)
+        self.mlp: nn.Module = mlp if isinstance(mlp, MoE) else SwiGLU(width, hidden) if mlp == "swiglu" else GeluMLP(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -75,8 +62,11 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         cache: LayerCache | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
-        """(B,T,D) -> (B,T,D)."""
+        """(B,T,D) -> (B,T,D); where the feed-forward network has experts, `routing` is told which were chosen."""
         x_BTD = x_BTD + self.dropout(self.self_attn(self.input_layernorm(x_BTD), rope=rope, mask=mask, causal=causal, cache=cache))
-        out: Tensor = x_BTD + self.dropout(self.mlp(self.post_attention_layernorm(x_BTD)))
+        even_BTD = self.post_attention_layernorm(x_BTD)
+        said_BTD = self.mlp(even_BTD, routing) if isinstance(self.mlp, MoE) else self.mlp(even_BTD)
+        out: Tensor = x_BTD + self.dropout(said_BTD)
         return out

@@ -13,21 +13,18 @@ from muomni.train import best, cost, given
 
 def data(built: Built, typical: Any) -> dict[str, Any]:
     """Samples, what one of a typical batch holds, and how often the run goes through them."""
-    order, settings = built.plan.train.order, built.settings
+    settings = built.settings
     per_update = settings.batch_size * settings.gradient_accumulation_steps
-    samples = round(order.samples_per_epoch * built.scale)
+    samples = built.samples
     contents = built.plan.objective.contents(typical)
-    steps = settings.max_steps
-    if settings.max_epochs is not None:
-        steps = min(steps, math.ceil(settings.max_epochs * samples / per_update))
     return {
         "samples": samples,
         "held_out": len(built.whole.valid),
         "per_sample": {unit: amount / contents["samples"] for unit, amount in contents.items() if unit != "samples"},
         "batches_per_epoch": math.ceil(samples / settings.batch_size),
         "updates_per_epoch": math.ceil(samples / per_update),
-        "updates": steps,
-        "epochs": steps * per_update / samples,
+        "updates": built.updates,
+        "epochs": built.updates * per_update / samples,
     }
 
 
@@ -37,7 +34,7 @@ def disk(built: Built, own: Path) -> dict[str, Any]:
     state = cost.size(given.beside(objective).values())
     ema = cost.gradients(objective) if settings.ema_decay else 0
     checkpoint = state + holding.optimizer_bytes(built) + ema
-    kept = min(settings.keep_checkpoints, math.ceil(settings.max_steps / settings.checkpoint_freq))
+    kept = min(settings.keep_checkpoints, math.ceil(built.updates / settings.checkpoint_freq))
     prepared = [file for name in ("tokens", "coded") for file in (own / name).rglob("*") if file.is_file()]
     tokens = sum(file.stat().st_size for file in prepared) * built.scale
     if not (own / "final").is_dir():

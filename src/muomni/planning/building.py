@@ -24,6 +24,7 @@ from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, StageSettings
 from muomni.train import optim
+from muomni.train.timing import MOST
 
 # Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
 ENOUGH = {"thinker": 20_000, "talker": 256}
@@ -44,7 +45,7 @@ class Task:
     stage: str
     folder: str
     temporary: str
-    probe: int = 20
+    probe: int = MOST
     probe_s: float = 10.0
     memory: int | None = None
     is_needed: bool = False
@@ -56,6 +57,11 @@ class Sampled(Inputs):
     """Inputs that give a part of the corpus: as many samples as a survey needs, evenly chosen."""
 
     part: Corpus
+
+    @property
+    def coded(self) -> Path:
+        """Of what is looked at once nothing is kept for others."""
+        return self.folder / "coded"
 
     def corpus(self, settings: StageSettings) -> Corpus:
         """The part, whatever the sources."""

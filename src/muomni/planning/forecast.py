@@ -20,6 +20,8 @@ from muomni.models import integrity
 from muomni.planning.building import Task, surveyed_as
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
+from muomni.stages.stage import StageSettings
+from muomni.train.timing import MOST
 
 
 def plan(
@@ -30,7 +32,7 @@ def plan(
     out: Path | None = None,
     memory: str | None = None,
     epoch: str | None = None,
-    probe: int = 20,
+    probe: int = MOST,
     probe_s: float = 10.0,
     samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -38,7 +40,7 @@ def plan(
     """The account of a recipe's stages: keys as docs/plan.md has them.
 
     Takes   memory: a size that micro-batches are to fit, e.g. 12GB; epoch: how long an epoch is to take, e.g. 1h;
-            probe: updates to time a stage (0: none), for at most probe_s seconds; samples: of an epoch where the data
+            probe: updates to time a stage (0: none), no more than 50 after probe_s seconds; samples: of an epoch where the data
             are not there; say: told how far it is.
     Raises  ConfigError and DataError as the run itself would.
     """
@@ -49,8 +51,8 @@ def plan(
     read = recipes.read(recipe, overrides, out=out)
     chosen = recipes.chosen(read.stages, stages or [])
     chosen = [name for name in chosen if name.partition("/")[0] == name or name.partition("/")[0] not in chosen]
-    folder = (out or read.home).resolve()
-    stood_in = {surveyed_as(read, name) for name in _stood_in(read, chosen, folder)}
+    folder = read.folder
+    stood_in = {surveyed_as(read, name) for name in stood_in_for(read, chosen, folder)}
     asked = {surveyed_as(read, name) for name in chosen}
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
         tasks = [
@@ -69,11 +71,11 @@ def plan(
             for name in read.stages
             if name in asked or name in stood_in
         ]
-        _link(read, folder, Path(temporary))
+        link(read, folder, Path(temporary))
         surveyed = _survey(read, tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
     found = [_of_all(read, name, surveyed[surveyed_as(read, name)]) for name in chosen]
     for stage in found:
-        _add_times(stage, target_s, samples)
+        _add_times(stage, read.stages[stage["stage"]], target_s, samples)
     return {"recipe": read.name, "stages": found, **_together(read, found)}
 
 
@@ -84,14 +86,15 @@ def _has_data(read: Recipe, stage: str) -> bool:
         return False
 
 
-def _link(read: Recipe, folder: Path, temporary: Path) -> None:
+def link(read: Recipe, folder: Path, temporary: Path) -> None:
     """Have finished stages stand in the temporary folder too, where stand-ins look for what they build upon."""
-    for name in read.stages:
-        place = temporary / surveyed_as(read, name) / "final"
-        if (folder / name / "final").is_dir() and not place.is_symlink():
-            integrity.verify(folder / name / "final")
+    elsewhere = {name.name: target for name, target in read.links if name.parent == folder}
+    for name in {*read.stages, *(needed for each in read.stages for needed in recipes.needs(read.stages, each))}:
+        place, final = temporary / surveyed_as(read, name) / "final", elsewhere.get(name, folder / name) / "final"
+        if final.is_dir() and not place.is_symlink():
+            integrity.verify(final)
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(folder / name / "final")
+            place.symlink_to(final)
 
 
 def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[s
     return found
 
 
-def _stood_in(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
+def stood_in_for(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
     """The stages that chosen ones build upon, and that are not finished in the run's folder."""
     needed: set[str] = set()
     open_ones = [surveyed_as(read, name) for name in chosen]
@@ -160,7 +163,7 @@ def _in_own_process(task: Task) -> dict[str, Any]:
     return found
 
 
-def _add_times(stage: dict[str, Any], target_s: float | None, samples: int | None) -> None:
+def _add_times(stage: dict[str, Any], settings: StageSettings, target_s: float | None, samples: int | None) -> None:
     """Put the stage's whole time, and the samples of an epoch of the wanted time, beside its speed."""
     data, speed = stage["data"], stage["speed"]
     per_update = stage["batch_size"] * stage["gradient_accumulation_steps"]
@@ -168,6 +171,8 @@ def _add_times(stage: dict[str, Any], target_s: float | None, samples: int | Non
         count = samples
         data["samples"] = count
         data["held_out"] = data["batches_per_epoch"] = data["updates_per_epoch"] = data["epochs"] = None
+        if settings.max_steps is None and settings.samples_per_epoch is None:  # epochs of data that are not there
+            data["updates"] = None if count is None or settings.max_epochs is None else -(-settings.max_epochs * count // per_update)
         if count is not None:
             data["batches_per_epoch"] = -(-count // stage["batch_size"])
             data["updates_per_epoch"] = -(-count // per_update)
@@ -175,7 +180,7 @@ def _add_times(stage: dict[str, Any], target_s: float | None, samples: int | Non
     stage["total_s"] = stage["epoch_s"] = stage["epoch"] = None
     if speed is None:
         return
-    stage["total_s"] = data["updates"] * speed["update_s"] * stage["points"]
+    stage["total_s"] = None if data["updates"] is None else data["updates"] * speed["update_s"] * stage["points"]
     if data["updates_per_epoch"]:
         stage["epoch_s"] = data["updates_per_epoch"] * speed["update_s"]
     if target_s is not None:

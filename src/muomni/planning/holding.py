@@ -42,7 +42,7 @@ def warm_up() -> None:
 def optimizer_bytes(built: Built) -> int:
     """Bytes of the optimizer's state: two moments a parameter, Muon's matrices one."""
     by_muon = built.settings.optimizer == "muon"
-    return sum(4 * row.count * (1 if by_muon and optim.is_matrix(row) else 2) for row in built.rows if row.trains)
+    return sum(4 * row.count * (1 if by_muon and optim.is_for_muon(row) else 2) for row in built.rows if row.trains)
 
 
 def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def account(built: Built, trial: Trial, resident: int) -> dict[str, Any]:
 def cache_bytes(built: Built, items: Sequence[Any]) -> int:
     """Bytes that the stage will keep of its data, in a file beside the process: as large as these items, no more than its budget."""
     settings, valid, total = built.settings, built.plan.valid, 0.0
-    drawn = settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps
+    drawn = built.updates * settings.batch_size * settings.gradient_accumulation_steps
     pairs = [(built.plan.train.dataset, min(drawn, round(len(built.plan.train.dataset) * built.scale)))]
     pairs += [(valid.dataset, len(built.whole.valid))] if valid is not None else []
     each = _held(list(items)) / max(1, len(items))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from muomni import files
-from muomni.errors import MuomniError
+from muomni.errors import ConfigError, MuomniError
 from muomni.planning import accounts, bases, building, drawn, holding
 from muomni.planning.building import Task
-from muomni.planning.trial import Trial, probe
+from muomni.planning.trial import Built, Trial, probe
 from muomni.stages import recipe as recipes
 from muomni.train import account
+from muomni.train.timing import LEAST
+from muomni.units import seconds, told_seconds
 
 
 def survey(task: Task) -> dict[str, Any]:
@@ -39,6 +42,10 @@ def survey(task: Task) -> dict[str, Any]:
         return {}
     trial = Trial(built)
     speed = probe(built, trial, task.probe, task.probe_s)
+    built = with_epoch(built, speed)
+    if speed is not None and speed["updates_timed"] < min(LEAST, task.probe):
+        would_s = LEAST * speed["update_s"]
+        built.notes.append(f"its speed is that of {speed['updates_timed']} updates: {LEAST} would take {told_seconds(would_s)}")
     memory = holding.account(built, trial, resident)
     found: dict[str, Any] = {
         "stage": task.stage,
@@ -58,6 +65,22 @@ def survey(task: Task) -> dict[str, Any]:
     of = "process" if recipe.header.device == "cpu" else "device"
     found["proposal"] = holding.propose(found, task.memory, of=of) if task.memory else None
     return found
+
+
+def with_epoch(built: Built, speed: dict[str, Any] | None) -> Built:
+    """The stage with its `epoch: 1h` in samples, as the run's own probe would find them.
+
+    Raises  ConfigError where nothing was timed.
+    """
+    settings = built.settings
+    if settings.epoch is None or settings.samples_per_epoch is not None:
+        return built
+    if speed is None:
+        raise ConfigError(f"epoch: {settings.epoch} is as many samples as a probe says", hint="plan it with --probe 50 or more")
+    updates = max(1, int(seconds(settings.epoch, "epoch") / speed["update_s"]))
+    samples = updates * settings.batch_size * settings.gradient_accumulation_steps
+    built.notes.append(f"epoch: {settings.epoch} is {samples} samples, by {speed['updates_timed']} timed updates")
+    return replace(built, settings=settings.model_copy(update={"samples_per_epoch": samples}))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ from muomni.train import cost, optim
 from muomni.train.flops import UpdateFlops
 from muomni.train.meter import Meter
 from muomni.train.step import update
+from muomni.train.timing import timed
 
 # A dry run of the whole batch that would take longer (on the stage's own data; on assumed ones) is made on fewer rows, and drawn out
 # in a line.
 DRY_RUN_S, ASSUMED_S = 4.0, 0.3
+LIMIT_S = 60.0  # that the fewest updates of a probe may take
 SHAKES = 12  # updates of other shapes, after which the allocator's pieces and the kernels of each shape are mostly there
 
 
@@ -43,6 +46,21 @@ class Built:
     scale: float
     is_assumed: bool
     notes: list[str]
+
+    @property
+    def samples(self) -> int:
+        """Samples of a pass through the whole of the data."""
+        return round(self.plan.train.order.samples_per_epoch * self.scale)
+
+    @property
+    def updates(self) -> int:
+        """Updates of the stage."""
+        settings = self.settings
+        ends = [] if settings.max_steps is None else [settings.max_steps]
+        if settings.max_epochs is not None:
+            per_update = settings.batch_size * settings.gradient_accumulation_steps
+            ends.append(math.ceil(settings.max_epochs * (settings.samples_per_epoch or self.samples) / per_update))
+        return min(ends)
 
 
 class Trial:
@@ -201,11 +219,11 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
     stream = loader.numbers(range(10**6)) if share == 1 else None
     # Where rows are drawn out, one update may be all that there is time for: what the trial counted has to do.
     meter = Meter(plan.objective, run, reckoner=None if stream else trial.reckoner, counts=stream is not None)
-    begin = time.perf_counter()
-    longest_s = ASSUMED_S if stream is None else most_s
-    took: list[float] = []
-    while len(took) < count and (not took or time.perf_counter() - begin < longest_s):
-        start = time.perf_counter()
+    made = 0
+
+    def one() -> float | None:
+        nonlocal made
+        start, made = time.perf_counter(), made + 1
         if stream is None:
             batches = [plan.train.collate(some_of(trial.items, trial.rows_run))]
         else:
@@ -216,9 +234,13 @@ def probe(built: Built, trial: Trial, count: int, most_s: float) -> dict[str, An
             if run.device.type == "cuda":
                 torch.cuda.synchronize(run.device)
         with meter.more():
-            plan.objective.after_step(len(took) + 1)
-        if not meter.is_counted:  # the first is: caches fill, kernels are made
-            took.append(time.perf_counter() - start)
+            plan.objective.after_step(made)
+        return None if meter.is_counted else time.perf_counter() - start  # the first is: caches fill, kernels are made
+
+    if stream is None:
+        took = timed(one, most=count, enough_s=ASSUMED_S, limit_s=ASSUMED_S)
+    else:
+        took = timed(one, most=count, enough_s=most_s, limit_s=max(most_s, LIMIT_S))
     factor = 1.0 if stream is not None else accumulation / share
     found: dict[str, Any] = meter.read()
     found.pop("peak_memory_mb")

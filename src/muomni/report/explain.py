@@ -107,6 +107,11 @@ class _Narrow(Inputs):
 
     wanted: Wanted = dataclasses.field(default_factory=Wanted)
 
+    @property
+    def coded(self) -> Path:
+        """Of what is looked at once nothing is kept for others."""
+        return self.folder / "coded"
+
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         found = super().corpus(settings)
         sides = [found.train, found.valid]
@@ -126,8 +131,8 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     needs = (*declared.needs, *settings.needs)
     if needs and run is None:
         raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
-    if stage == "thinker" and run is not None and (run / stage / "final").is_dir():
-        settings = settings.model_copy(update={"init_from": str((run / stage).resolve())})  # its tokenizer, not one trained anew
+    if stage in ("thinker", "vision") and run is not None and (run / stage / "final").is_dir():
+        settings = settings.model_copy(update={"init_from": (run / stage).resolve()})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
     for final in needed.values():
         integrity.verify(final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,10 @@ def ablations(stage: StageRun) -> Html | None:
         told = f"swapping costs {number(gap.get('value'), 3)} nats" if gap else ""
         told += f" (95 % {number(gap['ci'][0], 3)} … {number(gap['ci'][1], 3)})" if gap.get("ci") else ""
         told += f" · the right one wins {number(wins.get('value'), 3)} of the time" if wins else ""
+        order = [
+            _against(stage.facts[fact], name) for name in ("zero", "noise") if (fact := f"{kind}_swap_over_{name}_nats") in stage.facts
+        ]
+        told += f" · another's against {' and against '.join(order)}" if order else ""
         title = h("figcaption", h("b", kind), "nats a token of the answer")
         made.append(h("figure", title, charts.bars(rows, unit="nats"), h("small", told)))
     own, swapped = stage.value("nats_per_code"), stage.value("nats_per_code_swapped")
@@ -188,6 +193,12 @@ def ablations(stage: StageRun) -> Html | None:
     if rates:
         made.append(h("figure", h("figcaption", h("b", "the right one wins"), "by task"), charts.bars(rates, most=1.0)))
     return h("div", made, cls="figures") if made else None
+
+
+def _against(fact: Mapping[str, Any], name: str) -> str:
+    """By how much another's medium costs more than a blank one or noise."""
+    ends = f" (95 % {number(fact['ci'][0], 3)} … {number(fact['ci'][1], 3)})" if fact.get("ci") else ""
+    return f"{name} {number(fact.get('value'), 3)} nats{ends}"
 
 
 def _bar(stage: StageRun, fact: str, name: str) -> Bar:

@@ -26,6 +26,15 @@ costs seconds. A recipe may set a bound anew (`gates: {name: bound}`) and demand
 by more than 2 %, and by more than half of the stored interval, is red as `baseline_<fact>`.
 
 What to do about a red one: docs/playbook.md.
+
+**An order that is no gate.** Right medium below another's, below a blank one, below noise: each of the three is a gate. What another's
+costs against a blank one and against noise is told, paired and with intervals (`image_swap_over_zero_nats`, `image_swap_over_noise_nats`,
+`audio_...`), and judged by none, for its sign belongs to the data. Stage omni of two quickstarts, 160 held-out items, nats of right,
+another's, blank, noise: pictures 0.30, 1.95, 1.37, 1.22 and 0.23, 1.93, 1.65, 1.27; sounds 0.21, 3.39, 1.73, 1.66 and 0.20, 3.08, 1.76,
+1.78: who answers in a word and believes what is shown is surely wrong about another's, and only unsure before nothing. The source's
+captions, 100 items: 3.52, 4.40, 5.29, 5.67, the other way round, since a caption's words live on there being some picture. A bound on
+either side would refuse one of two sound models. A recipe whose data settle the order asks for it:
+`demands: {image_swap_over_zero_nats: ">= 0"}`.
 """
 
 SELFTEST = """
@@ -44,7 +53,7 @@ WHEN = {
     "probe": "probe data",
     "exact": "tasks named by `exact`",
     "has_names": "answers that name a class",
-    "has_text": "texts to measure by",
+    "has_experts": "a model with experts",
 }
 
 

@@ -78,6 +78,8 @@ def selftest(
     found: dict[int, Caught] = {}
     why = ""
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ))
+        os.environ.pop("MUOMNI_CACHE", None)  # codes that a planted bug makes are nobody else's
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-selftest-")))
         world.build(folder / "run" / "data" / "world")
         for name, told in side_by_side(_parts(chosen, folder), folder, jobs):

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
+from muomni.data import uses
 from muomni.data.conversation import MediaSpec
+from muomni.data.sample import Sample
 from muomni.evaluate import thresholds
 from muomni.models import pretrained
 from muomni.models.base import Base
@@ -69,6 +71,10 @@ class AlignSettings(SeeingSettings):
         named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
         return [*super().outside(base), *(each.locate({}, base) for each in named)]
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("align", sample)
+
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""
@@ -102,7 +108,7 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     corpus = inputs.corpus(settings)
     if settings.standardise:
         standardise(omni, corpus.train, spec, device)
-    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases))
+    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases, folders["thinker"]))
 
 
 STAGE = Stage(

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.data import uses
+from muomni.data.sample import Sample
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
 from muomni.evaluate import exhibits, thresholds
@@ -31,11 +33,15 @@ class CodecSettings(StageSettings):
     model: CodecConfig = CodecConfig()
     crop_frames: int = Field(128, ge=8)
     quantise_after: int = Field(60, ge=0)
-    max_s: float = Field(20.0, gt=0)
+    max_s: float = Field(uses.MAX_S, gt=0)
     unused: ClassVar[dict[str, str]] = {
         "eval_items": "all held-out items are measured here",
         "len_buckets": "batches here hold rows of all lengths",
     }
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("codec", sample)
 
 
 def collate(items: list[Utterance]) -> CodecBatch:

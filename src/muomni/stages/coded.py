@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,12 @@ from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data.sample import AudioPart, Sample, inline_bytes
-from muomni.errors import CheckpointError, DataError
+from muomni.errors import CheckpointError, ConfigError, DataError
 from muomni.train.objectives.talker import TalkerItem
 
-FORMAT = 1  # of the files; part of the key, so that an older build is made again
+FORMAT = 2  # of the files, and of how they are made; part of the key, so that an older build is made again
+META = "coded.json"
+DEFAULT_GB = "20"  # that a shared cache may hold, unless MUOMNI_CACHE_GB says otherwise; what is in use stays
 
 
 Speaker = Callable[[Sample], int | None]
@@ -29,15 +33,16 @@ Speaker = Callable[[Sample], int | None]
 class Items(Mapping[int, TalkerItem]):
     """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that the system may drop."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], speaker: Speaker | None = None) -> None:
+    def __init__(self, folder: Path, samples: Sequence[Sample], use: files.Use | None = None, speaker: Speaker | None = None) -> None:
         """Open what `build` made of these samples.
 
-        Takes   speaker: the number of a sample's voice; None where there is one voice only.
+        Takes   use: what keeps others from removing it, held as long as this object lives;
+                speaker: the number of a sample's voice; None where there is one voice only.
         Raises  CheckpointError if it is not whole.
         """
-        self.folder, self.samples, self.speaker = folder, samples, speaker
+        self.folder, self.samples, self.speaker, self._use = folder, samples, speaker, use
         try:
-            meta = files.read_json(folder / "coded.json")
+            meta = files.read_json(folder / META)
             # Numbers of the samples, then where the codes and the text ids of each begin and end, (items + 1,) each.
             self._numbers, self._frames, self._tokens = (np.load(folder / f"{name}.npy") for name in ("numbers", "frames", "tokens"))
             self._books, self._width = int(meta["codebooks"]), int(meta["width"])
@@ -112,29 +117,100 @@ class Coded:
         return lengths
 
 
+def shared_cache() -> Path | None:
+    """Where all runs of this user keep codes together, if MUOMNI_CACHE names a folder: a new run on the same codec then encodes nothing."""
+    named = os.environ.get("MUOMNI_CACHE")
+    return Path(named).expanduser() / "coded" if named else None
+
+
+def most_bytes() -> int:
+    """What a shared cache may hold.
+
+    Raises  ConfigError where MUOMNI_CACHE_GB is no number above 0.
+    """
+    told = os.environ.get("MUOMNI_CACHE_GB", DEFAULT_GB)
+    try:
+        found = float(told)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ConfigError(f"MUOMNI_CACHE_GB: expected gigabytes, a number above 0, got {told!r}")
+    return int(found * 1e9)
+
+
 def build(
     cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]], speaker: Speaker | None = None
 ) -> Coded:
     """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then opened.
 
-    Takes   key: all that they are made from beside the samples, as JSON; where their folder is there, nothing is drawn from `made`.
+    Several processes may ask for the same at once: one makes it, the others wait for it. What is not whole is made anew. As long as items
+    live, no other process removes their files.
+
+    Takes   key: all that they are made from beside the samples, as JSON; where their folder is whole, nothing is drawn from `made`.
     """
-    folder = Path(cache) / files.sha256_json([FORMAT, key, _digest(samples)])[:16]
-    if not (folder / "coded.json").exists():
-        with files.fresh_folder(folder) as part:
-            _write(part, made)
-    return Coded(Items(folder, samples, speaker))
+    place = Path(cache) / files.sha256_json([FORMAT, key, _digest(samples)])[:16]
+    use = files.Use(place.with_name(f"{place.name}.lock"))
+    use.share()
+    items = _whole(place, samples, use, speaker)
+    if items is None:
+        use.alone(_say)
+        items = _whole(place, samples, use, speaker, _say)  # another may have made it meanwhile
+        if items is None:
+            for left in place.parent.glob(f".{place.name}.*{files.PART}"):  # of a process that died: nobody else is at work on these
+                files.remove(left)
+            with files.fresh_folder(place) as part:
+                _write(part, made)
+            items = Items(place, samples, use, speaker)
+        use.share()
+    os.utime(place / META)  # the last use, by which a cache that is too large is thinned out
+    return Coded(items)
+
+
+def _whole(
+    place: Path, samples: Sequence[Sample], use: files.Use, speaker: Speaker | None, say: Callable[[str], None] | None = None
+) -> Items | None:
+    """What lies there; None where nothing does, or a torn set, which is told."""
+    if not (place / META).exists():
+        return None
+    try:
+        return Items(place, samples, use, speaker)
+    except CheckpointError as error:
+        if say is not None:
+            say(f"{error.message}: it is made anew")
+        return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def thin_out(cache: Path, most_bytes: int) -> list[str]:
+    """Remove sets that nobody uses, those that were not used for longest first, until the others fit; their names."""
+    sets = sorted((path.parent for path in cache.glob(f"*/{META}")), key=lambda place: (place / META).stat().st_mtime)
+    sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in sets}
+    removed = []
+    for place in sets:
+        if sum(sizes.values()) <= most_bytes:
+            break
+        use = files.Use(place.with_name(f"{place.name}.lock"))
+        if use.alone():
+            files.remove(place)
+            del sizes[place]
+            removed.append(place.name)
+        use.close()
+    return removed
 
 
 def _digest(samples: Iterable[Sample]) -> str:
-    """Names what is said where: words, and names and sizes of the files, wherever they lie. Gate `stale_codes` looks into the files."""
+    """Names what is said where: words, and names, sizes and times of the files, wherever they lie. Gate `stale_codes` looks into them."""
     digest = hashlib.sha256()
     for sample in samples:
         media = []
         for part in sample.media:
             is_inline = inline_bytes(part.path) is not None
             with contextlib.suppress(OSError):
-                media.append(part.path if is_inline else [Path(part.path).name, os.stat(part.path).st_size])
+                status = None if is_inline else os.stat(part.path)
+                media.append([Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path)
         windows = [[part.start, part.end] for part in sample.media if isinstance(part, AudioPart)]
         words = [sample.extra.get("text"), *(message.text for message in sample.messages)]
         digest.update(files.sha256_json([sample.id, words, windows, media]).encode())
@@ -168,7 +244,7 @@ def _write(folder: Path, made: Iterable[tuple[int, TalkerItem | DataError]]) -> 
     for stem, values in (("numbers", numbers), ("frames", frames), ("tokens", tokens)):
         np.save(folder / f"{stem}.npy", np.asarray(values, np.int64))
     meta = {"codebooks": books, "width": width, "codes": "int16", "refused": refused}
-    files.write_text(folder / "coded.json", json.dumps(meta, ensure_ascii=True) + "\n")
+    files.write_text(folder / META, json.dumps(meta, ensure_ascii=True) + "\n")
 
 
 def _mapped(path: Path, kind: str, count: int) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 from pydantic import Field
 
 from muomni.config import is_set
+from muomni.data import uses
+from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
+from muomni.data.segments import Segments
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
 from muomni.evaluate import exhibits, labels, thresholds
@@ -39,13 +43,21 @@ class HearingSettings(StageSettings):
     """
 
     model: AudioEncoderConfig = AudioEncoderConfig()
-    max_text_len: int = Field(64, ge=1)
+    max_text_len: int = Field(uses.MAX_TEXT_LEN, ge=1)
     pad_s: float = Field(0.1, ge=0)
-    max_s: float = Field(20.0, gt=0)
+    max_s: float = Field(uses.MAX_S, gt=0)
     augment: SpeechAugment = SpeechAugment()
     word_tasks: list[str] = ["digit"]
     lm_order: int = Field(6, ge=0)
     unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("hearing", sample)
+
+    def segments(self) -> Segments:
+        """Transcripts that are too long are cut between words."""
+        return Segments(self.max_text_len)
 
 
 def collate(items: list[Utterance]) -> HearingBatch:
@@ -57,6 +69,7 @@ def collate(items: list[Utterance]) -> HearingBatch:
 def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
     corpus = inputs.corpus(settings)
+    notes = _left_out(corpus, inputs)
     demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
     encoder = inputs.place(AudioEncoder(settings.model))
 
@@ -76,7 +89,7 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
 
     @functools.cache  # the best is kept, and saved, more than once
     def language() -> ctc.CharLM | None:
-        texts = [Alphabet().encode(sample.extra.get("text") or sample.answer) for sample in corpus.train]
+        texts = [Alphabet().encode(uses.transcript(sample)) for sample in corpus.train]
         return ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order) if settings.lm_order else None
 
     def save(folder: Path) -> None:
@@ -90,7 +103,19 @@ def build(settings: HearingSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.infeasible(training)
 
-    return Plan(Hearing(encoder, mistakes), train, valid, save, measure, corpus, {".": encoder}, checks, words=f"{len(Alphabet())} symbols")
+    words = f"{len(Alphabet())} symbols"
+    return Plan(Hearing(encoder, mistakes), train, valid, save, measure, corpus, {".": encoder}, checks, notes, words=words)
+
+
+def _left_out(corpus: Corpus, inputs: Inputs) -> dict[str, Fact]:
+    """How many rows of too long a transcript are not learned from, told in a line; nothing where all are short enough."""
+    found = corpus.segments
+    if found is None or not found.long:
+        return {}
+    if inputs.run.is_main:
+        print(f"[{inputs.folder.name}] {found.told()}", file=sys.stderr, flush=True)
+    rows = len(corpus.train) + len(corpus.valid) - found.pieces + found.long
+    return {"left_out": Fact(float(found.left_out.total()), rows, note=found.told())}
 
 
 def mistakes(log_probs_TC: ctc.FloatArray, symbols: Sequence[int]) -> tuple[int, int, int, int]:

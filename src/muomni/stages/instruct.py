@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from muomni.data import uses
+from muomni.data.sample import Sample
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.infer.parts import Parts
@@ -18,7 +20,7 @@ from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
 
 CONNECTORS = ("align", "sweep")  # stages of a recipe whose connector it may start from
-LORA, CONNECTOR = "*lora_*", "omni.projectors.*"  # names of what learns
+LORA, CONNECTOR = lora.NAMES, "omni.projectors.*"  # names of what learns
 
 
 class InstructSettings(SeeingSettings):
@@ -60,6 +62,10 @@ class InstructSettings(SeeingSettings):
         """A connector of another run."""
         return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("instruct", sample)
+
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:
     """The `final/` that holds the connector.
@@ -83,7 +89,7 @@ def build(settings: InstructSettings, inputs: Inputs) -> Plan:
     assert omni.vision is not None
     inputs.place(omni)
     freeze(omni.vision)
-    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases), inputs.corpus(settings)
+    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases, parts.text_folder), inputs.corpus(settings)
     if settings.lora is None:
         freeze(omni.decoder)
         return plan(settings, inputs, corpus, seer)

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from muomni.stages.stage import Plan, StageSettings
-from muomni.train import account, loop, optim
+from muomni.train import account, optim
 from muomni.units import told_count
 
 PARTS = 4  # of what trains and of what is frozen, the largest first
 
 
-def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world: int) -> list[str]:
+def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world: int, steps: int | None) -> list[str]:
     """What trains and what is frozen, with rates and counts; vocabulary; samples of both sides; steps and epochs; what is kept.
 
-    Takes   rows: the account of what trains; world: ranks.
+    Takes   rows: the account of what trains; world: ranks; steps: None where it is still to be measured how long an epoch is.
     """
     table = account.parameters(rows)
     told = [f"trains {_count(table['trained'])} parameters: {_named(table['parts'], trains=True)}"]
@@ -26,10 +26,10 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
     rows_train, rows_valid = len(built.train.dataset), 0 if built.valid is None else len(built.valid.dataset)
     as_rows = f", as {rows_train:,} and {rows_valid:,} rows" if rows_train != len(built.corpus.train) else ""
     told.append(f"samples: {len(built.corpus.train):,} to learn from, {len(built.corpus.valid):,} held out{as_rows}")
-    per_step, per_epoch = settings.gradient_accumulation_steps * world, built.train.order.batches_per_epoch
-    steps = loop.steps_in_all(settings, per_epoch, per_step)
-    each = " x ".join(str(n) for n in (settings.batch_size, settings.gradient_accumulation_steps, world) if n > 1) or "1"
-    told.append(f"{steps:,} steps of {each} samples: {steps * per_step / per_epoch:.3g} epochs")
+    if steps is not None:
+        per_step, per_epoch = settings.gradient_accumulation_steps * world, built.train.order.batches_per_epoch
+        each = " x ".join(str(n) for n in (settings.batch_size, settings.gradient_accumulation_steps, world) if n > 1) or "1"
+        told.append(f"{steps:,} steps of {each} samples: {steps * per_step / per_epoch:.3g} times through the data")
     if built.valid is not None:
         batches = min(settings.val_batches, built.valid.order.batches_per_epoch)
         patience = "" if settings.patience is None else f"; ends after {settings.patience} of these without gain"

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni import files
+from muomni.data import indexed, uses
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
+from muomni.data.sample import Sample
 from muomni.evaluate import labels, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting, Senses
+from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
-from muomni.models import store
+from muomni.models import lora, store
+from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
+from muomni.models.lora import LoraSettings
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.stages import initial_weights
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.stages.statistics import standardise
 from muomni.tokens.bpe import Tokenizer
@@ -34,6 +40,8 @@ class OmniSettings(StageSettings):
     """Settings of stage omni.
 
     grid, levels, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
+    resampler          in place of the grid: a Perceiver of so many tokens a picture, as stage align has it
+    lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
@@ -46,6 +54,8 @@ class OmniSettings(StageSettings):
 
     grid: int = Field(0, ge=0)
     levels: tuple[NonNegativeInt, ...] = ()
+    resampler: PerceiverConfig | None = None
+    lora: LoraSettings | None = None
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -55,15 +65,35 @@ class OmniSettings(StageSettings):
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_lora(cls, values: Any) -> Any:
+        """Where there is LoRA, it learns in place of the Thinker, unless the recipe says otherwise."""
+        has_lora = isinstance(values, dict) and values.get("lora") is not None
+        return {"train": [lora.NAMES, "omni.projectors.*"], **values} if has_lora else values
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.resampler is not None and self.grid:
+            raise ValueError("grid has no effect beside a resampler")
+        if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
+            raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
+        return self
+
     @property
     def packs(self) -> bool:
         """Questions that stand apart share a row and do not see each other."""
         return self.apart
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("omni", sample)
+
 
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
+    initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     decoder = inputs.place(Decoder.open(inputs.needed["thinker"]))
     for part in decoder.modules():
         if isinstance(part, torch.nn.Dropout) and settings.dropout is not None:
@@ -74,10 +104,15 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         vision_width=vision.config.width,
         audio_width=audio.config.width,
         grid=settings.grid,
+        perceiver=settings.resampler,
         levels=settings.levels,
         audio_pool=settings.audio_pool,
     )
     projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
+    thinker = decoder
+    if settings.lora is not None:
+        inputs.place(lora.attach(decoder, settings.lora))
+        thinker = inputs.place(lora.base_of(decoder))  # what lies in final/thinker: the same tensors under Qwen3's names
     omni = Omni(decoder, freeze(vision), freeze(audio), projectors)  # type: ignore[arg-type]
     spec = MediaSpec(
         image_size=vision.config.image_size,
@@ -94,18 +129,21 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
     held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
-    objective = NextToken(decoder, omni)
+    objective = NextToken(decoder, omni, given=() if settings.lora is None else ("omni.decoder.",))
     for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
         if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
             projector.requires_grad_(False)  # nothing would ever teach it
-    forgetting = Forgetting(objective, corpus.valid, tokenizer, inputs.folder / "tokens", inputs.run)
+    texts = _texts(corpus.valid, inputs, settings.eval_items)
+    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
     senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items, inputs.place)
 
     def save(folder: Path) -> None:
-        store.save(decoder, folder / "thinker")
+        store.save(thinker, folder / "thinker")
         tokenizer.save(folder / "thinker")
+        if settings.lora is not None:
+            lora.save(decoder, folder / "lora", "thinker")
         store.save(vision, folder / "vision")
-        store.save(audio, folder / "hearing")
+        store.save(audio, folder / "hearing", extra={"pad_s": spec.pad_s})
         store.save(omni.projectors, folder / "projectors")
         media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
         files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts})
@@ -120,8 +158,15 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     def checks() -> dict[str, Fact]:
         return labels.conversations(training, tokenizer)
 
-    networks = {"thinker": decoder, "vision": vision, "hearing": audio, "projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), words=str(tokenizer))
+    networks = {"thinker": thinker, "vision": vision, "hearing": audio, "projectors": omni.projectors}
+    notes = {**texts.fact(), **forgetting.before()}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, words=str(tokenizer))
+
+
+def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
+    """The texts that forgetting is measured by: those held out here, else those that the Thinker's own stage held out."""
+    replayed = indexed.where(held_out, lambda sample: not sample.media)
+    return Texts(replayed, "held out here") if replayed else own_texts(inputs.needed["thinker"], inputs.base, most)
 
 
 STAGE = Stage(

@@ -17,18 +17,19 @@ import yaml
 
 from muomni import config, files, runtime
 from muomni.data import cache, readers
-from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError
+from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
-from muomni.stages import introduction
+from muomni.stages import initial_weights, introduction, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
-from muomni.train import account, distributed, given, loop, optim, validation
+from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.loop import Fitted
+from muomni.train.settings import clipped, sized, steps_in_all
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
 
@@ -67,6 +68,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     own = folder / name
     needs = recipes.needs(plan.stages, name)
     base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
     digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
@@ -90,6 +92,13 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     before = _frozen(built)  # before the trials too: they share what is given
     start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
+    if settings.epoch is not None and settings.samples_per_epoch is None:
+        samples, measured = sizing.measured(settings, built, run_as)
+        settings, named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (settings, named))
+        digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
+        if machine.is_main:
+            write_settings(own, named, digest)
+        _tell_length(name, settings, built, run_as, how=measured)
     how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
@@ -225,10 +234,26 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
-    lines = [f"{what}; {settings.max_steps} steps in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
+    is_known = settings.epoch is None or settings.samples_per_epoch is not None
+    steps = steps_in_all(settings, built.train.order, settings.gradient_accumulation_steps * run.world) if is_known else None
+    length = f"epochs of {settings.epoch}" if steps is None else f"{steps} steps"
+    lines = [f"{what}; {length} in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
-    lines += introduction.lines(built, settings, rows, run.world)
+    lines += introduction.lines(built, settings, rows, run.world, steps)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
+    if is_known:
+        _tell_length(name, settings, built, run)
+
+
+def _tell_length(name: str, settings: StageSettings, built: Plan, run: Runtime, **how: str) -> None:
+    """Say what an epoch is, where it is no pass through the data, and that the warm-up is cut, where it is longer than the run."""
+    if not run.is_main:
+        return
+    order, per_step = built.train.order, settings.gradient_accumulation_steps * run.world
+    lines = [] if settings.samples_per_epoch is None else [sizing.told(settings, order, per_step, **how)]
+    lines += clipped(settings, sized(settings, order, per_step))
+    for line in lines:
+        print(f"[{name}] {line}", file=sys.stderr, flush=True)
 
 
 def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -294,7 +319,8 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
     inputs = Inputs(own, needed, base, run_as)
     built = stage.build(settings, inputs)
     if settings.init_from is not None:
-        _init_from(built, base / settings.init_from, machine.is_main)
+        taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
+        built.notes["init_share"] = taken
     optim.refuse_idle(optim.select(built.objective, settings), settings)  # what patterns freeze is watched too
     if built.valid is None and (settings.patience is not None or settings.final == "best"):
         raise ConfigError(
@@ -365,6 +391,7 @@ def _certify(
     """Store and tell the certificate of a stage that is built."""
     digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
     more: dict[str, Any] = {"modalities": built.modalities, "seed": settings.seed, "inherited": base.waivers}
+    more["init_from"] = initial_weights.origin(own)
     result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
     return result
@@ -378,7 +405,9 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run), **built.measure(fitted, album)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run)}
+    if own["finite"].value:  # what gives no numbers can't be asked: all that was not measured is red
+        own |= built.measure(fitted, album)
     return {**own, **_placed(built, inputs)}
 
 
@@ -400,30 +429,6 @@ def _saved(built: Plan, folder: Path) -> Fact:
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
-def _init_from(built: Plan, folder: Path, is_main: bool) -> None:
-    """Start from another run's stage: tensors of equal name and shape are taken over, what is not is told.
-
-    Raises  CheckpointError where there is no checkpoint, or nothing fits.
-    """
-    from safetensors.torch import load_file
-
-    from muomni.train import checkpoint
-
-    found = checkpoint.newest(folder)
-    if found is None:
-        raise CheckpointError(
-            f"init_from: {folder} holds no whole checkpoint", hint="give the folder of a stage, e.g. runs/quickstart/hearing"
-        )
-    theirs = load_file(found / "weights.safetensors")
-    aliases = files.read_json(found / "progress.json").get("aliases", {})
-    theirs |= {alias: theirs[name] for alias, name in aliases.items()}
-    taken, left = given.take_over(built.objective, theirs, where=f"init_from: {found}")
-    if left and is_main:
-        print(f"init_from: {found}: {taken} tensors taken over; not so: {left}", file=sys.stderr, flush=True)
-    whole = len(given.beside(built.objective))
-    built.notes["init_share"] = Fact(taken / whole, whole, note=str(left))
-
-
 def _frozen(built: Plan) -> dict[str, str]:
     """Digests of what must not move: parameters that the patterns freeze, and all that networks without trained parameters hold."""
     resting = [(place, net) for place, net in built.networks.items() if not any(p.requires_grad for p in net.parameters())]
@@ -438,13 +443,14 @@ def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fa
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
     trained = [p for p in built.objective.parameters() if p.requires_grad]
+    planned = sized(settings, built.train.order, progress.worlds[0][2])
     finite = all(bool(p.isfinite().all()) for p in built.objective.parameters()) and all(v == v for v in fitted.validation.values())
     return {
         "finite": Fact(float(finite)),
         "skipped_share": Fact(progress.skipped / max(1, progress.step), progress.step),
         "label_coverage": Fact(progress.labelled / max(1, progress.samples), progress.samples),
         **witnesses.order(fitted.drawn, built.train.order, progress.samples + progress.quarantined),
-        **witnesses.schedule(Rates(**progress.rates), settings, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
+        **witnesses.schedule(Rates(**progress.rates), planned, max(row.lr for row in fitted.account), is_whole=not progress.stopped_early),
         **witnesses.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         **_kept(progress, settings),
@@ -488,6 +494,7 @@ def _reuse(
     if machine.is_main:
         digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
         more: dict[str, Any] = {"modalities": done["modalities"], "seed": settings.seed, "inherited": base.waivers}
+        more["init_from"] = done.get("init_from")
         done = certificate.write(own, own.name, facts, judged, **digests, **more)
         print(f"[{stage.name}] done before: reused", file=sys.stderr)
         tell(stage.name, done)
@@ -519,7 +526,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         stored = own / "digest.json"
         if changed or (stored.exists() and files.read_json(stored) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
-            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew")
+            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew, --out DIR keeps it")
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)

@@ -6,8 +6,8 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError
 from muomni.infer.folders import STAGES as STAGES
+from muomni.models import integrity
+from muomni.stages import flat, flat_keys
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -75,19 +77,24 @@ class Header(Strict):
 class Recipe:
     """A recipe, read and checked.
 
+    base     the folder in which its paths start
+    folder   the run's
     source, overrides   the file that it was written in, and what the command line changed
-    values              what both say together: what repeats it
-    home                the run folder, where no other is asked for
+    values   what both say together: what repeats it
+    notes    what a flat config leaves out, and what was found for it; told when it is run
+    links    (name, what it names), made when it is run
     """
 
     name: str
     base: Path
     header: Header
     stages: dict[str, StageSettings]
+    folder: Path
     source: Path
     overrides: list[str]
     values: dict[str, Any]
-    home: Path
+    notes: list[str] = field(default_factory=list)
+    links: list[tuple[Path, Path]] = field(default_factory=list)
 
     @property
     def threads(self) -> int:
@@ -105,6 +112,9 @@ def find(name: str) -> Path:
         return path
     if (path / RUN).is_file():
         return path / RUN
+    if name and path.is_dir():
+        inside = ", ".join(sorted(file.name for file in path.iterdir() if file.suffix in (".yaml", ".json"))[:6])
+        raise ConfigError(f"{name}: no such recipe: a folder, where a file is meant", hint=f"it holds {inside}" if inside else "")
     shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path("."), Path("recipes")) and shipped.is_file():
         return shipped
@@ -112,32 +122,19 @@ def find(name: str) -> Path:
     raise ConfigError(f"{name}: no such recipe", hint=f"give a YAML file, a run folder, or one of {known}")
 
 
-def _written(path: Path) -> tuple[Path, Path, list[str], dict[str, Any]]:
-    """The file in which a recipe was written, the folder in which its data paths start, what was overridden, and what it says.
+def read(name: str, overrides: list[str] | None = None, *, out: Path | None = None, is_part: bool = False) -> Recipe:
+    """Read and check a recipe, or a flat config of the source systems, with the command line's overrides.
 
-    Raises  ConfigError where a run folder does not say how it was made.
-    """
-    if path.name != RUN:
-        return path, path.parent.resolve(), [], config.read_yaml(path)
-    origin = files.read_json(path)
-    if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
-        raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
-    return Path(origin["recipe"]), Path(origin["base"]), origin["overrides"], origin["values"]
-
-
-def read(name: str, overrides: list[str] | None = None, *, out: Path | None = None) -> Recipe:
-    """Read and check a recipe with the command line's overrides.
-
-    Takes   out: the run folder, in which `{world}` lies; default runs/<name>.
+    Takes   out: the run folder, in which `{world}` lies; default runs/<name>, of flat configs runs/flat;
+            is_part: of a flat config that is read for itself, whatever it builds upon.
     Raises  ConfigError naming file, key, value and the nearest valid key.
     """
-    found = find(name)
-    path, base, before, values = _written(found)
-    values = config.override(values, overrides or [])
+    said = written(find(name), overrides, out=out)
+    path, values, found = said.source, said.values, said.flat
     header_keys = set(Header.model_fields)
     header = config.build(Header, {k: v for k, v in values.items() if k in header_keys}, str(path))
     title = header.name or path.stem
-    folder = (out or (found.parent if found.name == RUN else Path("runs") / title)).resolve()
+    folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
     stages: dict[str, StageSettings] = {}
     for key, settings in values.items():
         if key in header_keys:
@@ -157,6 +154,7 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         like = (values[declared.like] or {}) if declared.like is not None else {}
         filled = {"seed": header.seed, **_placed({**like, **(settings or {})}, folder / "data" / "world")}
         made = config.build(declared.settings, filled, f"{path}: {key}")
+        _check_epoch(made, declared, f"{path}: {key}")
         if declared.over is not None:
             for point, changes in grid_points(made).items():
                 of_point = {k: v for k, v in filled.items() if k != "grid"} | changes
@@ -164,7 +162,75 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         stages[key] = made
     if not stages:
         raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
-    return Recipe(title, base, header, _ordered(stages, path), path.resolve(), [*before, *(overrides or [])], values, folder)
+    if is_part:
+        ordered = stages
+    else:
+        links = [] if found is None else found.links
+        there = {name.name for name, _ in links if name.parent == folder} | {n for n in STAGES if (folder / n / integrity.FINAL).is_dir()}
+        ordered = _ordered(stages, path, folder, there)
+    made_of = (path.resolve(), said.overrides, values)
+    if found is None:
+        return Recipe(title, said.base, header, ordered, folder, *made_of)
+    return Recipe(title, said.base, header, ordered, folder, *made_of, found.notes, found.links)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recipe's file says, with the command line's overrides.
+
+    source   where it was written: of a run's `recipe.json` the file that the run was made of
+    base     the folder in which its data paths start
+    flat     of a flat config, how it became a recipe
+    folder   the run's, where it is told by the file itself
+    """
+
+    source: Path
+    base: Path
+    overrides: list[str]
+    values: dict[str, Any]
+    flat: flat.Flat | None = None
+    folder: Path | None = None
+
+
+def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> Written:
+    """What a recipe's file says; of a flat config the recipe that it comes to.
+
+    Of a flat config, assignments to its own keys (`max_steps=20`) are made before, those to a stage's (`codec.lr=1e-3`) after.
+    Raises  ConfigError where a run folder does not say how it was made.
+    """
+    assignments = list(overrides or [])
+    if path.name == RUN:
+        origin = files.read_json(path)
+        if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
+            raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
+        values = config.override(origin["values"], assignments)
+        return Written(Path(origin["recipe"]), Path(origin["base"]), [*origin["overrides"], *assignments], values, folder=path.parent)
+    values = config.read_yaml(path)
+    header = frozenset(Header.model_fields)
+    if not flat.is_flat(path, values, header):
+        if any(each.startswith("stage=") for each in assignments):
+            raise ConfigError(
+                f"{path}: --stage says what a flat JSON config is for", hint=f"of a recipe, name stages: muomni run {path} thinker"
+            )
+        return Written(path, path.parent.resolve(), assignments, config.override(values, assignments))
+    of_recipes = {*header, *STAGES} - {"seed"}  # which a flat config says of its stage
+    later = [each for each in assignments if each.partition("=")[0].partition(".")[0] in of_recipes]
+    values = config.override(values, [each for each in assignments if each not in later])
+    settings = {name: stage(name).settings for name in flat_keys.STAGES}
+    root = (out or Path("runs") / flat.NAME).resolve()
+    of_recipe: dict[str, Any] = {key: values.pop(key) for key in ("name", "jobs", "threads", "device") if key in values}
+    found = flat.read(path, values, root, settings)
+    return Written(path, found.base, assignments, config.override({**of_recipe, **found.stages}, later), found)
+
+
+def _check_epoch(settings: StageSettings, declared: Stage, where: str) -> None:
+    """Refuse an epoch that is said twice, or that every point of a sweep would measure for itself."""
+    if settings.epoch is None:
+        return
+    if settings.samples_per_epoch is not None:
+        raise ConfigError(f"{where}: epoch and samples_per_epoch say the same thing twice", hint="leave one of them out")
+    if declared.over is not None:
+        raise ConfigError(f"{where}: epoch: each point of a sweep would have another length", hint="give samples_per_epoch")
 
 
 def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
@@ -184,18 +250,23 @@ def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
     return points
 
 
-def _ordered(stages: dict[str, StageSettings], path: Path) -> dict[str, StageSettings]:
+def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: Collection[str]) -> dict[str, StageSettings]:
     """The stages as they are written, but each after those that it needs.
 
-    Raises  ConfigError where a needed stage is not in the recipe.
+    Takes   there: stages that the run folder holds, finished by another recipe or flat config.
+    Raises  ConfigError where a needed stage is neither in the recipe nor there.
     """
     ordered: dict[str, StageSettings] = {}
 
     def place(key: str) -> None:
         for needed in needs(stages, key):
-            if needed not in stages:
-                raise ConfigError(f"{path}: {key} needs stage {needed}, which the recipe does not have")
-            place(needed)
+            if needed in stages:
+                place(needed)
+            elif needed not in there:
+                raise ConfigError(
+                    f"{path}: {key} needs stage {needed}, which the recipe does not have, nor is it finished in {folder}",
+                    hint=f"run the recipe or the config of stage {needed} first",
+                )
         ordered[key] = stages[key]
 
     for key in stages:
@@ -246,4 +317,6 @@ def result_settings(settings: StageSettings) -> dict[str, Any]:
     dumped = settings.model_dump(mode="json")
     for source in dumped["data"]:
         source.pop("path"), source.pop("root")  # what a source holds counts, not where it lies
-    return {key: value for key, value in dumped.items() if key not in harmless(settings)}
+    # What a later version can ask for, and this stage doesn't, leaves the digests of runs from before it as they were.
+    unasked = {key for key in ("epoch", "samples_per_epoch") if dumped[key] is None}
+    return {key: value for key, value in dumped.items() if key not in harmless(settings) | unasked}

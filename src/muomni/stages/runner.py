@@ -11,7 +11,7 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
-from muomni.stages import one, scoreboard, sweep
+from muomni.stages import flat, one, scoreboard, sweep
 from muomni.stages import recipe as recipes
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
@@ -38,7 +38,7 @@ def run(
     """
     runtime.end_with_parent()
     plan = recipes.read(recipe, overrides, out=out)
-    folder = (out or plan.home).resolve()
+    folder = plan.folder
     chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
@@ -60,6 +60,10 @@ def run(
             }
             files.write_json(folder / recipes.RUN, origin)
             _make_world(plan, folder)
+            for link, target in plan.links:
+                flat.link(link, target)
+            for line in plan.notes:
+                print(f"[{plan.name}] {line}", file=sys.stderr, flush=True)
             if not alone:
                 ahead = [name for name in chosen if recipes.stage(name).over is None]
                 print(

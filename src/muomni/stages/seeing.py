@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, NonNegativeInt, field_validator
 
 from muomni import files
-from muomni.data import stratify
+from muomni.data import indexed, stratify
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
 from muomni.data.quarantine import Quarantine
@@ -23,7 +23,7 @@ from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner, by_length
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting
+from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
 from muomni.evaluate.golden import Golden
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
@@ -44,7 +44,8 @@ class SeeingSettings(StageSettings):
     apart        questions about the same pictures learn without seeing each other
     proof        tasks by which swapped pictures judge whether it looks; none: all
     exact        tasks of short answers: these must be right more often than a guess from the question alone
-    regression   texts, never learned from, by which the language model is told from what it was
+    regression   texts, never learned from, by which the language model is told from what it was; none: of a language model of ours
+                 those that its own stage held out
     """
 
     max_seq_len: int = Field(512, ge=16)
@@ -77,20 +78,18 @@ class SeeingSettings(StageSettings):
         """Whether answers are to name a class."""
         return any(source.names is not None for source in self.data)
 
-    @property
-    def has_text(self) -> bool:
-        """Whether there are texts to measure the language model by."""
-        return bool(self.regression)
-
 
 @dataclass(frozen=True)
 class Seer:
-    """A model that sees, as it is built: what it is made of, and what its folder says of the networks that it stands on."""
+    """A model that sees, as it is built: what it is made of, what its folder says of the networks that it stands on, and where its
+    language model lies.
+    """
 
     omni: Omni
     tokenizer: Tokenizer
     spec: MediaSpec
     bases: dict[str, dict[str, Any]]
+    text_folder: Path
 
 
 def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
@@ -109,8 +108,8 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
     held_out = Conversations([sample for sample, _ in drawn], tokenizer, spec, longest, apart=settings.apart)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni, given=("omni.decoder.", "omni.vision."))
-    texts = _texts(settings, inputs)
-    forgetting = Forgetting(objective, texts, tokenizer, inputs.folder / "tokens", inputs.run)
+    texts = _texts(settings, inputs, seer.text_folder)
+    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
 
     def engine() -> Engine:
         parts = {"thinker": decoder, "tokenizer": tokenizer, "omni": omni, "media": (spec, settings.prompts)}
@@ -137,7 +136,8 @@ def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, a
         return {**labels.conversations(training, tokenizer), **labels.whole(training, tokenizer)}
 
     networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, forgetting.before(), golden.dump, str(tokenizer))
+    notes = {**texts.fact(), **forgetting.before()}
+    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, golden.dump, str(tokenizer))
 
 
 def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
@@ -154,10 +154,11 @@ def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[t
     return drawn[: settings.golden]
 
 
-def _texts(settings: SeeingSettings, inputs: Inputs) -> Sequence[Sample]:
-    """The texts that only measure."""
+def _texts(settings: SeeingSettings, inputs: Inputs, text_folder: Path) -> Texts:
+    """The texts that only measure: those that the recipe names, else those that the language model's own stage held out."""
     if not settings.regression:
-        return []
+        return own_texts(text_folder, inputs.base, settings.eval_items)
     quarantine = Quarantine(None, settings.quarantine_limit)
     found = load(settings.regression, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
-    return found.valid or found.train
+    texts = indexed.where(found.valid or found.train, lambda sample: not sample.media)
+    return Texts(texts, "named in regression")

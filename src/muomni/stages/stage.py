@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from muomni import runtime
-from muomni.data import readers
+from muomni.data import readers, uses
 from muomni.data.loader import Dataset, Loader
-from muomni.data.order import Order
+from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
+from muomni.data.sample import Sample
+from muomni.data.segments import Segments
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
-from muomni.models import store
+from muomni.models import integrity, store
 from muomni.runtime import Runtime
+from muomni.stages import coded, initial_weights
 from muomni.stages.placement import Placement
 from muomni.train.best import Export
 from muomni.train.loop import Fitted
@@ -38,8 +41,17 @@ class StageSettings(TrainSettings):
     gates: dict[str, float] = {}
     demands: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
+    mix_temperature: float | None = Field(
+        None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
+    )
     unused: ClassVar[dict[str, str]] = {}  # options of all stages that do nothing in this one, and why
     decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if self.mix_temperature is not None and len(self.data) < 2:
+            raise ValueError(f"mix_temperature has an effect with two sources or more, here are {len(self.data)}")
+        return self
 
     def idle(self) -> dict[str, str]:
         """Beside those of every training: options that this stage has no use for (`unused`)."""
@@ -56,7 +68,8 @@ class StageSettings(TrainSettings):
 
     def outside(self, base: Path) -> list[Path]:
         """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
-        return [] if self.init_from is None else [folder for folder in [base / self.init_from / "final"] if folder.is_dir()]
+        folder = None if self.init_from is None else initial_weights.find(self.init_from, base)
+        return [folder / integrity.FINAL] if folder is not None and (folder / integrity.FINAL).is_dir() else []
 
     @property
     def packs(self) -> bool:
@@ -67,6 +80,14 @@ class StageSettings(TrainSettings):
     def chooses_format(self) -> bool:
         """Whether the number format is left to us, rather than asked for by name."""
         return self.use_amp and self.precision == "auto"
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample, in a few words; None where it can."""
+        return None
+
+    def segments(self) -> Segments | None:
+        """What makes shorter samples of those that are too long for the stage; None: each is taken as it is."""
+        return None
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
@@ -108,15 +129,32 @@ class Inputs:
         """The one that moves this stage's networks."""
         return Placement(self.run.device)
 
+    @property
+    def coded(self) -> Path:
+        """Where codes of speech are kept: in the stage's folder, or where MUOMNI_CACHE says, for all runs."""
+        return coded.shared_cache() or self.folder / "coded"
+
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
 
-        Raises  ConfigError where the stage has no data.
+        Raises  ConfigError where the stage has no data; DataError where it could learn from none of them.
         """
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        return readers.load(settings.data, base=self.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        found = readers.load(
+            settings.data,
+            base=self.base,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
+            segments=settings.segments(),
+        )
+        uses.demand(self.folder.name, found.train, settings.refusal)
+        if settings.mix_temperature is None:
+            return found
+        assert isinstance(found.weights, readers.Runs)
+        return replace(found, weights=readers.Runs(tempered(found.weights.runs, settings.mix_temperature)))
 
 
 @dataclass

@@ -11,7 +11,9 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
+from muomni.data import uses
 from muomni.data.cache import Cache
 from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
@@ -26,7 +28,8 @@ from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
-from muomni.stages.coded import Coded
+from muomni.stages import initial_weights
+from muomni.stages.coded import Coded, most_bytes, shared_cache, thin_out
 from muomni.stages.coded import build as build_coded
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.alphabet import Alphabet
@@ -36,6 +39,7 @@ from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObject
 from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
+WINDOW, WINDOW_BYTES = 1024, 128 << 20  # samples, and bytes of their spectra, among which equal lengths are looked for
 KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_width": "Thinker"}  # sizes that a recipe need not give
 
 
@@ -49,7 +53,11 @@ class TalkerSettings(StageSettings):
     model: TalkerConfig = TalkerConfig(text_vocab=1)
     condition: Literal["thinker", "text"] = "thinker"
     book_weights: list[float] | None = None
-    max_s: float = Field(20.0, gt=0)
+    max_s: float = Field(uses.MAX_S, gt=0)
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("talker", sample)
 
     def idle(self) -> dict[str, str]:
         """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or voices that are not there."""
@@ -71,6 +79,7 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
     tokenizer = Tokenizer.load(inputs.needed["thinker"])
+    initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
     thinker, layer, think = None, None, None
     if settings.condition == "thinker":
@@ -94,10 +103,12 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     made_by.append(talker.config.text_units)
     coded = {
         name: build_coded(
-            inputs.folder / "coded", samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device), speaker
+            inputs.coded, samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device), speaker
         )
         for name, samples in (("train", corpus.train), ("valid", corpus.valid))
     }
+    if inputs.coded == shared_cache():
+        thin_out(inputs.coded, most_bytes())
     said = coded["train"].items
     pace_error = talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
     train, valid = loaders(coded["train"], coded["valid"], TalkerBatch.of, settings, weights=corpus.weights, lengths=Coded.lengths)  # type: ignore[arg-type]
@@ -167,30 +178,68 @@ def code(
     settings: TalkerSettings,
     device: torch.device,
 ) -> Iterator[tuple[int, TalkerItem | DataError]]:
-    """The speech of all samples as codes, encoded in batches, by the samples' numbers; of those that can't be read the error.
+    """The speech of all samples as codes with what the Thinker thinks of the words, by the samples' numbers; of those that can't be read
+    the error.
+
+    Batches hold speech of equally many code frames, and texts of equally many tokens: there is no padding that could round a row otherwise
+    than alone. They are drawn from windows of samples, whose spectra are what is in memory.
 
     Takes   device: where codec and Thinker lie. Items lie on the CPU, as those of other datasets do.
     """
     nothing_kept = Cache(0)  # each is read once
     utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s, cache=nothing_kept)
-    for first in range(0, len(samples), CODED_AT_ONCE):
-        mels = {}
-        for index in range(first, min(first + CODED_AT_ONCE, len(samples))):
-            try:
-                mels[index] = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
-            except DataError as error:
-                yield index, error
-        if not mels:
+    window: dict[int, Tensor | DataError] = {}
+    held_bytes = 0
+    for index in range(len(samples)):
+        try:
+            mel_FM = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
+            window[index] = mel_FM
+            held_bytes += mel_FM.numel() * mel_FM.element_size()
+        except DataError as error:
+            window[index] = error
+        if len(window) < WINDOW and held_bytes < WINDOW_BYTES and index + 1 < len(samples):
             continue
-        frames_B = torch.tensor([len(mel) for mel in mels.values()])
-        mel_BFM = torch.nn.utils.rnn.pad_sequence(list(mels.values()), batch_first=True)
+        mels = {number: mel for number, mel in window.items() if isinstance(mel, Tensor)}
+        ids = {number: talker.text_ids(spoken(samples[number])[1], tokenizer) for number in mels}
+        codes = _codes(mels, codec, device)
+        hidden = {} if think is None else _thoughts(ids, think, device)
+        for number, mel in window.items():
+            if isinstance(mel, DataError):
+                yield number, mel
+            else:
+                yield number, TalkerItem(samples[number].id, ids[number], codes[number], hidden.get(number))
+        window, held_bytes = {}, 0
+
+
+def _codes(mels: Mapping[int, Tensor], codec: Codec, device: torch.device) -> dict[int, Tensor]:
+    """Codes (K, F) of spectra (frames, M), by their numbers."""
+    found: dict[int, Tensor] = {}
+    stride = codec.config.stride_frames
+    for numbers in _alike({number: -(-len(mel) // stride) for number, mel in mels.items()}):
+        frames_B = torch.tensor([len(mels[number]) for number in numbers])
+        mel_BFM = torch.nn.utils.rnn.pad_sequence([mels[number] for number in numbers], batch_first=True)
         codes_BKF = codec.encode(mel_BFM.to(device), frames_B.to(device)).cpu()
-        lengths = codec.code_frames(frames_B).tolist()
-        for (index, _), codes_KF, length in zip(mels.items(), codes_BKF, lengths, strict=True):
-            ids = talker.text_ids(spoken(samples[index])[1], tokenizer)
-            ids_BT = torch.tensor([ids], device=device)
-            hidden = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))[0].cpu() if think else None
-            yield index, TalkerItem(samples[index].id, ids, codes_KF[:, :length].clone(), hidden)
+        found |= {number: codes_KF.clone() for number, codes_KF in zip(numbers, codes_BKF, strict=True)}
+    return found
+
+
+def _thoughts(ids: Mapping[int, list[int]], think: Think, device: torch.device) -> dict[int, Tensor]:
+    """Hidden states (T, D) of texts, by their numbers."""
+    found: dict[int, Tensor] = {}
+    for numbers in _alike({number: len(row) for number, row in ids.items()}):
+        ids_BT = torch.tensor([ids[number] for number in numbers], device=device)
+        hidden_BTD = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)).cpu()
+        found |= {number: hidden_TD.clone() for number, hidden_TD in zip(numbers, hidden_BTD, strict=True)}
+    return found
+
+
+def _alike(lengths: Mapping[int, int]) -> Iterator[list[int]]:
+    """Numbers in batches of equal lengths."""
+    by_length: dict[int, list[int]] = {}
+    for number, length in lengths.items():
+        by_length.setdefault(length, []).append(number)
+    for numbers in by_length.values():
+        yield from (numbers[first : first + CODED_AT_ONCE] for first in range(0, len(numbers), CODED_AT_ONCE))
 
 
 STAGE = Stage(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from muomni.data import readers
+from muomni.data import readers, uses
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
@@ -21,12 +22,13 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.stages import initial_weights
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted
 from muomni.train.objective import perplexity
-from muomni.train.objectives.language import NextToken, collate_rows, targets
+from muomni.train.objectives.language import LanguageBatch, NextToken, collate_rows, targets
 
 
 class ThinkerSettings(StageSettings):
@@ -54,17 +56,27 @@ class ThinkerSettings(StageSettings):
         """Packed rows hold several documents."""
         return self.packing
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("thinker", sample)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether tokens choose among experts."""
+        return self.model.experts is not None
+
 
 def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
     """A byte-level vocabulary and a decoder from nothing, on packed documents; bits per byte of held-out text at the end."""
     corpus = inputs.corpus(settings)
     if any(source.weight != 1.0 for source in settings.data):
         raise ConfigError("thinker.data: weight has no effect on packed text", hint="leave it out, or name the file twice")
+    if settings.mix_temperature is not None:
+        raise ConfigError("thinker.mix_temperature has no effect on packed text", hint="leave it out, or name the small files twice")
     if not corpus.valid:
         raise ConfigError("thinker: nothing is held out, so nothing can be proven", hint="set val_split above 0")
-    if settings.init_from is not None:
-        tokenizer = Tokenizer.load(inputs.base / settings.init_from / "final")
-    else:
+    tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base)
+    if tokenizer is None:
         tokenizer = Tokenizer.train(_texts(settings, inputs, corpus), settings.model.vocab_size)
     decoder = inputs.place(Decoder(settings.model.model_copy(update={"vocab_size": tokenizer.vocab_size})))
     cache = inputs.folder / "tokens"
@@ -85,18 +97,37 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         count = sum(int((targets(batch) != IGNORE).sum()) for batch in batches)
         nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
         floor_nats = unigram_entropy(np.concatenate(learned).tolist())
+        experts = _experts(objective, batches, inputs) if settings.has_experts else {}
         exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in words(sample)[-1:]])
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
             "perplexity": Fact(perplexity(nats), count, None, perplexity(floor_nats)),
             "bits_per_byte": Fact(bits_per_byte(nats * count, num_bytes), num_bytes, None, bits_per_byte(floor_nats * count, num_bytes)),
             "token_accuracy": Fact(1 - fitted.validation["misses"], count),
+            **experts,
         }
 
     def checks() -> dict[str, Fact]:
         return labels.documents(tokens["train"], corpus.train, tokenizer)
 
     return Plan(objective, train, valid, save, measure, corpus, {".": decoder}, checks, words=str(tokenizer))
+
+
+def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inputs) -> dict[str, Fact]:
+    """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a token goes through."""
+    objective.eval()
+    on_device = [batch.to(inputs.run.device) for batch in batches]
+    used_LE = torch.stack([objective.expert_use(batch) for batch in on_device]).sum(0).cpu()
+    even_LE = used_LE / used_LE.mean(1, keepdim=True)
+    least = int(even_LE.argmin())
+    layer, expert = divmod(least, even_LE.shape[1])
+    note = f"expert {expert} of the {layer + 1}. layer that has some"
+    tokens = int(used_LE.sum(1)[0]) // (objective.trunk.config.experts.per_token if objective.trunk.config.experts else 1)
+    return {
+        "least_expert": Fact(float(even_LE.min()), tokens, note=note),
+        "most_expert": Fact(float(even_LE.max()), tokens),
+        "active_parameters": Fact(float(objective.trunk.num_active)),
+    }
 
 
 def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> Iterator[str]:

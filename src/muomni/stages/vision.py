@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,7 +10,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from muomni.data import uses
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
+from muomni.data.readers import Corpus
+from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate import exhibits, thresholds
@@ -20,6 +24,7 @@ from muomni.models import store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.stages import initial_weights
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -72,6 +77,10 @@ class VisionSettings(StageSettings):
         """The Thinker, where it reads the captions."""
         return ("thinker",) if self.text.kind == "thinker" else ()
 
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the stage can't learn from a sample."""
+        return uses.refusal("vision", sample)
+
 
 def collate(items: list[Captioned]) -> VisionBatch:
     """Pictures with padded captions, true and false."""
@@ -106,9 +115,9 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         reader = inputs.place(freeze(Decoder.open(inputs.needed["thinker"])))
         tokenizer = Tokenizer.load(inputs.needed["thinker"])
         text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
+        initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     else:
-        texts = (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
-        tokenizer = Tokenizer.train(texts, settings.vocab_size)
+        tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base) or Tokenizer.train(_texts(corpus), settings.vocab_size)
     encoder = VisionEncoder(settings.model)
     tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
@@ -133,6 +142,11 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         return facts
 
     return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text}, words=str(tokenizer))
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
+    """The captions that the vocabulary learns from, false ones too."""
+    return (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
 
 
 STAGE = Stage(

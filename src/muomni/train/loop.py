@@ -23,7 +23,7 @@ from muomni.train import best, checkpoint, distributed, monitor, optim, watch
 from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
-from muomni.train.settings import TrainSettings
+from muomni.train.settings import TrainSettings, sized, steps_in_all
 from muomni.train.step import StepResult, local_counts, update
 from muomni.train.validation import validate
 from muomni.train.witness import Drawn, Probes, Rates
@@ -165,8 +165,9 @@ def fit(
     is_other_batch = bool(progress.worlds) and progress.worlds[-1][2] != per_step
     if not progress.worlds or progress.worlds[-1][1:] != [run.world, per_step]:
         progress.worlds.append([progress.step, run.world, per_step])
-    max_steps = steps_in_all(settings, train.order.batches_per_epoch, per_step, progress.step, progress.position)
-    settings = settings.model_copy(update={"max_steps": max_steps})  # the schedule ends where the run ends
+    warmup_steps = sized(settings, train.order, progress.worlds[0][2]).warmup_steps  # by the batch of the first step: it stays
+    max_steps = steps_in_all(settings, train.order, per_step, progress.step, progress.position)
+    settings = settings.model_copy(update={"max_steps": max_steps, "warmup_steps": warmup_steps})  # the schedule ends where the run ends
     quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
     log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
     tensors = [*objective.parameters(), *objective.buffers()]
@@ -274,17 +275,6 @@ def fit(
 
 
 SEED_STRIDE = 1_000_003  # so that the random numbers of batch n under one seed are those of no near batch under the next
-
-
-def steps_in_all(settings: TrainSettings, per_epoch: int, per_step: int, done: int = 0, position: int = 0) -> int:
-    """Where a run ends that has done so many steps and drawn so many batches: at `max_steps` or `max_epochs`, whichever comes first.
-
-    Takes   per_epoch: batches of an epoch; per_step: micro-batches of an update over all ranks.
-    """
-    if settings.max_epochs is None:
-        return settings.max_steps
-    left = settings.max_epochs * per_epoch - position
-    return min(settings.max_steps, done + max(0, -(-left // per_step)))
 
 
 def restore(

@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from muomni import files, runtime
 from muomni.errors import ConfigError
+from muomni.models import finite
 from muomni.runtime import Runtime
 from muomni.units import told_seconds
 
@@ -138,26 +139,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def find_nonfinite(model: nn.Module, batch: Any, run: Runtime) -> str:
     """The first module whose output is not finite for a batch, by name; generators are left as they were (SPEC C5)."""
-    found: list[str] = []
-    hooks = []
-    for name, module in model.named_modules():
-
-        def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-            if not found and isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
-                found.append(name)
-
-        hooks.append(module.register_forward_hook(look))
     state = torch.get_rng_state()
     try:
-        with torch.no_grad(), run.autocast():
-            model(batch)
-    except (RuntimeError, ValueError, FloatingPointError):
-        pass  # the search looks for the place only; the run itself reports the failure
+        with run.autocast():
+            return finite.first_module(model, lambda: model(batch))
     finally:
         torch.set_rng_state(state)
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else ""
 
 
 def peak_memory_mb(run: Runtime) -> float:

@@ -78,7 +78,7 @@ def refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
             raise ConfigError(
                 f"param_groups: {group.pattern!r} has no effect: it names nothing that trains", hint="look at `train:` patterns"
             )
-    if settings.optimizer == "muon" and not any(is_matrix(row) for row in trained):
+    if settings.optimizer == "muon" and not any(is_for_muon(row) for row in trained):
         raise ConfigError("optimizer: muon has no effect: nothing that trains here is a matrix that it steps", hint="optimizer: adamw")
 
 
@@ -108,8 +108,8 @@ def _stay(model: nn.Module, mode: bool = True) -> nn.Module:
 MATRICES = ("*_proj.weight", "*.projectors.*.weight")  # of attention and feed-forward in every network here, and of projectors
 
 
-def is_matrix(row: Row) -> bool:
-    """Whether Muon steps a parameter: a matrix of those (a norm inside of a projector has a `weight` too, and is none)."""
+def is_for_muon(row: Row) -> bool:
+    """Whether Muon steps this parameter, where it is asked for: gains of norms inside of projectors stay AdamW's."""
     return len(row.shape) == 2 and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
 
 
@@ -185,7 +185,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
     kinds: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {True: {}, False: {}}
     for row in rows:
         if row.trains:
-            by_muon = settings.optimizer == "muon" and is_matrix(row)
+            by_muon = settings.optimizer == "muon" and is_for_muon(row)
             kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
     groups = {
         by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]
@@ -202,6 +202,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
 def lr_scale(step: int, settings: TrainSettings) -> float:
     """The schedule's factor for update number `step` (0, 1, ...): never 0 at the first, constant past the last (SPEC C2)."""
     warmup, total, floor = settings.warmup_steps, settings.max_steps, settings.min_lr_ratio
+    assert total is not None  # train.settings.sized has filled it in
     if step < warmup:
         return (step + 1) / warmup
     if settings.schedule == "constant":

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from muomni import units
 from muomni.config import Strict, Told
+from muomni.data.order import Order
 from muomni.data.sample import Source
+from muomni.errors import ConfigError
+
+DEFAULT_STEPS = 1000  # of a stage that names neither steps nor epochs
 
 
 class ParamGroup(Strict):
@@ -27,8 +32,10 @@ class TrainSettings(Told):
     train: list[str] = ["*"]
     param_groups: list[ParamGroup] = []
 
-    max_steps: int = Field(1000, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="None: as many as max_epochs says, 1000 where that isn't given either")
     max_epochs: int | None = Field(None, ge=1)
+    epoch: str | None = Field(None, description="about how long an epoch is to take, e.g. 1h: a probe says how many samples that are")
+    samples_per_epoch: int | None = Field(None, ge=1, description="samples that max_epochs counts as an epoch; None: one pass")
     batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(3e-4, gt=0)
@@ -70,17 +77,35 @@ class TrainSettings(Told):
 
     @model_validator(mode="before")
     @classmethod
-    def _early_stopping_hands_on_the_best(cls, values: Any) -> Any:
-        is_early = isinstance(values, dict) and values.get("patience") is not None
-        return {"final": "best", **values} if is_early else values
+    def _ends_and_best(cls, values: Any) -> Any:
+        """Epochs alone end a run where they end, a run without either has DEFAULT_STEPS; early stopping hands on the best."""
+        if not isinstance(values, dict):
+            return values
+        is_endless = values.get("max_steps") is None and values.get("max_epochs") is None
+        ends = {"max_steps": DEFAULT_STEPS} if is_endless else {}
+        best = {"final": "best"} if values.get("patience") is not None else {}
+        return {**best, **values, **ends}
 
     @model_validator(mode="after")
     def _effective(self) -> TrainSettings:
-        if self.warmup_steps >= self.max_steps and self.warmup_steps > 0 and self.max_steps > 1:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}")
+        sizes = {"epoch": self.epoch, "samples_per_epoch": self.samples_per_epoch}
+        if named := [key for key, size in sizes.items() if size is not None and self.max_epochs is None]:
+            raise ValueError(f"{named[0]} has an effect with max_epochs (num_epochs) only")
+        if self.epoch is not None:
+            try:
+                units.seconds(self.epoch, "epoch")
+            except ConfigError as error:
+                raise ValueError(error.message) from error
         if not self.use_amp and self.precision in ("bf16", "fp16"):
             raise ValueError(f"use_amp is false, so precision {self.precision} would have no effect")
         return self
+
+    def batches_per_epoch(self, order: Order) -> int:
+        """Micro-batches that count as an epoch: a pass through the data, or enough for `samples_per_epoch`.
+
+        The order of the samples knows nothing of it: an epoch is where the count stands, not where a shuffle begins.
+        """
+        return order.batches_per_epoch if self.samples_per_epoch is None else -(-self.samples_per_epoch // self.batch_size)
 
     def idle(self) -> dict[str, str]:
         """Beside those of a stage: what belongs to another schedule, or to early stopping."""
@@ -92,3 +117,36 @@ class TrainSettings(Told):
         if self.patience is None:
             found["min_delta"] = "it is of `patience`"
         return found
+
+
+Settings = TypeVar("Settings", bound=TrainSettings)
+
+
+def steps_in_all(settings: TrainSettings, order: Order, per_step: int, done: int = 0, position: int = 0) -> int:
+    """Where a run ends that has done so many steps and drawn so many batches: at `max_steps` or `max_epochs`, whichever comes first.
+
+    Takes   per_step: micro-batches of an update, of all ranks.
+    """
+    ends = [] if settings.max_steps is None else [settings.max_steps]
+    if settings.max_epochs is not None:
+        left = settings.max_epochs * settings.batches_per_epoch(order) - position
+        ends.append(done + max(0, -(-left // per_step)))
+    return min(ends)
+
+
+def sized(settings: Settings, order: Order, per_step: int) -> Settings:
+    """The settings as a run of this data has them: `max_steps` is known, and the warm-up is shorter than the run.
+
+    A warm-up that is not becomes a tenth of it: at full length the rate would never reach its height.
+    Takes   per_step: micro-batches of an update, of all ranks.
+    """
+    steps = steps_in_all(settings, order, per_step)
+    warmup = settings.warmup_steps if settings.warmup_steps < steps else min(settings.warmup_steps, max(1, steps // 10))
+    return settings.model_copy(update={"max_steps": steps, "warmup_steps": warmup})
+
+
+def clipped(settings: TrainSettings, run: TrainSettings) -> list[str]:
+    """A line where the warm-up that was asked for is longer than the run, whose `sized` settings are given."""
+    if settings.warmup_steps == run.warmup_steps:
+        return []
+    return [f"warmup_steps {settings.warmup_steps} is no shorter than the run of {run.max_steps} steps: {run.warmup_steps} are taken"]

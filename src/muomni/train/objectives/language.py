@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
-from muomni.models.decoder import Decoder
+from muomni.models.decoder import Decoder, ExpertsConfig
 from muomni.models.omni import Media, Omni, gather
-from muomni.nn import masks
+from muomni.nn import masks, moe
+from muomni.nn.moe import MoE, Routing
+from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import OWN, PAD, Marks
 from muomni.train.losses import linear_cross_entropy
@@ -75,6 +78,11 @@ def targets(batch: LanguageBatch) -> Tensor:
 class NextToken(Objective):
     """Cross entropy of the next labelled token; with `omni`, pictures and sounds stand among the tokens.
 
+    Where routers of experts learn, term "balance" asks them to use all experts alike: experts x sum over them of (share of the tokens that
+    use it) x (mean probability), over the layers and all tokens of the update, those of other micro-batches and ranks too. The shares have
+    no gradient; where an update has several micro-batches they are found by a forward more.
+    Source  Fedus et al. 2021, as transformers' load_balancing_loss_func has it.
+
     given  parts, by the beginning of their parameters' names, that come whole from another place (see Objective.given)
     """
 
@@ -82,6 +90,10 @@ class NextToken(Objective):
         super().__init__()
         self.omni = omni
         self._given = tuple(given)
+        self._shares_E: Tensor | None = None
+        self._has_experts = any(isinstance(part, MoE) for part in decoder.modules())
+        if self._has_experts:
+            self.joint = frozenset({"balance"})
         if omni is None:
             self.decoder = decoder
         else:
@@ -104,7 +116,62 @@ class NextToken(Objective):
     def counts(self, batch: LanguageBatch) -> dict[str, int]:
         """Labelled targets, and the same for the count of misses."""
         count = int((targets(batch) != IGNORE).sum())
-        return {"text": count, "misses": count}
+        balance = {"balance": int(batch.is_real_BT.sum())} if self.balances else {}
+        return {"text": count, "misses": count, **balance}
+
+    @property
+    def balances(self) -> bool:
+        """Whether there are routers that learn, and are asked to use all experts alike."""
+        if not self._has_experts or not self._experts.balance:
+            return False
+        return any(part.gate.weight.requires_grad for part in self.trunk.modules() if isinstance(part, MoE))
+
+    @torch.no_grad()
+    def begin(self, micro_batches: Sequence[LanguageBatch], world: int) -> None:
+        """Count which experts the whole update uses, here and on the other ranks; one micro-batch on one rank counts its own."""
+        self._shares_E = None
+        if not self.balances or (len(micro_batches) == 1 and world == 1):
+            return
+        was_training = self.training
+        self.eval()  # without dropout, so that the shares are the same however an update is divided
+        with Recomputing():
+            counts = [self._use(batch, self._routed(batch)).sum(0) for batch in micro_batches]
+        self.train(was_training)
+        used_E = torch.stack(counts).sum(0)
+        if world > 1:
+            dist.all_reduce(used_E)
+        self._shares_E = used_E / used_E.sum()
+
+    def _routed(self, batch: LanguageBatch) -> Routing:
+        routing = Routing()
+        self._hidden(batch, routing)
+        return routing
+
+    def _use(self, batch: LanguageBatch, routing: Routing) -> Tensor:
+        """How often each expert of each layer is used by the batch's tokens, (layers, experts)."""
+        return moe.use(routing, batch.is_real_BT, self._experts.per_token)
+
+    @property
+    def _experts(self) -> ExpertsConfig:
+        experts = self.trunk.config.experts
+        assert experts is not None
+        return experts
+
+    @torch.no_grad()
+    def expert_use(self, batch: LanguageBatch) -> Tensor:
+        """How often each expert of each layer that has some is used by the batch's tokens, (layers, experts) float32."""
+        return self._use(batch, self._routed(batch))
+
+    def _balance(self, batch: LanguageBatch, routing: Routing) -> Term:
+        """What the batch adds to the loss of the whole update, times its tokens."""
+        experts = self._experts
+        if (shares_E := self._shares_E) is None:
+            used_E = self._use(batch, routing).sum(0)
+            shares_E = used_E / used_E.sum().clamp(min=1)
+        probabilities_E = moe.probabilities(routing, batch.is_real_BT) / len(routing.logits)
+        # Each token uses several: shares of tokens sum to per_token, as in transformers.
+        total = experts.number * experts.per_token * (shares_E * probabilities_E).sum()
+        return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance)
 
     def contents(self, batch: LanguageBatch) -> dict[str, float]:
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
@@ -125,9 +192,9 @@ class NextToken(Objective):
         labels = float((targets(batch) != IGNORE).sum())
         return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
-    def _hidden(self, batch: LanguageBatch) -> Tensor:
+    def _hidden(self, batch: LanguageBatch, routing: Routing | None = None) -> Tensor:
         x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
-        return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT)
+        return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, routing=routing)
 
     @torch.no_grad()
     def nats(self, batch: LanguageBatch) -> Tensor:
@@ -141,9 +208,34 @@ class NextToken(Objective):
 
     def forward(self, batch: LanguageBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
-        h_BTD = self._hidden(batch)
+        routing = Routing() if self.balances else None
+        h_BTD = self._hidden(batch, routing)
         total, count, correct = linear_cross_entropy(h_BTD[:, :-1].flatten(0, 1), self.trunk.output_weight_VD, targets(batch).flatten())
-        return {"text": Term(total, count), "misses": Term((count - correct).float(), count, weight=0.0)}
+        terms = {"text": Term(total, count), "misses": Term((count - correct).float(), count, weight=0.0)}
+        return terms if routing is None else {**terms, "balance": self._balance(batch, routing)}
+
+    def after_step(self, step: int) -> None:
+        """Forget the update's shares: the weights have moved."""
+        self._shares_E = None
+
+    def teaches(self) -> dict[str, tuple[str, ...]]:
+        """Balance teaches the routers."""
+        return {"balance": ("*.mlp.gate.weight",)} if self.balances else {}
+
+    def padded(self, batch: LanguageBatch) -> LanguageBatch | None:
+        """The batch with more padding, other words in it, where the term of all rows must not count it."""
+        if not self.balances:
+            return None
+        more, pad, real_BT = (0, 5), nn.functional.pad, batch.is_real_BT
+        # As packed rows, which may be longer than the context.
+        documents_BT = torch.where(real_BT, 0, NO_DOCUMENT) if batch.documents_BT is None else batch.documents_BT
+        return replace(
+            batch,
+            ids_BT=pad(batch.ids_BT, more, value=self.marks.words_from),
+            labels_BT=pad(batch.labels_BT, more, value=IGNORE),
+            keep_BT=pad(real_BT, more, value=False),
+            documents_BT=pad(documents_BT, more, value=NO_DOCUMENT),
+        )
 
     def told(self, means: Mapping[str, float]) -> dict[str, float]:
         """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were the most probable ones."""

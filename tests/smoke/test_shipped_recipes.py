@@ -1,0 +1,87 @@
+"""Every shipped recipe runs through all of its stages, on tiny files of exactly the layout that its head describes.
+
+The recipes are the files themselves, with their paths, sources and options; overrides cut sizes and steps alone. What so few steps can't
+teach is waived, with the reason; all that is structure must be green at its own bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import own_data
+import pytest
+
+import qwen
+from muomni.evaluate import certificate, thresholds
+from muomni.infer.engine import Engine
+from muomni.stages import one, runner
+from muomni.stages import recipe as recipes
+from shared import once
+
+pytestmark = pytest.mark.slow
+
+SHIPPED = sorted(path.stem for path in recipes.SHIPPED.glob("*.yaml"))
+DATA: dict[str, tuple[str, Callable[[Path], Path]]] = {  # recipe -> the variable by which it names its data, and what writes them
+    "muomni_12gb": ("DATA", own_data.of_12gb),
+    "real_cpu": ("MUOMNI_DATA", own_data.of_pack),
+    "vlm_cpu": ("MUOMNI_DATA", own_data.of_pack),
+    "vlm_qwen3_0.6b": ("DATA", own_data.of_llava),
+    "vlm_qwen3_8b": ("DATA", own_data.of_llava),
+}
+LUCK = {"overfits", "eligible"}  # of so few steps
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def finished(request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A recipe's name and its run."""
+    name, out = request.param, tmp_path_factory.mktemp("shipped") / request.param
+    known = {"MUOMNI_PLAIN": "1"}
+    if name in DATA:
+        variable, make = DATA[name]
+        known[variable] = str(once(tmp_path_factory, make.__name__, make))
+    if name.startswith("vlm_qwen3"):
+        pytest.importorskip("transformers")
+        known |= {"LLM": str(once(tmp_path_factory, "qwen3", lambda folder: qwen.llm(folder, words=1200)))}
+        known |= {"EYES": str(once(tmp_path_factory, "siglip2", lambda folder: qwen.eyes(folder, "siglip2")))}
+    with patch.dict(os.environ, known):
+        overrides = own_data.cut(name, out)
+        if recipes.read(name, out=out).header.world is not None:
+            shutil.copytree(tiny_world, out / "data" / "world")
+            overrides.append("world={seed: 1, size: tiny}")
+        plan = recipes.read(name, overrides, out=out)
+        for stage in plan.stages:
+            every = one.all_gates(recipes.stage(stage), plan.stages[stage])
+            waived = [gate.name for gate in every if gate.name not in thresholds.STRUCTURE or gate.name in LUCK]
+            runner.run(name, stages=[stage], out=out, overrides=overrides, waive=waived, reason="three steps teach nothing", alone=True)
+    return name, out
+
+
+def test_every_stage_ends_with_what_its_structure_proves(finished: tuple[str, Path]) -> None:
+    name, out = finished
+    stages = [stage for stage in recipes.read(name, out=out).stages if "/" not in stage]
+    assert stages
+    for stage in stages:
+        found: Any = certificate.read(out / stage)
+        verdicts = {row["name"]: row["verdict"] for row in found["gates"]}
+        assert "red" not in verdicts.values(), (stage, verdicts)
+        structure = {gate for gate in verdicts if gate in thresholds.STRUCTURE - LUCK}
+        assert {verdicts[gate] for gate in structure} == {"green"}
+        if stage != "sweep":
+            assert found["facts"]["steps"]["value"] == own_data.STEPS
+            assert (out / stage / "final").is_dir()
+            assert not (out / stage / "quarantine.jsonl").exists(), (out / stage / "quarantine.jsonl").read_text()
+
+
+def test_what_it_made_answers(finished: tuple[str, Path], tiny_world: Path) -> None:
+    name, out = finished
+    engine = Engine.load(out, "cpu")
+    picture = next((tiny_world / "images").iterdir())
+    assert isinstance(engine.answer("what is it?", images=[picture], max_new=3).text, str)
+    if "talker" in recipes.read(name, out=out).stages:
+        wave, _ = engine.speak(["it is red"])[0]
+        assert len(wave)
