@@ -53,7 +53,7 @@ def make(folder: Path, rows: int) -> None:
     (folder / "media").mkdir(parents=True)
     for number in range(MEDIA):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"media/{number}.png")
-        audio.write(folder / f"media/{number}.wav", rng.normal(0, 0.05, 4 * 16000).astype(np.float32), 16000)
+        audio.write(folder / f"media/{number}.wav", rng.normal(0, 0.05, 4 * 16000 + int(rng.integers(16000))).astype(np.float32), 16000)
     files = {stage: (folder / f"{stage}.jsonl").open("w") for stage in MODEL}
     for number in range(rows):
         said = " ".join(rng.choice(WORDS, 8))

@@ -94,7 +94,7 @@ def test_a_file_that_vanished_is_no_leak_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"12345")
     corpus = load(tmp_path, ["a.png", "a.png"], [])
     for sample in corpus.train:
-        finder.add(sample)
+        finder.add(sample.media)
     os.remove(tmp_path / "a.png")
     assert finder.found(np.array([False, True]), corpus.train[:1], corpus.train[1:]) == []
 

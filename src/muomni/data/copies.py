@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data.sample import Sample, inline_bytes
+from muomni.data.sample import AudioPart, ImagePart, Sample, inline_bytes
 from muomni.errors import DataError
 
 STRETCH_BYTES = 4096
@@ -32,9 +32,9 @@ class CopyFinder:
         self._sizes, self._names, self._owners = array("q"), array("q"), array("I")
         self._count = 0
 
-    def add(self, sample: Sample) -> None:
-        """One more sample."""
-        for part in sample.media:
+    def add(self, media: Sequence[ImagePart | AudioPart]) -> None:
+        """The media of one more sample."""
+        for part in media:
             self._sizes.append(_size(part.path))
             self._names.append(hash(part.path))
             self._owners.append(self._count)

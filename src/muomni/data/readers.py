@@ -21,7 +21,7 @@ from muomni import files
 from muomni.data import formats, split, trees
 from muomni.data.indexed import Writer
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample, TextPart, parse
+from muomni.data.sample import Sample, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
@@ -31,13 +31,15 @@ from muomni.errors import DataError
 @dataclass(frozen=True)
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
-    settings, not the place; `segments` tells what became of samples that were too long for their stage, where one asks for that."""
+    settings, not the place; `modalities` says what samples hold: image, audio, text (no media); `segments` tells what became of samples
+    that were too long for their stage, where one asks for that."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
     digest: str
     weights: Sequence[float]
     leaks: split.Leaks
+    modalities: set[str]
     segments: Segments | None = None
 
 
@@ -68,7 +70,7 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
 def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
     """`read` with the line of each sample."""
     path = locate(source, base)
-    root = _root(source, base, path)
+    roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
     present: dict[str, bool] = {}
     count = 0
     for line, row in _rows(path, source):
@@ -77,7 +79,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
                 raise row
             found = parse(row)
             is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, (root, Path(base)), present)
+            sample = _rooted(in_words(found) if source.told and is_wanted else found, roots, present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
@@ -103,29 +105,18 @@ def _rows(path: Path, source: Source) -> formats.Rows:
         raise DataError("missing", f"{path}: can't be read: {error.strerror}") from error
 
 
-def _rooted(sample: Sample, roots: tuple[Path, Path], present: dict[str, bool]) -> Sample:
-    """The sample with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
+def _rooted(sample: Sample, roots: Sequence[str], present: dict[str, bool]) -> Sample:
+    """A sample that was just made, with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
 
     Takes   roots: of the media, and of the recipe, from where the source systems write the paths in their tables.
     """
-    if not sample.media:
-        return sample
-    messages = []
-    for message in sample.messages:
-        if isinstance(message.content, str):
-            messages.append(message)
-            continue
-        parts = [
-            part
-            if isinstance(part, TextPart) or part.path.startswith("data:")
-            else part.model_copy(update={"path": _existing(part.path, roots, present)})
-            for part in message.content
-        ]
-        messages.append(message.model_copy(update={"content": parts}))
-    return sample.model_copy(update={"messages": messages})
+    for part in sample.media:
+        if not part.path.startswith("data:"):
+            object.__setattr__(part, "path", _existing(part.path, roots, present))  # frozen, but nobody else has seen it yet
+    return sample
 
 
-def _existing(path: str, roots: tuple[Path, Path], present: dict[str, bool]) -> str:
+def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
     full = next((each for root in roots if _is_file(each := _joined(root, path), present)), None)
     wanted = _joined(roots[0], path) if full is None else full
     try:
@@ -137,8 +128,8 @@ def _existing(path: str, roots: tuple[Path, Path], present: dict[str, bool]) -> 
     return full
 
 
-def _joined(root: Path, path: str) -> str:
-    return os.path.normpath(os.path.join(root.absolute(), path))
+def _joined(root: str, path: str) -> str:
+    return os.path.normpath(os.path.join(root, path))
 
 
 def _is_file(full: str, present: dict[str, bool]) -> bool:
@@ -163,6 +154,7 @@ def load(
     """
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
+    held: set[str] = set()
     for source in sources:
         formats.refuse_idle(locate(source, base), source)
         before, bad = len(writer), quarantine.total
@@ -172,7 +164,7 @@ def load(
             for piece in [sample] if segments is None else segments.of(sample):
                 writer.add(piece)
                 sides.add(piece, source)
-                leaks.add(piece)
+                held.update(leaks.add(piece))
         if len(writer) == before:
             found = "no rows that fit the source's filters"
             if quarantine.total > bad:
@@ -188,7 +180,7 @@ def load(
     counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), segments)
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments)
 
 
 class Runs(Sequence[float]):

@@ -64,7 +64,7 @@ class Message(_Row):
     @property
     def media(self) -> list[ImagePart | AudioPart]:
         """The pictures and sounds of the turn, in their order."""
-        return [part for part in self.parts if not isinstance(part, TextPart)]
+        return [] if isinstance(self.content, str) else [part for part in self.content if not isinstance(part, TextPart)]
 
     @property
     def text(self) -> str:
@@ -126,6 +126,9 @@ class Sample(_Row):
         return [part for content in chosen for part in content]
 
 
+FIELDS = frozenset(Sample.model_fields)
+
+
 def parse(row: Any) -> Sample:
     """A sample of one JSON row: ours, OpenAI's (`image_url`, `input_audio`) or Higgs' (`audio_url`) spelling.
 
@@ -135,13 +138,13 @@ def parse(row: Any) -> Sample:
     """
     if not isinstance(row, dict):
         raise DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
-    known = {key: value for key, value in row.items() if key in Sample.model_fields and value is not None}
+    known = {key: value for key, value in row.items() if key in FIELDS and value is not None}
     extra = known.pop("extra", {})
     if not isinstance(extra, dict):
         raise DataError("bad_row", f"extra: expected an object, got {type(extra).__name__}")
     extra = dict(extra)
     for key, value in row.items():
-        if key not in Sample.model_fields:
+        if key not in FIELDS:
             meant = _meant(key)
             if meant and meant not in row:
                 raise DataError("bad_row", f"row: unknown key {key!r}", hint=f"did you mean {meant!r}?")

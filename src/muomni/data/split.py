@@ -70,14 +70,16 @@ class LeakFinder:
         self._owners = {name: array("I") for name in KEYS}
         self._count = 0
 
-    def add(self, sample: Sample) -> None:
-        """One more sample."""
-        for name, keys in KEYS.items():
-            for key in keys(sample):
+    def add(self, sample: Sample) -> set[str]:
+        """One more sample; the modalities that it holds."""
+        media = sample.media
+        for name, found in (("ids", [sample.id]), ("groups", [sample.group]), ("paths", [part.path for part in media])):
+            for key in found:
                 self._hashes[name].append(hash(key))
                 self._owners[name].append(self._count)
-        self._copies.add(sample)
+        self._copies.add(media)
         self._count += 1
+        return {part.type for part in media} or {"text"}
 
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
         """What both sides share; the samples are walked through again only where hashes meet."""

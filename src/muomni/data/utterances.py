@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import soundfile
@@ -93,15 +94,26 @@ def voice_of(sample: Sample) -> str | None:
     return sample.group if is_own and not any(part.path.endswith(f"/{sample.group}") for part in sounds) else None
 
 
-def duration_s(part: AudioPart) -> float:
-    """Seconds of a sound by its header; 0 where that can't be read (reading the sound itself will say why)."""
-    if inline_bytes(part.path) is not None:
+def duration_s(part: AudioPart, known: dict[str, float] | None = None) -> float:
+    """Seconds of a sound by its header; 0 where that can't be read (reading the sound itself will say why).
+
+    Takes   known: seconds of whole files by their path, looked up and added to.
+    """
+    known = {} if known is None else known
+    if part.path not in known:
+        known[part.path] = _whole_s(part.path)
+    whole = known[part.path]
+    return max(0.0, min(whole, part.end if part.end is not None else whole) - (part.start or 0.0)) if whole else 0.0
+
+
+def _whole_s(path: str) -> float:
+    if inline_bytes(path) is not None:
         return 0.0
     try:
-        whole = soundfile.info(part.path).duration
+        with soundfile.SoundFile(path) as header:  # `soundfile.info` writes out all names of formats besides
+            return float(header.frames / header.samplerate)
     except (RuntimeError, OSError):
         return 0.0
-    return float(min(whole, part.end if part.end is not None else whole) - (part.start or 0.0))
 
 
 class Utterances:
@@ -134,13 +146,16 @@ class Utterances:
         """The sample's id."""
         return self.samples[index].id
 
+    @cached_property
+    def seconds_N(self) -> NDArray[np.float64]:
+        """Seconds of each by the files' headers, (len,); 0 where there is no sound, or none that can be read."""
+        known: dict[str, float] = {}  # many rows may stand on one recording
+        firsts = (next(iter(sample.audios or sample.speech), None) for sample in self.samples)
+        return np.fromiter((0.0 if part is None else duration_s(part, known) for part in firsts), np.float64, len(self.samples))
+
     def lengths(self) -> NDArray[np.int32]:
         """Mel frames of each, about, by the files' headers, (len,)."""
-        return np.fromiter((self._length(sample) for sample in self.samples), np.int32, len(self.samples))
-
-    def _length(self, sample: Sample) -> int:
-        sounds = sample.audios or sample.speech
-        return int(duration_s(sounds[0]) * self.spec.frame_rate_hz) if sounds else 0
+        return (self.seconds_N * self.spec.frame_rate_hz).astype(np.int32)
 
     def item(self, index: int, rng: np.random.Generator) -> Utterance:
         """One utterance.

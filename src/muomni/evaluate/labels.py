@@ -13,7 +13,7 @@ import torch
 from muomni.data.conversation import Conversations, Item, prepare, rendered
 from muomni.data.corpus import TokenCorpus
 from muomni.data.sample import Sample
-from muomni.data.utterances import Utterances, duration_s, spoken
+from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
 from muomni.models.codec import Codec
@@ -114,12 +114,11 @@ def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokeniz
 def infeasible(dataset: Utterances) -> dict[str, Fact]:
     """Rows that CTC can't spell by their header's duration and their own words, and that the dataset would let through all the same."""
     alphabet, doomed = Alphabet(), []
-    for index, sample in enumerate(dataset.samples):
+    for index, (sample, length_s) in enumerate(zip(dataset.samples, dataset.seconds_N.tolist(), strict=True)):
         try:
-            part, text = spoken(sample)
+            text = spoken(sample)[1]
         except DataError:
             continue
-        length_s = duration_s(part)
         states = -(-int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
         if length_s > 0 and min_frames(alphabet.encode(text)) > states + 1:
             doomed.append(index)

@@ -188,16 +188,10 @@ class Plan:
         """How its weights are written so that they can be opened, before the end too."""
         return Export(self.save, self.networks)
 
-    @cached_property
+    @property
     def modalities(self) -> set[str]:
         """What its samples hold: image, audio, text (samples without media)."""
-        held: set[str] = set()
-        for sample in chain(self.corpus.train, self.corpus.valid):
-            here = {"image": sample.images, "audio": sample.audios or sample.speech, "text": not sample.media}
-            held.update(kind for kind, is_there in here.items() if is_there)
-            if len(held) == len(here):
-                break
-        return held
+        return self.corpus.modalities
 
 
 @dataclass(frozen=True)
