@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -69,7 +70,7 @@ class World:
             *parents, last = name.split(".")
             for part in parents:
                 node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-            node[last] = value
+            node[last] = copy.deepcopy(value)  # the next option is set within it
         return config.build(recipes.stage(stage).settings, content, stage)
 
     def built(self, stage: str, settings: StageSettings, own: Path) -> tuple[Plan, Any]:

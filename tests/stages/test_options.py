@@ -90,7 +90,7 @@ SHARED: dict[str, Case | list[Case]] = {
     "max_steps": Case(2),
     "max_epochs": Case(1, {"batch_size": 48}),
     "epoch": refused("1h"),  # what it does is in test_sizing.py: a run measures it, before the loop
-    "samples_per_epoch": [Case(8, {"max_epochs": 1}), refused(8)],
+    "samples_per_epoch": [Case(4, {"max_epochs": 1}), refused(8)],
     "mix_temperature": [Case(3.0, {"two": True}), refused(3.0, one=True)],
     "batch_size": Case(3),
     "gradient_accumulation_steps": Case(3),
