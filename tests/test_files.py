@@ -196,7 +196,7 @@ def test_whenever_a_file_is_cut_off_the_old_or_the_new_is_whole(tmp_path: Path) 
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(what, path) of every sync, rename and removal, in their order."""
     done: list[tuple[str, str]] = []
-    fsync, replace, exchange, remove = os.fsync, os.replace, files._exchange, files._remove
+    fsync, replace, exchange, remove = os.fsync, os.replace, files._exchange, files.remove
 
     def synced(handle: int) -> None:
         done.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
@@ -205,7 +205,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("name", str(b))), replace(a, b))[1])
     monkeypatch.setattr(files, "_exchange", lambda a, b: (done.append(("name", str(b))), exchange(a, b))[1])
-    monkeypatch.setattr(files, "_remove", lambda path: (done.append(("remove", str(path))), remove(path))[1])
+    monkeypatch.setattr(files, "remove", lambda path: (done.append(("remove", str(path))), remove(path))[1])
     return done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ FILES: dict[str, tuple[str, str]] = {
     "captions": ("c.json", json.dumps([{"image": "a.png", "caption": "a dog"}])),
     "images": ("folder", ""),
     "llava": ("l.json", json.dumps([LLAVA, CAPTION])),
+    "ljspeech": ("lj", ""),
+    "librispeech": ("libri", ""),
     "rows": ("r.jsonl", json.dumps(FLAT)),
 }
 VALUES: dict[str, Any] = {
@@ -59,6 +62,13 @@ def folder(tmp_path: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         for name in ("a.png", "b.png", "a.wav"):
             (place / name).write_bytes(b"x")
+    for table, line, sound in (
+        ("lj/metadata.csv", "LJ001-0001|Hello.|Hello.", "lj/wavs/LJ001-0001.wav"),
+        ("libri/19/198/19-198.trans.txt", "19-198-0000 HELLO", "libri/19/198/19-198-0000.flac"),
+    ):
+        (tmp_path / sound).parent.mkdir(parents=True)
+        (tmp_path / sound).write_bytes(b"x")
+        (tmp_path / table).write_text(line + "\n")
     for name, content in FILES.values():
         if content:
             (tmp_path / name).write_text(content + "\n")
@@ -102,5 +112,5 @@ def test_a_field_changes_the_samples_or_is_refused(folder: Path, kind: str) -> N
 
 def test_the_table_of_the_docs_is_that_of_the_readers() -> None:
     rows = [line.split("|")[1:3] for line in DOCS.read_text().splitlines() if line.startswith("| ") and line.count("|") == 3]
-    told = {row[0].strip(): sorted(word.strip(" `") for word in row[1].split(",")) for row in rows if row[0].strip() in formats.USES}
+    told = {row[0].strip(): sorted(re.findall(r"`(\w+)`", row[1])) for row in rows if row[0].strip() in formats.USES}
     assert told == {kind: sorted(used) for kind, used in formats.USES.items()}

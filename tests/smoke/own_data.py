@@ -138,7 +138,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
     }
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 1, "val_freq": STEPS, "checkpoint_freq": STEPS, "num_workers": 0}
-    common |= {"print_freq": 1, "eval_items": 4, "precision": "fp32", "threads": 1}
+    common |= {"print_freq": 1, "precision": "fp32", "threads": 1}
     seeing = {"resampler_width": 16, "resampler_heads": 2, "resampler_depth": 1, "num_image_tokens": 4, "golden": 2, "max_new": 4}
     own: dict[str, dict[str, Any]] = {
         "vision": {"text.width": 16, "text.layers": 1, "text.heads": 2, "text.hidden": 32, "text.embed_dim": 8, "vocab_size": 400},
@@ -152,6 +152,8 @@ def cut(recipe: str, out: Path) -> list[str]:
         if "/" in name:
             continue
         values = {**common, **{f"model.{key}": value for key, value in models.get(name, {}).items()}, **own.get(name, {})}
+        if "eval_items" not in settings.idle():
+            values["eval_items"] = 4
         if settings.gradient_accumulation_steps > 1:
             values["gradient_accumulation_steps"] = 2
         if hasattr(settings, "row_len"):

@@ -404,7 +404,7 @@ def test_what_trains_stands_in_the_account_before_the_first_step(
     assert any(line.startswith("[thinker] frozen ") for line in said)
     assert any("tokenizer of 521 tokens" in line for line in said)
     assert any(re.search(r"samples: \d+ to learn from, \d+ held out", line) for line in said)
-    assert any(re.search(r"6 steps of 4 samples: [\d.]+ epochs", line) for line in said)
+    assert any(re.search(r"6 steps of 4 samples: [\d.]+ times through the data", line) for line in said)
 
 
 def test_a_run_is_repeated_from_its_folder(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ COMMANDS: dict[str, list[str]] = {
         "codec.model={entries: 8, width: 16, latent: 4, blocks: 1, fine_width: 8}",
         f"codec.{gates(round_trip=9.0, usage=0.0)}",
         f"talker.{gates(**SPOKEN)}",
-        "eval_items=4",
+        "talker.eval_items=4",
     ],
     "omni": ["omni_sft_tiny.json", "eval_items=8", "val_split=0.25", gates(**LOOSE["image"], **LOOSE["audio"], forgetting=99.0)],
 }

@@ -43,8 +43,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": name}]
         rows.append({"id": f"c{number}", "group": str(number), "task": "colour", "messages": turns, "names": name})
     (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "words.txt").write_text("".join(f"the {name} one is number {number}\n" for number, name in enumerate(list(COLOURS) * 6)))
     common = {
         "data": [{"path": "colours.jsonl"}],
+        "regression": [{"path": "words.txt"}],
         "batch_size": 4,
         "max_steps": 4,
         "warmup_steps": 1,

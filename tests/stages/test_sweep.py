@@ -191,6 +191,7 @@ def colour_world(home: Path) -> Path:
         turns = [{"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": f"it is {colour}"}]
         rows.append({"id": f"{number:03d}", "image": name, "conversations": turns})
     (home / "colours.json").write_text(json.dumps(rows))
+    (home / "words.txt").write_text("".join(f"what colour? it is {list(COLOURS)[number % 4]}\n" for number in range(24)))
     unlearned = (
         "overfits",
         "image_swap_gap",
@@ -202,6 +203,7 @@ def colour_world(home: Path) -> Path:
     )
     common = {
         "data": [{"path": str(home / "colours.json"), "format": "llava"}],
+        "regression": [{"path": str(home / "words.txt")}],
         "max_seq_len": 64,
         "batch_size": 16,
         "max_steps": 2,

@@ -416,6 +416,8 @@ USES: dict[Format, set[str]] = {
     "captions": {*SHOWN, "told"},
     "images": {*SHOWN, "told"},
     "llava": {*SHOWN, "told", *ABOUT},
+    "ljspeech": set(),
+    "librispeech": {"prompt"},
     "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 

@@ -117,7 +117,8 @@ def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inp
     """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a token goes through."""
     objective.eval()
     on_device = [batch.to(inputs.run.device) for batch in batches]
-    used_LE = torch.stack([objective.expert_use(batch) for batch in on_device]).sum(0).cpu()
+    used_LE = torch.stack([objective.expert_use(batch) for batch in on_device]).sum(0)
+    used_LE = used_LE.cpu()
     even_LE = used_LE / used_LE.mean(1, keepdim=True)
     least = int(even_LE.argmin())
     layer, expert = divmod(least, even_LE.shape[1])
