@@ -51,10 +51,12 @@ class CopyFinder:
         places = np.where(is_valid, np.cumsum(is_valid), np.cumsum(~is_valid)) - 1  # of a sample on its side
         wanted = {int(name) for name in names[chosen]}
         paths: dict[bool, dict[str, int]] = {False: {}, True: {}}
-        for owner in np.unique(owners[chosen]).tolist():
-            held_out = bool(is_valid[owner])
-            sample = (valid if held_out else train)[int(places[owner])]
-            paths[held_out].update((part.path, _size(part.path)) for part in sample.media if hash(part.path) in wanted)
+        for held_out, samples in ((False, train), (True, valid)):
+            here = chosen[side[chosen] == held_out]
+            _, first = np.unique(names[here], return_index=True)  # one sample that holds it, of each name
+            for owner in np.unique(owners[here[first]]).tolist():
+                media = samples[int(places[owner])].media
+                paths[held_out].update((part.path, _size(part.path)) for part in media if hash(part.path) in wanted)
         return sorted(_pairs(paths[False], paths[True]))
 
 
