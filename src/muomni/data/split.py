@@ -73,8 +73,8 @@ class LeakFinder:
     def add(self, sample: Sample) -> set[str]:
         """One more sample; the modalities that it holds."""
         media = sample.media
-        for name, found in (("ids", [sample.id]), ("groups", [sample.group]), ("paths", [part.path for part in media])):
-            for key in found:
+        for name, keys in KEYS.items():
+            for key in keys(sample):
                 self._hashes[name].append(hash(key))
                 self._owners[name].append(self._count)
         self._copies.add(media)

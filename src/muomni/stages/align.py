@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from muomni.data import uses
 from muomni.data.conversation import MediaSpec
-from muomni.data.sample import Sample
 from muomni.evaluate import thresholds
 from muomni.models import pretrained
 from muomni.models.base import Base
@@ -71,9 +69,7 @@ class AlignSettings(SeeingSettings):
         named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
         return [*super().outside(base), *(each.locate({}, base) for each in named)]
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("align", sample)
+    learns_as: ClassVar[str] = "align"
 
 
 def build(settings: AlignSettings, inputs: Inputs) -> Plan:

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 
 from muomni.data import uses
-from muomni.data.sample import Sample
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
 from muomni.evaluate import exhibits, thresholds
@@ -39,9 +38,7 @@ class CodecSettings(StageSettings):
         "len_buckets": "batches here hold rows of all lengths",
     }
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("codec", sample)
+    learns_as: ClassVar[str] = "codec"
 
 
 def collate(items: list[Utterance]) -> CodecBatch:

@@ -51,9 +51,7 @@ class HearingSettings(StageSettings):
     lm_order: int = Field(6, ge=0)
     unused: ClassVar[dict[str, str]] = {"eval_items": "all held-out items are measured here"}
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("hearing", sample)
+    learns_as: ClassVar[str] = "hearing"
 
     def segments(self) -> Segments:
         """Transcripts that are too long are cut between words."""

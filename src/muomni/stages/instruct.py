@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from muomni.data import uses
-from muomni.data.sample import Sample
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.infer.parts import Parts
@@ -62,9 +60,7 @@ class InstructSettings(SeeingSettings):
         """A connector of another run."""
         return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("instruct", sample)
+    learns_as: ClassVar[str] = "instruct"
 
 
 def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni import files
-from muomni.data import indexed, uses
+from muomni.data import indexed
 from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
@@ -85,9 +85,7 @@ class OmniSettings(StageSettings):
         """Questions that stand apart share a row and do not see each other."""
         return self.apart
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("omni", sample)
+    learns_as: ClassVar[str] = "omni"
 
 
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:

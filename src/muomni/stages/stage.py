@@ -44,6 +44,7 @@ class StageSettings(TrainSettings):
     mix_temperature: float | None = Field(
         None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
     )
+    learns_as: ClassVar[str] = ""  # which stage of `data.uses` says what it can learn from; none: from anything
     unused: ClassVar[dict[str, str]] = {}  # options of all stages that do nothing in this one, and why
     decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
 
@@ -83,7 +84,7 @@ class StageSettings(TrainSettings):
 
     def refusal(self, sample: Sample) -> str | None:
         """Why the stage can't learn from a sample, in a few words; None where it can."""
-        return None
+        return uses.refusal(self.learns_as, sample) if self.learns_as else None
 
     def segments(self) -> Segments | None:
         """What makes shorter samples of those that are too long for the stage; None: each is taken as it is."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -55,9 +55,7 @@ class TalkerSettings(StageSettings):
     book_weights: list[float] | None = None
     max_s: float = Field(uses.MAX_S, gt=0)
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("talker", sample)
+    learns_as: ClassVar[str] = "talker"
 
     def idle(self) -> dict[str, str]:
         """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or voices that are not there."""

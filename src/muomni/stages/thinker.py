@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from muomni.data import readers, uses
+from muomni.data import readers
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
@@ -56,9 +56,7 @@ class ThinkerSettings(StageSettings):
         """Packed rows hold several documents."""
         return self.packing
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("thinker", sample)
+    learns_as: ClassVar[str] = "thinker"
 
     @property
     def has_experts(self) -> bool:

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from muomni.data import uses
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
-from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate import exhibits, thresholds
@@ -77,9 +75,7 @@ class VisionSettings(StageSettings):
         """The Thinker, where it reads the captions."""
         return ("thinker",) if self.text.kind == "thinker" else ()
 
-    def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample."""
-        return uses.refusal("vision", sample)
+    learns_as: ClassVar[str] = "vision"
 
 
 def collate(items: list[Captioned]) -> VisionBatch:
