@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
+from muomni.data import indexed
 from muomni.data.sample import Sample
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
 IGNORE = chat.IGNORE
-FORMAT = 2  # of the files; part of the key, so that an older build is made again
+FORMAT = 3  # of the files; part of the key, so that an older build is made again
 ENCODED_AT_ONCE = 1024
 NO_DOCUMENT = -1
 
@@ -199,12 +201,11 @@ def _best_fit(pieces: Ints, ctx_len: int) -> tuple[Ints, Ints]:
     return pieces[order[np.argsort(row_of, kind="stable")]], bounds
 
 
-def _digest(samples: Iterable[Sample], tokenizer: Tokenizer) -> str:
+def _digest(samples: Sequence[Sample], tokenizer: Tokenizer) -> str:
     """Names the content and the tokenizer: equal digests mean equal files."""
     digest = hashlib.sha256(f"{FORMAT} {tokenizer.digest}".encode())
-    for sample in samples:
-        content = sample.text if sample.text is not None else [[m.role, m.text] for m in sample.messages]
-        digest.update(files.sha256_json(content).encode())
+    for line in indexed.lines(samples):
+        digest.update(len(line).to_bytes(8, "little") + line)
     return digest.hexdigest()
 
 
@@ -228,12 +229,15 @@ def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[
 def _write(folder: Path, samples: Sequence[Sample], tokenizer: Tokenizer, digest: str) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     offsets, num_bytes = array("q", [0]), 0
-    has_labels = any(sample.text is None for sample in samples)
+    has_labels = False
     with (folder / "ids.bin").open("wb") as ids_file, (folder / "learned.bin").open("wb") as learned_file:
         for ids, labels, length in _encoded(samples, tokenizer):
-            ids_file.write(np.asarray(ids, dtype).tobytes())
+            ids_file.write(array("H" if dtype == np.uint16 else "I", ids).tobytes())
+            if labels is not None and not has_labels:
+                has_labels = True
+                learned_file.writelines(int(stop - start) * b"\1" for start, stop in pairwise(offsets))  # of the documents before it
             if has_labels:
-                learned_file.write(bytes(len(ids) * b"\1") if labels is None else bytes(label != IGNORE for label in labels))
+                learned_file.write(len(ids) * b"\1" if labels is None else bytes(label != IGNORE for label in labels))
             offsets.append(offsets[-1] + len(ids))
             num_bytes += length
     np.save(folder / "offsets.npy", np.asarray(offsets, np.int64), allow_pickle=False)

@@ -39,15 +39,20 @@ class Writer:
         Raises  UserError where the temporary folder is full.
         """
         line = sample.model_dump_json().encode()
-        with _room():
+        try:
             self._stream.write(line)
+        except OSError as error:
+            raise _no_room(error) from error
         self._starts.append(self._starts[-1] + len(line))
 
     def close(self) -> Samples:
         """All that were added, in their order."""
-        with self._stream as stream, _room():
-            stream.flush()
-            return Samples(_File(os.dup(stream.fileno())), np.array(self._starts, np.int64))
+        try:
+            with self._stream as stream:
+                stream.flush()
+                return Samples(_File(os.dup(stream.fileno())), np.array(self._starts, np.int64))
+        except OSError as error:
+            raise _no_room(error) from error
 
 
 class Samples(Sequence[Sample]):
@@ -77,18 +82,22 @@ class Samples(Sequence[Sample]):
         return Sample.model_validate_json(self._file.read(int(self._starts[line]), int(self._starts[line + 1])))
 
     def __iter__(self) -> Iterator[Sample]:
+        return map(Sample.model_validate_json, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """Each sample as JSON."""
         for first in range(0, len(self), AT_ONCE):
             lines = self._lines(np.arange(first, min(first + AT_ONCE, len(self))))
             starts, stops = self._starts[lines], self._starts[lines + 1]
             # Lines of both sides of a split are mixed: they are read in one piece where little lies between them.
             if 0 <= stops[-1] - starts[0] <= 2 * int((stops - starts).sum()):
                 base = int(starts[0])
-                piece = memoryview(self._file.read(base, int(stops[-1])))
+                piece = self._file.read(base, int(stops[-1]))
                 for start, stop in zip((starts - base).tolist(), (stops - base).tolist(), strict=True):
-                    yield Sample.model_validate_json(bytes(piece[start:stop]))
+                    yield piece[start:stop]
             else:
                 for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                    yield Sample.model_validate_json(self._file.read(start, stop))
+                    yield self._file.read(start, stop)
 
     def pick(self, places: Sequence[int] | NDArray[Any]) -> Samples:
         """Those at the given places, in their order."""
@@ -127,6 +136,11 @@ def pick(samples: Sequence[Sample], places: Sequence[int] | NDArray[Any]) -> Seq
     return samples.pick(places) if isinstance(samples, Samples) else [samples[int(place)] for place in places]
 
 
+def lines(samples: Sequence[Sample]) -> Iterator[bytes]:
+    """Each sample as JSON, as it lies in the file where it does."""
+    return samples.lines() if isinstance(samples, Samples) else (sample.model_dump_json().encode() for sample in samples)
+
+
 def where(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> Sequence[Sample]:
     """Those of which something holds, found in one walk."""
     return pick(samples, np.array([place for place, sample in enumerate(samples) if holds(sample)], np.int64))
@@ -136,11 +150,7 @@ def _same(handle: Any) -> _File:
     return _File(handle.detach())
 
 
-@contextlib.contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{tempfile.gettempdir()}: expected room for the samples, got {error.strerror}", hint="set TMPDIR to a folder with more"
-        ) from error
+def _no_room(error: OSError) -> UserError:
+    return UserError(
+        f"{tempfile.gettempdir()}: expected room for the samples, got {error.strerror}", hint="set TMPDIR to a folder with more"
+    )

@@ -85,11 +85,12 @@ class Sample(_Row):
     id: str = Field(min_length=1)
     group: str = Field(min_length=1)  # what must never straddle a split: speaker, clip, photo
     task: str
-    messages: list[Message] = []
+    # factories: a default value would be copied deeply for each sample
+    messages: list[Message] = Field(default_factory=list)
     text: str | None = None
     split: Split | None = None
-    negatives: list[Negative] = []
-    extra: dict[str, Any] = {}
+    negatives: list[Negative] = Field(default_factory=list)
+    extra: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def images(self) -> list[ImagePart]:

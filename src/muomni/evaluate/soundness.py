@@ -29,6 +29,7 @@ from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.train import checkpoint, given, optim
+from muomni.train.eager import SGD
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
 from muomni.train.step import update
@@ -248,7 +249,7 @@ def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
     parameters = [p for p in twin.parameters() if p.requires_grad]
     unclipped = bench.settings.model_copy(update={"max_grad_norm": math.inf, "explosion_norm": math.inf})
     seen: list[Tensor] = []
-    still = torch.optim.SGD(parameters, lr=0.0)
+    still = SGD(parameters, lr=0.0)
     still.register_step_pre_hook(lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters))
     update(twin, twin, still, torch.amp.GradScaler(bench.run.device.type, enabled=False), micro_batches, unclipped, bench.run)
     return torch.cat([g.flatten() for g in seen])

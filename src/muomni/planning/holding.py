@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from muomni import runtime
 from muomni.data.cache import shared
 from muomni.train import cost, flops, optim
+from muomni.train.eager import AdamW
 
 if TYPE_CHECKING:
     from muomni.planning.trial import Built, Trial
@@ -33,7 +34,7 @@ def resident_bytes() -> int:
 def warm_up() -> None:
     """Have torch load what it loads at its first update, so that it counts as the process's own."""
     model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = AdamW(model.parameters(), fused=True)
     with flops.Counted():
         model(torch.randn(8, 64)).sum().backward()
     optimizer.step()

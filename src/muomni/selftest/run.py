@@ -34,7 +34,7 @@ REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
 RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
-LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo"]  # what each run would load: optimizers load the latter (3 s) on first use
+LOADED = ["__main__", "muomni.selftest.run"]  # what each run would load
 
 
 @dataclass(frozen=True)

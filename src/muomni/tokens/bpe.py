@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeErr
 from muomni.tokens.marks import OWN, SPECIAL, Marks, Medium
 
 NUM_BYTES = 256
+TEXTS_AT_ONCE = 1024
 # What `chat.render` writes, for those who open the tokenizer with transformers.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -74,7 +76,7 @@ class Tokenizer:
             initial_alphabet=sorted(ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator(texts, trainer)
+        library.train_from_iterator(_in_lists(texts), trainer)  # a list at once: one text at a time, the counting waits for Python
         size = library.get_vocab_size()
         if size < vocab_size:
             warnings.warn(f"tokenizer: the corpus gave {size} tokens, asked were {vocab_size}; the vocabulary is {size}", stacklevel=2)
@@ -151,7 +153,7 @@ class Tokenizer:
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in one call of the library."""
         try:
-            return [list(encoding.ids) for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError("bad_text", "text: expected valid Unicode, got a lone surrogate", hint="clean the text") from error
 
@@ -177,6 +179,12 @@ class Tokenizer:
         if name is None:
             raise TokenRangeError(f"token: expected an id in 0..{self.vocab_size - 1}, got {index}")
         return str(name)
+
+
+def _in_lists(texts: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(texts)
+    while some := list(islice(left, TEXTS_AT_ONCE)):
+        yield some
 
 
 def _marks(library: Library) -> Marks:

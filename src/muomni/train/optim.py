@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from muomni.config import is_set
 from muomni.errors import ConfigError
 from muomni.runtime import product_format
+from muomni.train.eager import AdamW, Eager
 from muomni.train.settings import TrainSettings
 
 
@@ -113,7 +114,7 @@ def is_for_muon(row: Row) -> bool:
     return len(row.shape) == 2 and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
 
 
-class Muon(torch.optim.Muon):
+class Muon(Eager, torch.optim.Muon):
     """torch's Muon, but for the format of its iteration: torch takes bf16 everywhere, which a chip without it emulates 50 times slower."""
 
     @torch.no_grad()
@@ -151,7 +152,7 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
     return x.T if is_tall else x
 
 
-class Both(torch.optim.Optimizer):
+class Both(Eager):
     """Several optimizers, each with parameters of its own, that step, save and load as one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -195,7 +196,7 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
     if groups[True]:
         parts.append(Muon(groups[True]))
     if groups[False]:
-        parts.append(torch.optim.AdamW(groups[False], betas=settings.betas, fused=True))
+        parts.append(AdamW(groups[False], betas=settings.betas, fused=True))
     return parts[0] if len(parts) == 1 else Both(parts)
 
 
