@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 # what processes that are forked for tests hold from their start: whoever asks first starts the server that they come from, for all tests
-LOADED = ["__main__", "muomni.selftest.run", "torch._dynamo", "toy_training"]
+LOADED = ["__main__", "muomni.selftest.run", "toy_training"]
 TIMES = ("wall_s", "rtf", "format_gain")  # facts that a clock gives: measured anew, they differ
 
 

@@ -28,7 +28,9 @@ def trained(kind: type[torch.optim.Optimizer], given: dict[str, object]) -> tupl
 
 
 @pytest.mark.parametrize(("ours", "theirs", "given"), PAIRS)
-def test_updates_are_those_of_torch(ours: type[torch.optim.Optimizer], theirs: type[torch.optim.Optimizer], given: dict[str, object]) -> None:
+def test_updates_are_those_of_torch(
+    ours: type[torch.optim.Optimizer], theirs: type[torch.optim.Optimizer], given: dict[str, object]
+) -> None:
     mine, optimizer = trained(ours, given)
     assert torch.equal(mine, trained(theirs, given)[0])
     assert isinstance(optimizer, theirs)
@@ -57,13 +59,16 @@ def test_hooks_and_closures_work() -> None:
 def test_the_tracer_is_not_loaded() -> None:
     program = """
 import sys, torch
-from muomni.train import eager, optim
+from muomni.train import cost, eager, flops, optim
 weight = torch.nn.Parameter(torch.ones(4, 4))
 for made in (eager.AdamW([weight], fused=True), eager.SGD([weight]), optim.Muon([weight]), optim.Both([eager.SGD([weight])])):
     weight.grad = torch.ones(4, 4)
     made.step()
     made.load_state_dict(made.state_dict())
     made.zero_grad()
+for mode in (flops.Counted(), cost.LiveTensors()):
+    with mode:
+        weight @ weight
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -14,11 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from muomni.runtime import Runtime
 from muomni.train import flops
+from muomni.train.eager import untraced
 from muomni.train.objective import Objective
 from muomni.train.settings import TrainSettings
 from muomni.train.step import update
 
 
+@untraced
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that follows the bytes of all tensors made in it, each storage once, and keeps the most that lived at a time.
 

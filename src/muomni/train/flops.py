@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from muomni import runtime
 from muomni.nn import recompute
 from muomni.runtime import Runtime
+from muomni.train.eager import untraced
 
 AGREES = 0.01  # a reckoned number that is so near to the counted one is right
 KEPT = 32  # counts behind a fit
@@ -44,6 +45,7 @@ _FORWARD = (
 )
 
 
+@untraced
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts the floating point operations of what runs in it, and changes no bit of it.
 
