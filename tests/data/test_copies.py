@@ -93,8 +93,8 @@ def test_a_file_that_vanished_is_no_leak_and_no_crash(tmp_path: Path) -> None:
     finder = copies.CopyFinder()
     (tmp_path / "a.png").write_bytes(b"12345")
     corpus = load(tmp_path, ["a.png", "a.png"], [])
-    for sample in corpus.train:
-        finder.add(sample.media)
+    for owner, sample in enumerate(corpus.train):
+        finder.add(sample.media, owner)
     os.remove(tmp_path / "a.png")
     assert finder.found(np.array([False, True]), corpus.train[:1], corpus.train[1:]) == []
 

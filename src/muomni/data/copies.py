@@ -12,6 +12,7 @@ import os
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,14 @@ class CopyFinder:
 
     def __init__(self) -> None:
         self._sizes, self._names, self._owners = array("q"), array("q"), array("I")
-        self._count = 0
+        self._size = lru_cache(maxsize=512)(_size)  # rows of one medium often follow one another
 
-    def add(self, media: Sequence[ImagePart | AudioPart]) -> None:
-        """The media of one more sample."""
+    def add(self, media: Sequence[ImagePart | AudioPart], owner: int) -> None:
+        """The media of one more sample, the `owner`th of all."""
         for part in media:
-            self._sizes.append(_size(part.path))
+            self._sizes.append(self._size(part.path))
             self._names.append(hash(part.path))
-            self._owners.append(self._count)
-        self._count += 1
+            self._owners.append(owner)
 
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> list[str]:
         """`VALID holds the bytes of TRAIN` for each medium of validation whose bytes training has under another name."""

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -211,18 +211,18 @@ def _digest(samples: Sequence[Sample], tokenizer: Tokenizer) -> str:
 
 def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int] | None, int]]:
     """(ids, labels or None, bytes of learned text) of each sample."""
-    for first in range(0, len(samples), ENCODED_AT_ONCE):
-        some = samples[first : first + ENCODED_AT_ONCE]
-        texts = iter(tokenizer.encode_many([sample.text for sample in some if sample.text is not None]))
-        for sample in some:
-            if sample.text is not None:
+    left = indexed.texts(samples)
+    while some := list(islice(left, ENCODED_AT_ONCE)):
+        encoded = iter(tokenizer.encode_many([one for one in some if isinstance(one, str)]))
+        for one in some:
+            if isinstance(one, str):
                 # bos in front, so that the first word is predicted too, and bits per byte count every byte.
-                yield [tokenizer.marks.bos, *next(texts), tokenizer.marks.eos], None, len(sample.text.encode())
-            elif sample.media:
-                raise DataError("bad_row", f"sample {sample.id}: has media, which a token corpus can't hold", hint="use the omni stage")
+                yield [tokenizer.marks.bos, *next(encoded), tokenizer.marks.eos], None, len(one.encode())
+            elif one.media:
+                raise DataError("bad_row", f"sample {one.id}: has media, which a token corpus can't hold", hint="use the omni stage")
             else:
-                rendered = chat.render(tokenizer, sample.messages)
-                num_bytes = sum(len(m.text.encode()) for m in sample.messages if m.role == "assistant")
+                rendered = chat.render(tokenizer, one.messages)
+                num_bytes = sum(len(m.text.encode()) for m in one.messages if m.role == "assistant")
                 yield rendered.ids, rendered.labels, num_bytes
 
 

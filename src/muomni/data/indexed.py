@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from muomni.data.sample import Sample
 from muomni.errors import UserError
@@ -139,6 +140,16 @@ def pick(samples: Sequence[Sample], places: Sequence[int] | NDArray[Any]) -> Seq
 def lines(samples: Sequence[Sample]) -> Iterator[bytes]:
     """Each sample as JSON, as it lies in the file where it does."""
     return samples.lines() if isinstance(samples, Samples) else (sample.model_dump_json().encode() for sample in samples)
+
+
+def texts(samples: Sequence[Sample]) -> Iterator[str | Sample]:
+    """The text of each document, and any other sample whole."""
+    if not isinstance(samples, Samples):
+        yield from (sample if sample.text is None else sample.text for sample in samples)
+        return
+    for line in samples.lines():
+        text = from_json(line)["text"]
+        yield Sample.model_validate_json(line) if text is None else text
 
 
 def where(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> Sequence[Sample]:

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from muomni.data.copies import CopyFinder
 from muomni.data.sample import Sample, Split
 
 
+@lru_cache(maxsize=512)  # rows of a group often follow one another
 def place(group: str, seed: int) -> float:
     """Where a group stands in [0, 1): a hash, the same on every machine."""
     digest = hashlib.sha256(f"{seed}\0{group}".encode(errors="surrogatepass")).digest()
@@ -43,7 +45,7 @@ class Leaks:
 
 
 # What must not stand on both sides, by the name that it has in `Leaks`.
-KEYS: dict[str, Callable[[Sample], Iterable[str]]] = {
+KEYS: dict[str, Callable[[Sample], list[str]]] = {
     "ids": lambda sample: [sample.id],
     "groups": lambda sample: [sample.group],
     "paths": lambda sample: [part.path for part in sample.media],
@@ -74,10 +76,11 @@ class LeakFinder:
         """One more sample; the modalities that it holds."""
         media = sample.media
         for name, keys in KEYS.items():
-            for key in keys(sample):
-                self._hashes[name].append(hash(key))
-                self._owners[name].append(self._count)
-        self._copies.add(media)
+            found = keys(sample)
+            self._hashes[name].extend(map(hash, found))
+            self._owners[name].extend([self._count] * len(found))
+        if media:
+            self._copies.add(media, self._count)
         self._count += 1
         return {part.type for part in media} or {"text"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from muomni.data import readers
+from muomni.data import indexed, readers
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
@@ -96,7 +96,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
         nats, num_bytes = fitted.validation["text"], tokens["valid"].num_bytes
         floor_nats = unigram_entropy(np.concatenate(learned).tolist())
         experts = _experts(objective, batches, inputs) if settings.has_experts else {}
-        exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in words(sample)[-1:]])
+        exhibits.texts(album, decoder, tokenizer, [text for sample in corpus.valid for text in [*_words([sample])][-1:]])
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
             "perplexity": Fact(perplexity(nats), count, None, perplexity(floor_nats)),
@@ -131,16 +131,17 @@ def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inp
 
 def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) -> Iterator[str]:
     """The training texts, and what `tokenizer_data` adds."""
-    yield from (text for sample in corpus.train for text in words(sample))
+    yield from _words(corpus.train)
     if settings.tokenizer_data:
         quarantine = Quarantine(None, settings.quarantine_limit)
         others = readers.load(settings.tokenizer_data, base=inputs.base, val_split=0.0, seed=settings.seed, quarantine=quarantine)
-        yield from (text for sample in others.train for text in words(sample))
+        yield from _words(others.train)
 
 
-def words(sample: Sample) -> list[str]:
-    """All texts of a sample."""
-    return [sample.text] if sample.text is not None else [message.text for message in sample.messages if message.text]
+def _words(samples: Sequence[Sample]) -> Iterator[str]:
+    """All texts of samples."""
+    for one in indexed.texts(samples):
+        yield from [one] if isinstance(one, str) else [message.text for message in one.messages if message.text]
 
 
 STAGE = Stage(
