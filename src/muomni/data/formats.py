@@ -2,73 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from muomni.config import is_set
-from muomni.data import llava, template, trees
+from muomni.data import llava, parquet, shards, streams, tables, template, trees
 from muomni.data.source import Format, Source
-from muomni.errors import ConfigError, DataError
+from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
+from muomni.data.streams import decode_json as decode_json
+from muomni.data.streams import lines
+from muomni.errors import ConfigError, DataError, DataNote
 
 Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
-MAX_LINE_BYTES = 16 * 2**20
-MAX_JSON_BYTES = 512 * 2**20
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
+ROWS = (".json", ".jsonl", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects
 MEDIA_KEYS = {"image", "audio", "path", "wav", "video", "image_url", "audio_url", "file_name"}
-
-
-def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """Lines of a text file from 1, without line ends and byte order mark; one of invalid UTF-8 or over 16 MiB is a DataError."""
-    with path.open("rb") as stream:
-        number = 0
-        while raw := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    continue
-                yield number, DataError("too_large", f"line: expected at most {MAX_LINE_BYTES} bytes")
-                continue
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            try:
-                yield number, raw.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield number, DataError("undecodable", f"line: expected UTF-8, got byte 0x{raw[error.start]:02x} at {error.start}")
-
-
-def decode_json(text: str) -> Any:
-    """A JSON value.
-
-    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a surrogate pair; on a key given twice.
-    """
-    try:
-        value = _DECODER.decode(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except RecursionError as error:
-        raise DataError("bad_row", "row: nested too deeply") from error
-    except ValueError as error:
-        raise DataError("bad_row", f"row: expected a JSON object, got {text[:60]!r} ({str(error)[:80]})") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of these keys; one that is given twice is an error, since a parser keeps but the last."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-        raise ValueError(f"key {twice[:40]!r} is given twice")
-    return made
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` would make one for each row
 
 
 def text(path: Path, source: Source) -> Rows:
@@ -111,77 +65,34 @@ def _paragraphs(path: Path) -> Iterator[tuple[int, str | DataError]]:
 
 
 def objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """JSON values of a JSONL file (blank lines skipped) or of a JSON array; CSV rows as objects of strings."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        yield from _table(path)
-    elif _is_array(path):
-        yield from _array(path)
-    else:
-        for number, line in lines(path):
-            if isinstance(line, DataError):
-                yield number, line
-            elif line.strip():
-                try:
-                    yield number, decode_json(line)
-                except DataError as error:
-                    yield number, error
+    """Rows of any container, numbered from 1 or by line: JSON values, a table's or a parquet file's rows, a tar's samples.
+
+    Of several files (a pattern, a folder of shards) the rows are numbered through, and their split is told by the files' names, where
+    these say it. DataErrors stand in the places of rows that can't be read.
+    """
+    parts = shards.parts(path)
+    if len(parts) == 1 and parts[0] == path:
+        yield from _objects(path)
+        return
+    sides, count = shards.sides(parts), 0
+    for part in parts:
+        for number, row in _objects(part, f"{part.name.partition('.')[0]}/"):
+            if isinstance(row, DataError):
+                row.message = f"{part.name}:{number}: {row.message}"
+            elif part in sides and isinstance(row, dict):
+                row.setdefault("split", sides[part])
+            count += not isinstance(row, DataNote)
+            yield max(1, count), row
 
 
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def _array(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError("too_large", f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON", hint="write it as JSON lines")
-    try:
-        values = decode_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
-    except UnicodeDecodeError as error:
-        raise DataError("undecodable", f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    except DataError as error:
-        raise DataError(error.reason, f"{path}: {error.message}", hint="is it JSON lines? then name it .jsonl") from error
-    yield from enumerate(values, start=1)
-
-
-def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    # Bytes that are no UTF-8 become surrogates, so that only their own row is lost.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        read: list[str] = []  # the lines of the row at hand
-
-        def noted() -> Iterator[str]:
-            for line in stream:
-                read.append(line)
-                yield line
-
-        reader = csv.reader(noted(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        header: list[str] | None = None
-        while True:
-            read.clear()
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, DataError("bad_row", f"csv: {error}")
-                continue
-            if cells is None:
-                return
-            if not any(cell.strip() for cell in cells):
-                continue
-            if "".join(read).count('"') % 2 and cells[-1].endswith("\n"):  # all that followed went into this cell
-                first = reader.line_num - len(read) + 1
-                yield first, DataError("bad_row", f"csv: a quote is not closed: {len(read)} lines were read as one cell")
-                continue
-            if any("\ud800" <= character <= "\udfff" for cell in cells for character in cell):
-                yield reader.line_num, DataError("undecodable", "csv: expected UTF-8")
-            elif header is None:
-                header = [cell.strip() for cell in cells]
-            elif len(cells) != len(header):
-                yield (
-                    reader.line_num,
-                    DataError("bad_row", f"csv: expected {len(header)} cells ({', '.join(header)[:80]}), got {len(cells)}"),
-                )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
+def _objects(path: Path, name: str = "") -> Iterator[tuple[int, Any]]:
+    """Rows of one file. Takes name: what stands before the ids that a tar gives."""
+    suffix = streams.suffix(path)
+    if suffix in tables.SUFFIXES:
+        return tables.rows(path)
+    if suffix == shards.TAR:
+        return shards.rows(path, name)
+    return parquet.rows(path) if suffix == shards.PARQUET else streams.values(path)
 
 
 def samples(path: Path, source: Source) -> Rows:
@@ -289,7 +200,7 @@ def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> 
 
     Raises  ConfigError, which says so in a line.
     """
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if streams.suffix(path) not in tables.SUFFIXES:
         return
     rows = [row for _, row in islice(objects(path), SWAPPED_ROWS) if isinstance(row, dict)]
     pairs = [(row[medium], row[words]) for row in rows if isinstance(row.get(medium), str) and isinstance(row.get(words), str)]
@@ -440,14 +351,14 @@ def sniff(path: Path, source: Source) -> Format:
         return source.format
     if source.is_template:
         return "rows"
-    suffix = path.suffix.lower()
+    suffix = streams.suffix(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
     if path.is_dir():
         return "librispeech" if listing(path) == path and trees.is_librispeech(path) else "images"
     if suffix == ".txt":
         return "text"
-    if suffix in (".csv", ".tsv"):
+    if suffix in tables.SUFFIXES:
         first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
         columns = list(first)
         if {"wav", "text"} <= set(columns):
@@ -456,7 +367,7 @@ def sniff(path: Path, source: Source) -> Format:
             return "ocr_csv"
         if {"image", "caption"} <= set(columns):
             return "captions"
-    if suffix in (".json", ".jsonl"):
+    if suffix in ROWS:
         first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
         if isinstance(first.get("conversations"), list):
             return "llava"

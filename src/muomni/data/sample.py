@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from muomni import files
 from muomni.data.source import Source as Source
 from muomni.errors import DataError
+from muomni.media import stored
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "valid"]
@@ -166,16 +165,8 @@ def parse(row: Any) -> Sample:
 
 
 def inline_bytes(path: str) -> bytes | None:
-    """The content of a `data:` URI, None for the path of a file.
-
-    Raises  DataError (undecodable) if the base64 is broken.
-    """
-    if not path.startswith("data:"):
-        return None
-    try:
-        return base64.b64decode(path.partition(",")[2], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError("undecodable", f"data URI: expected base64, got {path[:40]!r}...") from error
+    """The bytes of a medium that has no file of its own, None for the path of a file; see `media.stored`."""
+    return stored.content(path)
 
 
 @lru_cache(maxsize=1024)

@@ -222,7 +222,7 @@ def _shape(path: Path) -> str:
     """How the values of a file stand in it: `array`, `box` (one object around a list of rows), `several` objects, or `lines`."""
     is_lines = suffix(path) == ".jsonl"
     with opened(path) as stream:
-        text = _Text(path, stream)
+        text = _Text(path, stream, "replace")
         first = text.peek()
         if first != "{":
             return "array" if first == "[" else "lines"
@@ -237,7 +237,7 @@ def _shape(path: Path) -> str:
                 return "box"
             return "lines" if is_one_line else "several"
     with opened(path) as stream:
-        return "box" if not is_lines and _Text(path, stream).opens_box() else "lines"  # of lines each says its own fault
+        return "box" if not is_lines and _Text(path, stream, "replace").opens_box() else "lines"  # of lines each says its own fault
 
 
 def _is_box(value: Any) -> bool:
@@ -252,12 +252,12 @@ def _is_rows(value: Any) -> bool:
 class _Text:
     """The text of a file as far as it is needed, read value by value."""
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, errors: str = "strict") -> None:
         head, self._stream = _peeked(stream)
         _refuse_unmarked(path, head)
         self.path = path
         self.decoder = json.JSONDecoder(object_pairs_hook=self._pairs)
-        self._unpack = codecs.getincrementaldecoder("utf-16" if head.startswith(UTF16) else "utf-8-sig")()
+        self._unpack = codecs.getincrementaldecoder("utf-16" if head.startswith(UTF16) else "utf-8-sig")(errors)
         self._buffer, self._place, self._lines_before, self._is_end = "", 0, 0, False
         self._doubled = ""
 
