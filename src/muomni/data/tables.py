@@ -20,7 +20,7 @@ from typing import Any, Literal
 from muomni.data import streams
 from muomni.errors import DataError, DataNote
 
-Quotes = Literal["none", "doubled", "backslash", "escaped"]
+Quotes = Literal["none", "doubled", "backslash"]
 Rows = Iterator[tuple[int, dict[str, str] | DataError]]
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
@@ -32,15 +32,15 @@ CELL_LINES = 1000  # of one row: a cell of more lines was never closed
 LONG_NAME = 100  # characters: what is longer is no column's name
 FILES = re.compile(r"[^\s].*\.(wav|flac|ogg|mp3|opus|oga|aiff?|au|m4a|png|jpe?g|webp|bmp|gif|tiff?|mp4|mkv|webm)", re.IGNORECASE)
 DOUBLED = re.compile(r'"((?:[^"]++|"")*+)"')
-BACKSLASH = re.compile(r'"((?:[^"\\]++|\\.|"")*+)"', re.DOTALL)
-UNQUOTED = re.compile(r'\\(["\\,;|\t\r\n])|""', re.DOTALL)
+BACKSLASH = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+ESCAPED = re.compile(r'\\(["\\,;|\t\r\n])')
+UNESCAPED = re.compile(r'\\.|(?<![^,;|\t\n ])"(?:[^"\\]|\\.)*"(?![^,;|\t\r\n])', re.DOTALL)
 LONE = re.compile(r'\\(?!["\\,;|\t\r\n])')
 NAMED: dict[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 SAID: dict[Quotes, str] = {
     "none": "quotation marks are letters",
     "doubled": "quoted cells, a mark within doubled",
-    "backslash": "quoted cells, a mark within behind a backslash",
-    "escaped": "no quoted cells, a backslash before what stands for itself",
+    "backslash": "a backslash before marks that are letters",
 }
 OPEN = "a quotation mark is not closed"
 
@@ -80,8 +80,8 @@ def rows(path: Path) -> Rows:
     if found is None:
         return
     yield from found.notes
-    names, width, delimiter, has_quotes = found.names, len(found.names), found.delimiter, found.quotes != "none"
-    marks = '"' if found.quotes == "doubled" else "\\" if found.quotes == "escaped" else None
+    names, width, delimiter = found.names, len(found.names), found.delimiter
+    has_quotes, has_escapes = found.quotes != "none", found.quotes == "backslash"
     told: set[str] = set()
     source = _Source(path, found.first)
     unnamed = [name for name in names if name.startswith("column ")]
@@ -96,7 +96,7 @@ def rows(path: Path) -> Rows:
                 told.add("ends")
                 what = "table: the header's line ends in a line feed, this one in a carriage return too, which is left out"
                 yield number, DataNote("repaired", what)
-        if has_quotes and (marks in text if marks else '"' in text or "\\" in text):
+        if has_quotes and ('"' in text or (has_escapes and "\\" in text)):
             parsed = _quoted(text, line, number, found, source)
             if isinstance(parsed, DataError):
                 yield number, parsed
@@ -110,7 +110,7 @@ def rows(path: Path) -> Rows:
         if found.is_spaced:
             cells = [cell.removeprefix(" ") for cell in cells]
         if len(cells) != width:
-            if not any(map(str.strip, cells)):
+            if not text.strip():
                 continue
             if len(cells) > width and not any(cells[width:]):
                 if "extra" not in told:
@@ -174,9 +174,9 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
         whole, size = whole + more, size + len(more)
         if size > streams.MAX_LINE_BYTES:
             break
-        if '"' not in more and found.quotes != "escaped":
+        if '"' not in more and found.quotes == "doubled":
             continue
-        cells, problem = _cells(_without_end(whole), found)
+        cells, problem = _cells(_without_end(whole, found.ends), found)
         if problem is None:
             physical = [line, *(str(each) for _, each in taken)]
             if len(found.names) > 1 and all(each.count(found.delimiter) == len(found.names) - 1 for each in physical):
@@ -189,9 +189,9 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
     return _broken(problem if problem is not None else OPEN, found)
 
 
-def _without_end(text: str) -> str:
+def _without_end(text: str, ends: str = "\r\n") -> str:
     text = text[:-1] if text.endswith("\n") else text
-    return text[:-1] if text.endswith("\r") else text
+    return text[:-1] if ends == "\r\n" and text.endswith("\r") else text
 
 
 def _broken(problem: str, found: Dialect) -> DataError:
@@ -200,8 +200,6 @@ def _broken(problem: str, found: Dialect) -> DataError:
 
 def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
     """The cells of a text that begins where a row does, and what breaks the dialect: OPEN where the row may go on in the next line."""
-    if found.quotes == "escaped":
-        return _escaped(text, found.delimiter)
     pattern = DOUBLED if found.quotes == "doubled" else BACKSLASH
     delimiter, cells, place = found.delimiter, [], 0
     skip = 1 if found.is_spaced else 0
@@ -218,17 +216,20 @@ def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
             cell = match[1]
             if found.quotes == "doubled":
                 cell = cell.replace('""', '"')
-            elif "\\" in cell or '""' in cell:
+            elif "\\" in cell:
                 cell = _plain(cell, found)
             cells.append(cell)
         else:
-            end = text.find(delimiter, place)
-            end = end if end >= 0 else len(text)
-            cell = text[place:end]
-            if found.quotes == "backslash" and "\\" in cell:
-                if cell.endswith("\\") and not found.keeps_backslashes and (len(cell) - len(cell.rstrip("\\"))) % 2:
-                    return cells, "a backslash before the end of an unquoted cell"
-                cell = _plain(cell, found)
+            if found.quotes == "backslash":
+                end = _end_of_unquoted(text, place, delimiter)
+                if end < 0:
+                    return cells, OPEN
+                cell = text[place:end]
+                cell = _plain(cell, found) if "\\" in cell else cell
+            else:
+                end = text.find(delimiter, place)
+                end = end if end >= 0 else len(text)
+                cell = text[place:end]
             cells.append(cell)
             place = end
         if place >= len(text):
@@ -242,29 +243,18 @@ def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
 def _plain(cell: str, found: Dialect) -> str:
     """A cell without what stands before its marks."""
     if found.keeps_backslashes:
-        return cell.replace('\\"', '"').replace('""', '"')
-    return UNQUOTED.sub(lambda match: match[1] or '"', cell)
+        return re.sub(rf'\\(["{re.escape(found.delimiter)}])', r"\1", cell)
+    return ESCAPED.sub(r"\1", cell)
 
 
-def _escaped(text: str, delimiter: str) -> tuple[list[str], str | None]:
-    cells, cell, place = [], [], 0
+def _end_of_unquoted(text: str, place: int, delimiter: str) -> int:
+    """Where the next delimiter stands that no backslash precedes, or the text ends; -1 where a backslash takes the line's end along."""
     while place < len(text):
         letter = text[place]
-        if letter == "\\":
-            if place + 1 == len(text):
-                return cells, OPEN
-            after = text[place + 1]
-            cell.append(after if after in '"\\\r\n' or after == delimiter else letter + after)
-            place += 2
-            continue
         if letter == delimiter:
-            cells.append("".join(cell))
-            cell = []
-        else:
-            cell.append(letter)
-        place += 1
-    cells.append("".join(cell))
-    return cells, OPEN if text.endswith("\\") and (len(text) - len(text.rstrip("\\"))) % 2 else None
+            return place
+        place += 2 if letter == "\\" else 1
+    return place if place == len(text) else -1
 
 
 # What decides
@@ -374,46 +364,51 @@ class _Evidence:
     def __init__(self, path: Path, plain: Dialect, *, is_quoted_header: bool) -> None:
         self.path, self.plain, self.is_quoted_header = path, plain, is_quoted_header
         self.notes: list[tuple[int, DataNote]] = []
-        self.bad: dict[Quotes, int] = dict.fromkeys(("none", "doubled", "backslash", "escaped"), 0)
+        self.bad: dict[Quotes, int] = dict.fromkeys(("none", "doubled", "backslash"), 0)
         self.needed = 0  # quoted cells that hold what only a quoted cell can
+        self.twos = 0  # of these, cells with a doubled mark
+        self.lines = 0  # of these, cells of several lines
         self.bare = 0  # marks in cells that are not quoted, which no writer that quotes leaves there
         self.odd = 0  # quoted cells that no writer that quotes where it must would quote
-        self.unquoted = 0  # cells that hold letters and stand without marks beside quoted ones
-        self.escapes = 0  # backslashes before a mark or a delimiter
-        self.escaped = 0  # quoted cells that hold such
-        self.pairs = 0  # backslashes that come by two
-        self.lone = 0  # backslashes before a letter
         self.first_odd = (0, "")
+        self.escapes = 0  # backslashes before a mark or a delimiter
+        self.lone = 0  # backslashes before a letter
+        self.pairs = 0  # backslashes that come by two
+        self.joins = 0  # backslashes before a line's end, or before a delimiter of other tables
+        self.unescaped = 0  # rows with a mark that neither quotes nor stands behind a backslash
 
     def quotes(self) -> tuple[Quotes, bool]:
         """How cells are quoted, and whether backslashes stay where no mark follows."""
         self._read()
-        delimiter, bad = self.plain.delimiter, self.bad
-        if not (self.needed or self.bare or self.odd or self.escapes or any(bad.values())):
-            return "none", False
-        keeps = self.lone > 0
+        bad, keeps = self.bad, self.lone > 0
         best = min(bad.values())
-        left = [name for name in ("doubled", "none", "backslash", "escaped") if bad[name] == best]
-        if not self.escapes:
-            left = [name for name in left if name in ("doubled", "none")] or left
-        if self.escaped and "backslash" in left and "doubled" not in left:
+        left: set[Quotes] = {name for name, count in bad.items() if count == best}
+        if self.escapes and "backslash" in left and not (self.unescaped or ("doubled" in left and self.twos)):
+            if "doubled" in left or "none" in left:
+                self._tell("backslashes before marks may be letters: they are read as standing before a mark that is a letter")
             return "backslash", keeps
-        if left[0] in ("backslash", "escaped"):
-            return left[0], keeps
-        if self.pairs and not keeps:
-            what = "table: backslashes come by two: they are read as two each, not as one that stands for itself"
-            self.notes.append((self.plain.first, DataNote("ambiguous", what)))
-        if "doubled" in left and "none" in left:
-            if self.needed or self.is_quoted_header or (self.odd and not self.unquoted and not self.bare):
-                return "doubled", False
-            chosen: Quotes = "none" if self.bare or delimiter != "," else "doubled"
-            if self.odd:
-                number, cell = self.first_odd
-                how = "letters of theirs" if chosen == "none" else "quoting"
-                what = f"table: marks around cells such as {cell[:40]!r} may be quoting or letters: they are read as {how}"
-                self.notes.append((number, DataNote("ambiguous", what, hint="quote all cells or none to settle it")))
-            return chosen, False
-        return left[0], False  # type: ignore[return-value]
+        if left == {"backslash"}:
+            return "backslash", keeps
+        if (self.pairs and not keeps) or self.joins:
+            self._tell("backslashes may stand before what is a letter: they are read as letters")
+        if not (self.needed or self.bare or self.odd or any(bad.values())):
+            return "none", False
+        if not {"doubled", "none"} <= left:
+            return ("doubled" if "doubled" in left else "none"), False
+        if self.lines and len(self.plain.names) == 1 and not (self.twos or self.is_quoted_header):
+            self._tell("marks around several lines may be quoting or letters: they are read as quoting")
+        if self.needed or self.is_quoted_header:
+            return "doubled", False
+        chosen: Quotes = "none" if self.bare or self.plain.delimiter != "," else "doubled"
+        if self.odd:
+            number, cell = self.first_odd
+            how = "letters" if chosen == "none" else "quoting"
+            self._tell(f"marks around cells such as {cell[:40]!r} may be quoting or letters: they are read as {how}", number)
+        return chosen, False
+
+    def _tell(self, what: str, number: int = 0) -> None:
+        note = DataNote("ambiguous", f"table: {what}", hint="quote all cells, the header too, to settle it")
+        self.notes.append((number or self.plain.first, note))
 
     def _read(self) -> None:
         """Look at every line that holds a quotation mark or a backslash, in windows of whole lines."""
@@ -442,22 +437,22 @@ class _Evidence:
             if ('"' in line or "\\" in line) and line.count(delimiter) != width - 1:
                 self.bad["none"] += 1
             has_backslash = has_backslash or "\\" in line
-        doubled = self._count(window, "doubled", tally=True)
+        doubled = self._count(window, "doubled")
         self.bad["doubled"] += doubled
         if not has_backslash:
             self.bad["backslash"] += doubled
-            self.bad["escaped"] += sum('"' in line and line.count(delimiter) != width - 1 for _, line in window)
             return
-        text = "".join(line for _, line in window)
+        text = "".join(line for _, line in window).replace("\r\n", "\n")
         self.pairs += text.count("\\\\")
-        self.lone += len(LONE.findall(text.replace("\\\\", "")))
-        self.escapes += text.count('\\"') + text.count("\\" + delimiter) + text.count("\\\n")
+        text = text.replace("\\\\", "")
+        self.lone += len(LONE.findall(text))
+        self.escapes += text.count('\\"') + text.count("\\" + delimiter)
+        self.joins += text.count("\\\r") + (len(re.findall(r"\\[\n,;|\t]", text)) if width == 1 else 0)
         self.bad["backslash"] += self._count(window, "backslash")
-        self.bad["escaped"] += self._count(window, "escaped")
 
-    def _count(self, window: list[tuple[int, str]], quotes: Quotes, *, tally: bool = False) -> int:
+    def _count(self, window: list[tuple[int, str]], quotes: Quotes) -> int:
         """Rows of a window that a dialect would refuse."""
-        trial = Dialect(self.plain.delimiter, quotes, self.plain.names, 0, "\n", is_spaced=self.plain.is_spaced)
+        trial = Dialect(self.plain.delimiter, quotes, self.plain.names, 0, self.plain.ends, is_spaced=self.plain.is_spaced)
         width, place, bad = len(self.plain.names), 0, 0
         while place < len(window):
             number, line = window[place]
@@ -470,18 +465,18 @@ class _Evidence:
             while problem == OPEN and stop < len(window) and stop - place < CELL_LINES:
                 whole += window[stop][1]
                 stop += 1
-                if '"' in window[stop - 1][1] or quotes == "escaped":
-                    cells, problem = _cells(_without_end(whole), trial)
+                if '"' in window[stop - 1][1] or quotes == "backslash":
+                    cells, problem = _cells(_without_end(whole, trial.ends), trial)
             if problem == OPEN and stop == len(window) and stop - place < CELL_LINES and len(window) == WINDOW_LINES:
                 return bad  # it may be closed behind the window
             if problem is not None or (len(cells) != width and any(cells[width:] or [not len(cells) > width])):
                 bad += 1
                 continue
             place = stop
-            if quotes == "backslash":
-                self.escaped += '\\"' in whole and sum(cell.count('"') for cell in cells) < whole.count('"') - 1
-            if tally:
+            if quotes == "doubled":
                 self._tally(number, _without_end(whole), trial)
+            else:
+                self.unescaped += '"' in UNESCAPED.sub("", _without_end(whole))
         return bad
 
     def _tally(self, number: int, text: str, trial: Dialect) -> None:
@@ -497,6 +492,8 @@ class _Evidence:
                 cell = match[1]
                 if '""' in cell or delimiter in cell or "\n" in cell or "\r" in cell:
                     self.needed += 1
+                    self.twos += '""' in cell
+                    self.lines += "\n" in cell
                 else:
                     self.odd += 1
                     if not self.first_odd[0]:
@@ -506,8 +503,6 @@ class _Evidence:
                 end = text.find(delimiter, place)
                 end = end if end >= 0 else len(text)
                 cell = text[place:end]
-                if '"' in cell:
+                if '"' in cell.replace('\\"', ""):
                     self.bare += 1
-                elif cell and not cell.replace(".", "").replace("-", "").isdigit():
-                    self.unquoted += 1
                 place = end + 1
