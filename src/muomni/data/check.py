@@ -12,6 +12,7 @@ from muomni.data.findings import Finding, Findings, of_error, printable
 from muomni.data.medium import Medium
 from muomni.data.overlap import Row
 from muomni.data.quarantine import Quarantine
+from muomni.data.reading import Account
 from muomni.data.report import Manifest, Report, balance, forecast, histogram
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
@@ -86,13 +87,13 @@ class _Check:
         """Read one manifest to its end."""
         known = Manifest(printable(str(path)))
         self.report.manifests.append(known)
-        quarantine = _Collected(self.findings)
+        quarantine, account = _Collected(self.findings), Account()
         try:
             recognised = columns.recognise(path, source)
             known.read_as = columns.describe(recognised) if recognised is not source else ""
             known.format = formats.sniff(path, recognised)
             is_pictures = formats.listing(path).is_dir()  # in class folders, without lines
-            for line, sample in readers.numbered(recognised, base, quarantine):
+            for line, sample in readers.numbered(recognised, base, quarantine, account):
                 where = sample.media[0].path if is_pictures else f"{formats.listing(path)}:{line}"
                 known.rows += 1
                 if self._row(sample, where):
@@ -103,11 +104,22 @@ class _Check:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
         known.rows += quarantine.total
+        self._account(known, account, formats.listing(path))
         if not known.samples:
             self.findings.add(Finding("no_samples", str(path), "no usable sample"))
         elif not known.stages:
             why = "; ".join(f"{stage}: {', '.join(reasons)}" for stage, reasons in known.refused.items())
             self.findings.add(Finding("no_stage", str(path), f"no stage can learn from any of its {known.samples} rows: {why}"))
+
+    def _account(self, known: Manifest, account: Account, path: Path) -> None:
+        """What of the columns was read, what was left, and what must not be: files, and persons that only some rows name."""
+        known.read, known.left, known.columns = account.read, account.left, account.told()
+        known.said_sides = dict(account.sides)
+        for key, what in account.signs.items():
+            self.findings.add(Finding("left_column", str(path), f"column {key} names {what}, and the template does not"))
+        if account.named:
+            for line in account.unnamed:
+                self.findings.add(Finding("unnamed_speaker", f"{path}:{line}", account.told_unnamed()))
 
     def _row(self, sample: Sample, where: str) -> bool:
         """Open the sample's media and look at its words; a sample that training would set aside is reported as that."""

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import formats, split, trees
+from muomni.data import columns, formats, split, trees
 from muomni.data.indexed import Writer
 from muomni.data.quarantine import Quarantine
+from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
 from muomni.data.sample import Sample, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
@@ -32,7 +33,7 @@ from muomni.errors import DataError
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
     settings, not the place; `modalities` says what samples hold: image, audio, text (no media); `segments` tells what became of samples
-    that were too long for their stage, where one asks for that."""
+    that were too long for their stage, where one asks for that; `accounts` says of each source which of its columns were read."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
@@ -41,6 +42,7 @@ class Corpus:
     leaks: split.Leaks
     modalities: set[str]
     segments: Segments | None = None
+    accounts: Sequence[tuple[str, Account]] = ()
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -67,23 +69,36 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
     return (sample for _, sample in numbered(source, base, quarantine))
 
 
-def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
-    """`read` with the line of each sample."""
+def numbered(source: Source, base: Path, quarantine: Quarantine, account: Account | None = None) -> Iterator[tuple[int, Sample]]:
+    """`read` with the line of each sample; a flat manifest without a template is read by what its columns seem to hold.
+
+    Takes   account: which columns were read and which were left goes there.
+    """
     path = locate(source, base)
+    source = columns.recognise(path, source)
     roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
     present: dict[str, bool] = {}
+    account = Account() if account is None else account
+    signs = Signs(roots, lambda root, name: _is_file(_joined(root, name), present))
+    ignored = frozenset(source.ignore)
     count = 0
-    for line, row in _rows(path, source):
+    for line, found in _rows(path, source):
         try:
-            if isinstance(row, DataError):
-                raise row
-            found = parse(row)
-            is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, roots, present)
+            if isinstance(found, DataError):
+                raise found
+            reading = found if isinstance(found, Reading) else Reading(found)
+            account.add(reading)
+            if reading.left:
+                signs.refuse(reading, account)
+            sample = parse(reading.row)
+            refuse_placeholders(sample, ignored)
+            is_wanted = source.tasks is None or sample.task in source.tasks
+            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, roots, present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
         if is_wanted:
+            account.add_sample(line, sample, reading)
             yield line, sample
             count += 1
             if count == source.limit:
@@ -155,10 +170,14 @@ def load(
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
     held: set[str] = set()
+    accounts: list[tuple[str, Account]] = []
     for source in sources:
-        formats.refuse_idle(locate(source, base), source)
+        path = locate(source, base)
+        formats.refuse_idle(path, columns.recognise(path, source))
         before, bad = len(writer), quarantine.total
-        for sample in read(source, base, quarantine):
+        account = Account()
+        accounts.append((source.path, account))
+        for _, sample in numbered(source, base, quarantine, account):
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
             for piece in [sample] if segments is None else segments.of(sample):
@@ -172,6 +191,7 @@ def load(
             elif segments is not None and segments.left_out:
                 found = f"none that is short enough: {segments.told()}"
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
+        account.refuse_unnamed(str(formats.listing(path)))
         ids.next_source()
         ends.append(len(writer))
     quarantine.check(len(writer) + quarantine.total)
@@ -180,7 +200,7 @@ def load(
     counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments)
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts)
 
 
 class Runs(Sequence[float]):
@@ -278,7 +298,7 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
-    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
+    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
     if not path.is_dir():
         return [settings, files.sha256_file(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
