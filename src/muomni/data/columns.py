@@ -25,13 +25,19 @@ BLANK_SHARE = 0.05
 
 def recognise(path: Path, source: Source) -> Source:
     """The source with the template or option that fits its file; as it is where it has a format or a template, or needs none."""
+    if path.suffix.lower() == ".txt" and source.format is None and path.is_file():
+        return source.model_copy(update={"paragraphs": source.paragraphs or _has_paragraphs(path)})
+    return table(path, source)
+
+
+def table(path: Path, source: Source) -> Source:
+    """The source with the template that fits the columns of its table; as it is where it has a format or a template, or needs none."""
     if source.is_template or source.format not in (None, "images"):
         return source
     if path.is_dir():
-        table = formats.listing(path)
-        return source if table == path else _described(table, source.model_copy(update={"format": "images"}))
-    if path.suffix.lower() == ".txt":
-        return source.model_copy(update={"paragraphs": source.paragraphs or _has_paragraphs(path)})
+        listing = formats.listing(path)
+        is_ours = listing != path and formats.sniff(path, source) == "images"
+        return _described(listing, source.model_copy(update={"format": "images"})) if is_ours else source
     if source.format is not None or not formats.is_table(path) or _is_known_table(path, source):
         return source
     return _described(path, source)

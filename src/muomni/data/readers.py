@@ -75,7 +75,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
     Takes   account: which columns were read and which were left goes there.
     """
     path = locate(source, base)
-    source = columns.recognise(path, source)
+    source = columns.table(path, source)
     roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
     present: dict[str, bool] = {}
     account = Account() if account is None else account
@@ -173,7 +173,7 @@ def load(
     accounts: list[tuple[str, Account]] = []
     for source in sources:
         path = locate(source, base)
-        formats.refuse_idle(path, columns.recognise(path, source))
+        formats.refuse_idle(path, columns.table(path, source))
         before, bad = len(writer), quarantine.total
         account = Account()
         accounts.append((source.path, account))
