@@ -24,7 +24,12 @@ CAPTION = {"id": "two", "image": "b.png", "kind": "cat", "caption": "a cat"}  # 
 CUT = {
     **{"id": "c", "type": "MonoCut", "start": 0.0, "duration": 1.0, "channel": 0},
     "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}],
-    "recording": {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "sampling_rate": 16000, "num_samples": 16000},
+    "recording": {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": 16000,
+        "num_samples": 16000,
+    },
 }
 FLAT = {"name": "x", "image": "a.png", "say": "a dog", "which": ["a", "b"], "false": [{"kind": "animal", "text": "a cat"}], "side": "train"}
 TEMPLATE: dict[str, Any] = {"messages": [{"user": [{"image": "{image}"}]}, {"assistant": "{say}"}]}

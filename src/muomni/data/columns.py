@@ -16,7 +16,18 @@ from muomni.errors import ConfigError
 
 QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "output", "completion")
-TRANSCRIPTS = ("text", "transcript", "transcription", "sentence", "word", "normalizedtext", "rawtext", "transcribedtext", "utterance", "txt")
+TRANSCRIPTS = (
+    "text",
+    "transcript",
+    "transcription",
+    "sentence",
+    "word",
+    "normalizedtext",
+    "rawtext",
+    "transcribedtext",
+    "utterance",
+    "txt",
+)
 WORDS = ("captions", "caption", *TRANSCRIPTS, "label", "name", "intent", "class", "description", "alttext", "category")
 CLIPS = "clips"  # where Common Voice keeps the sounds of the tables beside it
 LOOKED_AT = 1000  # rows
@@ -126,7 +137,12 @@ def _window(plan: fields.Plan, rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def _lies_in_clips(rows: list[dict[str, Any]], key: str, root: Path) -> bool:
     names = [name for row in rows[:20] if (name := _first_path(row.get(key))) and "/" not in name]
-    return bool(names) and (root / CLIPS).is_dir() and any((root / CLIPS / name).is_file() for name in names) and not any((root / name).is_file() for name in names)
+    return (
+        bool(names)
+        and (root / CLIPS).is_dir()
+        and any((root / CLIPS / name).is_file() for name in names)
+        and not any((root / name).is_file() for name in names)
+    )
 
 
 def _common(rows: list[dict[str, Any]]) -> list[str]:

@@ -38,6 +38,8 @@ REASONS: dict[str, Reason] = {
     "leak_group": Reason("error", "a group on both sides of the split", "mend `split`, or leave it to the hash of the group"),
     "leak_path": Reason("error", "a file on both sides of the split", "give the rows of one file one group"),
     "leak_content": Reason("error", "the same bytes or words on both sides of the split", "remove the copy, or give both one group"),
+    "two_transcripts": Reason("error", "a sound with several transcripts that differ, and no times", "give each its start and end"),
+    "other_length": Reason("error", "a sound of another length than its row says", "give `offset` too, or mend the duration"),
     "unnamed_speaker": Reason("error", "a sound without its speaker, whom other rows name", "fill it in, or `ignore` the column"),
     "left_column": Reason("warning", "a column that names files, which the template leaves out", "name it in the template, or `ignore` it"),
     "config": Reason("error", "a manifest that can't be read as asked", "give `--format` or `--template`"),

@@ -204,7 +204,10 @@ def dicts(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any] | Da
                 row = without(row, ignored)
             yield number, row
         else:
-            yield number, row if isinstance(row, DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
+            yield (
+                number,
+                row if isinstance(row, DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
+            )
 
 
 def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
@@ -230,7 +233,7 @@ def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterato
 
 
 def says_sides(path: Path, source: Source) -> bool:
-    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing, and the hash of the group decides."""
+    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing, and the hash decides."""
     keys: list[str] = []
     for number, row in enumerate(row for _, row in dicts(path, source) if isinstance(row, dict)):
         if number < LOOKED_AT and not keys:
@@ -275,7 +278,9 @@ def samples(path: Path, source: Source) -> Rows:
         used = [key for key in row if key in FIELDS or key in used or key in told or key in READ_EXTRA]
         whence = "group" if made.get("group") is not None and whence == "" else whence
         left = {**left_of(row, used), **left}
-        yield Reading({key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence)
+        yield Reading(
+            {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
+        )
 
     yield from each(path, source, convert)
 
@@ -326,7 +331,7 @@ def rows(path: Path, source: Source) -> Rows:
 
     def convert(row: dict[str, Any]) -> Iterator[Reading]:
         for made, used, whence in filled.fill(row):
-            yield Reading(made, used, left_of(row, used), whence, is_chosen)
+            yield Reading(made, used, left_of(row, used), whence, is_chosen, filled.in_frames)
 
     yield from each(path, source, convert)
 
@@ -407,7 +412,7 @@ def _turned(
         made |= template.about(source, row)
         told, whence = about.complete(made, row)
         used = [key for key in row if key in used or key in told or key in said or key == "id"]
-        yield Reading(made, used, left_of(row, used), whence)
+        yield Reading(made, used, left_of(row, used), whence, frames=about.in_frames)
 
     yield from each(path, source, one)
 

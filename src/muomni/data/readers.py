@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from array import array
@@ -15,17 +16,21 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data import columns, formats, split, trees
-from muomni.data.indexed import Writer
+from muomni.data.indexed import Samples, Writer
+from muomni.data.layouts import fields
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
-from muomni.data.sample import Sample, parse
+from muomni.data.sample import Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
+from muomni.data.transcripts import Transcripts
+from muomni.data.transcripts import told as told_clash
 from muomni.errors import DataError
 
 
@@ -90,6 +95,8 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             account.add(reading)
             if reading.left:
                 signs.refuse(reading, account)
+            if reading.frames:
+                _in_seconds(reading.row, roots, present)
             sample = parse(reading.row)
             refuse_placeholders(sample, ignored)
             is_wanted = source.tasks is None or sample.task in source.tasks
@@ -129,6 +136,26 @@ def _rooted(sample: Sample, roots: Sequence[str], present: dict[str, bool]) -> S
         if not part.path.startswith("data:"):
             object.__setattr__(part, "path", _existing(part.path, roots, present))  # frozen, but nobody else has seen it yet
     return sample
+
+
+def _in_seconds(row: dict[str, object], roots: Sequence[str], present: dict[str, bool]) -> None:
+    """Put seconds in the place of samples of the file, by its rate.
+
+    Raises  DataError: missing, undecodable.
+    """
+    for part in fields.sounds(row):
+        if part.keys() & {"start_frame", "end_frame"}:
+            rate_hz = _rate_hz(inline_bytes(part["path"]) or _existing(part["path"], roots, present))
+            for name in ("start", "end"):
+                if f"{name}_frame" in part:
+                    part[name] = part.pop(f"{name}_frame") / rate_hz
+
+
+def _rate_hz(source: str | bytes) -> int:
+    try:
+        return int(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).samplerate)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError("undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}") from error
 
 
 def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
@@ -171,13 +198,16 @@ def load(
     ends: list[int] = []
     held: set[str] = set()
     accounts: list[tuple[str, Account]] = []
+    transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
         path = locate(source, base)
         formats.refuse_idle(path, columns.table(path, source))
         before, bad = len(writer), quarantine.total
         account = Account()
         accounts.append((source.path, account))
-        for _, sample in numbered(source, base, quarantine, account):
+        for line, sample in numbered(source, base, quarantine, account):
+            transcripts.add(len(lines) // 3, sample)
+            lines.extend((len(accounts) - 1, line, len(writer)))
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
             for piece in [sample] if segments is None else segments.of(sample):
@@ -194,13 +224,35 @@ def load(
         account.refuse_unnamed(str(formats.listing(path)))
         ids.next_source()
         ends.append(len(writer))
-    quarantine.check(len(writer) + quarantine.total)
+    total = len(writer) + quarantine.total
     is_valid, samples = sides.is_valid(), writer.close()
-    train, valid = samples.pick(np.flatnonzero(~is_valid)), samples.pick(np.flatnonzero(is_valid))
-    counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
+    is_good = _without_clashes(transcripts, lines, samples, [formats.listing(locate(source, base)) for source in sources], quarantine)
+    quarantine.check(total)
+    is_train, is_valid = ~is_valid & is_good, is_valid & is_good
+    train, valid = samples.pick(np.flatnonzero(is_train)), samples.pick(np.flatnonzero(is_valid))
+    counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
     return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts)
+
+
+def _without_clashes(
+    transcripts: Transcripts, lines: array[int], samples: Samples, paths: Sequence[Path], quarantine: Quarantine
+) -> NDArray[np.bool_]:
+    """True for each sample but those that share a sound and differ in its words, (samples,): these go to the quarantine."""
+    is_good = np.ones(len(samples), bool)
+    rows = np.frombuffer(lines, np.int64).reshape(-1, 3)
+    for numbers in transcripts.clashes():
+        for number in numbers:
+            source, line, first = rows[number].tolist()
+            stop = int(rows[number + 1, 2]) if number + 1 < len(rows) else len(samples)
+            if first == stop:
+                continue  # it was too long for its stage
+            part = samples[first].media[0]
+            where = f"; lines {', '.join(str(int(rows[other, 1])) for other in numbers[:4])}"
+            quarantine.add(paths[source], line, "two_transcripts", told_clash(part.path, len(numbers)) + where)
+            is_good[first:stop] = False
+    return is_good
 
 
 class Runs(Sequence[float]):

@@ -25,6 +25,7 @@ class Reading:
     used     names of the fields of the file's row that it was made of
     left     the fields that nothing was made of, with their values
     whence   where its group comes from: "group" (a column or the recipe), "person", "" (its medium, its id)
+    frames   its sounds may have times in samples of their file (`start_frame`, `end_frame`), to be told in seconds
     chosen   the recipe's own template names the columns: what it does not name is told, and not refused
     """
 
@@ -33,6 +34,7 @@ class Reading:
     left: Mapping[str, Any] = field(default_factory=dict)
     whence: str = "group"
     chosen: bool = False
+    frames: bool = False
 
 
 @dataclass
@@ -67,11 +69,14 @@ class Account:
     def refuse_unnamed(self, path: str) -> None:
         """Raises DataError (bad_row) where some rows with sound name who speaks and others don't: theirs may stand on the other side."""
         if self.named and self.unnamed:
-            raise DataError("bad_row", f"{path}:{self.unnamed[0]}: {self.told_unnamed()}", hint="fill it in, or leave the column out: `ignore: [...]`")
+            raise DataError(
+                "bad_row", f"{path}:{self.unnamed[0]}: {self.told_unnamed()}", hint="fill it in, or leave the column out: `ignore: [...]`"
+            )
 
     def told_unnamed(self) -> str:
         """How many rows name no speaker where others do."""
-        return f"expected who speaks, as in {self.named} rows, got no name in {len(self.unnamed)}: these speakers may stand on both sides of the split"
+        count = len(self.unnamed)
+        return f"expected who speaks, as in {self.named} rows, got no name in {count}: these speakers may stand on both sides of the split"
 
     def _sum(self) -> None:
         for (read, left), count in self._shapes.items():
@@ -109,7 +114,11 @@ class Account:
             return ""
         said = ", ".join(f"{side} {count}" for side, count in sorted(self.sides.items()))
         count = self.sides.total()
-        rest = f"val_split {val_split:g} decides on the other {self.rows - count}" if self.rows > count else f"val_split {val_split:g} decides on none"
+        rest = (
+            f"val_split {val_split:g} decides on the other {self.rows - count}"
+            if self.rows > count
+            else f"val_split {val_split:g} decides on none"
+        )
         return f"the data say the side of {count} of {self.rows} rows ({said}), and that counts; {rest}"
 
 

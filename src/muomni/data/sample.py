@@ -136,21 +136,29 @@ VALID_WORDS = {
 }
 
 
-@lru_cache(maxsize=1024)
 def side(word: Any, key: str = "split") -> Split:
     """The side of the split that a word names: train, or what is held out, as people spell it (`dev`, `test-clean`, `Validation`).
 
     Raises  DataError (bad_row): a word that is neither must not be trained on.
     """
-    spelt = re.findall(r"[a-z]+", word.casefold()) if isinstance(word, str) else []
+    found = _side(word) if isinstance(word, str) else None
+    if found is None:
+        raise DataError(
+            "bad_row",
+            f"{key}: expected train or valid (validation, dev, eval, test, ...), got {word!r:.60}",
+            hint=f"`ignore: [{key}]` leaves the side to the hash of the group",
+        )
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _side(word: str) -> Split | None:
+    """The side that the first or the last of its words names, unless another one names the other side."""
+    spelt = re.findall(r"[a-z]+", word.casefold())
     said = {"train" if one in TRAIN_WORDS else "valid" for one in spelt if one in TRAIN_WORDS or one in VALID_WORDS}
-    if spelt and len(said) == 1 and (spelt[0] in TRAIN_WORDS or spelt[0] in VALID_WORDS or spelt[-1] in TRAIN_WORDS or spelt[-1] in VALID_WORDS):
-        return "train" if said == {"train"} else "valid"
-    raise DataError(
-        "bad_row",
-        f"{key}: expected train or valid (validation, dev, eval, test, ...), got {word!r:.60}",
-        hint=f"`ignore: [{key}]` leaves the side to the hash of the group",
-    )
+    if len(said) != 1 or not {spelt[0], spelt[-1]} & (TRAIN_WORDS | VALID_WORDS):
+        return None
+    return "train" if said == {"train"} else "valid"
 
 
 def parse(row: Any) -> Sample:

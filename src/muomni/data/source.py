@@ -8,7 +8,9 @@ from pydantic import Field
 
 from muomni.config import Strict
 
-Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "rows"]
+Format = Literal[
+    "text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "rows"
+]
 
 
 class Source(Strict):
@@ -50,7 +52,7 @@ class Source(Strict):
 
 
 class Recognised(Source):
-    """A source whose template was told from its file, not by the recipe: what its template does not name is looked at by `reading.Signs`."""
+    """A source whose template was told from its file, not by the recipe: a column of files that it does not name is refused."""
 
     @classmethod
     def of(cls, source: Source, **more: Any) -> Recognised:

@@ -24,9 +24,15 @@ class Template:
     def __init__(self, source: Source, *, honours_split: bool = True) -> None:
         self.source = source
         self.about = fields.About(source, honours_split=honours_split)
+        self._says_frames = any(fields.TIMES.get(fields.fold(key), ("", 1.0))[1] is None for part in _media_parts(source) for key in part)
         said = source.model_dump(include={"id", "group", "task", "split", "names", "messages", "text"})
         self.fields = {name.partition(".")[0] for name in PLACEHOLDER.findall(json.dumps(said))}
         self.fields |= {*source.where, *([source.expand] if source.expand else []), *([source.negatives] if source.negatives else [])}
+
+    @property
+    def in_frames(self) -> bool:
+        """Whether times of its rows may be samples of their files."""
+        return self._says_frames or self.about.in_frames
 
     def fill(self, row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str], str]]:
         """The sample rows of one flat row, the fields that each used, and whence its group comes; none if `where` refuses it.
@@ -64,6 +70,12 @@ class Template:
         if suffix and "id" in out:
             out["id"] += suffix
         return out, used + told, whence
+
+
+def _media_parts(source: Source) -> Iterator[dict[str, Any]]:
+    for message in source.messages or ():
+        for content in message.values():
+            yield from (part for part in (content if isinstance(content, list) else [content]) if isinstance(part, dict))
 
 
 def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:

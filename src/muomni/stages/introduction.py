@@ -46,8 +46,8 @@ def _columns(built: Plan, settings: StageSettings) -> list[str]:
     """Which columns of the sources were read and which were left, and whether the data or `val_split` say the sides."""
     lines = []
     accounts = list(built.corpus.accounts)
-    for path, account in accounts[:SOURCES]:
-        if told := "; ".join(one for one in (account.told(), account.told_split(settings.val_split)) if one):
+    for path, source in accounts[:SOURCES]:
+        if told := "; ".join(one for one in (source.told(), source.told_split(settings.val_split)) if one):
             lines.append(f"{path}: {told}")
     if len(accounts) > SOURCES:
         lines.append(f"... and of {len(accounts) - SOURCES} more sources: `muomni data check` says it")

@@ -46,7 +46,9 @@ def refuse(row: dict[str, Any]) -> None:
         elif name == "objects" and isinstance(value, dict) and GROUNDING & {fold(one) for one in value} and any(value.values()):
             what = "boxes of grounding, which no stage learns from"
         if what:
-            raise DataError("bad_row", f"{key}: expected a conversation to learn from, got {what}", hint=f"`ignore: [{key}]` leaves the field out")
+            raise DataError(
+                "bad_row", f"{key}: expected a conversation to learn from, got {what}", hint=f"`ignore: [{key}]` leaves the field out"
+            )
 
 
 def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: str | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -71,7 +73,7 @@ def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: 
 
 
 def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
-    """The messages of a row of `messages` with what stands beside them: media in lists, a system prompt; what was used; what was left in them.
+    """The messages of a row of `messages` with what stands beside them (media, a system prompt), what was used, and what was left in them.
 
     Raises  DataError: bad_row, empty.
     """
@@ -106,7 +108,12 @@ def is_plain(row: dict[str, Any]) -> bool:
 
 
 def placed(
-    turns: Sequence[Turn], found: dict[Kind, list[str]], ignored: frozenset[str] = frozenset(), *, where: str = "conversations", strips: bool = True
+    turns: Sequence[Turn],
+    found: dict[Kind, list[str]],
+    ignored: frozenset[str] = frozenset(),
+    *,
+    where: str = "conversations",
+    strips: bool = True,
 ) -> list[dict[str, Any]]:
     """Messages with each medium at its place; before the first user's words where no place is named.
 
@@ -127,7 +134,7 @@ def placed(
         if paths and not places and "user" in roles:
             ahead += [{"type": kind, "path": path} for path in paths]
         elif places != len(paths):
-            hint = f"name its file in the row, or take it as words: `ignore: [\"<{kind}>\"]`" if not paths else "one place for each file"
+            hint = f'name its file in the row, or take it as words: `ignore: ["<{kind}>"]`' if not paths else "one place for each file"
             raise DataError("bad_row", f"{where}: expected as many <{kind}> as {kind}s, got {places} for {len(paths)}", hint=hint)
     places_of = media.Places({kind: paths for kind, paths in found.items() if counts.get(kind)}, ignored, strips=strips)
     out = []
@@ -189,7 +196,9 @@ def _turn(where: str, number: int, turn: Any) -> Turn:
         if name in ("weight", "loss", "lossscale", "train", "trainonturn"):
             if more[key] not in ENOUGH:
                 hint = f"`ignore: [{key}]` learns from it all the same"
-                raise DataError("bad_row", f"{where} {number}: expected {key} 1: each answer is learned from, got {more[key]!r:.20}", hint=hint)
+                raise DataError(
+                    "bad_row", f"{where} {number}: expected {key} 1: each answer is learned from, got {more[key]!r:.20}", hint=hint
+                )
             del more[key]
     if role is None or not isinstance(words, str | list | dict) or (where == "conversations" and isinstance(words, dict)):
         keys = "from" if where == "conversations" else "role"
@@ -215,7 +224,9 @@ def _with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], li
     if turns and turns[0][0] == "system":
         if turns[0][1] == words:
             return turns, [key]
-        raise DataError("bad_row", f"{key}: expected one system prompt, got one beside the turns and another in them", hint=f"`ignore: [{key}]`")
+        raise DataError(
+            "bad_row", f"{key}: expected one system prompt, got one beside the turns and another in them", hint=f"`ignore: [{key}]`"
+        )
     return [("system", words, {}), *turns], [key]
 
 

@@ -98,9 +98,17 @@ def _source(recording: Any) -> str:
         raise DataError("bad_row", f"recording: expected one source, got {got}", hint="write its sounds to files: cuts.save_audios(...)")
     kind, path = sources[0].get("type"), sources[0].get("source")
     if kind != "file" or not isinstance(path, str):
-        raise DataError("bad_row", f"recording: expected a source of type file, got {kind!r:.40}", hint="write its sounds to files: cuts.save_audios(...)")
+        raise DataError(
+            "bad_row",
+            f"recording: expected a source of type file, got {kind!r:.40}",
+            hint="write its sounds to files: cuts.save_audios(...)",
+        )
     if recording.get("transforms"):
-        raise DataError("bad_row", "recording: expected the file as it is, got transforms (speed, resampling, ...)", hint="write its sounds to files: cuts.save_audios(...)")
+        raise DataError(
+            "bad_row",
+            "recording: expected the file as it is, got transforms (speed, resampling, ...)",
+            hint="write its sounds to files: cuts.save_audios(...)",
+        )
     return path
 
 

@@ -20,7 +20,19 @@ PERSONS = (
     *("speakerid", "speaker", "spkid", "spk", "spkrid", "spkr", "clientid", "readerid", "reader", "talkerid", "talker", "userid"),
     *("speakername", "speakerlabel", "speakerkey", "speakeruid", "speakeruuid", "speakerhash", "speakercode", "speakernumber", "speakerno"),
     *("speakernum", "speakerindex", "speakeridx", "spkname", "spkindex", "spkidx", "mainspeaker", "personid", "person", "participantid"),
-    *("participant", "patientid", "subjectid", "singerid", "singer", "narratorid", "narrator", "voiceid", "voicename", "signerid", "actorid"),
+    *(
+        "participant",
+        "patientid",
+        "subjectid",
+        "singerid",
+        "singer",
+        "narratorid",
+        "narrator",
+        "voiceid",
+        "voicename",
+        "signerid",
+        "actorid",
+    ),
     *("contributorid", "readername", "talkername"),
 )
 SPLITS = ("split", "datasplit", "datasetsplit", "partition")  # a word that is no side is an error
@@ -32,11 +44,22 @@ STARTS = ("start", "begin", "offset", "starttime", "begintime", "startoffset", "
 ENDS = ("end", "stop", "endtime", "stoptime", "endoffset", "segmentend", "audioend", "tend", "finish", "endts")
 DURATIONS = ("duration", "dur", "segmentduration", "audioduration")
 FRAMES = {  # samples of the file at its own rate, as torchaudio and soundfile count them
-    "start": ("startframe", "frameoffset", "startsample", "beginsample", "beginframe", "offsetsamples", "offsetframes", "startsamples", "startframes"),
+    "start": (
+        "startframe",
+        "frameoffset",
+        "startsample",
+        "beginsample",
+        "beginframe",
+        "offsetsamples",
+        "offsetframes",
+        "startsamples",
+        "startframes",
+    ),
     "end": ("endframe", "stopframe", "endsample", "stopsample", "endsamples", "endframes"),
     "duration": ("numframes", "numsamples", "nframes", "nsamples", "durationsamples", "durationframes"),
 }
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
+LENGTH = "length_s"  # in `extra`: how long a row says that its sound is
 SAME_S = 0.05  # an end that is told twice may be rounded twice
 CHANNEL_NAMES = {"a": 0, "b": 1, "l": 0, "r": 1, "left": 0, "right": 1}
 KNOWN_SHAPES = 4096  # sets of columns whose plan is kept
@@ -75,7 +98,7 @@ def _times() -> dict[str, tuple[str, float | None]]:
     for of, names in (("start", STARTS), ("end", ENDS), ("duration", DURATIONS)):
         for units, unit_s in ((SECONDS, 1.0), (MILLISECONDS, 1e-3)):
             known |= {name + unit: (of, unit_s) for name in names for unit in units}
-        known |= {name: (of, None) for name in FRAMES[of]}
+        known |= dict.fromkeys(FRAMES[of], (of, None))
     return known
 
 
@@ -131,6 +154,7 @@ class About:
     def __init__(self, source: Source, *, honours_split: bool = True) -> None:
         keys = {fold(key) for key in source.where}
         self._honours_split = honours_split and source.split is None and not keys & {*SPLITS, *SETS}
+        self.in_frames = False  # a row had times in samples of its file
         self._names_sides: dict[str, bool] = {}  # of a column like `subset`: whether it has said a side so far
 
     def complete(self, made: dict[str, Any], row: dict[str, Any]) -> tuple[list[str], str]:
@@ -151,7 +175,8 @@ class About:
         if plan.times or plan.channel or plan.persons:
             parts = sounds(made)
             if plan.times and parts:
-                _place(parts, plan, row, used)
+                _place(parts, plan, row, used, made)
+                self.in_frames = self.in_frames or any(time.unit_s is None for time in plan.times.values())
             if plan.channel is not None and len(parts) == 1 and row[plan.channel] not in (None, ""):
                 used.append(plan.channel)
                 parts[0].setdefault("channel", channel(plan.channel, row[plan.channel]))
@@ -178,7 +203,11 @@ class About:
         named = {key: name for key in plan.persons if (name := _name(row[key]))}
         if len(set(named.values())) > 1:
             told = ", ".join(f"{key} {name!r}" for key, name in list(named.items())[:3])
-            raise DataError("bad_row", f"row: expected one person, got {told}", hint=f"say which is meant: group: \"{{{next(iter(named))}}}\" or ignore: [{list(named)[1]}]")
+            raise DataError(
+                "bad_row",
+                f"row: expected one person, got {told}",
+                hint=f'say which is meant: group: "{{{next(iter(named))}}}" or ignore: [{list(named)[1]}]',
+            )
         if named:
             made["group"] = next(iter(named.values()))
             used.extend(named)
@@ -228,11 +257,14 @@ def _sounds(messages: Any) -> Iterator[dict[str, Any]]:
                 yield part
 
 
-def _place(parts: list[dict[str, Any]], plan: Plan, row: dict[str, Any], used: list[str]) -> None:
+def _place(parts: list[dict[str, Any]], plan: Plan, row: dict[str, Any], used: list[str], made: dict[str, Any]) -> None:
     """Give the one sound of a row the stretch that its columns say."""
     values = {of: row[time.key] for of, time in plan.times.items() if row[time.key] not in (None, "")}
     if not values.keys() & {"start", "end"}:
-        return  # a duration alone is how long the file is: see `length`
+        if "duration" in values and (unit_s := plan.times["duration"].unit_s) is not None and len(parts) == 1:
+            _claim(made, seconds(plan.times["duration"].key, values["duration"]) * unit_s)
+            used.append(plan.times["duration"].key)
+        return
     if any(part.keys() & {"start", "end", "offset"} for part in parts):
         return
     if len(parts) > 1:
@@ -240,6 +272,13 @@ def _place(parts: list[dict[str, Any]], plan: Plan, row: dict[str, Any], used: l
         raise DataError("bad_row", f"{told}: expected one sound to cut, got {len(parts)}", hint="say which in a `messages:` template")
     used.extend(plan.times[of].key for of in values)
     parts[0].update(window({of: (plan.times[of], value) for of, value in values.items()}))
+
+
+def _claim(made: dict[str, Any], length_s: float) -> None:
+    """A duration alone is how long the file is, which `data check` compares with the file; it cuts nothing: many tables round it."""
+    extra = made.get("extra")
+    if extra is None or isinstance(extra, dict):
+        made["extra"] = {**(extra or {}), LENGTH: length_s}
 
 
 def window(said: dict[str, tuple[Time, Any]]) -> dict[str, float]:
@@ -279,11 +318,16 @@ def _closed(read: dict[str, float], said: dict[str, tuple[Time, Any]], slack: fl
         if "end" in read and abs(read["end"] - end) > slack:
             keys = [said[of][0].key for of in ("start", "duration", "end") if of in said]
             got = f"{read['end']:g} and {end:g}"
-            raise DataError("bad_row", f"{', '.join(keys)}: expected one end, got {got}", hint=f"leave one out: ignore: [{said['duration'][0].key}]")
+            raise DataError(
+                "bad_row", f"{', '.join(keys)}: expected one end, got {got}", hint=f"leave one out: ignore: [{said['duration'][0].key}]"
+            )
         read.setdefault("end", end)
     if "end" in read:
         if read["end"] <= start:
-            raise DataError("bad_row", f"{said.get('end', said.get('duration', ('?',)))[0].key}: expected an end behind the start, got {start:g}..{read['end']:g}")  # type: ignore[union-attr]
+            raise DataError(
+                "bad_row",
+                f"{said.get('end', said.get('duration', ('?',)))[0].key}: expected an end behind the start, got {start:g}..{read['end']:g}",
+            )  # type: ignore[union-attr]
         out[names[1]] = read["end"]
     return out
 
@@ -318,7 +362,11 @@ def channel(key: str, value: Any) -> int:
     except DataError:
         number = -1.0
     if number < 0 or number != int(number):
-        raise DataError("bad_row", f"{key}: expected a channel (0, 1, ... or A, B, left, right), got {value!r:.40}", hint=f"ignore: [{key}] mixes all channels")
+        raise DataError(
+            "bad_row",
+            f"{key}: expected a channel (0, 1, ... or A, B, left, right), got {value!r:.40}",
+            hint=f"ignore: [{key}] mixes all channels",
+        )
     return int(number)
 
 

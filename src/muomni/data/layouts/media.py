@@ -26,7 +26,25 @@ _NOUNS: dict[Kind, tuple[str, ...]] = {
     "audio": ("audio", "wav", "sound", "speech", "recording", "mp3", "flac", "clip", "voice", "utterancefile", "waveform"),
     "video": ("video", "mp4", "movie"),
 }
-_ENDINGS = ("", "s", "path", "paths", "file", "files", "filepath", "filepaths", "filename", "filenames", "url", "urls", "uri", "list", "name", "names", "bytes")
+_ENDINGS = (
+    "",
+    "s",
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filepath",
+    "filepaths",
+    "filename",
+    "filenames",
+    "url",
+    "urls",
+    "uri",
+    "list",
+    "name",
+    "names",
+    "bytes",
+)
 KEYS: dict[str, Kind] = {noun + ending: kind for kind, nouns in _NOUNS.items() for noun in nouns for ending in _ENDINGS}
 PROVENANCE = re.compile(r"source|origin|licen[cs]e|credit|attribution|url|link|homepage|provenance|citation", re.IGNORECASE)
 ARRAY = {"array", "samplingrate"}
@@ -45,7 +63,22 @@ def is_provenance(key: str) -> bool:
     return PROVENANCE.search(key) is not None
 
 
-FILE_KEYS = {"path", "paths", "file", "files", "filename", "filenames", "filepath", "filepaths", "relpath", "relativepath", "relativefilepath", "location", "uri", "src"}
+FILE_KEYS = {
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "filepaths",
+    "relpath",
+    "relativepath",
+    "relativefilepath",
+    "location",
+    "uri",
+    "src",
+}
 
 
 @lru_cache(maxsize=4096)
@@ -80,10 +113,14 @@ def collect(row: dict[str, Any], *, skip: Iterable[str] = ()) -> tuple[dict[Kind
             continue
         paths = paths_of(key, row[key])
         if paths and kind == "video":
-            raise DataError("bad_row", f"{key}: expected pictures and sounds, got a video, {paths[0]!r:.60}", hint=f"`ignore: [{key}]` leaves it out")
+            raise DataError(
+                "bad_row", f"{key}: expected pictures and sounds, got a video, {paths[0]!r:.60}", hint=f"`ignore: [{key}]` leaves it out"
+            )
         if paths and found.get(kind):
             if found[kind] != paths:
-                raise DataError("bad_row", f"row: expected one list of {kind}s, got {whence[kind]} and {key}", hint=f"leave one out: `ignore: [{key}]`")
+                raise DataError(
+                    "bad_row", f"row: expected one list of {kind}s, got {whence[kind]} and {key}", hint=f"leave one out: `ignore: [{key}]`"
+                )
         elif paths:
             found[kind], whence[kind] = paths, key
         used.append(key)
@@ -116,7 +153,9 @@ def path_of(key: str, value: Any) -> str:
         content = value.get("bytes")
         if isinstance(content, bytes | bytearray) and content:
             return as_uri(bytes(content))
-        given = next((value[name] for name in ("path", "url", "file", "file_name", "image", "audio") if isinstance(value.get(name), str)), None)
+        given = next(
+            (value[name] for name in ("path", "url", "file", "file_name", "image", "audio") if isinstance(value.get(name), str)), None
+        )
         if given and content is None:
             return str(given)
         if names >= ARRAY:
@@ -135,7 +174,9 @@ def as_uri(content: bytes) -> str:
 
 def is_bare(part: dict[str, Any]) -> bool:
     """Whether a part is a place for a medium that the row names elsewhere: `{"type": "image"}`."""
-    return part.get("type") in ("image", "audio", "video") and not any(value for key, value in part.items() if key not in ("type", "text", "index"))
+    return part.get("type") in ("image", "audio", "video") and not any(
+        value for key, value in part.items() if key not in ("type", "text", "index")
+    )
 
 
 class Places:
@@ -163,7 +204,9 @@ class Places:
         return out
 
     def _parts(self, words: str) -> list[dict[str, Any]] | str:
-        found = [one for one in placeholders.find(words) if one.spelt not in self._ignored and (one.path is not None or self._left.get(one.kind))]
+        found = [
+            one for one in placeholders.find(words) if one.spelt not in self._ignored and (one.path is not None or self._left.get(one.kind))
+        ]
         if not found:
             return words.strip() if self._strips else words
         parts: list[dict[str, Any]] = []
