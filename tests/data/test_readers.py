@@ -129,6 +129,10 @@ def test_a_media_manifest_is_never_read_as_text(tmp_path):
     write(tmp_path, "speech.jsonl", '{"path": "a.wav", "text": "hello"}')
     samples, quarantine = read(tmp_path, "speech.jsonl")
     assert samples == []
+    assert "a.wav: expected a file" in quarantine.examples["missing"][0]
+    write(tmp_path, "speech.jsonl", '{"path": "a.wav", "said": "hello"}')
+    samples, quarantine = read(tmp_path, "speech.jsonl")
+    assert samples == []
     assert "messages:" in quarantine.examples["bad_row"][0]
 
 

@@ -21,6 +21,16 @@ SAMPLE = {"id": "one", "group": "g", "task": "t", "kind": "dog", "messages": [AS
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
 LLAVA = {"id": "one", "image": "a.png", "kind": "dog", "conversations": TALK}
 CAPTION = {"id": "two", "image": "b.png", "kind": "cat", "caption": "a cat"}  # what llava asks `prompt` for
+CUT = {
+    **{"id": "c", "type": "MonoCut", "start": 0.0, "duration": 1.0, "channel": 0},
+    "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}],
+    "recording": {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": 16000,
+        "num_samples": 16000,
+    },
+}
 FLAT = {"name": "x", "image": "a.png", "say": "a dog", "which": ["a", "b"], "false": [{"kind": "animal", "text": "a cat"}], "side": "train"}
 TEMPLATE: dict[str, Any] = {"messages": [{"user": [{"image": "{image}"}]}, {"assistant": "{say}"}]}
 # The bytes of each format's file, and what a source must say of it.
@@ -33,6 +43,8 @@ FILES: dict[str, tuple[str, str]] = {
     "captions": ("c.json", json.dumps([{"image": "a.png", "caption": "a dog"}])),
     "images": ("folder", ""),
     "llava": ("l.json", json.dumps([LLAVA, CAPTION])),
+    "alpaca": ("i.json", json.dumps([{"instruction": "what?", "input": "", "output": "a dog", "image": "a.png", "kind": "dog"}])),
+    "lhotse": ("cuts.jsonl", json.dumps(CUT)),
     "ljspeech": ("lj", ""),
     "librispeech": ("libri", ""),
     "rows": ("r.jsonl", json.dumps(FLAT)),
@@ -53,7 +65,7 @@ VALUES: dict[str, Any] = {
     "where": {"name": "y"},
     "expand": "which",
 }
-COMMON = {"path", "format", "weight", "tasks", "val_split", "limit", "held_out_groups"}
+COMMON = {"path", "format", "weight", "tasks", "val_split", "limit", "held_out_groups", "ignore"}
 
 
 @pytest.fixture

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from muomni.config import is_set
-from muomni.data import llava, parquet, shards, streams, tables, template, trees
-from muomni.data.source import Format, Source
+from muomni.data import parquet, shards, streams, tables, template, trees
+from muomni.data.layouts import chat, cuts, fields, instructions, media
+from muomni.data.reading import Reading
+from muomni.data.sample import FIELDS
+from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
 from muomni.data.streams import lines
 from muomni.errors import ConfigError, DataError, DataNote
 
-Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
+Rows = Iterator[tuple[int, Reading | dict[str, Any] | DataError]]  # a dict: a row of which nothing was left
 
+LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
-ROWS = (".json", ".jsonl", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects
-MEDIA_KEYS = {"image", "audio", "path", "wav", "video", "image_url", "audio_url", "file_name"}
+IMAGE_SUFFIXES, AUDIO_SUFFIXES = media.IMAGE_SUFFIXES, media.AUDIO_SUFFIXES
+READ_EXTRA = frozenset({"names", "text", "words", "kind", "kinds", "speaker"})  # keys beside ours that somebody reads from `extra`
 
 
 def text(path: Path, source: Source) -> Rows:
@@ -95,21 +97,107 @@ def _objects(path: Path, name: str = "") -> Iterator[tuple[int, Any]]:
     return parquet.rows(path) if suffix == shards.PARQUET else streams.values(path)
 
 
+OBJECTS = (".jsonl", ".json", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects, not lines of cells
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file, a pattern or a folder of shards holds objects, by its name."""
+    return kind(path) in (*OBJECTS, *tables.SUFFIXES)
+
+
+def kind(path: Path) -> str:
+    """The suffix that says what a file holds, or each file of a pattern or of a folder of shards: `.jsonl` of `cuts.jsonl.gz`."""
+    return streams.suffix(shards.parts(path)[0] if path.is_dir() and shards.is_set(path) else path)
+
+
+def dicts(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of a file, without the columns that the source ignores; what is no object is an error in its place."""
+    ignored = [key for key in source.ignore if not key.startswith(("<", "["))]
+    for number, row in objects(path):
+        if isinstance(row, dict):
+            if ignored:
+                row = without(row, ignored)
+            yield number, row
+        else:
+            yield (
+                number,
+                row if isinstance(row, DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
+            )
+
+
+def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
+    """A row without some of its columns; those of its turns are left out too (`weight` of messages)."""
+    kept = {key: value for key, value in row.items() if key not in ignored}
+    for turns in ("messages", "conversations"):
+        if isinstance(kept.get(turns), list):
+            kept[turns] = [{k: v for k, v in turn.items() if k not in ignored} if isinstance(turn, dict) else turn for turn in kept[turns]]
+    return kept
+
+
+def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterator[Reading]]) -> Rows:
+    """Every row of a file as a layout reads it; what it raises stands in the row's place."""
+    for number, row in dicts(path, source):
+        if isinstance(row, DataError):
+            yield number, row
+            continue
+        try:
+            for reading in convert(row):
+                yield number, reading
+        except DataError as error:
+            yield number, error
+
+
+def says_sides(path: Path, source: Source) -> bool:
+    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing, and the hash decides."""
+    keys: list[str] = []
+    for number, row in enumerate(row for _, row in dicts(path, source) if isinstance(row, dict)):
+        if number < LOOKED_AT and not keys:
+            plan = fields.plan_of(tuple(row))
+            keys = plan.splits + plan.sets
+        if not keys and number >= LOOKED_AT:
+            return False
+        if any(row.get(key) not in (None, "") and fields.holds_out(key, row[key]) for key in keys):
+            return True
+    return False
+
+
+def left_of(row: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
+    """The fields of a row that were not used."""
+    names = set(used)
+    return {key: value for key, value in row.items() if key not in names}
+
+
 def samples(path: Path, source: Source) -> Rows:
     """Sample rows as they are; {"text"} documents; question and answer without media become one document.
 
-    The source's `prompt` is said where the user shows a medium without a word; its `names` go to `extra`.
+    Media and a system prompt beside the turns are put into them (see `layouts.chat`). The source's `prompt` is said where the user shows a
+    medium without a word; its `names` go to `extra`.
     """
-    for number, row in objects(path):
-        if isinstance(row, dict):
-            try:
-                row = _asked(row, source) if "messages" in row else _document(row)
-            except DataError as error:
-                row = error
-        yield (
-            number,
-            row if isinstance(row, dict | DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
+    about, ignored = fields.About(source), frozenset(source.ignore)
+
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        left: dict[str, Any] = {}
+        used: list[str] = []
+        if "messages" not in row:
+            made = _document(row)
+        elif chat.is_plain(row):
+            made = _asked(row, source)
+            if source.prompt is None and source.names is None:
+                yield Reading(row, row, left, "group" if row.get("group") is not None else "")
+                return
+        else:
+            turns, used, left = chat.messages(row, ignored)
+            made = _asked({**row, "messages": turns}, source)
+        made = {key: value for key, value in made.items() if key in FIELDS or key not in used}
+        told, whence = about.complete(made, {key: value for key, value in row.items() if key not in FIELDS})
+        used = [key for key in row if key in FIELDS or key in used or key in told or key in READ_EXTRA]
+        whence = "group" if made.get("group") is not None and whence == "" else whence
+        left = {**left_of(row, used), **left}
+        yield Reading(
+            {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
         )
+
+    yield from each(path, source, convert)
 
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -130,12 +218,19 @@ def _with_words(message: Any, prompt: str) -> Any:
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
 
-def _document(row: dict[str, Any]) -> dict[str, Any] | DataError:
-    media = sorted(MEDIA_KEYS & row.keys())
-    if media:
-        return DataError(
-            "bad_row", f"row: has {', '.join(media)} but no messages", hint="give the source a `messages:` template (format rows)"
+def _document(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without turns as a document.
+
+    Raises  DataError (bad_row) where it names media: they would be dropped.
+    """
+    named = sorted(key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value))
+    if named:
+        raise DataError(
+            "bad_row",
+            f"row: has {', '.join(named)} but no messages, and no words for it in a column that is known",
+            hint="give the source a `messages:` template (format rows)",
         )
+    chat.refuse(row)
     if "text" not in row and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         rest = {key: value for key, value in row.items() if key not in ("question", "answer")}
         return {**rest, "text": f"{row['question']}\n{row['answer']}"}
@@ -146,53 +241,32 @@ def rows(path: Path, source: Source) -> Rows:
     """Flat rows filled into the source's template."""
     if not source.is_template:
         raise ConfigError(f"{path}: format rows: expected a `messages:` or `text:` template, got none")
-    for number, row in objects(path):
-        if isinstance(row, DataError):
-            yield number, row
-        elif not isinstance(row, dict):
-            yield number, DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
-        else:
-            try:
-                for filled in template.fill(source, row):
-                    yield number, filled
-            except DataError as error:
-                yield number, error
+    filled = template.Template(source, honours_split=says_sides(path, source))
+    is_chosen = not isinstance(source, Recognised)
 
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        for made, used, whence in filled.fill(row):
+            yield Reading(made, used, left_of(row, used), whence, is_chosen, filled.in_frames)
 
-def _pair(kind: str, path: Any, words: Any, source: Source, *, task: str) -> dict[str, Any] | DataError:
-    """A medium from the user, words from the assistant."""
-    if not isinstance(path, str) or not isinstance(words, str):
-        return DataError("bad_row", f"row: expected {kind} and text as strings, got {path!r:.60} and {words!r:.60}")
-    if not words.strip():
-        return DataError("empty", "text: expected words, got none")
-    content: list[dict[str, Any]] = [{"type": kind, "path": path}]
-    if source.prompt:
-        content.append({"type": "text", "text": source.prompt})
-    return {"task": task, "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": words.strip()}]}
+    yield from each(path, source, convert)
 
 
 def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Source], Rows]:
-    """A reader of tables with a column of files and a column of words."""
+    """A reader of tables with a column of files and a column of words: a template over these two."""
 
     def read(path: Path, source: Source) -> Rows:
         _refuse_swapped(path, medium, words, AUDIO_SUFFIXES if kind == "audio" else IMAGE_SUFFIXES)
-        for number, row in objects(path):
-            if isinstance(row, DataError):
-                yield number, row
-            elif not isinstance(row, dict) or not {medium, words} <= row.keys():
-                got = ", ".join(map(str, row))[:80] if isinstance(row, dict) else type(row).__name__
-                yield number, DataError("bad_row", f"row: expected {medium} and {words}, got {got}")
-            else:
-                made = _pair(kind, row[medium], row[words], source, task=task)
-                known = {key: row[key] for key in ("id", "group", "speaker", "split") if isinstance(row.get(key), str) and row[key]}
-                if "speaker" in known:
-                    speaker = known.pop("speaker")
-                    known.setdefault("group", speaker)
-                    if kind == "audio" and not isinstance(made, DataError):
-                        made["messages"][0]["content"][0]["speaker"] = speaker
-                yield number, made if isinstance(made, DataError) else {**known, **made}
+        return rows(path, paired(source, medium, words, kind, task))
 
     return read
+
+
+def paired(source: Source, medium: str, words: str, kind: str, task: str) -> Recognised:
+    """The template of a medium and its words; for `speak` the assistant says them, else it writes them."""
+    shown, said = {kind: f"{{{medium}}}"}, f"{{{words}}}"
+    asked = [shown, *([source.prompt] if source.prompt else [])]
+    turns = [{"user": said}, {"assistant": [shown]}] if task == "speak" else [{"user": asked}, {"assistant": said}]
+    return Recognised.of(source, task=task, messages=turns)
 
 
 def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> None:
@@ -200,7 +274,7 @@ def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> 
 
     Raises  ConfigError, which says so in a line.
     """
-    if streams.suffix(path) not in tables.SUFFIXES:
+    if kind(path) not in tables.SUFFIXES:
         return
     rows = [row for _, row in islice(objects(path), SWAPPED_ROWS) if isinstance(row, dict)]
     pairs = [(row[medium], row[words]) for row in rows if isinstance(row.get(medium), str) and isinstance(row.get(words), str)]
@@ -217,29 +291,57 @@ def _looks_like_a_file(cell: str, suffixes: set[str]) -> bool:
     return Path(cell.strip()).suffix.lower() in suffixes if len(cell) < 4096 else False
 
 
-def tts_csv(path: Path, source: Source) -> Rows:
-    """Columns text, wav: the user's text, spoken by the assistant."""
-    for number, row in pairs("wav", "text", "audio", "speak")(path, source):
-        if isinstance(row, dict):
-            user, assistant = row["messages"]
-            spoken = [user["content"][0]]
-            row["messages"] = [{"role": "user", "content": assistant["content"]}, {"role": "assistant", "content": spoken}]
-        yield number, row
-
-
 def conversations(path: Path, source: Source) -> Rows:
-    """Rows of LLaVA-Pretrain and LLaVA-Instruct: `conversations` with `<image>` where the pictures stand, or a caption and an image."""
-    taken: dict[str, int] = {}
-    for number, row in objects(path):
-        if not isinstance(row, dict):
-            yield number, row if isinstance(row, DataError) else DataError("bad_row", f"row: expected an object, got {type(row).__name__}")
-            continue
+    """Rows of LLaVA, ShareGPT and LLaMA-Factory: `conversations` with `<image>` where the media stand, or a caption and an image."""
+    unique, ignored = chat.Unique(), frozenset(source.ignore)
+
+    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        made, used = chat.convert(row, ignored, source.prompt)
+        return {**known, **made}, used
+
+    yield from _turned(path, source, convert, unique)
+
+
+def told_instructions(path: Path, source: Source) -> Rows:
+    """Rows of Alpaca and its like: instruction, input, output."""
+    ignored = frozenset(source.ignore)
+
+    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        made, used = instructions.convert(row, ignored)
+        return {**known, **made}, used
+
+    yield from _turned(path, source, convert, chat.Unique())
+
+
+def _turned(
+    path: Path, source: Source, convert: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], list[str]]], unique: chat.Unique
+) -> Rows:
+    """Rows that a layout makes turns of, with ids that are made unique and what the source says of them."""
+    about = fields.About(source, honours_split=says_sides(path, source))
+    said = {name for key in ("group", "task", "split", "names") for name in template.names(getattr(source, key))}
+
+    def one(row: dict[str, Any]) -> Iterator[Reading]:
         given = row.get("id")
-        known = {"id": llava.unique(str(given), taken)} if isinstance(given, str | int) and given != "" else {}
-        try:
-            yield number, {**known, **llava.convert(row, source.prompt), **template.about(source, row)}
-        except DataError as error:
-            yield number, error
+        known = {"id": unique(str(given))} if isinstance(given, str | int) and given != "" else {}
+        made, used = convert(row, known)
+        made |= template.about(source, row)
+        told, whence = about.complete(made, row)
+        used = [key for key in row if key in used or key in told or key in said or key == "id"]
+        yield Reading(made, used, left_of(row, used), whence, frames=about.in_frames)
+
+    yield from each(path, source, one)
+
+
+def lhotse(path: Path, source: Source) -> Rows:
+    """Lhotse's cuts: a sample for each supervision."""
+    about = fields.About(source, honours_split=says_sides(path, source))
+
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        for made, used, left in cuts.convert(row, source.prompt):
+            used = used + about.split(made, row)
+            yield Reading(made, used, {**cuts.left_of(row), **left}, "person" if "group" in made else "")
+
+    yield from each(path, source, convert)
 
 
 def ljspeech(path: Path, source: Source) -> Rows:
@@ -282,11 +384,8 @@ def images(path: Path, source: Source) -> Rows:
     if not path.is_dir():
         raise DataError("missing", f"{path}: expected a folder of images")
     if (table := listing(path)) != path:
-        for number, row in objects(table):
-            if isinstance(row, DataError) or not isinstance(row, dict):
-                yield number, row if isinstance(row, DataError) else DataError("bad_row", "row: expected an object")
-                continue
-            yield number, _pair("image", row.get("file_name"), row.get("text", row.get("caption")), source, task="caption")
+        found = source if source.is_template else paired(source, "file_name", "text", "image", "caption")
+        yield from rows(table, found)
         return
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     for number, file in enumerate(files, start=1):
@@ -297,18 +396,23 @@ def images(path: Path, source: Source) -> Rows:
                 DataError("bad_row", f"{inside}: expected it in a class folder", hint="or add metadata.jsonl with file_name and text"),
             )
         else:
-            yield number, _pair("image", str(inside), inside.parts[-2].replace("_", " "), source, task="caption")
+            shown: list[dict[str, Any]] = [{"type": "image", "path": str(inside)}]
+            asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
+            said = inside.parts[-2].replace("_", " ")
+            yield number, {"task": "caption", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
 
 
 READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "text": text,
     "samples": samples,
     "asr_csv": pairs("wav", "text", "audio", "transcribe"),
-    "tts_csv": tts_csv,
+    "tts_csv": pairs("wav", "text", "audio", "speak"),
     "ocr_csv": pairs("image", "text", "image", "ocr"),
     "captions": pairs("image", "caption", "image", "caption"),
     "images": images,
     "llava": conversations,
+    "alpaca": told_instructions,
+    "lhotse": lhotse,
     "ljspeech": ljspeech,
     "librispeech": librispeech,
     "rows": rows,
@@ -327,6 +431,8 @@ USES: dict[Format, set[str]] = {
     "captions": {*SHOWN, "told"},
     "images": {*SHOWN, "told"},
     "llava": {*SHOWN, "told", *ABOUT},
+    "alpaca": {"root", "told", *ABOUT},
+    "lhotse": SHOWN,
     "ljspeech": set(),
     "librispeech": {"prompt"},
     "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
@@ -351,10 +457,10 @@ def sniff(path: Path, source: Source) -> Format:
         return source.format
     if source.is_template:
         return "rows"
-    suffix = streams.suffix(path)
+    suffix = kind(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
-    if path.is_dir():
+    if path.is_dir() and not shards.is_set(path):
         return "librispeech" if listing(path) == path and trees.is_librispeech(path) else "images"
     if suffix == ".txt":
         return "text"
@@ -367,10 +473,19 @@ def sniff(path: Path, source: Source) -> Format:
             return "ocr_csv"
         if {"image", "caption"} <= set(columns):
             return "captions"
-    if suffix in ROWS:
-        first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
-        if isinstance(first.get("conversations"), list):
-            return "llava"
-        is_caption = {"image", "caption"} <= first.keys() and "messages" not in first
-        return "captions" if is_caption else "samples"
+    if suffix in OBJECTS:
+        return told_by(next((row for _, row in dicts(path, source) if isinstance(row, dict)), {}))
     raise ConfigError(f"{path}: can't tell its format", hint=f"set format: one of {', '.join(READERS)}")
+
+
+def told_by(row: dict[str, Any]) -> Format:
+    """The format of a file of objects by one of them."""
+    if isinstance(row.get("conversations"), list):
+        return "llava"
+    if "messages" in row:
+        return "samples"
+    if cuts.knows(row):
+        return "lhotse"
+    if instructions.knows(row):
+        return "alpaca"
+    return "captions" if {"image", "caption"} <= row.keys() else "samples"

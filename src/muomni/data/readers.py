@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from array import array
@@ -15,16 +16,21 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import formats, split, trees
-from muomni.data.indexed import Writer
+from muomni.data import columns, formats, split, trees
+from muomni.data.indexed import Samples, Writer
+from muomni.data.layouts import fields
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample, parse
+from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
+from muomni.data.sample import Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
+from muomni.data.transcripts import Transcripts
+from muomni.data.transcripts import told as told_clash
 from muomni.errors import DataError
 
 
@@ -32,7 +38,7 @@ from muomni.errors import DataError
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
     settings, not the place; `modalities` says what samples hold: image, audio, text (no media); `segments` tells what became of samples
-    that were too long for their stage, where one asks for that."""
+    that were too long for their stage, where one asks for that; `accounts` says of each source which of its columns were read."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
@@ -41,6 +47,7 @@ class Corpus:
     leaks: split.Leaks
     modalities: set[str]
     segments: Segments | None = None
+    accounts: Sequence[tuple[str, Account]] = ()
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -67,23 +74,38 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
     return (sample for _, sample in numbered(source, base, quarantine))
 
 
-def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
-    """`read` with the line of each sample."""
+def numbered(source: Source, base: Path, quarantine: Quarantine, account: Account | None = None) -> Iterator[tuple[int, Sample]]:
+    """`read` with the line of each sample; a flat manifest without a template is read by what its columns seem to hold.
+
+    Takes   account: which columns were read and which were left goes there.
+    """
     path = locate(source, base)
+    source = columns.table(path, source)
     roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
     present: dict[str, bool] = {}
+    account = Account() if account is None else account
+    signs = Signs(roots, lambda root, name: _is_file(_joined(root, name), present))
+    ignored = frozenset(source.ignore)
     count = 0
-    for line, row in _rows(path, source):
+    for line, found in _rows(path, source):
         try:
-            if isinstance(row, DataError):
-                raise row
-            found = parse(row)
-            is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, roots, present)
+            if isinstance(found, DataError):
+                raise found
+            reading = found if isinstance(found, Reading) else Reading(found)
+            account.add(reading)
+            if reading.left:
+                signs.refuse(reading, account)
+            if reading.frames:
+                _in_seconds(reading.row, roots, present)
+            sample = parse(reading.row)
+            refuse_placeholders(sample, ignored)
+            is_wanted = source.tasks is None or sample.task in source.tasks
+            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, roots, present)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
         if is_wanted:
+            account.add_sample(line, sample, reading)
             yield line, sample
             count += 1
             if count == source.limit:
@@ -114,6 +136,26 @@ def _rooted(sample: Sample, roots: Sequence[str], present: dict[str, bool]) -> S
         if not part.path.startswith("data:"):
             object.__setattr__(part, "path", _existing(part.path, roots, present))  # frozen, but nobody else has seen it yet
     return sample
+
+
+def _in_seconds(row: dict[str, object], roots: Sequence[str], present: dict[str, bool]) -> None:
+    """Put seconds in the place of samples of the file, by its rate.
+
+    Raises  DataError: missing, undecodable.
+    """
+    for part in fields.sounds(row):
+        if part.keys() & {"start_frame", "end_frame"}:
+            rate_hz = _rate_hz(inline_bytes(part["path"]) or _existing(part["path"], roots, present))
+            for name in ("start", "end"):
+                if f"{name}_frame" in part:
+                    part[name] = part.pop(f"{name}_frame") / rate_hz
+
+
+def _rate_hz(source: str | bytes) -> int:
+    try:
+        return int(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).samplerate)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError("undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}") from error
 
 
 def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
@@ -155,10 +197,17 @@ def load(
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
     held: set[str] = set()
+    accounts: list[tuple[str, Account]] = []
+    transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
-        formats.refuse_idle(locate(source, base), source)
+        path = locate(source, base)
+        formats.refuse_idle(path, columns.table(path, source))
         before, bad = len(writer), quarantine.total
-        for sample in read(source, base, quarantine):
+        account = Account()
+        accounts.append((source.path, account))
+        for line, sample in numbered(source, base, quarantine, account):
+            transcripts.add(len(lines) // 3, sample)
+            lines.extend((len(accounts) - 1, line, len(writer)))
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
             for piece in [sample] if segments is None else segments.of(sample):
@@ -172,15 +221,38 @@ def load(
             elif segments is not None and segments.left_out:
                 found = f"none that is short enough: {segments.told()}"
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
+        account.refuse_unnamed(str(formats.listing(path)))
         ids.next_source()
         ends.append(len(writer))
-    quarantine.check(len(writer) + quarantine.total)
+    total = len(writer) + quarantine.total
     is_valid, samples = sides.is_valid(), writer.close()
-    train, valid = samples.pick(np.flatnonzero(~is_valid)), samples.pick(np.flatnonzero(is_valid))
-    counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
+    is_good = _without_clashes(transcripts, lines, samples, [formats.listing(locate(source, base)) for source in sources], quarantine)
+    quarantine.check(total)
+    is_train, is_valid = ~is_valid & is_good, is_valid & is_good
+    train, valid = samples.pick(np.flatnonzero(is_train)), samples.pick(np.flatnonzero(is_valid))
+    counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments)
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts)
+
+
+def _without_clashes(
+    transcripts: Transcripts, lines: array[int], samples: Samples, paths: Sequence[Path], quarantine: Quarantine
+) -> NDArray[np.bool_]:
+    """True for each sample but those that share a sound and differ in its words, (samples,): these go to the quarantine."""
+    is_good = np.ones(len(samples), bool)
+    rows = np.frombuffer(lines, np.int64).reshape(-1, 3)
+    for numbers in transcripts.clashes():
+        for number in numbers:
+            source, line, first = rows[number].tolist()
+            stop = int(rows[number + 1, 2]) if number + 1 < len(rows) else len(samples)
+            if first == stop:
+                continue  # it was too long for its stage
+            part = samples[first].media[0]
+            where = f"; lines {', '.join(str(int(rows[other, 1])) for other in numbers[:4])}"
+            quarantine.add(paths[source], line, "two_transcripts", told_clash(part.path, len(numbers)) + where)
+            is_good[first:stop] = False
+    return is_good
 
 
 class Runs(Sequence[float]):
@@ -278,7 +350,7 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
-    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
+    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
     if not path.is_dir():
         return [settings, files.sha256_file(path)]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
