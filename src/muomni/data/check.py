@@ -74,6 +74,10 @@ class _Collected(Quarantine):
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 
 
+    def note(self, path: str | Path, row: int | str, reason: str, detail: str) -> None:
+        self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
+
+
 class _Check:
     def __init__(self, path: str, tokenizer: Tokenizer | None, ctx_len: int) -> None:
         self.tokenizer = tokenizer

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from muomni.data import formats
+from muomni.data import formats, shards
 from muomni.data.layouts import fields, media
 from muomni.data.layouts.fields import fold
 from muomni.data.source import Recognised, Source
@@ -36,7 +36,7 @@ BLANK_SHARE = 0.05
 
 def recognise(path: Path, source: Source) -> Source:
     """The source with the template or option that fits its file; as it is where it has a format or a template, or needs none."""
-    if path.suffix.lower() == ".txt" and source.format is None and path.is_file():
+    if formats.kind(path) == ".txt" and source.format is None and path.is_file():
         return source.model_copy(update={"paragraphs": source.paragraphs or _has_paragraphs(path)})
     return table(path, source)
 
@@ -45,7 +45,7 @@ def table(path: Path, source: Source) -> Source:
     """The source with the template that fits the columns of its table; as it is where it has a format or a template, or needs none."""
     if source.is_template or source.format not in (None, "images"):
         return source
-    if path.is_dir():
+    if path.is_dir() and not shards.is_set(path):
         listing = formats.listing(path)
         is_ours = listing != path and formats.sniff(path, source) == "images"
         return _described(listing, source.model_copy(update={"format": "images"})) if is_ours else source

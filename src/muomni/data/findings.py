@@ -45,6 +45,8 @@ REASONS: dict[str, Reason] = {
     "config": Reason("error", "a manifest that can't be read as asked", "give `--format` or `--template`"),
     "no_samples": Reason("error", "a manifest without a usable sample", "see its other errors"),
     "no_stage": Reason("error", "a manifest from which no stage can learn", "see what each stage lacks, and add it to the rows"),
+    "repaired": Reason("warning", "a file or row that was read otherwise than it stands", "see whether that is what its writer meant"),
+    "ambiguous": Reason("warning", "a table that can be read in two ways", "see whether the rows are what its writer meant"),
     "useless_row": Reason("warning", "a row from which no stage can learn", "see what each stage lacks, and add it"),
     "leak_near": Reason("warning", "a likeness on both sides of the split", "look at both; remove one, or give both one group"),
     "near_duplicate": Reason("warning", "a picture, sound or text all but the same as another", "look at both; remove one"),

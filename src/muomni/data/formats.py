@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -74,11 +75,11 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
     """
     parts = shards.parts(path)
     if len(parts) == 1 and parts[0] == path:
-        yield from _objects(path)
+        yield from _objects(path, path.name)
         return
-    sides, count = shards.sides(parts), 0
+    top, sides, count = home(path), shards.sides(parts), 0
     for part in parts:
-        for number, row in _objects(part, f"{part.name.partition('.')[0]}/"):
+        for number, row in _objects(part, os.path.relpath(part, top), f"{part.name.partition('.')[0]}/"):
             if isinstance(row, DataError):
                 row.message = f"{part.name}:{number}: {row.message}"
             elif part in sides and isinstance(row, dict):
@@ -87,14 +88,29 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
             yield max(1, count), row
 
 
-def _objects(path: Path, name: str = "") -> Iterator[tuple[int, Any]]:
-    """Rows of one file. Takes name: what stands before the ids that a tar gives."""
+def _objects(path: Path, container: str, name: str = "") -> Iterator[tuple[int, Any]]:
+    """Rows of one file. Takes container: its path from `home`; name: what stands before the ids that a tar gives."""
     suffix = streams.suffix(path)
     if suffix in tables.SUFFIXES:
         return tables.rows(path)
     if suffix == shards.TAR:
-        return shards.rows(path, name)
-    return parquet.rows(path) if suffix == shards.PARQUET else streams.values(path)
+        return shards.rows(path, container, name)
+    return parquet.rows(path, container) if suffix == shards.PARQUET else streams.values(path)
+
+
+def home(path: Path) -> Path:
+    """The folder from which the media of a file, of a folder or of a pattern are named."""
+    if path.is_dir():
+        return path
+    top = path.parent
+    while shards.is_pattern(top) and not top.exists():
+        top = top.parent
+    return top
+
+
+def folders(path: Path) -> list[Path]:
+    """The folders of the files of a pattern: where their media may lie too."""
+    return sorted({part.parent for part in shards.parts(path)}) if shards.is_pattern(path) and not path.exists() else []
 
 
 OBJECTS = (".jsonl", ".json", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects, not lines of cells

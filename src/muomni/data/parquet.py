@@ -37,7 +37,7 @@ MAGIC = (
 Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
-def rows(path: Path) -> Rows:
+def rows(path: Path, container: str) -> Rows:
     """The rows of a parquet file, numbered from 1; a class of the Hugging Face kind is its name, `{bytes, path}` a path into the file.
 
     Raises  UserError without pyarrow; DataError (undecodable) for a torn file.
@@ -56,7 +56,7 @@ def rows(path: Path) -> Rows:
                 for row in batch.to_pylist():
                     number += 1
                     try:
-                        yield number, _row(path.name, None if is_large else group, place, row, classes)
+                        yield number, _row(container, None if is_large else group, place, row, classes)
                     except DataError as error:
                         yield number, error
                     place += 1

@@ -20,9 +20,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import columns, formats, split, trees
+from muomni.data import columns, formats, parquet, shards, split, streams, trees
 from muomni.data.indexed import Samples, Writer
 from muomni.data.layouts import fields
+from muomni.data.places import Places
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
 from muomni.data.sample import Sample, inline_bytes, parse
@@ -31,7 +32,7 @@ from muomni.data.source import Source
 from muomni.data.told import in_words
 from muomni.data.transcripts import Transcripts
 from muomni.data.transcripts import told as told_clash
-from muomni.errors import DataError
+from muomni.errors import DataError, DataNote
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Corpus:
     modalities: set[str]
     segments: Segments | None = None
     accounts: Sequence[tuple[str, Account]] = ()
+    notes: Sequence[str] = ()  # what was read otherwise than it stands, by file and line
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -59,10 +61,27 @@ def locate(source: Source, base: Path) -> Path:
     path = Path(base) / given
     if not path.exists() and given.exists():
         return given.absolute()
+    if not path.exists() and shards.is_pattern(given):
+        return _pattern(path, given)
     if not path.exists():
         raise DataError("missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`")
     if not (path.is_file() or path.is_dir()):  # a pipe or a device may never end
         raise DataError("missing", f"{path}: expected a file or a folder, found neither", hint="check the source's `path`")
+    return path
+
+
+def _pattern(path: Path, given: Path) -> Path:
+    """A pattern that fits files, relative to the recipe's folder or to the working folder."""
+    try:
+        shards.parts(path)
+    except DataError:
+        if given.is_absolute():
+            raise
+        try:
+            shards.parts(given.absolute())
+        except DataError:
+            shards.parts(path)
+        return given.absolute()
     return path
 
 
@@ -81,14 +100,16 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
     """
     path = locate(source, base)
     source = columns.table(path, source)
-    roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
-    present: dict[str, bool] = {}
+    places = Places([str(each.absolute()) for each in (_root(source, base, path), Path(base), *formats.folders(path))])
     account = Account() if account is None else account
-    signs = Signs(roots, lambda root, name: _is_file(_joined(root, name), present))
+    signs = Signs(places.roots, places.has)
     ignored = frozenset(source.ignore)
     count = 0
     for line, found in _rows(path, source):
         try:
+            if isinstance(found, DataNote):
+                quarantine.note(formats.listing(path), line, found.reason, str(found))
+                continue
             if isinstance(found, DataError):
                 raise found
             reading = found if isinstance(found, Reading) else Reading(found)
@@ -96,11 +117,11 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             if reading.left:
                 signs.refuse(reading, account)
             if reading.frames:
-                _in_seconds(reading.row, roots, present)
+                _in_seconds(reading.row, places)
             sample = parse(reading.row)
             refuse_placeholders(sample, ignored)
             is_wanted = source.tasks is None or sample.task in source.tasks
-            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, roots, present)
+            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, places)
         except DataError as error:
             quarantine.add(formats.listing(path), line, error.reason, str(error))
             continue
@@ -115,7 +136,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
 def _root(source: Source, base: Path, path: Path) -> Path:
     """Where the media of a manifest lie: its `root`, found as the manifest is, else its own folder."""
     if source.root is None:
-        return path if path.is_dir() else path.parent
+        return formats.home(path)
     root = Path(base) / source.root
     return root if root.is_dir() or not Path(source.root).is_dir() else Path(source.root).absolute()
 
@@ -127,25 +148,28 @@ def _rows(path: Path, source: Source) -> formats.Rows:
         raise DataError("missing", f"{path}: can't be read: {error.strerror}") from error
 
 
-def _rooted(sample: Sample, roots: Sequence[str], present: dict[str, bool]) -> Sample:
+def _rooted(sample: Sample, places: Places) -> Sample:
     """A sample that was just made, with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
 
-    Takes   roots: of the media, and of the recipe, from where the source systems write the paths in their tables.
+    The group of a sample that names none is its medium: however that is spelt, it is one.
     """
     for part in sample.media:
         if not part.path.startswith("data:"):
-            object.__setattr__(part, "path", _existing(part.path, roots, present))  # frozen, but nobody else has seen it yet
+            full, name = places.find(part.path)
+            if sample.group == part.path:
+                object.__setattr__(sample, "group", name)
+            object.__setattr__(part, "path", full)  # frozen, but nobody else has seen it yet
     return sample
 
 
-def _in_seconds(row: dict[str, object], roots: Sequence[str], present: dict[str, bool]) -> None:
+def _in_seconds(row: dict[str, object], places: Places) -> None:
     """Put seconds in the place of samples of the file, by its rate.
 
     Raises  DataError: missing, undecodable.
     """
     for part in fields.sounds(row):
         if part.keys() & {"start_frame", "end_frame"}:
-            rate_hz = _rate_hz(inline_bytes(part["path"]) or _existing(part["path"], roots, present))
+            rate_hz = _rate_hz(_bytes_or_path(part["path"], places))
             for name in ("start", "end"):
                 if f"{name}_frame" in part:
                     part[name] = part.pop(f"{name}_frame") / rate_hz
@@ -158,29 +182,9 @@ def _rate_hz(source: str | bytes) -> int:
         raise DataError("undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}") from error
 
 
-def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
-    full = next((each for root in roots if _is_file(each := _joined(root, path), present)), None)
-    wanted = _joined(roots[0], path) if full is None else full
-    try:
-        wanted.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
-    if full is None:
-        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint="check the source's `root`")
-    return full
-
-
-def _joined(root: str, path: str) -> str:
-    return os.path.normpath(os.path.join(root, path))
-
-
-def _is_file(full: str, present: dict[str, bool]) -> bool:
-    if full not in present:
-        try:
-            present[full] = os.path.isfile(full)
-        except ValueError:  # a NUL in the name
-            present[full] = False
-    return present[full]
+def _bytes_or_path(path: str, places: Places) -> str | bytes:
+    full = path if path.startswith("data:") else places.find(path)[0]
+    return inline_bytes(full) or full
 
 
 def load(
@@ -233,7 +237,7 @@ def load(
     counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts)
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts, quarantine.notes)
 
 
 def _without_clashes(
@@ -351,8 +355,18 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
     settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
-    if not path.is_dir():
-        return [settings, files.sha256_file(path)]
+    if not path.is_dir() or shards.is_set(path):
+        parts = shards.parts(path)
+        digests = [_digest(part) for part in parts]
+        return [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
     inside = sorted(file for file in path.rglob("*") if file.is_file())
     tables = [formats.listing(path)] if formats.listing(path) != path else list(trees.transcripts(path))  # a word may change, not the size
     return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]
+
+
+def _digest(path: Path) -> str:
+    """Of a manifest's bytes; of a tar or parquet file's without its pictures and sounds, as those of other manifests are left out."""
+    suffix = streams.suffix(path)
+    if suffix == shards.TAR:
+        return shards.digest(path)
+    return parquet.digest(path) if suffix == shards.PARQUET else files.sha256_file(path)

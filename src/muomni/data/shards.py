@@ -113,10 +113,10 @@ def sides(files: list[Path]) -> dict[Path, str]:
 # WebDataset
 
 
-def rows(path: Path, name: str = "") -> Rows:
+def rows(path: Path, container: str, name: str = "") -> Rows:
     """The samples of a tar, numbered from 1: `image`, `audio`, `video`, `text`, `label` by the members' kinds, a json's keys beside them.
 
-    Takes   name: what stands before a sample's key in its id.
+    Takes   container: the tar's path as rows shall name it; name: what stands before a sample's key in its id.
     Raises  DataError (undecodable) for a tar that is torn, packed or none.
     """
     number = 0
@@ -129,7 +129,7 @@ def rows(path: Path, name: str = "") -> Rows:
             what = f"{path.name}: members of {key[-80:]!r} lie apart, so that its sample is in pieces"
             yield number, DataError("bad_row", what, hint="sort them: tar --sort=name")
         else:
-            yield number, _row(path, f"{name}{key}", members)
+            yield number, _row(path, container, f"{name}{key}", members)
         seen.add(hash(key))
 
 
@@ -203,12 +203,12 @@ def _check_end(path: Path, stream: Any, offset: int, size: int) -> None:
         )
 
 
-def _row(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> dict[str, Any] | DataError:
+def _row(path: Path, container: str, key: str, members: dict[str, tarfile.TarInfo]) -> dict[str, Any] | DataError:
     """The row of a sample."""
     row: dict[str, Any] = {"id": key}
     try:
         for kind, member in members.items():
-            for name, value in _fields(path, kind, member):
+            for name, value in _fields(path, container, kind, member):
                 if name in row and name != "id" and row[name] != value:
                     raise DataError("bad_row", f"{key[-80:]}: {name!r} stands in two members, and they differ")
                 row[name] = value
@@ -217,12 +217,12 @@ def _row(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> dict[str,
     return row
 
 
-def _fields(path: Path, kind: str, member: tarfile.TarInfo) -> Iterator[tuple[str, Any]]:
+def _fields(path: Path, container: str, kind: str, member: tarfile.TarInfo) -> Iterator[tuple[str, Any]]:
     """What a member gives to its row."""
     before, _, last = kind.rpartition(".")
     medium = "image" if last in PICTURES else "audio" if last in SOUNDS else "video" if last in FILMS else None
     if medium is not None or (last not in WORDS and last not in ("json", "cls", "id", "index")):
-        yield before or medium or last, stored.in_tar(path.name, member.offset_data, member.size, member.name)
+        yield before or medium or last, stored.in_tar(container, member.offset_data, member.size, member.name)
         return
     if member.size > streams.MAX_LINE_BYTES:
         raise DataError("too_large", f"{member.name[-80:]}: expected at most {streams.MAX_LINE_BYTES} bytes of words, got {member.size}")

@@ -10,6 +10,7 @@ from muomni.train import account, optim
 from muomni.units import told_count
 
 SOURCES = 4  # whose columns are told
+NOTES = 3  # of what was read otherwise than it stands
 PARTS = 4  # of what trains and of what is frozen, the largest first
 
 
@@ -51,6 +52,10 @@ def _columns(built: Plan, settings: StageSettings) -> list[str]:
             lines.append(f"{path}: {told}")
     if len(accounts) > SOURCES:
         lines.append(f"... and of {len(accounts) - SOURCES} more sources: `muomni data check` says it")
+    notes = built.corpus.notes
+    lines += notes[:NOTES]
+    if len(notes) > NOTES:
+        lines.append(f"... and {len(notes) - NOTES} more of this kind: `muomni data check` says them")
     return lines
 
 
