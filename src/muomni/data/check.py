@@ -134,10 +134,10 @@ class _Check:
         try:
             row.media = [self._medium(part, where) for part in sample.media]
             self._transcript(row)
+            self._length(row)
         except DataError as error:
             self.findings.add(of_error(error, error.reason, where))
             return False
-        self._length(row)
         self._labels_and_length(row)
         self.rows.append(row)
         return True

@@ -195,7 +195,7 @@ def samples(path: Path, source: Source) -> Rows:
         left: dict[str, Any] = {}
         used: list[str] = []
         if "messages" not in row:
-            made = _document(row)
+            made, used = _turns_or_document(row, ignored)
         elif chat.is_plain(row):
             made = _asked(row, source)
             if source.prompt is None and source.names is None:
@@ -214,6 +214,17 @@ def samples(path: Path, source: Source) -> Rows:
         )
 
     yield from each(path, source, convert)
+
+
+def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """A row without messages: another layout's turns among ours, or a document; and the fields that were used."""
+    if chat.turns_key(row) is not None:
+        made, used = chat.convert(row, ignored)
+    elif instructions.knows(row):
+        made, used = instructions.convert(row, ignored)
+    else:
+        return _document(row), []
+    return {**row, **made}, used
 
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -496,10 +507,10 @@ def sniff(path: Path, source: Source) -> Format:
 
 def told_by(row: dict[str, Any]) -> Format:
     """The format of a file of objects by one of them."""
-    if isinstance(row.get("conversations"), list):
-        return "llava"
     if "messages" in row:
         return "samples"
+    if chat.turns_key(row) is not None:
+        return "llava"
     if cuts.knows(row):
         return "lhotse"
     if instructions.knows(row):

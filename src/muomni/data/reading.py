@@ -80,7 +80,7 @@ class Account:
 
     def _sum(self) -> None:
         for (read, left), count in self._shapes.items():
-            for name in read:
+            for name in set(read):
                 self._read[name] += count
             for name in left:
                 self._left[name] += count
@@ -135,7 +135,7 @@ class Signs:
             if value is None or value == "" or isinstance(value, bool | int | float):
                 continue
             named = self.of(key, value)
-            if named is None:
+            if named is None or named in media.paths_in(reading.row):  # a second column of the same files loses nothing
                 continue
             if reading.chosen:
                 account.signs.setdefault(key, "files")

@@ -12,7 +12,7 @@ from muomni.data.layouts import fields, media
 from muomni.data.source import Source
 from muomni.errors import DataError
 
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\-]*)\}")
+PLACEHOLDER = re.compile(r"\{([^\W\d][\w.\- ]*)\}")
 ROLES = ("system", "user", "assistant")
 MEDIA = ("image", "audio")
 KEPT = ("license", "source")  # what an answer's page shows of where a row comes from

@@ -64,12 +64,25 @@ def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: 
     if "conversations" not in row and found.get("image") and caption is not None:
         turns: list[Turn] = [("user", prompt or "", {}), ("assistant", row[caption], {})]
         return {"task": "caption", "messages": placed(turns, found, ignored)}, [*used, caption]
-    if not isinstance(row.get("conversations"), list):
+    name = turns_key(row)
+    if name is None:
         got = ", ".join(map(str, row))[:80]
         raise DataError("bad_row", f"row: expected a list of conversations, or a caption and an image, got {got}")
-    turns = [_turn("conversations", number, turn) for number, turn in enumerate(row["conversations"])]
+    turns = [_turn("conversations", number, turn) for number, turn in enumerate(row[name])]
     turns, told = _with_system(turns, row)
-    return {"messages": placed(turns, found, ignored)}, [*used, *told, "conversations"]
+    return {"messages": placed(turns, found, ignored)}, [*used, *told, name]
+
+
+def turns_key(row: dict[str, Any]) -> str | None:
+    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what; None where there is none."""
+    if isinstance(row.get("conversations"), list):
+        return "conversations"
+    return next((key for key, value in row.items() if key not in FIELDS and _are_turns(value)), None)
+
+
+def _are_turns(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(key in first for key in SPEAKERS) and any(key in first for key in WORDS)
 
 
 def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
@@ -83,8 +96,9 @@ def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tupl
         raise DataError("bad_row", f"messages: expected a list, got {type(row['messages']).__name__}")
     turns = [_turn("messages", number, turn) for number, turn in enumerate(row["messages"])]
     turns, told = _with_system(turns, row)
+    made = placed(turns, found, ignored, where="messages", strips=False)
     left = {f"messages.{key}": value for _, _, more in turns for key, value in more.items()}
-    return placed(turns, found, ignored, where="messages", strips=False), [*used, *told, "messages"], left
+    return made, [*used, *told, "messages"], left
 
 
 def is_plain(row: dict[str, Any]) -> bool:
@@ -123,19 +137,22 @@ def placed(
     if "assistant" not in roles and where != "messages":  # of our own rows `data check` says it
         raise DataError("bad_row", f"{where}: expected a turn of the assistant, got none: nothing is to be learned")
     counts: dict[Kind, int] = {}
+    first: dict[Kind, str] = {}
     for number, (role, content, _) in enumerate(turns):
         for kind, spelt in _places(content, ignored):
             if role != "user" and (found.get(kind) or spelt.startswith("{")):
                 raise DataError("bad_row", f"{where} {number}: expected {spelt} in a user's turn, got it in one of {role}")
             counts[kind] = counts.get(kind, 0) + 1
+            first.setdefault(kind, spelt)
     ahead: list[dict[str, Any]] = []
     for kind in {**counts, **found}:
         paths, places = found.get(kind, []), counts.get(kind, 0)
         if paths and not places and "user" in roles:
             ahead += [{"type": kind, "path": path} for path in paths]
         elif places != len(paths):
-            hint = f'name its file in the row, or take it as words: `ignore: ["<{kind}>"]`' if not paths else "one place for each file"
-            raise DataError("bad_row", f"{where}: expected as many <{kind}> as {kind}s, got {places} for {len(paths)}", hint=hint)
+            spelt = first.get(kind, f"<{kind}>")
+            hint = "one place for each file" if paths else f'name its file in the row, or take it as words: `ignore: ["{spelt}"]`'
+            raise DataError("bad_row", f"{where}: expected as many {spelt} as {kind}s, got {places} for {len(paths)}", hint=hint)
     places_of = media.Places({kind: paths for kind, paths in found.items() if counts.get(kind)}, ignored, strips=strips)
     out = []
     for number, (role, content, more) in enumerate(turns):

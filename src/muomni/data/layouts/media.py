@@ -179,6 +179,13 @@ def is_bare(part: dict[str, Any]) -> bool:
     )
 
 
+def paths_in(row: dict[str, Any]) -> set[str]:
+    """The files that the turns of a row name."""
+    contents = [message.get("content") for message in row.get("messages") or () if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return {part["path"] for part in parts if isinstance(part.get("path"), str)}
+
+
 class Places:
     """Puts the media of a row where its turns say, one after another.
 
