@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from muomni.data import columns, folder, formats, medium, overlap, readers, transcripts
+from muomni.data import columns, folder, formats, medium, overlap, readers, shards, transcripts
 from muomni.data.findings import Finding, Findings, of_error, printable
 from muomni.data.layouts.fields import LENGTH
 from muomni.data.medium import Medium
@@ -28,7 +28,7 @@ SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
 ONE_ANSWER = 0.9
 LENGTH_SLACK_S, LENGTH_SLACK = 0.1, 0.05  # by which a told length may differ: it may be rounded
-TREES = ("ljspeech", "librispeech")
+TREES = ("ljspeech", "librispeech", "vctk")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
 
 
@@ -98,9 +98,10 @@ class _Check:
             recognised = columns.recognise(path, source)
             known.read_as = columns.describe(recognised) if recognised is not source else ""
             known.format = formats.sniff(path, recognised)
-            is_pictures = formats.listing(path).is_dir()  # in class folders, without lines
+            listing = formats.listing(path)
+            has_lines = not listing.is_dir() or shards.is_set(path) or known.format == "librispeech"  # not folders of classes
             for line, sample in readers.numbered(recognised, base, quarantine, account):
-                where = sample.media[0].path if is_pictures else f"{formats.listing(path)}:{line}"
+                where = f"{listing}:{line}" if has_lines else sample.media[0].path
                 known.rows += 1
                 if self._row(sample, where):
                     self.pairs.append((sample, recognised))

@@ -43,12 +43,11 @@ def recognise(path: Path, source: Source) -> Source:
 
 def table(path: Path, source: Source) -> Source:
     """The source with the template that fits the columns of its table; as it is where it has a format or a template, or needs none."""
-    if source.is_template or source.format not in (None, "images"):
+    if source.is_template or source.format not in (None, "images", "sounds"):
         return source
-    if path.is_dir() and not shards.is_set(path):
-        listing = formats.listing(path)
-        is_ours = listing != path and formats.sniff(path, source) == "images"
-        return _described(listing, source.model_copy(update={"format": "images"})) if is_ours else source
+    if path.is_dir() and not shards.is_whole(path):
+        kind = formats.sniff(path, source) if shards.is_set(path) else None
+        return _described(path, source.model_copy(update={"format": kind})) if kind in ("images", "sounds") else source
     if source.format is not None or not formats.is_table(path) or _is_known_table(path, source):
         return source
     return _described(path, source)
@@ -59,7 +58,8 @@ def _described(table: Path, source: Source) -> Source:
     rows = [row for _, row in islice(formats.dicts(table, source), LOOKED_AT) if isinstance(row, dict)]
     if not rows or any("messages" in row for row in rows):
         return source
-    root = table.parent / source.root if source.root is not None else table.parent
+    home = formats.home(table)
+    root = home / source.root if source.root is not None else home
     made = _template(source, rows, root)
     return Recognised.of(source, **made) if made else source
 

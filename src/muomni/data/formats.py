@@ -78,12 +78,19 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _objects(path, path.name)
         return
     top, sides, count = home(path), shards.sides(parts), 0
+    if trees.common_voice(path) and len(parts) > 1 and (path / "validated.tsv").exists():
+        said = ", ".join(part.name for part in parts)
+        yield 1, DataNote("repaired", f"{said} are read; validated.tsv, which holds their rows and others, is left")
     for part in parts:
+        inside = os.path.relpath(part.parent, top) if part.name in trees.TABLES and part.parent != top else ""
         for number, row in _objects(part, os.path.relpath(part, top), f"{part.name.partition('.')[0]}/"):
             if isinstance(row, DataError):
                 row.message = f"{part.name}:{number}: {row.message}"
-            elif part in sides and isinstance(row, dict):
-                row.setdefault("split", sides[part])
+            elif isinstance(row, dict):
+                if part in sides:
+                    row.setdefault("split", sides[part])
+                if inside:
+                    row = {key: _placed(key, value, inside) for key, value in row.items()}
             count += not isinstance(row, DataNote)
             yield max(1, count), row
 
@@ -96,6 +103,15 @@ def _objects(path: Path, container: str, name: str = "") -> Iterator[tuple[int, 
     if suffix == shards.TAR:
         return shards.rows(path, container, name)
     return parquet.rows(path, container) if suffix == shards.PARQUET else streams.values(path)
+
+
+def _placed(key: str, value: Any, inside: str) -> Any:
+    """A field of a table in a folder of the set: what names files, as Hugging Face spells such columns, with that folder before it."""
+    if isinstance(value, str) and (key == "file_name" or key.endswith("_file_name")):
+        return f"{inside}/{value}"
+    if isinstance(value, list) and (key == "file_names" or key.endswith("_file_names")):
+        return [f"{inside}/{each}" if isinstance(each, str) else each for each in value]
+    return value
 
 
 def home(path: Path) -> Path:
@@ -401,32 +417,48 @@ def librispeech(path: Path, source: Source) -> Rows:
 
 
 def listing(path: Path) -> Path:
-    """The file in which a manifest's rows stand: the metadata of a folder of images, where it has one; else itself."""
-    names = ("metadata.jsonl", "metadata.csv") if path.is_dir() else ()
-    return next((path / name for name in names if (path / name).exists()), path)
+    """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else itself."""
+    found = shards.parts(path) if path.is_dir() else []
+    return found[0] if len(found) == 1 and found[0].name in trees.TABLES else path
 
 
 def images(path: Path, source: Source) -> Rows:
-    """A folder of images: metadata.jsonl or .csv (file_name, text or caption), else class folders whose names are the captions."""
+    """A folder of pictures: metadata (file_name, text or caption), its own or of each split, else class folders named by the captions."""
+    return _folder(path, source, "image", IMAGE_SUFFIXES, ("text", "caption"), "caption")
+
+
+def sounds(path: Path, source: Source) -> Rows:
+    """A folder of sounds: metadata (file_name, transcription or text), its own or of each split, else class folders named by the labels."""
+    return _folder(path, source, "audio", AUDIO_SUFFIXES, ("transcription", "text"), "transcribe")
+
+
+def _folder(path: Path, source: Source, medium: str, suffixes: set[str], words: tuple[str, str], task: str) -> Rows:
     if not path.is_dir():
-        raise DataError("missing", f"{path}: expected a folder of images")
-    if (table := listing(path)) != path:
-        found = source if source.is_template else paired(source, "file_name", "text", "image", "caption")
-        yield from rows(table, found)
+        raise DataError("missing", f"{path}: expected a folder of {'pictures' if medium == 'image' else 'sounds'}")
+    if shards.is_set(path):
+        yield from rows(path, source if source.is_template else paired(source, "file_name", words[0], medium, words[1]))
         return
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    for number, file in enumerate(files, start=1):
-        inside = file.relative_to(path)
-        if len(inside.parts) < 2:
-            yield (
-                number,
-                DataError("bad_row", f"{inside}: expected it in a class folder", hint="or add metadata.jsonl with file_name and text"),
-            )
-        else:
-            shown: list[dict[str, Any]] = [{"type": "image", "path": str(inside)}]
-            asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
-            said = inside.parts[-2].replace("_", " ")
-            yield number, {"task": "caption", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+    for number, found in enumerate(trees.classes(path, suffixes), start=1):
+        if isinstance(found, DataError):
+            yield number, found
+            continue
+        inside, said, side = found
+        if medium == "audio" and (path / inside).with_suffix(".txt").exists():
+            what = f"{inside}: expected a folder of classes, got a text beside the sound: {inside.with_suffix('.txt').name}"
+            yield number, DataError("bad_row", what, hint="write its words into a metadata.csv with file_name and transcription")
+            continue
+        shown: list[dict[str, Any]] = [{"type": medium, "path": str(inside)}]
+        asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        row = {"task": "caption" if medium == "image" else "label", "messages": turns}
+        yield number, {**row, "split": side} if side else row
+
+
+def vctk(path: Path, source: Source) -> Rows:
+    """VCTK's folder: a row a text of txt/, with the sound of its first microphone."""
+    if not trees.is_vctk(path):
+        raise DataError("missing", f"{path}: expected a folder with txt/ and wav48_silence_trimmed/ or wav48/")
+    yield from enumerate(trees.vctk(path, source.prompt), start=1)
 
 
 READERS: dict[Format, Callable[[Path, Source], Rows]] = {
@@ -437,11 +469,13 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "ocr_csv": pairs("image", "text", "image", "ocr"),
     "captions": pairs("image", "caption", "image", "caption"),
     "images": images,
+    "sounds": sounds,
     "llava": conversations,
     "alpaca": told_instructions,
     "lhotse": lhotse,
     "ljspeech": ljspeech,
     "librispeech": librispeech,
+    "vctk": vctk,
     "rows": rows,
 }
 
@@ -457,11 +491,13 @@ USES: dict[Format, set[str]] = {
     "ocr_csv": {*SHOWN, "told"},
     "captions": {*SHOWN, "told"},
     "images": {*SHOWN, "told"},
+    "sounds": SHOWN,
     "llava": {*SHOWN, "told", *ABOUT},
     "alpaca": {"root", "told", *ABOUT},
     "lhotse": SHOWN,
     "ljspeech": set(),
     "librispeech": {"prompt"},
+    "vctk": {"prompt"},
     "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 
@@ -487,8 +523,12 @@ def sniff(path: Path, source: Source) -> Format:
     suffix = kind(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
-    if path.is_dir() and not shards.is_set(path):
-        return "librispeech" if listing(path) == path and trees.is_librispeech(path) else "images"
+    if path.is_dir() and not shards.is_whole(path):
+        if not shards.is_set(path) and trees.is_librispeech(path):
+            return "librispeech"
+        if trees.is_vctk(path):
+            return "vctk"
+        return "sounds" if trees.sounds_alone(path) else "images"
     if suffix == ".txt":
         return "text"
     if suffix in tables.SUFFIXES:

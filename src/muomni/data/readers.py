@@ -101,14 +101,14 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
     path = locate(source, base)
     source = columns.table(path, source)
     places = Places([str(each.absolute()) for each in (_root(source, base, path), Path(base), *formats.folders(path))])
-    account = Account() if account is None else account
+    account, listing = Account() if account is None else account, formats.listing(path)
     signs = Signs(places.roots, places.has)
     ignored = frozenset(source.ignore)
     count = 0
     for line, found in _rows(path, source):
         try:
             if isinstance(found, DataNote):
-                quarantine.note(formats.listing(path), line, found.reason, str(found))
+                quarantine.note(listing, line, found.reason, str(found))
                 continue
             if isinstance(found, DataError):
                 raise found
@@ -123,7 +123,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             is_wanted = source.tasks is None or sample.task in source.tasks
             sample = _rooted(in_words(sample) if source.told and is_wanted else sample, places)
         except DataError as error:
-            quarantine.add(formats.listing(path), line, error.reason, str(error))
+            quarantine.add(listing, line, error.reason, str(error))
             continue
         if is_wanted:
             account.add_sample(line, sample, reading)
@@ -355,12 +355,12 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
     settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
-    if not path.is_dir() or shards.is_set(path):
+    if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]
         return [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    tables = [formats.listing(path)] if formats.listing(path) != path else list(trees.transcripts(path))  # a word may change, not the size
+    inside = sorted(trees.files(path))
+    tables = shards.parts(path) or list(trees.texts(path))  # a word may change, not the size
     return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]
 
 

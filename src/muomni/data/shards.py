@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from muomni.data import streams
+from muomni.data import streams, trees
 from muomni.errors import DataError, DataNote
 from muomni.media import stored
 
@@ -28,7 +28,6 @@ SOUNDS = {"wav", "flac", "ogg", "mp3", "opus", "oga", "aiff", "aif", "au", "m4a"
 FILMS = {"mp4", "webm", "mkv", "avi", "mov"}
 WORDS = {"txt": "text", "text": "text", "transcript": "transcript", "transcription": "transcription", "caption": "caption", "lab": "text"}
 SPLIT = re.compile(r"(?:^|[-_./])(train|training|val|valid|validation|dev|test|eval)(?=$|[-_./\d])", re.IGNORECASE)
-HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
 BLOCK_BYTES = 512
 END_BYTES = 1 << 20  # behind a tar's end that are looked at for another tar
 MOST_PARTS = 100_000
@@ -66,20 +65,30 @@ def parts(path: Path) -> list[Path]:
     return found
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _inside(folder: str, changed: int) -> tuple[Path, ...]:
-    """The shards of a folder, or of `data` in it: parquet or tar, not both."""
-    for place in (Path(folder), Path(folder) / "data"):
+    """The files of a folder that hold its rows: shards in it or in its `data`, Common Voice's tables, tables of media; none of others."""
+    top = Path(folder)
+    if tables := trees.tables(top):
+        return tuple(tables)
+    if found := trees.common_voice(top):
+        return tuple(found)
+    for place in (top, top / "data"):
         for kind in (PARQUET, TAR):
-            found = sorted(file for file in place.glob(f"*{kind}") if not file.name.startswith(".")) if place.is_dir() else []
-            if found and not any(place.joinpath(name).exists() for name in ("metadata.csv", "metadata.jsonl", "metadata.parquet")):
-                return tuple(found)
+            shards = sorted(file for file in place.glob(f"*{kind}") if not trees.is_hidden(file.name)) if place.is_dir() else []
+            if shards:
+                return tuple(shards)
     return ()
 
 
 def is_set(path: Path) -> bool:
-    """Whether a path is a folder of shards, or a pattern."""
+    """Whether a path is a folder whose rows stand in files of it, or a pattern."""
     return bool(_inside(str(path), path.stat().st_mtime_ns)) if path.is_dir() else is_pattern(path) and not path.exists()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a set is read as one table is: shards that hold their media, Common Voice, a pattern; not tables about a folder of media."""
+    return is_set(path) and not (path.is_dir() and parts(path)[0].name in trees.TABLES)
 
 
 def _spelled(pattern: str) -> list[str]:
@@ -101,12 +110,13 @@ def _spelled(pattern: str) -> list[str]:
 def side(name: str) -> str | None:
     """`train` or `valid` for a file or folder that is called so: `train-00000-of-00002.parquet`, `dev.tsv`, `test`."""
     found = SPLIT.search(name)
-    return None if found is None else "valid" if found[1].lower() in HELD_OUT else "train"
+    return None if found is None else trees.SIDES[found[1].lower()]
 
 
 def sides(files: list[Path]) -> dict[Path, str]:
-    """The side of each file, where their names say it of all of them and there are two."""
-    found = {file: named for file in files if (named := side(file.name)) is not None}
+    """The side of each file, where their names, or those of their tables' folders, say it of all of them and there are two."""
+    named = {file: side(file.parent.name if file.name in trees.TABLES else file.name) for file in files}
+    found = {file: one for file, one in named.items() if one is not None}
     return found if len(found) == len(files) and len(set(found.values())) > 1 else {}
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from muomni.config import Strict
 
 Format = Literal[
-    "text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "rows"
+    "text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "sounds", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "vctk", "rows"
 ]
 
 
