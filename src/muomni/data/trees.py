@@ -159,7 +159,7 @@ def tables(path: Path) -> list[Path]:
     own = [path / name for name in TABLES if (path / name).is_file()]
     if own:
         return own[:1]
-    inside = sorted(each for each in path.iterdir() if each.is_dir() and not is_hidden(each.name))
+    inside = sorted(each for each in path.iterdir() if each.name.lower() in SIDES and each.is_dir())
     return [table for each in inside for table in [each / name for name in TABLES if (each / name).is_file()][:1]]
 
 
