@@ -56,6 +56,7 @@ class Dialect:
     ends: str  # of the header's line
     keeps_backslashes: bool = False  # a backslash before anything but a mark is a letter, two of them are two
     is_spaced: bool = False  # a space follows each delimiter
+    is_sure: bool = False  # rows that make sense in no other way show that cells are quoted
     notes: tuple[tuple[int, DataNote], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
@@ -179,7 +180,7 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
         cells, problem = _cells(_without_end(whole, found.ends), found)
         if problem is None:
             physical = [line, *(str(each) for _, each in taken)]
-            if len(found.names) > 1 and all(each.count(found.delimiter) == len(found.names) - 1 for each in physical):
+            if _may_be_rows(physical, found):
                 what = f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
                 return DataError("bad_row", what, hint="double the marks that are letters and quote their cells, or remove them")
             return cells
@@ -187,6 +188,21 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
             break
     source.back(taken)
     return _broken(problem if problem is not None else OPEN, found)
+
+
+def _may_be_rows(lines: list[str], found: Dialect) -> bool:
+    """Whether the lines of a quoted cell may be rows of their own: each has as many cells, and names a file where the first one does.
+
+    Where rows name no files, and nothing else in the table shows that its writer quotes cells, the number of cells is enough.
+    """
+    width = len(found.names)
+    if width < 2 or any(line.count(found.delimiter) != width - 1 for line in lines):
+        return False
+    cells = [_without_end(line).split(found.delimiter) for line in lines]
+    named = [place for place, cell in enumerate(cells[0]) if FILES.fullmatch(cell.strip())]
+    if not named:
+        return not found.is_sure
+    return any(FILES.fullmatch(each[place].strip()) for place in named for each in cells[1:])
 
 
 def _without_end(text: str, ends: str = "\r\n") -> str:
@@ -294,7 +310,8 @@ def _dialect(path: Path, size: int, changed: int) -> Dialect | None:
     first = Dialect(delimiter, "none", named, number + 1, ends, is_spaced=is_spaced)
     judged = _Evidence(path, first, is_quoted_header=text.startswith('"') and '"' in text[1:])
     quotes, keeps = judged.quotes()
-    return Dialect(delimiter, quotes, named, number + 1, ends, keeps, is_spaced, tuple(notes + judged.notes))
+    is_sure = judged.is_quoted_header or judged.twos > 0 or judged.bad["none"] > judged.bad[quotes]
+    return Dialect(delimiter, quotes, named, number + 1, ends, keeps, is_spaced, is_sure, tuple(notes + judged.notes))
 
 
 def _is_spaced(text: str, delimiter: str) -> bool:
