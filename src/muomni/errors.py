@@ -48,6 +48,10 @@ class DataError(UserError):
         return type(self), (self.reason, self.message)
 
 
+class DataNote(DataError):
+    """Something about a row or a file that is told, while what it is about is read all the same: it stands in no row's place."""
+
+
 class ShapeError(UserError):
     """An array has not the shape that its taker needs."""
 

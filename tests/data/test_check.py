@@ -99,7 +99,7 @@ def test_leaks_name_both_rows(tmp_path):
     ]
     found = {f.reason: (f.where.rpartition(":")[2], f.other.rpartition(":")[2]) for f in report_of(tmp_path, rows).findings}
     leaks = {"leak_group": ("3", "1"), "leak_content": ("2", "1"), "leak_path": ("3", "4"), "leak_id": ("5", "4")}
-    assert found == {**leaks, "duplicate_id": ("5", "4")}
+    assert found == {**leaks, "duplicate_id": ("5", "4"), "two_transcripts": ("5", "3")}
 
 
 def test_the_edge_of_ctc_feasibility(tmp_path):
@@ -157,6 +157,7 @@ def test_a_folder_is_checked_manifest_by_manifest_and_together(tmp_path):
     found = {(f.reason, Path(f.where).name, Path(f.other).name) for f in report.findings}
     assert found == {
         ("leak_path", "two.csv:2", "one.jsonl:1"),
+        ("two_transcripts", "two.csv:2", "one.jsonl:1"),
         ("bad_row", "two.csv:3", ""),
         ("orphan", "nobody.wav", ""),
         ("skipped", "README.txt", ""),

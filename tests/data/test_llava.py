@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import formats, readers
-from muomni.data.llava import convert
+from muomni.data.layouts.chat import convert
 from muomni.data.quarantine import Quarantine
 from muomni.data.readers import Corpus
 from muomni.data.sample import ImagePart, Sample, TextPart, parse
@@ -183,7 +183,7 @@ HOSTILE = [
     ({"image": "a.png", "conversations": [{"from": "gpt", "value": "x"}]}, "bad_row", "0 for 1"),
     (row("<image>", "x", image=[["a.png"]]), "bad_row", "a path or a list"),
     (row("<image>", "x", image=7), "bad_row", "a path or a list"),
-    (row("<image>", "x", image=""), "bad_row", "at least 1 character"),
+    (row("<image>", "x", image=""), "bad_row", "1 for 0"),
     (row("<image>", "x", image="c.png"), "missing", "c.png"),
     ({"image": "a.png", "conversations": [{"from": "robot", "value": "x"}]}, "bad_row", "conversations 0"),
     ({"image": "a.png", "conversations": [{"from": ["gpt"], "value": "x"}]}, "bad_row", "conversations 0"),
@@ -231,7 +231,7 @@ def test_as_many_pictures_as_placeholders(words: list[str], images: int) -> None
         with pytest.raises(DataError):
             convert(asked)
         return
-    sample = parse(convert(asked))
+    sample = parse(convert(asked)[0])
     assert [part.path for part in sample.images] == [f"{k}.png" for k in range(images)]
     assert places in (0, images)
     left = "".join("*" if isinstance(p, ImagePart) else p.text for m in sample.messages for p in m.parts if not hasattr(p, "speaker"))  # type: ignore[union-attr]

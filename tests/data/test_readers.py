@@ -129,6 +129,10 @@ def test_a_media_manifest_is_never_read_as_text(tmp_path):
     write(tmp_path, "speech.jsonl", '{"path": "a.wav", "text": "hello"}')
     samples, quarantine = read(tmp_path, "speech.jsonl")
     assert samples == []
+    assert "a.wav: expected a file" in quarantine.examples["missing"][0]
+    write(tmp_path, "speech.jsonl", '{"path": "a.wav", "said": "hello"}')
+    samples, quarantine = read(tmp_path, "speech.jsonl")
+    assert samples == []
     assert "messages:" in quarantine.examples["bad_row"][0]
 
 
@@ -145,7 +149,7 @@ def test_absolute_and_parent_paths_of_a_named_manifest(tmp_path):
     write(tmp_path, "in/a.csv", f"wav,text\n{tmp_path}/out/a.wav,one\n../out/a.wav,two\n../out/b.wav,x\n/\0,x\n")
     samples, quarantine = read(tmp_path, "in/a.csv")
     assert {s.audios[0].path for s in samples} == {str(tmp_path / "out/a.wav")}
-    assert quarantine.counts == {"missing": 2}
+    assert quarantine.counts == {"missing": 1, "bad_row": 1}
 
 
 def test_wrong_sources_stop_with_a_line_that_helps(tmp_path):
@@ -272,9 +276,10 @@ def test_the_real_manifests_are_read_whole():
 def test_a_quote_that_is_not_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('wav,text\na.wav,"fine, it is"\nb.wav,5" disk\nc.wav,"open\nd.wav,lost\ne.wav,lost too\n')
     rows = list(formats.objects(tmp_path / "t.csv"))
-    assert [number for number, _ in rows] == [2, 3, 4]
+    assert [number for number, _ in rows] == [2, 3, 4, 5, 6]
     assert isinstance(rows[2][1], DataError)
-    assert "3 lines were read as one cell" in str(rows[2][1])
+    assert "a quotation mark is not closed" in str(rows[2][1])
+    assert [row["text"] for _, row in rows if isinstance(row, dict)] == ["fine, it is", '5" disk', "lost", "lost too"]
 
 
 def test_a_key_given_twice_is_no_row(tmp_path: Path) -> None:

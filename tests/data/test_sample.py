@@ -85,7 +85,7 @@ def test_foreign_keys_are_kept_and_slips_are_named():
         (user({"type": "audio", "path": "x", "start": float("nan")}), "bad_row", "start"),
         (user({"type": "video", "path": "x"}), "bad_row", "video"),
         (user({"type": "image_url", "image_url": {"url": "https://a/b.png"}}), "bad_row", "network"),
-        ({"text": "x", "split": "test"}, "bad_row", "split"),
+        ({"text": "x", "split": "tset"}, "bad_row", "split"),
         ({"text": "x", "extra": 3}, "bad_row", "extra"),
         ({"text": "\ud800"}, "bad_row", "surrogate"),
     ],

@@ -21,6 +21,16 @@ SAMPLE = {"id": "one", "group": "g", "task": "t", "kind": "dog", "messages": [AS
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
 LLAVA = {"id": "one", "image": "a.png", "kind": "dog", "conversations": TALK}
 CAPTION = {"id": "two", "image": "b.png", "kind": "cat", "caption": "a cat"}  # what llava asks `prompt` for
+CUT = {
+    **{"id": "c", "type": "MonoCut", "start": 0.0, "duration": 1.0, "channel": 0},
+    "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}],
+    "recording": {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": 16000,
+        "num_samples": 16000,
+    },
+}
 FLAT = {"name": "x", "image": "a.png", "say": "a dog", "which": ["a", "b"], "false": [{"kind": "animal", "text": "a cat"}], "side": "train"}
 TEMPLATE: dict[str, Any] = {"messages": [{"user": [{"image": "{image}"}]}, {"assistant": "{say}"}]}
 # The bytes of each format's file, and what a source must say of it.
@@ -32,9 +42,13 @@ FILES: dict[str, tuple[str, str]] = {
     "ocr_csv": ("o.csv", "image,text\na.png,hello\n"),
     "captions": ("c.json", json.dumps([{"image": "a.png", "caption": "a dog"}])),
     "images": ("folder", ""),
+    "sounds": ("heard", ""),
     "llava": ("l.json", json.dumps([LLAVA, CAPTION])),
+    "alpaca": ("i.json", json.dumps([{"instruction": "what?", "input": "", "output": "a dog", "image": "a.png", "kind": "dog"}])),
+    "lhotse": ("cuts.jsonl", json.dumps(CUT)),
     "ljspeech": ("lj", ""),
     "librispeech": ("libri", ""),
+    "vctk": ("vctk", ""),
     "rows": ("r.jsonl", json.dumps(FLAT)),
 }
 VALUES: dict[str, Any] = {
@@ -53,11 +67,14 @@ VALUES: dict[str, Any] = {
     "where": {"name": "y"},
     "expand": "which",
 }
-COMMON = {"path", "format", "weight", "tasks", "val_split", "limit", "held_out_groups"}
+COMMON = {"path", "format", "weight", "tasks", "val_split", "limit", "held_out_groups", "ignore"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    for name in ("heard/dog", "other/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.wav").write_bytes(b"x" * (1 + len(name)))
     for place in (tmp_path, tmp_path / "other", tmp_path / "folder" / "dog", tmp_path / "other" / "dog"):
         place.mkdir(parents=True, exist_ok=True)
         for name in ("a.png", "b.png", "a.wav"):
@@ -65,9 +82,11 @@ def folder(tmp_path: Path) -> Path:
     for table, line, sound in (
         ("lj/metadata.csv", "LJ001-0001|Hello.|Hello.", "lj/wavs/LJ001-0001.wav"),
         ("libri/19/198/19-198.trans.txt", "19-198-0000 HELLO", "libri/19/198/19-198-0000.flac"),
+        ("vctk/txt/p225/p225_001.txt", "Hello.", "vctk/wav48/p225/p225_001.wav"),
     ):
         (tmp_path / sound).parent.mkdir(parents=True)
         (tmp_path / sound).write_bytes(b"x")
+        (tmp_path / table).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / table).write_text(line + "\n")
     for name, content in FILES.values():
         if content:

@@ -120,7 +120,7 @@ def make(path, is_clean):
     fault("bad_row", "chats.jsonl", b'{"messages": [')
     fault("undecodable", "chats.jsonl", b'{"text": "\xff\xfe"}')
     fault("bad_row", "chats.jsonl", {"mesages": []})
-    fault("bad_row", "chats.jsonl", chat("?", "!", split="dev"))
+    fault("bad_row", "chats.jsonl", chat("?", "!", split="both"))
     fault("bad_row", "chats.jsonl", {"messages": [{"role": "robot", "content": "hi"}]})
     fault("empty", "chats.jsonl", chat("three and three?", " "))
     fault("zero_label", "chats.jsonl", chat("nobody answers", None, split="train"))

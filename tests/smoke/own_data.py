@@ -203,6 +203,23 @@ def _librispeech(folder: Path) -> None:
         (inside / f"{speaker}-10.trans.txt").write_text("".join(lines))
 
 
+def _sounds(folder: Path) -> None:
+    """As Hugging Face's audiofolder has it: a table in the folder of each split."""
+    for side, numbers in (("train", range(ROWS // 2)), ("test", range(ROWS // 2, ROWS // 2 + 3))):
+        lines = ["file_name,transcription"]
+        lines += [f"{speech(folder / side, f'{n}.wav', PHRASES[n % 6], n)},{PHRASES[n % 6]}" for n in numbers]
+        (folder / side / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def _vctk(folder: Path) -> None:
+    for speaker in range(225, 229):
+        for n in range(3):
+            name = f"p{speaker}_{n + 1:03d}"
+            speech(folder / "wav48_silence_trimmed" / f"p{speaker}", f"{name}_mic1.flac", PHRASES[n], speaker)
+            (folder / "txt" / f"p{speaker}").mkdir(parents=True, exist_ok=True)
+            (folder / "txt" / f"p{speaker}" / f"{name}.txt").write_text(f"{PHRASES[n]}\n")
+
+
 LLAVA = {"path": "llava_pretrain/blip_laion_cc_sbu_558k.json", "root": "llava_pretrain/images"}
 SOURCES: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {  # what writes a folder, and the source in it
     "text": (lambda folder: texts(folder / "m.txt", 40), {"path": "m.txt"}),
@@ -211,7 +228,9 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {  # what wri
     "ocr_csv": (lambda folder: _shown(folder, is_table=True), {"path": "m.csv"}),
     "captions": (lambda folder: _shown(folder, is_table=False), {"path": "m.json"}),
     "images": (_classes, {"path": "."}),
+    "sounds": (_sounds, {"path": "."}),
     "llava": (of_llava, LLAVA),
     "ljspeech": (_ljspeech, {"path": "."}),
     "librispeech": (_librispeech, {"path": "."}),
+    "vctk": (_vctk, {"path": "."}),
 }

@@ -44,9 +44,11 @@ GREEN = {
     "ocr_csv": ("vision", "omni", "align", "instruct"),
     "captions": ("vision", "omni", "align", "instruct"),
     "images": ("vision", "omni", "align", "instruct"),
+    "sounds": ("hearing", "codec", "talker", "omni"),
     "llava": ("vision", "omni", "align", "instruct"),
     "ljspeech": ("hearing", "codec", "talker"),
     "librispeech": ("hearing", "codec", "talker", "omni"),
+    "vctk": ("hearing", "codec", "talker", "omni"),
 }
 PAIRS = [(reader, stage) for reader, stages in GREEN.items() for stage in stages]
 

@@ -7,11 +7,13 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from muomni.data import columns, folder, formats, medium, overlap, readers
+from muomni.data import columns, folder, formats, medium, overlap, readers, shards, transcripts
 from muomni.data.findings import Finding, Findings, of_error, printable
+from muomni.data.layouts.fields import LENGTH
 from muomni.data.medium import Medium
 from muomni.data.overlap import Row
 from muomni.data.quarantine import Quarantine
+from muomni.data.reading import Account
 from muomni.data.report import Manifest, Report, balance, forecast, histogram
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
@@ -25,7 +27,8 @@ BYTES_PER_TOKEN = 3  # a careful guess where no tokenizer is given; English with
 SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
 ONE_ANSWER = 0.9
-TREES = ("ljspeech", "librispeech")
+LENGTH_SLACK_S, LENGTH_SLACK = 0.1, 0.05  # by which a told length may differ: it may be rounded
+TREES = ("ljspeech", "librispeech", "vctk")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
 
 
@@ -71,6 +74,10 @@ class _Collected(Quarantine):
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 
 
+    def note(self, path: str | Path, row: int | str, reason: str, detail: str) -> None:
+        self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
+
+
 class _Check:
     def __init__(self, path: str, tokenizer: Tokenizer | None, ctx_len: int) -> None:
         self.tokenizer = tokenizer
@@ -86,14 +93,15 @@ class _Check:
         """Read one manifest to its end."""
         known = Manifest(printable(str(path)))
         self.report.manifests.append(known)
-        quarantine = _Collected(self.findings)
+        quarantine, account = _Collected(self.findings), Account()
         try:
             recognised = columns.recognise(path, source)
             known.read_as = columns.describe(recognised) if recognised is not source else ""
             known.format = formats.sniff(path, recognised)
-            is_pictures = formats.listing(path).is_dir()  # in class folders, without lines
-            for line, sample in readers.numbered(recognised, base, quarantine):
-                where = sample.media[0].path if is_pictures else f"{formats.listing(path)}:{line}"
+            listing = formats.listing(path)
+            has_lines = not listing.is_dir() or shards.is_set(path) or known.format == "librispeech"  # not folders of classes
+            for line, sample in readers.numbered(recognised, base, quarantine, account):
+                where = f"{listing}:{line}" if has_lines else sample.media[0].path
                 known.rows += 1
                 if self._row(sample, where):
                     self.pairs.append((sample, recognised))
@@ -103,11 +111,22 @@ class _Check:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
         known.rows += quarantine.total
+        self._account(known, account, formats.listing(path))
         if not known.samples:
             self.findings.add(Finding("no_samples", str(path), "no usable sample"))
         elif not known.stages:
             why = "; ".join(f"{stage}: {', '.join(reasons)}" for stage, reasons in known.refused.items())
             self.findings.add(Finding("no_stage", str(path), f"no stage can learn from any of its {known.samples} rows: {why}"))
+
+    def _account(self, known: Manifest, account: Account, path: Path) -> None:
+        """What of the columns was read, what was left, and what must not be: files, and persons that only some rows name."""
+        known.read, known.left, known.columns = account.read, account.left, account.told()
+        known.said_sides = dict(account.sides)
+        for key, what in account.signs.items():
+            self.findings.add(Finding("left_column", str(path), f"column {key} names {what}, and the template does not"))
+        if account.named:
+            for line in account.unnamed:
+                self.findings.add(Finding("unnamed_speaker", f"{path}:{line}", account.told_unnamed()))
 
     def _row(self, sample: Sample, where: str) -> bool:
         """Open the sample's media and look at its words; a sample that training would set aside is reported as that."""
@@ -116,6 +135,7 @@ class _Check:
         try:
             row.media = [self._medium(part, where) for part in sample.media]
             self._transcript(row)
+            self._length(row)
         except DataError as error:
             self.findings.add(of_error(error, error.reason, where))
             return False
@@ -174,6 +194,20 @@ class _Check:
                 Finding("unknown_symbols", row.where, f"transcript: expected printable ASCII, got {got}", "printable ASCII", got)
             )
 
+    def _length(self, row: Row) -> None:
+        """Whether a sound is as long as its row says.
+
+        Raises  DataError (other_length): the words may be those of a part of it.
+        """
+        said = row.sample.extra.get(LENGTH)
+        sounds = [found.seconds for found in row.media if found.is_sound]
+        if isinstance(said, int | float) and len(sounds) == 1 and abs(said - sounds[0]) > LENGTH_SLACK_S + LENGTH_SLACK * sounds[0]:
+            raise DataError(
+                "other_length",
+                f"duration: expected the {sounds[0]:.2f} s of the sound, got {said:g} s",
+                hint="a part of it has `offset` too; a duration of something else is left out by `ignore: [duration]`",
+            )
+
     def _labels_and_length(self, row: Row) -> None:
         sample, ctx_len = row.sample, self.report.ctx_len
         if sample.messages and not any(m.role == "assistant" for m in sample.messages):
@@ -212,6 +246,7 @@ class _Check:
             row.side = side
         for finding in overlap.find(self.rows):
             self.findings.add(finding)
+        self._clashes()
         self._answers()
         self._tables()
         report = self.report
@@ -221,6 +256,17 @@ class _Check:
         report.usable = [{"where": row.where, "id": row.sample.id, "stages": list(row.stages)} for row in self.rows]
         report.counts, report.findings = dict(self.findings.counts), self.findings.kept
         return report
+
+    def _clashes(self) -> None:
+        """Rows of one sound whose words differ."""
+        found = transcripts.Transcripts()
+        for number, row in enumerate(self.rows):
+            found.add(number, row.sample)
+        for numbers in found.clashes():
+            first = self.rows[numbers[0]]
+            for number in numbers[1:]:
+                what = transcripts.told(first.media[0].name, len(numbers))
+                self.findings.add(Finding("two_transcripts", self.rows[number].where, what, other=first.where))
 
     def _answers(self) -> None:
         answers: defaultdict[str, Counter[str]] = defaultdict(Counter)

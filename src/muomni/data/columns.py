@@ -8,38 +8,65 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from muomni.data import formats
-from muomni.data.source import Source
+from muomni.data import formats, shards
+from muomni.data.layouts import fields, media
+from muomni.data.layouts.fields import fold
+from muomni.data.source import Recognised, Source
 from muomni.errors import ConfigError
 
-FILES = ("audio", "wav", "image", "path", "file", "file_name", "filename", "picture", "sound", "clip", "img", "photo")
-QUESTIONS = ("question", "prompt", "instruction")
+QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "output", "completion")
-WORDS = ("captions", "caption", "text", "transcript", "transcription", "sentence", "word", "label", "name", "intent", "class")
-TRANSCRIPTS = ("text", "transcript", "transcription", "sentence", "word")
-GROUPS = ("group", "speaker")  # without one, a picture or sound is its own group
-LOOKED_AT = 1000  # rows; `split` is looked at in all of them
+TRANSCRIPTS = (
+    "text",
+    "transcript",
+    "transcription",
+    "sentence",
+    "word",
+    "normalizedtext",
+    "rawtext",
+    "transcribedtext",
+    "utterance",
+    "txt",
+)
+WORDS = ("captions", "caption", *TRANSCRIPTS, "label", "name", "intent", "class", "description", "alttext", "category")
+CLIPS = "clips"  # where Common Voice keeps the sounds of the tables beside it
+LOOKED_AT = 1000  # rows
 BLANK_SHARE = 0.05
 
 
 def recognise(path: Path, source: Source) -> Source:
     """The source with the template or option that fits its file; as it is where it has a format or a template, or needs none."""
-    if source.format is not None or source.is_template or path.is_dir():
-        return source
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
+    if formats.kind(path) == ".txt" and source.format is None and path.is_file():
         return source.model_copy(update={"paragraphs": source.paragraphs or _has_paragraphs(path)})
-    if suffix not in (".jsonl", ".json", ".csv", ".tsv"):
+    return table(path, source)
+
+
+def table(path: Path, source: Source) -> Source:
+    """The source with the template that fits the columns of its table; as it is where it has a format or a template, or needs none."""
+    if source.is_template or source.format not in (None, "images", "sounds"):
         return source
-    rows = [row for _, row in islice(formats.objects(path), LOOKED_AT) if isinstance(row, dict)]
-    if not rows or any("messages" in row for row in rows) or _is_known_table(path, source):
+    if path.is_dir() and not shards.is_whole(path):
+        kind = formats.sniff(path, source) if shards.is_set(path) else None
+        return _described(path, source.model_copy(update={"format": kind})) if kind in ("images", "sounds") else source
+    if source.format is not None or not formats.is_table(path) or _is_known_table(path, source):
         return source
-    return source.model_copy(update=_template(path, rows))
+    return _described(path, source)
+
+
+def _described(table: Path, source: Source) -> Source:
+    """A source with the template that its table's columns tell; as it is where they tell none."""
+    rows = [row for _, row in islice(formats.dicts(table, source), LOOKED_AT) if isinstance(row, dict)]
+    if not rows or any("messages" in row for row in rows):
+        return source
+    home = formats.home(table)
+    root = home / source.root if source.root is not None else home
+    made = _template(source, rows, root)
+    return Recognised.of(source, **made) if made else source
 
 
 def describe(source: Source) -> str:
     """What of a source was recognised, as it could stand in a recipe."""
-    keys = ("paragraphs", "expand", "group", "task", "split", "messages")
+    keys = ("paragraphs", "expand", "group", "task", "messages")
     given = source.model_dump(include=set(keys), exclude_defaults=True)
     return json.dumps({key: given[key] for key in keys if key in given}, ensure_ascii=False) if given else ""
 
@@ -51,51 +78,94 @@ def _is_known_table(path: Path, source: Source) -> bool:
         return False
 
 
-def _template(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _template(source: Source, rows: list[dict[str, Any]], root: Path) -> dict[str, Any]:
     """The template that most rows fit: files from the user, words from the assistant; empty where no such columns are found."""
     common = _common(rows)
-    media = [(kind, key) for key in FILES if key in common and (kind := _kind(row.get(key) for row in rows))]
-    question = next((key for key in QUESTIONS if key in common), None)
-    answer = next((key for key in (ANSWERS if question else ()) if key in common), None)
-    words = answer or next((key for key in WORDS if key in common), None)
-    if words is None or not (media or (answer and question != "question")):
+    folded = {fold(key): key for key in reversed(common)}
+    shown = _media(rows, common)
+    question = next((folded[key] for key in QUESTIONS if key in folded), None)
+    answer = next((folded[key] for key in (ANSWERS if question else ()) if key in folded), None)
+    named = {key for _, key in shown}
+    words = answer or next((folded[key] for key in WORDS if key in folded and folded[key] not in named), None)
+    if words is None or not shown:
         return {}
-    heard = any(kind == "audio" for kind, _ in media)
-    window = {key: f"{{{key}}}" for key in ("start", "end") if heard and key in common}
-    asked: list[Any] = [{kind: f"{{{key}}}", **(window if kind == "audio" else {})} for kind, key in media]
+    heard = [key for kind, key in shown if kind == "audio"]
+    plan = fields.plan_of(tuple(common))
+    window = _window(plan, rows) if len(heard) == 1 else {}
+    asked: list[Any] = []
+    for kind, key in shown:
+        prefix = f"{CLIPS}/" if kind == "audio" and _lies_in_clips(rows, key, root) else ""
+        asked.append({kind: f"{prefix}{{{key}}}", **(window if kind == "audio" else {})})
     if question and answer:
         asked.append(f"{{{question}}}")
+    elif source.prompt:
+        asked.append(source.prompt)
     is_list = isinstance(rows[0].get(words), list)
     made: dict[str, Any] = {"messages": [{"user": asked}, {"assistant": "{item}" if is_list else f"{{{words}}}"}]}
     if is_list:
         made["expand"] = words
     if heard:
-        made["task"] = "transcribe" if words in TRANSCRIPTS else words
-    group = next((key for key in GROUPS if key in common and all(isinstance(row.get(key), str | int) for row in rows)), None)
-    if group:
+        made["task"] = "transcribe" if fold(words) in TRANSCRIPTS else words
+    group = plan.group or (plan.persons[0] if len(plan.persons) == 1 else None)
+    if group and all(isinstance(row.get(group), str | int) and row[group] != "" for row in rows):
         made["group"] = f"{{{group}}}"
-    if "split" in common and _splits(path) - {"train"}:
-        made["split"] = "{split}"
     return made
 
 
-def _common(rows: list[dict[str, Any]]) -> set[str]:
-    """The columns that at least half of the rows fill."""
-    keys = {key for row in rows for key in row}
-    return {key for key in keys if 2 * sum(row.get(key) is not None for row in rows) >= len(rows)}
+def _media(rows: list[dict[str, Any]], common: list[str]) -> list[tuple[str, str]]:
+    """Kind and name of each column of files; of two that name the same files, one."""
+    found: list[tuple[str, str]] = []
+    for key in common:
+        kind = _kind(row.get(key) for row in rows) if media.is_file_key(key) else None
+        if kind is None:
+            continue
+        is_copy = any(all(_first_path(row.get(key)) == _first_path(row.get(other)) for row in rows) for _, other in found)
+        if not is_copy:
+            found.append((kind, key))
+    return found
+
+
+def _window(plan: fields.Plan, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The stretch of a sound that columns say, as parts of a template have it; only where all rows say it: else each row is asked."""
+    times = plan.times
+    if not times.keys() & {"start", "end"} or any(time.unit_s is None for time in times.values()):
+        return {}
+    if not all(row.get(time.key) not in (None, "") for time in times.values() for row in rows):
+        return {}
+    return {time.of if time.unit_s == 1.0 else f"{time.of}_ms": f"{{{time.key}}}" for time in times.values()}
+
+
+def _lies_in_clips(rows: list[dict[str, Any]], key: str, root: Path) -> bool:
+    names = [name for row in rows[:20] if (name := _first_path(row.get(key))) and "/" not in name]
+    return (
+        bool(names)
+        and (root / CLIPS).is_dir()
+        and any((root / CLIPS / name).is_file() for name in names)
+        and not any((root / name).is_file() for name in names)
+    )
+
+
+def _common(rows: list[dict[str, Any]]) -> list[str]:
+    """The columns that at least half of the rows fill, in their order."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [key for key in keys if 2 * sum(row.get(key) is not None for row in rows) >= len(rows)]
+
+
+def _first_path(value: Any) -> str:
+    """The file that a cell names, "" where it names none."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("url")
+    return value if isinstance(value, str) and len(value) < 4096 else ""
 
 
 def _kind(values: Iterable[Any]) -> str | None:
     """What at least half of the values name: `audio` or `image` files."""
-    suffixes = [Path(value).suffix.lower() if isinstance(value, str) and len(value) < 4096 else "" for value in values]
+    suffixes = [Path(_first_path(value)).suffix.lower() for value in values]
     counts = {"audio": sum(s in formats.AUDIO_SUFFIXES for s in suffixes), "image": sum(s in formats.IMAGE_SUFFIXES for s in suffixes)}
     kind = max(counts, key=lambda name: counts[name])
     return kind if 2 * counts[kind] >= len(suffixes) else None
-
-
-def _splits(path: Path) -> set[str]:
-    """Every value of `split`: one that is `train` throughout says nothing, and the hash of the group decides."""
-    return {str(row["split"]) for _, row in formats.objects(path) if isinstance(row, dict) and row.get("split") is not None}
 
 
 def _has_paragraphs(path: Path) -> bool:

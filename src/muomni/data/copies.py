@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data.sample import AudioPart, ImagePart, Sample, inline_bytes
+from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.errors import DataError
+from muomni.media import stored
 
 STRETCH_BYTES = 4096
 UNKNOWN = -1  # the size of what can't be looked at: its reader will say why
@@ -96,8 +97,8 @@ def _parted(train: list[str], valid: list[str], key: Callable[[str], Hashable]) 
 def _size(path: str) -> int:
     """Bytes of a medium."""
     try:
-        content = inline_bytes(path)
-        return len(content) if content is not None else os.stat(path).st_size
+        held = stored.size(path)
+        return held if held is not None else os.stat(path).st_size
     except (OSError, ValueError, DataError):
         return UNKNOWN
 
@@ -105,11 +106,10 @@ def _size(path: str) -> int:
 def _stretches(path: str) -> bytes:
     """A digest of the beginning, the middle and the end of a medium."""
     digest = hashlib.blake2b(digest_size=16)
-    content = inline_bytes(path)
-    if content is not None:
-        places = _places(len(content))
-        for place in places:
-            digest.update(content[place : place + STRETCH_BYTES])
+    held = stored.size(path)
+    if held is not None:
+        for place in _places(held):
+            digest.update(stored.stretch(path, place, STRETCH_BYTES) or b"")
         return digest.digest()
     with open(path, "rb", buffering=0) as stream:
         for place in _places(os.fstat(stream.fileno()).st_size):
@@ -125,9 +125,9 @@ def _places(size: int) -> list[int]:
 
 def _digest(path: str) -> str:
     """Of all that a medium holds."""
-    content = inline_bytes(path)
-    return files.sha256_bytes(content) if content is not None else files.sha256_once(Path(path))
+    held = stored.content(path)
+    return files.sha256_bytes(held) if held is not None else files.sha256_once(Path(path))
 
 
 def _told(path: str) -> str:
-    return f"{path[:40]}..." if path.startswith("data:") else path
+    return stored.shown(path)

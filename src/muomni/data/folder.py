@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from muomni.data import formats, trees
+from muomni.data import formats, shards, streams, trees
 from muomni.errors import UserError
 
-TABLES = {".jsonl", ".csv", ".tsv"}
 SEPARATORS = re.compile(rb'["/\\,\t\r\n]+')
 ABOUT = re.compile(r"(readme|licen[cs]e|notice|copying|credits|changelog|requirements|sha256sums|md5sums|vocab)", re.IGNORECASE)
 
@@ -24,18 +24,16 @@ class Contents:
 
 
 def scan(path: Path) -> Contents | None:
-    """The manifests of a folder and below it; None for a folder of images or a corpus of speech, which is its own manifest."""
-    if formats.listing(path) != path or trees.is_librispeech(path):
+    """The manifests of a folder and below it; None for one that is its own manifest: of media with a table or in classes, or a corpus."""
+    if shards.is_set(path) or trees.is_librispeech(path) or trees.is_vctk(path) or trees.is_ljspeech(path):
         return None
     found = Contents()
-    for file in sorted(path.absolute().rglob("*")):
-        if any(part.startswith(".") for part in file.relative_to(path.absolute()).parts) or not file.is_file():
-            continue
-        suffix = file.suffix.lower()
+    for file in trees.files(path.absolute()):
+        suffix = streams.suffix(file)
         if suffix in formats.IMAGE_SUFFIXES or suffix in formats.AUDIO_SUFFIXES:
             found.media.add(str(file))
-        elif suffix in TABLES or suffix in (".json", ".txt"):
-            (found.manifests if _is_manifest(file, suffix) else found.skipped).append(file)
+        elif formats.is_table(file) or suffix == ".txt":
+            (found.manifests if file.is_file() and _is_manifest(file, suffix) else found.skipped).append(file)
     if found.media and all(file.suffix.lower() == ".txt" for file in found.manifests):
         return None  # notes beside pictures in class folders
     return found
@@ -52,8 +50,9 @@ def unnamed(media: set[str], manifests: list[Path]) -> list[str]:
 
 
 def sounds(path: Path) -> set[str]:
-    """The sounds of a folder and below it."""
-    return {str(file) for file in path.absolute().rglob("*") if file.suffix.lower() in formats.AUDIO_SUFFIXES}
+    """The sounds of a folder and below it; of two microphones the second is not counted."""
+    found = {str(file) for file in trees.files(path.absolute()) if file.suffix.lower() in formats.AUDIO_SUFFIXES}
+    return {name for name in found if "_mic2." not in name or name.replace("_mic2.", "_mic1.") not in found}
 
 
 def _is_manifest(file: Path, suffix: str) -> bool:
@@ -63,9 +62,18 @@ def _is_manifest(file: Path, suffix: str) -> bool:
     if suffix != ".json":
         return True
     try:
-        with file.open("rb") as stream:
-            head = stream.read(formats.MAX_LINE_BYTES)
-        value = formats.decode_json(head.decode())
-    except (UserError, UnicodeDecodeError, OSError):
-        return True  # broken, or many lines of JSON: its reader will say
-    return not isinstance(value, dict) or bool({"messages", "text"} & value.keys())
+        first = next(iter(streams.values(file)), (1, {}))[1]
+    except (UserError, OSError):
+        return True  # broken: its reader will say
+    return not isinstance(first, dict) or bool({"messages", "text", "conversations"} & first.keys()) or not _is_one_object(file)
+
+
+def _is_one_object(file: Path) -> bool:
+    """Whether a file of JSON holds one object alone, as settings do."""
+    with streams.opened(file) as stream:
+        if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+            return False
+    try:
+        return len(list(islice(streams.values(file), 2))) < 2
+    except UserError:
+        return False

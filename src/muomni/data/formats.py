@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from muomni.config import is_set
-from muomni.data import llava, template, trees
-from muomni.data.source import Format, Source
-from muomni.errors import ConfigError, DataError
+from muomni.data import parquet, shards, streams, tables, template, trees
+from muomni.data.layouts import chat, cuts, fields, instructions, media
+from muomni.data.reading import Reading
+from muomni.data.sample import FIELDS
+from muomni.data.source import Format, Recognised, Source
+from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
+from muomni.data.streams import decode_json as decode_json
+from muomni.data.streams import lines
+from muomni.errors import ConfigError, DataError, DataNote
 
-Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
+Rows = Iterator[tuple[int, Reading | dict[str, Any] | DataError]]  # a dict: a row of which nothing was left
 
-MAX_LINE_BYTES = 16 * 2**20
-MAX_JSON_BYTES = 512 * 2**20
+LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
-MEDIA_KEYS = {"image", "audio", "path", "wav", "video", "image_url", "audio_url", "file_name"}
-
-
-def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """Lines of a text file from 1, without line ends and byte order mark; one of invalid UTF-8 or over 16 MiB is a DataError."""
-    with path.open("rb") as stream:
-        number = 0
-        while raw := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    continue
-                yield number, DataError("too_large", f"line: expected at most {MAX_LINE_BYTES} bytes")
-                continue
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            try:
-                yield number, raw.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield number, DataError("undecodable", f"line: expected UTF-8, got byte 0x{raw[error.start]:02x} at {error.start}")
-
-
-def decode_json(text: str) -> Any:
-    """A JSON value.
-
-    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a surrogate pair; on a key given twice.
-    """
-    try:
-        value = _DECODER.decode(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except RecursionError as error:
-        raise DataError("bad_row", "row: nested too deeply") from error
-    except ValueError as error:
-        raise DataError("bad_row", f"row: expected a JSON object, got {text[:60]!r} ({str(error)[:80]})") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of these keys; one that is given twice is an error, since a parser keeps but the last."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-        raise ValueError(f"key {twice[:40]!r} is given twice")
-    return made
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` would make one for each row
+IMAGE_SUFFIXES, AUDIO_SUFFIXES = media.IMAGE_SUFFIXES, media.AUDIO_SUFFIXES
+READ_EXTRA = frozenset({"names", "text", "words", "kind", "kinds", "speaker"})  # keys beside ours that somebody reads from `extra`
 
 
 def text(path: Path, source: Source) -> Rows:
@@ -111,94 +68,179 @@ def _paragraphs(path: Path) -> Iterator[tuple[int, str | DataError]]:
 
 
 def objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """JSON values of a JSONL file (blank lines skipped) or of a JSON array; CSV rows as objects of strings."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        yield from _table(path)
-    elif _is_array(path):
-        yield from _array(path)
-    else:
-        for number, line in lines(path):
-            if isinstance(line, DataError):
-                yield number, line
-            elif line.strip():
-                try:
-                    yield number, decode_json(line)
-                except DataError as error:
-                    yield number, error
+    """Rows of any container, numbered from 1 or by line: JSON values, a table's or a parquet file's rows, a tar's samples.
+
+    Of several files (a pattern, a folder of shards) the rows are numbered through, and their split is told by the files' names, where
+    these say it. DataErrors stand in the places of rows that can't be read.
+    """
+    parts = shards.parts(path)
+    if len(parts) == 1 and parts[0] == path:
+        yield from _objects(path, path.name)
+        return
+    top, sides, count = home(path), shards.sides(parts), 0
+    if trees.common_voice(path) and len(parts) > 1 and (path / "validated.tsv").exists():
+        said = ", ".join(part.name for part in parts)
+        yield 1, DataNote("repaired", f"{said} are read; validated.tsv, which holds their rows and others, is left")
+    for part in parts:
+        inside = os.path.relpath(part.parent, top) if part.name in trees.TABLES and part.parent != top else ""
+        for number, row in _objects(part, os.path.relpath(part, top), f"{part.name.partition('.')[0]}/"):
+            if isinstance(row, DataError):
+                row.message = f"{part.name}:{number}: {row.message}"
+            elif isinstance(row, dict):
+                if part in sides:
+                    row.setdefault("split", sides[part])
+                if inside:
+                    row = {key: _placed(key, value, inside) for key, value in row.items()}
+            count += not isinstance(row, DataNote)
+            yield max(1, count), row
 
 
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+def _objects(path: Path, container: str, name: str = "") -> Iterator[tuple[int, Any]]:
+    """Rows of one file. Takes container: its path from `home`; name: what stands before the ids that a tar gives."""
+    suffix = streams.suffix(path)
+    if suffix in tables.SUFFIXES:
+        return tables.rows(path)
+    if suffix == shards.TAR:
+        return shards.rows(path, container, name)
+    return parquet.rows(path, container) if suffix == shards.PARQUET else streams.values(path)
 
 
-def _array(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError("too_large", f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON", hint="write it as JSON lines")
-    try:
-        values = decode_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
-    except UnicodeDecodeError as error:
-        raise DataError("undecodable", f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    except DataError as error:
-        raise DataError(error.reason, f"{path}: {error.message}", hint="is it JSON lines? then name it .jsonl") from error
-    yield from enumerate(values, start=1)
+def _placed(key: str, value: Any, inside: str) -> Any:
+    """A field of a table in a folder of the set: what names files, as Hugging Face spells such columns, with that folder before it."""
+    if isinstance(value, str) and (key == "file_name" or key.endswith("_file_name")):
+        return f"{inside}/{value}"
+    if isinstance(value, list) and (key == "file_names" or key.endswith("_file_names")):
+        return [f"{inside}/{each}" if isinstance(each, str) else each for each in value]
+    return value
 
 
-def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    # Bytes that are no UTF-8 become surrogates, so that only their own row is lost.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        read: list[str] = []  # the lines of the row at hand
+def home(path: Path) -> Path:
+    """The folder from which the media of a file, of a folder or of a pattern are named."""
+    if path.is_dir():
+        return path
+    top = path.parent
+    while shards.is_pattern(top) and not top.exists():
+        top = top.parent
+    return top
 
-        def noted() -> Iterator[str]:
-            for line in stream:
-                read.append(line)
-                yield line
 
-        reader = csv.reader(noted(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        header: list[str] | None = None
-        while True:
-            read.clear()
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, DataError("bad_row", f"csv: {error}")
-                continue
-            if cells is None:
-                return
-            if not any(cell.strip() for cell in cells):
-                continue
-            if "".join(read).count('"') % 2 and cells[-1].endswith("\n"):  # all that followed went into this cell
-                first = reader.line_num - len(read) + 1
-                yield first, DataError("bad_row", f"csv: a quote is not closed: {len(read)} lines were read as one cell")
-                continue
-            if any("\ud800" <= character <= "\udfff" for cell in cells for character in cell):
-                yield reader.line_num, DataError("undecodable", "csv: expected UTF-8")
-            elif header is None:
-                header = [cell.strip() for cell in cells]
-            elif len(cells) != len(header):
-                yield (
-                    reader.line_num,
-                    DataError("bad_row", f"csv: expected {len(header)} cells ({', '.join(header)[:80]}), got {len(cells)}"),
-                )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
+def folders(path: Path) -> list[Path]:
+    """The folders of the files of a pattern: where their media may lie too."""
+    return sorted({part.parent for part in shards.parts(path)}) if shards.is_pattern(path) and not path.exists() else []
+
+
+OBJECTS = (".jsonl", ".json", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects, not lines of cells
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file, a pattern or a folder of shards holds objects, by its name."""
+    return kind(path) in (*OBJECTS, *tables.SUFFIXES)
+
+
+def kind(path: Path) -> str:
+    """The suffix that says what a file holds, or each file of a pattern or of a folder of shards: `.jsonl` of `cuts.jsonl.gz`."""
+    return streams.suffix(shards.parts(path)[0] if path.is_dir() and shards.is_set(path) else path)
+
+
+def dicts(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of a file, without the columns that the source ignores; what is no object is an error in its place."""
+    ignored = [key for key in source.ignore if not key.startswith(("<", "["))]
+    for number, row in objects(path):
+        if isinstance(row, dict):
+            if ignored:
+                row = without(row, ignored)
+            yield number, row
+        else:
+            yield (
+                number,
+                row if isinstance(row, DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
+            )
+
+
+def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
+    """A row without some of its columns; those of its turns are left out too (`weight` of messages)."""
+    kept = {key: value for key, value in row.items() if key not in ignored}
+    for turns in ("messages", "conversations"):
+        if isinstance(kept.get(turns), list):
+            kept[turns] = [{k: v for k, v in turn.items() if k not in ignored} if isinstance(turn, dict) else turn for turn in kept[turns]]
+    return kept
+
+
+def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterator[Reading]]) -> Rows:
+    """Every row of a file as a layout reads it; what it raises stands in the row's place."""
+    for number, row in dicts(path, source):
+        if isinstance(row, DataError):
+            yield number, row
+            continue
+        try:
+            for reading in convert(row):
+                yield number, reading
+        except DataError as error:
+            yield number, error
+
+
+def says_sides(path: Path, source: Source) -> bool:
+    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing, and the hash decides."""
+    keys: list[str] = []
+    for number, row in enumerate(row for _, row in dicts(path, source) if isinstance(row, dict)):
+        if number < LOOKED_AT and not keys:
+            plan = fields.plan_of(tuple(row))
+            keys = plan.splits + plan.sets
+        if not keys and number >= LOOKED_AT:
+            return False
+        if any(row.get(key) not in (None, "") and fields.holds_out(key, row[key]) for key in keys):
+            return True
+    return False
+
+
+def left_of(row: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
+    """The fields of a row that were not used."""
+    names = set(used)
+    return {key: value for key, value in row.items() if key not in names}
 
 
 def samples(path: Path, source: Source) -> Rows:
     """Sample rows as they are; {"text"} documents; question and answer without media become one document.
 
-    The source's `prompt` is said where the user shows a medium without a word; its `names` go to `extra`.
+    Media and a system prompt beside the turns are put into them (see `layouts.chat`). The source's `prompt` is said where the user shows a
+    medium without a word; its `names` go to `extra`.
     """
-    for number, row in objects(path):
-        if isinstance(row, dict):
-            try:
-                row = _asked(row, source) if "messages" in row else _document(row)
-            except DataError as error:
-                row = error
-        yield (
-            number,
-            row if isinstance(row, dict | DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
+    about, ignored = fields.About(source), frozenset(source.ignore)
+
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        left: dict[str, Any] = {}
+        used: list[str] = []
+        if "messages" not in row:
+            made, used = _turns_or_document(row, ignored)
+        elif chat.is_plain(row):
+            made = _asked(row, source)
+            if source.prompt is None and source.names is None:
+                yield Reading(row, row, left, "group" if row.get("group") is not None else "")
+                return
+        else:
+            turns, used, left = chat.messages(row, ignored)
+            made = _asked({**row, "messages": turns}, source)
+        made = {key: value for key, value in made.items() if key in FIELDS or key not in used}
+        told, whence = about.complete(made, {key: value for key, value in row.items() if key not in FIELDS})
+        used = [key for key in row if key in FIELDS or key in used or key in told or key in READ_EXTRA]
+        whence = "group" if made.get("group") is not None and whence == "" else whence
+        left = {**left_of(row, used), **left}
+        yield Reading(
+            {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
         )
+
+    yield from each(path, source, convert)
+
+
+def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """A row without messages: another layout's turns among ours, or a document; and the fields that were used."""
+    if chat.turns_key(row) is not None:
+        made, used = chat.convert(row, ignored)
+    elif instructions.knows(row):
+        made, used = instructions.convert(row, ignored)
+    else:
+        return _document(row), []
+    return {**row, **made}, used
 
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -219,12 +261,19 @@ def _with_words(message: Any, prompt: str) -> Any:
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
 
-def _document(row: dict[str, Any]) -> dict[str, Any] | DataError:
-    media = sorted(MEDIA_KEYS & row.keys())
-    if media:
-        return DataError(
-            "bad_row", f"row: has {', '.join(media)} but no messages", hint="give the source a `messages:` template (format rows)"
+def _document(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without turns as a document.
+
+    Raises  DataError (bad_row) where it names media: they would be dropped.
+    """
+    named = sorted(key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value))
+    if named:
+        raise DataError(
+            "bad_row",
+            f"row: has {', '.join(named)} but no messages, and no words for it in a column that is known",
+            hint="give the source a `messages:` template (format rows)",
         )
+    chat.refuse(row)
     if "text" not in row and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         rest = {key: value for key, value in row.items() if key not in ("question", "answer")}
         return {**rest, "text": f"{row['question']}\n{row['answer']}"}
@@ -235,53 +284,32 @@ def rows(path: Path, source: Source) -> Rows:
     """Flat rows filled into the source's template."""
     if not source.is_template:
         raise ConfigError(f"{path}: format rows: expected a `messages:` or `text:` template, got none")
-    for number, row in objects(path):
-        if isinstance(row, DataError):
-            yield number, row
-        elif not isinstance(row, dict):
-            yield number, DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
-        else:
-            try:
-                for filled in template.fill(source, row):
-                    yield number, filled
-            except DataError as error:
-                yield number, error
+    filled = template.Template(source, honours_split=says_sides(path, source))
+    is_chosen = not isinstance(source, Recognised)
 
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        for made, used, whence in filled.fill(row):
+            yield Reading(made, used, left_of(row, used), whence, is_chosen, filled.in_frames)
 
-def _pair(kind: str, path: Any, words: Any, source: Source, *, task: str) -> dict[str, Any] | DataError:
-    """A medium from the user, words from the assistant."""
-    if not isinstance(path, str) or not isinstance(words, str):
-        return DataError("bad_row", f"row: expected {kind} and text as strings, got {path!r:.60} and {words!r:.60}")
-    if not words.strip():
-        return DataError("empty", "text: expected words, got none")
-    content: list[dict[str, Any]] = [{"type": kind, "path": path}]
-    if source.prompt:
-        content.append({"type": "text", "text": source.prompt})
-    return {"task": task, "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": words.strip()}]}
+    yield from each(path, source, convert)
 
 
 def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Source], Rows]:
-    """A reader of tables with a column of files and a column of words."""
+    """A reader of tables with a column of files and a column of words: a template over these two."""
 
     def read(path: Path, source: Source) -> Rows:
         _refuse_swapped(path, medium, words, AUDIO_SUFFIXES if kind == "audio" else IMAGE_SUFFIXES)
-        for number, row in objects(path):
-            if isinstance(row, DataError):
-                yield number, row
-            elif not isinstance(row, dict) or not {medium, words} <= row.keys():
-                got = ", ".join(map(str, row))[:80] if isinstance(row, dict) else type(row).__name__
-                yield number, DataError("bad_row", f"row: expected {medium} and {words}, got {got}")
-            else:
-                made = _pair(kind, row[medium], row[words], source, task=task)
-                known = {key: row[key] for key in ("id", "group", "speaker", "split") if isinstance(row.get(key), str) and row[key]}
-                if "speaker" in known:
-                    speaker = known.pop("speaker")
-                    known.setdefault("group", speaker)
-                    if kind == "audio" and not isinstance(made, DataError):
-                        made["messages"][0]["content"][0]["speaker"] = speaker
-                yield number, made if isinstance(made, DataError) else {**known, **made}
+        return rows(path, paired(source, medium, words, kind, task))
 
     return read
+
+
+def paired(source: Source, medium: str, words: str, kind: str, task: str) -> Recognised:
+    """The template of a medium and its words; for `speak` the assistant says them, else it writes them."""
+    shown, said = {kind: f"{{{medium}}}"}, f"{{{words}}}"
+    asked = [shown, *([source.prompt] if source.prompt else [])]
+    turns = [{"user": said}, {"assistant": [shown]}] if task == "speak" else [{"user": asked}, {"assistant": said}]
+    return Recognised.of(source, task=task, messages=turns)
 
 
 def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> None:
@@ -289,7 +317,7 @@ def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> 
 
     Raises  ConfigError, which says so in a line.
     """
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if kind(path) not in tables.SUFFIXES:
         return
     rows = [row for _, row in islice(objects(path), SWAPPED_ROWS) if isinstance(row, dict)]
     pairs = [(row[medium], row[words]) for row in rows if isinstance(row.get(medium), str) and isinstance(row.get(words), str)]
@@ -306,29 +334,57 @@ def _looks_like_a_file(cell: str, suffixes: set[str]) -> bool:
     return Path(cell.strip()).suffix.lower() in suffixes if len(cell) < 4096 else False
 
 
-def tts_csv(path: Path, source: Source) -> Rows:
-    """Columns text, wav: the user's text, spoken by the assistant."""
-    for number, row in pairs("wav", "text", "audio", "speak")(path, source):
-        if isinstance(row, dict):
-            user, assistant = row["messages"]
-            spoken = [user["content"][0]]
-            row["messages"] = [{"role": "user", "content": assistant["content"]}, {"role": "assistant", "content": spoken}]
-        yield number, row
-
-
 def conversations(path: Path, source: Source) -> Rows:
-    """Rows of LLaVA-Pretrain and LLaVA-Instruct: `conversations` with `<image>` where the pictures stand, or a caption and an image."""
-    taken: dict[str, int] = {}
-    for number, row in objects(path):
-        if not isinstance(row, dict):
-            yield number, row if isinstance(row, DataError) else DataError("bad_row", f"row: expected an object, got {type(row).__name__}")
-            continue
+    """Rows of LLaVA, ShareGPT and LLaMA-Factory: `conversations` with `<image>` where the media stand, or a caption and an image."""
+    unique, ignored = chat.Unique(), frozenset(source.ignore)
+
+    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        made, used = chat.convert(row, ignored, source.prompt)
+        return {**known, **made}, used
+
+    yield from _turned(path, source, convert, unique)
+
+
+def told_instructions(path: Path, source: Source) -> Rows:
+    """Rows of Alpaca and its like: instruction, input, output."""
+    ignored = frozenset(source.ignore)
+
+    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        made, used = instructions.convert(row, ignored)
+        return {**known, **made}, used
+
+    yield from _turned(path, source, convert, chat.Unique())
+
+
+def _turned(
+    path: Path, source: Source, convert: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], list[str]]], unique: chat.Unique
+) -> Rows:
+    """Rows that a layout makes turns of, with ids that are made unique and what the source says of them."""
+    about = fields.About(source, honours_split=says_sides(path, source))
+    said = {name for key in ("group", "task", "split", "names") for name in template.names(getattr(source, key))}
+
+    def one(row: dict[str, Any]) -> Iterator[Reading]:
         given = row.get("id")
-        known = {"id": llava.unique(str(given), taken)} if isinstance(given, str | int) and given != "" else {}
-        try:
-            yield number, {**known, **llava.convert(row, source.prompt), **template.about(source, row)}
-        except DataError as error:
-            yield number, error
+        known = {"id": unique(str(given))} if isinstance(given, str | int) and given != "" else {}
+        made, used = convert(row, known)
+        made |= template.about(source, row)
+        told, whence = about.complete(made, row)
+        used = [key for key in row if key in used or key in told or key in said or key == "id"]
+        yield Reading(made, used, left_of(row, used), whence, frames=about.in_frames)
+
+    yield from each(path, source, one)
+
+
+def lhotse(path: Path, source: Source) -> Rows:
+    """Lhotse's cuts: a sample for each supervision."""
+    about = fields.About(source, honours_split=says_sides(path, source))
+
+    def convert(row: dict[str, Any]) -> Iterator[Reading]:
+        for made, used, left in cuts.convert(row, source.prompt):
+            used = used + about.split(made, row)
+            yield Reading(made, used, {**cuts.left_of(row), **left}, "person" if "group" in made else "")
+
+    yield from each(path, source, convert)
 
 
 def ljspeech(path: Path, source: Source) -> Rows:
@@ -361,45 +417,65 @@ def librispeech(path: Path, source: Source) -> Rows:
 
 
 def listing(path: Path) -> Path:
-    """The file in which a manifest's rows stand: the metadata of a folder of images, where it has one; else itself."""
-    names = ("metadata.jsonl", "metadata.csv") if path.is_dir() else ()
-    return next((path / name for name in names if (path / name).exists()), path)
+    """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else itself."""
+    found = shards.parts(path) if path.is_dir() else []
+    return found[0] if len(found) == 1 and found[0].name in trees.TABLES else path
 
 
 def images(path: Path, source: Source) -> Rows:
-    """A folder of images: metadata.jsonl or .csv (file_name, text or caption), else class folders whose names are the captions."""
+    """A folder of pictures: metadata (file_name, text or caption), its own or of each split, else class folders named by the captions."""
+    return _folder(path, source, "image", IMAGE_SUFFIXES, ("text", "caption"), "caption")
+
+
+def sounds(path: Path, source: Source) -> Rows:
+    """A folder of sounds: metadata (file_name, transcription or text), its own or of each split, else class folders named by the labels."""
+    return _folder(path, source, "audio", AUDIO_SUFFIXES, ("transcription", "text"), "transcribe")
+
+
+def _folder(path: Path, source: Source, medium: str, suffixes: set[str], words: tuple[str, str], task: str) -> Rows:
     if not path.is_dir():
-        raise DataError("missing", f"{path}: expected a folder of images")
-    if (table := listing(path)) != path:
-        for number, row in objects(table):
-            if isinstance(row, DataError) or not isinstance(row, dict):
-                yield number, row if isinstance(row, DataError) else DataError("bad_row", "row: expected an object")
-                continue
-            yield number, _pair("image", row.get("file_name"), row.get("text", row.get("caption")), source, task="caption")
+        raise DataError("missing", f"{path}: expected a folder of {'pictures' if medium == 'image' else 'sounds'}")
+    if shards.is_set(path):
+        yield from rows(path, source if source.is_template else paired(source, "file_name", words[0], medium, words[1]))
         return
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    for number, file in enumerate(files, start=1):
-        inside = file.relative_to(path)
-        if len(inside.parts) < 2:
-            yield (
-                number,
-                DataError("bad_row", f"{inside}: expected it in a class folder", hint="or add metadata.jsonl with file_name and text"),
-            )
-        else:
-            yield number, _pair("image", str(inside), inside.parts[-2].replace("_", " "), source, task="caption")
+    for number, found in enumerate(trees.classes(path, suffixes), start=1):
+        if isinstance(found, DataError):
+            yield number, found
+            continue
+        inside, said, side = found
+        if medium == "audio" and (path / inside).with_suffix(".txt").exists():
+            what = f"{inside}: expected a folder of classes, got a text beside the sound: {inside.with_suffix('.txt').name}"
+            yield number, DataError("bad_row", what, hint="write its words into a metadata.csv with file_name and transcription")
+            continue
+        shown: list[dict[str, Any]] = [{"type": medium, "path": str(inside)}]
+        asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        row = {"task": "caption" if medium == "image" else "label", "messages": turns}
+        yield number, {**row, "split": side} if side else row
+
+
+def vctk(path: Path, source: Source) -> Rows:
+    """VCTK's folder: a row a text of txt/, with the sound of its first microphone."""
+    if not trees.is_vctk(path):
+        raise DataError("missing", f"{path}: expected a folder with txt/ and wav48_silence_trimmed/ or wav48/")
+    yield from enumerate(trees.vctk(path, source.prompt), start=1)
 
 
 READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "text": text,
     "samples": samples,
     "asr_csv": pairs("wav", "text", "audio", "transcribe"),
-    "tts_csv": tts_csv,
+    "tts_csv": pairs("wav", "text", "audio", "speak"),
     "ocr_csv": pairs("image", "text", "image", "ocr"),
     "captions": pairs("image", "caption", "image", "caption"),
     "images": images,
+    "sounds": sounds,
     "llava": conversations,
+    "alpaca": told_instructions,
+    "lhotse": lhotse,
     "ljspeech": ljspeech,
     "librispeech": librispeech,
+    "vctk": vctk,
     "rows": rows,
 }
 
@@ -415,9 +491,13 @@ USES: dict[Format, set[str]] = {
     "ocr_csv": {*SHOWN, "told"},
     "captions": {*SHOWN, "told"},
     "images": {*SHOWN, "told"},
+    "sounds": SHOWN,
     "llava": {*SHOWN, "told", *ABOUT},
+    "alpaca": {"root", "told", *ABOUT},
+    "lhotse": SHOWN,
     "ljspeech": set(),
     "librispeech": {"prompt"},
+    "vctk": {"prompt"},
     "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 
@@ -440,14 +520,18 @@ def sniff(path: Path, source: Source) -> Format:
         return source.format
     if source.is_template:
         return "rows"
-    suffix = path.suffix.lower()
+    suffix = kind(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
-    if path.is_dir():
-        return "librispeech" if listing(path) == path and trees.is_librispeech(path) else "images"
+    if path.is_dir() and not shards.is_whole(path):
+        if not shards.is_set(path) and trees.is_librispeech(path):
+            return "librispeech"
+        if trees.is_vctk(path):
+            return "vctk"
+        return "sounds" if trees.sounds_alone(path) else "images"
     if suffix == ".txt":
         return "text"
-    if suffix in (".csv", ".tsv"):
+    if suffix in tables.SUFFIXES:
         first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
         columns = list(first)
         if {"wav", "text"} <= set(columns):
@@ -456,10 +540,19 @@ def sniff(path: Path, source: Source) -> Format:
             return "ocr_csv"
         if {"image", "caption"} <= set(columns):
             return "captions"
-    if suffix in (".json", ".jsonl"):
-        first = next((row for _, row in objects(path) if isinstance(row, dict)), {})
-        if isinstance(first.get("conversations"), list):
-            return "llava"
-        is_caption = {"image", "caption"} <= first.keys() and "messages" not in first
-        return "captions" if is_caption else "samples"
+    if suffix in OBJECTS:
+        return told_by(next((row for _, row in dicts(path, source) if isinstance(row, dict)), {}))
     raise ConfigError(f"{path}: can't tell its format", hint=f"set format: one of {', '.join(READERS)}")
+
+
+def told_by(row: dict[str, Any]) -> Format:
+    """The format of a file of objects by one of them."""
+    if "messages" in row:
+        return "samples"
+    if chat.turns_key(row) is not None:
+        return "llava"
+    if cuts.knows(row):
+        return "lhotse"
+    if instructions.knows(row):
+        return "alpaca"
+    return "captions" if {"image", "caption"} <= row.keys() else "samples"

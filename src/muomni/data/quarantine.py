@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muomni.errors import DataError
 
+NOTES = 50  # that are told in a run
 EXAMPLES = 20  # kept in memory for each reason; the file has them all
 
 
@@ -22,6 +23,7 @@ class Quarantine:
         self.limit = limit
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.notes: list[str] = []  # what must be told, the first of it
         self._written = _known(path) if path is not None and path.exists() else set[tuple[str, str, str]]()
 
     def add(self, path: str | Path, row: int | str, reason: str, detail: str = "") -> None:
@@ -36,6 +38,11 @@ class Quarantine:
             entry = {"path": str(path), "row": row, "reason": reason, "detail": detail}
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def note(self, path: str | Path, row: int | str, reason: str, detail: str) -> None:
+        """Tell something about a row or a file that is read all the same; it is counted among no bad rows."""
+        if len(self.notes) < NOTES:
+            self.notes.append(f"{path}:{row}: {detail}")
 
     def merge(self, counts: dict[str, int]) -> None:
         """Add the counts of another process."""

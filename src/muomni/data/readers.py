@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from array import array
@@ -15,24 +16,30 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data import formats, split, trees
-from muomni.data.indexed import Writer
+from muomni.data import columns, formats, parquet, shards, split, streams, trees
+from muomni.data.indexed import Samples, Writer
+from muomni.data.layouts import fields
+from muomni.data.places import Places
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample, parse
+from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
+from muomni.data.sample import Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.told import in_words
-from muomni.errors import DataError
+from muomni.data.transcripts import Transcripts
+from muomni.data.transcripts import told as told_clash
+from muomni.errors import DataError, DataNote
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
     settings, not the place; `modalities` says what samples hold: image, audio, text (no media); `segments` tells what became of samples
-    that were too long for their stage, where one asks for that."""
+    that were too long for their stage, where one asks for that; `accounts` says of each source which of its columns were read."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
@@ -41,6 +48,8 @@ class Corpus:
     leaks: split.Leaks
     modalities: set[str]
     segments: Segments | None = None
+    accounts: Sequence[tuple[str, Account]] = ()
+    notes: Sequence[str] = ()  # what was read otherwise than it stands, by file and line
 
 
 def locate(source: Source, base: Path) -> Path:
@@ -52,10 +61,27 @@ def locate(source: Source, base: Path) -> Path:
     path = Path(base) / given
     if not path.exists() and given.exists():
         return given.absolute()
+    if not path.exists() and shards.is_pattern(given):
+        return _pattern(path, given)
     if not path.exists():
         raise DataError("missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`")
     if not (path.is_file() or path.is_dir()):  # a pipe or a device may never end
         raise DataError("missing", f"{path}: expected a file or a folder, found neither", hint="check the source's `path`")
+    return path
+
+
+def _pattern(path: Path, given: Path) -> Path:
+    """A pattern that fits files, relative to the recipe's folder or to the working folder."""
+    try:
+        shards.parts(path)
+    except DataError:
+        if given.is_absolute():
+            raise
+        try:
+            shards.parts(given.absolute())
+        except DataError:
+            shards.parts(path)
+        return given.absolute()
     return path
 
 
@@ -67,23 +93,40 @@ def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]
     return (sample for _, sample in numbered(source, base, quarantine))
 
 
-def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tuple[int, Sample]]:
-    """`read` with the line of each sample."""
+def numbered(source: Source, base: Path, quarantine: Quarantine, account: Account | None = None) -> Iterator[tuple[int, Sample]]:
+    """`read` with the line of each sample; a flat manifest without a template is read by what its columns seem to hold.
+
+    Takes   account: which columns were read and which were left goes there.
+    """
     path = locate(source, base)
-    roots = tuple(str(each.absolute()) for each in (_root(source, base, path), Path(base)))
-    present: dict[str, bool] = {}
+    source = columns.table(path, source)
+    places = Places([str(each.absolute()) for each in (_root(source, base, path), Path(base), *formats.folders(path))])
+    account, listing = Account() if account is None else account, formats.listing(path)
+    signs = Signs(places.roots, places.has)
+    ignored = frozenset(source.ignore)
     count = 0
-    for line, row in _rows(path, source):
+    for line, found in _rows(path, source):
         try:
-            if isinstance(row, DataError):
-                raise row
-            found = parse(row)
-            is_wanted = source.tasks is None or found.task in source.tasks
-            sample = _rooted(in_words(found) if source.told and is_wanted else found, roots, present)
+            if isinstance(found, DataNote):
+                quarantine.note(listing, line, found.reason, str(found))
+                continue
+            if isinstance(found, DataError):
+                raise found
+            reading = found if isinstance(found, Reading) else Reading(found)
+            account.add(reading)
+            if reading.left:
+                signs.refuse(reading, account)
+            if reading.frames:
+                _in_seconds(reading.row, places)
+            sample = parse(reading.row)
+            refuse_placeholders(sample, ignored)
+            is_wanted = source.tasks is None or sample.task in source.tasks
+            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, places)
         except DataError as error:
-            quarantine.add(formats.listing(path), line, error.reason, str(error))
+            quarantine.add(listing, line, error.reason, str(error))
             continue
         if is_wanted:
+            account.add_sample(line, sample, reading)
             yield line, sample
             count += 1
             if count == source.limit:
@@ -93,7 +136,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine) -> Iterator[tup
 def _root(source: Source, base: Path, path: Path) -> Path:
     """Where the media of a manifest lie: its `root`, found as the manifest is, else its own folder."""
     if source.root is None:
-        return path if path.is_dir() else path.parent
+        return formats.home(path)
     root = Path(base) / source.root
     return root if root.is_dir() or not Path(source.root).is_dir() else Path(source.root).absolute()
 
@@ -105,40 +148,43 @@ def _rows(path: Path, source: Source) -> formats.Rows:
         raise DataError("missing", f"{path}: can't be read: {error.strerror}") from error
 
 
-def _rooted(sample: Sample, roots: Sequence[str], present: dict[str, bool]) -> Sample:
+def _rooted(sample: Sample, places: Places) -> Sample:
     """A sample that was just made, with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
 
-    Takes   roots: of the media, and of the recipe, from where the source systems write the paths in their tables.
+    The group of a sample that names none is its medium: however that is spelt, it is one.
     """
     for part in sample.media:
         if not part.path.startswith("data:"):
-            object.__setattr__(part, "path", _existing(part.path, roots, present))  # frozen, but nobody else has seen it yet
+            full, name = places.find(part.path)
+            if sample.group == part.path:
+                object.__setattr__(sample, "group", name)
+            object.__setattr__(part, "path", full)  # frozen, but nobody else has seen it yet
     return sample
 
 
-def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
-    full = next((each for root in roots if _is_file(each := _joined(root, path), present)), None)
-    wanted = _joined(roots[0], path) if full is None else full
+def _in_seconds(row: dict[str, object], places: Places) -> None:
+    """Put seconds in the place of samples of the file, by its rate.
+
+    Raises  DataError: missing, undecodable.
+    """
+    for part in fields.sounds(row):
+        if part.keys() & {"start_frame", "end_frame"}:
+            rate_hz = _rate_hz(_bytes_or_path(part["path"], places))
+            for name in ("start", "end"):
+                if f"{name}_frame" in part:
+                    part[name] = part.pop(f"{name}_frame") / rate_hz
+
+
+def _rate_hz(source: str | bytes) -> int:
     try:
-        wanted.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
-    if full is None:
-        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint="check the source's `root`")
-    return full
+        return int(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).samplerate)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError("undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}") from error
 
 
-def _joined(root: str, path: str) -> str:
-    return os.path.normpath(os.path.join(root, path))
-
-
-def _is_file(full: str, present: dict[str, bool]) -> bool:
-    if full not in present:
-        try:
-            present[full] = os.path.isfile(full)
-        except ValueError:  # a NUL in the name
-            present[full] = False
-    return present[full]
+def _bytes_or_path(path: str, places: Places) -> str | bytes:
+    full = path if path.startswith("data:") else places.find(path)[0]
+    return inline_bytes(full) or full
 
 
 def load(
@@ -155,10 +201,17 @@ def load(
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
     held: set[str] = set()
+    accounts: list[tuple[str, Account]] = []
+    transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
-        formats.refuse_idle(locate(source, base), source)
+        path = locate(source, base)
+        formats.refuse_idle(path, columns.table(path, source))
         before, bad = len(writer), quarantine.total
-        for sample in read(source, base, quarantine):
+        account = Account()
+        accounts.append((source.path, account))
+        for line, sample in numbered(source, base, quarantine, account):
+            transcripts.add(len(lines) // 3, sample)
+            lines.extend((len(accounts) - 1, line, len(writer)))
             if len(sources) > 1 and ids.is_anothers(sample.id):  # two manifests may both count from 0
                 sample = sample.model_copy(update={"id": f"{Path(source.path).stem}:{sample.id}"})
             for piece in [sample] if segments is None else segments.of(sample):
@@ -172,15 +225,38 @@ def load(
             elif segments is not None and segments.left_out:
                 found = f"none that is short enough: {segments.told()}"
             raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
+        account.refuse_unnamed(str(formats.listing(path)))
         ids.next_source()
         ends.append(len(writer))
-    quarantine.check(len(writer) + quarantine.total)
+    total = len(writer) + quarantine.total
     is_valid, samples = sides.is_valid(), writer.close()
-    train, valid = samples.pick(np.flatnonzero(~is_valid)), samples.pick(np.flatnonzero(is_valid))
-    counts = [int((~is_valid[start:stop]).sum()) for start, stop in pairwise([0, *ends])]
+    is_good = _without_clashes(transcripts, lines, samples, [formats.listing(locate(source, base)) for source in sources], quarantine)
+    quarantine.check(total)
+    is_train, is_valid = ~is_valid & is_good, is_valid & is_good
+    train, valid = samples.pick(np.flatnonzero(is_train)), samples.pick(np.flatnonzero(is_valid))
+    counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments)
+    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts, quarantine.notes)
+
+
+def _without_clashes(
+    transcripts: Transcripts, lines: array[int], samples: Samples, paths: Sequence[Path], quarantine: Quarantine
+) -> NDArray[np.bool_]:
+    """True for each sample but those that share a sound and differ in its words, (samples,): these go to the quarantine."""
+    is_good = np.ones(len(samples), bool)
+    rows = np.frombuffer(lines, np.int64).reshape(-1, 3)
+    for numbers in transcripts.clashes():
+        for number in numbers:
+            source, line, first = rows[number].tolist()
+            stop = int(rows[number + 1, 2]) if number + 1 < len(rows) else len(samples)
+            if first == stop:
+                continue  # it was too long for its stage
+            part = samples[first].media[0]
+            where = f"; lines {', '.join(str(int(rows[other, 1])) for other in numbers[:4])}"
+            quarantine.add(paths[source], line, "two_transcripts", told_clash(part.path, len(numbers)) + where)
+            is_good[first:stop] = False
+    return is_good
 
 
 class Runs(Sequence[float]):
@@ -278,9 +354,19 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
-    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names") if not getattr(source, name))})
-    if not path.is_dir():
-        return [settings, files.sha256_file(path)]
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    tables = [formats.listing(path)] if formats.listing(path) != path else list(trees.transcripts(path))  # a word may change, not the size
+    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
+    if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
+        parts = shards.parts(path)
+        digests = [_digest(part) for part in parts]
+        return [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
+    inside = sorted(trees.files(path))
+    tables = shards.parts(path) or list(trees.texts(path))  # a word may change, not the size
     return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]
+
+
+def _digest(path: Path) -> str:
+    """Of a manifest's bytes; of a tar or parquet file's without its pictures and sounds, as those of other manifests are left out."""
+    suffix = streams.suffix(path)
+    if suffix == shards.TAR:
+        return shards.digest(path)
+    return parquet.digest(path) if suffix == shards.PARQUET else files.sha256_file(path)

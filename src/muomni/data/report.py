@@ -24,6 +24,10 @@ class Manifest:
     read_as: str = ""  # the template or option that was recognised, "" where none was needed
     rows: int = 0  # read, good and bad
     samples: int = 0  # good
+    columns: str = ""  # what of its columns was read and what was left, in a line
+    read: dict[str, int] = field(default_factory=dict)  # column that was read -> rows
+    left: dict[str, int] = field(default_factory=dict)  # column that was left -> rows
+    said_sides: dict[str, int] = field(default_factory=dict)  # train, valid -> rows that say so themselves
     stages: dict[str, int] = field(default_factory=dict)  # stage -> rows that it can learn from
     refused: dict[str, dict[str, int]] = field(default_factory=dict)  # stage -> why it can't -> rows
 
@@ -126,6 +130,11 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
             report.short(manifest.path),
             f"{manifest.samples} of {manifest.rows} rows usable, format {manifest.format or 'unknown'}{read_as}",
         )
+        if manifest.columns:
+            yield f"{report.short(manifest.path)}: columns", printable(manifest.columns)
+        if manifest.said_sides:
+            said = ", ".join(f"{side} {count}" for side, count in sorted(manifest.said_sides.items()))
+            yield f"{report.short(manifest.path)}: split", f"said by the rows ({said}), which counts before any val_split"
         if manifest.samples:
             yield f"{report.short(manifest.path)}: for stages", "; ".join(_uses(manifest)) or "none"
     if len(report.manifests) > 1:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
+import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from muomni import files
 from muomni.data.source import Source as Source
 from muomni.errors import DataError
+from muomni.media import stored
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "valid"]
@@ -44,6 +44,7 @@ class AudioPart(_Row):
     path: str = Field(min_length=1)
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    channel: int | None = Field(default=None, ge=0)  # from 0; None: all, mixed
     speaker: str | None = None
 
 
@@ -128,6 +129,36 @@ class Sample(_Row):
 
 
 FIELDS = frozenset(Sample.model_fields)
+TRAIN_WORDS = {"train", "training", "trn", "tr", "trainset"}
+VALID_WORDS = {
+    *("valid", "validation", "val", "dev", "devel", "development", "eval", "evaluation", "test", "testing", "tst", "cv"),
+    *("heldout", "held", "holdout", "devset", "testset", "valset", "validset", "evalset", "testa", "testb"),
+}
+
+
+def side(word: Any, key: str = "split") -> Split:
+    """The side of the split that a word names: train, or what is held out, as people spell it (`dev`, `test-clean`, `Validation`).
+
+    Raises  DataError (bad_row): a word that is neither must not be trained on.
+    """
+    found = _side(word) if isinstance(word, str) else None
+    if found is None:
+        raise DataError(
+            "bad_row",
+            f"{key}: expected train or valid (validation, dev, eval, test, ...), got {word!r:.60}",
+            hint=f"`ignore: [{key}]` leaves the side to the hash of the group",
+        )
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _side(word: str) -> Split | None:
+    """The side that the first or the last of its words names, unless another one names the other side."""
+    spelt = re.findall(r"[a-z]+", word.casefold())
+    said = {"train" if one in TRAIN_WORDS else "valid" for one in spelt if one in TRAIN_WORDS or one in VALID_WORDS}
+    if len(said) != 1 or not {spelt[0], spelt[-1]} & (TRAIN_WORDS | VALID_WORDS):
+        return None
+    return "train" if said == {"train"} else "valid"
 
 
 def parse(row: Any) -> Sample:
@@ -155,6 +186,8 @@ def parse(row: Any) -> Sample:
     for key in ("id", "group"):
         if isinstance(known.get(key), int) and not isinstance(known[key], bool):
             known[key] = str(known[key])
+    if "split" in known:
+        known["split"] = side(known["split"]) if isinstance(known["split"], str) else known["split"]
     try:
         if "id" not in known:
             known["id"] = files.sha256_json(row)[:16]
@@ -167,16 +200,8 @@ def parse(row: Any) -> Sample:
 
 
 def inline_bytes(path: str) -> bytes | None:
-    """The content of a `data:` URI, None for the path of a file.
-
-    Raises  DataError (undecodable) if the base64 is broken.
-    """
-    if not path.startswith("data:"):
-        return None
-    try:
-        return base64.b64decode(path.partition(",")[2], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError("undecodable", f"data URI: expected base64, got {path[:40]!r}...") from error
+    """The bytes of a medium that has no file of its own, None for the path of a file; see `media.stored`."""
+    return stored.content(path)
 
 
 @lru_cache(maxsize=1024)
@@ -264,6 +289,12 @@ def _part(part: Any) -> Any:
         if isinstance(length, int | float) and length > 0:
             found["end"] = found.get("start", 0.0) + _seconds("duration", length)
         return found
+    if kind in ("image", "audio") and "path" not in part:  # Qwen's and ms-swift's: {"type": "image", "image": "a.png"}
+        given = part.get(kind, part.get("url"))
+        if isinstance(given, str):
+            part = {"path": _local(given), **{key: value for key, value in part.items() if key not in (kind, "url")}}
+    if kind == "video":
+        raise DataError("bad_row", f"video: expected words, pictures and sounds, got {part!r:.60}", hint="take its frames as pictures")
     return {key: value for key, value in part.items() if value is not None}
 
 

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from muomni.config import Strict
 
-Format = Literal["text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "llava", "ljspeech", "librispeech", "rows"]
+Format = Literal[
+    "text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "sounds", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "vctk", "rows"
+]
 
 
 class Source(Strict):
@@ -28,6 +30,7 @@ class Source(Strict):
     held_out_groups: list[str] = []  # patterns (`*`) of groups that are validation, whatever the hash says
     paragraphs: bool = False  # .txt: documents of whole paragraphs instead of one a line
     prompt: str | None = None  # what the user says besides the medium (captions, csv, images, samples)
+    ignore: list[str] = []  # columns that are left out on purpose, and placeholders (`<image>`) that are words
     told: bool = False  # pictures put into the words of their answers, for a text-only model that a picture shall tell later
 
     # The template of format `rows` (group, task, split and names of `llava` too); {field}, {field.inner} and {item} are replaced.
@@ -46,3 +49,13 @@ class Source(Strict):
     def is_template(self) -> bool:
         """Whether its rows are flat and filled into `messages` or `text`."""
         return self.messages is not None or self.text is not None
+
+
+class Recognised(Source):
+    """A source whose template was told from its file, not by the recipe: a column of files that it does not name is refused."""
+
+    @classmethod
+    def of(cls, source: Source, **more: Any) -> Recognised:
+        """The source with a template; a prompt has gone into it."""
+        said = {**dict(source), **more, "prompt": None}
+        return cls.model_construct(_fields_set=(source.model_fields_set | more.keys()) - {"prompt"}, **said)

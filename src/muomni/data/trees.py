@@ -1,20 +1,45 @@
-"""Speech corpora as they are unpacked: LJSpeech (metadata.csv beside wavs/) and LibriSpeech (SPEAKER/CHAPTER/*.trans.txt beside flac)."""
+"""Folders as they are unpacked or sorted by hand: LJSpeech, LibriSpeech, VCTK, Common Voice, pictures or sounds in folders of classes."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from muomni.errors import DataError
+from muomni.data.layouts.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from muomni.errors import DataError, DataNote
 
 LJ_TABLE, LJ_SOUNDS = "metadata.csv", "wavs"
 LIBRI_TEXTS = "*.trans.txt"
 LIBRI_DEPTH = 4  # from the folder that holds train-clean-100 and its like down to a chapter's files
 LIBRI_LINE = re.compile(r"(?P<id>(?P<speaker>\d+)-(?P<chapter>\d+)-\d+)\s+(?P<words>\S.*)")
 HELD_OUT = {"dev-clean", "dev-other", "test-clean", "test-other"}
+VCTK_TEXTS, VCTK_SOUNDS = "txt", ("wav48_silence_trimmed", "wav48")
+VCTK_ENDS = ("_mic1.flac", ".wav", ".flac", "_mic2.flac")  # the first that is there; mic2 has the same words once more
+CLIPS = "clips"
+COMMON_VOICE = ("train.tsv", "dev.tsv", "test.tsv")
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SIDES = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "dev", "test", "eval"), "valid")
+ENTRIES = 10_000  # files that are looked at to tell sounds from pictures
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: `.git`, `.ipynb_checkpoints`, `._a.png`, and what macOS puts beside a zip's files."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def files(path: Path) -> Iterator[Path]:
+    """The files of a folder and below it that are not hidden, in the order of their names."""
+    with os.scandir(path) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
+    for name, is_folder in found:
+        if is_folder:
+            yield from files(path / name)
+        else:
+            yield path / name
 
 
 def is_ljspeech(path: Path) -> bool:
@@ -48,7 +73,15 @@ def ljspeech(line: str) -> dict[str, Any]:
 
 def transcripts(path: Path) -> Iterator[Path]:
     """The transcript files of a LibriSpeech tree, or of a part of it, in the order of their names."""
-    yield from sorted(path.rglob(LIBRI_TEXTS))
+    yield from sorted(file for file in path.rglob(LIBRI_TEXTS) if not any(map(is_hidden, file.relative_to(path).parts)))
+
+
+def texts(path: Path) -> Iterator[Path]:
+    """The files of words of a tree of LibriSpeech or VCTK."""
+    if is_vctk(path):
+        yield from (file for file in files(path / VCTK_TEXTS) if file.suffix == ".txt")
+    else:
+        yield from transcripts(path)
 
 
 def is_librispeech(path: Path) -> bool:
@@ -74,3 +107,96 @@ def librispeech(line: str, tree: Path, inside: Path, prompt: str | None = None) 
     turns = [{"role": "user", "content": sound}, {"role": "assistant", "content": found["words"].lower()}]
     row = {"id": found["id"], "group": found["speaker"], "task": "transcribe", "messages": turns}
     return {**row, "split": "valid"} if HELD_OUT & {*tree.absolute().parts[-3:], *inside.parts} else row
+
+
+def is_vctk(path: Path) -> bool:
+    """Whether a folder is VCTK's, of version 0.92 (flac of two microphones) or 0.80 (wav)."""
+    return path.is_dir() and (path / VCTK_TEXTS).is_dir() and any((path / name).is_dir() for name in VCTK_SOUNDS)
+
+
+def vctk(path: Path, prompt: str | None = None) -> Iterator[dict[str, Any] | DataError]:
+    """A row of each text of VCTK: the sound of its first microphone, written down. The group is the speaker.
+
+    A sound without a text is passed over (p315 has none); the second microphone's recordings of the same words are left, and told.
+    """
+    sounds = next(name for name in VCTK_SOUNDS if (path / name).is_dir())
+    left = 0
+    for folder in sorted(each for each in (path / VCTK_TEXTS).iterdir() if each.is_dir() and not is_hidden(each.name)):
+        speaker = folder.name
+        there = set(os.listdir(path / sounds / speaker)) if (path / sounds / speaker).is_dir() else set[str]()
+        left += sum(name.endswith("_mic2.flac") and name.replace("_mic2.", "_mic1.") in there for name in there)
+        for file in sorted(each for each in folder.iterdir() if each.suffix == ".txt" and not is_hidden(each.name)):
+            inside = f"{VCTK_TEXTS}/{speaker}/{file.name}"
+            name = next((file.stem + end for end in VCTK_ENDS if file.stem + end in there), None)
+            try:
+                words = " ".join(file.read_text(encoding="utf-8-sig").split())
+            except UnicodeDecodeError as error:
+                yield DataError("undecodable", f"{inside}: expected UTF-8, got byte 0x{error.object[error.start]:02x}")
+                continue
+            if not words:
+                yield DataError("empty", f"{inside}: expected words, got none")
+            elif name is None:
+                yield DataError("missing", f"{inside}: expected its sound, {sounds}/{speaker}/{file.stem}{VCTK_ENDS[0]} or .wav")
+            else:
+                heard = {"type": "audio", "path": f"{sounds}/{speaker}/{name}", "speaker": speaker}
+                asked: list[dict[str, Any]] = [heard, {"type": "text", "text": prompt}] if prompt else [heard]
+                turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": words}]
+                yield {"id": file.stem, "group": speaker, "task": "transcribe", "messages": turns}
+    if left:
+        yield DataNote("repaired", f"{left} recordings of the second microphone (mic2) say the same words: they are left")
+
+
+def common_voice(path: Path) -> list[Path]:
+    """The tables of a folder of Common Voice: train, dev and test where they are there, else validated; none of another folder."""
+    if not (path / CLIPS).is_dir():
+        return []
+    found = [path / name for name in COMMON_VOICE if (path / name).is_file()]
+    return found or [path / name for name in ("validated.tsv",) if (path / name).is_file()]
+
+
+def tables(path: Path) -> list[Path]:
+    """The tables of a folder of media that Hugging Face's imagefolder and audiofolder read: its own, else one in each folder of a split."""
+    own = [path / name for name in TABLES if (path / name).is_file()]
+    if own:
+        return own[:1]
+    inside = sorted(each for each in path.iterdir() if each.name.lower() in SIDES and each.is_dir())
+    return [table for each in inside for table in [each / name for name in TABLES if (each / name).is_file()][:1]]
+
+
+def sounds_alone(path: Path) -> bool:
+    """Whether a folder holds sounds and no pictures."""
+    kinds = {file.suffix.lower() in AUDIO_SUFFIXES for file in islice(files(path), ENTRIES) if file.suffix.lower() in MEDIA}
+    return kinds == {True}
+
+
+MEDIA = {*AUDIO_SUFFIXES, *IMAGE_SUFFIXES}
+
+
+def classes(path: Path, suffixes: set[str]) -> Iterator[tuple[Path, str, str | None] | DataError]:
+    """Media in folders of classes: each file as it is seen from the folder, its class, and its side, where folders of splits say it.
+
+    A folder called train, val or test is a split where it holds folders of classes, or where all folders beside it are splits too.
+    """
+    tops = sorted(each.name for each in path.iterdir() if each.is_dir() and not is_hidden(each.name))
+    are_all = all(name.lower() in SIDES for name in tops)
+    splits = {name for name in tops if name.lower() in SIDES and (are_all or _has_folders(path / name))}
+    says = {SIDES[name.lower()] for name in splits} == {"train", "valid"}
+    deep: Path | None = None
+    for file in files(path):
+        if file.suffix.lower() not in suffixes:
+            continue
+        inside = file.relative_to(path)
+        top = inside.parts[0] if inside.parts[0] in splits else None
+        within = inside.parts[1:] if top else inside.parts
+        if len(within) < 2:
+            hint = "or add metadata.jsonl with file_name and text"
+            yield DataError("bad_row", f"{inside}: expected it in a class folder", hint=hint)
+            continue
+        if len(within) > 2 and deep is None:
+            deep = inside
+            yield DataNote("ambiguous", f"{inside}: its class is the folder in which it lies, {within[-2]!r}, not {within[0]!r}")
+        yield inside, within[-2].replace("_", " "), SIDES[top.lower()] if top and says else None
+
+
+def _has_folders(path: Path) -> bool:
+    return any(each.is_dir() and not is_hidden(each.name) for each in path.iterdir())

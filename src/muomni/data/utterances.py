@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from muomni.data.sample import AudioPart, Sample, inline_bytes
 from muomni.data.uses import MAX_S, MAX_TEXT_LEN
 from muomni.data.uses import spoken as spoken
 from muomni.errors import DataError
-from muomni.media import augment
+from muomni.media import augment, stored
 from muomni.media.mel import MelSpec
 from muomni.tokens.alphabet import Alphabet, min_frames
 
@@ -90,8 +91,14 @@ def voice_of(sample: Sample) -> str | None:
     named = next((part.speaker for part in sounds if part.speaker), None) or sample.extra.get("speaker")
     if named:
         return str(named)
-    is_own = sample.group not in {sample.id, *(part.path for part in sounds)}
-    return sample.group if is_own and not any(part.path.endswith(f"/{sample.group}") for part in sounds) else None
+    if sample.group == sample.id or any(_is_of(sample.group, stored.identity(part.path)) for part in sounds):
+        return None
+    return sample.group
+
+
+def _is_of(group: str, path: str) -> bool:
+    """Whether a group is but a sound's own path, as it is seen from the folder of its manifest."""
+    return path == group or path.endswith(f"/{group}") or (group.startswith("../") and path.endswith(group[group.rindex("../") + 2 :]))
 
 
 def duration_s(part: AudioPart, known: dict[str, float] | None = None) -> float:
@@ -107,12 +114,13 @@ def duration_s(part: AudioPart, known: dict[str, float] | None = None) -> float:
 
 
 def _whole_s(path: str) -> float:
-    if inline_bytes(path) is not None:
+    if path.startswith("data:"):
         return 0.0
     try:
-        with soundfile.SoundFile(path) as header:  # `soundfile.info` writes out all names of formats besides
+        held = inline_bytes(path)
+        with soundfile.SoundFile(path if held is None else io.BytesIO(held)) as header:  # `soundfile.info` writes out all names of formats besides
             return float(header.frames / header.samplerate)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, DataError):
         return 0.0
 
 

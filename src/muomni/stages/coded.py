@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data.sample import AudioPart, Sample, inline_bytes
+from muomni.data.sample import AudioPart, Sample
 from muomni.errors import CheckpointError, ConfigError, DataError
+from muomni.media import stored
 from muomni.train.objectives.talker import TalkerItem
 
 FORMAT = 2  # of the files, and of how they are made; part of the key, so that an older build is made again
@@ -207,9 +208,9 @@ def _digest(samples: Iterable[Sample]) -> str:
     for sample in samples:
         media = []
         for part in sample.media:
-            is_inline = inline_bytes(part.path) is not None
+            is_inline = part.path.startswith("data:")
             with contextlib.suppress(OSError):
-                status = None if is_inline else os.stat(part.path)
+                status = None if is_inline else os.stat(stored.container(part.path) or part.path)
                 media.append([Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path)
         windows = [[part.start, part.end] for part in sample.media if isinstance(part, AudioPart)]
         words = [sample.extra.get("text"), *(message.text for message in sample.messages)]

@@ -9,6 +9,8 @@ from muomni.stages.stage import Plan, StageSettings
 from muomni.train import account, optim
 from muomni.units import told_count
 
+SOURCES = 4  # whose columns are told
+NOTES = 3  # of what was read otherwise than it stands
 PARTS = 4  # of what trains and of what is frozen, the largest first
 
 
@@ -26,6 +28,7 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
     rows_train, rows_valid = len(built.train.dataset), 0 if built.valid is None else len(built.valid.dataset)
     as_rows = f", as {rows_train:,} and {rows_valid:,} rows" if rows_train != len(built.corpus.train) else ""
     told.append(f"samples: {len(built.corpus.train):,} to learn from, {len(built.corpus.valid):,} held out{as_rows}")
+    told += _columns(built, settings)
     if steps is not None:
         per_step, per_epoch = settings.gradient_accumulation_steps * world, built.train.order.batches_per_epoch
         each = " x ".join(str(n) for n in (settings.batch_size, settings.gradient_accumulation_steps, world) if n > 1) or "1"
@@ -38,6 +41,22 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
             f"validated every {settings.val_freq:,} steps on {batches} batches, the best kept in best/{patience}; hands on {handed}"
         )
     return told
+
+
+def _columns(built: Plan, settings: StageSettings) -> list[str]:
+    """Which columns of the sources were read and which were left, and whether the data or `val_split` say the sides."""
+    lines = []
+    accounts = list(built.corpus.accounts)
+    for path, source in accounts[:SOURCES]:
+        if told := "; ".join(one for one in (source.told(), source.told_split(settings.val_split)) if one):
+            lines.append(f"{path}: {told}")
+    if len(accounts) > SOURCES:
+        lines.append(f"... and of {len(accounts) - SOURCES} more sources: `muomni data check` says it")
+    notes = built.corpus.notes
+    lines += notes[:NOTES]
+    if len(notes) > NOTES:
+        lines.append(f"... and {len(notes) - NOTES} more of this kind: `muomni data check` says them")
+    return lines
 
 
 def _named(parts: Sequence[dict[str, Any]], *, trains: bool) -> str:

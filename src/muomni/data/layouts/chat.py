@@ -1,0 +1,268 @@
+"""Conversations as LLaVA, ShareGPT, LLaMA-Factory, ms-swift, TRL, OpenAI and Ollama write them -> messages, media at their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from muomni.data.layouts import media, placeholders
+from muomni.data.layouts.fields import fold
+from muomni.data.layouts.placeholders import Kind
+from muomni.data.sample import FIELDS, Role
+from muomni.errors import DataError
+
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "ai"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+TOOL_ROLES = {"tool", "tools", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython"}
+SPEAKERS, WORDS = ("from", "role"), ("value", "content", "text")
+TURN_KEYS = {*SPEAKERS, *WORDS}
+CAPTIONS = ("caption", "blip_caption", "text")  # of rows without conversations, as in blip_laion_cc_sbu_558k_meta.json
+SYSTEMS = ("system", "systemprompt", "systemmessage")
+# Fields that change what a row teaches, where they hold something.
+PREFERENCES = {
+    *("chosen", "rejected", "rejectedresponse", "rejectedmessages", "rejectedimages", "chosenresponse", "chosenmessages"),
+    *("ktotag", "bettermessage", "worsemessage", "rejectedanswer", "chosenanswer"),
+}
+TOOLS = {"tools", "functions", "toolcalls", "functioncall", "toolcallid", "toolchoice"}
+GROUNDING = {"ref", "bbox", "bboxtype", "imageid"}
+ENOUGH = (1, 1.0, True)  # `weight`, `loss`: a turn is learned as any other
+Turn = tuple[Role, Any, dict[str, Any]]  # who, what (words or parts), what else the turn has
+
+
+def refuse(row: dict[str, Any]) -> None:
+    """Raises DataError (bad_row) for a field that makes a row another thing than a conversation to learn from."""
+    for key, value in row.items():
+        name = fold(key)
+        what = ""
+        if name in PREFERENCES and value not in (None, "", []):
+            what = "preference data (DPO, KTO), which no stage learns from"
+        elif name in TOOLS and value not in (None, "", [], "[]", {}):
+            what = "tools, which no model here calls"
+        elif name == "label" and isinstance(value, bool):
+            what = "a label of KTO, which no stage learns from"
+        elif name == "objects" and isinstance(value, dict) and GROUNDING & {fold(one) for one in value} and any(value.values()):
+            what = "boxes of grounding, which no stage learns from"
+        if what:
+            raise DataError(
+                "bad_row", f"{key}: expected a conversation to learn from, got {what}", hint=f"`ignore: [{key}]` leaves the field out"
+            )
+
+
+def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """A row with `conversations`, or a caption and an image, as `{"messages"}`, and the fields that were used.
+
+    A bare caption answers `prompt` and has its task. Words lose their outer blanks.
+    Raises  DataError: bad_row (media and placeholders that differ in number, a turn that can't be read, nothing to learn), empty.
+    """
+    refuse(row)
+    caption = next((key for key in CAPTIONS if isinstance(row.get(key), str)), None)
+    found, used = media.collect(row)
+    _look_at_image_id(row, found, used)
+    if "conversations" not in row and found.get("image") and caption is not None:
+        turns: list[Turn] = [("user", prompt or "", {}), ("assistant", row[caption], {})]
+        return {"task": "caption", "messages": placed(turns, found, ignored)}, [*used, caption]
+    name = turns_key(row)
+    if name is None:
+        got = ", ".join(map(str, row))[:80]
+        raise DataError("bad_row", f"row: expected a list of conversations, or a caption and an image, got {got}")
+    turns = [_turn("conversations", number, turn) for number, turn in enumerate(row[name])]
+    turns, told = _with_system(turns, row)
+    return {"messages": placed(turns, found, ignored)}, [*used, *told, name]
+
+
+def turns_key(row: dict[str, Any]) -> str | None:
+    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what; None where there is none."""
+    if isinstance(row.get("conversations"), list):
+        return "conversations"
+    return next((key for key, value in row.items() if key not in FIELDS and _are_turns(value)), None)
+
+
+def _are_turns(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(key in first for key in SPEAKERS) and any(key in first for key in WORDS)
+
+
+def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
+    """The messages of a row of `messages` with what stands beside them (media, a system prompt), what was used, and what was left in them.
+
+    Raises  DataError: bad_row, empty.
+    """
+    refuse(row)
+    found, used = media.collect(row, skip=FIELDS)
+    if not isinstance(row["messages"], list):
+        raise DataError("bad_row", f"messages: expected a list, got {type(row['messages']).__name__}")
+    turns = [_turn("messages", number, turn) for number, turn in enumerate(row["messages"])]
+    turns, told = _with_system(turns, row)
+    made = placed(turns, found, ignored, where="messages", strips=False)
+    left = {f"messages.{key}": value for _, _, more in turns for key, value in more.items()}
+    return made, [*used, *told, "messages"], left
+
+
+def is_plain(row: dict[str, Any]) -> bool:
+    """Whether a row of `messages` needs nothing of this: our own fields, turns of role and content, no placeholders."""
+    if not row.keys() <= FIELDS:
+        return False
+    turns = row["messages"]
+    if not isinstance(turns, list):
+        return True  # the schema says what it should be
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.keys() != media.MESSAGE_KEYS or turn["role"] not in ("system", "user", "assistant"):
+            return False
+        content = turn["content"]
+        for part in content if isinstance(content, list) else (content,):
+            words = part.get("text") if isinstance(part, dict) else part
+            if isinstance(words, str) and ("<" in words or "[" in words):
+                return False
+            if isinstance(part, dict) and len(part) == 1:
+                return False
+    return True
+
+
+def placed(
+    turns: Sequence[Turn],
+    found: dict[Kind, list[str]],
+    ignored: frozenset[str] = frozenset(),
+    *,
+    where: str = "conversations",
+    strips: bool = True,
+) -> list[dict[str, Any]]:
+    """Messages with each medium at its place; before the first user's words where no place is named.
+
+    Raises  DataError (bad_row, empty).
+    """
+    roles = [role for role, _, _ in turns]
+    if "assistant" not in roles and where != "messages":  # of our own rows `data check` says it
+        raise DataError("bad_row", f"{where}: expected a turn of the assistant, got none: nothing is to be learned")
+    counts: dict[Kind, int] = {}
+    first: dict[Kind, str] = {}
+    for number, (role, content, _) in enumerate(turns):
+        for kind, spelt in _places(content, ignored):
+            if role != "user" and (found.get(kind) or spelt.startswith("{")):
+                raise DataError("bad_row", f"{where} {number}: expected {spelt} in a user's turn, got it in one of {role}")
+            counts[kind] = counts.get(kind, 0) + 1
+            first.setdefault(kind, spelt)
+    ahead: list[dict[str, Any]] = []
+    for kind in {**counts, **found}:
+        paths, places = found.get(kind, []), counts.get(kind, 0)
+        if paths and not places and "user" in roles:
+            ahead += [{"type": kind, "path": path} for path in paths]
+        elif places != len(paths):
+            spelt = first.get(kind, f"<{kind}>")
+            hint = "one place for each file" if paths else f'name its file in the row, or take it as words: `ignore: ["{spelt}"]`'
+            raise DataError("bad_row", f"{where}: expected as many {spelt} as {kind}s, got {places} for {len(paths)}", hint=hint)
+    places_of = media.Places({kind: paths for kind, paths in found.items() if counts.get(kind)}, ignored, strips=strips)
+    out = []
+    for number, (role, content, more) in enumerate(turns):
+        own = _own(more, number, where)
+        parts = places_of.fill(content)
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}] if parts and (own or (ahead and role == "user")) else parts
+        if role == "user" and ahead:
+            parts, ahead = [*ahead, *(parts or [])], []
+        if own:
+            parts = [*own, *(parts or [])]
+        if not parts:
+            raise DataError("empty", f"{where} {number} ({role}): expected words, got none")
+        out.append({"role": role, "content": parts})
+    return out
+
+
+def _places(content: Any, ignored: frozenset[str]) -> Iterator[tuple[Kind, str]]:
+    """The places for media of the row in a turn: placeholders in its words, and parts of a type without a path."""
+    for part in content if isinstance(content, list) else (content,):
+        if isinstance(part, dict) and media.is_bare(part):
+            yield part["type"], f"{{type: {part['type']}}}"
+            continue
+        words = part.get("text") if isinstance(part, dict) else part
+        if isinstance(words, str):
+            yield from ((one.kind, one.spelt) for one in placeholders.find(words) if one.path is None and one.spelt not in ignored)
+
+
+def _own(more: dict[str, Any], number: int, where: str) -> list[dict[str, Any]]:
+    """Media that a turn itself lists, as Ollama does."""
+    found, used = media.collect(more)
+    for key in used:
+        del more[key]
+    return [{"type": kind, "path": path} for kind, paths in found.items() for path in paths]
+
+
+def _look_at_image_id(row: dict[str, Any], found: dict[Kind, list[str]], used: list[str]) -> None:
+    """An `image_id` is a picture only where it looks like a file."""
+    name = row.get("image_id")
+    if not found.get("image") and isinstance(name, str) and media.has_suffix(name):
+        found["image"] = [name]
+        used.append("image_id")
+
+
+def _turn(where: str, number: int, turn: Any) -> Turn:
+    """Role, words or parts, and the rest of one turn."""
+    found = turn if isinstance(turn, dict) else {}
+    said = next((found[key] for key in SPEAKERS if key in found), None)
+    words = next((found[key] for key in WORDS if found.get(key) is not None), None)
+    more = {key: value for key, value in found.items() if key not in TURN_KEYS and value not in (None, "", [])}
+    if isinstance(said, str) and said.casefold() in TOOL_ROLES:
+        raise DataError("bad_row", f"{where} {number}: expected a turn of {_known()}, got a tool's ({said}), which no model here calls")
+    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
+    for key in list(more):
+        name = fold(key)
+        if name in TOOLS or name in PREFERENCES:
+            raise DataError("bad_row", f"{where} {number}: expected words, got {key}, which no model here learns", hint="leave the row out")
+        if name in ("weight", "loss", "lossscale", "train", "trainonturn"):
+            if more[key] not in ENOUGH:
+                hint = f"`ignore: [{key}]` learns from it all the same"
+                raise DataError(
+                    "bad_row", f"{where} {number}: expected {key} 1: each answer is learned from, got {more[key]!r:.20}", hint=hint
+                )
+            del more[key]
+    if role is None or not isinstance(words, str | list | dict) or (where == "conversations" and isinstance(words, dict)):
+        keys = "from" if where == "conversations" else "role"
+        value = "value" if where == "conversations" else "content"
+        raise DataError("bad_row", f"{where} {number}: expected {keys} (one of {_known()}) and {value}, got {turn!r:.60}")
+    return role, words, more
+
+
+def _known() -> str:
+    return ", ".join(ROLES)
+
+
+def _with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], list[str]]:
+    """The turns behind the system prompt that stands beside them, and the field that it stands in."""
+    key = next((key for key in row if fold(key) in SYSTEMS), None)
+    if key is None:
+        return turns, []
+    words = row[key]
+    if words is None or words == "":
+        return turns, [key]
+    if not isinstance(words, str):
+        raise DataError("bad_row", f"{key}: expected words, got {words!r:.60}")
+    if turns and turns[0][0] == "system":
+        if turns[0][1] == words:
+            return turns, [key]
+        raise DataError(
+            "bad_row", f"{key}: expected one system prompt, got one beside the turns and another in them", hint=f"`ignore: [{key}]`"
+        )
+    return [("system", words, {}), *turns], [key]
+
+
+def with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], list[str]]:
+    """`_with_system`, for rows of other layouts."""
+    return _with_system(turns, row)
+
+
+class Unique:
+    """Makes ids unique: LLaVA-Instruct asks several rows of one photo under one id."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        """The name, or where it is taken name#2, name#3, ..."""
+        taken, found = self._taken, name
+        while found in taken:
+            taken[name] += 1
+            found = f"{name}#{taken[name]}"
+        taken[found] = 1
+        return found

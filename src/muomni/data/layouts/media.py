@@ -1,0 +1,228 @@
+"""Fields that name media, by their names and values, and media put where the words of a conversation say."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import deque
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from muomni.data.layouts import placeholders
+from muomni.data.layouts.fields import fold
+from muomni.data.layouts.placeholders import Kind
+from muomni.errors import DataError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au"}
+OTHER_SUFFIXES = {  # of media that a field may name and that no reader of ours may know
+    *(".m4a", ".aac", ".wma", ".w64", ".rf64", ".caf", ".amr", ".weba", ".sph", ".nist", ".ark", ".npy", ".npz", ".pt"),
+    *(".avif", ".heic", ".heif", ".jp2", ".jfif", ".svg", ".ppm", ".pgm", ".psd", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"),
+}
+SUFFIX = re.compile(rf"\.(?:{'|'.join(sorted(s[1:] for s in IMAGE_SUFFIXES | AUDIO_SUFFIXES | OTHER_SUFFIXES))})$", re.IGNORECASE)
+_NOUNS: dict[Kind, tuple[str, ...]] = {
+    "image": ("image", "img", "picture", "pic", "photo", "jpg", "jpeg", "png", "pixelvalues"),
+    "audio": ("audio", "wav", "sound", "speech", "recording", "mp3", "flac", "clip", "voice", "utterancefile", "waveform"),
+    "video": ("video", "mp4", "movie"),
+}
+_ENDINGS = (
+    "",
+    "s",
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filepath",
+    "filepaths",
+    "filename",
+    "filenames",
+    "url",
+    "urls",
+    "uri",
+    "list",
+    "name",
+    "names",
+    "bytes",
+)
+KEYS: dict[str, Kind] = {noun + ending: kind for kind, nouns in _NOUNS.items() for noun in nouns for ending in _ENDINGS}
+PROVENANCE = re.compile(r"source|origin|licen[cs]e|credit|attribution|url|link|homepage|provenance|citation", re.IGNORECASE)
+ARRAY = {"array", "samplingrate"}
+MESSAGE_KEYS = {"role", "content"}
+
+
+@lru_cache(maxsize=4096)
+def kind_of_key(key: str) -> Kind | None:
+    """Which kind of media a field holds, by its name; None where the name says nothing."""
+    return KEYS.get(fold(key))
+
+
+@lru_cache(maxsize=4096)
+def is_provenance(key: str) -> bool:
+    """Whether a field tells where a row comes from: a file of somebody else's that it names need not be here."""
+    return PROVENANCE.search(key) is not None
+
+
+FILE_KEYS = {
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "filepaths",
+    "relpath",
+    "relativepath",
+    "relativefilepath",
+    "location",
+    "uri",
+    "src",
+}
+
+
+@lru_cache(maxsize=4096)
+def is_file_key(key: str) -> bool:
+    """Whether a field names files, of whatever kind, by its name."""
+    return fold(key) in FILE_KEYS or kind_of_key(key) is not None
+
+
+def names_media(key: str, value: Any) -> bool:
+    """Whether a field of a row without turns names media."""
+    if fold(key) in FILE_KEYS:
+        return not isinstance(value, str) or bool(value.strip())
+    return kind_of_key(key) is not None and not isinstance(value, bool | int | float)
+
+
+def has_suffix(value: str) -> bool:
+    """Whether a text ends as a medium's file does."""
+    return SUFFIX.search(value.strip()[-6:]) is not None
+
+
+def collect(row: dict[str, Any], *, skip: Iterable[str] = ()) -> tuple[dict[Kind, list[str]], list[str]]:
+    """The media that fields of a row name, by kind and in their order, and these fields.
+
+    Raises  DataError (bad_row): a value that is no path, two fields of one kind that both hold some, a video.
+    """
+    found: dict[Kind, list[str]] = {}
+    used: list[str] = []
+    whence: dict[Kind, str] = {}
+    for key in row:
+        kind = kind_of_key(key) if key not in skip else None
+        if kind is None or isinstance(row[key], bool):
+            continue
+        paths = paths_of(key, row[key])
+        if paths and kind == "video":
+            raise DataError(
+                "bad_row", f"{key}: expected pictures and sounds, got a video, {paths[0]!r:.60}", hint=f"`ignore: [{key}]` leaves it out"
+            )
+        if paths and found.get(kind):
+            if found[kind] != paths:
+                raise DataError(
+                    "bad_row", f"row: expected one list of {kind}s, got {whence[kind]} and {key}", hint=f"leave one out: `ignore: [{key}]`"
+                )
+        elif paths:
+            found[kind], whence[kind] = paths, key
+        used.append(key)
+    return found, used
+
+
+def paths_of(key: str, value: Any) -> list[str]:
+    """Files of a field: a path, a list of them, or of what Hugging Face's `datasets` and others write in their place; none for null.
+
+    Raises  DataError (bad_row).
+    """
+    if value is None or value == "":
+        return []
+    return [path for one in (value if isinstance(value, list) else [value]) if (path := path_of(key, one))]
+
+
+def path_of(key: str, value: Any) -> str:
+    """One file: a path, `{"path"}`, `{"url"}` or `{"bytes"}`, as a `data:` URI; "" for null.
+
+    Raises  DataError (bad_row).
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bytes | bytearray):
+        return as_uri(bytes(value))
+    if isinstance(value, dict):
+        names = {fold(name) for name in value}
+        content = value.get("bytes")
+        if isinstance(content, bytes | bytearray) and content:
+            return as_uri(bytes(content))
+        given = next(
+            (value[name] for name in ("path", "url", "file", "file_name", "image", "audio") if isinstance(value.get(name), str)), None
+        )
+        if given and content is None:
+            return str(given)
+        if names >= ARRAY:
+            raise DataError(
+                "bad_row",
+                f"{key}: expected a file, got samples in the row (array, sampling_rate)",
+                hint="write each sound to a file, or cast the column with Audio(decode=False)",
+            )
+    raise DataError("bad_row", f"{key}: expected a path or a list of paths, got {value!r:.60}")
+
+
+def as_uri(content: bytes) -> str:
+    """Bytes as a `data:` URI."""
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+
+
+def is_bare(part: dict[str, Any]) -> bool:
+    """Whether a part is a place for a medium that the row names elsewhere: `{"type": "image"}`."""
+    return part.get("type") in ("image", "audio", "video") and not any(
+        value for key, value in part.items() if key not in ("type", "text", "index")
+    )
+
+
+def paths_in(row: dict[str, Any]) -> set[str]:
+    """The files that the turns of a row name."""
+    contents = [message.get("content") for message in row.get("messages") or () if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return {part["path"] for part in parts if isinstance(part.get("path"), str)}
+
+
+class Places:
+    """Puts the media of a row where its turns say, one after another.
+
+    strips   words lose their outer blanks where they hold no place too
+    """
+
+    def __init__(self, media: dict[Kind, list[str]], ignored: frozenset[str] = frozenset(), *, strips: bool = True) -> None:
+        self._left = {kind: deque(paths) for kind, paths in media.items()}
+        self._ignored, self._strips = ignored, strips
+
+    def fill(self, content: Any) -> list[dict[str, Any]] | str:
+        """What a turn holds as parts, or as words where it holds no media."""
+        if isinstance(content, str):
+            return self._parts(content)
+        out: list[Any] = []
+        for part in content if isinstance(content, list) else [content]:
+            if isinstance(part, dict) and is_bare(part):
+                out.append({"type": part["type"], "path": self._left[part["type"]].popleft()})
+                continue
+            words = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+            filled = self._parts(words) if isinstance(words, str) else [part]
+            out += [{"type": "text", "text": filled}] if isinstance(filled, str) else filled
+        return out
+
+    def _parts(self, words: str) -> list[dict[str, Any]] | str:
+        found = [
+            one for one in placeholders.find(words) if one.spelt not in self._ignored and (one.path is not None or self._left.get(one.kind))
+        ]
+        if not found:
+            return words.strip() if self._strips else words
+        parts: list[dict[str, Any]] = []
+        at = 0
+        for one in found:
+            if piece := words[at : one.start].strip():
+                parts.append({"type": "text", "text": piece})
+            parts.append({"type": one.kind, "path": one.path if one.path is not None else self._left[one.kind].popleft()})
+            at = one.stop
+        if piece := words[at:].strip():
+            parts.append({"type": "text", "text": piece})
+        return parts

@@ -1,0 +1,65 @@
+"""Words that stand for a medium: `<image>`, `<audio>` and their like in chat data, as trainers and models spell them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["image", "audio", "video"]
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("image", "images", "img", "picture", "photo", "vision"), "image"),
+    **dict.fromkeys(("audio", "audios", "sound", "speech", "voice", "wav"), "audio"),
+    **dict.fromkeys(("video", "videos"), "video"),
+}
+_NAME = "|".join(sorted(KINDS, key=len, reverse=True))
+_ROLE = "placeholder|pad|token|soft_token|context|here|patch|content|embeds?|features?|path|file|url|start|end|bos|eos|begin"
+# One medium: <|vision_start|><|image_pad|><|vision_end|>, <im_start><image><im_end>, <img>a.png</img>, <image>, <|image_1|>, [IMG], ...
+TOKEN = rf"<\|?(?:start_of_)?(?P<name>{_NAME})(?:[_\- ]?(?:{_ROLE}))?(?:[_\- ]?\d{{1,3}})?\|?>"
+PLACEHOLDER = re.compile(
+    rf"(?:<\|(?:vision|image|img|audio|video)_(?:start|bos)\|>|<(?:im_start|img_start)>)?"
+    rf"(?:<(?P<tag>img|image|audio|video|speech)>(?P<path>[^<>\n]{{1,1024}})</(?P=tag)>|(?P<many>(?:{TOKEN})|\[(?P<square>IMG|IMAGE|AUDIO|VIDEO)\]))"
+    rf"(?:<\|(?:vision|image|img|audio|video)_(?:end|eos)\|>|<(?:im_end|img_end)>|</(?:{_NAME})>)?",
+    re.IGNORECASE,
+)
+SIGNS = ("<", "[")  # in words without one of these there is no placeholder
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A place in words: from `start` to `stop` stands a medium of this kind, with its path where the words give it."""
+
+    kind: Kind
+    start: int
+    stop: int
+    spelt: str
+    path: str | None = None
+
+
+def find(words: str) -> Iterator[Placeholder]:
+    """The placeholders of a text, in their order."""
+    if "<" not in words and "[" not in words:
+        return
+    for match in PLACEHOLDER.finditer(words):
+        name = match["tag"] or match["name"] or match["square"]
+        if match["square"] and not match["square"].isupper():
+            continue
+        path = match["path"]
+        if path is not None and match["tag"].casefold() == "video" and "." not in path:
+            continue
+        if path is not None and not looks_like_a_path(path):
+            continue
+        kind = KINDS.get("image" if name.casefold() in ("img",) else name.casefold(), "image")
+        yield Placeholder(kind, match.start(), match.end(), match[0], path.strip() if path is not None else None)
+
+
+def first(words: str) -> Placeholder | None:
+    """The first placeholder of a text, None where there is none."""
+    return next(find(words), None) if "<" in words or "[" in words else None
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether what stands between two tags could name a file."""
+    text = text.strip()
+    return bool(re.fullmatch(r"\S+\.\w{2,5}|data:\S+|(?:\.{0,2}/)\S+|[^<>\n]*/[^<>\n]*\.\w{2,5}", text))

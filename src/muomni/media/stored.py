@@ -1,0 +1,148 @@
+"""Where the bytes of a picture or sound lie: in a file of their own, in the manifest (`data:`), or within a tar or parquet file.
+
+A member of a container is named by its place in it, so that it can be read in any order, by any process, without an index:
+`shard-000.tar!OFFSET+SIZE!cat.jpg`, `train.parquet!ROWGROUP.ROW.ELEMENT.COLUMN!1f2e3d.png` (element -1 where the column is no list).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from muomni.errors import DataError, UserError
+
+MEMBER = re.compile(
+    r"(?P<container>.+?\.(?:tar|parquet))!(?:(?P<offset>\d+)\+(?P<size>\d+)|(?P<group>\d+)\.(?P<row>\d+)\.(?P<element>-1|\d+)\.(?P<column>[^!]*))"
+    r"!(?P<name>.*)",
+    re.DOTALL,
+)
+GROUPS_KEPT = 3  # columns of row groups in memory: a corpus in its order asks for one after another
+
+
+def content(path: str) -> bytes | None:
+    """The bytes of a medium that has no file of its own, None for the path of a file.
+
+    Raises  DataError: undecodable (broken base64, a torn container), missing (the container).
+    """
+    if path.startswith("data:"):
+        try:
+            return base64.b64decode(path.partition(",")[2], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise DataError("undecodable", f"data URI: expected base64, got {path[:40]!r}...") from error
+    found = _member(path)
+    if found is None:
+        return None
+    try:
+        if found["offset"] is not None:
+            return _of_tar(found["container"], int(found["offset"]), int(found["size"]), path)
+        return _of_parquet(found, path)
+    except FileNotFoundError as error:
+        raise DataError("missing", f"{found['container']}: no such file, it holds {found['name'][-80:]}") from error
+    except OSError as error:
+        raise DataError("undecodable", f"{found['container']}: can't be read: {error.strerror or error}") from error
+
+
+def size(path: str) -> int | None:
+    """Bytes of what `content` gives, without reading a tar; None for the path of a file. Raises DataError, as `content` does."""
+    found = _member(path)
+    if found is not None and found["size"] is not None:
+        return int(found["size"])
+    held = content(path)
+    return None if held is None else len(held)
+
+
+def stretch(path: str, start: int, count: int) -> bytes | None:
+    """So many bytes of what `content` gives, from `start` on, as few as possible of a tar read; None for the path of a file."""
+    found = _member(path)
+    if found is not None and found["size"] is not None:
+        return _of_tar(found["container"], int(found["offset"]) + start, min(count, max(0, int(found["size"]) - start)), path)
+    held = content(path)
+    return None if held is None else held[start : start + count]
+
+
+def container(path: str) -> str | None:
+    """The tar or parquet file that holds a medium; None for one that has a file of its own or stands in its manifest."""
+    found = _member(path)
+    return None if found is None else found["container"]
+
+
+def identity(path: str) -> str:
+    """What is the same for the same medium wherever its container lies inside: a tar's member by name, a parquet's by its bytes' hash."""
+    found = _member(path)
+    if found is None:
+        return path
+    return f"{found['container']}!{found['name']}" if found["offset"] is not None else found["name"]
+
+
+def shown(path: str) -> str:
+    """A medium's place as people should read it."""
+    if path.startswith("data:"):
+        return f"{path[:40]}..."
+    found = _member(path)
+    return path if found is None else f"{found['container']}!{found['name']}"
+
+
+def in_tar(container: str, offset: int, size: int, name: str) -> str:
+    """The path of a member of a tar."""
+    return f"{container}!{offset}+{size}!{name}"
+
+
+def in_parquet(container: str, group: int, row: int, element: int, column: str, name: str) -> str:
+    """The path of a picture or sound in a parquet file."""
+    return f"{container}!{group}.{row}.{element}.{column}!{name}"
+
+
+def _member(path: str) -> re.Match[str] | None:
+    return MEMBER.fullmatch(path) if "!" in path else None
+
+
+def _of_tar(container: str, offset: int, count: int, path: str) -> bytes:
+    with open(container, "rb", buffering=0) as stream:
+        held = b""
+        while len(held) < count and (more := os.pread(stream.fileno(), count - len(held), offset + len(held))):
+            held += more
+    if len(held) < count:
+        raise DataError("undecodable", f"{shown(path)}: torn, expected {count} bytes, got {len(held)}")
+    return held
+
+
+def _of_parquet(found: re.Match[str], path: str) -> bytes:
+    status = os.stat(found["container"])
+    column = _column(found["container"], status.st_size, status.st_mtime_ns, int(found["group"]), found["column"])
+    row, element = int(found["row"]), int(found["element"])
+    value = column[row].as_py() if row < len(column) else None
+    if element >= 0:
+        value = value[element] if isinstance(value, list) and element < len(value) else None
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(held, bytes):
+        raise DataError("undecodable", f"{shown(path)}: expected bytes in column {found['column']!r}, got {type(held).__name__}")
+    return held
+
+
+@functools.lru_cache(maxsize=GROUPS_KEPT)
+def _column(container: str, size: int, changed: int, group: int, column: str) -> Any:
+    """A column of a row group."""
+    with parquet_file(container) as file:
+        return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+
+
+def parquet_file(path: str | Path) -> Any:
+    """A parquet file, opened by pyarrow.
+
+    Raises  UserError where pyarrow is not installed; DataError (undecodable) for a torn or foreign file.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{path}: parquet is read by pyarrow, which is not installed", hint="pip install 'muomni[parquet]'") from error
+    try:
+        return pyarrow.parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=1 << 20)
+    except pyarrow.ArrowInvalid as error:
+        what = str(error).splitlines()[0][:120]
+        raise DataError("undecodable", f"{path}: expected a whole parquet file, got {what}", hint="copy or make the file anew") from error
