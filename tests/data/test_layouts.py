@@ -44,7 +44,9 @@ def write(folder: Path, name: str, rows: list[Any]) -> Path:
     path = folder / name
     if name.endswith((".tsv", ".csv")):
         mark = "\t" if name.endswith(".tsv") else ","
-        path.write_text("".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)]))
+        path.write_text(
+            "".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)])
+        )
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows, indent=2))
     else:
@@ -90,7 +92,9 @@ ASKED = [["user", "a.png", "What is it?"], ["assistant", "a chair"]]
 HEARD = [["user", "a.wav", "What is said?"], ["assistant", "hello"]]
 
 
-def turns(*words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")) -> list[dict[str, Any]]:
+def turns(
+    *words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")
+) -> list[dict[str, Any]]:
     return [{names[0]: roles[number % 2], names[1]: said} for number, said in enumerate(words)]
 
 
@@ -138,7 +142,13 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "ms-swift 2, path in the words": ({"query": "<img>a.png</img>What is it?", "response": "a chair"}, ASKED),
     "ms-swift, image a string": ({"messages": turns("<image>What is it?", "a chair"), "image": "a.png"}, ASKED),
     "Qwen": (
-        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}, *turns("a chair")[:0], {"role": "assistant", "content": "a chair"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]},
+                *turns("a chair")[:0],
+                {"role": "assistant", "content": "a chair"},
+            ]
+        },
         ASKED,
     ),
     "Qwen, marks of its template": (
@@ -165,7 +175,10 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         },
         ASKED,
     ),
-    "Ollama": ({"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]}, ASKED),
+    "Ollama": (
+        {"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]},
+        ASKED,
+    ),
     "LLaVA": ({"id": "1", "image": "a.png", "conversations": shared("<image>\nWhat is it?", "a chair")}, ASKED),
     "LLaVA, at the end": (
         {"id": "1", "image": "a.png", "conversations": shared("What is it?\n<image>", "a chair")},
@@ -225,11 +238,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
-    "DPO of LLaMA-Factory": ({"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, "chosen"),
+    "DPO of LLaMA-Factory": (
+        {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        "chosen",
+    ),
     "DPO of TRL": ({"prompt": "hi", "chosen": "a", "rejected": "b"}, "chosen"),
     "KTO": ({"messages": turns("hi", "ho"), "kto_tag": True}, "kto_tag"),
     "KTO of ms-swift": ({"messages": turns("hi", "ho"), "label": False}, "label"),
-    "grounding": ({"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}}, "objects"),
+    "grounding": (
+        {"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}},
+        "objects",
+    ),
     "tools": ({"messages": turns("hi", "ho"), "tools": '[{"name": "f"}]'}, "tools"),
     "a tool's turn": ({"messages": [*turns("hi"), {"role": "tool", "content": "3"}, {"role": "assistant", "content": "3"}]}, "tool"),
     "a call": ({"messages": [*turns("hi"), {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "tool_calls"),
@@ -266,7 +285,9 @@ def test_a_document_with_a_place_for_a_picture_is_told(folder: Path, name: str) 
     assert len(list(readers.read(Source(path=name, ignore=["<image>"]), folder, quarantine))) == 3
 
 
-@pytest.mark.parametrize("words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"])
+@pytest.mark.parametrize(
+    "words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"]
+)
 def test_words_that_are_no_places_stay(folder: Path, words: str) -> None:
     (sample,) = read(folder, [{"messages": turns(words, "it")}])
     assert sample.question == words
@@ -301,7 +322,15 @@ def test_a_manifest_of_speech_is_read(folder: Path, layout: str) -> None:
 
 
 def test_common_voice(folder: Path) -> None:
-    row = {"client_id": "f00", "path": "a.flac", "sentence_id": "1", "sentence": "hello you", "sentence_domain": "", "up_votes": 2, "down_votes": 0}
+    row = {
+        "client_id": "f00",
+        "path": "a.flac",
+        "sentence_id": "1",
+        "sentence": "hello you",
+        "sentence_domain": "",
+        "up_votes": 2,
+        "down_votes": 0,
+    }
     row |= {"age": "", "gender": "", "accents": "", "variant": "", "locale": "en", "segment": ""}
     rows = [row, {**row, "path": "b.flac", "sentence": 'say "hi"'}, {**row, "path": "c.flac", "client_id": "f01"}]
     samples = read(folder, rows[:1] + rows[2:], "validated.tsv")
@@ -333,8 +362,19 @@ def supervision(number: int = 0, text: str = "hello you", **more: Any) -> dict[s
 def test_lhotse_cuts(folder: Path) -> None:
     (sample,) = read(folder, [cut(supervision())], "cuts.jsonl")
     assert said(sample) == SPOKEN
-    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == ("cut-1", "ann", "transcribe", "ann", None)
-    two = cut(supervision(0, "hello", start=0.25, duration=0.5), supervision(1, "you", start=0.75, duration=0.5, speaker="ben"), start=0.5, duration=1.5)
+    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == (
+        "cut-1",
+        "ann",
+        "transcribe",
+        "ann",
+        None,
+    )
+    two = cut(
+        supervision(0, "hello", start=0.25, duration=0.5),
+        supervision(1, "you", start=0.75, duration=0.5, speaker="ben"),
+        start=0.5,
+        duration=1.5,
+    )
     samples = read(folder, [two], "cuts.jsonl", prompt="Write it down.")
     assert [(s.id, s.group, s.answer, s.audios[0].start, s.audios[0].end) for s in samples] == [
         ("a-0", "ann", "hello", 0.75, 1.25),
@@ -396,7 +436,20 @@ def test_a_column_of_files_is_not_left(folder: Path) -> None:
 # Persons, groups, sides -------------------------------------------------------------------------------------------------------------------
 
 PERSONS = (
-    *("speaker", "speaker_id", "client_id", "spk_id", "spk", "speakerID", "reader_id", "Speaker ID", "SPEAKER", "user_id", "talker", "spkr"),
+    *(
+        "speaker",
+        "speaker_id",
+        "client_id",
+        "spk_id",
+        "spk",
+        "speakerID",
+        "reader_id",
+        "Speaker ID",
+        "SPEAKER",
+        "user_id",
+        "talker",
+        "spkr",
+    ),
     *("speaker-id", "speaker_name", "reader", "participant_id", "singer"),
 )
 
@@ -433,7 +486,13 @@ def test_two_persons_in_a_row_are_refused(folder: Path) -> None:
     assert "speaker 'ann', user_id 'u7'" in told
 
 
-WORDS = [("train", "train"), ("Training", "train"), ("train-clean-100", "train"), ("TRAIN", "train"), *((w, "valid") for w in ("valid", "val"))]
+WORDS = [
+    ("train", "train"),
+    ("Training", "train"),
+    ("train-clean-100", "train"),
+    ("TRAIN", "train"),
+    *((w, "valid") for w in ("valid", "val")),
+]
 WORDS += [(w, "valid") for w in ("validation", "dev", "eval", "test", "Test", "dev-clean", "test_other", "held-out", "mini_val")]
 
 
@@ -523,7 +582,10 @@ def test_segments_are_segments(folder: Path, layout: str, form: str) -> None:
 
 
 def test_rows_without_times_are_whole(folder: Path) -> None:
-    rows = [{"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0}, {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0}]
+    rows = [
+        {"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0},
+        {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0},
+    ]
     assert [(s.audios[0].start, s.audios[0].end) for s in read(folder, rows)] == [(0.5, 1.5), (None, None)]
 
 
@@ -623,13 +685,31 @@ def test_columns_are_counted(folder: Path) -> None:
 
 
 def test_provenance_may_name_files_of_others(folder: Path) -> None:
-    row = {"image": "a.png", "caption": "a cat", "source": "somebody/photos@12ab:png/1.png", "url": "https://x.org/a.jpg", "original_path": "x/1.jpg"}
+    row = {
+        "image": "a.png",
+        "caption": "a cat",
+        "source": "somebody/photos@12ab:png/1.png",
+        "url": "https://x.org/a.jpg",
+        "original_path": "x/1.jpg",
+    }
     assert len(read(folder, [row])) == 1
 
 
 def test_every_layout_is_in_the_docs() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
-    for name in ("LLaMA-Factory", "ms-swift", "LLaVA", "ShareGPT", "Alpaca", "OpenAI", "NeMo", "Lhotse", "Common Voice", "LJSpeech", "imagefolder"):
+    for name in (
+        "LLaMA-Factory",
+        "ms-swift",
+        "LLaVA",
+        "ShareGPT",
+        "Alpaca",
+        "OpenAI",
+        "NeMo",
+        "Lhotse",
+        "Common Voice",
+        "LJSpeech",
+        "imagefolder",
+    ):
         assert name in docs
     assert set(formats.READERS) >= {"alpaca", "lhotse", "llava"}
     assert {ImagePart, AudioPart}

@@ -93,14 +93,11 @@ def test_a_changed_sound_is_known_again_and_another_is_not():
 def test_texts():
     index = likeness.NearTexts()
     words = "the quick brown fox jumps over the lazy dog while the cat sleeps in the warm afternoon sun near the old stone wall by a pond"
-    assert index.add(words) == []
-    assert index.add(words.title() + "!") == [0]
-    assert index.add(words.replace("pond", "lake")) == [0]
-    assert index.add(" ".join(reversed(words.split()))) == []
-    assert index.add("yes") == []
-    assert index.add("Yes.") == [4]
-    assert index.add("yes yes") == []
-    assert index.add("...") == []
+    said = [words, words.title() + "!", words.replace("pond", "lake"), " ".join(reversed(words.split())), "yes", "Yes.", "yes yes", "..."]
+    for text in [*said, "..."]:
+        index.add(text)
+    assert dict(index.near()) == {1: [0], 2: [0], 5: [4]}
+    assert dict(index.near(np.array([1, 2, 3, 5]))) == {1: [0]}, "of some, by their places among these"
 
 
 @pytest.mark.parametrize("alike", [False, True])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
-from muomni.data import columns, folder, formats, medium, overlap, readers, shards, transcripts
+import numpy as np
+
+from muomni.data import columns, folder, formats, likeness, medium, overlap, readers, shards, transcripts
 from muomni.data.findings import Finding, Findings, of_error, printable
 from muomni.data.layouts.fields import LENGTH
-from muomni.data.medium import Medium
-from muomni.data.overlap import Row
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account
-from muomni.data.report import Manifest, Report, balance, forecast, histogram
+from muomni.data.report import Manifest, Report, forecast, histogram
+from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
 from muomni.data.uses import ALPHABET, PAD_S, RULES, refusals, states
@@ -40,13 +43,13 @@ def check(
     A flat manifest without a template is read by what its columns seem to hold (`Manifest.read_as`). A folder with manifests is checked
     manifest by manifest, together: what stands in two of them is found too.
     """
-    run = _Check(str(Path(base) / source.path), tokenizer, ctx_len)
+    run = _Check(str(Path(base) / source.path), tokenizer, ctx_len, val_split, seed)
     try:
         path = readers.locate(source, base)
         found = folder.scan(path) if path.is_dir() and source.format is None else None
     except UserError as error:
         run.findings.add(of_error(error, "config", run.report.path))
-        return run.judged(val_split, seed)
+        return run.judged()
     if found is None or not found.manifests:
         run.manifest(source, path, base)
         if path.is_dir() and run.report.manifests[-1].format in TREES:
@@ -59,7 +62,7 @@ def check(
             run.findings.add(Finding("skipped", str(other), "looks like no manifest"))
         for name in folder.unnamed(found.media - run.named, found.manifests):
             run.findings.add(Finding("orphan", name, "no manifest of the folder names it"))
-    return run.judged(val_split, seed)
+    return run.judged()
 
 
 class _Collected(Quarantine):
@@ -73,21 +76,25 @@ class _Collected(Quarantine):
         super().add(path, row, reason, detail)
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 
-
     def note(self, path: str | Path, row: int | str, reason: str, detail: str) -> None:
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 
 
 class _Check:
-    def __init__(self, path: str, tokenizer: Tokenizer | None, ctx_len: int) -> None:
+    def __init__(self, path: str, tokenizer: Tokenizer | None, ctx_len: int, val_split: float, seed: int) -> None:
         self.tokenizer = tokenizer
         self.report = Report(path, ctx_len=ctx_len, is_estimate=tokenizer is None)
         self.findings = Findings()
-        self.rows: list[Row] = []
-        self.pairs: list[tuple[Sample, Source]] = []
+        self.rows = Rows(list(RULES))
+        self.sides = readers.Sides(val_split, seed)
         self.named: set[str] = set()  # every media file that a row names
-        self.opened: dict[tuple[str, float | None, float | None], Medium | DataError] = {}
-        self.tokens: list[int] = []
+        self.opened: dict[tuple[str, float | None, float | None, int | None], int | DataError] = {}  # numbers among the rows' media
+        self.tokens = array("q")
+        self.lengths = array("q")  # characters of documents and answers
+        self.tasks: Counter[str] = Counter()
+        self.answers: defaultdict[str, Answers] = defaultdict(Answers)
+        self.texts = likeness.NearTexts()
+        self.transcripts = transcripts.Transcripts()
 
     def manifest(self, source: Source, path: Path, base: Path) -> None:
         """Read one manifest to its end."""
@@ -100,13 +107,16 @@ class _Check:
             known.format = formats.sniff(path, recognised)
             listing = formats.listing(path)
             has_lines = not listing.is_dir() or shards.is_set(path) or known.format == "librispeech"  # not folders of classes
+            self.rows.begin(str(listing))
             for line, sample in readers.numbered(recognised, base, quarantine, account):
-                where = f"{listing}:{line}" if has_lines else sample.media[0].path
                 known.rows += 1
-                if self._row(sample, where):
-                    self.pairs.append((sample, recognised))
-                    known.samples += 1
-                    self._use(known)
+                row = Row(sample, f"{listing}:{line}" if has_lines else sample.media[0].path)
+                media = self._opened(row)
+                if media is None:
+                    continue
+                known.samples += 1
+                self._use(row, known)
+                self._keep(row, line if has_lines else AT_ITS_MEDIUM, media, recognised)
         except (UserError, OSError) as error:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
@@ -128,24 +138,36 @@ class _Check:
             for line in account.unnamed:
                 self.findings.add(Finding("unnamed_speaker", f"{path}:{line}", account.told_unnamed()))
 
-    def _row(self, sample: Sample, where: str) -> bool:
-        """Open the sample's media and look at its words; a sample that training would set aside is reported as that."""
+    def _opened(self, row: Row) -> list[int] | None:
+        """Open the row's media and look at its words; None where training would set it aside, which is reported as that."""
+        sample = row.sample
         self.named.update(part.path for part in sample.media)
-        row = Row(sample, where)
         try:
-            row.media = [self._medium(part, where) for part in sample.media]
+            media = [self._medium(part, row.where) for part in sample.media]
+            row.media = [self.rows.media[number] for number in media]
             self._transcript(row)
             self._length(row)
         except DataError as error:
-            self.findings.add(of_error(error, error.reason, where))
-            return False
+            self.findings.add(of_error(error, error.reason, row.where))
+            return None
         self._labels_and_length(row)
-        self.rows.append(row)
-        return True
+        return media
 
-    def _use(self, known: Manifest) -> None:
-        """Which stages can learn from the last row; one that none can is told, unless it is said of it already that it teaches nothing."""
-        row = self.rows[-1]
+    def _keep(self, row: Row, line: int, media: list[int], source: Source) -> None:
+        """What only all rows together tell needs of this one."""
+        number, sample = len(self.rows), row.sample
+        self.rows.add(row, line, media)
+        self.sides.add(sample, source)
+        self.tasks[sample.task] += 1
+        self.lengths.append(len(sample.text if sample.text is not None else sample.answer))
+        if sample.answer and len(sample.answer) <= SHORT_ANSWER:
+            self.answers[sample.task].add(number, sample.answer)
+        self.transcripts.add(number, sample)
+        if not media:
+            self.texts.add(row.words)
+
+    def _use(self, row: Row, known: Manifest) -> None:
+        """Which stages can learn from a row; one that none can is told, unless it is said of it already that it teaches nothing."""
         refused = refusals(row.sample, [medium.seconds for medium in row.media if medium.is_sound])
         row.stages = tuple(stage for stage in RULES if stage not in refused)
         for stage in row.stages:
@@ -157,21 +179,23 @@ class _Check:
             why = "; ".join(f"{stage}: {reason}" for stage, reason in refused.items())
             self.findings.add(Finding("useless_row", row.where, f"no stage can learn from it: {why}"))
 
-    def _medium(self, part: ImagePart | AudioPart, where: str) -> Medium:
-        """The medium, opened once; its oddities are told at the first row that uses it.
+    def _medium(self, part: ImagePart | AudioPart, where: str) -> int:
+        """The number of the medium, opened once; its oddities are told at the first row that uses it.
 
         Raises  DataError, at each row that uses it.
         """
-        key = (part.path, part.start, part.end) if isinstance(part, AudioPart) else (part.path, None, None)
+        key = (part.path, part.start, part.end, part.channel) if isinstance(part, AudioPart) else (part.path, None, None, None)
         found = self.opened.get(key)
         if found is None:
             try:
-                found = medium.examine(part)
+                made = medium.examine(part)
+                found = len(self.rows.media)
+                self.rows.media.append(made)
+                for reason, what in made.oddities:
+                    self.findings.add(of_error(what, reason, where))
             except DataError as error:
                 found = error
             self.opened[key] = found
-            for reason, what in found.oddities if isinstance(found, Medium) else ():
-                self.findings.add(of_error(what, reason, where))
         if isinstance(found, DataError):
             raise found
         return found
@@ -240,40 +264,32 @@ class _Check:
         sounds = min(AUDIO_TOKENS_MAX, states(heard)) + 2 if sample.audios else 0
         return 1 + 2 * len(sample.messages) + words + sounds + 3 * len(sample.images)
 
-    def judged(self, val_split: float, seed: int) -> Report:
+    def judged(self) -> Report:
         """The report, with what only all rows together tell."""
-        for row, side in zip(self.rows, readers.sides(self.pairs, val_split, seed), strict=True):
-            row.side = side
-        for finding in overlap.find(self.rows):
+        rows, report = self.rows, self.report
+        rows.close(self.sides.is_valid())
+        for finding in overlap.find(rows, self.texts):
             self.findings.add(finding)
         self._clashes()
-        self._answers()
+        self._balance()
         self._tables()
-        report = self.report
-        if len(self.rows) > 1 and "valid" not in report.sides:
+        if len(rows) > 1 and "valid" not in report.sides:
             what = f"nothing is held out: expected several groups, got {report.groups}"
             self.findings.add(of_error(what, "no_validation", report.path))
-        report.usable = [{"where": row.where, "id": row.sample.id, "stages": list(row.stages)} for row in self.rows]
+        report.usable = Usable(rows)
         report.counts, report.findings = dict(self.findings.counts), self.findings.kept
         return report
 
     def _clashes(self) -> None:
         """Rows of one sound whose words differ."""
-        found = transcripts.Transcripts()
-        for number, row in enumerate(self.rows):
-            found.add(number, row.sample)
-        for numbers in found.clashes():
+        for numbers in self.transcripts.clashes():
             first = self.rows[numbers[0]]
             for number in numbers[1:]:
                 what = transcripts.told(first.media[0].name, len(numbers))
-                self.findings.add(Finding("two_transcripts", self.rows[number].where, what, other=first.where))
+                self.findings.add(Finding("two_transcripts", self.rows.where(number), what, other=first.where))
 
-    def _answers(self) -> None:
-        answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for row in self.rows:
-            if row.sample.answer and len(row.sample.answer) <= SHORT_ANSWER:
-                answers[row.sample.task][row.sample.answer] += 1
-        self.report.answers = balance(answers)
+    def _balance(self) -> None:
+        self.report.answers = {task: answers.balance(self.rows) for task, answers in self.answers.items()}
         for task, found in self.report.answers.items():
             if found["samples"] >= FEW_ANSWERS and found["share"] > ONE_ANSWER:
                 got = f"{found['commonest']!r} in {found['share']:.0%}"
@@ -282,18 +298,38 @@ class _Check:
 
     def _tables(self) -> None:
         report, rows = self.report, self.rows
-        media = [found for found in self.opened.values() if isinstance(found, Medium)]
-        sounds = [found for found in media if found.is_sound]
-        sides = [max(found.size) for found in media if not found.is_sound]
+        sounds = [found for found in rows.media if found.is_sound]
+        longer = [max(found.size) for found in rows.media if not found.is_sound]
         report.samples = len(rows)
         report.rows = sum(manifest.rows for manifest in report.manifests)
-        report.groups = len({row.sample.group for row in rows})
-        report.tasks = dict(Counter(row.sample.task for row in rows))
-        report.sides = dict(Counter(row.side for row in rows))
-        report.sounds, report.pictures = len(sounds), len(sides)
+        report.groups = len(np.unique(rows.groups))
+        report.tasks = dict(self.tasks)
+        sides = ((side, int(count)) for side, count in (("train", (~rows.is_valid).sum()), ("valid", rows.is_valid.sum())))
+        report.sides = {side: count for side, count in sides if count}
+        report.sounds, report.pictures = len(sounds), len(longer)
         report.sample_rates = dict(Counter(str(found.rate_hz) for found in sounds))
         report.channels = dict(Counter(str(found.channels) for found in sounds))
         report.durations_s = histogram([found.seconds for found in sounds])
-        report.picture_sides = histogram(sides)
-        report.lengths_characters = histogram([len(s.text if s.text is not None else s.answer) for s in (row.sample for row in rows)])
+        report.picture_sides = histogram(longer)
+        report.lengths_characters = histogram(self.lengths)
         report.tokens = forecast(self.tokens, report.ctx_len)
+
+
+class Answers:
+    """Short answers of a task: how many, how many different ones, and the commonest; 16 bytes of each are held."""
+
+    def __init__(self) -> None:
+        self._hashes, self._numbers = array("q"), array("q")
+
+    def add(self, number: int, answer: str) -> None:
+        """One more, of the row of this number."""
+        self._hashes.append(hash(answer))
+        self._numbers.append(number)
+
+    def balance(self, rows: Rows) -> dict[str, Any]:
+        """The commonest answer and its share: what a constant answer would score."""
+        _, first, counts = np.unique(np.frombuffer(self._hashes, np.int64), return_index=True, return_counts=True)
+        most = min(np.flatnonzero(counts == counts.max()).tolist(), key=lambda place: first[place])
+        commonest = rows[self._numbers[int(first[most])]].sample.answer
+        share = int(counts[most]) / len(self._hashes)
+        return {"samples": len(self._hashes), "distinct": len(counts), "commonest": commonest[:80], "share": share}

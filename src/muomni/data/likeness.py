@@ -7,10 +7,12 @@ only what shares a bucket is compared: the cost grows with the rows, not with th
 
 from __future__ import annotations
 
-import hashlib
 import re
+import tempfile
 import zlib
+from array import array
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import soxr
@@ -35,6 +37,7 @@ SHINGLE_WORDS = 3
 LEAST_WORDS = 12  # shorter texts are like others by chance
 MOST_WORDS = 5000  # of a document; more adds no knowledge
 TEXT_LIKE = 0.8
+PAIRS_AT_ONCE = 65_536
 
 Vector = NDArray[np.int8]  # deviations from the mean, 12 steps each
 
@@ -120,8 +123,9 @@ def near_sounds() -> NearVectors:
 
 
 class NearTexts:
-    """Which of the texts seen so far say all but the same: equal but for case and punctuation, or four fifths of their word triples shared.
+    """Which texts say all but the same as an earlier one: equal but for case and punctuation, or four fifths of their word triples shared.
 
+    Texts are added one after another, a few bytes of each are held and 256 in a file; then all are compared at once, band by band.
     Source  Broder 1997 (shingles), by 64 minimal hashes in 16 bands.
     """
 
@@ -129,31 +133,63 @@ class NearTexts:
         rng = np.random.default_rng(0)
         self._factors = rng.integers(1, 2**63, HASHES, dtype=np.uint64) | np.uint64(1)
         self._offsets = rng.integers(0, 2**63, HASHES, dtype=np.uint64)
-        self._plain: dict[bytes, int] = {}
-        self._buckets: defaultdict[bytes, list[int]] = defaultdict(list)
-        self._signatures: dict[int, NDArray[np.uint32]] = {}
-        self._count = 0
+        self._plain = array("q")  # hash of the words; 0 where there are none
+        self._signed = array("q")  # number of the signature, or -1
+        self._file = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115  (it goes with the last who holds it)
+        self._signatures = 0
 
-    def add(self, text: str) -> list[int]:
-        """The numbers (in the order of adding, from 0) of those like it; then it is one of them."""
-        number, self._count = self._count, self._count + 1
+    def __len__(self) -> int:
+        return len(self._plain)
+
+    def add(self, text: str) -> None:
+        """One more."""
         words = re.findall(r"\w+", text.casefold())
-        plain = " ".join(words).encode(errors="replace")
-        if not plain:
-            return []
-        first = self._plain.setdefault(hashlib.sha256(plain).digest(), number)
-        if first != number:
-            return [first]
+        self._plain.append((hash(" ".join(words)) or 1) if words else 0)
         if len(words) < LEAST_WORDS:
-            return []
-        signature = self._signature(words[:MOST_WORDS])
-        found: set[int] = set()
+            self._signed.append(-1)
+            return
+        self._file.write(self._signature(words[:MOST_WORDS]).tobytes())
+        self._signed.append(self._signatures)
+        self._signatures += 1
+
+    def near(self, chosen: NDArray[np.int64] | None = None) -> Iterator[tuple[int, list[int]]]:
+        """Each text that is like earlier ones with the numbers of these: of one that is equal the first, of others those of a bucket's last.
+
+        Takes   chosen: numbers of the texts to be compared, in order; None: all. What is given are places among these.
+        """
+        chosen = np.arange(len(self)) if chosen is None else chosen
+        plain = np.frombuffer(self._plain, np.int64)[chosen]
+        _, first, inverse = np.unique(plain, return_index=True, return_inverse=True)
+        equal = np.where(plain == 0, np.arange(len(plain)), first[inverse])  # the first that is equal: itself, where none is before it
+        is_new = equal == np.arange(len(plain))
+        signed = np.frombuffer(self._signed, np.int64)[chosen]
+        like = self._like(np.flatnonzero(is_new & (signed >= 0)), signed)
+        for number in sorted({*np.flatnonzero(~is_new).tolist(), *like}):
+            yield number, like.get(number, [int(equal[number])])
+
+    def _like(self, places: NDArray[np.int64], signed: NDArray[np.int64]) -> dict[int, list[int]]:
+        """Of those at the given places, the earlier ones that share a bucket and enough of the signature."""
+        found: defaultdict[int, set[int]] = defaultdict(set)
+        if len(places) < 2:
+            return {}
+        self._file.flush()
+        signatures_SH = np.memmap(self._file, np.uint32, "r", shape=(self._signatures, HASHES))
         for band in range(HASHES // ROWS):
-            bucket = self._buckets[bytes([band]) + signature[band * ROWS : (band + 1) * ROWS].tobytes()]
-            found.update(bucket[-CROWD:])
-            bucket.append(number)
-        self._signatures[number] = signature
-        return [other for other in sorted(found) if float(np.mean(self._signatures[other] == signature)) >= TEXT_LIKE]
+            keys = np.zeros(len(places), np.uint64)
+            for row in range(band * ROWS, (band + 1) * ROWS):
+                keys = keys * self._factors[row] + signatures_SH[signed[places], row]
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            for lag in range(1, min(CROWD + 1, len(keys))):
+                met = np.flatnonzero(keys[lag:] == keys[:-lag])
+                if not len(met):
+                    break
+                for some in np.array_split(met, -(-len(met) // PAIRS_AT_ONCE)):
+                    late, early = places[order[some + lag]], places[order[some]]
+                    share = np.mean(signatures_SH[signed[late]] == signatures_SH[signed[early]], axis=1)
+                    for one, other in zip(late[share >= TEXT_LIKE].tolist(), early[share >= TEXT_LIKE].tolist(), strict=True):
+                        found[one].add(other)
+        return {number: sorted(others) for number, others in found.items()}
 
     def _signature(self, words: list[str]) -> NDArray[np.uint32]:
         triples = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}

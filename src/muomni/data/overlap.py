@@ -1,162 +1,213 @@
-"""What stands twice in a data set, exactly or nearly, and what of it stands on both sides of the split: with both rows named."""
+"""What stands twice in a data set, exactly or nearly, and what of it stands on both sides of the split: with both rows named.
+
+Rows are compared by their hashes, all of one kind at once; only those of which something is told are opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from muomni import files
+import numpy as np
+from numpy.typing import NDArray
+
 from muomni.data import likeness
 from muomni.data.findings import Finding
-from muomni.data.medium import Medium
-from muomni.data.sample import Sample
+from muomni.data.rows import Ints, Rows
 
-Keys = list[tuple[Hashable, str]]  # what is compared, and how people read it
+NEVER = np.iinfo(np.int64).max
+
+
+def find(rows: Rows, near_texts: likeness.NearTexts) -> Iterator[Finding]:
+    """Every duplicate id, duplicate sample, leak and likeness among rows that know their side.
+
+    Takes   near_texts: what all rows without media say, by their numbers among these.
+    """
+    used = _Used(rows)
+    yield from _duplicates(rows)
+    yield from _copies(rows, used)
+    yield from _leaks(rows, used)
+    yield from _near_media(rows, used)
+    yield from _near_texts(rows, used, near_texts)
+
+
+class _Used:
+    """Uses of media, and what is the same in media: number of the name, of the bytes, of the bytes and the window."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.media, self.owners = rows.used()
+        self.sides = rows.is_valid[self.owners]
+        found = rows.media
+        self.names = _numbered([medium.name for medium in found])
+        self.digests = _numbered([medium.digest for medium in found])
+        self.keys = _numbered([medium.key for medium in found])
+        self.is_inline = np.array([medium.name.startswith("data:") for medium in found], bool)
+        self.without = np.setdiff1d(np.arange(len(rows)), self.owners)  # rows without media
+
+
+def _numbered(values: Sequence[object]) -> Ints:
+    """A number for each value, equal for equal ones."""
+    known: dict[object, int] = {}
+    return np.array([known.setdefault(value, len(known)) for value in values], np.int64)
+
+
+def _firsts(keys: NDArray[np.integer], owners: Ints, sides: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
+    """For each key that occurs, sorted: the key, its first row of training and its first row of validation, NEVER where it has none."""
+    unique, inverse = np.unique(keys, return_inverse=True)
+    firsts = []
+    for side in (False, True):
+        first = np.full(len(unique), NEVER, np.int64)
+        np.minimum.at(first, inverse[sides == side], owners[sides == side])
+        firsts.append(first)
+    return unique, firsts[0], firsts[1]
+
+
+def _duplicates(rows: Rows) -> Iterator[Finding]:
+    _, first, inverse = np.unique(rows.contents, return_index=True, return_inverse=True)
+    same = first[inverse]  # of each row, the first of its content
+    # two manifests may both count from 0
+    _, first, inverse = np.unique(np.stack([rows.ids, rows.manifests]), axis=1, return_index=True, return_inverse=True)
+    namesake = first[inverse]
+    numbers = np.arange(len(rows))
+    for number in np.flatnonzero((same != numbers) | (rows.contents[namesake] != rows.contents)).tolist():
+        if same[number] != number:
+            yield Finding("duplicate", rows.where(number), "the same content as another row", other=rows.where(same[number]))
+        if rows.contents[namesake[number]] != rows.contents[number]:
+            row = rows[number]
+            what = f"id {row.sample.id!r} is another row's"
+            yield Finding("duplicate_id", row.where, what, "an id of its own", row.sample.id, rows.where(namesake[number]))
+
+
+def _copies(rows: Rows, used: _Used) -> Iterator[Finding]:
+    """Files of the same bytes under two names, where it is no leak."""
+    first: dict[tuple[bool, int], tuple[str, int]] = {}
+    told: set[int] = set()
+    _, places = np.unique(np.stack([used.media, used.sides]), axis=1, return_index=True)  # each medium's first use on each side
+    for place in np.sort(places).tolist():
+        medium, owner = int(used.media[place]), int(used.owners[place])
+        name, named = rows.media[medium].name, int(used.names[medium])
+        original, other = first.setdefault((bool(used.sides[place]), int(used.digests[medium])), (name, owner))
+        if name != original and named not in told and not used.is_inline[medium]:
+            told.add(named)
+            what = f"file {name} holds the same bytes as {original}"
+            yield Finding("duplicate_file", rows.where(owner), what, "bytes of its own", name, rows.where(other))
+
+
+def _leaks(rows: Rows, used: _Used) -> Iterator[Finding]:
+    """Exact leaks; the bytes of a file that is itself on both sides are not told again."""
+    numbers, sides = np.arange(len(rows)), rows.is_valid
+    yield from _told(rows, "leak_id", "id", _firsts(rows.ids, numbers, sides), lambda row: rows[row].sample.id)
+    yield from _told(rows, "leak_group", "group", _firsts(rows.groups, numbers, sides), lambda row: rows[row].sample.group)
+    stands = ~used.is_inline[used.media]
+    on_both = _firsts(used.names[used.media][stands], used.owners[stands], used.sides[stands])
+    yield from _told_media(rows, used, "leak_path", "file", on_both, used.names)
+    twice = set(on_both[0][(on_both[1] < NEVER) & (on_both[2] < NEVER)].tolist())
+    others = np.array([name not in twice for name in used.names.tolist()], bool)[used.media]
+    keys = _firsts(used.keys[used.media][others], used.owners[others], used.sides[others])
+    yield from _told_media(rows, used, "leak_content", "content", keys, used.keys)
+    without = used.without
+    yield from _told(
+        rows, "leak_content", "content", _firsts(rows.contents[without], without, sides[without]), lambda row: rows[row].words[:60]
+    )
+
+
+def _told(rows: Rows, reason: str, kind: str, firsts: tuple[Ints, Ints, Ints], name: Callable[[int], str]) -> Iterator[Finding]:
+    """One finding for each key that both sides have, at its first row of validation, with its first row of training."""
+    _, train, valid = firsts
+    both = np.flatnonzero((train < NEVER) & (valid < NEVER))
+    for place in both[np.argsort(valid[both], kind="stable")].tolist():
+        yield _leak(rows, reason, kind, name(int(valid[place])), int(valid[place]), int(train[place]))
+
+
+def _told_media(rows: Rows, used: _Used, reason: str, kind: str, firsts: tuple[Ints, Ints, Ints], numbers: Ints) -> Iterator[Finding]:
+    """The same for keys of media, by the name that the medium has in the row of validation."""
+    keys, train, valid = firsts
+    both = np.flatnonzero((train < NEVER) & (valid < NEVER))
+    for place in both[np.argsort(valid[both], kind="stable")].tolist():
+        row = int(valid[place])
+        mine = _media_of(used, row)
+        name = next(rows.media[medium].name for medium in mine if numbers[medium] == keys[place])
+        yield _leak(rows, reason, kind, name, row, int(train[place]))
+
+
+def _media_of(used: _Used, row: int) -> list[int]:
+    start, stop = np.searchsorted(used.owners, [row, row + 1])
+    found: list[int] = used.media[start:stop].tolist()
+    return found
+
+
+def _leak(rows: Rows, reason: str, kind: str, name: str, row: int, other: int) -> Finding:
+    what = f"{kind} {name[-80:]!r} is in validation here and in training there"
+    return Finding(reason, rows.where(row), what, "on one side of the split", name, rows.where(other))
 
 
 @dataclass
-class Row:
-    """A good row: its sample, its place (file:line), the media that it uses, in their order, and the stages that can learn from it."""
+class _Things:
+    """Things of one kind in the order of their first use: how each is called, and its first rows of training and validation."""
 
-    sample: Sample
-    where: str
-    media: list[Medium] = field(default_factory=list)
-    side: str = "train"
-    stages: tuple[str, ...] = ()
+    kind: str
+    rows: Rows
+    names: Callable[[int], str]
+    train: Ints
+    valid: Ints
 
-    @cached_property
-    def content(self) -> str:
-        """Hash of what the sample shows and says, whatever its id and file names."""
-        sample = self.sample
-        return files.sha256_json([sample.text, [[m.role, m.text] for m in sample.messages], [medium.key for medium in self.media]])
+    def finding(self, number: int, near: Sequence[int]) -> Finding:
+        """Of a thing that is like earlier ones: the leak if there is one."""
+        return next((leak for other in near if (leak := self._leak(number, other))), None) or self._twice(number, near[0])
 
-    @property
-    def words(self) -> str:
-        """All that is said in it."""
-        return self.sample.text if self.sample.text is not None else " ".join(message.text for message in self.sample.messages)
-
-
-def find(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Every duplicate id, duplicate sample, leak and likeness among rows that know their side."""
-    yield from _duplicates(rows)
-    yield from _copies(rows)
-    yield from _leaks(rows)
-    yield from _near(rows)
-
-
-def _duplicates(rows: Sequence[Row]) -> Iterator[Finding]:
-    contents: dict[str, Row] = {}
-    ids: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        first = contents.setdefault(row.content, row)
-        if first is not row:
-            yield Finding("duplicate", row.where, "the same content as another row", other=first.where)
-        namesake = ids.setdefault((row.where.rpartition(":")[0], row.sample.id), row)  # two manifests may both count from 0
-        if namesake.content != row.content:
-            what = f"id {row.sample.id!r} is another row's"
-            yield Finding("duplicate_id", row.where, what, "an id of its own", row.sample.id, namesake.where)
-
-
-def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Files of the same bytes under two names, where it is no leak."""
-    first: dict[tuple[str, str], tuple[str, Row]] = {}
-    told: set[str] = set()
-    for row in rows:
-        for medium in row.media:
-            name, other = first.setdefault((row.side, medium.digest), (medium.name, row))
-            if medium.name != name and medium.name not in told and not medium.name.startswith("data:"):
-                told.add(medium.name)
-                what = f"file {medium.name} holds the same bytes as {name}"
-                yield Finding("duplicate_file", row.where, what, "bytes of its own", medium.name, other.where)
-
-
-def _leaks(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Exact leaks; the bytes of a file that is itself on both sides are not told again."""
-    yield from _shared(rows, "leak_id", "id", lambda row: [(row.sample.id, row.sample.id)])
-    yield from _shared(rows, "leak_group", "group", lambda row: [(row.sample.group, row.sample.group)])
-    paths: set[str] = set()
-    for finding in _shared(rows, "leak_path", "file", _paths):
-        paths.add(finding.got)
-        yield finding
-    yield from _shared(rows, "leak_content", "content", lambda row: [key for key in _contents(row) if key[1] not in paths])
-
-
-def _paths(row: Row) -> Keys:
-    return [(medium.name, medium.name) for medium in row.media if not medium.name.startswith("data:")]
-
-
-def _contents(row: Row) -> Keys:
-    """Each medium's bytes, or, where there is none, all that is said."""
-    return [(medium.key, medium.name) for medium in row.media] or [(row.content, row.words[:60])]
-
-
-def _shared(rows: Sequence[Row], reason: str, kind: str, keys: Callable[[Row], Keys]) -> Iterator[Finding]:
-    """One finding for each key that both sides have, at its first row of validation, with its first row of training."""
-    train: dict[Hashable, Row] = {}
-    for row in rows:
-        if row.side == "train":
-            for key, _ in keys(row):
-                train.setdefault(key, row)
-    told: set[Hashable] = set()
-    for row in rows:
-        for key, name in keys(row) if row.side == "valid" else ():
-            if key in train and key not in told:
-                told.add(key)
-                what = f"{kind} {name[-80:]!r} is in validation here and in training there"
-                yield Finding(reason, row.where, what, "on one side of the split", name, train[key].where)
-
-
-class _Likes:
-    """All things of one kind, each with its name, the first row on either side that uses it, and the earlier ones that are like it."""
-
-    def __init__(self, kind: str, index: Callable[..., list[int]]) -> None:
-        self.kind, self.index = kind, index
-        self.places: dict[Hashable, int] = {}
-        self.names: list[str] = []
-        self.sides: list[dict[str, Row]] = []
-        self.near: list[list[int]] = []
-
-    def use(self, key: Hashable, name: str, row: Row, *what: object) -> None:
-        """A row uses a thing; `what` goes to the index the first time."""
-        if key not in self.places:
-            self.places[key] = len(self.names)
-            self.names.append(name)
-            self.sides.append({})
-            self.near.append(self.index(*what))
-        self.sides[self.places[key]].setdefault(row.side, row)
-
-    def findings(self) -> Iterator[Finding]:
-        """One for each thing that is like earlier ones: the leak if there is one."""
-        for number, near in enumerate(self.near):
-            if near:
-                yield next((leak for other in near if (leak := self._leak(number, other))), None) or self._twice(number, near[0])
+    def _sides(self, number: int) -> list[tuple[str, int]]:
+        """The sides that use a thing, with their first rows, the earlier first."""
+        both = [("train", int(self.train[number])), ("valid", int(self.valid[number]))]
+        return sorted((one for one in both if one[1] < NEVER), key=lambda one: one[1])
 
     def _leak(self, number: int, other: int) -> Finding | None:
-        for side, row in self.sides[number].items():
-            across = self.sides[other].get("train" if side == "valid" else "valid")
-            if across is not None:
-                what = f"{self.kind} {self.names[number]} ({side}) is all but the same as {self.names[other]} ({across.side})"
-                return Finding("leak_near", row.where, what, "on one side of the split", self.names[number], across.where)
+        across = dict(self._sides(other))
+        for side, row in self._sides(number):
+            opposite = "train" if side == "valid" else "valid"
+            if opposite in across:
+                mine, theirs = self.names(number), self.names(other)
+                what = f"{self.kind} {mine} ({side}) is all but the same as {theirs} ({opposite})"
+                return Finding("leak_near", self.rows.where(row), what, "on one side of the split", mine, self.rows.where(across[opposite]))
         return None
 
     def _twice(self, number: int, other: int) -> Finding:
-        row, first = next(iter(self.sides[number].values())), next(iter(self.sides[other].values()))
-        what = f"{self.kind} {self.names[number]} is all but the same as {self.names[other]}"
-        return Finding("near_duplicate", row.where, what, f"another {self.kind}", self.names[number], first.where)
+        row, first = self._sides(number)[0][1], self._sides(other)[0][1]
+        mine, theirs = self.names(number), self.names(other)
+        what = f"{self.kind} {mine} is all but the same as {theirs}"
+        return Finding("near_duplicate", self.rows.where(row), what, f"another {self.kind}", mine, self.rows.where(first))
 
 
-def _near(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Likenesses between media, and between texts that stand alone."""
-    pictures = _Likes("picture", likeness.near_pictures().add)
-    sounds = _Likes("sound", likeness.near_sounds().add)
-    texts = _Likes("text", likeness.NearTexts().add)
-    for row in rows:
-        for medium in row.media:
-            if medium.vector is not None:
-                likes = sounds if medium.is_sound else pictures
-                likes.use(medium.key, medium.name, row, medium.vector, medium.seconds)
-        if not row.media:
-            texts.use(row.content, repr(row.words[:40]), row, row.words)
-    for likes in (pictures, sounds, texts):
-        yield from likes.findings()
+def _near_media(rows: Rows, used: _Used) -> Iterator[Finding]:
+    """Likenesses between pictures, and between sounds."""
+    _, train, valid = _firsts(used.keys[used.media], used.owners, used.sides)
+    _, places = np.unique(used.keys[used.media], return_index=True)  # the first use of each, in the same order
+    order = np.argsort(places)
+    train, valid, first = train[order], valid[order], [rows.media[medium] for medium in used.media[places[order]].tolist()]
+    for kind, is_sound, index in (("picture", False, likeness.near_pictures()), ("sound", True, likeness.near_sounds())):
+        chosen = [number for number, medium in enumerate(first) if medium.vector is not None and medium.is_sound == is_sound]
+        mine = [first[number] for number in chosen]
+        things = _Things(kind, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
+        for number, medium in enumerate(mine):
+            assert medium.vector is not None
+            if near := index.add(medium.vector, medium.seconds):
+                yield things.finding(number, near)
+
+
+def _near_texts(rows: Rows, used: _Used, texts: likeness.NearTexts) -> Iterator[Finding]:
+    """Likenesses between texts that stand alone."""
+    without = used.without
+    if not len(without):
+        return
+    contents = rows.contents[without]
+    _, first, inverse = np.unique(contents, return_index=True, return_inverse=True)
+    chosen = np.sort(first)  # the first of each content, in their order
+    place = np.searchsorted(chosen, first[inverse])  # of each text, its content's place among these
+    firsts = []
+    for side in (False, True):
+        rows_of = np.full(len(chosen), NEVER, np.int64)
+        here = rows.is_valid[without] == side
+        np.minimum.at(rows_of, place[here], without[here])
+        firsts.append(rows_of)
+    things = _Things("text", rows, lambda number: repr(rows[int(without[chosen[number]])].words[:40]), *firsts)
+    for number, near in texts.near(chosen):
+        yield things.finding(number, near)

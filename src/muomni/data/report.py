@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class Report:
     tokens: dict[str, Any] = field(default_factory=dict)  # of conversations
     is_estimate: bool = True  # tokens were guessed from bytes, for want of a tokenizer
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> {samples, distinct, commonest, share}
-    usable: list[dict[str, Any]] = field(default_factory=list)  # of each good row {where, id, stages}
+    usable: Sequence[dict[str, Any]] = ()  # of each good row {where, id, stages}
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -82,7 +81,8 @@ class Report:
         """The report as plain JSON values."""
         totals = {"errors": self.total("error"), "warnings": self.total("warning")}
         found = [{**asdict(finding), "severity": finding.severity} for finding in self.findings]
-        return {**{key: value for key, value in asdict(self).items() if key != "findings"}, **totals, "findings": found}
+        plain = asdict(replace(self, usable=(), findings=[]))
+        return {**plain, **totals, "usable": list(self.usable), "findings": found}
 
     def _lines(self, weight: Severity) -> list[str]:
         return [f"{finding.reason}: {finding}" for finding in self.findings if finding.severity == weight]
@@ -92,12 +92,13 @@ def histogram(values: Sequence[float]) -> dict[str, Any]:
     """Least, median, most, sum and ten equal bins; empty for no values."""
     if not values:
         return {}
-    counts, edges = np.histogram(values, bins=BINS)
+    found = np.asarray(values)
+    counts, edges = np.histogram(found, bins=BINS)
     return {
-        "min": min(values),
-        "median": float(np.median(values)),
-        "max": max(values),
-        "sum": sum(values),
+        "min": found.min().item(),
+        "median": float(np.median(found)),
+        "max": found.max().item(),
+        "sum": found.sum().item(),
         "edges": [round(float(edge), 3) for edge in edges],
         "counts": [int(count) for count in counts],
     }
@@ -107,19 +108,10 @@ def forecast(tokens: Sequence[int], ctx_len: int) -> dict[str, Any]:
     """Percentiles of token counts, and the share that the context will cut; empty for no conversations."""
     if not tokens:
         return {}
-    p50, p90, p99 = (int(value) for value in np.percentile(tokens, [50, 90, 99]))
-    over = sum(count > ctx_len for count in tokens)
-    return {"p50": p50, "p90": p90, "p99": p99, "max": max(tokens), "over": over, "share_over": over / len(tokens)}
-
-
-def balance(answers: dict[str, Counter[str]]) -> dict[str, dict[str, Any]]:
-    """For each task its commonest answer and that answer's share: what a constant answer would score."""
-    out = {}
-    for task, counts in answers.items():
-        commonest, count = counts.most_common(1)[0]
-        total = counts.total()
-        out[task] = {"samples": total, "distinct": len(counts), "commonest": commonest[:80], "share": count / total}
-    return out
+    found = np.asarray(tokens)
+    p50, p90, p99 = (int(value) for value in np.percentile(found, [50, 90, 99]))
+    over = int((found > ctx_len).sum())
+    return {"p50": p50, "p90": p90, "p99": p99, "max": found.max().item(), "over": over, "share_over": over / len(found)}
 
 
 def summary(report: Report) -> Iterator[tuple[str, str]]:

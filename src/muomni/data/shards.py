@@ -143,8 +143,6 @@ def rows(path: Path, container: str, name: str = "") -> Rows:
         seen.add(hash(key))
 
 
-
-
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo] | DataError]]:
     """Members that follow one another with one key, by their kinds."""
     key, held = "", {}
@@ -178,7 +176,9 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     tarfile ends without a word at a header that is torn or damaged: where it ended is looked at here.
     """
     if path.suffix.lower() in streams.PACKED:
-        raise DataError("undecodable", f"{path}: expected a plain tar, got a packed one", hint="unpack it: its members are read in any order")
+        raise DataError(
+            "undecodable", f"{path}: expected a plain tar, got a packed one", hint="unpack it: its members are read in any order"
+        )
     size = path.stat().st_size
     with streams.opened(path) as stream:
         try:
@@ -240,7 +240,9 @@ def _fields(path: Path, container: str, kind: str, member: tarfile.TarInfo) -> I
     try:
         words = held.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("undecodable", f"{member.name[-80:]}: expected UTF-8, got byte 0x{held[error.start]:02x} at {error.start}") from error
+        raise DataError(
+            "undecodable", f"{member.name[-80:]}: expected UTF-8, got byte 0x{held[error.start]:02x} at {error.start}"
+        ) from error
     if last == "json":
         try:
             value = streams.decode_json(words)

@@ -181,7 +181,9 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
         if problem is None:
             physical = [line, *(str(each) for _, each in taken)]
             if _may_be_rows(physical, found):
-                what = f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+                what = (
+                    f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+                )
                 return DataError("bad_row", what, hint="double the marks that are letters and quote their cells, or remove them")
             return cells
         if problem != OPEN:
@@ -442,7 +444,9 @@ class _Evidence:
                 if len(window) >= WINDOW_LINES:
                     self._weigh(window)
                     window, windows = [], windows + 1
-                    if windows >= WINDOWS or (windows >= ENOUGH and self.needed and not may_escape and self.bad["none"] > self.bad["doubled"]):
+                    if windows >= WINDOWS or (
+                        windows >= ENOUGH and self.needed and not may_escape and self.bad["none"] > self.bad["doubled"]
+                    ):
                         return
         self._weigh(window)
 
