@@ -159,9 +159,10 @@ class _Check:
         self.rows.add(row, line, media)
         self.sides.add(sample, source)
         self.tasks[sample.task] += 1
-        self.lengths.append(len(sample.text if sample.text is not None else sample.answer))
-        if sample.answer and len(sample.answer) <= SHORT_ANSWER:
-            self.answers[sample.task].add(number, sample.answer)
+        answer = sample.answer
+        self.lengths.append(len(answer if sample.text is None else sample.text))
+        if answer and len(answer) <= SHORT_ANSWER:
+            self.answers[sample.task].add(number, answer)
         self.transcripts.add(number, sample)
         if not media:
             self.texts.add(row.words)
@@ -239,7 +240,7 @@ class _Check:
         if sample.messages and sample.messages[0].role == "assistant":
             what = "the first turn is the assistant's, so it answers nobody"
             self.findings.add(Finding("no_question", row.where, what, "a user's turn first", "an assistant's"))
-        odd = CONTROL.search(sample.text if sample.text is not None else "\n".join(m.text for m in sample.messages))
+        odd = CONTROL.search("\n".join(row.texts))
         if odd:
             got, near = f"U+{ord(odd[0]):04X}", odd.string[max(0, odd.start() - 20) : odd.end() + 20]
             what = f"words: expected printable characters, got {got} in {near!r}"
@@ -255,11 +256,10 @@ class _Check:
     def _count(self, row: Row) -> int:
         """Tokens of a conversation with its media, about."""
         sample = row.sample
-        texts = [m.text for m in sample.messages]
         if self.tokenizer is not None:
-            words = sum(map(len, self.tokenizer.encode_many(texts)))
+            words = sum(map(len, self.tokenizer.encode_many(row.texts)))
         else:
-            words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in texts)
+            words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in row.texts)
         heard = sum(medium.seconds for medium in row.media) if sample.audios else 0.0
         sounds = min(AUDIO_TOKENS_MAX, states(heard)) + 2 if sample.audios else 0
         return 1 + 2 * len(sample.messages) + words + sounds + 3 * len(sample.images)

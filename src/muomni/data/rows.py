@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -31,13 +32,18 @@ class Row:
     @property
     def content(self) -> int:
         """Hash of what the sample shows and says, whatever its id and file names; the same within a process."""
-        sample = self.sample
-        return hash((sample.text, *((m.role, m.text) for m in sample.messages), *(medium.key for medium in self.media)))
+        said = zip((message.role for message in self.sample.messages), self.texts)
+        return hash((self.sample.text, *said, *(medium.key for medium in self.media)))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The words of each turn, or those of the document."""
+        return [self.sample.text] if self.sample.text is not None else [message.text for message in self.sample.messages]
 
     @property
     def words(self) -> str:
         """All that is said in it."""
-        return self.sample.text if self.sample.text is not None else " ".join(message.text for message in self.sample.messages)
+        return " ".join(self.texts)
 
 
 class Rows(Sequence[Row]):

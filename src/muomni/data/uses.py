@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,41 +57,70 @@ def says_words(sample: Sample) -> bool:
     return any(message.text.strip() for message in sample.messages if message.role == "assistant")
 
 
-def _speech(sample: Sample) -> str | None:
-    sounds = sample.audios or sample.speech
-    if len(sounds) != 1:
+class Shape(NamedTuple):
+    """All of a sample that decides which stages can learn from it: how many media it shows and says, and whether there are words."""
+
+    is_document: bool
+    images: int  # shown to the model, as `audios`
+    audios: int
+    speech: int  # said by the assistant
+    others: int  # media of the assistant's that are no sound
+    has_answer: bool  # words in the assistant's last turn
+    says_words: bool  # in any of its turns
+    has_transcript: bool  # of its one sound
+
+
+def shape(sample: Sample) -> Shape:
+    """The shape of a sample."""
+    images = audios = speech = others = 0
+    has_answer = does_say = False
+    for message in sample.messages:
+        is_said = message.role == "assistant"
+        for part in message.media:
+            is_sound = isinstance(part, AudioPart)
+            speech, others = speech + (is_said and is_sound), others + (is_said and not is_sound)
+            audios, images = audios + (is_sound and not is_said), images + (not is_said and not is_sound)
+        if is_said:
+            has_answer = bool(message.text.strip())
+            does_say |= has_answer
+    has_transcript = (audios or speech) == 1 and bool(transcript(sample).strip())
+    return Shape(sample.text is not None, images, audios, speech, others, has_answer, does_say, has_transcript)
+
+
+def _speech(shape: Shape) -> str | None:
+    sounds = shape.audios or shape.speech
+    if sounds != 1:
         return "more than one sound" if sounds else "no sound"
-    return None if transcript(sample).strip() else "no words for its sound"
+    return None if shape.has_transcript else "no words for its sound"
 
 
-def _picture(sample: Sample) -> str | None:
-    if len(sample.images) != 1:
-        return "more than one picture" if sample.images else "no picture"
-    return None if sample.answer.strip() else "no caption"
+def _picture(shape: Shape) -> str | None:
+    if shape.images != 1:
+        return "more than one picture" if shape.images else "no picture"
+    return None if shape.has_answer else "no caption"
 
 
-def _language(sample: Sample) -> str | None:
-    if sample.media:
+def _language(shape: Shape) -> str | None:
+    if shape.images or shape.audios or shape.speech or shape.others:
         return "pictures or sound"
-    return None if sample.text is not None or says_words(sample) else "no words of the assistant's"
+    return None if shape.is_document or shape.says_words else "no words of the assistant's"
 
 
-def _conversation(sample: Sample) -> str | None:
-    if sample.text is None and not says_words(sample):
+def _conversation(shape: Shape) -> str | None:
+    if not shape.is_document and not shape.says_words:
         return "no words of the assistant's"
-    shown = len(sample.images) + len(sample.audios) + len(sample.speech)
-    return None if shown == len(sample.media) else "a picture of the assistant's"
+    return "a picture of the assistant's" if shape.others else None
 
 
-def _seen(sample: Sample) -> str | None:
-    return "sound" if sample.audios or sample.speech else _conversation(sample)
+def _seen(shape: Shape) -> str | None:
+    return "sound" if shape.audios or shape.speech else _conversation(shape)
 
 
-def _captioned(sample: Sample) -> str | None:
-    return _seen(sample) if sample.images else "no picture"
+def _captioned(shape: Shape) -> str | None:
+    return _seen(shape) if shape.images else "no picture"
 
 
-RULES: dict[str, Callable[[Sample], str | None]] = {
+RULES: dict[str, Callable[[Shape], str | None]] = {
     "thinker": _language,
     "hearing": _speech,
     "vision": _picture,
@@ -103,7 +134,12 @@ RULES: dict[str, Callable[[Sample], str | None]] = {
 
 def refusal(stage: str, sample: Sample) -> str | None:
     """Why a stage can't learn from a sample, in a few words that many samples share; None where it can."""
-    return RULES[stage](sample)
+    return RULES[stage](shape(sample))
+
+
+@lru_cache(maxsize=1024)
+def _refusals(shape: Shape) -> tuple[tuple[str, str], ...]:
+    return tuple((stage, reason) for stage, rule in RULES.items() if (reason := rule(shape)) is not None)
 
 
 def refusals(sample: Sample, sounds_s: Sequence[float]) -> dict[str, str]:
@@ -111,7 +147,7 @@ def refusals(sample: Sample, sounds_s: Sequence[float]) -> dict[str, str]:
 
     Takes   sounds_s: how long its sounds are. Stages have their default limits.
     """
-    found = {stage: reason for stage in RULES if (reason := refusal(stage, sample)) is not None}
+    found = dict(_refusals(shape(sample)))
     if sounds_s and max(sounds_s) > MAX_S:
         for stage in ("hearing", "codec", "talker"):
             found.setdefault(stage, f"a sound of over {MAX_S:g} s (max_s)")

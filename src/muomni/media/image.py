@@ -6,15 +6,16 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from muomni.errors import DataError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHITE = (255, 255, 255)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # Pillow knows forty; one of them starts Ghostscript
@@ -71,6 +72,8 @@ def to_pixels(array: NDArray[np.uint8] | Tensor) -> Tensor:
 
     Raises  ShapeError if not uint8 with three channels last: floats would be scaled twice.
     """
+    import torch  # whoever only looks at files need not wait for it
+
     pixels = torch.as_tensor(array)
     if pixels.dtype != torch.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
         raise ShapeError(f"to_pixels: expected uint8 (..., H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}")
