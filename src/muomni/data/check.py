@@ -18,7 +18,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account
 from muomni.data.report import Manifest, Report, forecast, histogram
 from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
-from muomni.data.sample import AudioPart, ImagePart, Sample
+from muomni.data.sample import AudioPart, ImagePart
 from muomni.data.source import Source
 from muomni.data.uses import ALPHABET, PAD_S, RULES, refusals, states
 from muomni.errors import DataError, UserError
