@@ -79,7 +79,7 @@ class _Check:
         self.rows: list[Row] = []
         self.pairs: list[tuple[Sample, Source]] = []
         self.named: set[str] = set()  # every media file that a row names
-        self.opened: dict[tuple[str, float | None, float | None], Medium | DataError] = {}
+        self.opened: dict[tuple[str, float | None, float | None, int | None], Medium | DataError] = {}
         self.tokens: list[int] = []
 
     def manifest(self, source: Source, path: Path, base: Path) -> None:
@@ -142,7 +142,7 @@ class _Check:
 
         Raises  DataError, at each row that uses it.
         """
-        key = (part.path, part.start, part.end) if isinstance(part, AudioPart) else (part.path, None, None)
+        key = (part.path, part.start, part.end, part.channel) if isinstance(part, AudioPart) else (part.path, None, None, None)
         found = self.opened.get(key)
         if found is None:
             try:

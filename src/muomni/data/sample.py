@@ -38,13 +38,17 @@ class ImagePart(_Row):
 
 
 class AudioPart(_Row):
-    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say."""
+    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say.
+
+    channel  which one to take, counted from 0; None: the mean of all
+    """
 
     type: Literal["audio"] = "audio"
     path: str = Field(min_length=1)
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     speaker: str | None = None
+    channel: int | None = Field(default=None, ge=0)
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
