@@ -50,12 +50,16 @@ class Info:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A wave as the file has it: (S,) float32 at the file's rate, divided by `scale`, with the peak of all channels before that."""
+    """A wave as the file has it: (S,) float32 at the file's rate, divided by `scale`; `peak` is that of all channels before that.
+
+    channels_SC  the channels that it is the mean of, where they were asked for (at most KEPT_CHANNELS)
+    """
 
     wave_S: NDArray[np.float32]
     info: Info
     peak: float
     scale: float
+    channels_SC: NDArray[np.float32] | None = None
 
 
 def info(source: Source) -> Info:
@@ -97,15 +101,18 @@ def decode(
     channel: int | None = None,
     max_s: float = 60.0,
     allow_silent: bool = False,
+    name: str | None = None,
+    keep_channels: bool = False,
 ) -> Decoded:
-    """As `read`, at the file's own rate, with what there is to say about the file."""
-    with _opened(source) as (sound, name):
+    """As `read`, at the file's own rate, with what there is to say about the file; messages call it `name`."""
+    kept: list[NDArray[np.float32]] | None = [] if keep_channels and channel is None else None
+    with _opened(source, name) as (sound, name):
         if channel is not None and not 0 <= channel < sound.channels:
             has = "one channel" if sound.channels == 1 else f"channels 0 to {sound.channels - 1}"
             raise DataError("bad_row", f"{name}: expected a channel of the file, which has {has}, got {channel}", hint="mend `channel`")
         first, last = _window(sound, name, start_s, end_s, max_s)
         try:
-            wave_S, peak = sound.mono(first, last - first, channel)
+            wave_S, peak = decoders.gathered(sound.blocks(first, last - first), channel, kept)
         except (soundfile.LibsndfileError, OSError) as error:
             raise DataError("undecodable", f"{name}: not a readable sound file: {decoders.said(error)}") from error
         _refuse_short(sound, name, first, last, len(wave_S), max_s)
@@ -119,7 +126,8 @@ def decode(
         if peak / scale > SILENT_PEAK_TO_PEAK and about.channels > 1 and channel is None:
             raise DataError("silent", f"{name}: its channels cancel each other", hint="name the one to take: `channel: 0`")
         raise DataError("silent", f"{name}: nothing but silence", hint="the peak-to-peak value is below -80 dB of full scale")
-    return Decoded(wave_S, about, peak, scale)
+    channels_SC = np.concatenate(kept) if kept and about.channels > 1 else None
+    return Decoded(wave_S, about, peak, scale, channels_SC)
 
 
 def resampled(decoded: Decoded, rate_hz: int, name: str) -> NDArray[np.float32]:
@@ -158,8 +166,8 @@ def name_of(source: Source) -> str:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[Sound, str]]:
-    name = name_of(source)
+def _opened(source: Source, name: str | None = None) -> Iterator[tuple[Sound, str]]:
+    name = name or name_of(source)
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise DataError("missing", f"{name}: no such sound file", hint="paths in a manifest are relative to the manifest or its `root`")
     if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Wave = NDArray[np.float32]
 Source = str | Path | bytes
 BLOCK_VALUES = 1 << 20  # values decoded at once: a file of a thousand channels can't fill the memory
+KEPT_CHANNELS = 8
 TORN_S = 0.05  # a file may hold so much less than it announces: pad bytes, and headers that count themselves
 TORN_FRAMES = 2  # of MP3, whose encoders count their own header or not
 LEAD_S = 1.0  # decoded before a window and dropped: MP3 borrows bits of earlier frames, Opus predicts from them
@@ -67,12 +68,8 @@ class Sound(Protocol):
     fault: str
     is_float: bool
 
-    def mono(self, first: int, frames: int, channel: int | None) -> tuple[Wave, float]:
-        """A channel, or the mean of all, from frame `first` on, and the peak of all channels; fewer frames where the file ends."""
-        ...
-
     def blocks(self, first: int, frames: int) -> Iterator[Wave]:
-        """The same with all channels, (frames, channels), in pieces."""
+        """So many frames from `first` on, (frames, channels), in pieces; fewer where the file ends."""
         ...
 
     def close(self) -> None:
@@ -186,10 +183,6 @@ class Plain:
             samples = np.frombuffer(content, "<i2", whole * self.channels)
             yield (samples * np.float32(1 / 32768)).reshape(whole, self.channels)
 
-    def mono(self, first: int, frames: int, channel: int | None) -> tuple[Wave, float]:
-        """See Sound."""
-        return _gathered(self.blocks(first, frames), channel)
-
     def close(self) -> None:
         """See Sound."""
         self.stream.close()
@@ -251,10 +244,6 @@ class Libsndfile:
             in_last = (self.frames or 0) if self.last_page is None else self.last_page
             first = min(first, (self.frames or 0) - in_last)
         return max(0, first - round(LEAD_S * self.rate_hz))
-
-    def mono(self, first: int, frames: int, channel: int | None) -> tuple[Wave, float]:
-        """See Sound."""
-        return _gathered(self.blocks(first, frames), channel)
 
     def close(self) -> None:
         """See Sound."""
@@ -333,10 +322,6 @@ class Av:
         except self.errors as error:
             self.fault = getattr(error, "strerror", None) or str(error)
 
-    def mono(self, first: int, frames: int, channel: int | None) -> tuple[Wave, float]:
-        """See Sound."""
-        return _gathered(self.blocks(first, frames), channel)
-
     def close(self) -> None:
         """See Sound."""
 
@@ -352,8 +337,8 @@ def _floats(frame: AudioFrame) -> Wave:
     return samples.astype(np.float32)
 
 
-def _gathered(blocks: Iterator[Wave], channel: int | None) -> tuple[Wave, float]:
-    """One channel of all blocks, or the mean of all channels, and the peak of all."""
+def gathered(blocks: Iterator[Wave], channel: int | None, kept: list[Wave] | None = None) -> tuple[Wave, float]:
+    """One channel of all blocks, or the mean of all channels, and the peak of all; `kept` takes the blocks of several channels."""
     pieces: list[Wave] = []
     peak = 0.0
     for block in blocks:
@@ -362,6 +347,8 @@ def _gathered(blocks: Iterator[Wave], channel: int | None) -> tuple[Wave, float]
         if block.shape[1] == 1:
             pieces.append(block[:, 0])
         else:
+            if kept is not None:
+                kept.append(block[:, :KEPT_CHANNELS])
             pieces.append(block.mean(axis=1, dtype=np.float32) if channel is None else block[:, channel])
     if len(pieces) == 1:
         return np.ascontiguousarray(pieces[0]), peak

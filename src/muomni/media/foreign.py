@@ -52,6 +52,20 @@ def explain(head: bytes) -> Foreign | None:
     return found or (_text(start) if start else None)
 
 
+def picture(head: bytes) -> Foreign | None:
+    """What a file is that is a picture, or shows some, in a form that is not read here."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return Foreign("HEIC", "save it as JPEG or PNG")
+    if head[:2] == b"\xff\x0a" or head[4:8] == b"JXL ":
+        return Foreign("JPEG XL", "save it as JPEG or PNG")
+    if brand or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return Foreign("a video", "save its frames as JPEG or PNG")
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return Foreign("a sound", "name it as a sound")
+    return None
+
+
 def _text(start: bytes) -> Foreign | None:
     """Plain words, such as `404: Not Found`."""
     try:
