@@ -94,7 +94,7 @@ def opened(source: Source, name: str) -> Sound:
     finally:
         if not is_kept:
             stream.close()
-    known = foreign.explain(head)
+    known = None if extent.form else foreign.explain(head)
     if known is not None:
         raise DataError("undecodable", f"{name}: expected a sound, got {known.what}", hint=known.hint)
     if extent.form in BY_NOTHING:
