@@ -25,6 +25,7 @@ RATES_HZ = (1000, 768_000)  # beyond these a header is damaged, and a minute of 
 LOUDEST = 4.0  # 12 dB above full scale: a file of floats may have such peaks, louder ones are of another scale
 SCALES = (2.0**15, 2.0**23, 2.0**31)  # integers written as floats
 OVER_SCALE = 1.1
+LOUD_SHARE = 0.01  # of the samples of integers are larger than LOUDEST, but for silence; else single ones are damaged
 STRETCHES, STRETCH_FRAMES = 64, 4096  # by so many stretches the scale of a file of floats is told
 
 
@@ -241,16 +242,20 @@ def _scale(sound: Sound, name: str, peak: float, *, is_whole: bool) -> float:
     """What full scale is in a file of floats: 1, unless it holds numbers that only integers reach.
 
     All windows of a file must agree, so that the whole file is looked at, by stretches where it is long.
-    Raises  DataError (nonfinite) for numbers that no format has.
+    Raises  DataError (nonfinite) for numbers that no format has, and for single ones among others within 1.
     """
-    if not is_whole and sound.frames is not None:
-        step = max(STRETCH_FRAMES, sound.frames // STRETCHES)
-        for first in range(0, sound.frames, step):
-            for block in sound.blocks(first, min(STRETCH_FRAMES, sound.frames - first)):
-                peak = max(peak, float(np.abs(block[np.isfinite(block)], dtype=np.float32).max(initial=0.0)))
+    if is_whole and peak <= LOUDEST:
+        return 1.0
+    loud = looked = 0
+    step = max(STRETCH_FRAMES, (sound.frames or 0) // STRETCHES)
+    for first in range(0, sound.frames or 0, step):
+        for block in sound.blocks(first, STRETCH_FRAMES):
+            sizes = np.abs(block[np.isfinite(block)])
+            peak, loud, looked = max(peak, float(sizes.max(initial=0.0))), loud + int((sizes > LOUDEST).sum()), looked + sizes.size
     if peak <= LOUDEST:
         return 1.0
     scale = next((scale for scale in SCALES if peak <= OVER_SCALE * scale), None)
-    if scale is None:
-        raise DataError("nonfinite", f"{name}: expected samples within 1, got a peak of {peak:.3g}", hint="divide it by its full scale")
+    if scale is None or loud < LOUD_SHARE * looked:
+        what = f"{name}: expected samples within 1, got a peak of {peak:.3g} in {loud / max(1, looked):.1%} of them"
+        raise DataError("nonfinite", what, hint="make the file anew, or divide it by its full scale")
     return scale

@@ -43,7 +43,7 @@ class Extent:
     frame_samples  of MP3, whose measure is its frames; 0: `said` and `there` are in proportion to the sound
     is_stream  the header holds a placeholder, because its writer could not come back to fill it in
     head, start  read `head` and then the file from `start` on, instead of the file
-    is_cut      the file ends within a page of Ogg, or a frame of MP3, and nothing says how much is lost
+    is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how much is lost
     is_chained  Ogg: another sound follows the first
     last_page   Ogg: samples (of 48 kHz for Opus) in the file's last page; None: all of them, or not known
     fmt, data   WAV: the fields of its format; where the samples begin
@@ -139,8 +139,9 @@ def _wave(file: _File, form: str) -> Extent:
         elif name == b"PEAK" and fields is not None:
             is_clean &= size == 8 + 8 * fields.channels
         elif name == b"data":
-            is_long = long_size is not None and size == 0xFFFF_FFFF
+            is_long = long_size is not None and (size == 0xFFFF_FFFF or long_size > 0)
             said = long_size if is_long and long_size is not None else size
+            is_clean &= not is_long or size == 0xFFFF_FFFF
             return _wave_data(file, form, order, fmt, fields, place, said, 64 if is_long else 32, is_clean)
     return Extent(form)
 
@@ -212,8 +213,11 @@ def _w64(file: _File, form: str) -> Extent:
         if name == b"data" + W64_TAIL:
             rest = file.size - place - 24
             is_stream = is_unfilled(size - 24, 64) and rest > 0
-            extent = Extent(form, None if is_stream else size - 24, rest if is_stream else min(size - 24, rest), is_stream=is_stream)
-            return replace(extent, head=_riff(fmt, rest), start=place + 24) if is_stream and fmt else extent
+            there = rest if is_stream else min(size - 24, rest)
+            extent = Extent(form, None if is_stream else size - 24, there, is_stream=is_stream)
+            if fmt and there < rest - 8 or is_stream:  # libsndfile reads to the file's end
+                return replace(extent, head=_riff(fmt, there), start=place + 24)
+            return extent
         if size < 24:
             break
         place += size + -size % 8
@@ -228,7 +232,7 @@ def _aiff(file: _File, form: str) -> Extent:
             rest, said = file.size - place - lead, size - lead
             if is_unfilled(size) or said <= 0:
                 return Extent(form, None, max(0, rest), is_stream=rest > 0)
-            return Extent(form, said, min(said, rest))
+            return Extent(form, said, min(said, rest) if name == b"SSND" else rest - (rest > said and said % 2))
     return Extent(form)
 
 
@@ -236,12 +240,12 @@ def _au(file: _File, form: str) -> Extent:
     order = ">" if file.head[:4] == b".snd" else "<"
     place, said = struct.unpack(f"{order}II", file.head[4:12])
     rest = file.size - place
-    if is_unfilled(said) and said != rest:
-        head = file.at(0, place)
-        is_known = said == 0xFFFF_FFFF  # the format's own word for it, which decoders know
-        mended = None if is_known or place < 24 else head[:8] + struct.pack(f"{order}I", rest) + head[12:]
-        return Extent(form, None, rest, is_stream=rest > 0, head=mended, start=place)
-    return Extent(form, said, min(said, rest))
+    if said >= rest and not is_unfilled(said):
+        return Extent(form, said, rest)
+    head = file.at(0, place)
+    mended = head[:8] + struct.pack(f"{order}I", rest) + head[12:] if len(head) >= 24 else None
+    is_stream = is_unfilled(said) and said != rest
+    return Extent(form, None if is_stream else said, rest, is_stream=is_stream and rest > 0, head=mended, start=place)
 
 
 def _caf(file: _File, form: str) -> Extent:
@@ -265,7 +269,7 @@ def _nist(file: _File, form: str) -> Extent:
     start = int(file.head[8:16])
     fields = dict(re.findall(rb"(\w+) -i (\d+)", file.head[:start]))
     said = int(fields[b"sample_count"]) * int(fields.get(b"channel_count", b"1")) * int(fields.get(b"sample_n_bytes", b"1"))
-    return Extent(form, said, min(said, file.size - start)) if said else Extent(form)
+    return Extent(form, said, file.size - start) if said else Extent(form)
 
 
 def _voc(file: _File, form: str) -> Extent:
@@ -279,13 +283,13 @@ def _voc(file: _File, form: str) -> Extent:
         if block[0] in (1, 2, 9):
             said, there = said + size, there + min(size, file.size - place - 4)
         place += 4 + size
-    return Extent(form, said, there)
+    return Extent(form, said, there + max(0, file.size - place - 1))
 
 
 def _avr(file: _File, form: str) -> Extent:
     is_stereo, bits, _, _, _, _, frames = struct.unpack(">HHHHHII", file.head[12:30])
     said = frames * (2 if is_stereo else 1) * (bits // 8)
-    return Extent(form, said, min(said, file.size - 128))
+    return Extent(form, said, file.size - 128)
 
 
 def _flac(file: _File, form: str) -> Extent:
@@ -360,14 +364,18 @@ def _ogg(file: _File, form: str) -> Extent:
     serials = set(_first_serials(file))
     pages = [match.start() for match in re.finditer(rb"OggS\0", tail)]
     end, is_chained, granules = 0, False, list[int]()
+    numbers: dict[int, int] = {}  # of the last page of each stream
     for place in pages:
         if place < end or place + 27 > len(tail):
             continue
-        granule, serial = struct.unpack("<qI", tail[place + 6 : place + 18])
+        granule, serial, number = struct.unpack("<qII", tail[place + 6 : place + 22])
         segments = tail[place + 27 : place + 27 + tail[place + 26]]
         length = 27 + tail[place + 26] + sum(segments)
-        if place + length > len(tail) or len(segments) < tail[place + 26]:
+        if tail[place + 5] & 2 and granules:  # another sound begins
+            return Extent(form, is_chained=True)
+        if place + length > len(tail) or number != numbers.get(serial, number - 1) + 1:
             return Extent(form, is_cut=True)
+        numbers[serial] = number
         end, is_chained = place + length, serial not in serials
         if granule >= 0:
             granules.append(granule)

@@ -30,12 +30,14 @@ BLOCK_VALUES = 1 << 20  # values decoded at once: a file of a thousand channels 
 KEPT_CHANNELS = 8
 TORN_S = 0.05  # a file may hold so much less than it announces: pad bytes, and headers that count themselves
 TORN_FRAMES = 2  # of MP3, whose encoders count their own header or not
+SALVAGE_FRAMES = 256
 LEAD_S = 1.0  # decoded before a window and dropped: MP3 borrows bits of earlier frames, Opus predicts from them
 UNCHECKED = frozenset({"MAT4", "MAT5", "MPC2K", "PAF", "SD2", "SDS", "WVE", "XI"})  # libsndfile reads a torn half of these as a whole, or windows wrong
 BY_AV = frozenset({"MP4", "Matroska", "ASF", "AMR", "WavPack", "APE", "TTA", "AAC"})
 BY_NOTHING = frozenset({"AVI", "FLV", "RealMedia", "MPEG-TS"})  # torn ones can't be told
 TIMED = frozenset({"MP4", "Matroska", "ASF"})  # that say how long they are
 EITHER = frozenset({"WAV", "RF64", "W64", "AIFF", "CAF", "OGG"})  # containers of codecs that libsndfile has not
+PLAIN_ENDS = frozenset({"AU", "AVR", "NIST", "SVX", "VOC"})  # in which nothing may follow the sound
 AV_SLACK_S = 0.2  # time stamps of Matroska are milliseconds, and its length counts the padding of codecs
 AV_LEAD_S = 2.0
 AV_SEEK_S = 60.0  # only MP4's time stamps are exact, and AAC's substituted noise is another after a seek: shorter ways are decoded whole
@@ -139,6 +141,9 @@ def _announced_s(extent: Extent, frames: int, rate_hz: int, name: str) -> float 
         said_s = there_s * extent.said / extent.there
     if said_s - there_s > TORN_S + TORN_FRAMES * extent.frame_samples / rate_hz:
         raise torn(name, said_s, there_s)
+    if there_s - said_s > TORN_S and extent.form in PLAIN_ENDS:
+        what = f"the header announces {said_s:.2f} s, as much as {there_s:.2f} s follow it"
+        raise DataError("undecodable", f"{name}: {what}, and nothing says which is right", hint="make the file anew")
     return said_s
 
 
@@ -194,7 +199,7 @@ class Libsndfile:
     fault = ""
 
     def __init__(self, source: Source, extent: Extent, name: str) -> None:
-        stream: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+        stream: Any = os.fspath(source) if isinstance(source, str | Path) else Spliced(b"", source, 0)
         if extent.head is not None:
             stream = Spliced(extent.head, source, extent.start)
         self.stream, self.sound = stream, soundfile.SoundFile(stream)
@@ -209,7 +214,7 @@ class Libsndfile:
             if self.form in UNCHECKED:
                 raise DataError("undecodable", f"{name}: expected a format whose length can be checked, got {self.form}", hint=SAVE_HINT)
             if extent.is_cut and self.form == "OGG":
-                what = f"the file ends within a page, {self.sound.frames / self.rate_hz:.2f} s are whole, and nothing says how long it was"
+                what = f"a page is cut short or missing, about {self.sound.frames / self.rate_hz:.2f} s are there, and nothing says how long it was"
                 raise DataError("undecodable", f"{name}: torn, {what}", hint="make the file anew")
             self.said_s = _announced_s(extent, self.sound.frames, self.rate_hz, name)
         except DataError:
@@ -219,16 +224,27 @@ class Libsndfile:
     def blocks(self, first: int, frames: int) -> Iterator[Wave]:
         """See Sound."""
         at = self._entry(first)
+        drop, end = first - at, first + frames
         step = max(1, BLOCK_VALUES // self.channels)
-        drop, left = first - at, first - at + frames
         try:
             if at:
                 self.sound.seek(at)
-            while left > 0:
-                block = self.sound.read(min(step, left), dtype="float32", always_2d=True)
+            while at < end:
+                try:
+                    block = self.sound.read(min(step, end - at), dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError:
+                    if step <= SALVAGE_FRAMES:
+                        raise
+                    step = SALVAGE_FRAMES  # what precedes the fault is lost with a large block
+                    if isinstance(self.stream, Spliced):
+                        self.stream.seek(0)
+                    self.sound = soundfile.SoundFile(self.stream)
+                    if at:
+                        self.sound.seek(at)
+                    continue
                 if len(block) == 0:
                     return
-                left -= len(block)
+                at += len(block)
                 kept, drop = block[drop:], max(0, drop - len(block))
                 yield kept
         except soundfile.LibsndfileError as error:
