@@ -16,6 +16,8 @@ from typing import BinaryIO
 from muomni.media import mpeg
 
 HEAD_BYTES = 4096
+DS64_BYTES = 28  # of the chunk with the sizes of RF64, at least
+FOLLOWED = frozenset({"WAV", "RF64", "W64", "AIFF", "SVX", "AU", "CAF"})  # whose chunks lead to their sound, or are damaged
 PAGE_BYTES = 65_307  # the largest page of Ogg
 FRAME_BYTES = 1 << 18  # where the last frame of a FLAC file is looked for
 MOST_CHUNKS = 10_000
@@ -43,6 +45,7 @@ class Extent:
     frame_samples  of MP3, whose measure is its frames; 0: `said` and `there` are in proportion to the sound
     is_stream  the header holds a placeholder, because its writer could not come back to fill it in
     head, start  read `head` and then the file from `start` on, instead of the file
+    is_lost     the header does not lead to the sound
     is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how much is lost
     is_chained  Ogg: another sound follows the first
     last_page   Ogg: samples (of 48 kHz for Opus) in the file's last page; None: all of them, or not known
@@ -57,6 +60,7 @@ class Extent:
     is_stream: bool = False
     head: bytes | None = None
     start: int = 0
+    is_lost: bool = False
     is_cut: bool = False
     is_chained: bool = False
     last_page: int | None = None
@@ -82,9 +86,10 @@ def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
     if parse is None:
         return Extent(form)
     try:
-        return parse(_File(stream, size, head), form)
+        extent = parse(_File(stream, size, head), form)
     except (struct.error, LookupError, ValueError, OverflowError):
-        return Extent(form)
+        extent = Extent(form)
+    return replace(extent, is_lost=extent.form in FOLLOWED and extent.there is None)
 
 
 class _File:
@@ -118,7 +123,7 @@ def _chunks(file: _File, place: int, order: str) -> Iterator[tuple[bytes, int, i
                 continue
             return
         yield name, place + 8, size
-        place += 8 + size + size % 2
+        place += 8 + (max(size, DS64_BYTES) if name == b"ds64" else size) + size % 2
 
 
 def _is_name(name: bytes) -> bool:

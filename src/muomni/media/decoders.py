@@ -99,6 +99,8 @@ def opened(source: Source, name: str) -> Sound:
     known = None if extent.form else foreign.explain(head)
     if known is not None:
         raise DataError("undecodable", f"{name}: expected a sound, got {known.what}", hint=known.hint)
+    if extent.is_lost:
+        raise DataError("undecodable", f"{name}: the header of this {extent.form} file does not lead to its sound", hint="make the file anew")
     if extent.form in BY_NOTHING:
         raise DataError("undecodable", f"{name}: expected a sound, got {extent.form}", hint=SAVE_HINT)
     if extent.form in BY_AV or extent.is_chained:
@@ -292,7 +294,7 @@ class Av:
                 stream = container.streams.audio[0]
                 first = next(container.decode(stream), None)
                 if first is None:
-                    raise DataError("empty", f"{name}: no sound in it")
+                    raise DataError("undecodable", f"{name}: no frame of its sound can be decoded", hint="make the file anew")
                 self.rate_hz, self.channels, self.codec = first.sample_rate, first.layout.nb_channels, stream.codec_context.name
                 self._origin, self._base = first.pts, stream.time_base
                 self.slack_frames = round(AV_SLACK_S * self.rate_hz)
