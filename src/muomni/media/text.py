@@ -27,7 +27,7 @@ def spoken(text: str) -> str:
     lowered = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", lowered)
     lowered = re.sub(r"(?:(?<=\d)|(?<![^\s(+\-−$€£]))\.(\d+)", lambda found: f" point {' '.join(found[1])} ", lowered)
     lowered = re.sub(r"(?<![^\s(])[-−](?=\d| point )", " minus ", lowered)
-    lowered = re.sub(r"(?<=\d)\s?%", " percent ", lowered)
+    lowered = re.sub(r"(?<=\d)\s*%", " percent ", lowered)
     lowered = re.sub(r"(?<!\d)(100|\d{1,2})(?:st|nd|rd|th)\b", lambda found: f" {ordinal_words(found[1])} ", lowered)
     lowered = re.sub(r"\d+", lambda found: f" {number_words(found.group())} ", lowered)
     kept = "".join(character if _is_spoken(character) else " " for character in lowered)
