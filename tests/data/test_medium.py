@@ -32,7 +32,10 @@ RATE_HZ = 16_000
 def voice(seed: int, seconds: float = 2.0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     time_S = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    tones = sum(np.sin(2 * np.pi * (hz * time_S + rng.uniform(1, 9) * np.sin(2 * np.pi * rng.uniform(1, 4) * time_S))) for hz in rng.uniform(120, 3000, 5))
+    tones = sum(
+        np.sin(2 * np.pi * (hz * time_S + rng.uniform(1, 9) * np.sin(2 * np.pi * rng.uniform(1, 4) * time_S)))
+        for hz in rng.uniform(120, 3000, 5)
+    )
     return (0.08 * tones).astype(np.float32)
 
 
@@ -85,7 +88,13 @@ def test_a_channel_is_read_alone_and_kept_apart(tmp_path: Path) -> None:
     assert np.abs(read_wave(both, RATE_HZ) - (voice(1) + voice(2)) / 2).max() < 1e-4
     assert len({medium.examine(part).key for part in (first, second, both)}) == 3
     samples = [
-        parse({"id": f"s{number}", "group": "g", "messages": [{"role": "user", "content": [part.model_dump()]}, {"role": "assistant", "content": "so"}]})
+        parse(
+            {
+                "id": f"s{number}",
+                "group": "g",
+                "messages": [{"role": "user", "content": [part.model_dump()]}, {"role": "assistant", "content": "so"}],
+            }
+        )
         for number, part in enumerate((first, second, both))
     ]
     tokenizer = Tokenizer.train(["so it is, is it so?"] * 3, 275)
@@ -111,13 +120,19 @@ def test_a_channel_that_is_not_there_is_a_bad_row(tmp_path: Path, channel: int) 
 def test_two_channels_of_one_file_are_two_sounds_for_data_check(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.stack([voice(1), voice(2)], 1), RATE_HZ)
     rows = [
-        {"id": str(number), "group": "g", "messages": [{"role": "user", "content": [{"type": "audio", "path": "a.wav", **more}]}, {"role": "assistant", "content": "so"}]}
+        {
+            "id": str(number),
+            "group": "g",
+            "messages": [{"role": "user", "content": [{"type": "audio", "path": "a.wav", **more}]}, {"role": "assistant", "content": "so"}],
+        }
         for number, more in enumerate(({"channel": 0}, {"channel": 1}, {"channel": 2}, {}))
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = check(Source(path="m.jsonl"), tmp_path)
     assert report.sounds == 3
-    assert {finding.reason: finding.where.rpartition(":")[2] for finding in report.findings if finding.reason in ("bad_row", "channels_differ")} == {
+    assert {
+        finding.reason: finding.where.rpartition(":")[2] for finding in report.findings if finding.reason in ("bad_row", "channels_differ")
+    } == {
         "bad_row": "3",
         "channels_differ": "4",
     }
@@ -148,11 +163,18 @@ def test_lengths_that_differ_from_the_header_are_told(tmp_path: Path) -> None:
         found = odd(tmp_path / name)
         assert set(found) == ({reason} if reason else set()), name
         assert reason is None or words in found[reason]
-        assert duration_s(AudioPart(path=str(tmp_path / name))) == pytest.approx(medium.examine(AudioPart(path=str(tmp_path / name))).seconds, abs=0.01)
+        assert duration_s(AudioPart(path=str(tmp_path / name))) == pytest.approx(
+            medium.examine(AudioPart(path=str(tmp_path / name))).seconds, abs=0.01
+        )
 
 
 def test_floats_beyond_full_scale_are_told(tmp_path: Path) -> None:
-    for name, factor, reason in (("a", 1.0, None), ("b", 3.0 / np.abs(voice(1)).max(), "over_full_scale"), ("c", 32_767, "scaled"), ("d", 2.0**23, "scaled")):
+    for name, factor, reason in (
+        ("a", 1.0, None),
+        ("b", 3.0 / np.abs(voice(1)).max(), "over_full_scale"),
+        ("c", 32_767, "scaled"),
+        ("d", 2.0**23, "scaled"),
+    ):
         soundfile.write(tmp_path / f"{name}.wav", voice(1) * factor, RATE_HZ, subtype="FLOAT")
         assert set(odd(tmp_path / f"{name}.wav")) == ({reason} if reason else set())
 
@@ -160,7 +182,16 @@ def test_floats_beyond_full_scale_are_told(tmp_path: Path) -> None:
 def test_a_wave_beyond_full_scale_is_kept_whole_for_augmentation(tmp_path: Path) -> None:
     wave_S = voice(1) * (2.5 / np.abs(voice(1)).max())
     soundfile.write(tmp_path / "a.wav", wave_S, RATE_HZ, subtype="FLOAT")
-    sample = parse({"id": "a", "group": "g", "messages": [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "a.wav")}]}, {"role": "assistant", "content": "so"}]})
+    sample = parse(
+        {
+            "id": "a",
+            "group": "g",
+            "messages": [
+                {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "a.wav")}]},
+                {"role": "assistant", "content": "so"},
+            ],
+        }
+    )
     stored, full_scale = Utterances([sample], HEARING, changes=SpeechAugment(gain_db=(0.0, 0.0)))._read_wave(sample.audios[0])
     assert np.abs(stored / 32767 * full_scale - wave_S).max() < 1e-4
     plain = Utterances([sample], HEARING).item(0, np.random.default_rng(0)).mel_FM

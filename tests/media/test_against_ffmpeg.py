@@ -46,10 +46,22 @@ def encoded(form: str, subtype: str, wave_SC: NDArray[np.float32], rate_hz: int,
     return stream.getvalue()
 
 
-KINDS = [("WAV", kind) for kind in ("PCM_16", "PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")]
+KINDS = [
+    ("WAV", kind) for kind in ("PCM_16", "PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")
+]
 KINDS += [(form, kind) for form in ("WAVEX", "RF64") for kind in ("PCM_16", "PCM_24", "FLOAT")]
-KINDS += [(form, kind) for form in ("AIFF", "AU", "CAF") for kind in ("PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")]
-KINDS += [("W64", "PCM_16"), ("W64", "FLOAT"), ("FLAC", "PCM_S8"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("NIST", "PCM_16")]
+KINDS += [
+    (form, kind) for form in ("AIFF", "AU", "CAF") for kind in ("PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+]
+KINDS += [
+    ("W64", "PCM_16"),
+    ("W64", "FLOAT"),
+    ("FLAC", "PCM_S8"),
+    ("FLAC", "PCM_16"),
+    ("FLAC", "PCM_24"),
+    ("OGG", "VORBIS"),
+    ("NIST", "PCM_16"),
+]
 
 
 @pytest.mark.parametrize(("form", "subtype"), KINDS)
@@ -76,7 +88,9 @@ def test_mp3(rate_hz: int) -> None:
 
 def damaged(rng: np.random.Generator) -> bytes:
     """A file with a size of its header changed, its end cut off or something behind it, as tools leave them."""
-    form, subtype = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")][rng.integers(6)]
+    form, subtype = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")][
+        rng.integers(6)
+    ]
     content = bytearray(encoded(form, subtype, tones(1.3, 8000, int(rng.integers(1, 3)), 1), 8000))
     if rng.random() < 0.4:
         del content[len(content) - int(rng.choice([1, 30, 4000, len(content) // 2])) :]
@@ -119,7 +133,9 @@ def written(codec: str, form: str, wave_SC: NDArray[np.float32], rate_hz: int, *
     with av.open(stream, "w", format=form, options=options) as container:
         out = container.add_stream(codec, rate=rate_hz)
         out.codec_context.layout, out.bit_rate = layout, 12_200 if "amr" in codec else 64_000
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray((wave_SC * 32767).astype("<i2").reshape(1, -1)), format="s16", layout=layout)
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray((wave_SC * 32767).astype("<i2").reshape(1, -1)), format="s16", layout=layout
+        )
         frame.sample_rate, frame.pts = rate_hz, 0
         size = out.codec_context.frame_size or None
         resampler = av.AudioResampler(out.codec_context.format or "fltp", layout, rate_hz, frame_size=size)

@@ -41,7 +41,9 @@ CLEAR = [("PNG", "LA"), ("PNG", "RGBA"), ("WEBP", "RGBA"), ("TIFF", "RGBA"), ("T
 avif = pytest.mark.skipif("AVIF" not in image.FORMATS, reason="this Pillow reads no AVIF")
 
 
-@pytest.mark.parametrize(("form", "mode"), [*OPAQUE, *CLEAR, pytest.param("AVIF", "RGB", marks=avif), pytest.param("AVIF", "RGBA", marks=avif)])
+@pytest.mark.parametrize(
+    ("form", "mode"), [*OPAQUE, *CLEAR, pytest.param("AVIF", "RGB", marks=avif), pytest.param("AVIF", "RGBA", marks=avif)]
+)
 def test_modes_and_formats(form: str, mode: str) -> None:
     picture = noise("RGB")
     if mode.endswith("A"):

@@ -13,7 +13,15 @@ from muomni.media import audio
 
 EXACT = [("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("WAV", "ALAW")]
 EXACT += [("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"), ("WAV", "GSM610"), ("WAVEX", "PCM_16"), ("RF64", "PCM_24")]
-EXACT += [("W64", "PCM_16"), ("W64", "GSM610"), ("AIFF", "PCM_16"), ("AIFF", "IMA_ADPCM"), ("AU", "ULAW"), ("AU", "G721_32"), ("CAF", "PCM_24")]
+EXACT += [
+    ("W64", "PCM_16"),
+    ("W64", "GSM610"),
+    ("AIFF", "PCM_16"),
+    ("AIFF", "IMA_ADPCM"),
+    ("AU", "ULAW"),
+    ("AU", "G721_32"),
+    ("CAF", "PCM_24"),
+]
 ONE_CHANNEL = [("WAV", "GSM610"), ("W64", "GSM610"), ("AIFF", "IMA_ADPCM"), ("AU", "G721_32"), ("SVX", "PCM_16")]
 EXACT += [("CAF", "ALAC_16"), ("FLAC", "PCM_S8"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("NIST", "PCM_16"), ("SVX", "PCM_16")]
 
@@ -25,7 +33,9 @@ def speech(seconds: float, rate_hz: int, channels: int, seed: int) -> NDArray[np
     waves = []
     for number in range(channels):
         tones = sum(np.sin(2 * np.pi * hz * (time_S + 0.01 * np.sin(9 * time_S))) for hz in rng.uniform(100, 3000, 5))
-        waves.append(0.12 * tones * np.abs(np.sin(2 * np.pi * (1.3 + 0.3 * number) * time_S)) ** 3 + 0.02 * rng.standard_normal(len(time_S)))
+        waves.append(
+            0.12 * tones * np.abs(np.sin(2 * np.pi * (1.3 + 0.3 * number) * time_S)) ** 3 + 0.02 * rng.standard_normal(len(time_S))
+        )
     return np.stack(waves, 1).astype(np.float32)
 
 

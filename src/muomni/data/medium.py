@@ -136,7 +136,9 @@ def _length(name: str, about: audio.Info, seconds: float) -> list[Oddity]:
     if about.frames is not None and about.said_s is not None and seconds > about.said_s + TORN_S:
         return [("length_differs", f"{name}: expected the {about.said_s:.2f} s that the header announces, got {seconds:.2f} s")]
     if about.surplus > TORN_S * about.rate_hz:
-        what = f"{name}: expected nothing after the {seconds:.2f} s that the header announces, got {about.surplus} bytes, which are not read"
+        what = (
+            f"{name}: expected nothing after the {seconds:.2f} s that the header announces, got {about.surplus} bytes, which are not read"
+        )
         return [("length_differs", what)]
     return []
 

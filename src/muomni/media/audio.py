@@ -84,8 +84,8 @@ def read(
 ) -> NDArray[np.float32]:
     """The mean of a file's channels, or one of them, resampled to `rate_hz`.
 
-    Takes   source: a file, or its content; start_s, end_s the window to decode (only it is decoded), cut at the file's end; channel: counted
-            from 0.
+    Takes   source: a file, or its content; start_s, end_s the window to decode (only it is decoded), cut at the file's end; channel:
+            counted from 0.
     Gives   (S,) float32, [-1, 1] for integer formats; S = round(frames * rate_hz / file rate), to one sample.
             Files of floats may go beyond 1 (to LOUDEST); those that hold integers are scaled to 1.
     Raises  DataError: missing, empty, undecodable (torn files too), too_long (> max_s), nonfinite, silent, bad_row (window, channel).
@@ -186,7 +186,9 @@ def _opened(source: Source, name: str | None = None) -> Iterator[tuple[Sound, st
 
 
 def _info(sound: Sound) -> Info:
-    return Info(sound.rate_hz, sound.channels, sound.frames, sound.form, sound.codec, sound.said_s, sound.is_stream, sound.surplus, sound.is_cut)
+    return Info(
+        sound.rate_hz, sound.channels, sound.frames, sound.form, sound.codec, sound.said_s, sound.is_stream, sound.surplus, sound.is_cut
+    )
 
 
 def _window(sound: Sound, name: str, start_s: float | None, end_s: float | None, max_s: float) -> tuple[int, int]:

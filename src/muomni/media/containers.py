@@ -22,7 +22,7 @@ PAGE_BYTES = 65_307  # the largest page of Ogg
 FRAME_BYTES = 1 << 18  # where the last frame of a FLAC file is looked for
 MOST_CHUNKS = 10_000
 STREAM_SIZES = (  # what writers put into 32 bits when they cannot come back to fill in a size
-    range(0, 1),
+    range(1),
     range(0x7EFF_FF00, 0x8000_0100),  # sox 0x7FFFF000 and 0x7F000000, arecord and players 0x80000000 less a part of a frame
     range(0xFFFF_FF00, 0x1_0000_0000),  # ffmpeg, lame, mpg123
 )
@@ -81,7 +81,7 @@ class WaveFormat:
 
 
 def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
-    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES); damage that a decoder will name gives Extent(form)."""
+    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES)."""
     form, parse = next(((form, parse) for is_form, form, parse in FORMS if is_form(head)), ("", None))
     if parse is None:
         return Extent(form)
@@ -220,7 +220,7 @@ def _w64(file: _File, form: str) -> Extent:
             is_stream = is_unfilled(size - 24, 64) and rest > 0
             there = rest if is_stream else min(size - 24, rest)
             extent = Extent(form, None if is_stream else size - 24, there, is_stream=is_stream)
-            if fmt and there < rest - 8 or is_stream:  # libsndfile reads to the file's end
+            if fmt and (is_stream or there < rest - 8):  # libsndfile reads to the file's end
                 return replace(extent, head=_riff(fmt, there), start=place + 24)
             return extent
         if size < 24:

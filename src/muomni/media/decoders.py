@@ -32,7 +32,9 @@ TORN_S = 0.05  # a file may hold so much less than it announces: pad bytes, and 
 TORN_FRAMES = 2  # of MP3, whose encoders count their own header or not
 SALVAGE_FRAMES = 256
 LEAD_S = 1.0  # decoded before a window and dropped: MP3 borrows bits of earlier frames, Opus predicts from them
-UNCHECKED = frozenset({"MAT4", "MAT5", "MPC2K", "PAF", "SD2", "SDS", "WVE", "XI"})  # libsndfile reads a torn half of these as a whole, or windows wrong
+UNCHECKED = frozenset(
+    {"MAT4", "MAT5", "MPC2K", "PAF", "SD2", "SDS", "WVE", "XI"}
+)  # libsndfile reads a torn half of these as a whole, or windows wrong
 BY_AV = frozenset({"MP4", "Matroska", "ASF", "AMR", "WavPack", "APE", "TTA", "AAC"})
 BY_NOTHING = frozenset({"AVI", "FLV", "RealMedia", "MPEG-TS"})  # torn ones can't be told
 TIMED = frozenset({"MP4", "Matroska", "ASF"})  # that say how long they are
@@ -84,7 +86,7 @@ def opened(source: Source, name: str) -> Sound:
 
     Raises  DataError (undecodable): no sound file, one that is torn, or one that takes a library which is not there.
     """
-    stream: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0)
+    stream: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0)  # noqa: SIM115  (a wav keeps it)
     is_kept = False
     try:
         size = len(source) if isinstance(source, bytes) else os.fstat(stream.fileno()).st_size
@@ -100,7 +102,9 @@ def opened(source: Source, name: str) -> Sound:
     if known is not None:
         raise DataError("undecodable", f"{name}: expected a sound, got {known.what}", hint=known.hint)
     if extent.is_lost:
-        raise DataError("undecodable", f"{name}: the header of this {extent.form} file does not lead to its sound", hint="make the file anew")
+        raise DataError(
+            "undecodable", f"{name}: the header of this {extent.form} file does not lead to its sound", hint="make the file anew"
+        )
     if extent.form in BY_NOTHING:
         raise DataError("undecodable", f"{name}: expected a sound, got {extent.form}", hint=SAVE_HINT)
     if extent.form in BY_AV or extent.is_chained:
@@ -172,7 +176,12 @@ class Plain:
     def __init__(self, stream: BinaryIO, extent: Extent, name: str) -> None:
         assert extent.fmt is not None
         self.stream, self.data, self.form = stream, extent.data, extent.form
-        self.rate_hz, self.channels, self.is_stream, self.surplus = extent.fmt.rate_hz, extent.fmt.channels, extent.is_stream, extent.surplus
+        self.rate_hz, self.channels, self.is_stream, self.surplus = (
+            extent.fmt.rate_hz,
+            extent.fmt.channels,
+            extent.is_stream,
+            extent.surplus,
+        )
         self.frames: int | None = (extent.there or 0) // extent.fmt.block_bytes
         try:
             self.said_s = _announced_s(extent, self.frames, self.rate_hz, name)
@@ -216,7 +225,7 @@ class Libsndfile:
             if self.form in UNCHECKED:
                 raise DataError("undecodable", f"{name}: expected a format whose length can be checked, got {self.form}", hint=SAVE_HINT)
             if extent.is_cut and self.form == "OGG":
-                what = f"a page is cut short or missing, about {self.sound.frames / self.rate_hz:.2f} s are there, and nothing says how long it was"
+                what = f"a page is cut short or missing, about {self.sound.frames / self.rate_hz:.2f} s are there; nothing says how long it was"
                 raise DataError("undecodable", f"{name}: torn, {what}", hint="make the file anew")
             self.said_s = _announced_s(extent, self.sound.frames, self.rate_hz, name)
         except DataError:
@@ -261,7 +270,7 @@ class Libsndfile:
         if self.form == "OGG":  # a seek into the last page of Vorbis comes late by what was cut from its end
             in_last = (self.frames or 0) if self.last_page is None else self.last_page
             first = min(first, (self.frames or 0) - in_last)
-        return max(0, first - round(LEAD_S * self.rate_hz))
+        return max(0, first - int(LEAD_S * self.rate_hz))
 
     def close(self) -> None:
         """See Sound."""
@@ -296,7 +305,7 @@ class Av:
                 if first is None:
                     raise DataError("undecodable", f"{name}: no frame of its sound can be decoded", hint="make the file anew")
                 self.rate_hz, self.channels, self.codec = first.sample_rate, first.layout.nb_channels, stream.codec_context.name
-                self._origin, self._base = first.pts, stream.time_base
+                self._origin, self._tick_s = first.pts or 0, float(stream.time_base or 0)
                 self.slack_frames = round(AV_SLACK_S * self.rate_hz)
                 self.said_s: float | None = None
                 if self.form in TIMED and stream.duration and stream.time_base:
@@ -312,25 +321,26 @@ class Av:
         import av
 
         source = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
-        return av.open(source, metadata_errors="replace")
+        container: InputContainer = av.open(source, "r", metadata_errors="replace")
+        return container
 
     def blocks(self, first: int, frames: int) -> Iterator[Wave]:
         """See Sound."""
         place, end = 0, first + frames
         start_s = max(0.0, first / self.rate_hz - AV_LEAD_S)
-        is_sought = start_s > AV_SEEK_S and self.form == "MP4" and self._origin is not None
+        is_sought = start_s > AV_SEEK_S and self.form == "MP4" and self._tick_s > 0
         try:
             with self._container() as container:
                 stream = container.streams.audio[0]
                 if is_sought:
-                    container.seek(self._origin + int(start_s / self._base), stream=stream)
+                    container.seek(self._origin + int(start_s / self._tick_s), stream=stream)
                 for frame in container.decode(stream):
                     if (frame.sample_rate, frame.layout.nb_channels) != (self.rate_hz, self.channels):
                         what = f"expected {self.rate_hz} Hz and {self.channels} channels throughout"
                         got = f"got {frame.sample_rate} Hz and {frame.layout.nb_channels}"
                         raise DataError("undecodable", f"{self.name}: {what}, {got}", hint=SAVE_HINT)
                     if is_sought:
-                        place, is_sought = round(float((frame.pts - self._origin) * self._base) * self.rate_hz), False
+                        place, is_sought = round(((frame.pts or 0) - self._origin) * self._tick_s * self.rate_hz), False
                     block = _floats(frame)
                     if place + len(block) > first:
                         yield block[max(0, first - place) : end - place]
@@ -349,7 +359,7 @@ def _floats(frame: AudioFrame) -> Wave:
     samples = frame.to_ndarray()
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
     if samples.dtype.kind == "i":
         return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.itemsize - 1))
     return samples.astype(np.float32)
@@ -377,7 +387,7 @@ class Spliced(io.RawIOBase):
     """`head`, then a file from `start` on, as one stream to read."""
 
     def __init__(self, head: bytes, source: Source, start: int) -> None:
-        self.inner: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        self.inner: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115  (`close` ends it)
         self.head, self.start, self.place = head, start, 0
         self.length = len(head) + max(0, self.inner.seek(0, io.SEEK_END) - start)
 

@@ -60,7 +60,9 @@ def read_with_format(
     except UnidentifiedImageError as error:
         known = foreign.explain(content) or foreign.picture(content)
         got = known.what if known else f"{content[:8]!r}..."
-        raise DataError("undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {got}", hint=known.hint if known else "") from error
+        raise DataError(
+            "undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {got}", hint=known.hint if known else ""
+        ) from error
     except Exception as error:  # Pillow's decoders let anything through on hostile bytes: SyntaxError, struct.error, IndexError ...
         raise DataError("undecodable", f"{name}: not a readable picture: {error}", hint="make the file anew") from error
 

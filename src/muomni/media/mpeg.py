@@ -49,16 +49,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Announced:
-    """What a Xing, Info or VBRI header says: frames (its own left out) and bytes (all of them); `places` in the frame of the two numbers."""
+    """What a Xing, Info or VBRI header says: frames (its own left out) and size (all bytes); `places` of the two numbers in the frame."""
 
     frame: Frame
     frames: int
-    bytes: int | None
+    size: int | None
     places: tuple[int, int]
 
     def fits(self, there_bytes: int) -> bool:
         """Whether the file holds as many bytes as announced, to a frame."""
-        return self.bytes is not None and abs(self.bytes - there_bytes) <= self.bytes / max(1, self.frames)
+        return self.size is not None and abs(self.size - there_bytes) <= self.size / max(1, self.frames)
 
     def mended(self, frames: int, size: int) -> bytes:
         """The frame of the header, with other numbers."""
@@ -139,7 +139,7 @@ def announced(frame: Frame) -> Announced | None:
 
 
 def count(content: bytes, first: Frame) -> tuple[int, bool]:
-    """Whole frames of the first one's kind, and whether the content ends within one; what is between them is passed over, as decoders do."""
+    """Whole frames of the first one's kind, and whether the content ends within one; what lies between is passed over, as by decoders."""
     place, frames, end, kind, is_cut = 0, 0, len(content), first.header & SAME, False
     lengths: dict[int, int] = {}
     while place + 4 <= end:

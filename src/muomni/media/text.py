@@ -21,7 +21,7 @@ def clean(text: str) -> str:
 def spoken(text: str) -> str:
     """Lower-case words as they are said: 0..100 as number words, longer numbers and decimals digit by digit, no punctuation. Idempotent.
 
-    An apostrophe within a word stays (don't), for it is heard; hyphens split words, but before a number that follows no word they are minus.
+    An apostrophe within a word stays (don't), for it is heard; hyphens split words, or are the minus of a number.
     """
     lowered = clean(text).lower().replace("’", "'")
     lowered = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", lowered)

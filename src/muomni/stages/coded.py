@@ -212,7 +212,9 @@ def _digest(samples: Iterable[Sample]) -> str:
                 status = None if is_inline else os.stat(part.path)
                 media.append([Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path)
         windows = [
-            [part.start, part.end, *([] if part.channel is None else [part.channel])] for part in sample.media if isinstance(part, AudioPart)
+            [part.start, part.end, *([] if part.channel is None else [part.channel])]
+            for part in sample.media
+            if isinstance(part, AudioPart)
         ]
         words = [sample.extra.get("text"), *(message.text for message in sample.messages)]
         digest.update(files.sha256_json([sample.id, words, windows, media]).encode())
