@@ -13,8 +13,8 @@ from muomni.errors import UserError
 
 MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-SOUND = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
-PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma", ".amr"}
+PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 TEXT = {".txt", ".md", ".csv", ".yaml", ".yml"}
 PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
@@ -205,22 +205,17 @@ def _checkpoints(path: Path) -> list[str]:
 
 
 def _sound(path: Path) -> dict[str, Any]:
-    import soundfile
-
     from muomni.media import audio
 
-    try:
-        about = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not a readable sound file: {error}") from error
+    about = audio.info(path)
     # Only the last second is decoded: a torn file fails there, and a long one costs no time.
-    audio.read(path, about.samplerate, start_s=max(0.0, about.duration - 1.0), allow_silent=True)
+    audio.decode(path, start_s=max(0.0, about.seconds - 1.0), allow_silent=True)
     return {
         "kind": "sound",
-        "rate_hz": about.samplerate,
+        "rate_hz": about.rate_hz,
         "channels": about.channels,
-        "seconds": round(about.duration, 3),
-        "format": f"{about.format} {about.subtype}",
+        "seconds": round(about.seconds, 3),
+        "format": f"{about.form} {about.codec}",
     }
 
 

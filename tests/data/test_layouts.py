@@ -345,12 +345,12 @@ def test_common_voice(folder: Path) -> None:
 
 def cut(*supervisions: dict[str, Any], **more: Any) -> dict[str, Any]:
     recording = {
-        **{"id": "a", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}]},
-        **{"sampling_rate": RATE_HZ, "num_samples": int(SECONDS * RATE_HZ), "duration": SECONDS, "channel_ids": [0]},
+        "id": "a", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": RATE_HZ, "num_samples": int(SECONDS * RATE_HZ), "duration": SECONDS, "channel_ids": [0],
     }
     return {
-        **{"id": "cut-1", "start": 0.0, "duration": SECONDS, "channel": 0, "supervisions": list(supervisions)},
-        **{"recording": recording, "type": "MonoCut", **more},
+        "id": "cut-1", "start": 0.0, "duration": SECONDS, "channel": 0, "supervisions": list(supervisions),
+        "recording": recording, "type": "MonoCut", **more,
     }
 
 

@@ -10,7 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from muomni.errors import DataError, ShapeError
-from muomni.media import audio
+from muomni.media import audio, decoders
 
 
 def tone(rate_hz: int, seconds: float = 0.5, hz: float = 440.0) -> NDArray[np.float64]:
@@ -42,10 +42,11 @@ def test_stereo_is_the_mean_of_its_channels(tmp_path: Path) -> None:
 
 
 def test_many_channels_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "BLOCK_VALUES", 100)
+    monkeypatch.setattr(decoders, "BLOCK_VALUES", 100)
     wave = np.random.default_rng(0).uniform(-1, 1, (1000, 8)).astype(np.float32)
-    soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
-    assert np.allclose(audio.read(tmp_path / "a.wav"), wave.mean(1), atol=1e-6)
+    for subtype, atol in (("FLOAT", 1e-6), ("PCM_16", 1 / 32768)):
+        soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype=subtype)
+        assert np.allclose(audio.read(tmp_path / "a.wav"), wave.mean(1), atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -172,3 +173,52 @@ def test_a_message_is_the_same_in_each_run():
     with pytest.raises(DataError) as caught:
         audio.read(b"no sound at all")
     assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [32_768.0, 32_767.0, 5000.0, 2.0**23, 2.0**31])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_integers_written_as_floats_are_scaled_alike_in_every_window(tmp_path: Path, scale: float, subtype: str) -> None:
+    """A quiet stretch of such a file is no loud one."""
+    wave = np.concatenate([1e-4 * tone(16_000, 40.0), tone(16_000, 1.0)])
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wave * scale, 16_000, subtype=subtype)
+    full = next(full for full in (2.0**15, 2.0**23, 2.0**31) if scale <= full)
+    whole_S = audio.read(path)
+    assert np.allclose(whole_S, wave * (scale / full), atol=1e-6)
+    assert np.array_equal(audio.read(path, start_s=3.0, end_s=4.0, allow_silent=True), whole_S[48_000:64_000])
+    assert np.array_equal(audio.read(path, start_s=40.2, end_s=40.7), whole_S[643_200:651_200])
+
+
+@pytest.mark.parametrize("peak", [1.0001, 1.3, 3.9])
+def test_floats_a_little_beyond_full_scale_are_left_as_they_are(tmp_path: Path, peak: float) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(16_000) * 2 * peak, 16_000, subtype="FLOAT")
+    assert np.allclose(audio.read(tmp_path / "a.wav"), tone(16_000) * 2 * peak, atol=1e-6)
+
+
+def test_single_damaged_samples_do_not_scale_a_file(tmp_path: Path) -> None:
+    for value in (1e9, 3e4, 1e30):
+        wave = tone(16_000)
+        wave[4000] = value
+        soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
+        assert reason(tmp_path / "a.wav") == "nonfinite"
+    soundfile.write(tmp_path / "a.wav", tone(16_000) * 1e15, 16_000, subtype="FLOAT")
+    assert reason(tmp_path / "a.wav") == "nonfinite"
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_a_channel_by_its_number(tmp_path: Path, kind: str) -> None:
+    waves = np.stack([tone(16_000, 1.0, 300), tone(16_000, 1.0, 700)], 1)
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, waves, 16_000)
+    for channel in (0, 1):
+        wave_S = audio.read(path, channel=channel, start_s=0.2)
+        assert np.argmax(np.abs(np.fft.rfft(wave_S, 16_000))) == pytest.approx((300, 700)[channel], abs=1)
+    assert reason(path, channel=2) == "bad_row"
+    assert reason(path, channel=-1) == "bad_row"
+
+
+def test_channels_that_cancel_each_other_are_no_silence(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(16_000), -tone(16_000)], 1), 16_000)
+    with pytest.raises(DataError, match=r"its channels cancel each other \(name the one to take"):
+        audio.read(tmp_path / "a.wav")
+    assert len(audio.read(tmp_path / "a.wav", channel=1)) == 8000

@@ -27,9 +27,20 @@ def test_speed_moves_length_and_pitch_together(factor: float) -> None:
     assert peak_hz(fast) == pytest.approx(440 * factor, abs=2)
 
 
-def test_gain_is_in_decibels_and_clips() -> None:
+def test_gain_is_in_decibels_as_far_as_full_scale() -> None:
     np.testing.assert_allclose(augment.gain(tone(440), -6.0206), tone(440) / 2, atol=1e-4)
-    assert np.abs(augment.gain(tone(440), 40)).max() == 1.0
+    loud = augment.gain(tone(440), 40)
+    assert np.abs(loud).max() == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(loud / np.abs(loud).max(), tone(440) / np.abs(tone(440)).max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("peak", [0.3, 1.0, 1.4, 30_000.0])
+def test_no_change_makes_a_square_of_a_wave(peak: float) -> None:
+    wave = tone(440) * np.float32(peak / 0.3)
+    for changed in (augment.gain(wave, 12.0), augment.noise(wave, 30.0, np.random.default_rng(0)), augment.gain(wave, 0.0)):
+        assert np.corrcoef(changed, wave)[0, 1] > 0.999
+        assert np.mean(np.abs(changed) > 0.999 * np.abs(changed).max()) < 0.05
+        assert np.abs(changed).max() <= max(1.0, peak) * 1.0001
 
 
 def test_noise_has_the_asked_power() -> None:

@@ -77,7 +77,7 @@ def read_picture(part: ImagePart, size: int, resample: Literal["bicubic", "bilin
 
 def read_wave(part: AudioPart, rate_hz: int, *, max_s: float = 60.0) -> NDArray[np.float32]:
     """Mono samples (S,) of an audio part; raises DataError."""
-    return audio.read(inline_bytes(part.path) or part.path, rate_hz, start_s=part.start, end_s=part.end, max_s=max_s)
+    return audio.read(inline_bytes(part.path) or part.path, rate_hz, start_s=part.start, end_s=part.end, channel=part.channel, max_s=max_s)
 
 
 def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDArray[np.float32]:
@@ -242,7 +242,7 @@ class Conversations:
         """A sound, kept once for all samples that it stands in."""
         spec = self.spec
         make = lambda: [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s)]  # noqa: E731
-        return self.kept.get(("audio", part.path, part.start, part.end), make)[0]
+        return self.kept.get(("audio", part.path, part.start, part.end, part.channel), make)[0]
 
     def _rendered(self, index: int, sample: Sample, mels: Sequence[NDArray[np.float32]]) -> Item:
         """The ids and labels of a sample, its media left out."""

@@ -13,9 +13,11 @@ import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import soxr
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,7 +47,8 @@ Vector = NDArray[np.int8]  # deviations from the mean, 12 steps each
 def picture_vector(picture: Image.Image) -> Vector | None:
     """(768,) of an RGB picture; None for one of a single colour."""
     way = Image.Resampling.BOX if min(picture.size) >= SIDE else Image.Resampling.BILINEAR
-    return _standard(np.asarray(picture.convert("RGB").resize((SIDE, SIDE), way), dtype=np.float32), LEAST_DEVIATION)
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    return _standard(np.asarray(rgb.resize((SIDE, SIDE), way), dtype=np.float32), LEAST_DEVIATION)
 
 
 def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
@@ -54,11 +57,24 @@ def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
         wave_S = soxr.resample(wave_S, rate_hz, RATE_HZ)
     wave_S = np.pad(wave_S, (0, max(0, WINDOW_SAMPLES - len(wave_S))))
     frames_FN = np.lib.stride_tricks.sliding_window_view(wave_S, WINDOW_SAMPLES)[::HOP_SAMPLES]
-    power_FN = np.abs(np.fft.rfft(frames_FN * np.hanning(WINDOW_SAMPLES).astype(np.float32), axis=1)) ** 2
-    bands_FB = _pooled(power_FN.T, np.geomspace(LOW_HZ, HIGH_HZ, BANDS + 1) / (RATE_HZ / WINDOW_SAMPLES)).T
+    parts_FN2 = torch.view_as_real(torch.fft.rfft(torch.from_numpy(frames_FN * _window()))).numpy()  # twice as fast as numpy's
+    np.square(parts_FN2, out=parts_FN2)
+    bands_FB = (parts_FN2[:, :, 0] + parts_FN2[:, :, 1]) @ _bands()
     pooled = _pooled(bands_FB, np.linspace(0, len(bands_FB), STRETCHES + 1)) / (len(bands_FB) / STRETCHES)
     db = 10.0 * np.log10(pooled + 1e-12)
     return _standard(np.maximum(db, db.max() - RANGE_DB).astype(np.float32), 0.5)
+
+
+@lru_cache(maxsize=1)
+def _window() -> NDArray[np.float32]:
+    return np.hanning(WINDOW_SAMPLES).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _bands() -> NDArray[np.float32]:
+    """(N, B): the share of each bin of the spectrum in each band."""
+    edges = np.geomspace(LOW_HZ, HIGH_HZ, BANDS + 1) / (RATE_HZ / WINDOW_SAMPLES)
+    return _pooled(np.eye(WINDOW_SAMPLES // 2 + 1), edges).T.astype(np.float32)
 
 
 def _pooled(rows: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -38,7 +38,10 @@ class ImagePart(_Row):
 
 
 class AudioPart(_Row):
-    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say."""
+    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say.
+
+    channel  which one to take, counted from 0; None: the mean of all
+    """
 
     type: Literal["audio"] = "audio"
     path: str = Field(min_length=1)
@@ -46,6 +49,7 @@ class AudioPart(_Row):
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     channel: int | None = Field(default=None, ge=0)  # from 0; None: all, mixed
     speaker: str | None = None
+    channel: int | None = Field(default=None, ge=0)
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]

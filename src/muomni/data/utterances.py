@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -19,7 +18,7 @@ from muomni.data.sample import AudioPart, Sample, inline_bytes
 from muomni.data.uses import MAX_S, MAX_TEXT_LEN
 from muomni.data.uses import spoken as spoken
 from muomni.errors import DataError
-from muomni.media import augment, stored
+from muomni.media import audio, augment, stored
 from muomni.media.mel import MelSpec
 from muomni.tokens.alphabet import Alphabet, min_frames
 
@@ -118,11 +117,8 @@ def _whole_s(path: str) -> float:
         return 0.0
     try:
         held = inline_bytes(path)
-        with soundfile.SoundFile(
-            path if held is None else io.BytesIO(held)
-        ) as header:  # `soundfile.info` writes out all names of formats besides
-            return float(header.frames / header.samplerate)
-    except (RuntimeError, OSError, DataError):
+        return audio.info(path if held is None else held).seconds
+    except DataError:
         return 0.0
 
 
@@ -193,8 +189,8 @@ class Utterances:
         if changes is None or not changes.changes_wave:
             mel_FM = self.kept.get(index, lambda: [self._read_mel(part)])[0].astype(np.float32)
         else:
-            stored = self.kept.get(index, lambda: [self._read_wave(part)])[0]
-            wave = changes.wave(stored.astype(np.float32) / np.float32(32767), rng, self.spec.rate_hz)
+            stored, full_scale = self.kept.get(index, lambda: self._read_wave(part))
+            wave = changes.wave(stored.astype(np.float32) / np.asarray(32767 / full_scale, np.float32), rng, self.spec.rate_hz)
             mel_FM = wave_to_mel(wave, self.spec, self.pad_s)
         return changes.mel(mel_FM, rng, self.spec) if changes is not None else mel_FM
 
@@ -202,8 +198,11 @@ class Utterances:
         wave = read_wave(part, self.spec.rate_hz, max_s=self.max_s)
         return wave_to_mel(wave, self.spec, self.pad_s).astype(np.float16)
 
-    def _read_wave(self, part: AudioPart) -> NDArray[np.int16]:
-        return np.clip(read_wave(part, self.spec.rate_hz, max_s=self.max_s) * 32767, -32768, 32767).astype(np.int16)
+    def _read_wave(self, part: AudioPart) -> list[NDArray[Any]]:
+        """A wave in 16 bits, and its full scale: 1, or the peak of one that goes beyond."""
+        wave = read_wave(part, self.spec.rate_hz, max_s=self.max_s)
+        full_scale = np.maximum(np.float32(1.0), np.abs(wave).max())
+        return [(wave * (np.float32(32767) / full_scale)).astype(np.int16), full_scale[None]]
 
 
 class Crops:

@@ -21,9 +21,8 @@ def speed(wave_S: Wave, factor: float, *, rate_hz: int = 16_000) -> Wave:
 
 
 def gain(wave_S: Wave, decibels: float) -> Wave:
-    """Louder or quieter; clipped to [-1, 1]."""
-    louder: Wave = np.clip(wave_S * np.float32(10 ** (decibels / 20)), -1.0, 1.0)
-    return louder
+    """Louder or quieter; no louder than full scale allows, for a wave that is cut off there is another sound."""
+    return _within(wave_S * np.float32(10 ** (decibels / 20)), wave_S)
 
 
 def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
@@ -32,10 +31,16 @@ def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
 
 
 def noise(wave_S: Wave, snr_db: float, rng: np.random.Generator) -> Wave:
-    """White noise so far under the wave's own power."""
+    """White noise so far under the wave's own power; both quieter where they go beyond full scale."""
     deviation = float(np.sqrt(np.mean(np.square(wave_S, dtype=np.float64)))) * 10 ** (-snr_db / 20)
-    noisy: Wave = np.clip(wave_S + rng.normal(0.0, deviation, wave_S.shape).astype(np.float32), -1.0, 1.0)
-    return noisy
+    return _within(wave_S + rng.normal(0.0, deviation, wave_S.shape).astype(np.float32), wave_S)
+
+
+def _within(changed_S: Wave, wave_S: Wave) -> Wave:
+    """A changed wave with a peak of at most 1, or of the peak that the wave had before, where that was more."""
+    peak = float(np.abs(changed_S).max(initial=0.0))
+    most = max(1.0, float(np.abs(wave_S).max(initial=0.0))) if peak > 1.0 else 1.0
+    return changed_S if peak <= most else changed_S * np.float32(most / peak)
 
 
 def formants(mel_FM: Mel, factor: float) -> Mel:

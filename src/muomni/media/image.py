@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import struct
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,13 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from muomni.errors import DataError, ShapeError
+from muomni.media import foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WHITE = (255, 255, 255)
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # Pillow knows forty; one of them starts Ghostscript
+AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # from Pillow 11.3 on
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", *AVIF)  # Pillow knows forty; one starts Ghostscript
 MAX_BYTES = 256 * 2**20
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_WORDS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})  # chunks that change no pixel here, and that Pillow limits
 
 
 def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
@@ -29,28 +36,61 @@ def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> 
     Raises  DataError: missing, empty, undecodable (torn files and other FORMATS too), too_large (by the size or the header, before any
             pixel is decoded).
     """
-    name = "picture in memory" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
+    return read_with_format(path_or_bytes, max_pixels=max_pixels)[0]
+
+
+def read_with_format(
+    path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000, name: str | None = None
+) -> tuple[Image.Image, str]:
+    """As `read`, and the format that the file has; messages call it `name`."""
+    name = name or ("picture in memory" if isinstance(path_or_bytes, bytes) else str(path_or_bytes))
     content = path_or_bytes if isinstance(path_or_bytes, bytes) else _bytes(Path(path_or_bytes))
     if not content:
         raise DataError("empty", f"{name}: no bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not Pillow's
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        if picture.width * picture.height > max_pixels:
-            raise DataError(
-                "too_large", f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} allowed", hint="shrink it"
-            )
-        picture.load()
-        return _rgb(ImageOps.exif_transpose(picture))
+        try:
+            return _decoded(content, name, max_pixels)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error) or not content.startswith(PNG_START):
+                raise
+            return _decoded(_without_words(content), name, max_pixels)  # megabytes of text, as picture generators write them
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too_large", f"{name}: {error}", hint="shrink it") from error
     except UnidentifiedImageError as error:
-        raise DataError("undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {content[:8]!r}...") from error
+        known = foreign.explain(content) or foreign.picture(content)
+        got = known.what if known else f"{content[:8]!r}..."
+        raise DataError(
+            "undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {got}", hint=known.hint if known else ""
+        ) from error
     except Exception as error:  # Pillow's decoders let anything through on hostile bytes: SyntaxError, struct.error, IndexError ...
-        raise DataError("undecodable", f"{name}: not a readable picture: {error}") from error
+        raise DataError("undecodable", f"{name}: not a readable picture: {error}", hint="make the file anew") from error
+
+
+def _decoded(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not Pillow's
+        picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if picture.width * picture.height > max_pixels:
+        what = f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} allowed"
+        raise DataError("too_large", what, hint="shrink it")
+    form = picture.format or ""
+    picture.load()
+    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):  # a damaged EXIF block turns nothing
+        ImageOps.exif_transpose(picture, in_place=True)
+    return _rgb(picture), form
+
+
+def _without_words(content: bytes) -> bytes:
+    """A PNG without its texts and its colour profile."""
+    place, kept = len(PNG_START), [PNG_START]
+    while place + 8 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] not in PNG_WORDS:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def to_array(
@@ -102,4 +142,4 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*WHITE, 255)), rgba).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -212,7 +212,11 @@ def _digest(samples: Iterable[Sample]) -> str:
             with contextlib.suppress(OSError):
                 status = None if is_inline else os.stat(stored.container(part.path) or part.path)
                 media.append([Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path)
-        windows = [[part.start, part.end] for part in sample.media if isinstance(part, AudioPart)]
+        windows = [
+            [part.start, part.end, *([] if part.channel is None else [part.channel])]
+            for part in sample.media
+            if isinstance(part, AudioPart)
+        ]
         words = [sample.extra.get("text"), *(message.text for message in sample.messages)]
         digest.update(files.sha256_json([sample.id, words, windows, media]).encode())
     return digest.hexdigest()
