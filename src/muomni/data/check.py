@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ import numpy as np
 from muomni.data import columns, folder, formats, likeness, medium, overlap, readers, shards, transcripts
 from muomni.data.findings import Finding, Findings, of_error, printable
 from muomni.data.layouts.fields import LENGTH
+from muomni.data.medium import Medium
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account
 from muomni.data.report import Manifest, Report, forecast, histogram
 from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
-from muomni.data.sample import AudioPart, ImagePart
+from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
 from muomni.data.uses import ALPHABET, PAD_S, RULES, refusals, states
 from muomni.errors import DataError, UserError
@@ -32,6 +37,9 @@ FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says
 ONE_ANSWER = 0.9
 LENGTH_SLACK_S, LENGTH_SLACK = 0.1, 0.05  # by which a told length may differ: it may be rounded
 TREES = ("ljspeech", "librispeech", "vctk")
+ROWS_AHEAD = 256  # whose media are opened at once
+MOST_THREADS = 4
+Key = tuple[str, float | None, float | None, int | None]
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
 
 
@@ -65,6 +73,17 @@ def check(
     return run.judged()
 
 
+def _key(part: ImagePart | AudioPart) -> Key:
+    return (part.path, part.start, part.end, part.channel) if isinstance(part, AudioPart) else (part.path, None, None, None)
+
+
+def _examined(part: ImagePart | AudioPart) -> Medium | DataError:
+    try:
+        return medium.examine(part)
+    except DataError as error:
+        return error
+
+
 class _Collected(Quarantine):
     """A quarantine that keeps every row's finding."""
 
@@ -88,7 +107,8 @@ class _Check:
         self.rows = Rows(list(RULES))
         self.sides = readers.Sides(val_split, seed)
         self.named: set[str] = set()  # every media file that a row names
-        self.opened: dict[tuple[str, float | None, float | None, int | None], int | DataError] = {}  # numbers among the rows' media
+        # what was opened: a number among the rows' media, once one of them uses it
+        self.opened: dict[Key, int | Medium | DataError] = {}
         self.tokens = array("q")
         self.lengths = array("q")  # characters of documents and answers
         self.tasks: Counter[str] = Counter()
@@ -108,7 +128,7 @@ class _Check:
             listing = formats.listing(path)
             has_lines = not listing.is_dir() or shards.is_set(path) or known.format == "librispeech"  # not folders of classes
             self.rows.begin(str(listing))
-            for line, sample in readers.numbered(recognised, base, quarantine, account):
+            for line, sample in self._ahead(readers.numbered(recognised, base, quarantine, account)):
                 known.rows += 1
                 row = Row(sample, f"{listing}:{line}" if has_lines else sample.media[0].path)
                 media = self._opened(row)
@@ -180,26 +200,30 @@ class _Check:
             why = "; ".join(f"{stage}: {reason}" for stage, reason in refused.items())
             self.findings.add(Finding("useless_row", row.where, f"no stage can learn from it: {why}"))
 
+    def _ahead(self, rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
+        """The rows as they come, with what they show and say opened by several threads before each is looked at."""
+        with ThreadPoolExecutor(max(1, min(MOST_THREADS, os.cpu_count() or 1))) as pool:
+            while some := list(islice(rows, ROWS_AHEAD)):
+                parts = {_key(part): part for _, sample in some for part in sample.media}
+                new = {key: part for key, part in parts.items() if key not in self.opened}
+                self.opened.update(zip(new, pool.map(_examined, new.values()), strict=True))
+                yield from some
+
     def _medium(self, part: ImagePart | AudioPart, where: str) -> int:
-        """The number of the medium, opened once; its oddities are told at the first row that uses it.
+        """The number of the medium; its oddities are told at the first row that uses it.
 
         Raises  DataError, at each row that uses it.
         """
-        key = (part.path, part.start, part.end, part.channel) if isinstance(part, AudioPart) else (part.path, None, None, None)
-        found = self.opened.get(key)
-        if found is None:
-            try:
-                made = medium.examine(part)
-                found = len(self.rows.media)
-                self.rows.media.append(made)
-                for reason, what in made.oddities:
-                    self.findings.add(of_error(what, reason, where))
-            except DataError as error:
-                found = error
-            self.opened[key] = found
+        found = self.opened[_key(part)]
         if isinstance(found, DataError):
             raise found
-        return found
+        if isinstance(found, int):
+            return found
+        for reason, what in found.oddities:
+            self.findings.add(of_error(what, reason, where))
+        self.rows.media.append(found)
+        number = self.opened[_key(part)] = len(self.rows.media) - 1
+        return number
 
     def _transcript(self, row: Row) -> None:
         """Whether CTC can write the words in the frames of their sound.

@@ -49,7 +49,6 @@ class AudioPart(_Row):
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     channel: int | None = Field(default=None, ge=0)  # from 0; None: all, mixed
     speaker: str | None = None
-    channel: int | None = Field(default=None, ge=0)
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
