@@ -17,7 +17,6 @@ from functools import lru_cache
 
 import numpy as np
 import soxr
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -57,6 +56,8 @@ def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
         wave_S = soxr.resample(wave_S, rate_hz, RATE_HZ)
     wave_S = np.pad(wave_S, (0, max(0, WINDOW_SAMPLES - len(wave_S))))
     frames_FN = np.lib.stride_tricks.sliding_window_view(wave_S, WINDOW_SAMPLES)[::HOP_SAMPLES]
+    import torch  # a check of texts and pictures need not wait for it
+
     parts_FN2 = torch.view_as_real(torch.fft.rfft(torch.from_numpy(frames_FN * _window()))).numpy()  # twice as fast as numpy's
     np.square(parts_FN2, out=parts_FN2)
     bands_FB = (parts_FN2[:, :, 0] + parts_FN2[:, :, 1]) @ _bands()
@@ -169,7 +170,7 @@ class NearTexts:
         self._signatures += 1
 
     def near(self, chosen: NDArray[np.int64] | None = None) -> Iterator[tuple[int, list[int]]]:
-        """Each text that is like earlier ones with the numbers of these: of one that is equal the first, of others those of a bucket's last.
+        """Each text that is like earlier ones with the numbers of these: of one that is equal the first, else some of a bucket.
 
         Takes   chosen: numbers of the texts to be compared, in order; None: all. What is given are places among these.
         """
