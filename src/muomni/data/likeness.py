@@ -56,11 +56,9 @@ def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
         wave_S = soxr.resample(wave_S, rate_hz, RATE_HZ)
     wave_S = np.pad(wave_S, (0, max(0, WINDOW_SAMPLES - len(wave_S))))
     frames_FN = np.lib.stride_tricks.sliding_window_view(wave_S, WINDOW_SAMPLES)[::HOP_SAMPLES]
-    import torch  # a check of texts and pictures need not wait for it
-
-    parts_FN2 = torch.view_as_real(torch.fft.rfft(torch.from_numpy(frames_FN * _window()))).numpy()  # twice as fast as numpy's
-    np.square(parts_FN2, out=parts_FN2)
-    bands_FB = (parts_FN2[:, :, 0] + parts_FN2[:, :, 1]) @ _bands()
+    spectrum_FN = np.fft.rfft(frames_FN * _window())
+    # No BLAS for so little: its threads cost more than they bring, and twice that where others wait for the cores.
+    bands_FB = np.einsum("fn,nb->fb", np.square(spectrum_FN.real) + np.square(spectrum_FN.imag), _bands())
     pooled = _pooled(bands_FB, np.linspace(0, len(bands_FB), STRETCHES + 1)) / (len(bands_FB) / STRETCHES)
     db = 10.0 * np.log10(pooled + 1e-12)
     return _standard(np.maximum(db, db.max() - RANGE_DB).astype(np.float32), 0.5)
@@ -106,8 +104,8 @@ class NearVectors:
 
     def add(self, vector: Vector, length: float = 0.0) -> list[int]:
         """The numbers (in the order of adding, from 0) of those like it; then it is one of them."""
-        bits = (vector.astype(np.float32) @ self._planes > 0).reshape(TABLES, BITS)
-        keys = bits @ (1 << np.arange(BITS))
+        bits = (np.einsum("v,vb->b", vector.astype(np.float32), self._planes) > 0).reshape(TABLES, BITS)
+        keys = np.packbits(bits, axis=1).view(np.uint16).ravel()
         found: set[int] = set()
         for table, key in zip(self._tables, keys.tolist(), strict=True):
             found.update(table[key][-CROWD:])
