@@ -161,7 +161,8 @@ def taught(folder: Path, tokenizer: Tokenizer, rows: int) -> Decoder:
     sizes: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "hidden": 64, "ctx_len": 128, "dropout": 0.0}
     decoder = Decoder(DecoderConfig(vocab_size=rows, **sizes))
     said = [
-        chat.render(tokenizer, [Message(role="user", content=asked), Message(role="assistant", content=answer)]) for asked, answer in DIALOGUE
+        chat.render(tokenizer, [Message(role="user", content=asked), Message(role="assistant", content=answer)])
+        for asked, answer in DIALOGUE
     ]
     optimizer = torch.optim.AdamW(decoder.parameters(), 3e-3)
     for _ in range(160):

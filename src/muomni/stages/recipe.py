@@ -15,7 +15,7 @@ from pydantic import Field
 
 from muomni import config, files
 from muomni.config import Strict
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, UserError
 from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
 from muomni.stages import flat, flat_keys
@@ -192,6 +192,24 @@ class Written:
     folder: Path | None = None
 
 
+def origin(run: Path) -> dict[str, Any]:
+    """What a run's folder says of how it was made: recipe, base, device, threads, overrides, values.
+
+    Raises  ConfigError where that is torn, or was written by an older version.
+    """
+    path, hint = run / RUN, "give the recipe itself: muomni run RECIPE writes it anew"
+    try:
+        made = files.read_stored(path, dict, hint=hint)
+    except UserError as error:
+        raise ConfigError(error.message, hint=hint) from error
+    kinds = {"recipe": str, "base": str, "overrides": list, "values": dict}
+    if odd := [key for key, kind in kinds.items() if not isinstance(made.get(key), kind)]:
+        raise ConfigError(
+            f"{path}: does not hold what the run was made of ({', '.join(odd)}): it is torn, or of an older version", hint=hint
+        )
+    return {"device": "auto", "threads": 1, **made}
+
+
 def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> Written:
     """What a recipe's file says; of a flat config the recipe that it comes to.
 
@@ -200,11 +218,9 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     """
     assignments = list(overrides or [])
     if path.name == RUN:
-        origin = files.read_json(path)
-        if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
-            raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
-        values = config.override(origin["values"], assignments)
-        return Written(Path(origin["recipe"]), Path(origin["base"]), [*origin["overrides"], *assignments], values, folder=path.parent)
+        made = origin(path.parent)
+        values = config.override(made["values"], assignments)
+        return Written(Path(made["recipe"]), Path(made["base"]), [*made["overrides"], *assignments], values, folder=path.parent)
     values = config.read_yaml(path)
     header = frozenset(Header.model_fields)
     if not flat.is_flat(path, values, header):
