@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-WORDS, THINGS = "red green blue pink grey black white brown".split(), "cat dog owl fox hen cow pig bee".split()
+WORDS, THINGS = ("red", "green", "blue", "pink", "grey", "black"), ("cat", "dog", "owl", "fox", "hen", "cow")
 RATES = (0.003, 0.001)  # of the first run and of the second
 STEPS, LIMIT_S = 60, 240.0
 SECOND = {

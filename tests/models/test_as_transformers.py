@@ -241,8 +241,12 @@ def test_rotary_settings_and_defaults_mean_what_they_mean_there(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("dense", {"head_dim": 128}), ("dense", {"num_attention_heads": 32, "num_key_value_heads": 32}), ("experts", {"head_dim": 8})]
-    + [("experts", {"num_attention_heads": 8, "num_key_value_heads": 4})],
+    [
+        ("dense", {"head_dim": 128}),
+        ("dense", {"num_attention_heads": 32, "num_key_value_heads": 32}),
+        ("experts", {"head_dim": 8}),
+        ("experts", {"num_attention_heads": 8, "num_key_value_heads": 4}),
+    ],
 )
 def test_sizes_that_are_left_out_are_those_of_their_class(tmp_path: Path, kind: str, sizes: dict[str, int]) -> None:
     model(1, kind, **sizes).save_pretrained(tmp_path)

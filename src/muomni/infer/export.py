@@ -164,19 +164,17 @@ def say_where_to_stop(folder: Path) -> None:
     if tokenizer.is_own:
         tokenizer.save(folder, int(store.read_config(folder)["max_position_embeddings"]))
         return
-    known = files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    known: dict[str, Any] = files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     ends = (known or store.read_config(folder)).get("eos_token_id")  # transformers asks config.json only where the other file is missing
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     if tokenizer.marks.end not in ends:
         ends = [tokenizer.marks.end, *(ends or [tokenizer.marks.eos])]
-        pad = {} if known.get("pad_token_id") is not None else {"pad_token_id": tokenizer.marks.eos}
-        files.write_json(folder / GENERATION, {**known, "eos_token_id": ends, **pad})
+        filler = known.get("pad_token_id", tokenizer.marks.eos)
+        files.write_json(folder / GENERATION, {**known, "eos_token_id": ends, "pad_token_id": filler})
     path = folder / "tokenizer_config.json"
-    config = files.read_json(path) if path.is_file() else {}
-    spelled = config.get("eos_token")
-    spelled = spelled.get("content") if isinstance(spelled, dict) else spelled
-    end = tokenizer.token(tokenizer.marks.end)
-    if spelled != end:
+    config: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    spelled, end = config.get("eos_token"), tokenizer.token(tokenizer.marks.end)
+    if end not in (spelled, spelled.get("content") if isinstance(spelled, dict) else None):
         pad = config.get("pad_token") or tokenizer.token(tokenizer.marks.eos)
         files.write_json(path, {**config, "eos_token": end, "pad_token": pad})
         map_path = folder / "special_tokens_map.json"

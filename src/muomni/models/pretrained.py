@@ -117,9 +117,7 @@ def tell_widened(folder: Path | str, dtype: torch.dtype | None) -> None:
     """Say, once, that a network is opened in float32 though it is stored in half precision: it takes twice the memory."""
     stored = store.stored_format(folder)
     if dtype == torch.float32 and stored.itemsize < dtype.itemsize:
-        store.say_once(
-            f"{folder} is stored in {told_format(stored)} and opened in float32, which is faster here (dtype: bf16 would keep it)"
-        )
+        store.say_once(f"{folder} is stored in {told_format(stored)} and opened in float32, which is faster here (dtype: bf16 keeps it)")
 
 
 def save_tower(tower: Eyes, folder: Path | str) -> None:

@@ -175,9 +175,7 @@ def _named_weights(folder: Path) -> str:
         return WEIGHTS
     named = read_config(folder).get("transformers_weights") or WEIGHTS
     if not isinstance(named, str) or Path(named).name != named or not named.endswith((".safetensors", ".safetensors.index.json")):
-        raise CheckpointError(
-            f"{folder / CONFIG}: transformers_weights must name a .safetensors file beside it, or an index, got {named!r}"
-        )
+        raise CheckpointError(f"{folder / CONFIG}: transformers_weights must name a .safetensors file beside it or an index, got {named!r}")
     return named
 
 

@@ -204,9 +204,7 @@ def origin(run: Path) -> dict[str, Any]:
         raise ConfigError(error.message, hint=hint) from error
     kinds = {"recipe": str, "base": str, "overrides": list, "values": dict}
     if odd := [key for key, kind in kinds.items() if not isinstance(made.get(key), kind)]:
-        raise ConfigError(
-            f"{path}: does not hold what the run was made of ({', '.join(odd)}): it is torn, or of an older version", hint=hint
-        )
+        raise ConfigError(f"{path}: does not hold what the run was made of ({', '.join(odd)}): torn, or of an older version", hint=hint)
     return {"device": "auto", "threads": 1, **made}
 
 
