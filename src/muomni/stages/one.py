@@ -525,7 +525,7 @@ def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> 
         return settings
     if settings.gradient_accumulation_steps * world != files.read_stored(own / BATCH, int, hint=ANEW):
         return settings
-    made = config.read_yaml(own / "config.yaml").get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
+    made = recipes.stored_settings(own).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
     return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
@@ -536,7 +536,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         files.put_away(own)
     dumped = settings.model_dump(mode="json")
     if path.exists():
-        old = config.read_yaml(path)
+        old = recipes.stored_settings(own)
         changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
         stored = own / DIGEST
         if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):

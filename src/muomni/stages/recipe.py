@@ -192,6 +192,21 @@ class Written:
     folder: Path | None = None
 
 
+def stored_settings(own: Path) -> dict[str, Any]:
+    """The settings that lie in a stage's folder.
+
+    Raises  ConfigError where their file is torn.
+    """
+    path, hint = own / "config.yaml", "--fresh deletes the stage and starts it anew"
+    try:
+        found = config.read_yaml(path)
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(getattr(error, "message", f"{path}: nested too deeply"), hint=hint) from error
+    if not found:
+        raise ConfigError(f"{path}: torn: it holds no settings", hint=hint)
+    return found
+
+
 def origin(run: Path) -> dict[str, Any]:
     """What a run's folder says of how it was made: recipe, base, device, threads, overrides, values.
 
