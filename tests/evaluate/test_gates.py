@@ -15,6 +15,7 @@ from muomni.errors import ConfigError, GateRed
 from muomni.evaluate import certificate, gates, naming, question_only, thresholds
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate, judge
+from muomni.stages import recipe as recipes
 
 LEAST = Gate("least", "a", "too little", at_least=0.5)
 MOST = Gate("most", "a", "too much", at_most=0.5)
@@ -235,3 +236,15 @@ def test_what_knows_nothing_gains_nothing() -> None:
     assert naming.margin(few) < 0, "three right ones of three prove nothing"
     _, all_right = naming.named(truths, truths, [])
     assert naming.margin(all_right) > 0.4
+
+
+def test_a_language_model_that_is_frozen_is_not_asked_what_it_forgot() -> None:
+    """Its texts are asked for only where it learns; gate `frozen` sees that it did not."""
+    asked = {"regression_texts", "language"}
+    for stage, values, is_taught in (("align", {}, False), ("instruct", {"lora": None}, False), ("instruct", {}, True)):
+        settings = recipes.stage(stage).settings(**values)
+        applying = {gate.name for gate in recipes.stage(stage).gates if gate.applies(settings, ["image"])}
+        assert asked & applying == (asked if is_taught else set()), stage
+        assert "frozen" in {gate.name for gate in thresholds.SOUND}
+    omni = recipes.stage("omni").settings()
+    assert "regression_texts" in {gate.name for gate in recipes.stage("omni").gates if gate.applies(omni, [])}

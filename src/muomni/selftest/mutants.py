@@ -43,7 +43,7 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: the stage that it is planted in, each way to plant it, and what must be red then (a gate for each way, or several: "one, two").
+    """A bug: the stage that it is planted in, each way to plant it, and what must be red then (a gate a way, or several: "one, two").
 
     A plant may name several gates, which must all be red ("one, two").
     how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | regroup: one, then two go on

@@ -54,6 +54,7 @@ WHEN = {
     "exact": "tasks named by `exact`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",
+    "teaches_language": "a language model that learns",
 }
 
 
