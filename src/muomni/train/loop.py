@@ -138,7 +138,8 @@ def fit(
     Takes   objective: on the run's device (stages.placement puts it there); identity: what its checkpoints say that they are, and must be
             where it resumes; saved: told the step after every checkpoint, on the main rank;
             export: how the weights of the best validation are written so that they can be opened.
-    Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU, on any number of ranks.
+    Running it again on the same folder resumes from the newest whole checkpoint, on any number of ranks: bit for bit on a CPU
+    where there are as many ranks and threads as before, else to the rounding of sums.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
             RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
     """
