@@ -41,7 +41,7 @@ def trace(source: str, stage: str, overrides: list[str] | None = None, *, out: P
     Raises  ConfigError for a stage that the recipe does not have, or that trains nothing itself; else whatever the stage would raise.
     """
     if (origin := Path(source) / "recipe.json").is_file():
-        content, out = recipes.origin(origin.parent), Path(source)
+        content, out = recipes.origin(origin.parent, "recipe", "overrides"), Path(source)
         source, overrides = content["recipe"], [*content["overrides"], *(overrides or [])]
     recipe = recipes.read(source, overrides, out=out)
     if stage not in recipe.stages:

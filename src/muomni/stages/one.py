@@ -272,7 +272,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
 
     Takes   earlier: the facts of another report, by stage, behind which these must not fall.
     """
-    origin, stage, own = recipes.origin(folder), recipes.stage(name), folder / name
+    origin, stage, own = recipes.origin(folder, "base", "device", "threads"), recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}

@@ -207,20 +207,22 @@ def stored_settings(own: Path) -> dict[str, Any]:
     return found
 
 
-def origin(run: Path) -> dict[str, Any]:
+def origin(run: Path, *needed: str) -> dict[str, Any]:
     """What a run's folder says of how it was made: recipe, base, device, threads, overrides, values.
 
-    Raises  ConfigError where that is torn, or was written by an older version.
+    Takes   needed: those of its keys that are asked for.
+    Raises  ConfigError where it is torn, or lacks one of these (it was written by an older version).
     """
     path, hint = run / RUN, "give the recipe itself: muomni run RECIPE writes it anew"
     try:
         made = files.read_stored(path, dict, hint=hint)
     except UserError as error:
         raise ConfigError(error.message, hint=hint) from error
-    kinds = {"recipe": str, "base": str, "overrides": list, "values": dict}
-    if odd := [key for key, kind in kinds.items() if not isinstance(made.get(key), kind)]:
+    made = {"device": "auto", "threads": 1, "overrides": [], **made}
+    kinds = {"recipe": str, "base": str, "overrides": list, "values": dict, "device": str, "threads": int}
+    if odd := [key for key in needed if not isinstance(made.get(key), kinds[key])]:
         raise ConfigError(f"{path}: does not hold what the run was made of ({', '.join(odd)}): torn, or of an older version", hint=hint)
-    return {"device": "auto", "threads": 1, **made}
+    return made
 
 
 def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> Written:
@@ -231,7 +233,7 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     """
     assignments = list(overrides or [])
     if path.name == RUN:
-        made = origin(path.parent)
+        made = origin(path.parent, "recipe", "base", "overrides", "values")
         values = config.override(made["values"], assignments)
         return Written(Path(made["recipe"]), Path(made["base"]), [*made["overrides"], *assignments], values, folder=path.parent)
     values = config.read_yaml(path)
