@@ -44,7 +44,7 @@ def save_qwen(folder: Path) -> None:
     content = store.read_config(folder)
     files.write_json(folder / "config.json", {**content, "eos_token_id": library.token_to_id("<|im_end|>")})
     files.write_text(folder / "tokenizer.json", library.to_str())  # unlike ours in blanks: a copy must be one to the byte
-    files.write_text(folder / "tokenizer_config.json", '{"tokenizer_class":   "PreTrainedTokenizerFast"}')
+    files.write_text(folder / "tokenizer_config.json", '{"tokenizer_class":   "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}')
 
 
 def save_siglip(folder: Path) -> None:
@@ -73,7 +73,7 @@ def save_bases(run: Path) -> None:
     assert thinker.lm_head is not None
     torch.nn.init.normal_(thinker.lm_head.weight)
     store.save(thinker, run / "thinker" / "final")
-    tokenizer.save(run / "thinker" / "final")
+    tokenizer.save(run / "thinker" / "final", thinker.config.ctx_len)
     eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=32, layers=2, heads=2, hidden=64, embed_dim=8))
     store.save(eyes, run / "vision" / "final")
     certify(run / "thinker")

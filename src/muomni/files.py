@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from muomni.errors import UserError
+
+T = TypeVar("T")
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
 PART = ".part"  # ends the name of everything that is being made; what has it after a crash is nothing to anyone
 READY = ".new"  # ends the name of a whole folder that waits for its place, where two names can't be exchanged
@@ -70,6 +73,20 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_stored(path: Path, kind: type[T], *, hint: str) -> T:
+    """The value in a JSON file that this program wrote itself.
+
+    Raises  UserError where it is torn, or holds no value of that kind: nothing is guessed in its place.
+    """
+    try:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: torn, or no JSON: {' '.join(str(error).split())[:120]}", hint=hint) from error
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise UserError(f"{path}: torn: expected {_KINDS[kind]}, got {type(found).__name__}", hint=hint)
+    return found
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -220,6 +237,14 @@ class Use:
     def close(self) -> None:
         """Use it no more."""
         self._stream.close()
+
+
+def put_away(path: Path) -> None:
+    """Delete a whole folder, whose name is gone at once: a crash half-way leaves nothing of it under that name."""
+    away = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART))
+    os.replace(path, away / path.name)
+    sync(path.parent)
+    remove(away)
 
 
 def remove(path: Path) -> None:

@@ -111,7 +111,11 @@ def _weights(path: Path) -> dict[str, Any]:
 def _network(path: Path) -> dict[str, Any]:
     config = files.read_json(path / "config.json")
     index = path / "model.safetensors.index.json"
-    names = sorted(set(files.read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = [config.get("transformers_weights") or "model.safetensors"]  # the same choice as models.store.weight_index
+    if names[0].endswith(".index.json"):
+        index, names = path / names[0], []
+    if not names or (index.is_file() and not (path / names[0]).is_file()):
+        names = sorted(set(files.read_json(index)["weight_map"].values()))
     tensors: dict[str, Any] = {}
     for name in names:
         if Path(name).name != name:

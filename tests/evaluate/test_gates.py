@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from muomni import files
 from muomni.errors import ConfigError, GateRed
-from muomni.evaluate import certificate, gates, thresholds
+from muomni.evaluate import certificate, gates, naming, question_only, thresholds
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate, judge
+from muomni.stages import recipe as recipes
 
 LEAST = Gate("least", "a", "too little", at_least=0.5)
 MOST = Gate("most", "a", "too much", at_most=0.5)
@@ -29,8 +30,8 @@ ABOVE = Gate("above", "a", "no better than chance", above_floor=0.1)
         (LEAST, Fact(0.4999), "red"),
         (MOST, Fact(0.5), "green"),
         (MOST, Fact(0.5001), "red"),
-        (BELOW, Fact(0.8, floor=1.0), "green"),
-        (BELOW, Fact(0.81, floor=1.0), "red"),
+        (BELOW, Fact(0.79, floor=1.0), "green"),
+        (BELOW, Fact(0.8, floor=1.0), "red"),
         (ABOVE, Fact(0.6, floor=0.5), "green"),
         (ABOVE, Fact(0.59, floor=0.5), "red"),
         (BELOW, Fact(0.0), "red"),  # nothing to compare with
@@ -207,3 +208,43 @@ def test_a_recipe_may_demand_more() -> None:
 def test_a_demand_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"demands\.cer"):
         gates.demanded({"cer": text})
+
+
+def test_a_tie_with_knowing_nothing_is_red() -> None:
+    """Gates that ask whether something is surely better than nothing: a difference of exactly 0 is not."""
+    sure = {gate.name: gate for stage in thresholds.STAGES.values() for gate in stage if gate.by_ci}
+    kinds = {f"{kind}_{arm}_sure" for kind in ("image", "audio") for arm in ("swap", "zero", "noise")}
+    assert set(sure) == {*kinds, "text_sure", "above_question"}
+    for gate in (*sure.values(), thresholds.NAMES):
+        for low, verdict in ((0.0, "red"), (-0.1, "red"), (1e-9, "green"), (math.nan, "red")):
+            fact = Fact(low, 200, (low, low + 0.1))
+            assert judge([gate], {gate.fact: fact})[0].verdict == verdict, gate.name
+        assert judge([gate], {gate.fact: Fact(0.2, 200, (0.2, 0.3))}, {gate.name: 0.2})[0].verdict == "red", (
+            "a bound of a recipe is as strict"
+        )
+    for gate in (gate for stage in thresholds.STAGES.values() for gate in stage if gate.below_floor is not None):
+        assert judge([gate], {gate.fact: Fact(0.0, 9, None, 0.0)})[0].verdict == "red", gate.name
+
+
+def test_what_knows_nothing_gains_nothing() -> None:
+    truths = ["red", "blue"] * 32
+    tie = question_only.above(question_only.gains(truths, truths, truths))
+    assert (tie.value, tie.ci) == (0.0, (-0.0, 0.0))
+    _, one_class = naming.named(["red"] * 64, truths, ["red", "blue"])
+    assert naming.margin(one_class) < 0
+    _, few = naming.named(["red", "blue", "red"], ["red", "blue", "red"], [])
+    assert naming.margin(few) < 0, "three right ones of three prove nothing"
+    _, all_right = naming.named(truths, truths, [])
+    assert naming.margin(all_right) > 0.4
+
+
+def test_a_language_model_that_is_frozen_is_not_asked_what_it_forgot() -> None:
+    """Its texts are asked for only where it learns; gate `frozen` sees that it did not."""
+    asked = {"regression_texts", "language"}
+    for stage, values, is_taught in (("align", {}, False), ("instruct", {"lora": None}, False), ("instruct", {}, True)):
+        settings = recipes.stage(stage).settings(**values)
+        applying = {gate.name for gate in recipes.stage(stage).gates if gate.applies(settings, ["image"])}
+        assert asked & applying == (asked if is_taught else set()), stage
+        assert "frozen" in {gate.name for gate in thresholds.SOUND}
+    omni = recipes.stage("omni").settings()
+    assert "regression_texts" in {gate.name for gate in recipes.stage("omni").gates if gate.applies(omni, [])}

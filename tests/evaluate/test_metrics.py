@@ -30,6 +30,64 @@ def test_error_rates_equal_jiwers(pairs: list[tuple[list[str], list[str]]]) -> N
     assert metrics.cer(references, guesses) == pytest.approx(jiwer.cer(references, guesses))
 
 
+@given(st.integers(1, 60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_exact_intervals_are_what_they_say(n: int, data: st.DataObject) -> None:
+    """At either end of the interval, as extreme a count or more has a probability of 2.5 %."""
+    hits = data.draw(st.integers(0, n))
+    low, high = metrics.clopper_pearson(hits, n)
+    assert 0.0 <= low <= hits / n <= high <= 1.0
+
+    def at_least(least: int, p: float) -> float:
+        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(least, n + 1))
+
+    assert at_least(hits, low) == pytest.approx(0.025, rel=1e-6) if hits else low == 0.0
+    assert 1 - at_least(hits + 1, high) == pytest.approx(0.025, rel=1e-6) if hits < n else high == 1.0
+
+
+def test_sign_tests_known_by_heart() -> None:
+    assert metrics.sign_test(0, 0) == 1.0
+    assert metrics.sign_test(4, 0) == metrics.sign_test(0, 4) == pytest.approx(0.125)
+    assert metrics.sign_test(6, 0) == pytest.approx(0.03125)
+    assert metrics.sign_test(5, 5) == 1.0
+    assert metrics.sign_test(60, 40) == pytest.approx(0.0568879, rel=1e-5)
+    assert metrics.sign_test(60_000, 40_000) == pytest.approx(0.0, abs=1e-300)
+    assert metrics.clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_sure"),
+    [
+        ([0.0] * 200, False),  # a tie in all
+        ([1.0] * 4 + [0.0] * 196, False),  # resampled, the mean lies above 0
+        ([1.0] * 5 + [0.0] * 195, False),
+        ([1.0] * 6 + [0.0] * 194, True),
+        ([1.0], False),  # one item has no spread to resample
+        ([1.0] * 60 + [-1.0] * 40 + [0.0] * 100, False),
+        ([1.0] * 65 + [-1.0] * 35, True),
+        ([-1.0] * 6, False),
+    ],
+)
+def test_few_wins_are_not_sure(gains: list[float], is_sure: bool) -> None:
+    for interval in (metrics.paired, metrics.paired_outcomes):
+        low, high = interval(gains)
+        assert (low > 0) is is_sure
+        assert low <= sum(gains) / len(gains) <= high
+    assert metrics.bootstrap([1.0] * 4 + [0.0] * 196)[0] > 0, "too kind: the reason for the exact test"
+    with pytest.raises(ShapeError):
+        metrics.paired([])
+    with pytest.raises(ShapeError):
+        metrics.paired_outcomes([])
+
+
+def test_a_sure_mean_of_few_differences_is_not_sure() -> None:
+    """4 of 64 gaps are large and the others exactly 0, as where a medium hardly reaches the answers."""
+    assert metrics.bootstrap([3.0] * 4 + [0.0] * 60)[0] > 0
+    assert metrics.paired([3.0] * 4 + [0.0] * 60)[0] == 0.0
+    assert metrics.paired([3.0] * 40 + [0.0] * 24)[0] > 0
+    assert metrics.paired([0.0] * 64) == (0.0, 0.0)
+
+
 def test_known_distances() -> None:
     assert metrics.levenshtein("kitten", "sitting") == 3
     assert metrics.levenshtein("", "abc") == 3

@@ -6,21 +6,31 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from muomni import cli, files
+from muomni.data.sample import Message
 from muomni.errors import CheckpointError
 from muomni.infer.engine import Engine
-from muomni.models import lora, pretrained
+from muomni.infer.export import say_where_to_stop
+from muomni.models import lora, pretrained, store
 from muomni.models.base import Base
+from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.siglip import SiglipTower
+from muomni.tokens import chat
+from muomni.tokens.bpe import Tokenizer
 from seeing_run import certify, save_bases, save_qwen, save_siglip, save_stage
 
 pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 Export = Callable[..., tuple[int, str]]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture
@@ -137,6 +147,99 @@ def test_stage_thinker_is_its_folder(export: Export, own: Path, tmp_path: Path) 
     assert export(own / "thinker", "--to", "hf", "--out", tmp_path / "out")[0] == 0
     for path in (own / "thinker" / "final").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+# Where transformers stops
+
+
+DIALOGUE = [("say one", "the red circle"), ("say two", "the blue square is left of it"), ("say three", "of")]
+
+
+def taught(folder: Path, tokenizer: Tokenizer, rows: int) -> Decoder:
+    """A decoder that has learned DIALOGUE by heart, and to stop, saved in a folder; transformers' own default is 20 ids in all."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "hidden": 64, "ctx_len": 128, "dropout": 0.0}
+    decoder = Decoder(DecoderConfig(vocab_size=rows, **sizes))
+    said = [
+        chat.render(tokenizer, [Message(role="user", content=asked), Message(role="assistant", content=answer)])
+        for asked, answer in DIALOGUE
+    ]
+    optimizer = torch.optim.AdamW(decoder.parameters(), 3e-3)
+    for _ in range(160):
+        for row in said:
+            loss = torch.nn.functional.cross_entropy(decoder(torch.tensor([row.ids[:-1]]))[0], torch.tensor(row.labels[1:]))
+            loss.backward()
+        optimizer.step(), optimizer.zero_grad()
+    assert loss.item() < 0.1
+    store.save(decoder, folder)
+    return decoder
+
+
+def answers_in_transformers(folder: Path) -> None:
+    """By `generate` and the pipeline, both with their default arguments: each answer ends with the end of its turn."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    write = transformers.pipeline("text-generation", model=str(folder))
+    for asked, answer in DIALOGUE:
+        turns = [{"role": "user", "content": asked}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        new = model.generate(**prompt)[0, prompt["input_ids"].shape[1] :]
+        assert tokenizer.decode(new, skip_special_tokens=True).strip() == answer
+        assert int(new[-1]) == tokenizer.eos_token_id
+        assert write(turns)[0]["generated_text"][-1]["content"].strip() == answer
+    assert tokenizer.pad_token_id is not None
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_an_exported_thinker_answers_and_stops_in_transformers(export: Export, tmp_path: Path, is_older: bool) -> None:
+    run = tmp_path / "run"
+    tokenizer = Tokenizer.train([text for pair in DIALOGUE for text in pair] * 3, 300)
+    decoder = taught(run / "thinker" / "final", tokenizer, tokenizer.vocab_size)
+    tokenizer.save(run / "thinker" / "final", decoder.config.ctx_len)
+    if is_older:  # a folder of a version that named the end of a document
+        (run / "thinker" / "final" / "generation_config.json").unlink()
+        path = run / "thinker" / "final" / "tokenizer_config.json"
+        files.write_json(path, {**files.read_json(path), "eos_token": "<|eos|>", "model_max_length": 10**30})
+    certify(run / "thinker")
+    assert export(run, "--to", "hf", "--out", tmp_path / "out")[0] == 0
+    answers_in_transformers(tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == decoder.config.ctx_len
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 20))
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
+    assert (theirs - Engine.load(tmp_path / "out", "cpu").logits(ids)).abs().max() <= 1e-4
+    engine = Engine.load(tmp_path / "out", "cpu")
+    assert [engine.answer(asked).text for asked, _ in DIALOGUE] == [answer for _, answer in DIALOGUE]
+    assert engine.tokenizer.marks.stops == (7, 2)
+
+
+@pytest.mark.parametrize("spelled", ["<|endoftext|>", {"content": "<|endoftext|>", "__type": "AddedToken"}, "<|im_end|>", None])
+@pytest.mark.parametrize("ends", ["both", "document", None])
+def test_a_base_model_of_others_stops_where_its_turns_end(tmp_path: Path, spelled: Any, ends: str | None) -> None:
+    """Qwen3's base models name the end of a document alone: taught to answer in turns, they would write on after each."""
+    save_qwen(tmp_path / "qwen")
+    tokenizer = Tokenizer.load(tmp_path / "qwen")
+    turn, document = tokenizer.marks.stops
+    folder, is_asked = tmp_path / "out", ends != "both" and isinstance(spelled, str) and spelled != "<|im_end|>"
+    if is_asked:
+        taught(folder, tokenizer, tokenizer.num_ids + 6)
+    else:
+        shutil.copytree(tmp_path / "qwen", folder)
+    shutil.copyfile(tmp_path / "qwen" / "tokenizer.json", folder / "tokenizer.json")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": spelled, "chat_template": CHATML}
+    files.write_json(folder / "tokenizer_config.json", config)
+    files.write_json(folder / "special_tokens_map.json", {"eos_token": spelled} if spelled else {})
+    named = {"both": [turn, document], "document": document, None: None}[ends]
+    files.write_json(folder / "generation_config.json", {"max_length": 100, **({} if named is None else {"eos_token_id": named})})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    say_where_to_stop(folder)
+    assert (before["generation_config.json"] == (folder / "generation_config.json").read_bytes()) == (ends == "both")
+    assert (before["tokenizer_config.json"] == (folder / "tokenizer_config.json").read_bytes()) == (spelled == "<|im_end|>")
+    assert before["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
+    assert transformers.AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    assert set(transformers.GenerationConfig.from_pretrained(folder).eos_token_id) == {turn, document}
+    if is_asked:
+        answers_in_transformers(folder)
 
 
 def said(folder: Path) -> list[list[float]]:

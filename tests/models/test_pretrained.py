@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from muomni.errors import CheckpointError, ConfigError
+from muomni.infer.engine import Engine
 from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.eyes import Eyes
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.tokens.bpe import Tokenizer
+from seeing_run import save_qwen
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -298,3 +301,25 @@ def test_what_is_no_tower_is_refused(thinker, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected a vision tower .*got a Decoder") as error:
         pretrained.open_tower(tmp_path / "thinker")
     one_line(error)
+
+
+# The tokenizer beside it
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 3])
+def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(tmp_path, rows):
+    """Before, the first sentence that used such an id ended in an IndexError."""
+    save_qwen(tmp_path)
+    ids = Tokenizer.load(tmp_path).num_ids
+    store.save(Decoder(DecoderConfig(vocab_size=ids + rows, width=16, layers=1, heads=2, hidden=32)), tmp_path)
+    if rows >= 0:
+        tokenizer = pretrained.open_tokenizer(tmp_path)
+        assert tokenizer.num_ids == ids
+        assert tokenizer.decode([ids - 1]) == ""  # special
+        Engine.load(tmp_path, "cpu").answer("the red circle", max_new=3)
+        return
+    for opens in (pretrained.open_tokenizer, lambda folder: Engine.load(folder, "cpu").answer("the red circle", max_new=3)):
+        with pytest.raises(CheckpointError) as error:
+            opens(tmp_path)
+        assert f"{ids} ids" in one_line(error)
+        assert f"only {ids - 1} rows" in one_line(error)

@@ -111,11 +111,21 @@ def test_structural_gates_are_green_at_their_own_bounds(run: Run, stage: str) ->
         assert facts["forgetting_bits_per_byte"]["value"] != 0
 
 
-def test_a_base_of_others_without_texts_is_refused_before_a_step(naflex: Run, tmp_path: Path) -> None:
+def test_texts_to_measure_forgetting_by_are_asked_for_where_a_language_model_learns(naflex: Run, tmp_path: Path) -> None:
+    """Of a base of others, whose own texts nobody knows: align leaves it as it is, instruct teaches it."""
+    runner.run(str(naflex.recipe), stages=["align"], out=tmp_path / "out", overrides=["align.regression=[]", "align.max_steps=2"])
+    found = files.read_json(tmp_path / "out" / "align" / "certificate.json")
+    assert found["facts"]["regression_texts"]["value"] == 0
+    assert not {"regression_texts", "language"} & {gate["name"] for gate in found["gates"]}
     with pytest.raises(GateRed, match=r"regression_texts.*nothing to measure forgetting by"):
-        runner.run(str(naflex.recipe), stages=["align"], out=tmp_path / "out", overrides=["align.regression=[]"])
-    assert not list((tmp_path / "out" / "align").glob("step_*"))
-    assert not (tmp_path / "out" / "align" / "final").exists()
+        runner.run(
+            str(naflex.recipe),
+            stages=["instruct"],
+            out=tmp_path / "out",
+            overrides=["align.regression=[]", "align.max_steps=2", "instruct.regression=[]", "instruct.connector=align"],
+        )
+    assert not list((tmp_path / "out" / "instruct").glob("step_*"))
+    assert not (tmp_path / "out" / "instruct" / "final").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -94,10 +94,10 @@ def test_a_stage_without_a_model_is_as_wide_as_what_it_stands_on(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("dtype", "has", "opened"), [("auto", True, None), ("auto", False, torch.float32), ("bf16", False, torch.bfloat16)]
+    ("dtype", "has", "opened"), [("auto", True, torch.float32), ("auto", False, torch.float32), ("bf16", False, torch.bfloat16)]
 )
-def test_a_network_stored_in_bf16_is_not_emulated(
-    monkeypatch: pytest.MonkeyPatch, dtype: Any, has: bool, opened: torch.dtype | None
+def test_a_network_stored_in_half_precision_is_opened_in_float32_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, has: bool, opened: torch.dtype
 ) -> None:
     chip(monkeypatch, has=has, gain=1.0)
     assert Base(name="qwen", dtype=dtype).dtype_on(CPU) == opened

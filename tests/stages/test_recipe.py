@@ -134,7 +134,7 @@ def test_a_stage_says_what_it_is(name: str) -> None:
     names = [gate.name for gate in (*thresholds.SOUND, *stage.gates)]
     assert len(names) == len(set(names))
     for gate in stage.gates:
-        bounds = [gate.at_least, gate.at_most, gate.below_floor, gate.above_floor]
+        bounds = [gate.at_least, gate.at_most, gate.more_than, gate.below_floor, gate.above_floor]
         assert sum(bound is not None for bound in bounds) == 1, gate.name
         assert gate.why
 

@@ -291,6 +291,22 @@ def test_singular_values_come_near_one() -> None:
     assert torch.equal(optim.orthogonal(torch.zeros(3, 4), torch.float32), torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize(("rank", "least", "most"), [(1, 1e-5, 2e-4), (4, 1e-6, 2e-4), (48, 1e-7, 1e-4)])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 160), (160, 48)])
+def test_muon_lifts_what_rounding_leaves_of_a_gradient(shape: tuple[int, int], rank: int, least: float, most: float) -> None:
+    """What docs/architecture.md says of ranks: they sum in another order, and 1e-7 of a gradient is not 1e-7 of a step."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        gradient = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        other = gradient + noise * (1e-7 * gradient.norm() / noise.norm())
+        for dtype, bound in ((torch.float32, most), (torch.bfloat16, 0.1)):
+            one, two = optim.orthogonal(gradient, dtype).float(), optim.orthogonal(other, dtype).float()
+            moved = float((one - two).norm() / one.norm())
+            assert moved < bound
+            assert moved > least or dtype == torch.bfloat16
+
+
 def test_a_kept_matrix_is_not_changed_by_its_orthogonal_one() -> None:
     kept = torch.randn(4, 6)
     before = kept.clone()

@@ -20,6 +20,7 @@ from muomni.data.order import Order
 from muomni.errors import DataError
 from muomni.runtime import Runtime
 from muomni.train import loop
+from muomni.train.checkpoint import Identity
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
 from muomni.units import METERS
@@ -97,14 +98,21 @@ def settings(**values: Any) -> TrainSettings:
 
 
 def fit(
-    folder: Path, objective: Objective | None = None, *, rows: Rows | None = None, workers: int = 0, run: Runtime = CPU, **values: Any
+    folder: Path,
+    objective: Objective | None = None,
+    *,
+    rows: Rows | None = None,
+    workers: int = 0,
+    run: Runtime = CPU,
+    identity: Identity | None = None,
+    **values: Any,
 ) -> loop.Fitted:
     """The loop on 24 rows for training and 10 held out."""
     chosen, rows = settings(**values), rows or Rows()
     folder.mkdir(parents=True, exist_ok=True)
     train = Loader(rows, Order([len(rows)], batch_size=chosen.batch_size, seed=chosen.seed), collate, workers=workers)
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
-    return loop.fit(objective or Toy(), train, valid, chosen, run, folder, name="toy")
+    return loop.fit(objective or Toy(), train, valid, chosen, run, folder, name="toy", identity=identity)
 
 
 def losses(folder: Path) -> list[tuple[int, dict[str, float]]]:

@@ -15,10 +15,10 @@ from muomni.data import stratify
 from muomni.data.conversation import Conversations, Item, questions
 from muomni.data.sample import Sample
 from muomni.errors import ContextError, DataError
-from muomni.evaluate import exhibits, naming
+from muomni.evaluate import exhibits, naming, question_only
 from muomni.evaluate.album import MOST, Album
 from muomni.evaluate.facts import Fact, share
-from muomni.evaluate.metrics import bootstrap
+from muomni.evaluate.metrics import bootstrap, paired
 from muomni.evaluate.question_only import QuestionOnly
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Prompt
@@ -67,7 +67,7 @@ class Examiner:
                 way, guessed = blind.strongest(asked)
                 right = sum(guess == truth for guess, truth in zip(guessed, truths, strict=True))
                 facts[f"{task}_question_only"] = dataclasses.replace(share(right, len(truths)), note=f"by {way}")
-                gains += [float(s == t) - float(g == t) for s, g, t in zip(said, guessed, truths, strict=True)]
+                gains += question_only.gains(said, guessed, truths)
             kinds = defaultdict(list)
             for sample, guess in zip(asked, said, strict=True):
                 kinds[str(sample.extra.get("kind", ""))].append(guess == sample.answer)
@@ -82,10 +82,10 @@ class Examiner:
                 most = max(1, MOST // len(by_task))
                 exhibits.answers(album, self.engine, asked, prompts, said, list(zip(others, swapped)), most=most)
         if gains:
-            facts["above_question_only"] = Fact(float(np.mean(gains)), len(gains), bootstrap(gains))
+            facts["above_question_only"] = question_only.above(gains)
         named = {name: fact for name, fact in facts.items() if name.endswith("_names")}
         if named:
-            margins = {name: fact.ci[0] - fact.floor for name, fact in named.items() if fact.ci is not None and fact.floor is not None}
+            margins = {name: naming.margin(fact) for name, fact in named.items()}
             least = min(margins, key=lambda name: margins[name])
             facts["names_least"] = Fact(margins[least], named[least].n, note=least)
         return facts
@@ -133,7 +133,7 @@ class Examiner:
             right, won = np.array(nats["correct"])[counted], gaps[counted] > 0
             for name, values in (("swap", nats["swapped"]), ("zero", nats["zero"]), ("noise", nats["noise"])):
                 gap = np.array(values)[counted] - right
-                facts[f"{kind}_{name}_gap_nats"] = Fact(float(gap.mean()), len(gap), bootstrap(gap.tolist()))
+                facts[f"{kind}_{name}_gap_nats"] = Fact(float(gap.mean()), len(gap), paired(gap.tolist()))
             for name in ("zero", "noise"):  # the sources' order, which is the data's: told and never judged (docs/gates.md)
                 over = np.array(nats["swapped"])[counted] - np.array(nats[name])[counted]
                 facts[f"{kind}_swap_over_{name}_nats"] = Fact(float(over.mean()), len(over), bootstrap(over.tolist()))

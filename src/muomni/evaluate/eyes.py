@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -47,14 +47,14 @@ class Eyes:
         return torch.cat(parts)
 
     def retrieval(self, held_out: Pictures) -> dict[str, Fact]:
-        """R@1 and R@5 in batches of 64, mean of both directions; chance beside it."""
+        """R@1 and R@5 in batches of 64, mean of both directions; chance beside it, which is more where captions are equal."""
         usable = readable(held_out)
         if len(usable) < 2:
             return {}
         captions = [held_out.samples[i].answer for i in usable]
         found = retrieval(self.images(held_out, usable)[0].numpy(), self.texts(held_out, captions).numpy(), captions, batch=64)
         size = min(64, len(usable))
-        return {f"retrieval_r{k}": Fact(found.mean(k), len(usable), None, k / size) for k in (1, 5) if k <= size}
+        return {f"retrieval_r{k}": Fact(found.mean(k), len(usable), None, found.chance[k]) for k in (1, 5) if k <= size}
 
     def changed(self, held_out: Pictures) -> dict[str, Fact]:
         """How often the true caption wins against one with a changed attribute, by kind; chance 0.5."""
@@ -89,7 +89,7 @@ class Eyes:
         return facts
 
     def probes(self, train: Pictures, valid: Pictures, keys: list[str]) -> dict[str, Fact]:
-        """Linear probes of attributes on what the eyes pool; chance beside them."""
+        """Linear probes of attributes on what the eyes pool, with the commonest value as the floor."""
         seen = {name: self.images(p, readable(p))[1].numpy() for name, p in (("train", train), ("valid", valid))}
         facts = {}
         for key in keys:
@@ -100,7 +100,8 @@ class Eyes:
                 continue
             accuracy = linear_probe(seen["train"], labels["train"], seen["valid"], labels["valid"])
             n = len(labels["valid"])
-            facts[f"{key}_probe"] = share(round(accuracy * n), n, floor=1 / len(set(labels["train"])))
+            commonest = max(Counter(labels["valid"]).values()) / n  # what a probe of features that say nothing comes to
+            facts[f"{key}_probe"] = share(round(accuracy * n), n, floor=max(commonest, 1 / len(set(labels["train"]))))
         worst = min(facts, key=lambda name: facts[name].value - (facts[name].floor or 0.0), default="")
         return {**facts, "probe_least": replace(facts[worst], note=worst)} if facts else facts
 

@@ -105,7 +105,7 @@ def own_texts(final: Path, base: Path, most: int) -> Texts:
         start = Path(files.read_json(origin)["base"]) if origin.is_file() else base
         quarantine = Quarantine(None, 1.0)
         corpus = readers.load(sources, base=start, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
-    except (UserError, OSError, ValueError, KeyError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         return Texts([], f"what {path} names can't be read: {error}")
     texts = indexed.where(corpus.valid, lambda sample: not sample.media)
     places = np.linspace(0, len(texts) - 1, min(most, len(texts))).astype(int)

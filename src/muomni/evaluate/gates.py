@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from muomni.errors import ConfigError
 from muomni.evaluate.facts import Fact
 
 Verdict = Literal["green", "red", "waived"]
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Gate:
     """One demand on one fact.
 
     at_least, at_most   the bound, which a recipe may set anew
-    below_floor         the value must be at most this factor of the fact's floor (0.5 = half of what knowing nothing gives)
+    more_than           a bound that a tie does not meet: what a model that knows nothing reaches exactly
+    below_floor         the value must be less than this factor of the fact's floor (0.5 = half of what knowing nothing gives)
     above_floor         the value must be at least this much above the floor
     by_ci               the worse end of the fact's 95 % interval must hold, not its middle
     why                 what a red verdict means, and what to try
@@ -33,6 +36,7 @@ class Gate:
     why: str
     at_least: float | None = None
     at_most: float | None = None
+    more_than: float | None = None
     below_floor: float | None = None
     above_floor: float | None = None
     by_ci: bool = False
@@ -63,8 +67,10 @@ class Gate:
             return ">=", self.at_least if override is None else override
         if self.at_most is not None:
             return "<=", self.at_most if override is None else override
+        if self.more_than is not None:
+            return ">", self.more_than if override is None else override
         if self.below_floor is not None:
-            return "<=", floor * (self.below_floor if override is None else override)
+            return "<", floor * (self.below_floor if override is None else override)
         assert self.above_floor is not None
         return ">=", floor + (self.above_floor if override is None else override)
 
@@ -114,7 +120,7 @@ def judge(
             sign, bound = gate.bound(fact, overrides.get(gate.name))
             found = gate.value(fact)
             value = found if math.isfinite(found) else None
-            holds = value is not None and math.isfinite(bound) and (value >= bound if sign == ">=" else value <= bound)
+            holds = value is not None and math.isfinite(bound) and COMPARISONS[sign](value, bound)
             threshold = f"{sign} {bound:.4g}"
         verdict: Verdict = "green" if holds else "waived" if gate.name in waived else "red"
         note = f": {fact.note}" if fact is not None and fact.note else ""

@@ -14,7 +14,7 @@ from muomni.data.utterances import Utterances, Wave, spoken
 from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
-from muomni.evaluate.metrics import bootstrap, cer, levenshtein
+from muomni.evaluate.metrics import bootstrap, cer, levenshtein, paired
 from muomni.infer import speech
 from muomni.infer.speech import Voice
 from muomni.infer.transcribe import transcribe
@@ -41,7 +41,7 @@ def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, 
     return {
         "nats_per_code": Fact(float(np.mean(nats["own"])), n),
         "nats_per_code_swapped": Fact(float(np.mean(nats["other"])), n),
-        "text_swap_gap_nats": Fact(float(gaps.mean()), n, bootstrap(gaps.tolist())),
+        "text_swap_gap_nats": Fact(float(gaps.mean()), n, paired(gaps.tolist())),
         "text_swap_win_rate": share(int((gaps > 0).sum()), n, floor=0.5),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,6 +121,65 @@ def bootstrap(values: Sequence[float], *, rounds: int = 1000, level: float = 0.9
     draws = np.random.default_rng(seed).integers(0, len(data), (rounds, len(data)))
     low, high = np.quantile(data[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired(gains: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean difference between pairs: `bootstrap`, widened to 0 where a sign test does not tell them apart.
+
+    Resampling is too kind to few pairs, and to many of which few differ: of 4 wins and 196 ties its interval lies above 0, though 4 coins
+    fall alike once in 8 times.
+    """
+    low, high = bootstrap(gains)
+    wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return (low, high) if sign_test(wins, losses) < 0.05 else (min(low, 0.0), max(high, 0.0))
+
+
+def paired_outcomes(gains: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean difference between pairs that is 1 (won), 0 (a tie) or -1 (lost) in each: exact, given how many differ.
+
+    It lies above 0 where a two-sided sign test finds more wins than losses.
+    Raises  ShapeError without values.
+    """
+    if not len(gains):
+        raise ShapeError("paired outcomes: no values")
+    wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    low, high = clopper_pearson(wins, wins + losses)
+    share = (wins + losses) / len(gains)
+    return (2 * low - 1) * share, (2 * high - 1) * share
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The probability that a fair coin falls at least as unevenly, to either side; 1 where nothing was tossed."""
+    return min(1.0, 2 * _at_least(max(wins, losses), wins + losses, 0.5))
+
+
+def clopper_pearson(hits: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share of n items (Clopper, Pearson 1934); all from 0 to 1 where n is 0."""
+    tail = (1 - level) / 2
+    low = 0.0 if hits == 0 else _where(lambda p: _at_least(hits, n, p) > tail)
+    high = 1.0 if hits == n else 1 - _where(lambda q: _at_least(n - hits, n, q) > tail)
+    return low, high
+
+
+def _where(holds: Callable[[float], bool]) -> float:
+    """The least share for which a rising condition holds, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return (low + high) / 2
+
+
+def _at_least(hits: int, n: int, p: float) -> float:
+    """The probability of at least so many hits of n, each with probability p."""
+    if hits <= 0:
+        return 1.0
+    if not 0.0 < p < 1.0:
+        return p
+    counts = np.arange(hits, n + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    logs = factorials[n] - factorials[counts] - factorials[n - counts] + counts * math.log(p) + (n - counts) * math.log1p(-p)
+    return min(1.0, float(np.exp(logs).sum()))
 
 
 def bits_per_byte(total_nats: float, total_bytes: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from muomni.data.sample import Sample
 from muomni.errors import ShapeError
 from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.metrics import clopper_pearson
 
 
 def named(answers: Sequence[str], truths: Sequence[str], classes: Iterable[str]) -> tuple[list[bool], Fact]:
@@ -38,6 +40,13 @@ def facts(task: str, answers: Sequence[str], samples: Sequence[Sample]) -> dict[
         return {}
     truths = [name for _, name in asked]
     return {f"{task}_names": named([answer for answer, _ in asked], truths, set(truths))[1]}
+
+
+def margin(fact: Fact) -> float:
+    """By how much a share of named classes lies above its floor at the low end of its exact 95 % interval; nan without either."""
+    if not fact.n or fact.floor is None:
+        return math.nan
+    return clopper_pearson(round(fact.value * fact.n), fact.n)[0] - fact.floor
 
 
 def _plain(name: str) -> str:

@@ -14,6 +14,7 @@ from muomni.data.conversation import questions
 from muomni.data.sample import Sample
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.metrics import paired_outcomes
 
 WORD = re.compile(r"\w+")
 
@@ -84,6 +85,16 @@ def floor(train: Iterable[Sample], held_out: Iterable[Sample]) -> Fact:
     asked = [one for sample in held_out for one in questions(sample)]
     best, guesses = QuestionOnly.fit(train).strongest(asked)
     return replace(share(sum(guess == one.answer for guess, one in zip(guesses, asked)), len(asked)), note=f"by {best}")
+
+
+def gains(said: Sequence[str], guessed: Sequence[str], truths: Sequence[str]) -> list[float]:
+    """What looking gained in each question: 1 where the answer alone is right, -1 where the guess alone is."""
+    return [float(answer == truth) - float(guess == truth) for answer, guess, truth in zip(said, guessed, truths, strict=True)]
+
+
+def above(gained: Sequence[float]) -> Fact:
+    """By which share answers are right more often than the guess, with an exact interval: above 0 where a sign test says so."""
+    return Fact(float(np.mean(gained)), len(gained), paired_outcomes(gained))
 
 
 def _words(sample: Sample) -> list[str]:

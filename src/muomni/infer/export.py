@@ -16,12 +16,12 @@ from muomni.infer import folders
 from muomni.infer.parts import Parts
 from muomni.models import base, finite, integrity, pretrained, siglip, store
 from muomni.models.eyes import Eyes
-from muomni.tokens.bpe import BESIDE
+from muomni.tokens.bpe import BESIDE, GENERATION, Tokenizer
 
 Form = Literal["omni", "hf"]
 ORIGIN = "origin.json"  # of the form hf: where it comes from
 Network = TypeVar("Network", bound=torch.nn.Module)
-TOKENIZER = (*BESIDE, "generation_config.json")
+TOKENIZER = (*BESIDE, GENERATION)
 
 
 def answering(folder: Path | str) -> Path:
@@ -82,6 +82,7 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any], voic
     with files.fresh_folder(out) as part:
         if "omni" not in parts.stages:
             shutil.copytree(final, part, dirs_exist_ok=True, ignore=_without_voice(final))
+            say_where_to_stop(part)
             files.write_json(part / ORIGIN, told)
         elif form == "omni":
             _whole(parts, final, part)
@@ -139,21 +140,51 @@ def _language_model(parts: Parts, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
     is_as_stored = parts.bases.get("thinker", {}).get("dtype", "auto") == "auto"
     if is_as_stored and not (parts.stages["omni"] / "lora").is_dir():
-        index = source / store.INDEX
-        for path in (source / store.CONFIG, *([index] if index.is_file() else []), *store.weight_files(source)):
+        index = store.weight_index(source)
+        for path in (source / store.CONFIG, *([] if index is None else [index]), *store.weight_files(source)):
             shutil.copyfile(path, folder / path.name)
+        say_where_to_stop(folder)
         return
     # In the format of its base's files whatever this machine computes in: the same folder from any machine.
     store.save(_as_in_files(parts.thinker, source) if is_as_stored else parts.thinker, folder)
     # Its own config.json says more than our decoder asks: ends of generation, for one.
     dtype = str(next(parts.thinker.parameters()).dtype).removeprefix("torch.")
-    content = {key: value for key, value in store.read_config(source).items() if key != "torch_dtype"}
-    files.write_json(folder / store.CONFIG, {**content, "dtype": dtype})
+    content = {key: value for key, value in store.read_config(source).items() if key not in ("torch_dtype", "transformers_weights")}
+    files.write_json(folder / store.CONFIG, {**content, "dtype": dtype, "tie_word_embeddings": parts.thinker.config.tied})
+    say_where_to_stop(folder)
+
+
+def say_where_to_stop(folder: Path) -> None:
+    """Have transformers stop writing where our engine does: at the end of a turn, and of a document.
+
+    Ours are written anew, whatever version wrote the folder. Another maker's files stay as they are where they name the end of a turn; a
+    base model's name the end of a document alone, and it would write on after each answer that it has learned since.
+    """
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.is_own:
+        tokenizer.save(folder, int(store.read_config(folder)["max_position_embeddings"]))
+        return
+    known: dict[str, Any] = files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    ends = (known or store.read_config(folder)).get("eos_token_id")  # transformers asks config.json only where the other file is missing
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    if tokenizer.marks.end not in ends:
+        ends = [tokenizer.marks.end, *(ends or [tokenizer.marks.eos])]
+        filler = known.get("pad_token_id", tokenizer.marks.eos)
+        files.write_json(folder / GENERATION, {**known, "eos_token_id": ends, "pad_token_id": filler})
+    path = folder / "tokenizer_config.json"
+    config: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    spelled, end = config.get("eos_token"), tokenizer.token(tokenizer.marks.end)
+    if end not in (spelled, spelled.get("content") if isinstance(spelled, dict) else None):
+        pad = config.get("pad_token") or tokenizer.token(tokenizer.marks.eos)
+        files.write_json(path, {**config, "eos_token": end, "pad_token": pad})
+        map_path = folder / "special_tokens_map.json"
+        if map_path.is_file():
+            files.write_json(map_path, {**files.read_json(map_path), "eos_token": end})
 
 
 def _as_in_files(network: Network, folder: Path) -> Network:
     """The network in the number format of the largest tensor that a folder's files hold."""
-    return network.to(max(store.read_tensors(folder).values(), key=lambda tensor: tensor.numel()).dtype)
+    return network.to(store.stored_format(folder))
 
 
 def _eyes(parts: Parts) -> Eyes:

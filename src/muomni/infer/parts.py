@@ -108,6 +108,8 @@ class Parts:
             lora.load(decoder, adapter)
             decoder = lora.merged(decoder)
             finite.came_from(decoder, adapter)
+        if named is not None:
+            pretrained.tell_widened(self.text_folder, computes_in)
         return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
 
     def _thinker_format(self, named: base.Base | None) -> torch.dtype | None:
@@ -120,7 +122,7 @@ class Parts:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Of the Thinker."""
-        return Tokenizer.load(self.text_folder)
+        return pretrained.open_tokenizer(self.text_folder)
 
     @cached_property
     def omni(self) -> Omni | None:

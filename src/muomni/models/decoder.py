@@ -129,25 +129,31 @@ class DecoderConfig(BaseModel):
     def from_file(cls, content: dict[str, Any]) -> DecoderConfig:
         """A Qwen3 or Qwen3-MoE config.json, by us or by transformers 4 or 5, as ours.
 
+        What a file leaves out is what transformers takes for it, which differs by class; a file with both spellings of the rotary
+        settings means the old one (`rope_scaling`), as there.
         Raises  CheckpointError where the file asks for maths that this decoder does not have.
         """
-        positions = content.get("rope_parameters") or content.get("rope_scaling") or {}
+        positions = content.get("rope_scaling") or content.get("rope_parameters") or {}
         wants = {
             "hidden_act": content.get("hidden_act", "silu") != "silu",
             "attention_bias": bool(content.get("attention_bias")),
             "use_sliding_window": bool(content.get("use_sliding_window")),
+            "layer_types": any(kind != "full_attention" for kind in content.get("layer_types") or ()),
             "rope type": positions.get("rope_type", positions.get("type", "default")) != "default",
+            "rope settings by kind of layer": any(isinstance(value, dict) for value in positions.values()),
+            "quantization_config": bool(content.get("quantization_config")),
         }
         if beyond := [name for name, is_beyond in wants.items() if is_beyond]:
             raise CheckpointError(f"config.json asks for what this decoder does not have: {', '.join(beyond)}")
+        is_moe = content.get("model_type") == "qwen3_moe"
         try:
             return cls(
                 vocab_size=content["vocab_size"],
                 width=content["hidden_size"],
                 layers=content["num_hidden_layers"],
                 heads=content["num_attention_heads"],
-                kv_heads=content.get("num_key_value_heads"),
-                head_dim=content.get("head_dim"),
+                kv_heads=content.get("num_key_value_heads", 4 if is_moe else 32),
+                head_dim=content.get("head_dim", None if is_moe else 128),
                 hidden=content["intermediate_size"],
                 theta=positions.get("rope_theta", content.get("rope_theta", 1e4)),
                 ctx_len=content.get("max_position_embeddings", 32768),
@@ -158,12 +164,15 @@ class DecoderConfig(BaseModel):
                 experts=_experts(content),
             )
         except KeyError as error:
-            raise CheckpointError(f"config.json of a qwen3 model lacks {error}") from error
+            raise CheckpointError(f"config.json lacks {error}, which a qwen3 model needs") from error
 
 
 def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     """What a config.json says of experts; transformers 5 calls their number num_local_experts."""
-    number = content.get("num_experts") or content.get("num_local_experts")
+    number, other = content.get("num_experts"), content.get("num_local_experts")
+    if number and other and number != other:
+        raise CheckpointError(f"config.json says {number} experts (num_experts) and {other} (num_local_experts)")
+    number = number or other
     if not number:
         return None
     return ExpertsConfig(

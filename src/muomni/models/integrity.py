@@ -20,9 +20,22 @@ def read(folder: Path) -> dict[str, Any] | None:
     """A stage's certificate, or None where there is none that can be read."""
     try:
         certificate = files.read_json(folder / CERTIFICATE)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return certificate if isinstance(certificate, dict) and {"stage", "verdict", "gates", "facts"} <= set(certificate) else None
+    return certificate if _is_certificate(certificate) else None
+
+
+def _is_certificate(found: Any) -> bool:
+    """Whether a JSON value has the parts of a certificate: one that has not says nothing, neither green nor red."""
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("stage"), str)
+        and found.get("verdict") in ("green", "red", "waived")
+        and isinstance(found.get("gates"), list)
+        and all(isinstance(gate, dict) and {"name", "verdict", "value", "threshold", "why"} <= gate.keys() for gate in found["gates"])
+        and isinstance(found.get("facts"), dict)
+        and all(isinstance(fact, dict) and "value" in fact for fact in found["facts"].values())
+    )
 
 
 def digests(final: Path) -> dict[str, str]:

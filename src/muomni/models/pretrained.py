@@ -12,6 +12,8 @@ from muomni.errors import CheckpointError, ConfigError
 from muomni.models import siglip, store
 from muomni.models.decoder import Decoder
 from muomni.models.eyes import Eyes
+from muomni.runtime import told_format
+from muomni.tokens.bpe import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # never a pickle
@@ -75,7 +77,24 @@ def open_decoder(folder: Path | str, *, device: torch.device | str = "cpu", dtyp
     model = store.load(folder, device, dtype="stored" if dtype is None else dtype)
     if not isinstance(model, Decoder):
         raise CheckpointError(f"{folder}: expected a decoder (model_type {Decoder.model_type}), got a {type(model).__name__}")
+    tell_widened(folder, dtype)
     return model
+
+
+def open_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer beside a language model; its table may have more rows than the tokenizer has ids, never less.
+
+    Raises  CheckpointError as `Tokenizer.load`, or where an id has no row.
+    """
+    folder = Path(folder)
+    tokenizer = Tokenizer.load(folder)
+    rows = store.read_config(folder).get("vocab_size")
+    if isinstance(rows, int) and tokenizer.num_ids > rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {tokenizer.num_ids} ids, its embedding table only {rows} rows",
+            hint="put the tokenizer of these weights beside them, or let transformers add the rows: model.resize_token_embeddings(N)",
+        )
+    return tokenizer
 
 
 def open_tower(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Eyes:
@@ -85,11 +104,20 @@ def open_tower(folder: Path | str, *, device: torch.device | str = "cpu", dtype:
     """
     folder = Path(folder)
     if store.read_config(folder).get("model_type") in siglip.CLASSES:
-        return siglip.SiglipTower.open(folder, device, dtype)
-    model = store.load(folder, device, dtype="stored" if dtype is None else dtype)
+        model = siglip.SiglipTower.open(folder, device, dtype)
+    else:
+        model = store.load(folder, device, dtype="stored" if dtype is None else dtype)
     if not isinstance(model, Eyes):
         raise CheckpointError(f"{folder}: expected a vision tower (ours or SigLIP), got a {type(model).__name__}")
+    tell_widened(folder, dtype)
     return model
+
+
+def tell_widened(folder: Path | str, dtype: torch.dtype | None) -> None:
+    """Say, once, that a network is opened in float32 though it is stored in half precision: it takes twice the memory."""
+    stored = store.stored_format(folder)
+    if dtype == torch.float32 and stored.itemsize < dtype.itemsize:
+        store.say_once(f"{folder} is stored in {told_format(stored)} and opened in float32, which is faster here (dtype: bf16 keeps it)")
 
 
 def save_tower(tower: Eyes, folder: Path | str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,10 @@ CLASSES = {
     "muomni_projectors": "muomni.models.omni:Projectors",
 }
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+ADAPTER = "adapter_config.json"  # PEFT's: transformers adds the adapter beside it to the weights as it opens them
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # a language model's two tables of words, which may be one
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which weights are taken
+_TOLD: set[str] = set()  # notes that this process has printed
 
 
 def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None = None) -> None:
@@ -61,23 +67,60 @@ def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch
     """
     folder = Path(folder)
     content = read_config(folder)
-    kind = content.pop("model_type", None)
-    content.pop("muomni", None)
+    kind = content.get("model_type")
     if kind not in CLASSES:
         raise CheckpointError(f"{folder / CONFIG}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}")
     module, name = CLASSES[kind].split(":")
     network = getattr(importlib.import_module(module), name)
     shape = typing.get_type_hints(network.__init__)["config"]
+    own = {key: value for key, value in content.items() if key not in ("model_type", "muomni")}
     try:
-        config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(content)
+        config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(own)
     except ValidationError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {'; '.join(map(_fault, error.errors()))}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG} {error.message.removeprefix('config.json ')}", hint=error.hint) from error
+    tensors = read_tensors(folder)
+    if getattr(config, "tied", False):
+        config = _as_tied(config, tensors, folder)
     with torch.device("meta"):
         model: nn.Module = network(config)
-    adopt(model, read_tensors(folder), where=str(folder), device=device, dtype=dtype)
+    adopt(model, tensors, where=str(folder), device=device, dtype=dtype)
     finite.demand_weights(_untied(model), folder)
     finite.came_from(model, folder)
     return model.eval()
+
+
+def _fault(fault: Any) -> str:
+    """What pydantic says of one key, or of a config as a whole, in a line."""
+    said = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(map(str, fault['loc']))}: {said.lower()}, got {fault['input']!r}" if fault["loc"] else said
+
+
+def _as_tied(config: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
+    """What a config that ties the head to the embedding table is to the tensors of its file, as transformers 5 decides it.
+
+    A file that holds the head alone gives its table to both (`tensors` is changed). One that holds two different tables is untied, and
+    that is told: its config is wrong, and without its head it would say something else.
+    """
+    if HEAD not in tensors:
+        return config
+    if TABLE not in tensors:
+        tensors[TABLE] = tensors.pop(HEAD)
+        return config
+    if tensors[HEAD].shape == tensors[TABLE].shape and torch.equal(tensors[HEAD], tensors[TABLE]):
+        return config
+    say_once(
+        f"{folder / CONFIG} ties the head to the embedding table, but the weights hold another {HEAD}: it is used as it lies there, untied"
+    )
+    return config.model_copy(update={"tied": False})
+
+
+def say_once(line: str) -> None:
+    """Print a note on standard error, once a process, and of several ranks on the first alone."""
+    if line not in _TOLD and os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", file=sys.stderr, flush=True)
+    _TOLD.add(line)
 
 
 def extra_of(folder: Path | str) -> dict[str, Any]:
@@ -103,30 +146,78 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
+def weight_index(folder: Path) -> Path | None:
+    """The index that says in which files the weights of a folder lie; None where they lie in one file.
+
+    As transformers 5 chooses: what config.json names as `transformers_weights`, else model.safetensors, else its index. An index beside
+    model.safetensors is left over from older weights: it is not read, and that is told.
+    Raises  CheckpointError where a PEFT adapter lies beside the weights.
+    """
+    named = _named_weights(folder)
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder / ADAPTER}: a PEFT adapter lies beside the weights, where transformers adds it to them; here it would be left out",
+            hint="merge it (peft: model.merge_and_unload().save_pretrained(NEW)) and give NEW, or move the adapter_* files elsewhere",
+        )
+    if named != WEIGHTS:
+        return folder / named if named.endswith(".index.json") else None
+    if not (folder / INDEX).is_file():
+        return None
+    if (folder / WEIGHTS).is_file():
+        say_once(f"{folder / INDEX} is not read: {WEIGHTS} beside it holds the weights, as transformers opens them")
+        return None
+    return folder / INDEX
+
+
+def _named_weights(folder: Path) -> str:
+    """The file of weights, or its index, that config.json names; model.safetensors where it names none."""
+    if not (folder / CONFIG).is_file():
+        return WEIGHTS
+    named = read_config(folder).get("transformers_weights") or WEIGHTS
+    if not isinstance(named, str) or Path(named).name != named or not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise CheckpointError(f"{folder / CONFIG}: transformers_weights must name a .safetensors file beside it or an index, got {named!r}")
+    return named
+
+
 def weight_files(folder: Path | str) -> list[Path]:
-    """Where the weights of a folder lie: one file, or the shards that an index names.
+    """Where the weights of a folder lie: one file, or the shards that its index names (`weight_index`).
 
     Raises  CheckpointError naming what is missing, torn, or outside of the folder.
     """
     folder = Path(folder)
-    names = [WEIGHTS]
-    if (folder / INDEX).exists():
+    index = weight_index(folder)
+    names = [_named_weights(folder)]
+    if index is not None:
         try:
-            names = sorted(set(files.read_json(folder / INDEX)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{folder / INDEX} is not an index of shards: {error}") from error
+            names = sorted(set(files.read_json(index)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not an index of shards: {error}") from error
+        if odd := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise CheckpointError(f"{index} names a file outside of its folder: {odd[0]}")
+        if not names:
+            raise CheckpointError(f"{index} names no shards")
     for name in names:
-        if (folder / name).parent != folder:
-            raise CheckpointError(f"{folder / INDEX} names a file outside of its folder: {name}")
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing")
+            raise CheckpointError(f"{folder / name} is missing", hint=_instead(folder, index))
     return [folder / name for name in names]
+
+
+def _instead(folder: Path, index: Path | None) -> str:
+    """What lies in a folder in the place of weights that are missing, and what to do about it."""
+    if index is not None:
+        return f"{index.name} names it: copy the shard there, or save the model again"
+    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+    if not there:
+        return "a model is a folder with config.json and model.safetensors"
+    if any(name.endswith(".safetensors") for name in there):
+        return f"found {', '.join(there[:3])}: one file must be named {WEIGHTS}, shards need {INDEX}"
+    return f"found {', '.join(there[:3])}, which is not opened here: save it again by transformers, whose save_pretrained writes {WEIGHTS}"
 
 
 def read_tensors(folder: Path | str) -> dict[str, Tensor]:
     """All tensors of a folder, mapped from its files: nothing is read before it is looked at.
 
-    Raises  CheckpointError naming the file that is missing or torn.
+    Raises  CheckpointError naming the file that is missing or torn, or a tensor in a number format of quantised weights.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -135,7 +226,24 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
                 tensors.update({key: stream.get_tensor(key) for key in stream.keys()})  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from error
+    if odd := next((name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype not in FLOATS), None):
+        raise CheckpointError(
+            f"{folder}: {odd} is stored in {str(tensors[odd].dtype).removeprefix('torch.')}: expected {_spelled(FLOATS)}",
+            hint="quantised weights are not opened here: give the model as it was before",
+        )
     return tensors
+
+
+def stored_format(folder: Path | str) -> torch.dtype:
+    """The number format of the largest tensor that a folder's files hold.
+
+    Raises  CheckpointError as `read_tensors`.
+    """
+    return max(read_tensors(folder).values(), key=lambda tensor: tensor.numel()).dtype
+
+
+def _spelled(formats: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(each).removeprefix("torch.") for each in formats)
 
 
 @torch.no_grad()
@@ -168,24 +276,28 @@ def adopt(
 
 
 def check(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Whether tensors have the names and shapes of a model's state, a tied one under its first name or under both.
+    """Whether tensors have the names, shapes and kinds of a model's state, a tied one under its first name or under both.
 
-    Raises  CheckpointError listing what is missing, unexpected, or of another shape.
+    Raises  CheckpointError listing what is missing, unexpected, of another shape, or whole numbers in the place of floats.
     """
     own = model.state_dict(keep_vars=True)
     missing = sorted(_untied(model).keys() - tensors.keys())
     # Some files repeat a tied table under its second name, which the model may not even have.
-    repeated = {"lm_head.weight"} if getattr(getattr(model, "config", None), "tied", False) else set()
+    repeated = {HEAD} if getattr(getattr(model, "config", None), "tied", False) else set()
     unexpected = sorted(tensors.keys() - own.keys() - repeated)
     shapes = [
         f"{name}: expected {tuple(own[name].shape)}, got {tuple(tensors[name].shape)}"
         for name in sorted(own.keys() & tensors.keys())
         if own[name].shape != tensors[name].shape
     ]
-    if missing or unexpected or shapes:
-        lines = (
-            [f"missing {each}" for each in missing] + [f"unexpected {each}" for each in unexpected] + [f"shape {each}" for each in shapes]
-        )
+    kinds = [
+        f"{name}: expected floats, got {tensors[name].dtype}"
+        for name in sorted(own.keys() & tensors.keys())
+        if own[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    if missing or unexpected or shapes or kinds:
+        named = {"missing": missing, "unexpected": unexpected, "shape": shapes, "format": kinds}
+        lines = [f"{kind} {each}" for kind, faults in named.items() for each in faults]
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {shown}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muomni import files, runtime
+from muomni import runtime
 from muomni.errors import ConfigError, DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
@@ -41,8 +41,8 @@ def trace(source: str, stage: str, overrides: list[str] | None = None, *, out: P
     Raises  ConfigError for a stage that the recipe does not have, or that trains nothing itself; else whatever the stage would raise.
     """
     if (origin := Path(source) / "recipe.json").is_file():
-        content, out = files.read_json(origin), Path(source)
-        source, overrides = content["recipe"], [*content.get("overrides", []), *(overrides or [])]
+        content, out = recipes.origin(origin.parent, "recipe", "overrides"), Path(source)
+        source, overrides = content["recipe"], [*content["overrides"], *(overrides or [])]
     recipe = recipes.read(source, overrides, out=out)
     if stage not in recipe.stages:
         raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(recipe.stages)}")

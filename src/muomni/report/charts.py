@@ -59,7 +59,7 @@ def interval(fact: dict[str, object], threshold: str, verdict: str) -> Html | No
         bound = float(bound_text)
     except ValueError:
         return None
-    if not isinstance(value, int | float) or sign not in (">=", "<="):
+    if not isinstance(value, int | float) or sign not in (">=", "<=", ">", "<"):
         return None
     low, high = (float(ci[0]), float(ci[1])) if isinstance(ci, list | tuple) else (float(value), float(value))
     near = [float(value), bound, low, high]
@@ -72,7 +72,7 @@ def interval(fact: dict[str, object], threshold: str, verdict: str) -> Html | No
     def x(v: float) -> float:
         return round(3 + 134 * (min(max(v, start), end) - start) / (end - start), 1)
 
-    good = (x(bound), 137.0) if sign == ">=" else (3.0, x(bound))
+    good = (x(bound), 137.0) if sign[0] == ">" else (3.0, x(bound))
     marks = [
         h("line", x1=3, x2=137, y1=9, y2=9, cls="rail"),
         h("rect", x=good[0], y=3, width=max(0.0, round(good[1] - good[0], 1)), height=12, cls="good"),

@@ -68,9 +68,7 @@ def _gates(stage: StageRun, theirs: StageRun) -> Html | None:
         ours = stage.facts.get(fact, {"value": gate.get("value")})
         other = theirs.facts.get(fact, {"value": named.get(name, {}).get("value")})
         verdicts = f"{gate['verdict']} / {named[name]['verdict']}" if name in named else f"{gate['verdict']} / –"
-        rows.append(
-            _row(words(name), verdicts, ours, other, str(gate["threshold"]), more_is_better=str(gate["threshold"]).startswith(">="))
-        )
+        rows.append(_row(words(name), verdicts, ours, other, str(gate["threshold"]), more_is_better=str(gate["threshold"]).startswith(">")))
     if not rows:
         return None
     return join(_data(stage, theirs), _table(stage.folder.parent.name, theirs.folder.parent.name, rows))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni import config, files, runtime
+from muomni import config, runtime
 from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
@@ -92,9 +92,7 @@ def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings,
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"
-        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(
-            files.read_json(run / "recipe.json")["base"]
-        )
+        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(recipes.origin(run, "base")["base"])
     plan = recipes.read(source, out=run)
     if stage not in plan.stages:
         raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from muomni import runtime
 from muomni.data import conversation, readers, utterances
+from muomni.evaluate import examiner, question_only
+from muomni.evaluate.facts import Fact
 from muomni.models import omni, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -41,10 +43,11 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: the stage that it is planted in, each way to plant it, and the gate that must be red then (a gate for each way).
+    """A bug: the stage that it is planted in, each way to plant it, and what must be red then (a gate a way, or several: "one, two").
 
+    A plant may name several gates, which must all be red ("one, two").
     how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | regroup: one, then two go on
-               avx2: AVX512 switched off
+               avx2: AVX512 switched off | judged: nothing is run, a plant gives facts as the stage would have measured them
     overrides  settings that the bug needs to have something to break
     """
 
@@ -399,6 +402,33 @@ def average_lost() -> AbstractContextManager[Any]:
     return plant()
 
 
+# --- what proves nothing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def media_never_swapped() -> Iterator[None]:
+    """What is measured as another medium, as none and as noise is the right one: every gap is exactly 0."""
+    with ExitStack() as stack:
+        for name in ("_swapped", "_blank", "_noisy"):
+            stack.enter_context(patch.object(examiner, name, lambda item, *_: item))
+        yield
+
+
+@contextmanager
+def guesses_for_answers() -> Iterator[dict[str, Fact]]:
+    """Every answer is what the question alone gives away."""
+    guessed = ["red", "blue"] * 100
+    yield {"above_question_only": question_only.above(question_only.gains(guessed, guessed, ["red"] * 200))}
+
+
+@contextmanager
+def four_lucky_answers() -> Iterator[dict[str, Fact]]:
+    """Of 200 answers, 4 are better than the guess and none is worse: resampled, their mean lies above 0."""
+    guessed = ["blue"] * 200
+    said = ["red"] * 4 + guessed[4:]
+    yield {"above_question_only": question_only.above(question_only.gains(said, guessed, ["red"] * 200))}
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -431,5 +461,18 @@ MUTANTS = (
         "a module left on the other device, a module made where nothing trains",
         "talker",
         ((codec_left_behind, "placement"), (placed_where_nothing_trains, "placement")),
+    ),
+    Mutant(
+        26,
+        "gaps of exactly 0: no medium is ever swapped",
+        "omni",
+        ((media_never_swapped, "image_swap_sure, image_zero_sure, image_noise_sure"),),
+    ),
+    Mutant(
+        27,
+        "answers that the question gives away, four lucky ones of 200",
+        "instruct",
+        ((guesses_for_answers, "above_question"), (four_lucky_answers, "above_question")),
+        how="judged",
     ),
 )

@@ -54,6 +54,7 @@ WHEN = {
     "exact": "tasks named by `exact`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",
+    "teaches_language": "a language model that learns",
 }
 
 
@@ -63,8 +64,10 @@ def bound(gate: Gate) -> str:
         text = f">= {gate.at_least:g}"
     elif gate.at_most is not None:
         text = f"<= {gate.at_most:g}"
+    elif gate.more_than is not None:
+        text = f"> {gate.more_than:g}"
     elif gate.below_floor is not None:
-        text = f"<= {gate.below_floor:g} x floor"
+        text = f"< {gate.below_floor:g} x floor"
     else:
         text = f">= floor + {gate.above_floor:g}"
     return text + (" by the interval's worse end" if gate.by_ci else "")

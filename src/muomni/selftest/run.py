@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 from muomni.errors import GateRed, MuomniError
 from muomni.evaluate import certificate
+from muomni.evaluate.gates import judge
 from muomni.selftest import world
 from muomni.selftest.mutants import MUTANTS, Mutant
 from muomni.stages import recipe as recipes
@@ -104,14 +105,15 @@ def selftest(
 def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
     """The stages concerned, with those that they need, and the mutants, each of which needs what its stage needs."""
     stages = recipes.read(str(RECIPE), out=folder / "run").stages
-    concerned = {mutant.stage for mutant in chosen}
+    concerned = {mutant.stage for mutant in chosen if mutant.how != "judged"}
     for name in reversed(stages):  # they stand in the order of need
         concerned.update(recipes.needs(stages, name) if name in concerned else ())
     parts = [Part(name, tuple(recipes.needs(stages, name)), _unmutated) for name in stages if name in concerned]
     if TWINS_STAGE in concerned:
         parts.append(Part(TWINS, (), _twins, width=2))
+    needs = {mutant.number: tuple(recipes.needs(stages, mutant.stage)) for mutant in chosen if mutant.how != "judged"}
     return parts + [
-        Part(str(mutant.number), tuple(recipes.needs(stages, mutant.stage)), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
+        Part(str(mutant.number), needs.get(mutant.number, ()), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
         for mutant in chosen
     ]
 
@@ -183,7 +185,12 @@ def _try(folder: Path, name: str) -> Caught:
     mutant = next(m for m in MUTANTS if m.number == int(name))
     begin = time.perf_counter()
     caught, told = [], []
-    for way, (plant, gate) in enumerate(mutant.plants):
+    for way, (plant, gates) in enumerate(mutant.plants):
+        if mutant.how == "judged":
+            red = _judged(mutant.stage, plant)
+            told.append(f"red: {', '.join(red)}" if red else "all gates were green")
+            caught += [gates] if set(gates.split(", ")) <= set(red) else []
+            continue
         own = _copy(folder / "run", folder / f"mutant-{name}-{way}", mutant.stage)
         error = ""
         try:
@@ -195,10 +202,16 @@ def _try(folder: Path, name: str) -> Caught:
             error = f"{type(problem).__name__}: {problem}"
         red = _red(own, mutant.stage)
         told.append(error or (f"red: {', '.join(red)}" if red else "all gates were green"))
-        caught += [gate] if gate in red else []
+        caught += [gates] if set(gates.split(", ")) <= set(red) else []
         shutil.rmtree(own, ignore_errors=True)
     names = ", ".join(dict.fromkeys(caught)) if len(caught) == len(mutant.plants) else None
     return Caught(mutant.number, mutant.name, mutant.stage, names, time.perf_counter() - begin, "; ".join(told))
+
+
+def _judged(stage: str, plant: Callable[[], Any]) -> list[str]:
+    """The gates of a stage that are red on the facts that a plant gives."""
+    with plant() as facts:
+        return [row.name for row in judge(recipes.stage(stage).gates, facts) if row.is_known(facts) and row.verdict == "red"]
 
 
 def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:

@@ -16,7 +16,6 @@ from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages.seeing import SeeingSettings, Seer, plan
 from muomni.stages.stage import Inputs, Plan, Stage
 from muomni.stages.statistics import standardise
-from muomni.tokens.bpe import Tokenizer
 from muomni.train.optim import freeze
 
 STAGES = ("thinker", "vision")  # of a recipe, that may be named as bases
@@ -79,7 +78,7 @@ def build(settings: AlignSettings, inputs: Inputs) -> Plan:
     device = inputs.run.device
     decoder = inputs.place(pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device)))
     eyes = inputs.place(pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device)))
-    tokenizer = Tokenizer.load(folders["thinker"])
+    tokenizer = pretrained.open_tokenizer(folders["thinker"])
     perceiver = PerceiverConfig(
         tokens=settings.num_image_tokens,
         width=settings.resampler_width,

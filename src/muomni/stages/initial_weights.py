@@ -118,5 +118,8 @@ def origin(own: Path) -> dict[str, Any] | None:
     """What a stage began from, as its certificate tells it: folder, checkpoint, digest of the weights, tensors taken; None for nothing."""
     if not (own / RECORD).is_file():
         return None
-    found: dict[str, Any] = files.read_json(own / RECORD)
+    hint = f"--fresh starts {own.name} anew"
+    found: dict[str, Any] = files.read_stored(own / RECORD, dict, hint=hint)
+    if odd := [key for key in ("folder", "checkpoint", "digest", "taken", "of", "left") if key not in found]:
+        raise CheckpointError(f"{own / RECORD}: torn: it lacks {', '.join(odd)}", hint=hint)
     return found

@@ -44,6 +44,11 @@ class InstructSettings(SeeingSettings):
         return {"train": [CONNECTOR], "param_groups": [], **values} if is_without else values
 
     @property
+    def teaches_language(self) -> bool:
+        """LoRA teaches the language model."""
+        return self.lora is not None
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The stage whose connector it starts from, where it is one."""
         return (self.connector,) if self.connector in CONNECTORS else ()

@@ -22,7 +22,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
-from muomni.models import lora, store
+from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
@@ -30,7 +30,6 @@ from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages import initial_weights
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
 from muomni.stages.statistics import standardise
-from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
 from muomni.train.optim import freeze
@@ -90,7 +89,7 @@ class OmniSettings(StageSettings):
 
 def build(settings: OmniSettings, inputs: Inputs) -> Plan:
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
-    tokenizer = Tokenizer.load(inputs.needed["thinker"])
+    tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
     initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     decoder = inputs.place(Decoder.open(inputs.needed["thinker"]))
     for part in decoder.modules():
@@ -137,7 +136,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
 
     def save(folder: Path) -> None:
         store.save(thinker, folder / "thinker")
-        tokenizer.save(folder / "thinker")
+        tokenizer.save(folder / "thinker", thinker.config.ctx_len)
         if settings.lora is not None:
             lora.save(decoder, folder / "lora", "thinker")
         store.save(vision, folder / "vision")

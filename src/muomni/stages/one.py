@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,17 +22,20 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
-from muomni.stages import initial_weights, introduction, sizing
+from muomni.stages import initial_weights, introduction, ownership, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
 from muomni.train import account, distributed, loop, optim, validation
+from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
 from muomni.train.settings import clipped, sized, steps_in_all
 from muomni.train.witness import Rates
 from muomni.units import told_seconds
 
 BATCH = "batch.json"  # micro-batches of an update over all ranks, as the stage was trained last
+DIGEST = "digest.json"  # of the settings, data and bases that a stage is made from (recipes.digest)
+ANEW = "--fresh deletes it and starts anew, --out DIR keeps it"
 T = TypeVar("T")
 
 
@@ -72,7 +74,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
     digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
     done = certificate.read(own)
-    if done and done["settings"] == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
+    if done and done.get("settings") == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
         if integrity.names_files(done):
             return _reuse(stage, settings, own, done, waived, base, machine)
         if machine.is_main:
@@ -100,6 +102,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
             write_settings(own, named, digest)
         _tell_length(name, settings, built, run_as, how=measured)
     how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
+    how["identity"] = Identity(digest, recipes.result_settings(named))
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -126,10 +129,18 @@ def alone(folder: Path, name: str, machine: Runtime) -> Iterator[None]:
 
     Raises  UserError where another process doesn't let go of it.
     """
+    lock = files.only_writer(
+        folder / ownership.LOCKS / name.replace("/", "-"),
+        say=lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True),
+    )
+    with on_main(lock, machine):
+        yield
+
+
+@contextmanager
+def on_main(lock: AbstractContextManager[None], machine: Runtime) -> Iterator[None]:
+    """Enter a context on the main rank alone; the others wait until it has, and raise what it raises."""
     with ExitStack() as stack:
-        lock = files.only_writer(
-            folder / "locks" / name.replace("/", "-"), say=lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)
-        )
         _on_main(lambda: stack.enter_context(lock), machine)
         yield
 
@@ -261,7 +272,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
 
     Takes   earlier: the facts of another report, by stage, behind which these must not fall.
     """
-    origin, stage, own = files.read_json(folder / "recipe.json"), recipes.stage(name), folder / name
+    origin, stage, own = recipes.origin(folder, "base", "device", "threads"), recipes.stage(name), folder / name
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
@@ -275,7 +286,9 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
     start |= _start(built, settings, inputs)
-    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, export=built.export)
+    is_known = (own / DIGEST).exists()
+    identity = Identity(files.read_stored(own / DIGEST, str, hint=ANEW), recipes.result_settings(settings)) if is_known else None
+    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, identity=identity, export=built.export)
     facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
@@ -508,9 +521,11 @@ def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> 
 
     So 1 rank x 6 micro-batches may go on as 2 x 3; where the product is another one too, accumulation is a setting like any other.
     """
-    if fresh or not (own / BATCH).exists() or settings.gradient_accumulation_steps * world != files.read_json(own / BATCH):
+    if fresh or not (own / BATCH).exists() or not (own / "config.yaml").exists():
         return settings
-    made = config.read_yaml(own / "config.yaml")["gradient_accumulation_steps"]
+    if settings.gradient_accumulation_steps * world != files.read_stored(own / BATCH, int, hint=ANEW):
+        return settings
+    made = recipes.stored_settings(own).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
     return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
@@ -518,15 +533,15 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
     """Make the stage's folder, or see that the one there was made with the same settings."""
     path = own / "config.yaml"
     if fresh and own.exists():
-        shutil.rmtree(own)
+        files.put_away(own)
     dumped = settings.model_dump(mode="json")
     if path.exists():
-        old = config.read_yaml(path)
+        old = recipes.stored_settings(own)
         changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
-        stored = own / "digest.json"
-        if changed or (stored.exists() and files.read_json(stored) != digest):
+        stored = own / DIGEST
+        if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
-            raise ConfigError(f"{own}: made with other settings: {what}", hint="--fresh deletes it and starts anew, --out DIR keeps it")
+            raise ConfigError(f"{own}: made with other settings: {what}", hint=ANEW)
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)
@@ -535,7 +550,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
 def write_settings(own: Path, settings: StageSettings, digest: str) -> None:
     """Put a stage's settings, and their digest, into its folder."""
     files.write_text(own / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    files.write_json(own / "digest.json", digest)
+    files.write_json(own / DIGEST, digest)
 
 
 def tell(name: str, result: dict[str, Any]) -> None:

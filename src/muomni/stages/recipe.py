@@ -15,7 +15,7 @@ from pydantic import Field
 
 from muomni import config, files
 from muomni.config import Strict
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, UserError
 from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
 from muomni.stages import flat, flat_keys
@@ -192,6 +192,39 @@ class Written:
     folder: Path | None = None
 
 
+def stored_settings(own: Path) -> dict[str, Any]:
+    """The settings that lie in a stage's folder.
+
+    Raises  ConfigError where their file is torn.
+    """
+    path, hint = own / "config.yaml", "--fresh deletes the stage and starts it anew"
+    try:
+        found = config.read_yaml(path)
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(getattr(error, "message", f"{path}: nested too deeply"), hint=hint) from error
+    if not found:
+        raise ConfigError(f"{path}: torn: it holds no settings", hint=hint)
+    return found
+
+
+def origin(run: Path, *needed: str) -> dict[str, Any]:
+    """What a run's folder says of how it was made: recipe, base, device, threads, overrides, values.
+
+    Takes   needed: those of its keys that are asked for.
+    Raises  ConfigError where it is torn, or lacks one of these (it was written by an older version).
+    """
+    path, hint = run / RUN, "give the recipe itself: muomni run RECIPE writes it anew"
+    try:
+        made = files.read_stored(path, dict, hint=hint)
+    except UserError as error:
+        raise ConfigError(error.message, hint=hint) from error
+    made = {"device": "auto", "threads": 1, "overrides": [], **made}
+    kinds = {"recipe": str, "base": str, "overrides": list, "values": dict, "device": str, "threads": int}
+    if odd := [key for key in needed if not isinstance(made.get(key), kinds[key])]:
+        raise ConfigError(f"{path}: does not hold what the run was made of ({', '.join(odd)}): torn, or of an older version", hint=hint)
+    return made
+
+
 def written(path: Path, overrides: list[str] | None = None, *, out: Path | None = None) -> Written:
     """What a recipe's file says; of a flat config the recipe that it comes to.
 
@@ -200,11 +233,9 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     """
     assignments = list(overrides or [])
     if path.name == RUN:
-        origin = files.read_json(path)
-        if not isinstance(origin, dict) or not isinstance(origin.get("values"), dict):
-            raise ConfigError(f"{path}: does not hold what the run was made of (it is of an older version)", hint="give the recipe itself")
-        values = config.override(origin["values"], assignments)
-        return Written(Path(origin["recipe"]), Path(origin["base"]), [*origin["overrides"], *assignments], values, folder=path.parent)
+        made = origin(path.parent, "recipe", "base", "overrides", "values")
+        values = config.override(made["values"], assignments)
+        return Written(Path(made["recipe"]), Path(made["base"]), [*made["overrides"], *assignments], values, folder=path.parent)
     values = config.read_yaml(path)
     header = frozenset(Header.model_fields)
     if not flat.is_flat(path, values, header):

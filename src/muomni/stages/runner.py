@@ -11,7 +11,7 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
-from muomni.stages import flat, one, scoreboard, sweep
+from muomni.stages import flat, one, ownership, scoreboard, sweep
 from muomni.stages import recipe as recipes
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
@@ -47,9 +47,11 @@ def run(
     scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
-    with distributed.together(machine, alike=(GateRed, loop.Interrupted)):
+    with (
+        distributed.together(machine, alike=(GateRed, loop.Interrupted)),
+        one.on_main(ownership.of_folder(folder, plan, fresh=fresh), machine),
+    ):
         if machine.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             origin = {
                 "recipe": str(plan.source),
                 "base": str(plan.base),
@@ -110,7 +112,7 @@ def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any
     Raises  ConfigError for another size; else as `run`.
     """
     folder = run(quickstart_recipe(size), out=out)
-    board: dict[str, Any] = files.read_json(folder / "scoreboard.json")
+    board: dict[str, Any] = files.read_stored(folder / "scoreboard.json", dict, hint="run the quickstart again")
     return board
 
 

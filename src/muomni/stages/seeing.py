@@ -45,7 +45,7 @@ class SeeingSettings(StageSettings):
     proof        tasks by which swapped pictures judge whether it looks; none: all
     exact        tasks of short answers: these must be right more often than a guess from the question alone
     regression   texts, never learned from, by which the language model is told from what it was; none: of a language model of ours
-                 those that its own stage held out
+                 those that its own stage held out. Asked for where the language model learns: one that is frozen can't forget
     """
 
     max_seq_len: int = Field(512, ge=16)
@@ -72,6 +72,11 @@ class SeeingSettings(StageSettings):
     def packs(self) -> bool:
         """Questions that stand apart share a row and do not see each other."""
         return self.apart
+
+    @property
+    def teaches_language(self) -> bool:
+        """Whether its language model learns, and so may forget."""
+        return False
 
     @property
     def has_names(self) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from muomni import config, units
+from muomni import units
 from muomni.data.order import Order
 from muomni.runtime import Runtime
+from muomni.stages import recipe as recipes
 from muomni.stages.stage import Plan, StageSettings
 from muomni.train import distributed, given, loop, optim
 from muomni.train.settings import Settings, sized
@@ -28,7 +29,7 @@ def stored(settings: Settings, own: Path) -> Settings:
     """The settings with the epoch that an earlier start of this stage has measured, where its folder holds one."""
     if settings.epoch is None or settings.samples_per_epoch is not None or not (own / "config.yaml").exists():
         return settings
-    before = config.read_yaml(own / "config.yaml")
+    before = recipes.stored_settings(own)
     if before.get("epoch") != settings.epoch:
         return settings  # whoever opens the folder tells the difference
     return settings.model_copy(update={"samples_per_epoch": before.get("samples_per_epoch")})

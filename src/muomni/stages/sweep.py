@@ -129,7 +129,8 @@ def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> d
     settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
     stored = certificate.read(own)
     assert stored is not None
-    winner = next((row["point"] for row in files.read_json(own / TABLE) if row["wins"]), None)
+    rows = files.read_stored(own / TABLE, list, hint=f"run stage {name} again, which writes it anew")
+    winner = next((row["point"] for row in rows if isinstance(row, dict) and row.get("wins")), None)
     again = one.gate_stage(folder, f"{name}/{winner}")["facts"] if winner is not None else {}
     facts = {key: Fact.from_json(row) for key, row in again.items()} | {"eligible": Fact.from_json(stored["facts"]["eligible"])}
     if "saved_error" in facts:

@@ -24,7 +24,7 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.listening import free_speech, swap
 from muomni.infer.speech import Think, Voice, listen_to
-from muomni.models import store
+from muomni.models import pretrained, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
@@ -76,7 +76,7 @@ class TalkerSettings(StageSettings):
 def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
     corpus = inputs.corpus(settings)
-    tokenizer = Tokenizer.load(inputs.needed["thinker"])
+    tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
     initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
     thinker, layer, think = None, None, None

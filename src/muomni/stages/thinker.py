@@ -87,7 +87,7 @@ def build(settings: ThinkerSettings, inputs: Inputs) -> Plan:
 
     def save(folder: Path) -> None:
         store.save(decoder, folder)
-        tokenizer.save(folder)
+        tokenizer.save(folder, decoder.config.ctx_len)
 
     def measure(fitted: Fitted, album: Album) -> dict[str, Fact]:
         learned = [row.labels_T[row.labels_T != IGNORE] for row in (rows["valid"].packed[i] for i in range(len(rows["valid"])))]

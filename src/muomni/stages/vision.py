@@ -18,7 +18,7 @@ from muomni.evaluate import exhibits, thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
-from muomni.models import store
+from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
@@ -109,7 +109,7 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
     text = settings.text
     if text.kind == "thinker":
         reader = inputs.place(freeze(Decoder.open(inputs.needed["thinker"])))
-        tokenizer = Tokenizer.load(inputs.needed["thinker"])
+        tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
         text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
         initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
     else:

@@ -28,6 +28,7 @@ CHAT_TEMPLATE = (
 )
 
 
+GENERATION = "generation_config.json"  # where transformers stops, beside a language model's weights
 # Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before; the first too, since the library
 # would write it in another way (merges as pairs).
 BESIDE = (
@@ -53,6 +54,8 @@ class Tokenizer:
         self._library = library
         self.marks: Marks = _marks(library)
         self.beside = dict(beside or {})  # files of another maker's, by name
+        # One more than the highest id: a vocabulary of others may have holes.
+        self.num_ids: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
         self.digest: str = files.sha256_json(json.loads(library.to_str()))
 
     @classmethod
@@ -115,21 +118,31 @@ class Tokenizer:
         text: str = self.beside.get("tokenizer.json") or self._library.to_str(pretty=True)
         return text
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it); transformers opens the folder."""
+    def save(self, folder: Path, ctx_len: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it); transformers opens the folder.
+
+        There `eos_token` is what generation stops at, which of ours is the end of a turn; documents end at <|eos|> all the same.
+        Takes   ctx_len: of the language model that lies in the folder. Ours then say too how long a sequence may be, and where transformers
+                stops writing (generation_config.json): without that it would write on after each answer.
+        """
         folder = Path(folder)
         for name, text in {"tokenizer.json": self.to_json(), **self.beside}.items():
             files.write_text(folder / name, text)
         if not self.is_own:
             return
-        roles = {f"{role}_token": f"<|{role}|>" for role in ("bos", "eos", "unk", "pad")}
+        names = SPECIAL.names
+        roles = {"bos": SPECIAL.bos, "eos": self.marks.end, "unk": SPECIAL.unk, "pad": SPECIAL.pad}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **roles,
+            **{f"{role}_token": names[index] for role, index in roles.items()},
             "clean_up_tokenization_spaces": False,
+            **({} if ctx_len is None else {"model_max_length": ctx_len}),
             "chat_template": CHAT_TEMPLATE,
         }
         files.write_json(folder / "tokenizer_config.json", config)
+        if ctx_len is not None:
+            ends = {"bos_token_id": SPECIAL.bos, "eos_token_id": list(self.marks.stops), "pad_token_id": SPECIAL.pad}
+            files.write_json(folder / GENERATION, {**ends, "max_length": ctx_len})
 
     def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], Tokenizer], tuple[str, dict[str, str]]]:
         return type(self).from_json, (self.to_json(), self.beside)  # the text that stands in both is pickled once
@@ -163,8 +176,8 @@ class Tokenizer:
         Raises  TokenRangeError on an id outside of the vocabulary.
         """
         ids = [int(i) for i in ids]
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise TokenRangeError(f"decode: expected ids in 0..{self.vocab_size - 1}, got {min(ids)}..{max(ids)}")
+        if ids and not 0 <= min(ids) <= max(ids) < self.num_ids:
+            raise TokenRangeError(f"decode: expected ids in 0..{self.num_ids - 1}, got {min(ids)}..{max(ids)}")
         text: str = self._library.decode(ids, skip_special_tokens=True)
         return text
 

@@ -75,7 +75,12 @@ def note(folder: Path) -> dict[str, Any]:
     """What `keep` noted of a stage's best weights; empty where it has none."""
     files.settle(folder / BEST)
     path = folder / BEST / KEPT
-    found: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    hint = "--fresh starts the stage anew"
+    found: dict[str, Any] = files.read_stored(path, dict, hint=hint)
+    if odd := [key for key in ("step", "loss", "average") if key not in found]:
+        raise CheckpointError(f"{path}: torn: it lacks {', '.join(odd)}", hint=hint)
     return found
 
 

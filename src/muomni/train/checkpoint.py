@@ -17,11 +17,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from muomni import files
+from muomni import config, files
 from muomni.errors import CheckpointError
 from muomni.train import given
 
 MANIFEST = "manifest.json"
+WHOLE = frozenset({"weights.safetensors", "train_state.pt", "drawn.npy", "progress.json"})  # files that each checkpoint has
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint was trained as, which it tells, so that nothing else goes on from it.
+
+    digest    of settings, data, and the weights that it builds upon
+    settings  those that decide the weights, to say what differs
+    """
+
+    digest: str
+    settings: dict[str, Any]
 
 
 @dataclass
@@ -38,7 +51,7 @@ class State:
     drawn_N: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
 
-def save(folder: Path, model: nn.Module, state: State) -> None:
+def save(folder: Path, model: nn.Module, state: State, identity: Identity | None = None) -> None:
     """Write a checkpoint atomically: temporary folder, fsync, rename; the manifest with every file's sha256 is written last.
 
     Of parts that are given and frozen (`Objective.given`) it holds the digest alone.
@@ -55,7 +68,8 @@ def save(folder: Path, model: nn.Module, state: State) -> None:
             rest = {"given": digest} if (digest := given.digest(model)) else {}
             files.write_json(part / "progress.json", {**state.progress, **rest, "aliases": aliases, "python_rng": _python_rng()})
             digests = {file.name: files.sha256_file(file) for file in sorted(part.iterdir())}
-            files.write_json(part / MANIFEST, {"format": 1, "step": state.progress["step"], "files": digests})
+            of = {} if identity is None else {"settings": identity.digest}
+            files.write_json(part / MANIFEST, {"format": 1, "step": state.progress["step"], **of, "files": digests})
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not _is_full(folder):
             raise
@@ -101,13 +115,16 @@ def _python_rng() -> dict[str, Any]:
     }
 
 
-def load(folder: Path, model: nn.Module, device: torch.device) -> State:
+def load(folder: Path, model: nn.Module, device: torch.device, identity: Identity | None = None) -> State:
     """Restore weights into the model and all generators, and give the rest of the state.
 
-    Raises  CheckpointError for a torn checkpoint, one of another model, or one that was trained beside other given parts.
+    Raises  CheckpointError for a torn checkpoint, one of another model, one that was trained beside other given parts, or as something
+            else than `identity`.
     """
     verify(folder)
     progress = files.read_json(folder / "progress.json")
+    if identity is not None:
+        _demand_identity(folder, progress, identity)
     if progress.pop("given", "") != given.digest(model):
         raise CheckpointError(
             f"{folder}: trained beside other given parts than these: {', '.join(given.frozen(model)) or 'none'}"[:500],
@@ -128,14 +145,32 @@ def load(folder: Path, model: nn.Module, device: torch.device) -> State:
     return State(progress, saved["optimizer"], saved["scaler"], ema, np.load(folder / "drawn.npy", allow_pickle=False))
 
 
+def _demand_identity(folder: Path, progress: dict[str, Any], identity: Identity) -> None:
+    """Raises CheckpointError for a checkpoint that was trained as something else; one of an older version tells its settings alone."""
+    stored = files.read_json(folder / MANIFEST).get("settings")
+    if stored == identity.digest:
+        return
+    # Where data lie may change; another number of ranks accumulates otherwise, which only a digest tells from another batch.
+    left_out = {"data", "gradient_accumulation_steps"} if stored is None else {"data"}
+    named = {key: value for key, value in identity.settings.items() if key not in left_out}
+    before = progress.get("settings", {})
+    changed = config.difference({key: before[key] for key in named if key in before}, {key: named[key] for key in named if key in before})
+    if stored is None and not changed:
+        return
+    what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
+    raise CheckpointError(f"{folder}: trained with other settings: {what}", hint="--fresh deletes it and starts anew, --out DIR keeps it")
+
+
 def verify(folder: Path) -> None:
     """Raises CheckpointError where a file of the checkpoint is missing or differs from its manifest."""
     try:
         manifest = files.read_json(folder / MANIFEST)
+        if absent := sorted(WHOLE - manifest["files"].keys()):
+            raise CheckpointError(f"{folder}: torn checkpoint: its manifest lacks {', '.join(absent)}")
         for name, digest in manifest["files"].items():
             if files.sha256_file(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: torn checkpoint: the content differs from its manifest")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: torn checkpoint: {error}") from error
 
 

@@ -129,14 +129,17 @@ def fit(
     folder: Path,
     *,
     name: str,
+    identity: checkpoint.Identity | None = None,
     saved: Callable[[int], None] = lambda step: None,
     export: best.Export = best.Export(),  # noqa: B008 (it is frozen)
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   objective: on the run's device (stages.placement puts it there); saved: told the step after every checkpoint, on the main rank;
+    Takes   objective: on the run's device (stages.placement puts it there); identity: what its checkpoints say that they are, and must be
+            where it resumes; saved: told the step after every checkpoint, on the main rank;
             export: how the weights of the best validation are written so that they can be opened.
-    Running it again on the same folder resumes from the newest whole checkpoint, bit for bit on a CPU, on any number of ranks.
+    Running it again on the same folder resumes from the newest whole checkpoint, on any number of ranks: bit for bit on a CPU
+    where there are as many ranks and threads as before, else to the rounding of sums.
     Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
             RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
     """
@@ -152,8 +155,8 @@ def fit(
     found = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
     counts_N = ema = None
     if found is not None:
-        state = checkpoint.load(found, objective, run.device)
-        optimizer.load_state_dict(state.optimizer)
+        state = checkpoint.load(found, objective, run.device, identity)
+        optim.go_on(optimizer, state.optimizer, where=found)
         scaler.load_state_dict(state.scaler)
         progress, ema, counts_N = Progress.of(state.progress, found), state.ema, state.drawn_N
     average = Average(objective, settings.ema_decay, ema)
@@ -177,7 +180,7 @@ def fit(
     def write(progress: dict[str, Any]) -> None:
         nonlocal saved_step
         state = checkpoint.State(progress, optimizer.state_dict(), scaler.state_dict(), average.state, drawn.counts_N)
-        checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state)
+        checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state, identity)
         checkpoint.retain(folder, settings.keep_checkpoints)
         saved_step = progress["step"]
 
@@ -284,17 +287,18 @@ def restore(
     run: Runtime,
     folder: Path,
     *,
+    identity: checkpoint.Identity | None = None,
     export: best.Export = best.Export(),  # noqa: B008 (it is frozen)
 ) -> Fitted:
     """A finished stage as `fit` left it, without training: its weights in place, validated anew.
 
-    Raises  CheckpointError where no whole checkpoint is there.
+    Raises  CheckpointError where no whole checkpoint is there, or it was trained as something else than `identity`.
     """
     account = optim.select(objective, settings)
     found = checkpoint.newest(folder)
     if found is None:
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
-    state = checkpoint.load(found, objective, run.device)
+    state = checkpoint.load(found, objective, run.device, identity)
     progress = Progress.of(state.progress, found)
     losses = [row["val_loss"] for row in monitor.read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
     if losses and (kept := best.note(folder)):  # the last validation comes after the last checkpoint

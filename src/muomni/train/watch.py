@@ -93,7 +93,7 @@ def obituary(folder: Path) -> str:
         share = 1e6 * float(left["memory_mb"]) / max(1, total_memory_bytes())
         cause = "out of memory is likely" if share > 0.8 else "killed from outside, or power lost"
         return f"the run before died in step {left['step']} without a word: {cause}; {_where(left)} ({share:.0%} of the machine's)"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return f"the run before died without a word, and {path} is torn"
 
 
