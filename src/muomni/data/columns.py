@@ -157,7 +157,11 @@ def _first_path(value: Any) -> str:
         value = value[0] if value else None
     if isinstance(value, dict):
         value = value.get("path") or value.get("url")
-    return value if isinstance(value, str) and len(value) < 4096 else ""
+    if not isinstance(value, str):
+        return ""
+    if value.startswith("data:"):  # of which the suffix stands in front: data:image/png;base64,...
+        return f"inline.{value[5:60].partition(';')[0].rpartition('/')[2]}"
+    return value if len(value) < 4096 else ""
 
 
 def _kind(values: Iterable[Any]) -> str | None:

@@ -14,7 +14,7 @@ from muomni import files
 from muomni.data import likeness
 from muomni.data.sample import AudioPart, ImagePart, inline_bytes
 from muomni.errors import DataError
-from muomni.media import audio, image
+from muomni.media import audio, image, stored
 
 UNKNOWN_RATE_HZ = 16_000
 FULL_SCALE = 0.999
@@ -74,7 +74,7 @@ def examine(part: ImagePart | AudioPart) -> Medium:
     Raises  DataError, as `media.audio.read` and `media.image.read` do.
     """
     content = inline_bytes(part.path)
-    name = f"{part.path[:40]}..." if content is not None else part.path
+    name = stored.shown(part.path)
     source = content if content is not None else part.path
     return _sound(part, source, name) if isinstance(part, AudioPart) else _picture(source, name)
 
