@@ -340,3 +340,36 @@ def test_names_that_say_a_side() -> None:
     assert {name: shards.side(name) for name in said} == said
     assert columns.recognise(Path("x.bin"), Source(path="x.bin")).format is None
     assert formats.kind(Path("shard-{000..009}.tar")) == ".tar"
+
+
+# 4. Hugging Face's own reader and writer
+
+
+def test_datasets_writes_what_is_read_here(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [held(picture(n)) for n in range(5)], "label": [n % 2 for n in range(5)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    samples, quarantine = read(tmp_path / "a.parquet")
+    assert not quarantine.total
+    assert [sample.answer for sample in samples] == ["cat", "dog", "cat", "dog", "cat"]
+    assert [stored.content(sample.images[0].path) for sample in samples] == [picture(n) for n in range(5)]
+
+
+def test_imagefolder_of_datasets_sees_the_same_classes_and_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    names = ("train/cat/1.png", "train/dog/2.png", "validation/cat/3.png", "test/dog/4.png")
+    for n, name in enumerate(names):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(picture(n))
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    told = {
+        (row["image"]["path"], part.features["label"].int2str(row["label"]), "train" if split == "train" else "valid")
+        for split, part in theirs.items()
+        for row in part.cast_column("image", datasets.Image(decode=False))
+    }
+    samples, quarantine = read(tmp_path / "set")
+    assert not quarantine.total
+    assert {(sample.images[0].path, sample.answer, sample.split) for sample in samples} == told

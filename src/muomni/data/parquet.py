@@ -15,7 +15,7 @@ from muomni.errors import DataError, DataNote
 from muomni.media import stored
 
 AT_ONCE = 64  # rows that are decoded at once
-GROUP_BYTES = 64 * 2**20  # of a row group's media: a picture of a larger one costs too much to read by itself
+GROUP_BYTES = 32 * 2**20  # of a row group's media: a picture of a larger one costs too much to read by itself
 DIGEST_BYTES = 8
 MAGIC = (
     (b"\x89PNG", 0, "png", "image"),
