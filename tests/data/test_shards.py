@@ -236,7 +236,9 @@ def test_media_of_parquet_stay_where_they_are(tmp_path: Path, row_group_size: in
     rows = [{"audio": held(sound(n), f"{n}.flac"), "transcription": f"word {n}", "speaker_id": f"p{n % 2}"} for n in range(5)]
     samples, quarantine = read(as_parquet(tmp_path / "a.parquet", rows, row_group_size=row_group_size))
     assert not quarantine.total
-    assert [(sample.task, sample.answer, sample.group) for sample in samples] == [("transcribe", f"word {n}", f"p{n % 2}") for n in range(5)]
+    assert [(sample.task, sample.answer, sample.group) for sample in samples] == [
+        ("transcribe", f"word {n}", f"p{n % 2}") for n in range(5)
+    ]
     for n in (3, 0, 4):
         assert stored.content(samples[n].audios[0].path) == sound(n)
         assert stored.container(samples[n].audios[0].path) == str(tmp_path / "a.parquet")
@@ -260,7 +262,11 @@ def test_the_same_picture_in_several_rows_is_one_group(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_shards_says_its_splits(tmp_path: Path) -> None:
-    for name, numbers in (("train-00000-of-00002", range(4)), ("train-00001-of-00002", range(4, 8)), ("validation-00000-of-00001", range(8, 10))):
+    for name, numbers in (
+        ("train-00000-of-00002", range(4)),
+        ("train-00001-of-00002", range(4, 8)),
+        ("validation-00000-of-00001", range(8, 10)),
+    ):
         as_parquet(tmp_path / "data" / f"{name}.parquet", [{"image": held(picture(n)), "caption": f"c {n}"} for n in numbers])
     for named in (".", "data", "data/*.parquet", "data/{train-*,validation-*}.parquet"):
         samples, quarantine = read(named, tmp_path)
@@ -336,7 +342,13 @@ def test_names_of_members_are_told_from_paths() -> None:
 
 
 def test_names_that_say_a_side() -> None:
-    said = {"train-00000-of-00002.parquet": "train", "validation.tar": "valid", "shard-000.tar": None, "contest-1.tar": None, "val2017": "valid"}
+    said = {
+        "train-00000-of-00002.parquet": "train",
+        "validation.tar": "valid",
+        "shard-000.tar": None,
+        "contest-1.tar": None,
+        "val2017": "valid",
+    }
     assert {name: shards.side(name) for name in said} == said
     assert columns.recognise(Path("x.bin"), Source(path="x.bin")).format is None
     assert formats.kind(Path("shard-{000..009}.tar")) == ".tar"

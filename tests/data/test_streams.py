@@ -189,9 +189,7 @@ def test_memory_does_not_grow_with_an_array(tmp_path: Path) -> None:
         path = tmp_path / "a.json"
         with path.open("w") as stream:
             stream.write("[" + ",".join([element] * count) + "]")
-        run = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=True, env={**os.environ}
-        )
+        run = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=True, env={**os.environ})
         found, peak = map(int, run.stdout.split())
         assert found == count
         peaks.append(peak)

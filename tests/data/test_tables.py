@@ -1,4 +1,4 @@
-"""Tables as their writers meant them: whatever a known writer wrote is read back equal, or refused, or told; never glued, cut or dropped."""
+"""Tables as their writers meant them: what a known writer wrote is read back equal, or refused, or told; never glued, cut or dropped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def table(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
 
 # 1. Writers
 
-ALPHABET = 'ab "\\,;|\t\n\r\'#éx1.'
+ALPHABET = "ab \"\\,;|\t\n\r'#éx1."
 ODD = ['"', '""', '"who is', 'he said "no"', "C:\\dir\\", "a, b", '"a"', "", "\\N", "1.5", "-3", "#x", " x", "x ", "a\nb", "\ta"]
 CELLS = st.text(ALPHABET, max_size=8) | st.sampled_from(ODD)
 ROWS = st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=6))
@@ -100,7 +100,9 @@ def test_ordinary_tables_of_each_writer_are_read_as_they_are(tmp_path: Path, wri
             pandas.DataFrame(rows, columns=["wav", "text"]).to_csv(path, sep=delimiter, index=False, **STYLES[style])
         tables._dialect.cache_clear()
         found = list(tables.rows(path))
-        assert [(number, list(row.values())) for number, row in found if isinstance(row, dict)] == list(zip([2, 3, 4, 6], rows, strict=True))
+        assert [(number, list(row.values())) for number, row in found if isinstance(row, dict)] == list(
+            zip([2, 3, 4, 6], rows, strict=True)
+        )
         assert not [row for _, row in found if isinstance(row, DataError) and not isinstance(row, DataNote)]
 
 

@@ -175,7 +175,7 @@ def common_voice(folder: Path) -> Path:
     head = "client_id\tpath\tsentence\tup_votes\n"
     clips = [f"cv_{n}.mp3" for n in range(8)]
     voices(folder / "clips", *clips)
-    rows = [f'spk{n // 2}\t{clip}\t{"" if n % 3 else chr(34)}sentence number {n}\t2\n' for n, clip in enumerate(clips)]
+    rows = [f"spk{n // 2}\t{clip}\t{'' if n % 3 else chr(34)}sentence number {n}\t2\n" for n, clip in enumerate(clips)]
     for name, chosen in (("train", rows[:4]), ("dev", rows[4:6]), ("test", rows[6:]), ("validated", rows), ("other", rows[:1])):
         (folder / f"{name}.tsv").write_text(head + "".join(chosen))
     return folder
@@ -324,7 +324,10 @@ def test_a_file_is_one_file_however_it_is_spelt(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     names = spellings(folder)
     turns = [{"role": "assistant", "content": "words"}]
-    rows = [{"id": str(n), "messages": [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": name}}]}, *turns]} for n, name in enumerate(names)]
+    rows = [
+        {"id": str(n), "messages": [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": name}}]}, *turns]}
+        for n, name in enumerate(names)
+    ]
     (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     samples, quarantine = read(folder / "m.jsonl")
     assert not quarantine.total
@@ -341,7 +344,9 @@ def test_what_lies_outside_is_one_file_too(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "clips").symlink_to(tmp_path / "disk")
     (tmp_path / "in" / "more").symlink_to(tmp_path / "disk")
-    (tmp_path / "in" / "m.csv").write_text(f"wav,text\nclips/a.wav,x\nmore/a.wav,x\n../disk/a.wav,x\n{tmp_path}/disk/b.wav,y\nclips/b.wav,y\n")
+    (tmp_path / "in" / "m.csv").write_text(
+        f"wav,text\nclips/a.wav,x\nmore/a.wav,x\n../disk/a.wav,x\n{tmp_path}/disk/b.wav,y\nclips/b.wav,y\n"
+    )
     samples, _ = read(tmp_path / "in" / "m.csv")
     assert [sample.group for sample in samples] == ["clips/a.wav"] * 3 + ["clips/b.wav"] * 2
     assert {sample.audios[0].path for sample in samples} == {str(tmp_path / "in" / "clips" / name) for name in ("a.wav", "b.wav")}
@@ -352,7 +357,9 @@ def test_spellings_by_capitals_where_the_disk_knows_none(tmp_path: Path, monkeyp
     voices(tmp_path, "a.wav", "b.wav")
     real = {name: getattr(os, name) for name in ("stat", "lstat")}
     for name, ask in real.items():
-        monkeypatch.setattr(os, name, lambda path, *more, ask=ask, **kw: ask(str(path).replace(".WAV", ".wav").replace("/A.", "/a."), *more, **kw))
+        monkeypatch.setattr(
+            os, name, lambda path, *more, ask=ask, **kw: ask(str(path).replace(".WAV", ".wav").replace("/A.", "/a."), *more, **kw)
+        )
     found = places.Places([str(tmp_path)])
     assert found.find("A.wav") == found.find("a.wav") == found.find("a.WAV")
     assert found.find("b.wav") != found.find("a.wav")

@@ -73,7 +73,6 @@ class _Collected(Quarantine):
         super().add(path, row, reason, detail)
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 
-
     def note(self, path: str | Path, row: int | str, reason: str, detail: str) -> None:
         self.findings.add(of_error(DataError(reason, detail), reason, f"{path}:{row}"))
 

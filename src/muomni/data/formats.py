@@ -16,7 +16,7 @@ from muomni.data.sample import FIELDS
 from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
-from muomni.data.streams import lines
+from muomni.data.streams import lines as lines
 from muomni.errors import ConfigError, DataError, DataNote
 
 Rows = Iterator[tuple[int, Reading | dict[str, Any] | DataError]]  # a dict: a row of which nothing was left

@@ -49,7 +49,9 @@ def rows(path: Path, container: str) -> Rows:
             about = file.metadata.row_group(group)
             is_large = _media_bytes(about) > GROUP_BYTES
             if is_large and not group:
-                what = f"{path.name}: row groups of {_media_bytes(about) // 2**20} MiB: pictures and sounds are copied to the temporary folder"
+                what = (
+                    f"{path.name}: row groups of {_media_bytes(about) // 2**20} MiB: pictures and sounds are copied to the temporary folder"
+                )
                 yield 1, DataNote("repaired", what, hint="write it with row_group_size=100 to have them read where they are")
             place = 0
             for batch in file.iter_batches(batch_size=AT_ONCE, row_groups=[group], use_threads=False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -358,7 +357,9 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]
-        return [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
+        return (
+            [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
+        )
     inside = sorted(trees.files(path))
     tables = shards.parts(path) or list(trees.texts(path))  # a word may change, not the size
     return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]

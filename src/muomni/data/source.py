@@ -9,7 +9,21 @@ from pydantic import Field
 from muomni.config import Strict
 
 Format = Literal[
-    "text", "samples", "asr_csv", "tts_csv", "ocr_csv", "captions", "images", "sounds", "llava", "alpaca", "lhotse", "ljspeech", "librispeech", "vctk", "rows"
+    "text",
+    "samples",
+    "asr_csv",
+    "tts_csv",
+    "ocr_csv",
+    "captions",
+    "images",
+    "sounds",
+    "llava",
+    "alpaca",
+    "lhotse",
+    "ljspeech",
+    "librispeech",
+    "vctk",
+    "rows",
 ]
 
 

@@ -281,7 +281,9 @@ class _Text:
             got = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "a torn end"
             where = f"on line {1 + self._lines_before + left.count(chr(10)) + bytes(error.object[: error.start]).count(10)}"
             raise DataError(
-                "undecodable", f"{self.path}: expected UTF-8, got {got} {where}", hint="save the file as UTF-8, e.g. iconv -f cp1252 -t utf-8"
+                "undecodable",
+                f"{self.path}: expected UTF-8, got {got} {where}",
+                hint="save the file as UTF-8, e.g. iconv -f cp1252 -t utf-8",
             ) from error
 
     @property
@@ -345,7 +347,9 @@ class _Text:
             is_torn = not self._buffer[problem.pos :].strip() or problem.msg.startswith("Unterminated string")
             what = "torn, the file ends within this value" if is_torn else problem.msg
             near = self._buffer[max(self._place, problem.pos - 20) : problem.pos + 20]
-            raise DataError("bad_row", f"{self.path}:{line}: expected JSON, got {near or got!r} ({what})", hint=_TORN if is_torn else _HINT) from problem
+            raise DataError(
+                "bad_row", f"{self.path}:{line}: expected JSON, got {near or got!r} ({what})", hint=_TORN if is_torn else _HINT
+            ) from problem
         raise DataError("bad_row", f"{self.path}:{self.line}: expected JSON, got {got!r} ({str(problem)[:80]})", hint=_HINT) from problem
 
     def _fail(self, expected: str) -> DataError:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from muomni.data import streams
 from muomni.errors import DataError, DataNote
@@ -181,7 +181,9 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
         if problem is None:
             physical = [line, *(str(each) for _, each in taken)]
             if _may_be_rows(physical, found):
-                what = f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+                what = (
+                    f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+                )
                 return DataError("bad_row", what, hint="double the marks that are letters and quote their cells, or remove them")
             return cells
         if problem != OPEN:
@@ -217,7 +219,8 @@ def _broken(problem: str, found: Dialect) -> DataError:
 def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
     """The cells of a text that begins where a row does, and what breaks the dialect: OPEN where the row may go on in the next line."""
     pattern = DOUBLED if found.quotes == "doubled" else BACKSLASH
-    delimiter, cells, place = found.delimiter, [], 0
+    cells: list[str] = []
+    delimiter, place = found.delimiter, 0
     skip = 1 if found.is_spaced else 0
     while True:
         start = place + skip if skip and cells and text.startswith(" ", place) else place
@@ -442,7 +445,9 @@ class _Evidence:
                 if len(window) >= WINDOW_LINES:
                     self._weigh(window)
                     window, windows = [], windows + 1
-                    if windows >= WINDOWS or (windows >= ENOUGH and self.needed and not may_escape and self.bad["none"] > self.bad["doubled"]):
+                    if windows >= WINDOWS or (
+                        windows >= ENOUGH and self.needed and not may_escape and self.bad["none"] > self.bad["doubled"]
+                    ):
                         return
         self._weigh(window)
 

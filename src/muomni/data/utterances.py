@@ -118,7 +118,9 @@ def _whole_s(path: str) -> float:
         return 0.0
     try:
         held = inline_bytes(path)
-        with soundfile.SoundFile(path if held is None else io.BytesIO(held)) as header:  # `soundfile.info` writes out all names of formats besides
+        with soundfile.SoundFile(
+            path if held is None else io.BytesIO(held)
+        ) as header:  # `soundfile.info` writes out all names of formats besides
             return float(header.frames / header.samplerate)
     except (RuntimeError, OSError, DataError):
         return 0.0
