@@ -42,6 +42,7 @@ SAID: dict[Quotes, str] = {
     "doubled": "quoted cells, a mark within doubled",
     "backslash": "a backslash before marks that are letters",
 }
+NULLS = {"nan", "NaN", "None", "NULL", "null", "N/A", "NA", "#N/A", "\\N", "<NA>"}  # as programs write that there is nothing
 OPEN = "a quotation mark is not closed"
 
 
@@ -122,6 +123,11 @@ def rows(path: Path) -> Rows:
             else:
                 yield number, _ragged(cells, found)
                 continue
+        if "nulls" not in told and not NULLS.isdisjoint(cells):
+            told.add("nulls")
+            column, cell = next((name, cell) for name, cell in zip(names, cells, strict=True) if cell in NULLS)
+            what = f"table: {column} holds {cell!r}, which programs write for nothing: it is read as a word, here and below"
+            yield number, DataNote("ambiguous", what, hint="leave such cells empty, or remove their rows")
         row = dict(zip(names, cells))
         for name in unnamed:
             if not row[name]:
