@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from muomni.data.sample import side
@@ -65,6 +66,7 @@ CHANNEL_NAMES = {"a": 0, "b": 1, "l": 0, "r": 1, "left": 0, "right": 1}
 KNOWN_SHAPES = 4096  # sets of columns whose plan is kept
 
 
+@lru_cache(maxsize=8192)
 def fold(name: object) -> str:
     """A field's name as names are compared."""
     return re.sub(r"[\s_.\-]+", "", str(name)).casefold()

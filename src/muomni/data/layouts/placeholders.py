@@ -23,7 +23,6 @@ PLACEHOLDER = re.compile(
     rf"(?:<\|(?:vision|image|img|audio|video)_(?:end|eos)\|>|<(?:im_end|img_end)>|</(?:{_NAME})>)?",
     re.IGNORECASE,
 )
-SIGNS = ("<", "[")  # in words without one of these there is no placeholder
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,13 @@ class Placeholder:
     path: str | None = None
 
 
+def may_hold(words: str) -> bool:
+    """Whether a text has a character that each placeholder begins with."""
+    return "<" in words or "[" in words
+
+
 def find(words: str) -> Iterator[Placeholder]:
     """The placeholders of a text, in their order."""
-    if "<" not in words and "[" not in words:
-        return
     for match in PLACEHOLDER.finditer(words):
         name = match["tag"] or match["name"] or match["square"]
         if match["square"] and not match["square"].isupper():
@@ -52,11 +54,6 @@ def find(words: str) -> Iterator[Placeholder]:
             continue
         kind = KINDS.get("image" if name.casefold() in ("img",) else name.casefold(), "image")
         yield Placeholder(kind, match.start(), match.end(), match[0], path.strip() if path is not None else None)
-
-
-def first(words: str) -> Placeholder | None:
-    """The first placeholder of a text, None where there is none."""
-    return next(find(words), None) if "<" in words or "[" in words else None
 
 
 def looks_like_a_path(text: str) -> bool:
