@@ -216,6 +216,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "marks of a template": ({"messages": turns("<|audio_bos|><|AUDIO|><|audio_eos|>What?", "it")}, "AUDIO"),
     "square marks": ({"messages": turns("[IMG]What?", "it")}, "[IMG]"),
     "a place in an answer": ({"conversations": shared("hi", "<image>"), "image": "a.png"}, "user's turn"),
+    "marks of MiniCPM-V": ({"messages": turns("(<image>./</image>)\nWhat?", "it")}, "<image>"),
+    "marks of SALMONN": ({"messages": turns("<Speech><SpeechHere></Speech> What?", "it")}, "SpeechHere"),
+    "a name between tags": ({"messages": turns("<img>000123</img> What?", "it")}, "<img>"),
+    "a file in extra": ({"messages": turns("What?", "it"), "extra": {"shown": "b.png"}}, "extra"),
     "a video": ({"messages": turns("<video>What?", "it"), "videos": ["a.mp4"]}, "videos"),
     "a video's place": ({"messages": turns("<video>What?", "it")}, "<video>"),
     "a file under an unknown key": ({"messages": turns("What?", "it"), "attachment": "a.png"}, "attachment"),
@@ -245,6 +249,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_read_is_refused_by_name(folder: Path, fault: str) -> None:
     row, named = REFUSED[fault]
     assert named in refused(folder, row)
+
+
+def test_a_person_that_is_left_is_told(folder: Path) -> None:
+    rows = [{"messages": turns("<audio>", n), "audios": [f"{n}.wav"], "group": n, "meta": {"speaker_id": n}} for n in "abc"]
+    read(folder, rows)
+    report = examined(folder)
+    assert report.manifests[0].columns == "3 columns read, 1 left: meta (names a person)"
+    assert report.counts["left_column"] == 1
 
 
 def test_what_is_refused_can_be_left_out_on_purpose(folder: Path) -> None:

@@ -291,13 +291,13 @@ def samples(path: Path, source: Source) -> Rows:
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:
     """A row without messages: another layout's turns among ours, or a document."""
     if "text" in row:
-        return _document(row), [], {}
+        return _document(row)
     if chat.turns_key(row) is not None:
         made, used, left = chat.convert(row, ignored)
     elif instructions.knows(row):
         made, used, left = instructions.convert(row, ignored)
     else:
-        return _document(row), [], {}
+        return _document(row)
     return {**row, **made}, used, left
 
 
@@ -319,7 +319,7 @@ def _with_words(message: Any, prompt: str) -> Any:
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
 
-def _document(row: dict[str, Any]) -> dict[str, Any]:
+def _document(row: dict[str, Any]) -> chat.Made:
     """A row without turns as a document.
 
     Raises  DataError (bad_row) where it names media: they would be dropped.
@@ -334,8 +334,8 @@ def _document(row: dict[str, Any]) -> dict[str, Any]:
     chat.refuse(row)
     if "text" not in row and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         rest = {key: value for key, value in row.items() if key not in ("question", "answer")}
-        return {**rest, "text": f"{row['question']}\n{row['answer']}"}
-    return row
+        return {**rest, "text": f"{row['question']}\n{row['answer']}"}, ["question", "answer"], {}
+    return row, [], {}
 
 
 def rows(path: Path, source: Source) -> Rows:

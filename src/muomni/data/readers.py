@@ -95,6 +95,8 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             account.add(reading)
             if reading.left:
                 signs.refuse(reading, account)
+            if (extra := reading.row.get("extra")) and not reading.chosen:
+                signs.refuse_extra(extra)
             if reading.frames:
                 _in_seconds(reading.row, roots, present)
             sample = parse(reading.row)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as fields_of
 from typing import Any
 
-from muomni.data.layouts import media, placeholders
+from muomni.data.layouts import fields, media, placeholders
 from muomni.data.sample import Sample
 from muomni.errors import DataError
 
@@ -31,7 +32,7 @@ class Reading:
 
     row: dict[str, Any]
     used: Iterable[str] = ()
-    left: Mapping[str, Any] = field(default_factory=dict)
+    left: Mapping[str, Any] = fields_of(default_factory=dict)
     whence: str = "group"
     chosen: bool = False
     frames: bool = False
@@ -42,13 +43,13 @@ class Account:
     """Which columns of a source were read and which were left, in how many rows; and which rows with sound name nobody who speaks."""
 
     rows: int = 0
-    sides: Counter[str] = field(default_factory=Counter)  # that the rows say themselves
+    sides: Counter[str] = fields_of(default_factory=Counter)  # that the rows say themselves
     named: int = 0  # rows with sound whose group is a person
-    unnamed: list[int] = field(default_factory=list)  # lines of rows with sound that have no group, nor a person
-    signs: dict[str, str] = field(default_factory=dict)  # column that was left -> what it names
-    _shapes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
-    _read: Counter[str] = field(default_factory=Counter)
-    _left: Counter[str] = field(default_factory=Counter)
+    unnamed: list[int] = fields_of(default_factory=list)  # lines of rows with sound that have no group, nor a person
+    signs: dict[str, str] = fields_of(default_factory=dict)  # column that was left -> what it names
+    _shapes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = fields_of(default_factory=Counter)
+    _read: Counter[str] = fields_of(default_factory=Counter)
+    _left: Counter[str] = fields_of(default_factory=Counter)
 
     def add(self, reading: Reading) -> None:
         """One more row."""
@@ -130,8 +131,13 @@ class Signs:
         self._bare: set[str] | None = None
 
     def refuse(self, reading: Reading, account: Account) -> None:
-        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted."""
+        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted.
+
+        A field that names a person, and whose row has its group from elsewhere, is noted too.
+        """
         for key, value in reading.left.items():
+            if fields.names_person(key, value):
+                account.signs.setdefault(key, "a person")
             if value is None or value == "" or isinstance(value, bool | int | float):
                 continue
             named = self.of(key, value)
@@ -145,6 +151,12 @@ class Signs:
                 f"{key}: expected a field that is read, got {named!r:.80}, which names a file and was not read",
                 hint=f"say what it is in a `messages:` template, or leave it out: `ignore: [{key}]`",
             )
+
+    def refuse_extra(self, extra: Any) -> None:
+        """Raises DataError (bad_row) for a file that `extra` of a row names: nobody opens it."""
+        named = self.of("extra", extra)
+        if named is not None:
+            raise DataError("bad_row", f"extra: expected words and numbers, got {named!r:.80}, which names a file and is not read")
 
     def of(self, key: str, value: Any, depth: int = 0) -> str | None:
         """The file that a field names, None where it names none."""

@@ -72,6 +72,19 @@ def fold(name: object) -> str:
     return re.sub(r"[\s_.\-]+", "", str(name)).casefold()
 
 
+@lru_cache(maxsize=8192)
+def _is_person(key: str) -> bool:
+    return fold(key) in PERSONS
+
+
+def names_person(key: str, value: Any) -> bool:
+    """Whether a field, or one inside it, says by its name who a row is from."""
+    if isinstance(value, dict):
+        inside = ((str(name), one) for name, one in value.items())  # numbers count things: {"person": 2}
+        return any(names_person(name, one) for name, one in inside if isinstance(one, str | dict) or fold(name).endswith("id"))
+    return _is_person(key) and value not in (None, "")
+
+
 @dataclass(frozen=True)
 class Time:
     """A column that says when: `of` is start, end or duration; a number times `unit_s` is seconds; frames have no unit_s."""
