@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from muomni.data.report import Report
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
 from muomni.errors import DataError
+from muomni.stages import introduction
 
 RATE_HZ = 16_000
 SECONDS = 2.0
@@ -390,6 +392,32 @@ def test_metadata_of_folders_of_pictures_and_sounds(folder: Path) -> None:
     assert said(sample) == [["user", "a.png", "b.png"], ["assistant", "two"]]
 
 
+def test_metadata_of_folders_goes_through_a_run_with_what_the_recipe_says(folder: Path) -> None:
+    write(folder, "metadata.jsonl", [{"file_name": f"{n}.png", "text": f"a {n}", "who": n} for n in "abc"])
+    one = Source(path=str(folder), prompt="What?")
+    corpus = readers.load([one], base=Path(), val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert {sample.question for sample in corpus.train} == {"What?"}
+    write(folder, "m.jsonl", [{"audio": f"{n}.wav", "text": f"a {n}", "who": n, "speaker": "x"} for n in "abc"])
+    one = Source(path="m.jsonl", prompt="Write it.", group="{who}", task="said")
+    corpus = readers.load([one], base=folder, val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert [(s.question, s.group, s.task) for s in corpus.train] == [("Write it.", n, "said") for n in "abc"]
+
+
+def test_words_under_names_of_media_are_words(folder: Path) -> None:
+    row = {"audio": "a.wav", "text": "x", "voice": "amy", "speech": "read", "picture": "none", "image_name": "dog"}
+    (sample,) = read(folder, [row])
+    assert said(sample)[0] == ["user", "a.wav"]
+    (sample,) = read(folder, [{"messages": turns("hi", "ho"), "voice": "amy"}])
+    assert said(sample) == [["user", "hi"], ["assistant", "ho"]]
+    assert "voice" in refused(folder, {"audio": "a.wav", "text": "x", "voice": "b.wav", "label": "y"}, filler={**row, "audio": "c.wav"})
+
+
+def test_a_document_may_say_which_file_it_was(folder: Path) -> None:
+    (sample,) = read(folder, [{"text": "print(1)", "path": "src/a.py", "lang": "python"}])
+    assert sample.text == "print(1)"
+    assert "path" in refused(folder, {"text": "one", "path": "clip_001"}, filler={"text": "two"})
+
+
 def test_a_column_of_files_is_not_left(folder: Path) -> None:
     rows = [{"audio": "a.wav", "text": "one", "enrolment": f"{name}.wav"} for name in "bc"]
     write(folder, "m.jsonl", rows)
@@ -632,6 +660,17 @@ def test_columns_are_counted(folder: Path) -> None:
     assert report.to_json()["manifests"][0]["left"] == {"license": 3, "locale": 2}
     corpus = readers.load([Source(path="m.jsonl")], base=folder, val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
     assert [(path, account.told()) for path, account in corpus.accounts] == [("m.jsonl", manifest.columns)]
+
+
+def test_a_run_tells_it_first(folder: Path) -> None:
+    rows = [{"audio": f"{n}.wav", "text": n, "speaker": n, "license": "x", "split": s} for n, s in zip("abc", ("train", "train", "dev"), strict=True)]
+    write(folder, "m.jsonl", rows)
+    corpus = readers.load([Source(path="m.jsonl")], base=folder, val_split=0.1, seed=0, quarantine=Quarantine(limit=0.0))
+    built: Any = SimpleNamespace(corpus=corpus)
+    settings: Any = SimpleNamespace(val_split=0.1)
+    (line,) = introduction.columns(built, settings)
+    sides = "the data say the side of 3 of 3 rows (train 2, valid 1), and that counts; val_split 0.1 decides on none"
+    assert line == f"m.jsonl: 4 columns read, 1 left: license; {sides}"
 
 
 def test_provenance_may_name_files_of_others(folder: Path) -> None:

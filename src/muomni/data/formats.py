@@ -529,12 +529,16 @@ USES: dict[Format, set[str]] = {
 }
 
 
-def refuse_idle(path: Path, source: Source) -> None:
-    """Raises ConfigError for what a source says and its format has no use for."""
-    kind = sniff(path, source)
-    for name in sorted(set().union(*USES.values()) - USES[kind]):
+def refuse_idle(path: Path, source: Source, recognised: Source | None = None) -> None:
+    """Raises ConfigError for what a source says and its format has no use for.
+
+    Takes   recognised: the source as its columns were recognised, with a template of which a prompt is part.
+    """
+    kind = sniff(path, recognised or source)
+    used = USES[kind] | ({"prompt"} if isinstance(recognised, Recognised) else set())
+    for name in sorted(set().union(*USES.values()) - used):
         if is_set(source, name):
-            of = ", ".join(sorted(other for other, used in USES.items() if name in used))
+            of = ", ".join(sorted(other for other, uses in USES.items() if name in uses))
             raise ConfigError(f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out")
 
 

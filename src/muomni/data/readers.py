@@ -203,7 +203,7 @@ def load(
     transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
         path = locate(source, base)
-        formats.refuse_idle(path, columns.table(path, source))
+        formats.refuse_idle(path, source, columns.table(path, source))
         before, bad = len(writer), quarantine.total
         account = Account()
         accounts.append((source.path, account))

@@ -13,6 +13,7 @@ from muomni.data.layouts import fields, media, placeholders
 from muomni.data.sample import Sample
 from muomni.errors import DataError
 
+KNOWN_VALUES = 1000  # of columns that were left: a licence stands in many rows
 KNOWN_SHAPES = 1000  # sets of columns that are counted each by itself before they are added up
 TOLD = 6  # columns named in a line
 DEPTH = 4  # of lists and objects in a field
@@ -129,6 +130,7 @@ class Signs:
     def __init__(self, roots: Sequence[str], is_file: Any) -> None:
         self._roots, self._is_file = roots, is_file
         self._bare: set[str] | None = None
+        self._known: dict[tuple[str, str], bool] = {}
 
     def refuse(self, reading: Reading, account: Account) -> None:
         """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted.
@@ -161,7 +163,12 @@ class Signs:
     def of(self, key: str, value: Any, depth: int = 0) -> str | None:
         """The file that a field names, None where it names none."""
         if isinstance(value, str):
-            return value if self._names_a_file(key, value) else None
+            found = self._known.get((key, value))
+            if found is None:
+                if len(self._known) >= KNOWN_VALUES:
+                    self._known.clear()
+                found = self._known[key, value] = self._names_a_file(key, value)
+            return value if found else None
         if isinstance(value, bytes):
             return f"{len(value)} bytes"
         if depth >= DEPTH:
@@ -175,7 +182,7 @@ class Signs:
     def _names_a_file(self, key: str, value: str) -> bool:
         if not value or len(value) > 4096 or "\n" in value:
             return False
-        if media.kind_of_key(key) is not None:
+        if media.kind_of_key(key) is not None and not media.is_soft(key):
             return bool(value.strip())
         if "." in value or "/" in value:
             if "://" in value:

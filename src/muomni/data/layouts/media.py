@@ -46,6 +46,7 @@ _ENDINGS = (
     "bytes",
 )
 KEYS: dict[str, Kind] = {noun + ending: kind for kind, nouns in _NOUNS.items() for noun in nouns for ending in _ENDINGS}
+SOFT = {"voice", "speech", "sound", "clip", "photo", "picture", "pic", "recording", "waveform", "movie", "vision"}
 PROVENANCE = re.compile(r"source|origin|licen[cs]e|credit|attribution|url|link|homepage|provenance|citation", re.IGNORECASE)
 ARRAY = {"array", "samplingrate"}
 MESSAGE_KEYS = {"role", "content"}
@@ -55,6 +56,17 @@ MESSAGE_KEYS = {"role", "content"}
 def kind_of_key(key: str) -> Kind | None:
     """Which kind of media a field holds, by its name; None where the name says nothing."""
     return KEYS.get(fold(key))
+
+
+@lru_cache(maxsize=4096)
+def is_soft(key: str) -> bool:
+    """Whether a field may hold a word as well as a file, by its name: `voice: amy`."""
+    return fold(key).removesuffix("s") in SOFT or fold(key).endswith(("name", "names"))
+
+
+def is_word(key: str, value: Any) -> bool:
+    """Whether a field that could hold a file holds a word."""
+    return isinstance(value, str) and is_soft(key) and not has_suffix(value) and "/" not in value
 
 
 @lru_cache(maxsize=4096)
@@ -89,9 +101,9 @@ def is_file_key(key: str) -> bool:
 
 def names_media(key: str, value: Any) -> bool:
     """Whether a field of a row without turns names media."""
-    if fold(key) in FILE_KEYS:
-        return not isinstance(value, str) or bool(value.strip())
-    return kind_of_key(key) is not None and not isinstance(value, bool | int | float)
+    if fold(key) in FILE_KEYS:  # the file of a document of code may stand beside it
+        return not isinstance(value, str) or has_suffix(value) or "." not in value
+    return kind_of_key(key) is not None and not isinstance(value, bool | int | float) and not is_word(key, value)
 
 
 def has_suffix(value: str) -> bool:
@@ -110,7 +122,7 @@ def collect(row: dict[str, Any], columns: Iterable[tuple[str, Kind]]) -> tuple[d
     whence: dict[Kind, str] = {}
     for key, kind in columns:
         value = row[key]
-        if isinstance(value, bool):
+        if isinstance(value, bool) or is_word(key, value):
             continue
         paths = paths_of(key, value)
         used.append(key)
