@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,9 @@ def write(folder: Path, name: str, rows: list[Any]) -> Path:
     path = folder / name
     if name.endswith((".tsv", ".csv")):
         mark = "\t" if name.endswith(".tsv") else ","
-        path.write_text("".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)]))
+        path.write_text(
+            "".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)])
+        )
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows, indent=2))
     else:
@@ -92,7 +95,9 @@ ASKED = [["user", "a.png", "What is it?"], ["assistant", "a chair"]]
 HEARD = [["user", "a.wav", "What is said?"], ["assistant", "hello"]]
 
 
-def turns(*words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")) -> list[dict[str, Any]]:
+def turns(
+    *words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")
+) -> list[dict[str, Any]]:
     return [{names[0]: roles[number % 2], names[1]: said} for number, said in enumerate(words)]
 
 
@@ -140,7 +145,13 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "ms-swift 2, path in the words": ({"query": "<img>a.png</img>What is it?", "response": "a chair"}, ASKED),
     "ms-swift, image a string": ({"messages": turns("<image>What is it?", "a chair"), "image": "a.png"}, ASKED),
     "Qwen": (
-        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}, *turns("a chair")[:0], {"role": "assistant", "content": "a chair"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]},
+                *turns("a chair")[:0],
+                {"role": "assistant", "content": "a chair"},
+            ]
+        },
         ASKED,
     ),
     "Qwen, marks of its template": (
@@ -167,7 +178,10 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         },
         ASKED,
     ),
-    "Ollama": ({"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]}, ASKED),
+    "Ollama": (
+        {"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]},
+        ASKED,
+    ),
     "LLaVA": ({"id": "1", "image": "a.png", "conversations": shared("<image>\nWhat is it?", "a chair")}, ASKED),
     "LLaVA, at the end": (
         {"id": "1", "image": "a.png", "conversations": shared("What is it?\n<image>", "a chair")},
@@ -231,11 +245,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
-    "DPO of LLaMA-Factory": ({"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, "chosen"),
+    "DPO of LLaMA-Factory": (
+        {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        "chosen",
+    ),
     "DPO of TRL": ({"prompt": "hi", "chosen": "a", "rejected": "b"}, "chosen"),
     "KTO": ({"messages": turns("hi", "ho"), "kto_tag": True}, "kto_tag"),
     "KTO of ms-swift": ({"messages": turns("hi", "ho"), "label": False}, "label"),
-    "grounding": ({"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}}, "objects"),
+    "grounding": (
+        {"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}},
+        "objects",
+    ),
     "tools": ({"messages": turns("hi", "ho"), "tools": '[{"name": "f"}]'}, "tools"),
     "a tool's turn": ({"messages": [*turns("hi"), {"role": "tool", "content": "3"}, {"role": "assistant", "content": "3"}]}, "tool"),
     "a call": ({"messages": [*turns("hi"), {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "tool_calls"),
@@ -280,7 +300,9 @@ def test_a_document_with_a_place_for_a_picture_is_told(folder: Path, name: str) 
     assert len(list(readers.read(Source(path=name, ignore=["<image>"]), folder, quarantine))) == 3
 
 
-@pytest.mark.parametrize("words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"])
+@pytest.mark.parametrize(
+    "words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"]
+)
 def test_words_that_are_no_places_stay(folder: Path, words: str) -> None:
     (sample,) = read(folder, [{"messages": turns(words, "it")}])
     assert sample.question == words
@@ -315,7 +337,15 @@ def test_a_manifest_of_speech_is_read(folder: Path, layout: str) -> None:
 
 
 def test_common_voice(folder: Path) -> None:
-    row = {"client_id": "f00", "path": "a.flac", "sentence_id": "1", "sentence": "hello you", "sentence_domain": "", "up_votes": 2, "down_votes": 0}
+    row = {
+        "client_id": "f00",
+        "path": "a.flac",
+        "sentence_id": "1",
+        "sentence": "hello you",
+        "sentence_domain": "",
+        "up_votes": 2,
+        "down_votes": 0,
+    }
     row |= {"age": "", "gender": "", "accents": "", "variant": "", "locale": "en", "segment": ""}
     rows = [row, {**row, "path": "b.flac", "sentence": 'say "hi"'}, {**row, "path": "c.flac", "client_id": "f01"}]
     samples = read(folder, rows[:1] + rows[2:], "validated.tsv")
@@ -347,8 +377,19 @@ def supervision(number: int = 0, text: str = "hello you", **more: Any) -> dict[s
 def test_lhotse_cuts(folder: Path) -> None:
     (sample,) = read(folder, [cut(supervision())], "cuts.jsonl")
     assert said(sample) == SPOKEN
-    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == ("cut-1", "ann", "transcribe", "ann", None)
-    two = cut(supervision(0, "hello", start=0.25, duration=0.5), supervision(1, "you", start=0.75, duration=0.5, speaker="ben"), start=0.5, duration=1.5)
+    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == (
+        "cut-1",
+        "ann",
+        "transcribe",
+        "ann",
+        None,
+    )
+    two = cut(
+        supervision(0, "hello", start=0.25, duration=0.5),
+        supervision(1, "you", start=0.75, duration=0.5, speaker="ben"),
+        start=0.5,
+        duration=1.5,
+    )
     samples = read(folder, [two], "cuts.jsonl", prompt="Write it down.")
     assert [(s.id, s.group, s.answer, s.audios[0].start, s.audios[0].end) for s in samples] == [
         ("a-0", "ann", "hello", 0.75, 1.25),
@@ -436,7 +477,20 @@ def test_a_column_of_files_is_not_left(folder: Path) -> None:
 # Persons, groups, sides -------------------------------------------------------------------------------------------------------------------
 
 PERSONS = (
-    *("speaker", "speaker_id", "client_id", "spk_id", "spk", "speakerID", "reader_id", "Speaker ID", "SPEAKER", "user_id", "talker", "spkr"),
+    *(
+        "speaker",
+        "speaker_id",
+        "client_id",
+        "spk_id",
+        "spk",
+        "speakerID",
+        "reader_id",
+        "Speaker ID",
+        "SPEAKER",
+        "user_id",
+        "talker",
+        "spkr",
+    ),
     *("speaker-id", "speaker_name", "reader", "participant_id", "singer"),
 )
 
@@ -473,7 +527,13 @@ def test_two_persons_in_a_row_are_refused(folder: Path) -> None:
     assert "speaker 'ann', user_id 'u7'" in told
 
 
-WORDS = [("train", "train"), ("Training", "train"), ("train-clean-100", "train"), ("TRAIN", "train"), *((w, "valid") for w in ("valid", "val"))]
+WORDS = [
+    ("train", "train"),
+    ("Training", "train"),
+    ("train-clean-100", "train"),
+    ("TRAIN", "train"),
+    *((w, "valid") for w in ("valid", "val")),
+]
 WORDS += [(w, "valid") for w in ("validation", "dev", "eval", "test", "Test", "dev-clean", "test_other", "held-out", "mini_val")]
 
 
@@ -563,7 +623,10 @@ def test_segments_are_segments(folder: Path, layout: str, form: str) -> None:
 
 
 def test_rows_without_times_are_whole(folder: Path) -> None:
-    rows = [{"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0}, {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0}]
+    rows = [
+        {"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0},
+        {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0},
+    ]
     assert [(s.audios[0].start, s.audios[0].end) for s in read(folder, rows)] == [(0.5, 1.5), (None, None)]
 
 
@@ -663,7 +726,10 @@ def test_columns_are_counted(folder: Path) -> None:
 
 
 def test_a_run_tells_it_first(folder: Path) -> None:
-    rows = [{"audio": f"{n}.wav", "text": n, "speaker": n, "license": "x", "split": s} for n, s in zip("abc", ("train", "train", "dev"), strict=True)]
+    rows = [
+        {"audio": f"{n}.wav", "text": n, "speaker": n, "license": "x", "split": s}
+        for n, s in zip("abc", ("train", "train", "dev"), strict=True)
+    ]
     write(folder, "m.jsonl", rows)
     corpus = readers.load([Source(path="m.jsonl")], base=folder, val_split=0.1, seed=0, quarantine=Quarantine(limit=0.0))
     built: Any = SimpleNamespace(corpus=corpus)
@@ -674,13 +740,87 @@ def test_a_run_tells_it_first(folder: Path) -> None:
 
 
 def test_provenance_may_name_files_of_others(folder: Path) -> None:
-    row = {"image": "a.png", "caption": "a cat", "source": "somebody/photos@12ab:png/1.png", "url": "https://x.org/a.jpg", "original_path": "x/1.jpg"}
+    row = {
+        "image": "a.png",
+        "caption": "a cat",
+        "source": "somebody/photos@12ab:png/1.png",
+        "url": "https://x.org/a.jpg",
+        "original_path": "x/1.jpg",
+    }
     assert len(read(folder, [row])) == 1
+
+
+ODD: list[Any] = [
+    None,
+    "",
+    0,
+    -1,
+    1.5,
+    float("nan"),
+    True,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": None},
+    "x",
+    "<image>",
+    "a.png",
+    ["a.png", 3],
+    {"path": 3},
+    "\u2028",
+    10**400,
+]
+
+
+def mutated(rng: random.Random, value: Any) -> Any:
+    """The value with one of its parts made another."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        return {**value, key: mutated(rng, value[key])} if rng.random() < 0.8 else {k: v for k, v in value.items() if k != key}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(rng, value[place]), *value[place + 1 :]]
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_rows_are_read_or_refused(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    whole = [
+        *(row for row, _ in CHATS.values()),
+        *MANIFESTS.values(),
+        cut(supervision()),
+        *({"audio": "a.wav", "text": "x", **c} for c in CUTS.values()),
+    ]
+    for number in range(150):
+        row = rng.choice(whole)
+        for _ in range(rng.randrange(1, 4)):
+            row = mutated(rng, row)
+        if isinstance(row, dict) and rng.random() < 0.5:
+            row = {**row, rng.choice([*PERSONS, "split", "id", "channel", "offset", "system"]): rng.choice(ODD)}
+        first = rng.choice(whole)
+        write(folder, "f.jsonl", [first, row])
+        quarantine = Quarantine()
+        found = list(readers.read(Source(path="f.jsonl"), folder, quarantine))
+        assert len(found) + quarantine.total >= 2, (number, row)
 
 
 def test_every_layout_is_in_the_docs() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
-    for name in ("LLaMA-Factory", "ms-swift", "LLaVA", "ShareGPT", "Alpaca", "OpenAI", "NeMo", "Lhotse", "Common Voice", "LJSpeech", "imagefolder"):
+    for name in (
+        "LLaMA-Factory",
+        "ms-swift",
+        "LLaVA",
+        "ShareGPT",
+        "Alpaca",
+        "OpenAI",
+        "NeMo",
+        "Lhotse",
+        "Common Voice",
+        "LJSpeech",
+        "imagefolder",
+    ):
         assert name in docs
     assert set(formats.READERS) >= {"alpaca", "lhotse", "llava"}
     assert {ImagePart, AudioPart}
