@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from muomni.data.report import Report
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
 from muomni.errors import DataError
+from muomni.stages import introduction
 
 RATE_HZ = 16_000
 SECONDS = 2.0
@@ -44,7 +47,9 @@ def write(folder: Path, name: str, rows: list[Any]) -> Path:
     path = folder / name
     if name.endswith((".tsv", ".csv")):
         mark = "\t" if name.endswith(".tsv") else ","
-        path.write_text("".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)]))
+        path.write_text(
+            "".join(mark.join("" if v is None else str(v) for v in line) + "\n" for line in [rows[0].keys(), *(r.values() for r in rows)])
+        )
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows, indent=2))
     else:
@@ -90,7 +95,9 @@ ASKED = [["user", "a.png", "What is it?"], ["assistant", "a chair"]]
 HEARD = [["user", "a.wav", "What is said?"], ["assistant", "hello"]]
 
 
-def turns(*words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")) -> list[dict[str, Any]]:
+def turns(
+    *words: Any, names: tuple[str, str] = ("role", "content"), roles: tuple[str, str] = ("user", "assistant")
+) -> list[dict[str, Any]]:
     return [{names[0]: roles[number % 2], names[1]: said} for number, said in enumerate(words)]
 
 
@@ -138,7 +145,13 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "ms-swift 2, path in the words": ({"query": "<img>a.png</img>What is it?", "response": "a chair"}, ASKED),
     "ms-swift, image a string": ({"messages": turns("<image>What is it?", "a chair"), "image": "a.png"}, ASKED),
     "Qwen": (
-        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}, *turns("a chair")[:0], {"role": "assistant", "content": "a chair"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]},
+                *turns("a chair")[:0],
+                {"role": "assistant", "content": "a chair"},
+            ]
+        },
         ASKED,
     ),
     "Qwen, marks of its template": (
@@ -165,7 +178,10 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         },
         ASKED,
     ),
-    "Ollama": ({"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]}, ASKED),
+    "Ollama": (
+        {"messages": [{"role": "user", "content": "What is it?", "images": ["a.png"]}, {"role": "assistant", "content": "a chair"}]},
+        ASKED,
+    ),
     "LLaVA": ({"id": "1", "image": "a.png", "conversations": shared("<image>\nWhat is it?", "a chair")}, ASKED),
     "LLaVA, at the end": (
         {"id": "1", "image": "a.png", "conversations": shared("What is it?\n<image>", "a chair")},
@@ -216,6 +232,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "marks of a template": ({"messages": turns("<|audio_bos|><|AUDIO|><|audio_eos|>What?", "it")}, "AUDIO"),
     "square marks": ({"messages": turns("[IMG]What?", "it")}, "[IMG]"),
     "a place in an answer": ({"conversations": shared("hi", "<image>"), "image": "a.png"}, "user's turn"),
+    "marks of MiniCPM-V": ({"messages": turns("(<image>./</image>)\nWhat?", "it")}, "<image>"),
+    "marks of SALMONN": ({"messages": turns("<Speech><SpeechHere></Speech> What?", "it")}, "SpeechHere"),
+    "a name between tags": ({"messages": turns("<img>000123</img> What?", "it")}, "<img>"),
+    "a file in extra": ({"messages": turns("What?", "it"), "extra": {"shown": "b.png"}}, "extra"),
     "a video": ({"messages": turns("<video>What?", "it"), "videos": ["a.mp4"]}, "videos"),
     "a video's place": ({"messages": turns("<video>What?", "it")}, "<video>"),
     "a file under an unknown key": ({"messages": turns("What?", "it"), "attachment": "a.png"}, "attachment"),
@@ -225,11 +245,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
-    "DPO of LLaMA-Factory": ({"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, "chosen"),
+    "DPO of LLaMA-Factory": (
+        {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        "chosen",
+    ),
     "DPO of TRL": ({"prompt": "hi", "chosen": "a", "rejected": "b"}, "chosen"),
     "KTO": ({"messages": turns("hi", "ho"), "kto_tag": True}, "kto_tag"),
     "KTO of ms-swift": ({"messages": turns("hi", "ho"), "label": False}, "label"),
-    "grounding": ({"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}}, "objects"),
+    "grounding": (
+        {"messages": turns("<image>Where?", "there"), "images": ["a.png"], "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}},
+        "objects",
+    ),
     "tools": ({"messages": turns("hi", "ho"), "tools": '[{"name": "f"}]'}, "tools"),
     "a tool's turn": ({"messages": [*turns("hi"), {"role": "tool", "content": "3"}, {"role": "assistant", "content": "3"}]}, "tool"),
     "a call": ({"messages": [*turns("hi"), {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "tool_calls"),
@@ -245,6 +271,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_read_is_refused_by_name(folder: Path, fault: str) -> None:
     row, named = REFUSED[fault]
     assert named in refused(folder, row)
+
+
+def test_a_person_that_is_left_is_told(folder: Path) -> None:
+    rows = [{"messages": turns("<audio>", n), "audios": [f"{n}.wav"], "group": n, "meta": {"speaker_id": n}} for n in "abc"]
+    read(folder, rows)
+    report = examined(folder)
+    assert report.manifests[0].columns == "3 columns read, 1 left: meta (names a person)"
+    assert report.counts["left_column"] == 1
 
 
 def test_what_is_refused_can_be_left_out_on_purpose(folder: Path) -> None:
@@ -266,7 +300,9 @@ def test_a_document_with_a_place_for_a_picture_is_told(folder: Path, name: str) 
     assert len(list(readers.read(Source(path=name, ignore=["<image>"]), folder, quarantine))) == 3
 
 
-@pytest.mark.parametrize("words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"])
+@pytest.mark.parametrize(
+    "words", ["a <b> c", "x[1]", "1 < 2", "<img src='a.png'>", "<video controls>", "[img]", "a <imagery> b", "[AUD]", "<p>picture</p>"]
+)
 def test_words_that_are_no_places_stay(folder: Path, words: str) -> None:
     (sample,) = read(folder, [{"messages": turns(words, "it")}])
     assert sample.question == words
@@ -301,7 +337,15 @@ def test_a_manifest_of_speech_is_read(folder: Path, layout: str) -> None:
 
 
 def test_common_voice(folder: Path) -> None:
-    row = {"client_id": "f00", "path": "a.flac", "sentence_id": "1", "sentence": "hello you", "sentence_domain": "", "up_votes": 2, "down_votes": 0}
+    row = {
+        "client_id": "f00",
+        "path": "a.flac",
+        "sentence_id": "1",
+        "sentence": "hello you",
+        "sentence_domain": "",
+        "up_votes": 2,
+        "down_votes": 0,
+    }
     row |= {"age": "", "gender": "", "accents": "", "variant": "", "locale": "en", "segment": ""}
     rows = [row, {**row, "path": "b.flac", "sentence": 'say "hi"'}, {**row, "path": "c.flac", "client_id": "f01"}]
     samples = read(folder, rows[:1] + rows[2:], "validated.tsv")
@@ -333,8 +377,19 @@ def supervision(number: int = 0, text: str = "hello you", **more: Any) -> dict[s
 def test_lhotse_cuts(folder: Path) -> None:
     (sample,) = read(folder, [cut(supervision())], "cuts.jsonl")
     assert said(sample) == SPOKEN
-    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == ("cut-1", "ann", "transcribe", "ann", None)
-    two = cut(supervision(0, "hello", start=0.25, duration=0.5), supervision(1, "you", start=0.75, duration=0.5, speaker="ben"), start=0.5, duration=1.5)
+    assert (sample.id, sample.group, sample.task, sample.audios[0].speaker, sample.audios[0].end) == (
+        "cut-1",
+        "ann",
+        "transcribe",
+        "ann",
+        None,
+    )
+    two = cut(
+        supervision(0, "hello", start=0.25, duration=0.5),
+        supervision(1, "you", start=0.75, duration=0.5, speaker="ben"),
+        start=0.5,
+        duration=1.5,
+    )
     samples = read(folder, [two], "cuts.jsonl", prompt="Write it down.")
     assert [(s.id, s.group, s.answer, s.audios[0].start, s.audios[0].end) for s in samples] == [
         ("a-0", "ann", "hello", 0.75, 1.25),
@@ -378,6 +433,32 @@ def test_metadata_of_folders_of_pictures_and_sounds(folder: Path) -> None:
     assert said(sample) == [["user", "a.png", "b.png"], ["assistant", "two"]]
 
 
+def test_metadata_of_folders_goes_through_a_run_with_what_the_recipe_says(folder: Path) -> None:
+    write(folder, "metadata.jsonl", [{"file_name": f"{n}.png", "text": f"a {n}", "who": n} for n in "abc"])
+    one = Source(path=str(folder), prompt="What?")
+    corpus = readers.load([one], base=Path(), val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert {sample.question for sample in corpus.train} == {"What?"}
+    write(folder, "m.jsonl", [{"audio": f"{n}.wav", "text": f"a {n}", "who": n, "speaker": "x"} for n in "abc"])
+    one = Source(path="m.jsonl", prompt="Write it.", group="{who}", task="said")
+    corpus = readers.load([one], base=folder, val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert [(s.question, s.group, s.task) for s in corpus.train] == [("Write it.", n, "said") for n in "abc"]
+
+
+def test_words_under_names_of_media_are_words(folder: Path) -> None:
+    row = {"audio": "a.wav", "text": "x", "voice": "amy", "speech": "read", "picture": "none", "image_name": "dog"}
+    (sample,) = read(folder, [row])
+    assert said(sample)[0] == ["user", "a.wav"]
+    (sample,) = read(folder, [{"messages": turns("hi", "ho"), "voice": "amy"}])
+    assert said(sample) == [["user", "hi"], ["assistant", "ho"]]
+    assert "voice" in refused(folder, {"audio": "a.wav", "text": "x", "voice": "b.wav", "label": "y"}, filler={**row, "audio": "c.wav"})
+
+
+def test_a_document_may_say_which_file_it_was(folder: Path) -> None:
+    (sample,) = read(folder, [{"text": "print(1)", "path": "src/a.py", "lang": "python"}])
+    assert sample.text == "print(1)"
+    assert "path" in refused(folder, {"text": "one", "path": "clip_001"}, filler={"text": "two"})
+
+
 def test_a_column_of_files_is_not_left(folder: Path) -> None:
     rows = [{"audio": "a.wav", "text": "one", "enrolment": f"{name}.wav"} for name in "bc"]
     write(folder, "m.jsonl", rows)
@@ -396,7 +477,20 @@ def test_a_column_of_files_is_not_left(folder: Path) -> None:
 # Persons, groups, sides -------------------------------------------------------------------------------------------------------------------
 
 PERSONS = (
-    *("speaker", "speaker_id", "client_id", "spk_id", "spk", "speakerID", "reader_id", "Speaker ID", "SPEAKER", "user_id", "talker", "spkr"),
+    *(
+        "speaker",
+        "speaker_id",
+        "client_id",
+        "spk_id",
+        "spk",
+        "speakerID",
+        "reader_id",
+        "Speaker ID",
+        "SPEAKER",
+        "user_id",
+        "talker",
+        "spkr",
+    ),
     *("speaker-id", "speaker_name", "reader", "participant_id", "singer"),
 )
 
@@ -433,7 +527,13 @@ def test_two_persons_in_a_row_are_refused(folder: Path) -> None:
     assert "speaker 'ann', user_id 'u7'" in told
 
 
-WORDS = [("train", "train"), ("Training", "train"), ("train-clean-100", "train"), ("TRAIN", "train"), *((w, "valid") for w in ("valid", "val"))]
+WORDS = [
+    ("train", "train"),
+    ("Training", "train"),
+    ("train-clean-100", "train"),
+    ("TRAIN", "train"),
+    *((w, "valid") for w in ("valid", "val")),
+]
 WORDS += [(w, "valid") for w in ("validation", "dev", "eval", "test", "Test", "dev-clean", "test_other", "held-out", "mini_val")]
 
 
@@ -523,7 +623,10 @@ def test_segments_are_segments(folder: Path, layout: str, form: str) -> None:
 
 
 def test_rows_without_times_are_whole(folder: Path) -> None:
-    rows = [{"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0}, {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0}]
+    rows = [
+        {"audio": "a.wav", "text": "x", "offset": 0.5, "duration": 1.0},
+        {"audio": "b.wav", "text": "y", "offset": None, "duration": 2.0},
+    ]
     assert [(s.audios[0].start, s.audios[0].end) for s in read(folder, rows)] == [(0.5, 1.5), (None, None)]
 
 
@@ -622,14 +725,102 @@ def test_columns_are_counted(folder: Path) -> None:
     assert [(path, account.told()) for path, account in corpus.accounts] == [("m.jsonl", manifest.columns)]
 
 
+def test_a_run_tells_it_first(folder: Path) -> None:
+    rows = [
+        {"audio": f"{n}.wav", "text": n, "speaker": n, "license": "x", "split": s}
+        for n, s in zip("abc", ("train", "train", "dev"), strict=True)
+    ]
+    write(folder, "m.jsonl", rows)
+    corpus = readers.load([Source(path="m.jsonl")], base=folder, val_split=0.1, seed=0, quarantine=Quarantine(limit=0.0))
+    built: Any = SimpleNamespace(corpus=corpus)
+    settings: Any = SimpleNamespace(val_split=0.1)
+    (line,) = introduction.columns(built, settings)
+    sides = "the data say the side of 3 of 3 rows (train 2, valid 1), and that counts; val_split 0.1 decides on none"
+    assert line == f"m.jsonl: 4 columns read, 1 left: license; {sides}"
+
+
 def test_provenance_may_name_files_of_others(folder: Path) -> None:
-    row = {"image": "a.png", "caption": "a cat", "source": "somebody/photos@12ab:png/1.png", "url": "https://x.org/a.jpg", "original_path": "x/1.jpg"}
+    row = {
+        "image": "a.png",
+        "caption": "a cat",
+        "source": "somebody/photos@12ab:png/1.png",
+        "url": "https://x.org/a.jpg",
+        "original_path": "x/1.jpg",
+    }
     assert len(read(folder, [row])) == 1
+
+
+ODD: list[Any] = [
+    None,
+    "",
+    0,
+    -1,
+    1.5,
+    float("nan"),
+    True,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": None},
+    "x",
+    "<image>",
+    "a.png",
+    ["a.png", 3],
+    {"path": 3},
+    "\u2028",
+    10**400,
+]
+
+
+def mutated(rng: random.Random, value: Any) -> Any:
+    """The value with one of its parts made another."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        return {**value, key: mutated(rng, value[key])} if rng.random() < 0.8 else {k: v for k, v in value.items() if k != key}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(rng, value[place]), *value[place + 1 :]]
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_rows_are_read_or_refused(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    whole = [
+        *(row for row, _ in CHATS.values()),
+        *MANIFESTS.values(),
+        cut(supervision()),
+        *({"audio": "a.wav", "text": "x", **c} for c in CUTS.values()),
+    ]
+    for number in range(150):
+        row = rng.choice(whole)
+        for _ in range(rng.randrange(1, 4)):
+            row = mutated(rng, row)
+        if isinstance(row, dict) and rng.random() < 0.5:
+            row = {**row, rng.choice([*PERSONS, "split", "id", "channel", "offset", "system"]): rng.choice(ODD)}
+        first = rng.choice(whole)
+        write(folder, "f.jsonl", [first, row])
+        quarantine = Quarantine()
+        found = list(readers.read(Source(path="f.jsonl"), folder, quarantine))
+        assert len(found) + quarantine.total >= 2, (number, row)
 
 
 def test_every_layout_is_in_the_docs() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
-    for name in ("LLaMA-Factory", "ms-swift", "LLaVA", "ShareGPT", "Alpaca", "OpenAI", "NeMo", "Lhotse", "Common Voice", "LJSpeech", "imagefolder"):
+    for name in (
+        "LLaMA-Factory",
+        "ms-swift",
+        "LLaVA",
+        "ShareGPT",
+        "Alpaca",
+        "OpenAI",
+        "NeMo",
+        "Lhotse",
+        "Common Voice",
+        "LJSpeech",
+        "imagefolder",
+    ):
         assert name in docs
     assert set(formats.READERS) >= {"alpaca", "lhotse", "llava"}
     assert {ImagePart, AudioPart}

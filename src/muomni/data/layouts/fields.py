@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from muomni.data.sample import side
@@ -65,9 +66,23 @@ CHANNEL_NAMES = {"a": 0, "b": 1, "l": 0, "r": 1, "left": 0, "right": 1}
 KNOWN_SHAPES = 4096  # sets of columns whose plan is kept
 
 
+@lru_cache(maxsize=8192)
 def fold(name: object) -> str:
     """A field's name as names are compared."""
     return re.sub(r"[\s_.\-]+", "", str(name)).casefold()
+
+
+@lru_cache(maxsize=8192)
+def _is_person(key: str) -> bool:
+    return fold(key) in PERSONS
+
+
+def names_person(key: str, value: Any) -> bool:
+    """Whether a field, or one inside it, says by its name who a row is from."""
+    if isinstance(value, dict):
+        inside = ((str(name), one) for name, one in value.items())  # numbers count things: {"person": 2}
+        return any(names_person(name, one) for name, one in inside if isinstance(one, str | dict) or fold(name).endswith("id"))
+    return _is_person(key) and value not in (None, "")
 
 
 @dataclass(frozen=True)
