@@ -61,6 +61,14 @@ def test_any_array_in_chunks_of_any_size(
     assert repr(found) == repr(json.loads(text))  # NaN is not itself
 
 
+@pytest.mark.parametrize("chunk", range(1, 12))
+def test_numbers_are_never_cut_at_a_chunks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
+    rows = [-2.5, 1e-07, 12345678901234567890, -0.125e300, 0, [1.5, {"a": -3.25}], True, None, "x"]
+    for indent in (None, 0, 2):
+        assert [value for _, value in values(tmp_path, json.dumps(rows, indent=indent))] == rows
+
+
 @given(st.integers(0, 400))
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_a_torn_array_is_never_a_short_one(tmp_path_factory: pytest.TempPathFactory, end: int) -> None:
