@@ -35,7 +35,7 @@ class Places:
         """
         found = self._found.get(path)
         if found is None:
-            container = stored.container(path)
+            container = stored.container(path) if "!" in path else None
             if container is not None:
                 whole = self._path(container) + path[len(container) :]
                 name = stored.identity(whole)
@@ -68,7 +68,8 @@ class Places:
     def _file(full: str) -> os.stat_result | None:
         """What the system says of a file, or of a link to one."""
         try:
-            full.encode()
+            if not full.isascii():
+                full.encode()
             status = os.lstat(full)
             if stat.S_ISREG(status.st_mode):
                 return status
