@@ -168,7 +168,8 @@ def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
     except UnicodeEncodeError as error:
         raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
     if full is None:
-        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint="check the source's `root`")
+        hint = "nothing is fetched from the network; download it first" if "://" in path else "check the source's `root`"
+        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint=hint)
     return full
 
 
