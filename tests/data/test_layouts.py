@@ -248,6 +248,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a file that is gone": ({"messages": turns("What?", "it"), "picture_path": "gone.png"}, "gone.png"),
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
+    "samples in a flat row": ({"audio": {"array": [0.0, 0.1], "sampling_rate": 16000}, "text": "x"}, "array, sampling_rate"),
+    "bytes as text": ({"messages": turns("<image>What?", "it"), "images": ["iVBORw0KGgo" * 800]}, "expected a file"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
     "DPO of LLaMA-Factory": (
         {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},

@@ -34,6 +34,9 @@ from muomni.data.transcripts import told as told_clash
 from muomni.errors import DataError
 
 
+LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in base64
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
@@ -169,7 +172,7 @@ def _existing(path: str, roots: Sequence[str], present: dict[str, bool]) -> str:
         raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
     if full is None:
         hint = "nothing is fetched from the network; download it first" if "://" in path else "check the source's `root`"
-        raise DataError("missing", f"{path}: expected a file under {roots[0]}", hint=hint)
+        raise DataError("missing", f"{path[:LONGEST_TOLD]}: expected a file under {roots[0]}", hint=hint)
     return full
 
 
