@@ -281,6 +281,16 @@ def test_what_is_not_read_is_refused_by_name(folder: Path, fault: str) -> None:
     assert named in refused(folder, row)
 
 
+def test_a_template_puts_media_where_the_words_of_a_column_say(folder: Path) -> None:
+    row = {"image": "a.png", "question": "Look:\n<image>\nWhat is it?", "answer": "a chair"}
+    for chosen in ({}, {"messages": [{"user": [{"image": "{image}"}, "{question}"]}, {"assistant": "{answer}"}]}):
+        (sample,) = read(folder, [row], **chosen)
+        assert said(sample) == [["user", "Look:", "a.png", "What is it?"], ["assistant", "a chair"]]
+    filler = {**row, "question": "What?"}
+    assert "<image>" in refused(folder, {**row, "question": "<image> and <image>?"}, filler=filler)
+    assert "<audio>" in refused(folder, {**row, "question": "<audio> What?"}, filler=filler)
+
+
 def test_a_person_that_is_left_is_told(folder: Path) -> None:
     rows = [{"messages": turns("<audio>", n), "audios": [f"{n}.wav"], "group": n, "meta": {"speaker_id": n}} for n in "abc"]
     read(folder, rows)
