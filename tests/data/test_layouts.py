@@ -1,4 +1,4 @@
-"""Data as the tools of others write them: one tiny example a layout, read to the samples expected; and each fault named by file and line."""
+"""Data as the tools of others write them: a tiny example of each layout, and the samples it is; each fault named by file and line."""
 
 from __future__ import annotations
 
@@ -200,6 +200,10 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"messages": [*turns("hi"), {"role": "assistant", "content": "ho", "weight": 1, "refusal": None, "tool_calls": None}]},
         [["user", "hi"], ["assistant", "ho"]],
     ),
+    "TRL, prompt and completion": (
+        {"prompt": [{"role": "system", "content": "Be brief."}, *turns("hi")], "completion": turns("hi", "ho")[1:]},
+        [["system", "Be brief."], ["user", "hi"], ["assistant", "ho"]],
+    ),
     "another name for the turns": ({"conversation": turns("hi", "ho")}, [["user", "hi"], ["assistant", "ho"]]),
 }
 
@@ -244,6 +248,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a file that is gone": ({"messages": turns("What?", "it"), "picture_path": "gone.png"}, "gone.png"),
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
+    "samples in a flat row": ({"audio": {"array": [0.0, 0.1], "sampling_rate": 16000}, "text": "x"}, "array, sampling_rate"),
+    "bytes as text": ({"messages": turns("<image>What?", "it"), "images": ["iVBORw0KGgo" * 800]}, "expected a file"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
     "DPO of LLaMA-Factory": (
         {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
@@ -263,6 +269,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a role nobody knows": ({"conversations": [{"from": "moderator", "value": "hi"}, *shared("hi", "ho")]}, "moderator"),
     "two system prompts": ({"messages": [{"role": "system", "content": "a"}, *turns("hi", "ho")], "system": "b"}, "system"),
     "a part of a video": ({"messages": turns([{"type": "video", "video": "a.mp4"}], "it")}, "video"),
+    "two lists of turns": ({"dialog": turns("hi", "ho"), "other": turns("a", "b")}, "dialog and other"),
+    "two speakers of one sound": ({"messages": turns("<audio>?", "it"), "audios": ["a.wav"], "speakers": ["ann", "ben"]}, "ann"),
     "context of an answer that is no text": ({"instruction": "Who?", "input": ["x"], "output": "y"}, "input"),
 }
 
@@ -271,6 +279,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_read_is_refused_by_name(folder: Path, fault: str) -> None:
     row, named = REFUSED[fault]
     assert named in refused(folder, row)
+
+
+def test_a_template_puts_media_where_the_words_of_a_column_say(folder: Path) -> None:
+    row = {"image": "a.png", "question": "Look:\n<image>\nWhat is it?", "answer": "a chair"}
+    for chosen in ({}, {"messages": [{"user": [{"image": "{image}"}, "{question}"]}, {"assistant": "{answer}"}]}):
+        (sample,) = read(folder, [row], **chosen)
+        assert said(sample) == [["user", "Look:", "a.png", "What is it?"], ["assistant", "a chair"]]
+    filler = {**row, "question": "What?"}
+    assert "<image>" in refused(folder, {**row, "question": "<image> and <image>?"}, filler=filler)
+    assert "<audio>" in refused(folder, {**row, "question": "<audio> What?"}, filler=filler)
 
 
 def test_a_person_that_is_left_is_told(folder: Path) -> None:
@@ -360,12 +378,22 @@ def test_common_voice(folder: Path) -> None:
 
 def cut(*supervisions: dict[str, Any], **more: Any) -> dict[str, Any]:
     recording = {
-        **{"id": "a", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}]},
-        **{"sampling_rate": RATE_HZ, "num_samples": int(SECONDS * RATE_HZ), "duration": SECONDS, "channel_ids": [0]},
+        "id": "a",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": RATE_HZ,
+        "num_samples": int(SECONDS * RATE_HZ),
+        "duration": SECONDS,
+        "channel_ids": [0],
     }
     return {
-        **{"id": "cut-1", "start": 0.0, "duration": SECONDS, "channel": 0, "supervisions": list(supervisions)},
-        **{"recording": recording, "type": "MonoCut", **more},
+        "id": "cut-1",
+        "start": 0.0,
+        "duration": SECONDS,
+        "channel": 0,
+        "supervisions": list(supervisions),
+        "recording": recording,
+        "type": "MonoCut",
+        **more,
     }
 
 
@@ -605,6 +633,11 @@ CUTS: dict[str, dict[str, Any]] = {
     "samples by their ends": {"start_sample": 8000, "end_sample": 24000},
     "torchaudio": {"frame_offset": 8000, "num_frames": 16000},
     "a clock": {"start": "00:00:00.5", "end": "0:01,5"},
+    "of a segment": {"segment_start": 0.5, "segment_end": 1.5},
+    "of a clip, in milliseconds": {"clip_start_time_ms": 500, "clip_end_time_ms": 1500},
+    "a pair": {"timestamp": [0.5, 1.5]},
+    "twice": {"start": 0.5, "start_ms": 500, "end": 1.5, "end_frame": 24000},
+    "samples of the file": {"start": 0.5, "end": 1.5, "num_samples": 32000},
     "all three": {"start": 0.5, "end": 1.5, "duration": 1.0},
 }
 
@@ -615,7 +648,7 @@ def test_segments_are_segments(folder: Path, layout: str, form: str) -> None:
     row: dict[str, Any] = {"wav": "a.wav", "text": "hello you", **CUTS[layout]}
     if form == "chat":
         row = {"messages": turns("<audio>", "hello you"), "audios": ["a.wav"], **CUTS[layout]}
-    name = "m.csv" if form in ("csv", "pairs") and "," not in str(row) else "m.jsonl"
+    name = "m.csv" if form in ("csv", "pairs") and not any("," in str(value) for value in row.values()) else "m.jsonl"
     (sample,) = read(folder, [row], name)
     assert (sample.audios[0].start, sample.audios[0].end) == (0.5, 1.5)
     report = examined(folder, name)
@@ -657,6 +690,7 @@ def test_templates_can_say_segments(folder: Path, part: dict[str, Any], wanted: 
         ({"start": 0.5, "end": 1.5, "duration": 0.3}, "one end"),
         ({"offset": -1, "duration": 1.0}, "offset"),
         ({"offset": 0.5, "duration": 0}, "duration"),
+        ({"start": 0.0, "offset": 0.5, "end": 1.0}, "start 0.0 and offset 0.5"),
         ({"start": "soon", "end": 1.5}, "start"),
         ({"start_frame": 0.5, "num_frames": 10}, "whole frames"),
         ({"start_frame": 5, "end": 1.0}, "one unit"),

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 STAGES = tuple(uses.RULES)  # a sweep learns from what align does
 ANY = ("samples", "rows")  # hold whatever their rows hold: these are run by the tiny curriculum and by the shipped recipes
-BESIDE = {(reader, stage) for reader in ("text", "alpaca") for stage in ("omni", "instruct")}  # replay: it goes with sources that have media, alone it proves nothing about these
+# Replay: it goes with sources that have media, alone it proves nothing about these.
+BESIDE = {(reader, stage) for reader in ("text", "alpaca") for stage in ("omni", "instruct")}
 ELSEWHERE = {  # run whole by a shipped recipe (test_shipped_recipes.py)
     ("text", "thinker"): "muomni_12gb",
     ("text", "omni"): "muomni_12gb",

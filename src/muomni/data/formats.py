@@ -273,6 +273,8 @@ def _document(row: dict[str, Any]) -> chat.Made:
     """
     named = sorted(key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value))
     if named:
+        for key in named:
+            media.paths_of(key, row[key])  # which says by name what can't be read at all
         raise DataError(
             "bad_row",
             f"row: has {', '.join(named)} but no messages, and no words for it in a column that is known",

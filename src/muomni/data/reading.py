@@ -180,10 +180,10 @@ class Signs:
         return None
 
     def _names_a_file(self, key: str, value: str) -> bool:
-        if not value or len(value) > 4096 or "\n" in value:
-            return False
         if media.kind_of_key(key) is not None and not media.is_soft(key):
             return bool(value.strip())
+        if not value or len(value) > 4096 or "\n" in value:
+            return False
         if "." in value or "/" in value:
             if "://" in value:
                 return False

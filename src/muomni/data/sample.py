@@ -213,7 +213,9 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
     """Check what the fields can't say one by one, and fill group and task."""
     if bool(sample.messages) == (sample.text is not None):
         raise DataError(
-            "bad_row", "row: expected either messages or text", hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}'
+            "bad_row",
+            f"row: expected either messages or text, got {', '.join(sample.extra)[:80] or 'neither or both'}",
+            hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}',
         )
     if sample.text is not None:
         if not sample.text.strip():

@@ -56,7 +56,9 @@ def _risk(name: str) -> str:
         return "preference data (DPO, KTO), which no stage learns from"
     if name in TOOLS:
         return "tools, which no model here calls"
-    return {"label": "a label of KTO, which no stage learns from", "objects": "boxes of grounding, which no stage learns from"}.get(name, "")
+    return {"label": "a label of KTO, which no stage learns from", "objects": "boxes of grounding, which no stage learns from"}.get(
+        name, ""
+    )
 
 
 def refuse(row: dict[str, Any]) -> None:
@@ -117,7 +119,15 @@ def _turned(
     found, used = media.collect(row, shape.media)
     if name != "messages":
         _look_at_image_id(row, found, used)
-    turns = [_turn(where, number, turn) for number, turn in enumerate(row[name])]
+    listed = list(row[name])
+    for other in row if name not in ("messages", "conversations") else ():  # TRL's answers stand in a list of their own
+        if other != name and _are_turns(row[other]):
+            if (fold(name), fold(other)) != ("prompt", "completion"):
+                hint = f"leave one out: `ignore: [{other}]`"
+                raise DataError("bad_row", f"row: expected one list of turns, got {name} and {other}", hint=hint)
+            listed += row[other]
+            used.append(other)
+    turns = [_turn(where, number, turn) for number, turn in enumerate(listed)]
     if shape.system is not None:
         turns, told = with_system(turns, row)
         used += told
@@ -127,10 +137,10 @@ def _turned(
 
 
 def turns_key(row: dict[str, Any]) -> str | None:
-    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what; None where there is none."""
+    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what."""
     if isinstance(row.get("conversations"), list):
         return "conversations"
-    return next((key for key, value in row.items() if key not in FIELDS and _are_turns(value)), None)
+    return next((key for key, value in row.items() if key not in FIELDS and fold(key) not in PREFERENCES and _are_turns(value)), None)
 
 
 def _are_turns(value: Any) -> bool:
@@ -199,7 +209,7 @@ def placed(
         own = _own(more) if more else []
         if own or (ahead and role == "user"):
             said = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-            parts = [*own, *(ahead if role == "user" else []), *(one for one in said if one.get("text") != "")]
+            parts = [*own, *(ahead if role == "user" else []), *(one for one in said if not isinstance(one, dict) or one.get("text") != "")]
             ahead = ahead if role != "user" else []
         if not parts:
             raise DataError("empty", f"{where} {number} ({role}): expected words, got none")

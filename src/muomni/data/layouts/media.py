@@ -199,6 +199,24 @@ def paths_in(row: dict[str, Any]) -> set[str]:
     return {part["path"] for part in parts if isinstance(part.get("path"), str)}
 
 
+def at_places(parts: list[dict[str, Any]], ignored: frozenset[str]) -> list[dict[str, Any]]:
+    """The parts of a turn with its media moved to where its words have as many places for them; as they are where the numbers differ."""
+    words = [part["text"] for part in parts if part["type"] == "text"]
+    places = [one.kind for said in words for one in placeholders.find(said) if one.path is None and one.spelt not in ignored]
+    shown = {kind: deque(part for part in parts if part["type"] == kind) for kind in set(places)}
+    if not places or any(places.count(kind) != len(found) for kind, found in shown.items()):
+        return parts
+    filler = Places({kind: [""] * len(found) for kind, found in shown.items()}, ignored)
+    out: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] in shown:
+            continue
+        filled = filler.fill(part["text"]) if part["type"] == "text" else [part]
+        pieces = [{"type": "text", "text": filled}] if isinstance(filled, str) else filled
+        out += [shown[piece["type"]].popleft() if piece.get("path") == "" else piece for piece in pieces]
+    return out
+
+
 class Places:
     """Puts the media of a row where its turns say, one after another.
 
