@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gzip
 import io
 import json
 import random
@@ -18,6 +19,7 @@ import resource
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -300,6 +302,55 @@ def run_text(rng: random.Random, folder: Path) -> None:
     _manifest(rng, folder, "m.txt", content, {"paragraphs": rng.random() < 0.5})
 
 
+def run_packed(rng: random.Random, folder: Path) -> None:
+    """Read and check JSON lines, an array or a table, packed, and the packed bytes damaged now and then."""
+    rows = [twist(rng, rng.choice([CHAT, DOCUMENT, FLAT])) for _ in range(rng.randint(1, 5))]
+    name, text = rng.choice(
+        [
+            ("m.jsonl.gz", "\n".join(map(dumps, rows))),
+            ("m.json.gz", f"[{', '.join(map(dumps, rows))}]"),
+            ("m.json.gz", dumps({"data": rows, "version": 1})),
+            ("m.json.gz", "\n".join(dumps(row).replace("{", "{\n") for row in rows)),
+            ("m.csv.gz", 'wav,text\na.wav,"one, two"\na.wav,three\n'),
+        ]
+    )
+    encoding = rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16"])
+    _manifest(rng, folder, name, gzip.compress(text.encode(encoding, "surrogatepass")), {})
+
+
+def run_tar(rng: random.Random, folder: Path) -> None:
+    """Read and check a WebDataset shard of odd members, its bytes damaged now and then."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as made:
+        for number in range(rng.randint(0, 4)):
+            kinds = rng.choices(["png", "wav", "txt", "json", "cls", "left.png", "npy", ""], k=rng.randint(1, 3))
+            for kind in kinds:
+                held = {"png": picture("png", "RGB"), "wav": sound("wav"), "json": dumps(twist(rng, FLAT)).encode("utf-8", "replace")}
+                content = held.get(kind, words(odd(rng))[:300].encode("utf-8", "surrogatepass"))
+                info = tarfile.TarInfo(f"{rng.choice(['', 'd/', './', '._'])}{number}{'.' if kind else ''}{kind}")
+                info.size = len(content)
+                made.addfile(info, io.BytesIO(content))
+    _manifest(rng, folder, "m.tar", stream.getvalue(), {})
+
+
+def run_parquet(rng: random.Random, folder: Path) -> None:
+    """Read and check a parquet file of pictures and words, its bytes damaged now and then."""
+    import pyarrow
+    import pyarrow.parquet
+
+    media = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    count = rng.randint(0, 4)
+    held = [
+        rng.choice([{"bytes": mutate(rng, picture("png", "RGB")), "path": "a.png"}, {"bytes": None, "path": "a.png"}, None])
+        for _ in range(count)
+    ]
+    said = [rng.choice([words(odd(rng))[:100].encode("utf-8", "replace").decode(), None]) for _ in range(count)]
+    stream = io.BytesIO()
+    table = pyarrow.table({"image": pyarrow.array(held, media), "text": pyarrow.array(said, pyarrow.string()), "n": list(range(count))})
+    pyarrow.parquet.write_table(table, stream, row_group_size=2)
+    _manifest(rng, folder, "m.parquet", stream.getvalue(), {})
+
+
 def run_images(rng: random.Random, folder: Path) -> None:
     """Read and check a folder of images with odd metadata, or with none."""
     inside = folder / "images"
@@ -358,6 +409,7 @@ def _refused(attempt: Callable[[], object]) -> None:
 
 KINDS: dict[str, Run] = {kind: run_sound(kind) for kind in SOUNDS} | {kind: run_picture(kind) for kind in PICTURES}
 KINDS |= {kind: run_rows(kind) for kind in ROWS} | {kind: run_table(kind) for kind in TABLES}
+KINDS |= {"packed": run_packed, "tar": run_tar, "parquet": run_parquet}
 KINDS |= {"text": run_text, "images": run_images, "folder": run_folder}
 
 

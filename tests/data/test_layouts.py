@@ -1,10 +1,12 @@
-"""Data as the tools of others write them: one tiny example a layout, read to the samples expected; and each fault named by file and line."""
+"""Data as the tools of others write them: a tiny example of each layout, and the samples it is; each fault named by file and line."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from muomni.data.report import Report
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
 from muomni.errors import DataError
+from muomni.stages import introduction
 
 RATE_HZ = 16_000
 SECONDS = 2.0
@@ -197,6 +200,10 @@ CHATS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"messages": [*turns("hi"), {"role": "assistant", "content": "ho", "weight": 1, "refusal": None, "tool_calls": None}]},
         [["user", "hi"], ["assistant", "ho"]],
     ),
+    "TRL, prompt and completion": (
+        {"prompt": [{"role": "system", "content": "Be brief."}, *turns("hi")], "completion": turns("hi", "ho")[1:]},
+        [["system", "Be brief."], ["user", "hi"], ["assistant", "ho"]],
+    ),
     "another name for the turns": ({"conversation": turns("hi", "ho")}, [["user", "hi"], ["assistant", "ho"]]),
 }
 
@@ -229,6 +236,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "marks of a template": ({"messages": turns("<|audio_bos|><|AUDIO|><|audio_eos|>What?", "it")}, "AUDIO"),
     "square marks": ({"messages": turns("[IMG]What?", "it")}, "[IMG]"),
     "a place in an answer": ({"conversations": shared("hi", "<image>"), "image": "a.png"}, "user's turn"),
+    "marks of MiniCPM-V": ({"messages": turns("(<image>./</image>)\nWhat?", "it")}, "<image>"),
+    "marks of SALMONN": ({"messages": turns("<Speech><SpeechHere></Speech> What?", "it")}, "SpeechHere"),
+    "a name between tags": ({"messages": turns("<img>000123</img> What?", "it")}, "<img>"),
+    "a file in extra": ({"messages": turns("What?", "it"), "extra": {"shown": "b.png"}}, "extra"),
     "a video": ({"messages": turns("<video>What?", "it"), "videos": ["a.mp4"]}, "videos"),
     "a video's place": ({"messages": turns("<video>What?", "it")}, "<video>"),
     "a file under an unknown key": ({"messages": turns("What?", "it"), "attachment": "a.png"}, "attachment"),
@@ -237,6 +248,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a file that is gone": ({"messages": turns("What?", "it"), "picture_path": "gone.png"}, "gone.png"),
     "two lists of pictures": ({"messages": turns("<image>What?", "it"), "images": ["a.png"], "image": "b.png"}, "images and image"),
     "samples in the row": ({"messages": turns("<audio>?", "it"), "audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "array"),
+    "samples in a flat row": ({"audio": {"array": [0.0, 0.1], "sampling_rate": 16000}, "text": "x"}, "array, sampling_rate"),
+    "bytes as text": ({"messages": turns("<image>What?", "it"), "images": ["iVBORw0KGgo" * 800]}, "expected a file"),
     "DPO": ({"messages": turns("hi", "ho"), "rejected_response": "no"}, "rejected_response"),
     "DPO of LLaMA-Factory": (
         {"conversations": shared("hi"), "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
@@ -256,6 +269,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a role nobody knows": ({"conversations": [{"from": "moderator", "value": "hi"}, *shared("hi", "ho")]}, "moderator"),
     "two system prompts": ({"messages": [{"role": "system", "content": "a"}, *turns("hi", "ho")], "system": "b"}, "system"),
     "a part of a video": ({"messages": turns([{"type": "video", "video": "a.mp4"}], "it")}, "video"),
+    "two lists of turns": ({"dialog": turns("hi", "ho"), "other": turns("a", "b")}, "dialog and other"),
+    "two speakers of one sound": ({"messages": turns("<audio>?", "it"), "audios": ["a.wav"], "speakers": ["ann", "ben"]}, "ann"),
     "context of an answer that is no text": ({"instruction": "Who?", "input": ["x"], "output": "y"}, "input"),
 }
 
@@ -264,6 +279,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_read_is_refused_by_name(folder: Path, fault: str) -> None:
     row, named = REFUSED[fault]
     assert named in refused(folder, row)
+
+
+def test_a_template_puts_media_where_the_words_of_a_column_say(folder: Path) -> None:
+    row = {"image": "a.png", "question": "Look:\n<image>\nWhat is it?", "answer": "a chair"}
+    for chosen in ({}, {"messages": [{"user": [{"image": "{image}"}, "{question}"]}, {"assistant": "{answer}"}]}):
+        (sample,) = read(folder, [row], **chosen)
+        assert said(sample) == [["user", "Look:", "a.png", "What is it?"], ["assistant", "a chair"]]
+    filler = {**row, "question": "What?"}
+    assert "<image>" in refused(folder, {**row, "question": "<image> and <image>?"}, filler=filler)
+    assert "<audio>" in refused(folder, {**row, "question": "<audio> What?"}, filler=filler)
+
+
+def test_a_person_that_is_left_is_told(folder: Path) -> None:
+    rows = [{"messages": turns("<audio>", n), "audios": [f"{n}.wav"], "group": n, "meta": {"speaker_id": n}} for n in "abc"]
+    read(folder, rows)
+    report = examined(folder)
+    assert report.manifests[0].columns == "3 columns read, 1 left: meta (names a person)"
+    assert report.counts["left_column"] == 1
 
 
 def test_what_is_refused_can_be_left_out_on_purpose(folder: Path) -> None:
@@ -345,12 +378,22 @@ def test_common_voice(folder: Path) -> None:
 
 def cut(*supervisions: dict[str, Any], **more: Any) -> dict[str, Any]:
     recording = {
-        "id": "a", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
-        "sampling_rate": RATE_HZ, "num_samples": int(SECONDS * RATE_HZ), "duration": SECONDS, "channel_ids": [0],
+        "id": "a",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": RATE_HZ,
+        "num_samples": int(SECONDS * RATE_HZ),
+        "duration": SECONDS,
+        "channel_ids": [0],
     }
     return {
-        "id": "cut-1", "start": 0.0, "duration": SECONDS, "channel": 0, "supervisions": list(supervisions),
-        "recording": recording, "type": "MonoCut", **more,
+        "id": "cut-1",
+        "start": 0.0,
+        "duration": SECONDS,
+        "channel": 0,
+        "supervisions": list(supervisions),
+        "recording": recording,
+        "type": "MonoCut",
+        **more,
     }
 
 
@@ -416,6 +459,32 @@ def test_metadata_of_folders_of_pictures_and_sounds(folder: Path) -> None:
     write(folder, "metadata.jsonl", [{"file_names": ["a.png", "b.png"], "caption": "two"}])
     (sample,) = readers.read(Source(path=str(folder)), Path(), Quarantine(limit=0.0))
     assert said(sample) == [["user", "a.png", "b.png"], ["assistant", "two"]]
+
+
+def test_metadata_of_folders_goes_through_a_run_with_what_the_recipe_says(folder: Path) -> None:
+    write(folder, "metadata.jsonl", [{"file_name": f"{n}.png", "text": f"a {n}", "who": n} for n in "abc"])
+    one = Source(path=str(folder), prompt="What?")
+    corpus = readers.load([one], base=Path(), val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert {sample.question for sample in corpus.train} == {"What?"}
+    write(folder, "m.jsonl", [{"audio": f"{n}.wav", "text": f"a {n}", "who": n, "speaker": "x"} for n in "abc"])
+    one = Source(path="m.jsonl", prompt="Write it.", group="{who}", task="said")
+    corpus = readers.load([one], base=folder, val_split=0.0, seed=0, quarantine=Quarantine(limit=0.0))
+    assert [(s.question, s.group, s.task) for s in corpus.train] == [("Write it.", n, "said") for n in "abc"]
+
+
+def test_words_under_names_of_media_are_words(folder: Path) -> None:
+    row = {"audio": "a.wav", "text": "x", "voice": "amy", "speech": "read", "picture": "none", "image_name": "dog"}
+    (sample,) = read(folder, [row])
+    assert said(sample)[0] == ["user", "a.wav"]
+    (sample,) = read(folder, [{"messages": turns("hi", "ho"), "voice": "amy"}])
+    assert said(sample) == [["user", "hi"], ["assistant", "ho"]]
+    assert "voice" in refused(folder, {"audio": "a.wav", "text": "x", "voice": "b.wav", "label": "y"}, filler={**row, "audio": "c.wav"})
+
+
+def test_a_document_may_say_which_file_it_was(folder: Path) -> None:
+    (sample,) = read(folder, [{"text": "print(1)", "path": "src/a.py", "lang": "python"}])
+    assert sample.text == "print(1)"
+    assert "path" in refused(folder, {"text": "one", "path": "clip_001"}, filler={"text": "two"})
 
 
 def test_a_column_of_files_is_not_left(folder: Path) -> None:
@@ -564,6 +633,11 @@ CUTS: dict[str, dict[str, Any]] = {
     "samples by their ends": {"start_sample": 8000, "end_sample": 24000},
     "torchaudio": {"frame_offset": 8000, "num_frames": 16000},
     "a clock": {"start": "00:00:00.5", "end": "0:01,5"},
+    "of a segment": {"segment_start": 0.5, "segment_end": 1.5},
+    "of a clip, in milliseconds": {"clip_start_time_ms": 500, "clip_end_time_ms": 1500},
+    "a pair": {"timestamp": [0.5, 1.5]},
+    "twice": {"start": 0.5, "start_ms": 500, "end": 1.5, "end_frame": 24000},
+    "samples of the file": {"start": 0.5, "end": 1.5, "num_samples": 32000},
     "all three": {"start": 0.5, "end": 1.5, "duration": 1.0},
 }
 
@@ -574,7 +648,7 @@ def test_segments_are_segments(folder: Path, layout: str, form: str) -> None:
     row: dict[str, Any] = {"wav": "a.wav", "text": "hello you", **CUTS[layout]}
     if form == "chat":
         row = {"messages": turns("<audio>", "hello you"), "audios": ["a.wav"], **CUTS[layout]}
-    name = "m.csv" if form in ("csv", "pairs") and "," not in str(row) else "m.jsonl"
+    name = "m.csv" if form in ("csv", "pairs") and not any("," in str(value) for value in row.values()) else "m.jsonl"
     (sample,) = read(folder, [row], name)
     assert (sample.audios[0].start, sample.audios[0].end) == (0.5, 1.5)
     report = examined(folder, name)
@@ -616,6 +690,7 @@ def test_templates_can_say_segments(folder: Path, part: dict[str, Any], wanted: 
         ({"start": 0.5, "end": 1.5, "duration": 0.3}, "one end"),
         ({"offset": -1, "duration": 1.0}, "offset"),
         ({"offset": 0.5, "duration": 0}, "duration"),
+        ({"start": 0.0, "offset": 0.5, "end": 1.0}, "start 0.0 and offset 0.5"),
         ({"start": "soon", "end": 1.5}, "start"),
         ({"start_frame": 0.5, "num_frames": 10}, "whole frames"),
         ({"start_frame": 5, "end": 1.0}, "one unit"),
@@ -684,6 +759,20 @@ def test_columns_are_counted(folder: Path) -> None:
     assert [(path, account.told()) for path, account in corpus.accounts] == [("m.jsonl", manifest.columns)]
 
 
+def test_a_run_tells_it_first(folder: Path) -> None:
+    rows = [
+        {"audio": f"{n}.wav", "text": n, "speaker": n, "license": "x", "split": s}
+        for n, s in zip("abc", ("train", "train", "dev"), strict=True)
+    ]
+    write(folder, "m.jsonl", rows)
+    corpus = readers.load([Source(path="m.jsonl")], base=folder, val_split=0.1, seed=0, quarantine=Quarantine(limit=0.0))
+    built: Any = SimpleNamespace(corpus=corpus)
+    settings: Any = SimpleNamespace(val_split=0.1)
+    (line,) = introduction.columns(built, settings)
+    sides = "the data say the side of 3 of 3 rows (train 2, valid 1), and that counts; val_split 0.1 decides on none"
+    assert line == f"m.jsonl: 4 columns read, 1 left: license; {sides}"
+
+
 def test_provenance_may_name_files_of_others(folder: Path) -> None:
     row = {
         "image": "a.png",
@@ -693,6 +782,62 @@ def test_provenance_may_name_files_of_others(folder: Path) -> None:
         "original_path": "x/1.jpg",
     }
     assert len(read(folder, [row])) == 1
+
+
+ODD: list[Any] = [
+    None,
+    "",
+    0,
+    -1,
+    1.5,
+    float("nan"),
+    True,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": None},
+    "x",
+    "<image>",
+    "a.png",
+    ["a.png", 3],
+    {"path": 3},
+    "\u2028",
+    10**400,
+]
+
+
+def mutated(rng: random.Random, value: Any) -> Any:
+    """The value with one of its parts made another."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        return {**value, key: mutated(rng, value[key])} if rng.random() < 0.8 else {k: v for k, v in value.items() if k != key}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(rng, value[place]), *value[place + 1 :]]
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_rows_are_read_or_refused(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    whole = [
+        *(row for row, _ in CHATS.values()),
+        *MANIFESTS.values(),
+        cut(supervision()),
+        *({"audio": "a.wav", "text": "x", **c} for c in CUTS.values()),
+    ]
+    for number in range(150):
+        row = rng.choice(whole)
+        for _ in range(rng.randrange(1, 4)):
+            row = mutated(rng, row)
+        if isinstance(row, dict) and rng.random() < 0.5:
+            row = {**row, rng.choice([*PERSONS, "split", "id", "channel", "offset", "system"]): rng.choice(ODD)}
+        first = rng.choice(whole)
+        write(folder, "f.jsonl", [first, row])
+        quarantine = Quarantine()
+        found = list(readers.read(Source(path="f.jsonl"), folder, quarantine))
+        assert len(found) + quarantine.total >= 2, (number, row)
 
 
 def test_every_layout_is_in_the_docs() -> None:

@@ -22,7 +22,11 @@ TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "
 LLAVA = {"id": "one", "image": "a.png", "kind": "dog", "conversations": TALK}
 CAPTION = {"id": "two", "image": "b.png", "kind": "cat", "caption": "a cat"}  # what llava asks `prompt` for
 CUT = {
-    "id": "c", "type": "MonoCut", "start": 0.0, "duration": 1.0, "channel": 0,
+    "id": "c",
+    "type": "MonoCut",
+    "start": 0.0,
+    "duration": 1.0,
+    "channel": 0,
     "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}],
     "recording": {
         "id": "r",

@@ -173,6 +173,25 @@ def _heard(folder: Path, *, is_wav_first: bool) -> None:
     (folder / "m.csv").write_text("\n".join(["wav,text" if is_wav_first else "text,wav", *rows]) + "\n")
 
 
+def _instructions(folder: Path) -> None:
+    rows = [{"instruction": f"say it again, {n}", "input": PHRASES[n % 6], "output": f"{PHRASES[n % 6]}, {n}"} for n in range(ROWS // 2)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "m.json").write_text(json.dumps(rows))
+
+
+def _cuts(folder: Path) -> None:
+    rows = []
+    for n in range(ROWS // 2):
+        name = speech(folder, f"{n}.wav", PHRASES[n % 6], n)
+        length_s = soundfile.info(folder / name).duration
+        known = {"start": 0.0, "duration": length_s, "channel": 0}
+        sources = [{"type": "file", "channels": [0], "source": name}]
+        said = {"id": f"s{n}", "recording_id": f"r{n}", **known, "text": PHRASES[n % 6], "speaker": f"p{n % 5}"}
+        recording = {"id": f"r{n}", "sources": sources, "sampling_rate": 16000, "duration": length_s}
+        rows.append({"id": f"c{n}", **known, "supervisions": [said], "recording": recording, "type": "MonoCut"})
+    jsonl(folder / "cuts.jsonl", rows)
+
+
 def _shown(folder: Path, *, is_table: bool) -> None:
     rows = [{"image": picture(folder, f"{n}.png", n), "caption": f"{PHRASES[n % 6]} {n}"} for n in range(ROWS // 2)]
     if is_table:
@@ -230,6 +249,8 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {  # what wri
     "images": (_classes, {"path": "."}),
     "sounds": (_sounds, {"path": "."}),
     "llava": (of_llava, LLAVA),
+    "alpaca": (_instructions, {"path": "m.json"}),
+    "lhotse": (_cuts, {"path": "cuts.jsonl"}),
     "ljspeech": (_ljspeech, {"path": "."}),
     "librispeech": (_librispeech, {"path": "."}),
     "vctk": (_vctk, {"path": "."}),

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 STAGES = tuple(uses.RULES)  # a sweep learns from what align does
 ANY = ("samples", "rows")  # hold whatever their rows hold: these are run by the tiny curriculum and by the shipped recipes
-BESIDE = {("text", "omni"), ("text", "instruct")}  # replay: it goes with sources that have media, alone it proves nothing about these
+# Replay: it goes with sources that have media, alone it proves nothing about these.
+BESIDE = {(reader, stage) for reader in ("text", "alpaca") for stage in ("omni", "instruct")}
 ELSEWHERE = {  # run whole by a shipped recipe (test_shipped_recipes.py)
     ("text", "thinker"): "muomni_12gb",
     ("text", "omni"): "muomni_12gb",
@@ -46,6 +47,8 @@ GREEN = {
     "images": ("vision", "omni", "align", "instruct"),
     "sounds": ("hearing", "codec", "talker", "omni"),
     "llava": ("vision", "omni", "align", "instruct"),
+    "alpaca": ("thinker", "omni", "instruct"),
+    "lhotse": ("hearing", "codec", "talker", "omni"),
     "ljspeech": ("hearing", "codec", "talker"),
     "librispeech": ("hearing", "codec", "talker", "omni"),
     "vctk": ("hearing", "codec", "talker", "omni"),
@@ -143,7 +146,7 @@ def test_a_reader_is_refused_by_every_other_stage_before_anything_is_spent(
         assert not (tmp_path / stage / "run" / stage / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("stage", sorted(stage for _, stage in BESIDE))
+@pytest.mark.parametrize("stage", sorted({stage for _, stage in BESIDE}))
 def test_text_alone_proves_nothing_about_media(base: Path, stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(MuomniError) as caught:
         run(base, tmp_path, stage, [source("text", tmp_path_factory)])

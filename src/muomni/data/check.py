@@ -153,7 +153,7 @@ class _Check:
         known.read, known.left, known.columns = account.read, account.left, account.told()
         known.said_sides = dict(account.sides)
         for key, what in account.signs.items():
-            self.findings.add(Finding("left_column", str(path), f"column {key} names {what}, and the template does not"))
+            self.findings.add(Finding("left_column", str(path), f"column {key} names {what}, and is not read"))
         if account.named:
             for line in account.unnamed:
                 self.findings.add(Finding("unnamed_speaker", f"{path}:{line}", account.told_unnamed()))

@@ -104,10 +104,10 @@ def _template(source: Source, rows: list[dict[str, Any]], root: Path) -> dict[st
     made: dict[str, Any] = {"messages": [{"user": asked}, {"assistant": "{item}" if is_list else f"{{{words}}}"}]}
     if is_list:
         made["expand"] = words
-    if heard:
+    if heard and source.task is None:
         made["task"] = "transcribe" if fold(words) in TRANSCRIPTS else words
     group = plan.group or (plan.persons[0] if len(plan.persons) == 1 else None)
-    if group and all(isinstance(row.get(group), str | int) and row[group] != "" for row in rows):
+    if group and source.group is None and all(isinstance(row.get(group), str | int) and row[group] != "" for row in rows):
         made["group"] = f"{{{group}}}"
     return made
 
@@ -157,7 +157,11 @@ def _first_path(value: Any) -> str:
         value = value[0] if value else None
     if isinstance(value, dict):
         value = value.get("path") or value.get("url")
-    return value if isinstance(value, str) and len(value) < 4096 else ""
+    if not isinstance(value, str):
+        return ""
+    if value.startswith("data:"):  # of which the suffix stands in front: data:image/png;base64,...
+        return f"inline.{value[5:60].partition(';')[0].rpartition('/')[2]}"
+    return value if len(value) < 4096 else ""
 
 
 def _kind(values: Iterable[Any]) -> str | None:

@@ -41,7 +41,7 @@ REASONS: dict[str, Reason] = {
     "two_transcripts": Reason("error", "a sound with several transcripts that differ, and no times", "give each its start and end"),
     "other_length": Reason("error", "a sound of another length than its row says", "give `offset` too, or mend the duration"),
     "unnamed_speaker": Reason("error", "a sound without its speaker, whom other rows name", "fill it in, or `ignore` the column"),
-    "left_column": Reason("warning", "a column that names files, which the template leaves out", "name it in the template, or `ignore` it"),
+    "left_column": Reason("warning", "a column that names files or persons and is not read", "name it in a template, or `ignore` it"),
     "config": Reason("error", "a manifest that can't be read as asked", "give `--format` or `--template`"),
     "no_samples": Reason("error", "a manifest without a usable sample", "see its other errors"),
     "no_stage": Reason("error", "a manifest from which no stage can learn", "see what each stage lacks, and add it to the rows"),

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from muomni.data import formats, shards, streams, trees
 from muomni.errors import UserError
@@ -62,7 +63,7 @@ def _is_manifest(file: Path, suffix: str) -> bool:
     if suffix != ".json":
         return True
     try:
-        first = next(iter(streams.values(file)), (1, {}))[1]
+        first: Any = next(iter(streams.values(file)), (1, {}))[1]
     except (UserError, OSError):
         return True  # broken: its reader will say
     return not isinstance(first, dict) or bool({"messages", "text", "conversations"} & first.keys()) or not _is_one_object(file)

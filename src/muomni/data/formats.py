@@ -16,7 +16,7 @@ from muomni.data.sample import FIELDS
 from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
-from muomni.data.streams import lines
+from muomni.data.streams import lines as lines
 from muomni.errors import ConfigError, DataError, DataNote
 
 Rows = Iterator[tuple[int, Reading | dict[str, Any] | DataError]]  # a dict: a row of which nothing was left
@@ -211,7 +211,10 @@ def samples(path: Path, source: Source) -> Rows:
         left: dict[str, Any] = {}
         used: list[str] = []
         if "messages" not in row:
-            made, used = _turns_or_document(row, ignored)
+            if "text" in row and row.keys() <= FIELDS:
+                yield Reading(row, row, left)
+                return
+            made, used, left = _turns_or_document(row, ignored)
         elif chat.is_plain(row):
             made = _asked(row, source)
             if source.prompt is None and source.names is None:
@@ -232,15 +235,17 @@ def samples(path: Path, source: Source) -> Rows:
     yield from each(path, source, convert)
 
 
-def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
-    """A row without messages: another layout's turns among ours, or a document; and the fields that were used."""
+def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:
+    """A row without messages: another layout's turns among ours, or a document."""
+    if "text" in row:
+        return _document(row)
     if chat.turns_key(row) is not None:
-        made, used = chat.convert(row, ignored)
+        made, used, left = chat.convert(row, ignored)
     elif instructions.knows(row):
-        made, used = instructions.convert(row, ignored)
+        made, used, left = instructions.convert(row, ignored)
     else:
-        return _document(row), []
-    return {**row, **made}, used
+        return _document(row)
+    return {**row, **made}, used, left
 
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -261,13 +266,15 @@ def _with_words(message: Any, prompt: str) -> Any:
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
 
-def _document(row: dict[str, Any]) -> dict[str, Any]:
+def _document(row: dict[str, Any]) -> chat.Made:
     """A row without turns as a document.
 
     Raises  DataError (bad_row) where it names media: they would be dropped.
     """
     named = sorted(key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value))
     if named:
+        for key in named:
+            media.paths_of(key, row[key])  # which says by name what can't be read at all
         raise DataError(
             "bad_row",
             f"row: has {', '.join(named)} but no messages, and no words for it in a column that is known",
@@ -276,8 +283,8 @@ def _document(row: dict[str, Any]) -> dict[str, Any]:
     chat.refuse(row)
     if "text" not in row and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         rest = {key: value for key, value in row.items() if key not in ("question", "answer")}
-        return {**rest, "text": f"{row['question']}\n{row['answer']}"}
-    return row
+        return {**rest, "text": f"{row['question']}\n{row['answer']}"}, ["question", "answer"], {}
+    return row, [], {}
 
 
 def rows(path: Path, source: Source) -> Rows:
@@ -336,41 +343,30 @@ def _looks_like_a_file(cell: str, suffixes: set[str]) -> bool:
 
 def conversations(path: Path, source: Source) -> Rows:
     """Rows of LLaVA, ShareGPT and LLaMA-Factory: `conversations` with `<image>` where the media stand, or a caption and an image."""
-    unique, ignored = chat.Unique(), frozenset(source.ignore)
-
-    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        made, used = chat.convert(row, ignored, source.prompt)
-        return {**known, **made}, used
-
-    yield from _turned(path, source, convert, unique)
+    return _turned(path, source, lambda row, ignored: chat.convert(row, ignored, source.prompt))
 
 
 def told_instructions(path: Path, source: Source) -> Rows:
     """Rows of Alpaca and its like: instruction, input, output."""
-    ignored = frozenset(source.ignore)
-
-    def convert(row: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        made, used = instructions.convert(row, ignored)
-        return {**known, **made}, used
-
-    yield from _turned(path, source, convert, chat.Unique())
+    return _turned(path, source, instructions.convert)
 
 
-def _turned(
-    path: Path, source: Source, convert: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], list[str]]], unique: chat.Unique
-) -> Rows:
+def _turned(path: Path, source: Source, convert: Callable[[dict[str, Any], frozenset[str]], chat.Made]) -> Rows:
     """Rows that a layout makes turns of, with ids that are made unique and what the source says of them."""
-    about = fields.About(source, honours_split=says_sides(path, source))
-    said = {name for key in ("group", "task", "split", "names") for name in template.names(getattr(source, key))}
+    about, unique, ignored = fields.About(source, honours_split=says_sides(path, source)), chat.Unique(), frozenset(source.ignore)
+    said = {name for key in ("group", "task", "split", "names") for name in template.names(getattr(source, key))} | {"id"}
 
     def one(row: dict[str, Any]) -> Iterator[Reading]:
         given = row.get("id")
-        known = {"id": unique(str(given))} if isinstance(given, str | int) and given != "" else {}
-        made, used = convert(row, known)
+        name = unique(str(given)) if isinstance(given, str | int) and given != "" else None
+        made, used, inside = convert(row, ignored)
+        if name is not None:
+            made["id"] = name
         made |= template.about(source, row)
         told, whence = about.complete(made, row)
-        used = [key for key in row if key in used or key in told or key in said or key == "id"]
-        yield Reading(made, used, left_of(row, used), whence, frames=about.in_frames)
+        names = {*used, *told, *said}
+        left = {key: value for key, value in row.items() if key not in names}
+        yield Reading(made, [key for key in row if key in names], {**left, **inside} if inside else left, whence, frames=about.in_frames)
 
     yield from each(path, source, one)
 
@@ -502,12 +498,16 @@ USES: dict[Format, set[str]] = {
 }
 
 
-def refuse_idle(path: Path, source: Source) -> None:
-    """Raises ConfigError for what a source says and its format has no use for."""
-    kind = sniff(path, source)
-    for name in sorted(set().union(*USES.values()) - USES[kind]):
+def refuse_idle(path: Path, source: Source, recognised: Source | None = None) -> None:
+    """Raises ConfigError for what a source says and its format has no use for.
+
+    Takes   recognised: the source as its columns were recognised, with a template of which a prompt is part.
+    """
+    kind = sniff(path, recognised or source)
+    used = USES[kind] | ({"prompt"} if isinstance(recognised, Recognised) else set())
+    for name in sorted(set().union(*USES.values()) - used):
         if is_set(source, name):
-            of = ", ".join(sorted(other for other, used in USES.items() if name in used))
+            of = ", ".join(sorted(other for other, uses in USES.items() if name in uses))
             raise ConfigError(f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out")
 
 

@@ -13,7 +13,7 @@ from muomni import files
 from muomni.data import likeness
 from muomni.data.sample import AudioPart, ImagePart, inline_bytes
 from muomni.errors import DataError
-from muomni.media import audio, image
+from muomni.media import audio, image, stored
 from muomni.media.decoders import TORN_S
 
 MOST_BYTES = 64 << 20  # larger files are not held in memory
@@ -88,7 +88,7 @@ def examine(part: ImagePart | AudioPart) -> Medium:
     Raises  DataError, as `media.audio.read` and `media.image.read` do.
     """
     content = inline_bytes(part.path)
-    name = f"{part.path[:40]}..." if content is not None else part.path
+    name = stored.shown(part.path)
     if content is None and not (isinstance(part, AudioPart) and (part.start is not None or part.end is not None)):
         content = _content(part.path)  # once for all that looks at it
     source = content if content is not None else part.path

@@ -15,7 +15,7 @@ from muomni.errors import DataError, DataNote
 from muomni.media import stored
 
 AT_ONCE = 64  # rows that are decoded at once
-GROUP_BYTES = 64 * 2**20  # of a row group's media: a picture of a larger one costs too much to read by itself
+GROUP_BYTES = 32 * 2**20  # of a row group's media: a picture of a larger one costs too much to read by itself
 DIGEST_BYTES = 8
 MAGIC = (
     (b"\x89PNG", 0, "png", "image"),
@@ -42,7 +42,7 @@ def rows(path: Path, container: str) -> Rows:
 
     Raises  UserError without pyarrow; DataError (undecodable) for a torn file.
     """
-    with stored.parquet_file(path) as file, _named(path):
+    with stored.parquet_file(path) as file, stored.whole_parquet(path):
         classes = _classes(file)
         number = 0
         for group in range(file.num_row_groups):
@@ -130,25 +130,10 @@ def _media_bytes(group: Any) -> int:
     return max((group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0)
 
 
-class _named:
-    """Names the file in what pyarrow has to say of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None and kind.__module__.startswith("pyarrow"):
-            what = str(error).splitlines()[0][:120] if str(error) else kind.__name__
-            raise DataError("undecodable", f"{self.path}: expected a whole parquet file, got {what}", hint="make the file anew") from error
-
-
 def digest(path: Path) -> str:
     """Names what a parquet file holds without reading pictures and sounds: its footer, and the pages of all columns without bytes."""
     found = hashlib.sha256()
-    with stored.parquet_file(path) as file, path.open("rb") as stream:
+    with stored.parquet_file(path) as file, stored.whole_parquet(path), path.open("rb") as stream:
         stream.seek(-8, 2)
         length = int.from_bytes(stream.read(4), "little")
         stream.seek(-8 - length, 2)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from muomni.errors import DataError
 from muomni.media import stored
 
+LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in base64
 KEPT = 1 << 16  # spellings whose places are remembered: rows of one photo lie near each other
 
 
@@ -35,7 +36,7 @@ class Places:
         """
         found = self._found.get(path)
         if found is None:
-            container = stored.container(path)
+            container = stored.container(path) if "!" in path else None
             if container is not None:
                 whole = self._path(container) + path[len(container) :]
                 name = stored.identity(whole)
@@ -62,13 +63,15 @@ class Places:
             wanted.encode()
         except UnicodeEncodeError as error:
             raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
-        raise DataError("missing", f"{path}: expected a file under {self.roots[0]}", hint="check the source's `root`")
+        hint = "nothing is fetched from the network; download it first" if "://" in path else "check the source's `root`"
+        raise DataError("missing", f"{path[:LONGEST_TOLD]}: expected a file under {self.roots[0]}", hint=hint)
 
     @staticmethod
     def _file(full: str) -> os.stat_result | None:
         """What the system says of a file, or of a link to one."""
         try:
-            full.encode()
+            if not full.isascii():
+                full.encode()
             status = os.lstat(full)
             if stat.S_ISREG(status.st_mode):
                 return status

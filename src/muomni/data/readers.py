@@ -115,6 +115,8 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             account.add(reading)
             if reading.left:
                 signs.refuse(reading, account)
+            if (extra := reading.row.get("extra")) and not reading.chosen:
+                signs.refuse_extra(extra)
             if reading.frames:
                 _in_seconds(reading.row, places)
             sample = parse(reading.row)
@@ -204,7 +206,7 @@ def load(
     transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
         path = locate(source, base)
-        formats.refuse_idle(path, columns.table(path, source))
+        formats.refuse_idle(path, source, columns.table(path, source))
         before, bad = len(writer), quarantine.total
         account = Account()
         accounts.append((source.path, account))

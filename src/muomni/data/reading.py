@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as fields_of
 from typing import Any
 
-from muomni.data.layouts import media, placeholders
+from muomni.data.layouts import fields, media, placeholders
 from muomni.data.sample import Sample
 from muomni.errors import DataError
 
+KNOWN_VALUES = 1000  # of columns that were left: a licence stands in many rows
 KNOWN_SHAPES = 1000  # sets of columns that are counted each by itself before they are added up
 TOLD = 6  # columns named in a line
 DEPTH = 4  # of lists and objects in a field
@@ -31,7 +33,7 @@ class Reading:
 
     row: dict[str, Any]
     used: Iterable[str] = ()
-    left: Mapping[str, Any] = field(default_factory=dict)
+    left: Mapping[str, Any] = fields_of(default_factory=dict)
     whence: str = "group"
     chosen: bool = False
     frames: bool = False
@@ -42,13 +44,13 @@ class Account:
     """Which columns of a source were read and which were left, in how many rows; and which rows with sound name nobody who speaks."""
 
     rows: int = 0
-    sides: Counter[str] = field(default_factory=Counter)  # that the rows say themselves
+    sides: Counter[str] = fields_of(default_factory=Counter)  # that the rows say themselves
     named: int = 0  # rows with sound whose group is a person
-    unnamed: list[int] = field(default_factory=list)  # lines of rows with sound that have no group, nor a person
-    signs: dict[str, str] = field(default_factory=dict)  # column that was left -> what it names
-    _shapes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
-    _read: Counter[str] = field(default_factory=Counter)
-    _left: Counter[str] = field(default_factory=Counter)
+    unnamed: list[int] = fields_of(default_factory=list)  # lines of rows with sound that have no group, nor a person
+    signs: dict[str, str] = fields_of(default_factory=dict)  # column that was left -> what it names
+    _shapes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = fields_of(default_factory=Counter)
+    _read: Counter[str] = fields_of(default_factory=Counter)
+    _left: Counter[str] = fields_of(default_factory=Counter)
 
     def add(self, reading: Reading) -> None:
         """One more row."""
@@ -128,10 +130,16 @@ class Signs:
     def __init__(self, roots: Sequence[str], is_file: Any) -> None:
         self._roots, self._is_file = roots, is_file
         self._bare: set[str] | None = None
+        self._known: dict[tuple[str, str], bool] = {}
 
     def refuse(self, reading: Reading, account: Account) -> None:
-        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted."""
+        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted.
+
+        A field that names a person, and whose row has its group from elsewhere, is noted too.
+        """
         for key, value in reading.left.items():
+            if fields.names_person(key, value):
+                account.signs.setdefault(key, "a person")
             if value is None or value == "" or isinstance(value, bool | int | float):
                 continue
             named = self.of(key, value)
@@ -146,10 +154,21 @@ class Signs:
                 hint=f"say what it is in a `messages:` template, or leave it out: `ignore: [{key}]`",
             )
 
+    def refuse_extra(self, extra: Any) -> None:
+        """Raises DataError (bad_row) for a file that `extra` of a row names: nobody opens it."""
+        named = self.of("extra", extra)
+        if named is not None:
+            raise DataError("bad_row", f"extra: expected words and numbers, got {named!r:.80}, which names a file and is not read")
+
     def of(self, key: str, value: Any, depth: int = 0) -> str | None:
         """The file that a field names, None where it names none."""
         if isinstance(value, str):
-            return value if self._names_a_file(key, value) else None
+            found = self._known.get((key, value))
+            if found is None:
+                if len(self._known) >= KNOWN_VALUES:
+                    self._known.clear()
+                found = self._known[key, value] = self._names_a_file(key, value)
+            return value if found else None
         if isinstance(value, bytes):
             return f"{len(value)} bytes"
         if depth >= DEPTH:
@@ -161,10 +180,10 @@ class Signs:
         return None
 
     def _names_a_file(self, key: str, value: str) -> bool:
+        if media.kind_of_key(key) is not None and not media.is_soft(key):
+            return bool(value.strip())
         if not value or len(value) > 4096 or "\n" in value:
             return False
-        if media.kind_of_key(key) is not None:
-            return bool(value.strip())
         if "." in value or "/" in value:
             if "://" in value:
                 return False
@@ -188,7 +207,8 @@ def _bare_names(root: str) -> Iterable[str]:
 def refuse_placeholders(sample: Sample, ignored: frozenset[str]) -> None:
     """Raises DataError (bad_row) where words still hold `<image>` or its like: what it stands for is not there."""
     if sample.text is not None:
-        _refuse_placeholder("text", sample.text, ignored)
+        if "<" in sample.text or "[" in sample.text:
+            _refuse_placeholder("text", sample.text, ignored)
         return
     for number, message in enumerate(sample.messages):
         if isinstance(message.content, str):

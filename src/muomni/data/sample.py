@@ -217,7 +217,9 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
     """Check what the fields can't say one by one, and fill group and task."""
     if bool(sample.messages) == (sample.text is not None):
         raise DataError(
-            "bad_row", "row: expected either messages or text", hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}'
+            "bad_row",
+            f"row: expected either messages or text, got {', '.join(sample.extra)[:80] or 'neither or both'}",
+            hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}',
         )
     if sample.text is not None:
         if not sample.text.strip():
@@ -229,26 +231,28 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
             for part in message.content if isinstance(message.content, list) else []:
                 if isinstance(part, AudioPart) and part.end is not None and part.end <= (part.start or 0):
                     raise DataError("bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s")
-    filled: dict[str, str] = {}
+    seen = [] if sample.text is not None else [(m.role == "assistant", part) for m in sample.messages for part in m.media]
     if not has_group:
-        media = sample.media
-        first = next((part for part in media if isinstance(part, ImagePart)), media[0] if media else None)
-        filled["group"] = first.path if first else sample.id
+        first = next((part for _, part in seen if isinstance(part, ImagePart)), seen[0][1] if seen else None)
+        object.__setattr__(sample, "group", first.path if first else sample.id)  # frozen, but nobody else has seen it yet
     if not has_task:
-        filled["task"] = _task(sample)
-    return sample.model_copy(update=filled) if filled else sample
+        object.__setattr__(sample, "task", _task(sample, seen))
+    return sample
 
 
-def _task(sample: Sample) -> str:
+def _task(sample: Sample, seen: list[tuple[bool, ImagePart | AudioPart]]) -> str:
+    """What a sample asks, by its media: whether the assistant shows them, and each."""
     if sample.text is not None:
         return "text"
-    if sample.speech:
+    if any(is_said and isinstance(part, AudioPart) for is_said, part in seen):
         return "speak"
-    if sample.images and sample.audios:
+    images = any(not is_said and isinstance(part, ImagePart) for is_said, part in seen)
+    audios = any(not is_said and isinstance(part, AudioPart) for is_said, part in seen)
+    if images and audios:
         return "spoken_question"
-    if sample.images:
+    if images:
         return "question" if sample.question.strip() else "caption"
-    return "transcribe" if sample.audios else "chat"
+    return "transcribe" if audios else "chat"
 
 
 def _messages(messages: Any) -> Any:

@@ -129,10 +129,8 @@ def rows(path: Path, container: str, name: str = "") -> Rows:
     Takes   container: the tar's path as rows shall name it; name: what stands before a sample's key in its id.
     Raises  DataError (undecodable) for a tar that is torn, packed or none.
     """
-    number = 0
     seen: set[int] = set()
-    for key, members in _samples(path):
-        number += 1
+    for number, (key, members) in enumerate(_samples(path), start=1):
         if isinstance(members, DataError):
             yield number, members
         elif hash(key) in seen:
@@ -145,7 +143,8 @@ def rows(path: Path, container: str, name: str = "") -> Rows:
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo] | DataError]]:
     """Members that follow one another with one key, by their kinds."""
-    key, held = "", {}
+    key = ""
+    held: dict[str, tarfile.TarInfo] = {}
     left, first_left = 0, ""
     twice: DataError | None = None
     for member in _members(path):
@@ -191,7 +190,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                             hint="copy or make the file anew",
                         )
                     yield member
-                    tar.members = []  # it would keep them all
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 _check_end(path, stream, tar.offset, size)
         except tarfile.TarError as error:
             raise DataError("undecodable", f"{path}: expected a whole tar, got {error}", hint="copy or make the file anew") from error

@@ -26,6 +26,7 @@ ROWS_UNDER = ("data", "rows", "samples", "items", "examples", "instances", "reco
 OF_A_ROW = {"messages", "conversations", "text"}  # what has one of these is a row, not a box of rows
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SPACE = re.compile(r"[ \t\r\n]*")
+ENDS = re.compile(r"[ \t\r\n,:\]}]|.{8}", re.DOTALL)  # what may stand behind a value, or anything that is long enough
 HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, or one alone
 ROWS = re.compile(r"\[[ \t\r\n]*\{")
 
@@ -314,7 +315,7 @@ class _Text:
             self._doubled = ""
             try:
                 value, end = self.decoder.raw_decode(self._buffer, self._place)
-                if end < len(self._buffer) or self._is_end:  # else a number may go on
+                if self._is_end or ENDS.match(self._buffer, end) or isinstance(value, dict | list):  # else a number may go on: -2 of -2.5
                     break
                 problem: ValueError | RecursionError | None = None
             except (ValueError, RecursionError) as error:

@@ -42,6 +42,7 @@ SAID: dict[Quotes, str] = {
     "doubled": "quoted cells, a mark within doubled",
     "backslash": "a backslash before marks that are letters",
 }
+NULLS = {"nan", "NaN", "None", "NULL", "null", "N/A", "NA", "#N/A", "\\N", "<NA>"}  # as programs write that there is nothing
 OPEN = "a quotation mark is not closed"
 
 
@@ -122,6 +123,11 @@ def rows(path: Path) -> Rows:
             else:
                 yield number, _ragged(cells, found)
                 continue
+        if "nulls" not in told and not NULLS.isdisjoint(cells):
+            told.add("nulls")
+            column, cell = next((name, cell) for name, cell in zip(names, cells, strict=True) if cell in NULLS)
+            what = f"table: {column} holds {cell!r}, which programs write for nothing: it is read as a word, here and below"
+            yield number, DataNote("ambiguous", what, hint="leave such cells empty, or remove their rows")
         row = dict(zip(names, cells))
         for name in unnamed:
             if not row[name]:
@@ -219,7 +225,8 @@ def _broken(problem: str, found: Dialect) -> DataError:
 def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
     """The cells of a text that begins where a row does, and what breaks the dialect: OPEN where the row may go on in the next line."""
     pattern = DOUBLED if found.quotes == "doubled" else BACKSLASH
-    delimiter, cells, place = found.delimiter, [], 0
+    cells: list[str] = []
+    delimiter, place = found.delimiter, 0
     skip = 1 if found.is_spaced else 0
     while True:
         start = place + skip if skip and cells and text.startswith(" ", place) else place

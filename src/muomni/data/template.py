@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from muomni.data.layouts import fields, media
+from muomni.data.layouts import fields, media, placeholders
 from muomni.data.source import Source
 from muomni.errors import DataError
 
@@ -24,6 +24,7 @@ class Template:
     def __init__(self, source: Source, *, honours_split: bool = True) -> None:
         self.source = source
         self.about = fields.About(source, honours_split=honours_split)
+        self._ignored = frozenset(source.ignore)
         self._says_frames = any(fields.TIMES.get(fields.fold(key), ("", 1.0))[1] is None for part in _media_parts(source) for key in part)
         said = source.model_dump(include={"id", "group", "task", "split", "names", "messages", "text"})
         self.fields = {name.partition(".")[0] for name in PLACEHOLDER.findall(json.dumps(said))}
@@ -63,7 +64,7 @@ class Template:
         if source.text is not None:
             out["text"] = text(source.text, row)
         if source.messages is not None:
-            out["messages"] = [_message(message, row) for message in source.messages]
+            out["messages"] = [_message(message, row, self._ignored) for message in source.messages]
         if source.negatives is not None:
             out["negatives"] = _field(row, source.negatives)
         told, whence = self.about.complete(out, row)
@@ -94,14 +95,16 @@ def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _message(message: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def _message(message: dict[str, Any], row: dict[str, Any], ignored: frozenset[str]) -> dict[str, Any]:
     if len(message) != 1 or next(iter(message)) not in ROLES:
         raise DataError("bad_row", f"template: expected one of {', '.join(ROLES)} a message, got {sorted(message)}")
     role, content = next(iter(message.items()))
     if isinstance(content, str):
         return {"role": role, "content": text(content, row)}
-    parts = content if isinstance(content, list) else [content]
-    return {"role": role, "content": [filled for part in parts for filled in _parts(part, row)]}
+    parts = [filled for part in (content if isinstance(content, list) else [content]) for filled in _parts(part, row)]
+    if role == "user" and any(part["type"] == "text" and placeholders.may_hold(part["text"]) for part in parts):
+        parts = media.at_places(parts, ignored)
+    return {"role": role, "content": parts}
 
 
 def _parts(part: Any, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import numpy as np
 from muomni.data.sample import Sample
 from muomni.data.uses import transcript
 
+SPELLING = re.compile(r"[\W_]+")  # blanks and punctuation make no other words
 TASKS = ("transcribe", "speak")  # several captions of a picture, or questions about a sound, are no contradiction
 
 
@@ -29,8 +31,8 @@ class Transcripts:
             return
         part = sounds[0]
         asked = sample.question if sample.audios else ""
-        self._sounds.append(_digest(f"{part.path}\0{part.start}\0{part.end}\0{part.channel}\0{asked}"))
-        self._words.append(_digest(" ".join(transcript(sample).split()).casefold()))
+        self._sounds.append(_digest(f"{sample.task}\0{part.path}\0{part.start}\0{part.end}\0{part.channel}\0{asked}"))
+        self._words.append(_digest(SPELLING.sub("", transcript(sample)).casefold()))
         self._numbers.append(number)
 
     def clashes(self) -> Iterator[list[int]]:

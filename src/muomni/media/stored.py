@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import functools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,7 @@ def _of_parquet(found: re.Match[str], path: str) -> bytes:
 @functools.lru_cache(maxsize=GROUPS_KEPT)
 def _column(container: str, size: int, changed: int, group: int, column: str) -> Any:
     """A column of a row group."""
-    with parquet_file(container) as file:
+    with parquet_file(container) as file, whole_parquet(container):
         return file.read_row_group(group, columns=[column], use_threads=False).column(0)
 
 
@@ -141,8 +143,19 @@ def parquet_file(path: str | Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{path}: parquet is read by pyarrow, which is not installed", hint="pip install 'muomni[parquet]'") from error
-    try:
+    with whole_parquet(path):
         return pyarrow.parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=1 << 20)
-    except pyarrow.ArrowInvalid as error:
-        what = str(error).splitlines()[0][:120]
+
+
+@contextlib.contextmanager
+def whole_parquet(path: str | Path) -> Iterator[None]:
+    """Says of what pyarrow can't read which file it is; it raises OSError without a number, ValueErrors and others of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError("undecodable", f"{path}: expected a whole parquet file, got {what}", hint="copy or make the file anew") from error

@@ -28,7 +28,7 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
     rows_train, rows_valid = len(built.train.dataset), 0 if built.valid is None else len(built.valid.dataset)
     as_rows = f", as {rows_train:,} and {rows_valid:,} rows" if rows_train != len(built.corpus.train) else ""
     told.append(f"samples: {len(built.corpus.train):,} to learn from, {len(built.corpus.valid):,} held out{as_rows}")
-    told += _columns(built, settings)
+    told += columns(built, settings)
     if steps is not None:
         per_step, per_epoch = settings.gradient_accumulation_steps * world, built.train.order.batches_per_epoch
         each = " x ".join(str(n) for n in (settings.batch_size, settings.gradient_accumulation_steps, world) if n > 1) or "1"
@@ -43,7 +43,7 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
     return told
 
 
-def _columns(built: Plan, settings: StageSettings) -> list[str]:
+def columns(built: Plan, settings: StageSettings) -> list[str]:
     """Which columns of the sources were read and which were left, and whether the data or `val_split` say the sides."""
     lines = []
     accounts = list(built.corpus.accounts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from muomni.data.layouts import media, placeholders
@@ -32,57 +34,70 @@ ENOUGH = (1, 1.0, True)  # `weight`, `loss`: a turn is learned as any other
 Turn = tuple[Role, Any, dict[str, Any]]  # who, what (words or parts), what else the turn has
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What the fields of a row are for a conversation, by their names: `risky` make it another thing where they hold something."""
+
+    risky: tuple[tuple[str, str], ...]
+    media: tuple[tuple[str, Kind], ...]
+    system: str | None
+
+
+@lru_cache(maxsize=4096)
+def shape_of(columns: tuple[str, ...]) -> Shape:
+    """The shape of rows with these fields."""
+    risky = tuple((key, what) for key in columns if (what := _risk(fold(key))))
+    shown = tuple((key, kind) for key in columns if key not in FIELDS and (kind := media.kind_of_key(key)) is not None)
+    return Shape(risky, shown, next((key for key in columns if fold(key) in SYSTEMS), None))
+
+
+def _risk(name: str) -> str:
+    if name in PREFERENCES:
+        return "preference data (DPO, KTO), which no stage learns from"
+    if name in TOOLS:
+        return "tools, which no model here calls"
+    return {"label": "a label of KTO, which no stage learns from", "objects": "boxes of grounding, which no stage learns from"}.get(
+        name, ""
+    )
+
+
 def refuse(row: dict[str, Any]) -> None:
     """Raises DataError (bad_row) for a field that makes a row another thing than a conversation to learn from."""
-    for key, value in row.items():
-        name = fold(key)
-        what = ""
-        if name in PREFERENCES and value not in (None, "", []):
-            what = "preference data (DPO, KTO), which no stage learns from"
-        elif name in TOOLS and value not in (None, "", [], "[]", {}):
-            what = "tools, which no model here calls"
-        elif name == "label" and isinstance(value, bool):
-            what = "a label of KTO, which no stage learns from"
-        elif name == "objects" and isinstance(value, dict) and GROUNDING & {fold(one) for one in value} and any(value.values()):
-            what = "boxes of grounding, which no stage learns from"
-        if what:
-            raise DataError(
-                "bad_row", f"{key}: expected a conversation to learn from, got {what}", hint=f"`ignore: [{key}]` leaves the field out"
-            )
+    for key, what in shape_of(tuple(row)).risky:
+        value, name = row[key], fold(key)
+        if name == "label":
+            is_one = isinstance(value, bool)
+        elif name == "objects":
+            is_one = isinstance(value, dict) and bool(GROUNDING & {fold(one) for one in value}) and any(value.values())
+        else:
+            is_one = value not in (None, "", [], "[]", {})
+        if is_one:
+            hint = f"`ignore: [{key}]` leaves the field out"
+            raise DataError("bad_row", f"{key}: expected a conversation to learn from, got {what}", hint=hint)
 
 
-def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """A row with `conversations`, or a caption and an image, as `{"messages"}`, and the fields that were used.
+Made = tuple[dict[str, Any], list[str], dict[str, Any]]  # a row for `sample.parse`, the fields that were used, what was left in its turns
+
+
+def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset(), prompt: str | None = None) -> Made:
+    """A row with `conversations`, or a caption and an image, as `{"messages"}`.
 
     A bare caption answers `prompt` and has its task. Words lose their outer blanks.
     Raises  DataError: bad_row (media and placeholders that differ in number, a turn that can't be read, nothing to learn), empty.
     """
-    refuse(row)
-    caption = next((key for key in CAPTIONS if isinstance(row.get(key), str)), None)
-    found, used = media.collect(row)
-    _look_at_image_id(row, found, used)
-    if "conversations" not in row and found.get("image") and caption is not None:
-        turns: list[Turn] = [("user", prompt or "", {}), ("assistant", row[caption], {})]
-        return {"task": "caption", "messages": placed(turns, found, ignored)}, [*used, caption]
     name = turns_key(row)
-    if name is None:
+    if name is not None:
+        made, used, left = _turned(row, name, "conversations", ignored, strips=True)
+        return {"messages": made}, used, left
+    refuse(row)
+    found, used = media.collect(row, shape_of(tuple(row)).media)
+    _look_at_image_id(row, found, used)
+    caption = next((key for key in CAPTIONS if isinstance(row.get(key), str)), None)
+    if "conversations" in row or not found.get("image") or caption is None:
         got = ", ".join(map(str, row))[:80]
         raise DataError("bad_row", f"row: expected a list of conversations, or a caption and an image, got {got}")
-    turns = [_turn("conversations", number, turn) for number, turn in enumerate(row[name])]
-    turns, told = _with_system(turns, row)
-    return {"messages": placed(turns, found, ignored)}, [*used, *told, name]
-
-
-def turns_key(row: dict[str, Any]) -> str | None:
-    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what; None where there is none."""
-    if isinstance(row.get("conversations"), list):
-        return "conversations"
-    return next((key for key, value in row.items() if key not in FIELDS and _are_turns(value)), None)
-
-
-def _are_turns(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, dict) and any(key in first for key in SPEAKERS) and any(key in first for key in WORDS)
+    turns: list[Turn] = [("user", prompt or "", {}), ("assistant", row[caption], {})]
+    return {"task": "caption", "messages": placed(turns, found, ignored)}, [*used, caption], {}
 
 
 def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
@@ -90,15 +105,47 @@ def messages(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tupl
 
     Raises  DataError: bad_row, empty.
     """
-    refuse(row)
-    found, used = media.collect(row, skip=FIELDS)
     if not isinstance(row["messages"], list):
         raise DataError("bad_row", f"messages: expected a list, got {type(row['messages']).__name__}")
-    turns = [_turn("messages", number, turn) for number, turn in enumerate(row["messages"])]
-    turns, told = _with_system(turns, row)
-    made = placed(turns, found, ignored, where="messages", strips=False)
-    left = {f"messages.{key}": value for _, _, more in turns for key, value in more.items()}
-    return made, [*used, *told, "messages"], left
+    return _turned(row, "messages", "messages", ignored, strips=False)
+
+
+def _turned(
+    row: dict[str, Any], name: str, where: str, ignored: frozenset[str], *, strips: bool
+) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
+    """The turns in a field of a row, with what stands beside them."""
+    refuse(row)
+    shape = shape_of(tuple(row))
+    found, used = media.collect(row, shape.media)
+    if name != "messages":
+        _look_at_image_id(row, found, used)
+    listed = list(row[name])
+    for other in row if name not in ("messages", "conversations") else ():  # TRL's answers stand in a list of their own
+        if other != name and _are_turns(row[other]):
+            if (fold(name), fold(other)) != ("prompt", "completion"):
+                hint = f"leave one out: `ignore: [{other}]`"
+                raise DataError("bad_row", f"row: expected one list of turns, got {name} and {other}", hint=hint)
+            listed += row[other]
+            used.append(other)
+    turns = [_turn(where, number, turn) for number, turn in enumerate(listed)]
+    if shape.system is not None:
+        turns, told = with_system(turns, row)
+        used += told
+    used.append(name)
+    made = placed(turns, found, ignored, where=where, strips=strips)
+    return made, used, {f"{name}.{key}": value for _, _, more in turns for key, value in more.items()}
+
+
+def turns_key(row: dict[str, Any]) -> str | None:
+    """The field of a row that holds turns: `conversations`, else another list of objects that say who and what."""
+    if isinstance(row.get("conversations"), list):
+        return "conversations"
+    return next((key for key, value in row.items() if key not in FIELDS and fold(key) not in PREFERENCES and _are_turns(value)), None)
+
+
+def _are_turns(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(key in first for key in SPEAKERS) and any(key in first for key in WORDS)
 
 
 def is_plain(row: dict[str, Any]) -> bool:
@@ -139,6 +186,8 @@ def placed(
     counts: dict[Kind, int] = {}
     first: dict[Kind, str] = {}
     for number, (role, content, _) in enumerate(turns):
+        if isinstance(content, str) and not placeholders.may_hold(content):
+            continue
         for kind, spelt in _places(content, ignored):
             if role != "user" and (found.get(kind) or spelt.startswith("{")):
                 raise DataError("bad_row", f"{where} {number}: expected {spelt} in a user's turn, got it in one of {role}")
@@ -156,14 +205,12 @@ def placed(
     places_of = media.Places({kind: paths for kind, paths in found.items() if counts.get(kind)}, ignored, strips=strips)
     out = []
     for number, (role, content, more) in enumerate(turns):
-        own = _own(more, number, where)
         parts = places_of.fill(content)
-        if isinstance(parts, str):
-            parts = [{"type": "text", "text": parts}] if parts and (own or (ahead and role == "user")) else parts
-        if role == "user" and ahead:
-            parts, ahead = [*ahead, *(parts or [])], []
-        if own:
-            parts = [*own, *(parts or [])]
+        own = _own(more) if more else []
+        if own or (ahead and role == "user"):
+            said = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+            parts = [*own, *(ahead if role == "user" else []), *(one for one in said if not isinstance(one, dict) or one.get("text") != "")]
+            ahead = ahead if role != "user" else []
         if not parts:
             raise DataError("empty", f"{where} {number} ({role}): expected words, got none")
         out.append({"role": role, "content": parts})
@@ -181,9 +228,9 @@ def _places(content: Any, ignored: frozenset[str]) -> Iterator[tuple[Kind, str]]
             yield from ((one.kind, one.spelt) for one in placeholders.find(words) if one.path is None and one.spelt not in ignored)
 
 
-def _own(more: dict[str, Any], number: int, where: str) -> list[dict[str, Any]]:
+def _own(more: dict[str, Any]) -> list[dict[str, Any]]:
     """Media that a turn itself lists, as Ollama does."""
-    found, used = media.collect(more)
+    found, used = media.collect(more, shape_of(tuple(more)).media)
     for key in used:
         del more[key]
     return [{"type": kind, "path": path} for kind, paths in found.items() for path in paths]
@@ -199,6 +246,10 @@ def _look_at_image_id(row: dict[str, Any], found: dict[Kind, list[str]], used: l
 
 def _turn(where: str, number: int, turn: Any) -> Turn:
     """Role, words or parts, and the rest of one turn."""
+    if isinstance(turn, dict) and len(turn) == 2:  # what nearly all turns are
+        said, words = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if isinstance(words, str) and isinstance(said, str) and said in ROLES:
+            return ROLES[said], words, {}
     found = turn if isinstance(turn, dict) else {}
     said = next((found[key] for key in SPEAKERS if key in found), None)
     words = next((found[key] for key in WORDS if found.get(key) is not None), None)
@@ -228,9 +279,9 @@ def _known() -> str:
     return ", ".join(ROLES)
 
 
-def _with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], list[str]]:
+def with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], list[str]]:
     """The turns behind the system prompt that stands beside them, and the field that it stands in."""
-    key = next((key for key in row if fold(key) in SYSTEMS), None)
+    key = shape_of(tuple(row)).system
     if key is None:
         return turns, []
     words = row[key]
@@ -245,11 +296,6 @@ def _with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], li
             "bad_row", f"{key}: expected one system prompt, got one beside the turns and another in them", hint=f"`ignore: [{key}]`"
         )
     return [("system", words, {}), *turns], [key]
-
-
-def with_system(turns: list[Turn], row: dict[str, Any]) -> tuple[list[Turn], list[str]]:
-    """`_with_system`, for rows of other layouts."""
-    return _with_system(turns, row)
 
 
 class Unique:

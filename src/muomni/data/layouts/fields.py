@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from muomni.data.sample import side
@@ -33,16 +34,16 @@ PERSONS = (
         "signerid",
         "actorid",
     ),
-    *("contributorid", "readername", "talkername"),
+    *("contributorid", "readername", "talkername", "speakers", "utt2spk"),
 )
 SPLITS = ("split", "datasplit", "datasetsplit", "partition")  # a word that is no side is an error
 SETS = ("subset", "set", "fold")  # a side where they say one; a corpus, a size or a number else
 CHANNELS = ("channel", "channelid", "audiochannel")
 SECONDS = ("", "s", "sec", "secs", "second", "seconds", "ins", "insec", "inseconds")
 MILLISECONDS = ("ms", "msec", "msecs", "millis", "millisecond", "milliseconds", "inms", "inmilliseconds")
-STARTS = ("start", "begin", "offset", "starttime", "begintime", "startoffset", "segmentstart", "audiostart", "tstart", "onset", "startts")
-ENDS = ("end", "stop", "endtime", "stoptime", "endoffset", "segmentend", "audioend", "tend", "finish", "endts")
-DURATIONS = ("duration", "dur", "segmentduration", "audioduration")
+STARTS = ("start", "begin", "offset", "starttime", "begintime", "startoffset", "tstart", "onset", "startts")
+ENDS = ("end", "stop", "endtime", "stoptime", "endoffset", "tend", "finish", "endts")
+DURATIONS = ("duration", "dur")
 FRAMES = {  # samples of the file at its own rate, as torchaudio and soundfile count them
     "start": (
         "startframe",
@@ -58,6 +59,8 @@ FRAMES = {  # samples of the file at its own rate, as torchaudio and soundfile c
     "end": ("endframe", "stopframe", "endsample", "stopsample", "endsamples", "endframes"),
     "duration": ("numframes", "numsamples", "nframes", "nsamples", "durationsamples", "durationframes"),
 }
+PARTS = ("segment", "seg", "audio", "utt", "utterance", "clip", "chunk", "speech", "cut")  # of whose start or end a name may say so
+PAIRS = ("timestamp", "timestamps", "interval", "timespan")  # [start, end] in seconds
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 LENGTH = "length_s"  # in `extra`: how long a row says that its sound is
 SAME_S = 0.05  # an end that is told twice may be rounded twice
@@ -65,9 +68,23 @@ CHANNEL_NAMES = {"a": 0, "b": 1, "l": 0, "r": 1, "left": 0, "right": 1}
 KNOWN_SHAPES = 4096  # sets of columns whose plan is kept
 
 
+@lru_cache(maxsize=8192)
 def fold(name: object) -> str:
     """A field's name as names are compared."""
     return re.sub(r"[\s_.\-]+", "", str(name)).casefold()
+
+
+@lru_cache(maxsize=8192)
+def _is_person(key: str) -> bool:
+    return fold(key) in PERSONS
+
+
+def names_person(key: str, value: Any) -> bool:
+    """Whether a field, or one inside it, says by its name who a row is from."""
+    if isinstance(value, dict):
+        inside = ((str(name), one) for name, one in value.items())  # numbers count things: {"person": 2}
+        return any(names_person(name, one) for name, one in inside if isinstance(one, str | dict) or fold(name).endswith("id"))
+    return _is_person(key) and value not in (None, "")
 
 
 @dataclass(frozen=True)
@@ -90,12 +107,15 @@ class Plan:
     sets: list[str] = field(default_factory=list)
     channel: str | None = None
     times: dict[str, Time] = field(default_factory=dict)
+    said: list[Time] = field(default_factory=list)  # all of them
+    pair: str | None = None
     is_blank: bool = True  # nothing of all this
 
 
 def _times() -> dict[str, tuple[str, float | None]]:
     known: dict[str, tuple[str, float | None]] = {}
-    for of, names in (("start", STARTS), ("end", ENDS), ("duration", DURATIONS)):
+    for of, stems in (("start", STARTS), ("end", ENDS), ("duration", DURATIONS)):
+        names = [part + stem for part in ("", *PARTS) for stem in stems]
         for units, unit_s in ((SECONDS, 1.0), (MILLISECONDS, 1e-3)):
             known |= {name + unit: (of, unit_s) for name in names for unit in units}
         known |= dict.fromkeys(FRAMES[of], (of, None))
@@ -125,15 +145,18 @@ def _plan(columns: tuple[str, ...]) -> Plan:
         splits=[folded[name] for name in SPLITS if name in folded],
         sets=[folded[name] for name in SETS if name in folded],
         channel=next((folded[name] for name in CHANNELS if name in folded), None),
+        pair=next((folded[name] for name in PAIRS if name in folded), None),
     )
     is_event = any(name.startswith("onset") for name in folded)  # of sound events `offset` is the end
-    for name, key in folded.items():
+    for name, key in reversed(folded.items()):
         of, unit_s = TIMES.get(name, ("", None))
         if is_event and name.startswith("offset"):
             of = "end"
-        if of and of not in made.times:
-            made.times[of] = Time(key, of, unit_s)
-    made.is_blank = not any((made.id, made.group, made.persons, made.splits, made.sets, made.channel, made.times))
+        if of:
+            made.said.append(Time(key, of, unit_s))
+    for time in sorted(made.said, key=lambda time: time.unit_s is None):  # seconds before frames, for which the file must be opened
+        made.times.setdefault(time.of, time)
+    made.is_blank = not any((made.id, made.group, made.persons, made.splits, made.sets, made.channel, made.times, made.pair))
     return made
 
 
@@ -172,9 +195,9 @@ class About:
         whence = self._group(plan, made, row, used)
         if (plan.splits or plan.sets) and made.get("split") is None and self._honours_split:
             self._split(plan, made, row, used)
-        if plan.times or plan.channel or plan.persons:
+        if plan.times or plan.pair or plan.channel or plan.persons:
             parts = sounds(made)
-            if plan.times and parts:
+            if (plan.times or plan.pair) and parts:
                 _place(parts, plan, row, used, made)
                 self.in_frames = self.in_frames or any(time.unit_s is None for time in plan.times.values())
             if plan.channel is not None and len(parts) == 1 and row[plan.channel] not in (None, ""):
@@ -259,19 +282,42 @@ def _sounds(messages: Any) -> Iterator[dict[str, Any]]:
 
 def _place(parts: list[dict[str, Any]], plan: Plan, row: dict[str, Any], used: list[str], made: dict[str, Any]) -> None:
     """Give the one sound of a row the stretch that its columns say."""
-    values = {of: row[time.key] for of, time in plan.times.items() if row[time.key] not in (None, "")}
+    times, values = plan.times, {of: row[time.key] for of, time in plan.times.items() if row[time.key] not in (None, "")}
+    if plan.pair is not None and not values.keys() & {"start", "end"} and isinstance(row[plan.pair], list) and len(row[plan.pair]) == 2:
+        times = {of: Time(plan.pair, of, 1.0) for of in ("start", "end")}
+        values = dict(zip(times, row[plan.pair], strict=True))
     if not values.keys() & {"start", "end"}:
-        if "duration" in values and (unit_s := plan.times["duration"].unit_s) is not None and len(parts) == 1:
-            _claim(made, seconds(plan.times["duration"].key, values["duration"]) * unit_s)
-            used.append(plan.times["duration"].key)
+        if "duration" in values and (unit_s := times["duration"].unit_s) is not None and len(parts) == 1:
+            _claim(made, seconds(times["duration"].key, values["duration"]) * unit_s)
+            used.append(times["duration"].key)
         return
     if any(part.keys() & {"start", "end", "offset"} for part in parts):
         return
+    used += _agreeing(plan, row, values) if times is plan.times else []
+    if {"start", "end"} <= values.keys() and "duration" in values and times["duration"].unit_s is None and times["end"].unit_s is not None:
+        del values["duration"]  # how many samples the file has
     if len(parts) > 1:
-        told = ", ".join(plan.times[of].key for of in values)
+        told = ", ".join(times[of].key for of in values)
         raise DataError("bad_row", f"{told}: expected one sound to cut, got {len(parts)}", hint="say which in a `messages:` template")
-    used.extend(plan.times[of].key for of in values)
-    parts[0].update(window({of: (plan.times[of], value) for of, value in values.items()}))
+    used.extend(times[of].key for of in values)
+    parts[0].update(window({of: (times[of], value) for of, value in values.items()}))
+
+
+def _agreeing(plan: Plan, row: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """Further columns that say the same times.
+
+    Raises  DataError (bad_row) where they say other ones.
+    """
+    used = []
+    for other in plan.said:
+        time = plan.times[other.of]
+        if other is time or other.of not in values or row[other.key] in (None, "") or other.unit_s is None or time.unit_s is None:
+            continue
+        if abs(seconds(other.key, row[other.key]) * other.unit_s - seconds(time.key, values[other.of]) * time.unit_s) > SAME_S:
+            told = f"{time.key} {values[other.of]!r:.20} and {other.key} {row[other.key]!r:.20}"
+            raise DataError("bad_row", f"row: expected one {other.of}, got {told}", hint=f"leave one out: ignore: [{other.key}]")
+        used.append(other.key)
+    return used
 
 
 def _claim(made: dict[str, Any], length_s: float) -> None:
@@ -374,6 +420,8 @@ def _name(value: Any) -> str:
     """A name in a cell, "" where there is none."""
     if isinstance(value, str):
         return value.strip()
+    if isinstance(value, list) and len(value) == 1:
+        return _name(value[0])
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None or value != value or (isinstance(value, list | dict) and not value):

@@ -28,8 +28,8 @@ def knows(row: dict[str, Any]) -> bool:
     return not is_document or bool(names.keys() & {*INPUTS, HISTORY, *chat.SYSTEMS})
 
 
-def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple[dict[str, Any], list[str]]:
-    """A row as `{"messages"}`, and the fields that were used.
+def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> chat.Made:
+    """A row as `{"messages"}`.
 
     Raises  DataError: bad_row, empty.
     """
@@ -43,9 +43,10 @@ def convert(row: dict[str, Any], ignored: frozenset[str] = frozenset()) -> tuple
     said = [_words(row, key) for key in [asked[0], *given]]
     turns, history = _history(row, names)
     turns += [("user", "\n".join(words for words in said if words.strip()), {}), ("assistant", _words(row, answered), {})]
-    found, used = media.collect(row)
+    found, used = media.collect(row, chat.shape_of(tuple(row)).media)
     turns, system = chat.with_system(turns, row)
-    return {"messages": chat.placed(turns, found, ignored, where="turns")}, [asked[0], *given, answered, *history, *used, *system]
+    made = {"messages": chat.placed(turns, found, ignored, where="turns")}
+    return made, [asked[0], *given, answered, *history, *used, *system], {}
 
 
 def _words(row: dict[str, Any], key: str) -> str:

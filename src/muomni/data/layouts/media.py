@@ -46,6 +46,7 @@ _ENDINGS = (
     "bytes",
 )
 KEYS: dict[str, Kind] = {noun + ending: kind for kind, nouns in _NOUNS.items() for noun in nouns for ending in _ENDINGS}
+SOFT = {"voice", "speech", "sound", "clip", "photo", "picture", "pic", "recording", "waveform", "movie", "vision"}
 PROVENANCE = re.compile(r"source|origin|licen[cs]e|credit|attribution|url|link|homepage|provenance|citation", re.IGNORECASE)
 ARRAY = {"array", "samplingrate"}
 MESSAGE_KEYS = {"role", "content"}
@@ -55,6 +56,17 @@ MESSAGE_KEYS = {"role", "content"}
 def kind_of_key(key: str) -> Kind | None:
     """Which kind of media a field holds, by its name; None where the name says nothing."""
     return KEYS.get(fold(key))
+
+
+@lru_cache(maxsize=4096)
+def is_soft(key: str) -> bool:
+    """Whether a field may hold a word as well as a file, by its name: `voice: amy`."""
+    return fold(key).removesuffix("s") in SOFT or fold(key).endswith(("name", "names"))
+
+
+def is_word(key: str, value: Any) -> bool:
+    """Whether a field that could hold a file holds a word."""
+    return isinstance(value, str) and is_soft(key) and not has_suffix(value) and "/" not in value
 
 
 @lru_cache(maxsize=4096)
@@ -89,9 +101,9 @@ def is_file_key(key: str) -> bool:
 
 def names_media(key: str, value: Any) -> bool:
     """Whether a field of a row without turns names media."""
-    if fold(key) in FILE_KEYS:
-        return not isinstance(value, str) or bool(value.strip())
-    return kind_of_key(key) is not None and not isinstance(value, bool | int | float)
+    if fold(key) in FILE_KEYS:  # the file of a document of code may stand beside it
+        return not isinstance(value, str) or has_suffix(value) or "." not in value
+    return kind_of_key(key) is not None and not isinstance(value, bool | int | float) and not is_word(key, value)
 
 
 def has_suffix(value: str) -> bool:
@@ -99,31 +111,30 @@ def has_suffix(value: str) -> bool:
     return SUFFIX.search(value.strip()[-6:]) is not None
 
 
-def collect(row: dict[str, Any], *, skip: Iterable[str] = ()) -> tuple[dict[Kind, list[str]], list[str]]:
+def collect(row: dict[str, Any], columns: Iterable[tuple[str, Kind]]) -> tuple[dict[Kind, list[str]], list[str]]:
     """The media that fields of a row name, by kind and in their order, and these fields.
 
+    Takes   columns: the fields that hold media, by their names, and of which kind.
     Raises  DataError (bad_row): a value that is no path, two fields of one kind that both hold some, a video.
     """
     found: dict[Kind, list[str]] = {}
     used: list[str] = []
     whence: dict[Kind, str] = {}
-    for key in row:
-        kind = kind_of_key(key) if key not in skip else None
-        if kind is None or isinstance(row[key], bool):
+    for key, kind in columns:
+        value = row[key]
+        if isinstance(value, bool) or is_word(key, value):
             continue
-        paths = paths_of(key, row[key])
-        if paths and kind == "video":
-            raise DataError(
-                "bad_row", f"{key}: expected pictures and sounds, got a video, {paths[0]!r:.60}", hint=f"`ignore: [{key}]` leaves it out"
-            )
-        if paths and found.get(kind):
-            if found[kind] != paths:
-                raise DataError(
-                    "bad_row", f"row: expected one list of {kind}s, got {whence[kind]} and {key}", hint=f"leave one out: `ignore: [{key}]`"
-                )
-        elif paths:
-            found[kind], whence[kind] = paths, key
+        paths = paths_of(key, value)
         used.append(key)
+        if not paths:
+            continue
+        if kind == "video":
+            hint = f"`ignore: [{key}]` leaves it out"
+            raise DataError("bad_row", f"{key}: expected pictures and sounds, got a video, {paths[0]!r:.60}", hint=hint)
+        if found.setdefault(kind, paths) != paths:
+            hint = f"leave one out: `ignore: [{key}]`"
+            raise DataError("bad_row", f"row: expected one list of {kind}s, got {whence[kind]} and {key}", hint=hint)
+        whence.setdefault(kind, key)
     return found, used
 
 
@@ -134,6 +145,8 @@ def paths_of(key: str, value: Any) -> list[str]:
     """
     if value is None or value == "":
         return []
+    if isinstance(value, str):
+        return [value]
     return [path for one in (value if isinstance(value, list) else [value]) if (path := path_of(key, one))]
 
 
@@ -186,6 +199,24 @@ def paths_in(row: dict[str, Any]) -> set[str]:
     return {part["path"] for part in parts if isinstance(part.get("path"), str)}
 
 
+def at_places(parts: list[dict[str, Any]], ignored: frozenset[str]) -> list[dict[str, Any]]:
+    """The parts of a turn with its media moved to where its words have as many places for them; as they are where the numbers differ."""
+    words = [part["text"] for part in parts if part["type"] == "text"]
+    places = [one.kind for said in words for one in placeholders.find(said) if one.path is None and one.spelt not in ignored]
+    shown = {kind: deque(part for part in parts if part["type"] == kind) for kind in set(places)}
+    if not places or any(places.count(kind) != len(found) for kind, found in shown.items()):
+        return parts
+    filler = Places({kind: [""] * len(found) for kind, found in shown.items()}, ignored)
+    out: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] in shown:
+            continue
+        filled = filler.fill(part["text"]) if part["type"] == "text" else [part]
+        pieces = [{"type": "text", "text": filled}] if isinstance(filled, str) else filled
+        out += [shown[piece["type"]].popleft() if piece.get("path") == "" else piece for piece in pieces]
+    return out
+
+
 class Places:
     """Puts the media of a row where its turns say, one after another.
 
@@ -211,6 +242,8 @@ class Places:
         return out
 
     def _parts(self, words: str) -> list[dict[str, Any]] | str:
+        if not placeholders.may_hold(words):
+            return words.strip() if self._strips else words
         found = [
             one for one in placeholders.find(words) if one.spelt not in self._ignored and (one.path is not None or self._left.get(one.kind))
         ]

@@ -17,13 +17,15 @@ _NAME = "|".join(sorted(KINDS, key=len, reverse=True))
 _ROLE = "placeholder|pad|token|soft_token|context|here|patch|content|embeds?|features?|path|file|url|start|end|bos|eos|begin"
 # One medium: <|vision_start|><|image_pad|><|vision_end|>, <im_start><image><im_end>, <img>a.png</img>, <image>, <|image_1|>, [IMG], ...
 TOKEN = rf"<\|?(?:start_of_)?(?P<name>{_NAME})(?:[_\- ]?(?:{_ROLE}))?(?:[_\- ]?\d{{1,3}})?\|?>"
+# Beginnings and ends of a medium that stand around its own mark.
+_BEGIN = r"<\|(?:vision|image|img|audio|video)_(?:start|bos)\|>|<(?:im_start|img_start)>"
+_END = rf"<\|(?:vision|image|img|audio|video)_(?:end|eos)\|>|<(?:im_end|img_end)>|</(?:{_NAME})>"
 PLACEHOLDER = re.compile(
-    rf"(?:<\|(?:vision|image|img|audio|video)_(?:start|bos)\|>|<(?:im_start|img_start)>)?"
-    rf"(?:<(?P<tag>img|image|audio|video|speech)>(?P<path>[^<>\n]{{1,1024}})</(?P=tag)>|(?P<many>(?:{TOKEN})|\[(?P<square>IMG|IMAGE|AUDIO|VIDEO)\]))"
-    rf"(?:<\|(?:vision|image|img|audio|video)_(?:end|eos)\|>|<(?:im_end|img_end)>|</(?:{_NAME})>)?",
+    rf"<(?P<around>{_NAME})><\w+here></(?P=around)>"
+    rf"|<(?P<tag>img|image|audio|video|speech)>(?P<path>[^<>\n]{{1,1024}})</(?P=tag)>"
+    rf"|(?:{_BEGIN})?(?:{TOKEN}|\[(?P<square>IMG|IMAGE|AUDIO|VIDEO)\])(?:{_END})?",
     re.IGNORECASE,
 )
-SIGNS = ("<", "[")  # in words without one of these there is no placeholder
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,25 @@ class Placeholder:
     path: str | None = None
 
 
+def may_hold(words: str) -> bool:
+    """Whether a text has a character that each placeholder begins with."""
+    return "<" in words or "[" in words
+
+
 def find(words: str) -> Iterator[Placeholder]:
     """The placeholders of a text, in their order."""
-    if "<" not in words and "[" not in words:
-        return
     for match in PLACEHOLDER.finditer(words):
-        name = match["tag"] or match["name"] or match["square"]
         if match["square"] and not match["square"].isupper():
             continue
-        path = match["path"]
-        if path is not None and match["tag"].casefold() == "video" and "." not in path:
-            continue
-        if path is not None and not looks_like_a_path(path):
-            continue
-        kind = KINDS.get("image" if name.casefold() in ("img",) else name.casefold(), "image")
-        yield Placeholder(kind, match.start(), match.end(), match[0], path.strip() if path is not None else None)
-
-
-def first(words: str) -> Placeholder | None:
-    """The first placeholder of a text, None where there is none."""
-    return next(find(words), None) if "<" in words or "[" in words else None
+        name = (match["around"] or match["tag"] or match["name"] or match["square"]).casefold()
+        start, stop, spelt, path = match.start(), match.end(), match[0], None
+        if match["path"] is not None:
+            spelt = words[start : start + len(name) + 2]
+            if looks_like_a_path(match["path"]):
+                path = match["path"].strip()
+            elif match["path"].strip() != "./":  # MiniCPM-V writes (<image>./</image>)
+                stop = start + len(spelt)
+        yield Placeholder(KINDS[name], start, stop, spelt, path)
 
 
 def looks_like_a_path(text: str) -> bool:
