@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["image", "audio", "video"]
@@ -28,6 +28,9 @@ PLACEHOLDER = re.compile(
 )
 
 
+MARK = re.compile(r"[<\[]")  # what each of them begins with
+
+
 @dataclass(frozen=True)
 class Placeholder:
     """A place in words: from `start` to `stop` stands a medium of this kind, with its path where the words give it."""
@@ -44,10 +47,15 @@ def may_hold(words: str) -> bool:
     return "<" in words or "[" in words
 
 
-def find(words: str) -> Iterator[Placeholder]:
+@lru_cache(maxsize=16)  # the words of a turn are asked for their number first, and then put apart
+def find(words: str) -> tuple[Placeholder, ...]:
     """The placeholders of a text, in their order."""
-    for match in PLACEHOLDER.finditer(words):
-        if match["square"] and not match["square"].isupper():
+    found: list[Placeholder] = []
+    for mark in MARK.finditer(words):
+        if found and mark.start() < found[-1].stop:
+            continue
+        match = PLACEHOLDER.match(words, mark.start())
+        if match is None or (match["square"] and not match["square"].isupper()):
             continue
         name = (match["around"] or match["tag"] or match["name"] or match["square"]).casefold()
         start, stop, spelt, path = match.start(), match.end(), match[0], None
@@ -57,7 +65,8 @@ def find(words: str) -> Iterator[Placeholder]:
                 path = match["path"].strip()
             elif match["path"].strip() != "./":  # MiniCPM-V writes (<image>./</image>)
                 stop = start + len(spelt)
-        yield Placeholder(KINDS[name], start, stop, spelt, path)
+        found.append(Placeholder(KINDS[name], start, stop, spelt, path))
+    return tuple(found)
 
 
 def looks_like_a_path(text: str) -> bool:
