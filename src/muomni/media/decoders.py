@@ -225,7 +225,8 @@ class Libsndfile:
             if self.form in UNCHECKED:
                 raise DataError("undecodable", f"{name}: expected a format whose length can be checked, got {self.form}", hint=SAVE_HINT)
             if extent.is_cut and self.form == "OGG":
-                what = f"a page is cut short or missing, about {self.sound.frames / self.rate_hz:.2f} s are there; nothing says how long it was"
+                there_s = self.sound.frames / self.rate_hz
+                what = f"a page is cut short or missing, about {there_s:.2f} s are there; nothing says how long it was"
                 raise DataError("undecodable", f"{name}: torn, {what}", hint="make the file anew")
             self.said_s = _announced_s(extent, self.sound.frames, self.rate_hz, name)
         except DataError:
