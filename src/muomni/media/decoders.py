@@ -47,6 +47,10 @@ SAVE_HINT = "save it as wav or flac"
 AV_HINT = f"pip install 'muomni[av]', or {SAVE_HINT}"
 
 
+MOST_EXTENTS = 4096
+_EXTENTS: dict[tuple[str, int, int, int, int], Extent] = {}  # of files, by all that changes with their content
+
+
 class Sound(Protocol):
     """A sound file, open.
 
@@ -89,9 +93,8 @@ def opened(source: Source, name: str) -> Sound:
     stream: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0)  # noqa: SIM115  (a wav keeps it)
     is_kept = False
     try:
-        size = len(source) if isinstance(source, bytes) else os.fstat(stream.fileno()).st_size
         head = stream.read(containers.HEAD_BYTES)
-        extent = containers.examine(stream, size, head)
+        extent = _extent(source, stream, head)
         if _is_plain(extent):
             plain, is_kept = Plain(stream, extent, name), True
             return plain
@@ -118,6 +121,22 @@ def opened(source: Source, name: str) -> Sound:
         if extent.form in EITHER and not extent.is_cut:
             return Av(source, extent, name)
         raise DataError("undecodable", f"{name}: not a readable sound file: {said(error)}") from error
+
+
+def _extent(source: Source, stream: BinaryIO, head: bytes) -> Extent:
+    """What `containers.examine` says; of a file whose whole length or end it takes, once for as long as the file stays as it is."""
+    if isinstance(source, bytes):
+        return containers.examine(stream, len(source), head)
+    status = os.fstat(stream.fileno())
+    key = os.fspath(source), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    found = _EXTENTS.get(key)
+    if found is None:
+        found = containers.examine(stream, status.st_size, head)
+        if found.form in ("MP3", "FLAC", "OGG"):
+            if len(_EXTENTS) >= MOST_EXTENTS:
+                _EXTENTS.clear()
+            _EXTENTS[key] = found
+    return found
 
 
 def said(error: Exception) -> str:
