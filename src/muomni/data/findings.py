@@ -57,7 +57,7 @@ REASONS: dict[str, Reason] = {
     "long_sound": Reason("warning", "a sound of more than 30 s", "cut it at pauses"),
     "end_beyond": Reason("warning", "an end that lies behind the end of the sound", "check that window and file belong together"),
     "channels_differ": Reason("warning", "a second channel with another sound, or one that cancels the first", "name `channel` in the row"),
-    "length_differs": Reason("warning", "a sound longer than its header says, or with more bytes after it", "make the file anew"),
+    "length_differs": Reason("warning", "a sound that breaks off, or is longer than its header says", "make the file anew"),
     "scaled": Reason("warning", "a file of floats that holds integers: they are divided by their full scale", "save it within 1"),
     "blank_picture": Reason("warning", "a picture of one colour", "check the file"),
     "tiny_picture": Reason("warning", "a picture with a side of less than 16 pixels", "check that it is no thumbnail"),

@@ -47,6 +47,7 @@ class Extent:
     head, start  read `head` and then the file from `start` on, instead of the file
     is_lost     the header does not lead to the sound
     is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how much is lost
+    is_open     Ogg: the last page bears no mark of the end
     is_chained  Ogg: another sound follows the first
     last_page   Ogg: samples (of 48 kHz for Opus) in the file's last page; None: all of them, or not known
     fmt, data   WAV: the fields of its format; where the samples begin
@@ -62,6 +63,7 @@ class Extent:
     start: int = 0
     is_lost: bool = False
     is_cut: bool = False
+    is_open: bool = False
     is_chained: bool = False
     last_page: int | None = None
     fmt: WaveFormat | None = None
@@ -368,7 +370,7 @@ def _ogg(file: _File, form: str) -> Extent:
     tail = file.at(first, file.size - first)
     serials = set(_first_serials(file))
     pages = [match.start() for match in re.finditer(rb"OggS\0", tail)]
-    end, is_chained, granules = 0, False, list[int]()
+    end, is_chained, is_open, granules = 0, False, False, list[int]()
     numbers: dict[int, int] = {}  # of the last page of each stream
     for place in pages:
         if place < end or place + 27 > len(tail):
@@ -381,11 +383,12 @@ def _ogg(file: _File, form: str) -> Extent:
         if place + length > len(tail) or number != numbers.get(serial, number - 1) + 1:
             return Extent(form, is_cut=True)
         numbers[serial] = number
-        end, is_chained = place + length, serial not in serials
+        end, is_chained, is_open = place + length, serial not in serials, not tail[place + 5] & 4
         if granule >= 0:
             granules.append(granule)
     last_page = granules[-1] - granules[-2] if len(granules) > 1 else None
-    return Extent(form, is_cut=len(tail) - end > 0 and tail[end:].startswith(b"OggS"), is_chained=is_chained, last_page=last_page)
+    is_cut = end < len(tail) and b"OggS".startswith(tail[end : end + 4])
+    return Extent(form, is_cut=is_cut, is_open=is_open, is_chained=is_chained, last_page=last_page)
 
 
 def _first_serials(file: _File) -> Iterator[int]:

@@ -57,7 +57,7 @@ class Sound(Protocol):
     frames      of what the file holds; None where only decoding can tell
     said_s      seconds that the header announces; None: it announces nothing, or (is_stream) holds a placeholder
     surplus     bytes that follow the announced sound and are nothing known
-    is_cut      the file ends within a frame of MP3, and nothing says how long it was
+    is_cut      the file breaks off (within a frame of MP3, or without the last page of Ogg), and nothing says how long it was
     slack_frames  fewer than announced may come without a fault
     fault       what the decoder said when it stopped before the end, "" where it did not
     is_float    samples are floating-point numbers, which may have any scale
@@ -237,7 +237,7 @@ class Libsndfile:
         self.form = extent.form or self.sound.format
         self.slack_frames = TORN_FRAMES * extent.frame_samples
         self.is_float = self.codec in ("FLOAT", "DOUBLE")
-        self.is_cut = extent.is_cut
+        self.is_cut = extent.is_cut or extent.is_open
         self.is_stream, self.surplus, self.last_page = extent.is_stream, extent.surplus, extent.last_page
         self.frames: int | None = self.sound.frames
         try:
