@@ -82,13 +82,16 @@ class WaveFormat:
     order: str = "<"
 
 
-def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
-    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES)."""
+def examine(stream: BinaryIO, size: int, head: bytes, *, is_thorough: bool = True) -> Extent:
+    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES).
+
+    Takes   is_thorough: count the frames of an MP3 whose header fits its size, too; else that header is believed.
+    """
     form, parse = next(((form, parse) for is_form, form, parse in FORMS if is_form(head)), ("", None))
     if parse is None:
         return Extent(form)
     try:
-        extent = parse(_File(stream, size, head), form)
+        extent = parse(_File(stream, size, head, is_thorough=is_thorough), form)
     except (struct.error, LookupError, ValueError, OverflowError):
         extent = Extent(form)
     return replace(extent, is_lost=extent.form in FOLLOWED and extent.there is None)
@@ -97,8 +100,8 @@ def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
 class _File:
     """Bytes by their place; the beginning is there already. With `origin` what stands within a file is one of its own."""
 
-    def __init__(self, stream: BinaryIO, size: int, head: bytes, origin: int = 0) -> None:
-        self.stream, self.size, self.head, self.origin = stream, size, head, origin
+    def __init__(self, stream: BinaryIO, size: int, head: bytes, origin: int = 0, *, is_thorough: bool = True) -> None:
+        self.stream, self.size, self.head, self.origin, self.is_thorough = stream, size, head, origin, is_thorough
 
     def at(self, place: int, length: int) -> bytes:
         """`length` bytes, fewer at the file's end."""
@@ -416,7 +419,8 @@ def _mp3(file: _File, form: str) -> Extent:
     if found.place > mpeg.behind_tags(file.at, file.size):
         extent = replace(extent, head=b"", start=found.place)  # mpg123 complains of what stands before the first frame
     announced = mpeg.announced(found)
-    if announced is not None and announced.fits(file.size - found.place - mpeg.tags_bytes(file.at, file.size)):
+    fits = announced is not None and announced.fits(file.size - found.place - mpeg.tags_bytes(file.at, file.size))
+    if announced is not None and fits and not file.is_thorough:
         return replace(extent, said=announced.frames, there=announced.frames)
     content = file.at(found.place, file.size - found.place)
     there, is_cut = mpeg.count(content, found)
@@ -424,7 +428,10 @@ def _mp3(file: _File, form: str) -> Extent:
         extent, head = replace(extent, is_cut=is_cut), mpeg.tag_frame(found, there, len(content))
         return replace(extent, there=there, head=head, start=found.place) if head and there else extent
     there -= 1  # the header stands in a frame of its own
-    there = announced.frames if abs(there - announced.frames) <= 1 else there
+    if abs(there - announced.frames) <= 1:
+        there = announced.frames
+        if fits:
+            return replace(extent, said=there, there=there)
     head = announced.mended(there, len(content))
     return replace(extent, said=announced.frames, there=there, head=head, start=found.place + len(head)) if there > 0 else extent
 

@@ -85,8 +85,8 @@ class Sound(Protocol):
         ...
 
 
-def opened(source: Source, name: str) -> Sound:
-    """A sound file, ready to be read.
+def opened(source: Source, name: str, *, is_thorough: bool = True) -> Sound:
+    """A sound file, ready to be read; `is_thorough` as in `containers.examine`.
 
     Raises  DataError (undecodable): no sound file, one that is torn, or one that takes a library which is not there.
     """
@@ -94,7 +94,7 @@ def opened(source: Source, name: str) -> Sound:
     is_kept = False
     try:
         head = stream.read(containers.HEAD_BYTES)
-        extent = _extent(source, stream, head)
+        extent = _extent(source, stream, head, is_thorough)
         if _is_plain(extent):
             plain, is_kept = Plain(stream, extent, name), True
             return plain
@@ -123,15 +123,15 @@ def opened(source: Source, name: str) -> Sound:
         raise DataError("undecodable", f"{name}: not a readable sound file: {said(error)}") from error
 
 
-def _extent(source: Source, stream: BinaryIO, head: bytes) -> Extent:
+def _extent(source: Source, stream: BinaryIO, head: bytes, is_thorough: bool) -> Extent:
     """What `containers.examine` says; of a file whose whole length or end it takes, once for as long as the file stays as it is."""
     if isinstance(source, bytes):
-        return containers.examine(stream, len(source), head)
+        return containers.examine(stream, len(source), head, is_thorough=is_thorough)
     status = os.fstat(stream.fileno())
-    key = os.fspath(source), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    key = f"{os.fspath(source)}\0{is_thorough}", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     found = _EXTENTS.get(key)
     if found is None:
-        found = containers.examine(stream, status.st_size, head)
+        found = containers.examine(stream, status.st_size, head, is_thorough=is_thorough)
         if found.form in ("MP3", "FLAC", "OGG"):
             if len(_EXTENTS) >= MOST_EXTENTS:
                 _EXTENTS.clear()
