@@ -152,11 +152,14 @@ def test_lengths_that_differ_from_the_header_are_told(tmp_path: Path) -> None:
     short = bytearray(plain)
     short[40:44] = struct.pack("<I", RATE_HZ)
     one, other = encoded("MP3", None, voice(1)), encoded("MP3", None, voice(2))
+    ogg = encoded("OGG", "VORBIS", np.concatenate([voice(seed) for seed in range(8)]))
     for name, content, reason, words in (
         ("a.wav", plain, None, ""),
         ("b.wav", bytes(stream), "unfilled_length", "a stream's placeholder; 2.00 s are there"),
         ("c.wav", bytes(short), "length_differs", "got 48000 bytes, which are not read"),
         ("d.mp3", one, None, ""),
+        ("f.ogg", ogg, None, ""),
+        ("g.ogg", ogg[: ogg.rindex(b"OggS")], "length_differs", "got one that breaks off"),
         ("e.mp3", one + other, "length_differs", "expected the 2.00 s that the header announces, got 4."),
     ):
         (tmp_path / name).write_bytes(content)

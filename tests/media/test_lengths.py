@@ -287,6 +287,22 @@ def test_two_mp3s_in_a_row_are_both_read() -> None:
     assert audio.info(one + other).said_s == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize("frames", [1, 7, 60])
+def test_an_mp3_whose_header_counts_too_few_frames_is_read_whole(frames: int) -> None:
+    content = bytearray(encoded("MP3", None, speech(3.0)))
+    place = content.index(b"Xing") if b"Xing" in content else content.index(b"Info")
+    content[place + 8 : place + 12] = struct.pack(">I", frames)
+    assert np.array_equal(audio.read(bytes(content), RATE_HZ), audio.read(encoded("MP3", None, speech(3.0)), RATE_HZ))
+    assert audio.decode(bytes(content)).info.said_s == pytest.approx(frames * 576 / RATE_HZ, abs=0.1)
+
+
+def test_an_mp3_whose_header_counts_too_many_frames_is_refused() -> None:
+    content = bytearray(encoded("MP3", None, speech(3.0)))
+    place = content.index(b"Xing") if b"Xing" in content else content.index(b"Info")
+    content[place + 8 : place + 12] = struct.pack(">I", 1000)
+    assert "torn, the header announces" in reason(bytes(content))
+
+
 def id3(size: int) -> bytes:
     body = b"PRIV" + struct.pack(">I", size) + b"\0\0" + bytes(number % 251 for number in range(size))
     return b"ID3\3\0\0" + bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0)) + body

@@ -63,7 +63,7 @@ REASONS: dict[str, Reason] = {
     "long_sound": Reason("warning", "a sound of more than 30 s", "cut it at pauses"),
     "end_beyond": Reason("warning", "an end that lies behind the end of the sound", "check that window and file belong together"),
     "channels_differ": Reason("warning", "a second channel with another sound, or one that cancels the first", "name `channel` in the row"),
-    "length_differs": Reason("warning", "a sound of another length than its header says, or with more bytes after it", "make the file anew"),
+    "length_differs": Reason("warning", "a sound that breaks off, or is longer than its header says", "make the file anew"),
     "scaled": Reason("warning", "a file of floats that holds integers: they are divided by their full scale", "save it within 1"),
     "blank_picture": Reason("warning", "a picture of one colour", "check the file"),
     "tiny_picture": Reason("warning", "a picture with a side of less than 16 pixels", "check that it is no thumbnail"),
@@ -72,7 +72,7 @@ REASONS: dict[str, Reason] = {
     "no_validation": Reason("warning", "nothing is held out: one group, or every `split` is train", "name groups: speaker, clip, photo"),
     "orphan": Reason("warning", "a media file that no manifest of the folder names", "add its row, or remove it"),
     "wrong_extension": Reason("note", "a name of another format than the bytes; they are read by the bytes", "rename it"),
-    "unfilled_length": Reason("note", "a sound from a pipe, whose header says no length; it is read to its end", "make the file anew, if you like"),
+    "unfilled_length": Reason("note", "a sound from a pipe: its header says no length; it is read to its end", "make the file anew"),
     "over_full_scale": Reason("note", "a file of floats with samples beyond 1; they are left as they are", "record it with less gain"),
     "skipped": Reason("note", "a file of the folder that looks like no manifest", "check it by itself if it is one"),
 }  # fmt: skip

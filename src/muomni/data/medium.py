@@ -132,7 +132,7 @@ def _length(name: str, about: audio.Info, seconds: float) -> list[Oddity]:
     if about.is_stream:
         return [("unfilled_length", f"{name}: expected a length in the header, got a stream's placeholder; {seconds:.2f} s are there")]
     if about.is_cut:
-        return [("length_differs", f"{name}: expected whole frames to the file's end, got a part of one; {seconds:.2f} s are there")]
+        return [("length_differs", f"{name}: expected a sound with its end, got one that breaks off; {seconds:.2f} s are there")]
     if about.frames is not None and about.said_s is not None and seconds > about.said_s + TORN_S:
         return [("length_differs", f"{name}: expected the {about.said_s:.2f} s that the header announces, got {seconds:.2f} s")]
     if about.surplus > TORN_S * about.rate_hz:

@@ -190,7 +190,8 @@ class Utterances:
             mel_FM = self.kept.get(index, lambda: [self._read_mel(part)])[0].astype(np.float32)
         else:
             stored, full_scale = self.kept.get(index, lambda: self._read_wave(part))
-            wave = changes.wave(stored.astype(np.float32) / np.asarray(32767 / full_scale, np.float32), rng, self.spec.rate_hz)
+            scale = np.float32(32767) / np.float32(full_scale[0])
+            wave = changes.wave(stored.astype(np.float32) / scale, rng, self.spec.rate_hz)
             mel_FM = wave_to_mel(wave, self.spec, self.pad_s)
         return changes.mel(mel_FM, rng, self.spec) if changes is not None else mel_FM
 

@@ -64,11 +64,11 @@ class Decoded:
 
 
 def info(source: Source) -> Info:
-    """What a sound file is, without decoding it.
+    """What a sound file is, without decoding it; the header of an MP3 is believed where it fits the file's size.
 
     Raises  DataError: missing, empty, undecodable (torn files too).
     """
-    with _opened(source) as (sound, _):
+    with _opened(source, is_thorough=False) as (sound, _):
         return _info(sound)
 
 
@@ -167,14 +167,14 @@ def name_of(source: Source) -> str:
 
 
 @contextmanager
-def _opened(source: Source, name: str | None = None) -> Iterator[tuple[Sound, str]]:
+def _opened(source: Source, name: str | None = None, *, is_thorough: bool = True) -> Iterator[tuple[Sound, str]]:
     name = name or name_of(source)
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise DataError("missing", f"{name}: no such sound file", hint="paths in a manifest are relative to the manifest or its `root`")
     if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
         raise DataError("empty", f"{name}: the file has no bytes")
     try:
-        sound = decoders.opened(source, name)
+        sound = decoders.opened(source, name, is_thorough=is_thorough)
     except OSError as error:
         raise DataError("undecodable", f"{name}: not a readable sound file: {error}") from error
     try:

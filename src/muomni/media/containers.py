@@ -47,6 +47,7 @@ class Extent:
     head, start  read `head` and then the file from `start` on, instead of the file
     is_lost     the header does not lead to the sound
     is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how much is lost
+    is_open     Ogg: the last page bears no mark of the end
     is_chained  Ogg: another sound follows the first
     last_page   Ogg: samples (of 48 kHz for Opus) in the file's last page; None: all of them, or not known
     fmt, data   WAV: the fields of its format; where the samples begin
@@ -62,6 +63,7 @@ class Extent:
     start: int = 0
     is_lost: bool = False
     is_cut: bool = False
+    is_open: bool = False
     is_chained: bool = False
     last_page: int | None = None
     fmt: WaveFormat | None = None
@@ -80,13 +82,16 @@ class WaveFormat:
     order: str = "<"
 
 
-def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
-    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES)."""
+def examine(stream: BinaryIO, size: int, head: bytes, *, is_thorough: bool = True) -> Extent:
+    """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES).
+
+    Takes   is_thorough: count the frames of an MP3 whose header fits its size, too; else that header is believed.
+    """
     form, parse = next(((form, parse) for is_form, form, parse in FORMS if is_form(head)), ("", None))
     if parse is None:
         return Extent(form)
     try:
-        extent = parse(_File(stream, size, head), form)
+        extent = parse(_File(stream, size, head, is_thorough=is_thorough), form)
     except (struct.error, LookupError, ValueError, OverflowError):
         extent = Extent(form)
     return replace(extent, is_lost=extent.form in FOLLOWED and extent.there is None)
@@ -95,8 +100,8 @@ def examine(stream: BinaryIO, size: int, head: bytes) -> Extent:
 class _File:
     """Bytes by their place; the beginning is there already. With `origin` what stands within a file is one of its own."""
 
-    def __init__(self, stream: BinaryIO, size: int, head: bytes, origin: int = 0) -> None:
-        self.stream, self.size, self.head, self.origin = stream, size, head, origin
+    def __init__(self, stream: BinaryIO, size: int, head: bytes, origin: int = 0, *, is_thorough: bool = True) -> None:
+        self.stream, self.size, self.head, self.origin, self.is_thorough = stream, size, head, origin, is_thorough
 
     def at(self, place: int, length: int) -> bytes:
         """`length` bytes, fewer at the file's end."""
@@ -368,7 +373,7 @@ def _ogg(file: _File, form: str) -> Extent:
     tail = file.at(first, file.size - first)
     serials = set(_first_serials(file))
     pages = [match.start() for match in re.finditer(rb"OggS\0", tail)]
-    end, is_chained, granules = 0, False, list[int]()
+    end, is_chained, is_open, granules = 0, False, False, list[int]()
     numbers: dict[int, int] = {}  # of the last page of each stream
     for place in pages:
         if place < end or place + 27 > len(tail):
@@ -381,11 +386,12 @@ def _ogg(file: _File, form: str) -> Extent:
         if place + length > len(tail) or number != numbers.get(serial, number - 1) + 1:
             return Extent(form, is_cut=True)
         numbers[serial] = number
-        end, is_chained = place + length, serial not in serials
+        end, is_chained, is_open = place + length, serial not in serials, not tail[place + 5] & 4
         if granule >= 0:
             granules.append(granule)
     last_page = granules[-1] - granules[-2] if len(granules) > 1 else None
-    return Extent(form, is_cut=len(tail) - end > 0 and tail[end:].startswith(b"OggS"), is_chained=is_chained, last_page=last_page)
+    is_cut = end < len(tail) and b"OggS".startswith(tail[end : end + 4])
+    return Extent(form, is_cut=is_cut, is_open=is_open, is_chained=is_chained, last_page=last_page)
 
 
 def _first_serials(file: _File) -> Iterator[int]:
@@ -413,7 +419,8 @@ def _mp3(file: _File, form: str) -> Extent:
     if found.place > mpeg.behind_tags(file.at, file.size):
         extent = replace(extent, head=b"", start=found.place)  # mpg123 complains of what stands before the first frame
     announced = mpeg.announced(found)
-    if announced is not None and announced.fits(file.size - found.place - mpeg.tags_bytes(file.at, file.size)):
+    fits = announced is not None and announced.fits(file.size - found.place - mpeg.tags_bytes(file.at, file.size))
+    if announced is not None and fits and not file.is_thorough:
         return replace(extent, said=announced.frames, there=announced.frames)
     content = file.at(found.place, file.size - found.place)
     there, is_cut = mpeg.count(content, found)
@@ -421,7 +428,10 @@ def _mp3(file: _File, form: str) -> Extent:
         extent, head = replace(extent, is_cut=is_cut), mpeg.tag_frame(found, there, len(content))
         return replace(extent, there=there, head=head, start=found.place) if head and there else extent
     there -= 1  # the header stands in a frame of its own
-    there = announced.frames if abs(there - announced.frames) <= 1 else there
+    if abs(there - announced.frames) <= 1:
+        there = announced.frames
+        if fits:
+            return replace(extent, said=there, there=there)
     head = announced.mended(there, len(content))
     return replace(extent, said=announced.frames, there=there, head=head, start=found.place + len(head)) if there > 0 else extent
 

@@ -47,13 +47,17 @@ SAVE_HINT = "save it as wav or flac"
 AV_HINT = f"pip install 'muomni[av]', or {SAVE_HINT}"
 
 
+MOST_EXTENTS = 4096
+_EXTENTS: dict[tuple[str, int, int, int, int], Extent] = {}  # of files, by all that changes with their content
+
+
 class Sound(Protocol):
     """A sound file, open.
 
     frames      of what the file holds; None where only decoding can tell
     said_s      seconds that the header announces; None: it announces nothing, or (is_stream) holds a placeholder
     surplus     bytes that follow the announced sound and are nothing known
-    is_cut      the file ends within a frame of MP3, and nothing says how long it was
+    is_cut      the file breaks off (within a frame of MP3, or without the last page of Ogg), and nothing says how long it was
     slack_frames  fewer than announced may come without a fault
     fault       what the decoder said when it stopped before the end, "" where it did not
     is_float    samples are floating-point numbers, which may have any scale
@@ -81,17 +85,16 @@ class Sound(Protocol):
         ...
 
 
-def opened(source: Source, name: str) -> Sound:
-    """A sound file, ready to be read.
+def opened(source: Source, name: str, *, is_thorough: bool = True) -> Sound:
+    """A sound file, ready to be read; `is_thorough` as in `containers.examine`.
 
     Raises  DataError (undecodable): no sound file, one that is torn, or one that takes a library which is not there.
     """
     stream: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0)  # noqa: SIM115  (a wav keeps it)
     is_kept = False
     try:
-        size = len(source) if isinstance(source, bytes) else os.fstat(stream.fileno()).st_size
         head = stream.read(containers.HEAD_BYTES)
-        extent = containers.examine(stream, size, head)
+        extent = _extent(source, stream, head, is_thorough)
         if _is_plain(extent):
             plain, is_kept = Plain(stream, extent, name), True
             return plain
@@ -118,6 +121,22 @@ def opened(source: Source, name: str) -> Sound:
         if extent.form in EITHER and not extent.is_cut:
             return Av(source, extent, name)
         raise DataError("undecodable", f"{name}: not a readable sound file: {said(error)}") from error
+
+
+def _extent(source: Source, stream: BinaryIO, head: bytes, is_thorough: bool) -> Extent:
+    """What `containers.examine` says; of a file whose whole length or end it takes, once for as long as the file stays as it is."""
+    if isinstance(source, bytes):
+        return containers.examine(stream, len(source), head, is_thorough=is_thorough)
+    status = os.fstat(stream.fileno())
+    key = f"{os.fspath(source)}\0{is_thorough}", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    found = _EXTENTS.get(key)
+    if found is None:
+        found = containers.examine(stream, status.st_size, head, is_thorough=is_thorough)
+        if found.form in ("MP3", "FLAC", "OGG"):
+            if len(_EXTENTS) >= MOST_EXTENTS:
+                _EXTENTS.clear()
+            _EXTENTS[key] = found
+    return found
 
 
 def said(error: Exception) -> str:
@@ -218,14 +237,15 @@ class Libsndfile:
         self.form = extent.form or self.sound.format
         self.slack_frames = TORN_FRAMES * extent.frame_samples
         self.is_float = self.codec in ("FLOAT", "DOUBLE")
-        self.is_cut = extent.is_cut
+        self.is_cut = extent.is_cut or extent.is_open
         self.is_stream, self.surplus, self.last_page = extent.is_stream, extent.surplus, extent.last_page
         self.frames: int | None = self.sound.frames
         try:
             if self.form in UNCHECKED:
                 raise DataError("undecodable", f"{name}: expected a format whose length can be checked, got {self.form}", hint=SAVE_HINT)
             if extent.is_cut and self.form == "OGG":
-                what = f"a page is cut short or missing, about {self.sound.frames / self.rate_hz:.2f} s are there; nothing says how long it was"
+                there_s = self.sound.frames / self.rate_hz
+                what = f"a page is cut short or missing, about {there_s:.2f} s are there; nothing says how long it was"
                 raise DataError("undecodable", f"{name}: torn, {what}", hint="make the file anew")
             self.said_s = _announced_s(extent, self.sound.frames, self.rate_hz, name)
         except DataError:
