@@ -1,8 +1,8 @@
 """What `data check` takes: `python -m benchmarks.data_check [--old CHECKOUT] [--rows N] [--media M] [--texts N ...]`.
 
-First rows of JSONL, half captions and half transcripts, over so many pictures (64 x 64, PNG) and sounds (2 s, wav): the old build and this one
-check the same file, one after the other. Then rows without media, by this build alone: the largest resident size at each number of rows,
-and what a row adds. `--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`.
+First rows of JSONL, half captions and half transcripts, over so many pictures (64 x 64, PNG) and sounds (2 s, wav): the old build and this
+one check the same file, one after the other. Then rows without media, by this build alone: the largest resident size at each number of
+rows, and what a row adds. `--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ class Rows(Sequence[Row]):
 
     def used(self) -> tuple[Ints, Ints]:
         """Each use of a medium: the medium's number and the row's, in the order of the rows."""
-        owners = np.repeat(np.arange(len(self)), np.diff(np.frombuffer(self._stops, np.int64)))
+        stops: Ints = np.frombuffer(self._stops, np.int64)
+        owners = np.repeat(np.arange(len(self)), stops[1:] - stops[:-1])
         return np.frombuffer(self._used, np.uint32).astype(np.int64), owners
 
     def where(self, number: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,8 @@ def untraced(kind: Kind) -> Kind:
     if "torch._dynamo" not in sys.modules:
         for method in vars(kind).values():
             if inspect.isfunction(method) and method.__code__.co_filename == torch._compile.__file__:
-                vars(method.__wrapped__).setdefault(_NOTE, method.__wrapped__)
+                plain = getattr(method, "__wrapped__")  # noqa: B009  (types know of no such attribute)
+                plain.__dict__.setdefault(_NOTE, plain)
     return kind
 
 
@@ -39,7 +41,8 @@ class Eager(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update."""
-        return inspect.unwrap(super().step.__func__)(self, closure)
+        theirs: Callable[..., Any] = inspect.unwrap(getattr(super().step, "__func__"))  # noqa: B009  (types know of no such attribute)
+        return theirs(self, closure)
 
 
 class AdamW(Eager, torch.optim.AdamW):
