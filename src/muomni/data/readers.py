@@ -33,7 +33,6 @@ from muomni.data.transcripts import Transcripts
 from muomni.data.transcripts import told as told_clash
 from muomni.errors import DataError
 
-
 LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in base64
 
 
