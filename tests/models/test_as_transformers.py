@@ -33,7 +33,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
-GONE = object()  # a key that config.json leaves out
+GONE = "gone"  # a key that config.json leaves out
 Tensors = dict[str, Tensor]
 
 
