@@ -163,12 +163,12 @@ class Signs:
     def of(self, key: str, value: Any, depth: int = 0) -> str | None:
         """The file that a field names, None where it names none."""
         if isinstance(value, str):
-            found = self._known.get((key, value))
-            if found is None:
+            is_file = self._known.get((key, value))
+            if is_file is None:
                 if len(self._known) >= KNOWN_VALUES:
                     self._known.clear()
-                found = self._known[key, value] = self._names_a_file(key, value)
-            return value if found else None
+                is_file = self._known[key, value] = self._names_a_file(key, value)
+            return value if is_file else None
         if isinstance(value, bytes):
             return f"{len(value)} bytes"
         if depth >= DEPTH:

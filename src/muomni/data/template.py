@@ -53,7 +53,7 @@ class Template:
             yield self._one({**row, "item": item}, f"#{number}")
 
     def _one(self, row: dict[str, Any], suffix: str) -> tuple[dict[str, Any], list[str], str]:
-        source, out = self.source, {}
+        source, out = self.source, dict[str, Any]()
         used = [key for key in row if key in self.fields]
         if source.id is not None:
             out["id"] = text(source.id, row)

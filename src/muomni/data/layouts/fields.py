@@ -370,10 +370,8 @@ def _closed(read: dict[str, float], said: dict[str, tuple[Time, Any]], slack: fl
         read.setdefault("end", end)
     if "end" in read:
         if read["end"] <= start:
-            raise DataError(
-                "bad_row",
-                f"{said.get('end', said.get('duration', ('?',)))[0].key}: expected an end behind the start, got {start:g}..{read['end']:g}",
-            )  # type: ignore[union-attr]
+            key = (said.get("end") or said["duration"])[0].key
+            raise DataError("bad_row", f"{key}: expected an end behind the start, got {start:g}..{read['end']:g}")
         out[names[1]] = read["end"]
     return out
 

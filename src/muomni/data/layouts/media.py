@@ -212,8 +212,10 @@ def at_places(parts: list[dict[str, Any]], ignored: frozenset[str]) -> list[dict
         if part["type"] in shown:
             continue
         filled = filler.fill(part["text"]) if part["type"] == "text" else [part]
-        pieces = [{"type": "text", "text": filled}] if isinstance(filled, str) else filled
-        out += [shown[piece["type"]].popleft() if piece.get("path") == "" else piece for piece in pieces]
+        pieces: list[dict[str, Any]] = [{"type": "text", "text": filled}] if isinstance(filled, str) else filled
+        for piece in pieces:
+            kind: placeholders.Kind = piece["type"]
+            out.append(shown[kind].popleft() if piece.get("path") == "" else piece)
     return out
 
 
