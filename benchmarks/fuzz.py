@@ -141,7 +141,13 @@ def run_picture(kind: str) -> Run:
     """Read a damaged picture from memory and from a file."""
 
     def run(rng: random.Random, folder: Path) -> None:
-        modes = {"jpg": ["RGB", "L", "CMYK"], "png": ["RGB", "RGBA", "P", "L", "1"], "webp": ["RGB", "RGBA"], "gif": ["P"], "jp2": ["RGB", "L"]}
+        modes = {
+            "jpg": ["RGB", "L", "CMYK"],
+            "png": ["RGB", "RGBA", "P", "L", "1"],
+            "webp": ["RGB", "RGBA"],
+            "gif": ["P"],
+            "jp2": ["RGB", "L"],
+        }
         content = mutate(rng, picture(kind, rng.choice(modes.get(kind, ["RGB", "L", "P"]))))
         content = mended(content) if kind == "png" and rng.random() < 0.7 else content
         file = folder / f"a.{kind}"
