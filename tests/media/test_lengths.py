@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,3 +354,14 @@ def test_random_damage_never_raises_anything_else_and_says_nothing(capfd: pytest
             with contextlib.suppress(DataError):
                 assert len(audio.read(bytes(content), allow_silent=True)) > 0
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 20])
+@pytest.mark.parametrize("rest", [0, 1, 17, 3892])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_a_flac_that_ends_in_silence_is_whole(tmp_path: Path, blocks: int, rest: int, subtype: str) -> None:
+    """Its last frame holds a constant and is shorter than a frame's header can be."""
+    wave = np.concatenate([np.random.default_rng(0).normal(0, 0.1, 4096 * blocks), np.zeros(rest)])
+    soundfile.write(tmp_path / "a.flac", wave, 16_000, subtype=subtype)
+    assert audio.info(tmp_path / "a.flac").seconds == len(wave) / 16_000
+    assert len(audio.read(tmp_path / "a.flac", 16_000)) == len(wave)

@@ -88,7 +88,7 @@ def test_parameters_and_counters_are_those_of_the_run(tmp_path: Path) -> None:
         assert 0.5 < speed["labels_per_s"] / speed["tokens_per_s"] < 1, "all but each document's first token is learned, once"
         assert speed["mfu"] > 0  # its bound hangs on a clock: tests/train/test_meter.py winds one by hand
     tokens = [row["tokens_per_s"] / row["samples_per_s"] for row in timed]
-    assert min(tokens) <= found["data"]["per_sample"]["tokens"] <= 1.2 * max(tokens)
+    assert min(tokens) * (1 - 1e-9) <= found["data"]["per_sample"]["tokens"] <= 1.2 * max(tokens)
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

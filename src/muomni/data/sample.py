@@ -14,6 +14,7 @@ from muomni.data.source import Source as Source
 from muomni.errors import DataError
 from muomni.media import stored
 
+MOST_DEPTH = 100  # of what stands in `extra`; pydantic writes 255
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "valid"]
 
@@ -184,6 +185,8 @@ def parse(row: Any) -> Sample:
             if meant and meant not in row:
                 raise DataError("bad_row", f"row: unknown key {key!r}", hint=f"did you mean {meant!r}?")
             extra[key] = value
+    if any(isinstance(value, list | dict) for value in extra.values()) and not _is_shallow(extra, MOST_DEPTH):
+        raise DataError("bad_row", "row: nested too deeply")
     if "messages" in known:
         known["messages"] = _messages(known["messages"])
     for key in ("id", "group"):
@@ -200,6 +203,13 @@ def parse(row: Any) -> Sample:
     except UnicodeEncodeError as error:
         raise DataError("bad_row", "row: expected valid Unicode, got a lone surrogate") from error
     return _complete(sample, has_group="group" in known, has_task="task" in known)
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Whether lists and objects lie at most so deep in one another."""
+    if not isinstance(value, list | dict):
+        return True
+    return depth > 0 and all(_is_shallow(one, depth - 1) for one in (value if isinstance(value, list) else value.values()))
 
 
 def inline_bytes(path: str) -> bytes | None:

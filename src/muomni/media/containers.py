@@ -330,9 +330,7 @@ def _flac_ends(tail: bytes, channels: int, width: int, smallest: int, largest: i
     sizes = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{code: 256 << code - 8 for code in range(8, 16)}}
     widths = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
     for found in re.finditer(rb"\xff[\xf8\xf9]", tail):
-        head = tail[found.start() : found.start() + 16]
-        if len(head) < 16:
-            return
+        head = tail[found.start() : found.start() + 16].ljust(16, b"\0")  # a frame of silence is shorter
         size_code, rate_code, layout, width_code = head[2] >> 4, head[2] & 15, head[3] >> 4, head[3] >> 1 & 7
         if size_code == 0 or rate_code == 15 or layout > 10 or head[3] & 1 or widths.get(width_code, width) != width:
             continue
@@ -349,7 +347,7 @@ def _flac_ends(tail: bytes, channels: int, width: int, smallest: int, largest: i
         extra = {6: 1, 7: 2}.get(size_code, 0)
         size = int.from_bytes(head[place : place + extra], "big") + 1 if extra else sizes[size_code]
         place += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
-        if _crc8(head[:place]) == head[place]:
+        if found.start() + place < len(tail) and _crc8(head[:place]) == head[place]:
             is_fixed = head[1] == 0xF8
             if not is_fixed or size <= largest:
                 yield (number * smallest if is_fixed and smallest == largest else number * largest if is_fixed else number) + size
