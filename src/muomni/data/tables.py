@@ -438,7 +438,7 @@ class _Evidence:
         best = min(self.bad.values())
         left: set[Quotes] = {name for name, count in self.bad.items() if count == best}
         chosen, keeps = self._choose(left, keeps=self.lone > 0)
-        if not self.notes:
+        if not self.notes and not best:  # else something is refused, which is told
             for other in sorted(left - {chosen}):
                 if self.is_quoted_header and {chosen, other} == {"none", "doubled"}:
                     continue
