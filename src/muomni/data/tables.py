@@ -366,7 +366,7 @@ def _delimiter(lines: list[str], usual: str) -> tuple[str, str | None]:
         return usual, None
     best = usual if shares.get(usual, 0.0) >= 0.5 else max(shares, key=lambda mark: shares[mark])
     best = best if shares[best] > shares.get(usual, -1.0) else usual
-    # cells of several lines, and rows that break, take from a mark's share: only one that parts every line, and the header into most, is sure
+    # cells of several lines, and rows that break, take from a mark's share: one that parts every line is sure
     least = 1.0 if shares[best] == 1.0 else 0.01
     parts = {mark: DOUBLED.sub("", lines[0]).count(mark) for mark in shares}
     others = (mark for mark in shares if mark != best and (shares[mark] >= least or parts[mark] > parts[best]))
@@ -412,6 +412,17 @@ def _as_read(cells: list[str], found: Dialect) -> list[str]:
     return [cell.removeprefix(" ") for cell in cells] if found.is_spaced else cells
 
 
+def _has_pieces(plain: _Trial, quoted: _Trial) -> bool:
+    """Whether lines within quoted cells would be rows without a file where all the quoted rows name one."""
+    starts = {number for number, _ in quoted.rows}
+    pieces = [cells for number, cells in plain.rows if number not in starts and number < quoted.end]
+    if not pieces:
+        return False
+    named = [place for place, cell in enumerate(quoted.rows[0][1]) if FILES.fullmatch(cell)] if quoted.rows else []
+    named = [place for place in named if all(FILES.fullmatch(cells[place]) for _, cells in quoted.rows)]
+    return any(not FILES.fullmatch(cells[place]) for place in named for cells in pieces)
+
+
 class _Evidence:
     """What the lines with quotation marks and backslashes say about how a table's writer quoted."""
 
@@ -430,6 +441,7 @@ class _Evidence:
         self.pairs = 0  # backslashes that come by two
         self.joins = 0  # backslashes before a line's end, or before a delimiter of other tables
         self.unescaped = 0  # rows with a mark that neither quotes nor stands behind a backslash
+        self.has_pieces = False  # lines of quoted cells that, as rows, would name no file where the others do
         self.differ: dict[tuple[frozenset[Quotes], bool], int] = {}  # two dialects, keeps_backslashes; the line where they first differ
 
     def quotes(self) -> tuple[Quotes, bool]:
@@ -440,7 +452,7 @@ class _Evidence:
         chosen, keeps = self._choose(left, keeps=self.lone > 0)
         if not self.notes and not best:  # else something is refused, which is told
             for other in sorted(left - {chosen}):
-                if self.is_quoted_header and {chosen, other} == {"none", "doubled"}:
+                if (self.is_quoted_header or self.has_pieces) and {chosen, other} == {"none", "doubled"}:
                     continue
                 number = self.differ.get((frozenset((chosen, other)), self.lone > 0))
                 if number is not None:
@@ -517,6 +529,7 @@ class _Evidence:
         self.bad["none"] += found["none"].bad
         self.bad["doubled"] += found["doubled"].bad
         self._compare(frozenset(("none", "doubled")), found["none"], found["doubled"])
+        self.has_pieces = self.has_pieces or _has_pieces(found["none"], found["doubled"])
 
     def _compare(self, names: frozenset[Quotes], one: _Trial, other: _Trial) -> None:
         """Note the first line where two dialects give other cells, as far as both read the window."""
