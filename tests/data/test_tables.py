@@ -126,6 +126,7 @@ def test_ordinary_tables_of_each_writer_are_read_as_they_are(tmp_path: Path, wri
         # names of columns that hold other delimiters
         (b'a b;"x""y";c,;"d;"\n,;;;\n', [[",", "", "", ""]]),
         (b"a b|x,\n1.5|a, b\n", [["1.5", "a, b"]]),
+        (b'a b,x\\"y,c\\,\r\n,-3, \\"\\, \r\n', [["", "-3", ' ", ']]),
         (b'a b;"x""y";c,;"d;"\r\n"""""";,.x1;" ;\nax"; ,\'\r\n', [['""', ",.x1", " ;\nax", " ,'"]]),
     ],
 )

@@ -314,6 +314,9 @@ def _dialect(path: Path, size: int, changed: int) -> Dialect | None:
     elif other is not None:
         what = f"table: {NAMED[delimiter]} or {NAMED[other]} may part the cells: it is read with {NAMED[delimiter]}"
         notes.append((number, DataNote("ambiguous", what, hint="name the columns without such marks")))
+    if "\\" + delimiter in text:
+        what = f"table: backslashes before {NAMED.get(delimiter, repr(delimiter))} in the header are read as letters"
+        notes.append((number, DataNote("ambiguous", what, hint="name the columns without such marks")))
     header, problem = _cells(text, Dialect(delimiter, "doubled", (), 0, "\n"))
     if problem is not None:
         header = text.split(delimiter)
