@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from shared import LOADED, once
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything loads torch: workers share the cores, and so do the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples in each run, on a machine of any speed: no test fails by chance; more examples are tried by hand
+hypothesis_settings.register_profile(
+    "fixed", derandomize=True, deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("fixed")
 
 if TYPE_CHECKING:
     from muomni.infer.engine import Engine

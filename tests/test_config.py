@@ -149,7 +149,7 @@ def test_the_environment_is_substituted(monkeypatch: pytest.MonkeyPatch) -> None
         config.parse_yaml("a: ${MUOMNI_TEST_NONE}", "r")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=200) | st.text(alphabet="{}[]:,&*!-? \n'\"#|>%@`ab0129.eE_", max_size=60))
 @example("a: !!map b")
 @example("!!map [1]")
@@ -181,7 +181,7 @@ def test_any_text_is_a_mapping_or_a_config_error(text: str) -> None:
     assert told is None or ("any.yaml" in told and "\n" not in told)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(max_size=60))
 def test_any_file_is_a_mapping_or_a_config_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +206,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(["lr", "learning_rate", "name", "inner", "many", "maybe", "zz"]), JSON, max_size=4))
 def test_any_values_build_or_are_explained(values: dict[str, Any]) -> None:
     told = fault(lambda: dict(build(**values)))

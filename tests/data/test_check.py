@@ -191,7 +191,7 @@ def test_images_are_opened(tmp_path):
 
 
 @given(st.binary(max_size=120), st.sampled_from(["jsonl", "csv", "txt", "json"]), st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_bytes_make_it_fall(tmp_path_factory, content, suffix, media):
     folder = tmp_path_factory.getbasetemp() / "fuzz_check"
     folder.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ def test_a_file_that_vanished_is_no_leak_and_no_crash(tmp_path: Path) -> None:
     assert finder.found(np.array([False, True]), corpus.train[:1], corpus.train[1:]) == []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.booleans()), min_size=2, max_size=12))
 def test_the_same_pairs_as_by_reading_all(tmp_path: Path, shape: list[tuple[int, int, bool]]) -> None:
     sides: dict[bool, list[str]] = {False: [], True: []}

@@ -55,7 +55,7 @@ def laid_in_lists(offsets, ctx_len):
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(2, 16))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_packing_lays_every_piece_once_and_fits(lengths, ctx_len):
     offsets = np.cumsum([0, *lengths])
     laid, bounds = module._best_fit(module._pieces(offsets, ctx_len), ctx_len)

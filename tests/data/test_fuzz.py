@@ -93,7 +93,7 @@ TEMPLATE = [{"user": [{"audio": "{path}", "start": "{start}"}, "{question}"]}, {
 
 
 @given(values)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_value_is_a_sample_or_refused(value):
     try:
         parse(value)
@@ -102,7 +102,7 @@ def test_any_json_value_is_a_sample_or_refused(value):
 
 
 @given(rows, st.sampled_from(list(READERS)), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_rows_in_any_format(tmp_path_factory, found, form, is_array):
     folder = tmp_path_factory.getbasetemp() / "rows"
     folder.mkdir(exist_ok=True)
@@ -120,7 +120,7 @@ def test_any_rows_in_any_format(tmp_path_factory, found, form, is_array):
 
 
 @given(st.lists(st.lists(st.text(st.characters(), max_size=12), max_size=4), max_size=5), st.sampled_from([",", "\t", ";"]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_cells(tmp_path_factory, cells, comma):
     folder = tmp_path_factory.getbasetemp() / "cells"
     folder.mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ def numbered(count: int) -> list[Sample]:
 
 
 @given(st.text(min_size=1), st.text(min_size=1).filter(str.strip), st.dictionaries(st.text(max_size=9), json_values, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_sample_comes_back_as_it_was(name: str, words: str, extra: dict[str, Any]) -> None:
     content = [
         {"type": "image", "path": "/a/é\n.png"},

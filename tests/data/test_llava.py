@@ -221,7 +221,7 @@ def test_only_conversations_make_a_file_llava(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", " ", "\n", "<image>"]), max_size=6).map("".join), min_size=1, max_size=5), st.integers(0, 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_as_many_pictures_as_placeholders(words: list[str], images: int) -> None:
     turns = [turn for said in words for turn in (said, "yes")]
     asked = row(*turns, image=[f"{k}.png" for k in range(images)])

@@ -20,7 +20,7 @@ def test_each_epoch_is_a_bijection(length: int) -> None:
         assert sorted(places.tolist()) == list(range(length))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 3000), st.integers(0, 2**32), st.integers(0, 50))
 def test_one_place_alone_is_as_in_the_whole(length: int, seed: int, epoch: int) -> None:
     whole = permute(np.arange(length), length, seed, epoch)
@@ -89,7 +89,7 @@ def test_weights_are_draws_an_epoch() -> None:
     assert all(two[i] == 1 for i in range(40)), "half an epoch each, and together all"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3)), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 9))
 def test_no_sample_is_drawn_much_oftener_than_its_source_says(sources: list[tuple[int, float]], size: int, seed: int) -> None:
     sizes, weights = [s for s, _ in sources], [w for _, w in sources]

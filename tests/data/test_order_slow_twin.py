@@ -99,7 +99,7 @@ def test_every_batch_of_many_epochs_is_as_before(sizes: list[int], weights: list
     assert fast.batch(far) == slow.batch(far)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.floats(0, 3)), min_size=1, max_size=4).filter(lambda s: any(n and w > 0 for n, w in s)),
     st.integers(1, 9),

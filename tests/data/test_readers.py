@@ -179,7 +179,7 @@ def test_an_empty_file_is_an_error_not_an_empty_training(tmp_path, name):
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.sampled_from(["jsonl", "csv", "txt", "json"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_bytes_break_a_reader(tmp_path_factory, content, suffix):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     for source in (Source(path=write(folder, f"f.{suffix}", content)), Source(path=f"f.{suffix}", text="{x}")):

@@ -104,7 +104,7 @@ def test_a_word_that_is_too_long_alone() -> None:
     assert segments.left_out == {"with a word that is longer": 1}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 12), st.floats(0.05, 0.6), st.floats(0, 1.5)), min_size=1, max_size=30), st.integers(12, 60))
 def test_cuts_hold_every_word_once_and_no_piece_is_too_long(shape: list[tuple[int, float, float]], most: int) -> None:
     timed, now = [], 0.0

@@ -63,7 +63,7 @@ def test_a_shortage_is_carried_to_the_others(held: tuple[int, ...], size: int, s
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 40), st.integers(0, 5), st.sampled_from([5, 15, 25]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_order_decides_nothing_and_one_more_moves_one(lengths: list[int], size: int, seed: int, more: int) -> None:
     samples = make(len(lengths))
     drawn = chosen_of(samples, lengths, size, seed=seed)

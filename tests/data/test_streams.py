@@ -47,7 +47,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(JSON, max_size=8), st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_any_array_in_chunks_of_any_size(
     tmp_path_factory: pytest.TempPathFactory, rows: list[object], indent: int | None, ascii_: bool, chunk: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_numbers_are_never_cut_at_a_chunks_end(tmp_path: Path, monkeypatch: pyte
 
 
 @given(st.integers(0, 400))
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_a_torn_array_is_never_a_short_one(tmp_path_factory: pytest.TempPathFactory, end: int) -> None:
     folder = tmp_path_factory.getbasetemp()
     text = json.dumps([{"n": n, "words": "some words"} for n in range(10)], indent=1)

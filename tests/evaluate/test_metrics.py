@@ -15,7 +15,7 @@ WORDS = st.lists(st.sampled_from(["red", "blue", "a"]), max_size=6)
 
 
 @given(st.text("abc", max_size=7), st.text("abc", max_size=7), st.text("abc", max_size=7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
     assert metrics.levenshtein(a, b) == metrics.levenshtein(b, a) <= max(len(a), len(b))
     assert (metrics.levenshtein(a, b) == 0) == (a == b)
@@ -23,7 +23,7 @@ def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
 
 
 @given(st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_error_rates_equal_jiwers(pairs: list[tuple[list[str], list[str]]]) -> None:
     references, guesses = [" ".join(a) for a, _ in pairs], [" ".join(b) for _, b in pairs]
     assert metrics.wer(references, guesses) == pytest.approx(jiwer.wer(references, guesses))
@@ -31,7 +31,7 @@ def test_error_rates_equal_jiwers(pairs: list[tuple[list[str], list[str]]]) -> N
 
 
 @given(st.integers(1, 60), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exact_intervals_are_what_they_say(n: int, data: st.DataObject) -> None:
     """At either end of the interval, as extreme a count or more has a probability of 2.5 %."""
     hits = data.draw(st.integers(0, n))

@@ -45,7 +45,7 @@ def build(exchanges, draw_length):
 
 
 @given(conversations, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_labels_are_the_answers_and_media_cost_n_plus_2(tokenizer, exchanges, data):
     messages, counts = build(exchanges, lambda: data.draw(st.integers(0, 5)))
     out = chat.render(tokenizer, messages, image_tokens=counts["image"], audio_tokens=counts["audio"])
@@ -68,7 +68,7 @@ def test_labels_are_the_answers_and_media_cost_n_plus_2(tokenizer, exchanges, da
 
 
 @given(conversations, st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_reply_is_a_prefix_of_the_whole(tokenizer, exchanges, data):
     messages, counts = build(exchanges, lambda: data.draw(st.integers(0, 3)))
     kwargs = {"image_tokens": counts["image"], "audio_tokens": counts["audio"]}

@@ -130,7 +130,7 @@ plain = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20).filter
 
 
 @given(st.lists(plain, min_size=2, max_size=7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plain_turns_are_tokenised_as_transformers_does(tokenizer, theirs, said):
     messages = turns(*said)
     dicts = [vars(message) for message in messages]
@@ -182,7 +182,7 @@ def test_the_golden_file_says_what_it_should():
 
 
 @given(st.lists(st.tuples(plain, plain), min_size=1, max_size=4), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_answers_and_their_ends_are_learned_and_nothing_else(tokenizer, exchanges, data):
     pictures = [data.draw(st.integers(0, 2)) for _ in exchanges]
     messages = []

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -307,7 +308,15 @@ def _dialect(path: Path, size: int, changed: int) -> Dialect | None:
         return None
     number, line = head[0]
     text = _without_end(line)
-    delimiter = forced or _delimiter([_without_end(each) for _, each in head], SUFFIXES.get(streams.suffix(path), ","))
+    delimiter, other = _delimiter([_without_end(each) for _, each in head], SUFFIXES.get(streams.suffix(path), ","))
+    if forced is not None:
+        delimiter = forced
+    elif other is not None:
+        what = f"table: {NAMED[delimiter]} or {NAMED[other]} may part the cells: it is read with {NAMED[delimiter]}"
+        notes.append((number, DataNote("ambiguous", what, hint="name the columns without such marks")))
+    if "\\" + delimiter in text:
+        what = f"table: backslashes before {NAMED.get(delimiter, repr(delimiter))} in the header are read as letters"
+        notes.append((number, DataNote("ambiguous", what, hint="name the columns without such marks")))
     header, problem = _cells(text, Dialect(delimiter, "doubled", (), 0, "\n"))
     if problem is not None:
         header = text.split(delimiter)
@@ -346,17 +355,25 @@ def _without_comments(head: list[tuple[int, str]], delimiter: str, notes: list[t
     return head
 
 
-def _delimiter(lines: list[str], usual: str) -> str:
-    """What parts the cells: what the file's name says, unless another mark parts the header and most rows into as many cells."""
+def _delimiter(lines: list[str], usual: str) -> tuple[str, str | None]:
+    """What parts the cells: what the file's name says, unless another mark parts the header and most rows into as many cells.
+
+    Gives  the delimiter, and another mark that parts them no worse, or None.
+    """
     shares: dict[str, float] = {}
     for mark in dict.fromkeys((usual, *DELIMITERS)):
         counts = [DOUBLED.sub("", line).count(mark) for line in lines]
         if counts[0]:
             shares[mark] = sum(count == counts[0] for count in counts[1:]) / max(1, len(counts) - 1) if len(counts) > 1 else 1.0
-    if not shares or shares.get(usual, 0.0) >= 0.5:
-        return usual
-    best = max(shares, key=lambda mark: shares[mark])
-    return best if shares[best] > shares.get(usual, -1.0) else usual
+    if not shares:
+        return usual, None
+    best = usual if shares.get(usual, 0.0) >= 0.5 else max(shares, key=lambda mark: shares[mark])
+    best = best if shares[best] > shares.get(usual, -1.0) else usual
+    # cells of several lines, and rows that break, take from a mark's share: one that parts every line is sure
+    least = 1.0 if shares[best] == 1.0 else 0.01
+    parts = {mark: DOUBLED.sub("", lines[0]).count(mark) for mark in shares}
+    others = (mark for mark in shares if mark != best and (shares[mark] >= least or parts[mark] > parts[best]))
+    return best, next(others, None) if len(lines) > 1 else None
 
 
 def _refuse_header(path: Path, number: int, names: list[str]) -> None:
@@ -384,6 +401,31 @@ def _holds(path: Path, *marks: bytes) -> bool:
     return False
 
 
+@dataclass
+class _Trial:
+    """What one dialect makes of a window: rows with marks or backslashes, each with its line."""
+
+    rows: list[tuple[float, list[str]]] = field(default_factory=list)
+    kept: list[tuple[float, list[str]]] | None = None  # the same where backslashes before other letters stay
+    bad: int = 0  # rows that it refuses
+    end: float = math.inf  # the line from which it can't be told within the window
+
+
+def _as_read(cells: list[str], found: Dialect) -> list[str]:
+    return [cell.removeprefix(" ") for cell in cells] if found.is_spaced else cells
+
+
+def _has_pieces(plain: _Trial, quoted: _Trial) -> bool:
+    """Whether lines within quoted cells would be rows without a file where all the quoted rows name one."""
+    starts = {number for number, _ in quoted.rows}
+    pieces = [cells for number, cells in plain.rows if number not in starts and number < quoted.end]
+    if not pieces:
+        return False
+    named = [place for place, cell in enumerate(quoted.rows[0][1]) if FILES.fullmatch(cell)] if quoted.rows else []
+    named = [place for place in named if all(FILES.fullmatch(cells[place]) for _, cells in quoted.rows)]
+    return any(not FILES.fullmatch(cells[place]) for place in named for cells in pieces)
+
+
 class _Evidence:
     """What the lines with quotation marks and backslashes say about how a table's writer quoted."""
 
@@ -402,13 +444,27 @@ class _Evidence:
         self.pairs = 0  # backslashes that come by two
         self.joins = 0  # backslashes before a line's end, or before a delimiter of other tables
         self.unescaped = 0  # rows with a mark that neither quotes nor stands behind a backslash
+        self.has_pieces = False  # lines of quoted cells that, as rows, would name no file where the others do
+        self.differ: dict[tuple[frozenset[Quotes], bool], int] = {}  # two dialects, keeps_backslashes; the line where they first differ
 
     def quotes(self) -> tuple[Quotes, bool]:
         """How cells are quoted, and whether backslashes stay where no mark follows."""
         self._read()
-        bad, keeps = self.bad, self.lone > 0
-        best = min(bad.values())
-        left: set[Quotes] = {name for name, count in bad.items() if count == best}
+        best = min(self.bad.values())
+        left: set[Quotes] = {name for name, count in self.bad.items() if count == best}
+        chosen, keeps = self._choose(left, keeps=self.lone > 0)
+        if not self.notes and not best:  # else something is refused, which is told
+            for other in sorted(left - {chosen}):
+                if (self.is_quoted_header or self.has_pieces) and {chosen, other} == {"none", "doubled"}:
+                    continue
+                number = self.differ.get((frozenset((chosen, other)), self.lone > 0))
+                if number is not None:
+                    self._tell(f"other cells come out, from here on, with {SAID[other]}: it is read with {SAID[chosen]}", number)
+                    break
+        return chosen, keeps
+
+    def _choose(self, left: set[Quotes], *, keeps: bool) -> tuple[Quotes, bool]:
+        """The dialect among those that make most rows whole, and whether it keeps backslashes; choices without a reason are told."""
         if self.escapes and "backslash" in left and not (self.unescaped or ("doubled" in left and self.twos)):
             if "doubled" in left or "none" in left:
                 self._tell("backslashes before marks may be letters: they are read as standing before a mark that is a letter")
@@ -417,7 +473,7 @@ class _Evidence:
             return "backslash", keeps
         if (self.pairs and not keeps) or self.joins:
             self._tell("backslashes may stand before what is a letter: they are read as letters")
-        if not (self.needed or self.bare or self.odd or any(bad.values())):
+        if not (self.needed or self.bare or self.odd or any(self.bad.values())):
             return "none", False
         if not {"doubled", "none"} <= left:
             return ("doubled" if "doubled" in left else "none"), False
@@ -458,54 +514,75 @@ class _Evidence:
         self._weigh(window)
 
     def _weigh(self, window: list[tuple[int, str]]) -> None:
-        width = len(self.plain.names)
-        delimiter = self.plain.delimiter
-        has_backslash = False
-        for _, line in window:
-            if ('"' in line or "\\" in line) and line.count(delimiter) != width - 1:
-                self.bad["none"] += 1
-            has_backslash = has_backslash or "\\" in line
-        doubled = self._count(window, "doubled")
-        self.bad["doubled"] += doubled
-        if not has_backslash:
-            self.bad["backslash"] += doubled
-            return
-        text = "".join(line for _, line in window).replace("\r\n", "\n")
-        self.pairs += text.count("\\\\")
-        text = text.replace("\\\\", "")
-        self.lone += len(LONE.findall(text))
-        self.escapes += text.count('\\"') + text.count("\\" + delimiter)
-        self.joins += text.count("\\\r") + (len(re.findall(r"\\[\n,;|\t]", text)) if width == 1 else 0)
-        self.bad["backslash"] += self._count(window, "backslash")
+        """Read a window in each dialect: count the rows that each refuses, and note where two of them give other cells."""
+        found: dict[Quotes, _Trial] = {"none": self._try(window, "none"), "doubled": self._try(window, "doubled")}
+        if not any("\\" in line for _, line in window):
+            self.bad["backslash"] += found["doubled"].bad
+        else:
+            text = "".join(line for _, line in window).replace("\r\n", "\n")
+            self.pairs += text.count("\\\\")
+            text = text.replace("\\\\", "")
+            self.lone += len(LONE.findall(text))
+            self.escapes += text.count('\\"') + text.count("\\" + self.plain.delimiter)
+            self.joins += text.count("\\\r") + (len(re.findall(r"\\[\n,;|\t]", text)) if len(self.plain.names) == 1 else 0)
+            found["backslash"] = self._try(window, "backslash")
+            self.bad["backslash"] += found["backslash"].bad
+            self._compare(frozenset(("none", "backslash")), found["none"], found["backslash"])
+            self._compare(frozenset(("doubled", "backslash")), found["doubled"], found["backslash"])
+        self.bad["none"] += found["none"].bad
+        self.bad["doubled"] += found["doubled"].bad
+        self._compare(frozenset(("none", "doubled")), found["none"], found["doubled"])
+        self.has_pieces = self.has_pieces or _has_pieces(found["none"], found["doubled"])
 
-    def _count(self, window: list[tuple[int, str]], quotes: Quotes) -> int:
-        """Rows of a window that a dialect would refuse."""
+    def _compare(self, names: frozenset[Quotes], one: _Trial, other: _Trial) -> None:
+        """Note the first line where two dialects give other cells, as far as both read the window."""
+        end = min(one.end, other.end)
+        for keeps, rows_of in ((False, other.rows), (True, other.kept if other.kept is not None else other.rows)):
+            if (names, keeps) in self.differ or one.rows == rows_of:
+                continue
+            for (number, cells), (number_of, cells_of) in zip_longest(one.rows, rows_of, fillvalue=(end, [])):
+                if min(number, number_of) >= end:
+                    break
+                if number != number_of or cells != cells_of:
+                    self.differ[names, keeps] = int(min(number, number_of))
+                    break
+
+    def _try(self, window: list[tuple[int, str]], quotes: Quotes) -> _Trial:
+        """The rows of a window with marks or backslashes as a dialect reads them, and how many it would refuse."""
         trial = Dialect(self.plain.delimiter, quotes, self.plain.names, 0, self.plain.ends, is_spaced=self.plain.is_spaced)
-        width, place, bad = len(self.plain.names), 0, 0
+        keeping = replace(trial, keeps_backslashes=True)
+        found = _Trial(kept=[] if quotes == "backslash" else None)
+        width, place = len(self.plain.names), 0
         while place < len(window):
             number, line = window[place]
             place += 1
             if '"' not in line and "\\" not in line:
                 continue
-            whole = line
-            cells, problem = _cells(_without_end(whole), trial)
+            whole, text = line, _without_end(line)
+            cells, problem = _cells(text, trial) if quotes != "none" else (text.split(trial.delimiter), None)
             stop = place
             while problem == OPEN and stop < len(window) and stop - place < CELL_LINES:
                 whole += window[stop][1]
                 stop += 1
                 if '"' in window[stop - 1][1] or quotes == "backslash":
-                    cells, problem = _cells(_without_end(whole, trial.ends), trial)
+                    text = _without_end(whole, trial.ends)
+                    cells, problem = _cells(text, trial)
             if problem == OPEN and stop == len(window) and stop - place < CELL_LINES and len(window) == WINDOW_LINES:
-                return bad  # it may be closed behind the window
-            if problem is not None or (len(cells) != width and any(cells[width:] or [not len(cells) > width])):
-                bad += 1
+                found.end = number  # it may be closed behind the window
+                return found
+            is_whole = len(cells) == width or (quotes != "none" and len(cells) > width and not any(cells[width:]))
+            if problem is not None or not is_whole:
+                found.bad += 1
                 continue
             place = stop
+            found.rows.append((number, _as_read(cells, trial)))
+            if found.kept is not None:
+                found.kept.append((number, _as_read(_cells(text, keeping)[0] if "\\" in text else cells, trial)))
             if quotes == "doubled":
-                self._tally(number, _without_end(whole), trial)
-            else:
-                self.unescaped += '"' in UNESCAPED.sub("", _without_end(whole))
-        return bad
+                self._tally(number, text, trial)
+            elif quotes == "backslash":
+                self.unescaped += '"' in UNESCAPED.sub("", text)
+        return found
 
     def _tally(self, number: int, text: str, trial: Dialect) -> None:
         """What the cells of one row, whole in the doubled dialect, say about its writer."""
