@@ -16,6 +16,7 @@ import io
 import json
 import random
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -47,8 +48,9 @@ HANG_S = 10  # of the processor, so that a busy machine makes no hang
 DEAD_S = 60  # a hang inside of a C library, which no alarm ends: all stacks are printed and the process ends
 GROWTH_BYTES = 2 << 30
 SOUNDS = {"wav": ("WAV", "PCM_16"), "wav24": ("WAV", "PCM_24"), "float": ("WAV", "FLOAT"), "flac": ("FLAC", "PCM_16")}
-SOUNDS |= {"ogg": ("OGG", "VORBIS"), "mp3": ("MP3", "MPEG_LAYER_III")}
-PICTURES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+SOUNDS |= {"ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III"), "gsm": ("WAV", "GSM610")}
+SOUNDS |= {name: (name.upper(), "PCM_16") for name in ("aiff", "au", "w64", "rf64", "caf")}
+PICTURES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000"}
 Run = Callable[[random.Random, Path], None]
 
 
@@ -139,7 +141,13 @@ def run_picture(kind: str) -> Run:
     """Read a damaged picture from memory and from a file."""
 
     def run(rng: random.Random, folder: Path) -> None:
-        modes = {"jpg": ["RGB", "L", "CMYK"], "png": ["RGB", "RGBA", "P", "L", "1"], "webp": ["RGB", "RGBA"], "gif": ["P"]}
+        modes = {
+            "jpg": ["RGB", "L", "CMYK"],
+            "png": ["RGB", "RGBA", "P", "L", "1"],
+            "webp": ["RGB", "RGBA"],
+            "gif": ["P"],
+            "jp2": ["RGB", "L"],
+        }
         content = mutate(rng, picture(kind, rng.choice(modes.get(kind, ["RGB", "L", "P"]))))
         content = mended(content) if kind == "png" and rng.random() < 0.7 else content
         file = folder / f"a.{kind}"
@@ -248,6 +256,35 @@ LLAVA = {
 }
 FLAT = {"id": "a", "path": "a.wav", "text": "hello", "speaker": "s", "split": "train", "start": 0.0, "end": 0.2, "captions": ["one", "two"]}
 TEMPLATE = [{"user": [{"audio": "{path}", "start": "{start}", "end": "{end}"}, "{speaker}"]}, {"assistant": "{item}"}]
+BESIDE = {  # media in a list beside the turns: LLaMA-Factory, ms-swift
+    "messages": [{"role": "user", "content": "<image>what is it?<audio>"}, {"role": "assistant", "content": "a cat"}],
+    "images": ["a.png"],
+    "audios": ["a.wav"],
+    "system": "be brief",
+    "license": "none",
+}
+SHAREGPT = {
+    "conversations": [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "a cat"}],
+    "images": ["a.png"],
+    "tools": "",
+}
+ALPACA = {"instruction": "add", "input": "1 and 1", "output": "2", "system": "be brief", "history": [["a", "b"]]}
+NEMO = {"audio_filepath": "a.wav", "offset": 0.1, "duration": 0.1, "text": "hello", "speaker": 3}
+CUT = {
+    "id": "c",
+    "type": "MonoCut",
+    "start": 0.0,
+    "duration": 0.2,
+    "channel": 0,
+    "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 0.2, "channel": 0, "text": "hello", "speaker": "s"}],
+    "recording": {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
+        "sampling_rate": 16000,
+        "num_samples": 5000,
+        "duration": 0.3125,
+    },
+}
 DOCUMENT = {"text": "a document of some words", "id": 3}
 ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "samples": ([CHAT, OPENAI, DOCUMENT, {"question": "1+1?", "answer": "2"}], {}),
@@ -255,6 +292,10 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "rows": ([FLAT], {"messages": TEMPLATE, "expand": "captions", "group": "{speaker}", "id": "{id}"}),
     "llava": ([LLAVA, {**LLAVA, "image": ["a.png", "a.png"]}, {"image": "a.png", "caption": "a cat"}], {"format": "llava"}),
     "told": ([LLAVA, CHAT], {"told": True}),
+    "beside": ([BESIDE, SHAREGPT], {}),
+    "alpaca": ([ALPACA, {"query": "a", "response": "b", "history": []}, {"prompt": "a", "completion": "b"}], {}),
+    "nemo": ([NEMO, {**FLAT, "start_ms": 10, "end_ms": 200}, {"wav_path": "a.wav", "sentence": "hi", "client_id": "x"}], {}),
+    "lhotse": ([CUT], {}),
     "captions": ([{"image": "a.png", "caption": "a cat"}], {"format": "captions"}),
 }
 TABLES = {
@@ -263,6 +304,8 @@ TABLES = {
     "ocr_csv": "image,text",
     "captions_csv": "image,caption",
     "odd_csv": "path,label,start",
+    "voice_csv": "client_id,path,sentence,up_votes",
+    "cut_csv": "audio_filepath,offset,duration,text",
 }
 
 
@@ -287,7 +330,7 @@ def run_table(kind: str) -> Run:
         for _ in range(rng.randint(1, 5)):
             cells = [
                 words(odd(rng))[:300] if rng.random() < 0.3 else rng.choice(["a.wav", "a.png", "hello", "0.1"])
-                for _ in range(rng.choice([1, 2, 2, 3]))
+                for _ in range(TABLES[kind].count(",") + rng.choice([0, 1, 1, 1, 2]))
             ]
             lines.append(rng.choice([",", ",", ",", "\t", '","']).join(cells))
         content = rng.choice(["\n", "\r\n", "\r"]).join(lines).encode(errors="surrogatepass")
@@ -366,6 +409,35 @@ def run_images(rng: random.Random, folder: Path) -> None:
     _read(Source(path="images"), folder)
 
 
+def run_tree(rng: random.Random, folder: Path) -> None:
+    """Read and check a tree of speech: VCTK's, LibriSpeech's, LJSpeech's or one with a table in it, a name or a file of it wrong."""
+    inside = folder / "tree"
+    shutil.rmtree(inside, ignore_errors=True)
+    said = _damaged(rng, rng.choice(["hello there", words(odd(rng))[:100]]).encode(errors="surrogatepass"))
+    trees: list[dict[str, bytes]] = [
+        {
+            "wav48_silence_trimmed/p225/p225_001_mic1.flac": sound("flac"),
+            "txt/p225/p225_001.txt": said,
+            "speaker-info.txt": b"ID AGE\n225 23",
+        },
+        {"train/84/121/84-121-0000.flac": sound("flac"), "train/84/121/84-121.trans.txt": b"84-121-0000 " + said},
+        {"wavs/LJ001-0001.wav": sound("wav"), "metadata.csv": b"LJ001-0001|" + said + b"|" + said},
+        {"train/yes/a.wav": sound("wav"), "test/no/b.wav": sound("wav"), "train/.ipynb_checkpoints/c.wav": b""},
+        {
+            "clips/a.mp3": sound("mp3"),
+            "train.tsv": b"client_id\tpath\tsentence\nx\ta.mp3\t" + said,
+            "validated.tsv": b"client_id\tpath\tsentence",
+        },
+        {"a.wav": sound("wav"), "metadata.csv": b"file_name,transcription\na.wav," + said},
+    ]
+    for name, content in rng.choice(trees).items():
+        file = inside / (name if rng.random() > 0.05 else name.replace("1", "2"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_damaged(rng, content))
+    if inside.exists():
+        _read(Source(path="tree"), folder)
+
+
 def run_folder(rng: random.Random, folder: Path) -> None:
     """Check a folder of several manifests."""
     inside = folder / "many"
@@ -410,7 +482,7 @@ def _refused(attempt: Callable[[], object]) -> None:
 KINDS: dict[str, Run] = {kind: run_sound(kind) for kind in SOUNDS} | {kind: run_picture(kind) for kind in PICTURES}
 KINDS |= {kind: run_rows(kind) for kind in ROWS} | {kind: run_table(kind) for kind in TABLES}
 KINDS |= {"packed": run_packed, "tar": run_tar, "parquet": run_parquet}
-KINDS |= {"text": run_text, "images": run_images, "folder": run_folder}
+KINDS |= {"text": run_text, "images": run_images, "tree": run_tree, "folder": run_folder}
 
 
 def once(kind: str, seed: int, folder: Path) -> tuple[str, str]:

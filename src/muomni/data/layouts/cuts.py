@@ -10,6 +10,7 @@ from muomni.errors import DataError
 DERIVED = ("features",)  # made from the sound, by whom and how does not matter: they are told, and their files are not looked for
 USED = ("id", "start", "duration", "channel", "supervisions", "recording", "type")
 MANIFESTS = {"sources": "a recording", "recording_id": "a supervision"}
+MOST_S = 1e9  # JSON knows integers of any length
 
 
 def knows(row: dict[str, Any]) -> bool:
@@ -71,7 +72,10 @@ def _sample(
     sound: dict[str, Any] = {"type": "audio", "path": path, "start": round(start, 6), "end": round(end, 6)}
     if isinstance(whole_s, int | float) and start == 0.0 and abs(end - whole_s) < 1e-3:
         del sound["start"], sound["end"]  # the whole file: rounded times would cut its last samples
-    if len(row["recording"]["sources"][0].get("channels", [0])) > 1 or channel:
+    channels = row["recording"]["sources"][0].get("channels", [0])
+    if not isinstance(channels, list):
+        raise DataError("bad_row", f"channels: expected a list, got {channels!r:.40}")
+    if len(channels) > 1 or channel:
         sound["channel"] = channel
     made: dict[str, Any] = {"task": "transcribe"}
     name = row.get("id") if alone else one.get("id")
@@ -113,6 +117,6 @@ def _source(recording: Any) -> str:
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError("bad_row", f"{key}: expected seconds, got {value!r:.40}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST_S:
+        raise DataError("bad_row", f"{key}: expected seconds, got {str(value)[:40]}")
     return float(value)
