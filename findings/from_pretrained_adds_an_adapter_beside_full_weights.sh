@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guess: from_pretrained on a folder that has model.safetensors loads that; an adapter in the same folder waits for PeftModel or load_adapter (that
 # a folder with an adapter alone is opened with its base is documented).
-# Seen (transformers 5.24.0, peft 0.21.2): where peft is installed the adapter is put on top without a word, by the model's own class as well as
-# by AutoModelForCausalLM, so the same folder gives other logits in two environments. What prevents it is not to have both in one folder.
+# Seen (transformers 5.24.0, peft 0.21.2): the adapter is put on top without a word, by the model's own class as well as by AutoModelForCausalLM:
+# the logits are the adapted model's. What prevents it is not to have both in one folder.
 # Output seen: 5.24.0 0.21.2 {'AutoModelForCausalLM': 'with adapter', 'Qwen3ForCausalLM': 'with adapter'}
 set -euo pipefail
 folder=$(mktemp -d)
