@@ -858,3 +858,12 @@ def test_every_layout_is_in_the_docs() -> None:
         assert name in docs
     assert set(formats.READERS) >= {"alpaca", "lhotse", "llava"}
     assert {ImagePart, AudioPart}
+
+
+@pytest.mark.parametrize("name", ["a.voc", "a.sph", "a.tta", "a.webm", "a.bin", "a"])
+def test_a_sound_of_a_rare_suffix_or_none_is_known_by_its_column(tmp_path: Path, name: str) -> None:
+    soundfile.write(tmp_path / name, 0.1 * np.random.default_rng(0).standard_normal(8000), 16000, format="AIFF")
+    write(tmp_path, "f.jsonl", [{"audio": name, "text": "some words"}])
+    report = check(Source(path=str(tmp_path / "f.jsonl")), Path())
+    assert '{"audio": "{audio}"}' in report.manifests[0].read_as
+    assert report.samples == 1

@@ -29,7 +29,7 @@ def world(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="a manifest, a folder of manifests, or a folder of images")],
+    path: Annotated[Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")],
     form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; told from the file if left out")] = None,
     template: Annotated[str | None, typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe")] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
@@ -96,19 +96,21 @@ def formats() -> None:
     """List the formats that `sources:` of a recipe can read."""
     about = {
         "text": "text documents, one a line (or whole paragraphs)",
-        "samples": "our samples as JSONL or JSON; OpenAI's and Higgs' spellings too",
+        "samples": "our samples as rows; OpenAI's, TRL's, Qwen's, ms-swift's and Higgs' spellings too",
         "asr_csv": "csv with columns wav,text: speech to text",
         "tts_csv": "csv with columns text,wav: text to speech",
         "ocr_csv": "csv with columns image,text: read what is written",
         "captions": 'json [{"image", "caption"}] or csv image,caption',
-        "images": "a folder of pictures, in class folders or with metadata.jsonl",
+        "images": "a folder of pictures, in class folders (train, val, test above them) or with metadata.csv, .jsonl, .parquet",
+        "sounds": "the same of sounds",
         "llava": "conversations of LLaVA, ShareGPT, LLaMA-Factory: <image>, <audio> where the media stand",
         "alpaca": "instruction, input, output (and query, response): Alpaca, LLaMA-Factory, ms-swift, Dolly",
         "lhotse": "cuts of Lhotse: a sample a supervision",
         "ljspeech": "LJSpeech's folder: metadata.csv (id|text|as read) beside wavs/",
         "librispeech": "LibriSpeech's folder: SPEAKER/CHAPTER/*.trans.txt beside flac",
-        "rows": "any JSONL, JSON or csv, filled into the source's template",
+        "vctk": "VCTK's folder: txt/SPEAKER/*.txt beside wav48_silence_trimmed/ or wav48/",
+        "rows": "rows of JSON, csv, tsv, parquet or WebDataset's tars, by their columns or the source's template",
     }
     from muomni.data.formats import READERS
 
-    console.table("formats", ["format", "what it reads"], [[name, about.get(name, "")] for name in READERS])
+    console.table("formats", ["format", "what it reads"], [[name, about[name]] for name in READERS])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def _media(rows: list[dict[str, Any]], common: list[str]) -> list[tuple[str, str
     """Kind and name of each column of files; of two that name the same files, one."""
     found: list[tuple[str, str]] = []
     for key in common:
-        kind = _kind(row.get(key) for row in rows) if media.is_file_key(key) else None
+        kind = _kind(key, [row.get(key) for row in rows]) if media.is_file_key(key) else None
         if kind is None:
             continue
         is_copy = any(all(_first_path(row.get(key)) == _first_path(row.get(other)) for row in rows) for _, other in found)
@@ -164,12 +163,17 @@ def _first_path(value: Any) -> str:
     return value if len(value) < 4096 else ""
 
 
-def _kind(values: Iterable[Any]) -> str | None:
-    """What at least half of the values name: `audio` or `image` files."""
-    suffixes = [Path(_first_path(value)).suffix.lower() for value in values]
+def _kind(key: str, values: list[Any]) -> str | None:
+    """What at least half of the values name, by their suffixes, else by the column's name: `audio` or `image` files."""
+    paths = [_first_path(value) for value in values]
+    suffixes = [Path(path).suffix.lower() for path in paths]
     counts = {"audio": sum(s in formats.AUDIO_SUFFIXES for s in suffixes), "image": sum(s in formats.IMAGE_SUFFIXES for s in suffixes)}
     kind = max(counts, key=lambda name: counts[name])
-    return kind if 2 * counts[kind] >= len(suffixes) else None
+    if 2 * counts[kind] >= len(suffixes):
+        return kind
+    named = media.kind_of_key(key)  # suffixes that few know, or none: media are known by their first bytes
+    files = sum(path != "" and not media.is_word(key, path) for path in paths)
+    return named if named in counts and sum(counts.values()) == counts[named] and 2 * files >= len(paths) else None
 
 
 def _has_paragraphs(path: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.data import streams, trees
+from muomni.data.layouts import media
 from muomni.errors import DataError, DataNote
 from muomni.media import stored
 
@@ -24,7 +25,7 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 KEY = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]+)", re.DOTALL)
 PICTURES = {"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm"}
-SOUNDS = {"wav", "flac", "ogg", "mp3", "opus", "oga", "aiff", "aif", "au", "m4a", "aac", "wma"}
+SOUNDS = {suffix[1:] for suffix in media.AUDIO_SUFFIXES}
 FILMS = {"mp4", "webm", "mkv", "avi", "mov"}
 WORDS = {"txt": "text", "text": "text", "transcript": "transcript", "transcription": "transcription", "caption": "caption", "lab": "text"}
 SPLIT = re.compile(r"(?:^|[-_./])(train|training|val|valid|validation|dev|test|eval)(?=$|[-_./\d])", re.IGNORECASE)

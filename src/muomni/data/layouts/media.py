@@ -15,9 +15,12 @@ from muomni.data.layouts.placeholders import Kind
 from muomni.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"}
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma", ".amr"}
+AUDIO_SUFFIXES = {
+    *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma", ".amr"),
+    *(".aifc", ".snd", ".voc", ".rf64", ".sph", ".nist", ".mp2", ".m4b", ".mka", ".weba", ".wv", ".ape", ".tta"),
+}
 OTHER_SUFFIXES = {  # of media that a field may name and that no reader of ours may know
-    *(".rf64", ".weba", ".sph", ".nist", ".ark", ".npy", ".npz", ".pt"),
+    *(".ark", ".npy", ".npz", ".pt"),
     *(".heic", ".heif", ".jfif", ".svg", ".ppm", ".pgm", ".psd", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"),
 }
 SUFFIX = re.compile(rf"\.(?:{'|'.join(sorted(s[1:] for s in IMAGE_SUFFIXES | AUDIO_SUFFIXES | OTHER_SUFFIXES))})$", re.IGNORECASE)
