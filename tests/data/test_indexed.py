@@ -225,7 +225,10 @@ def test_a_corpus_is_read_as_before(tmp_path: Path, seed: int) -> None:
     assert one.counts == other.counts
     assert one.examples == other.examples
     pairs = [(sample, source) for source in sources for sample in readers.read(source, tmp_path, Quarantine(limit=1.0))]
-    assert readers.sides(pairs, share, seed) == sides_in_lists(pairs, share, seed)
+    sides = readers.Sides(share, seed)
+    for pair in pairs:
+        sides.add(*pair)
+    assert ["valid" if is_valid else "train" for is_valid in sides.is_valid().tolist()] == sides_in_lists(pairs, share, seed)
 
 
 def test_the_mixes_hold_all_that_can_happen(tmp_path: Path) -> None:

@@ -199,15 +199,10 @@ def _near_texts(rows: Rows, used: _Used, texts: likeness.NearTexts) -> Iterator[
     if not len(without):
         return
     contents = rows.contents[without]
-    _, first, inverse = np.unique(contents, return_index=True, return_inverse=True)
-    chosen = np.sort(first)  # the first of each content, in their order
-    place = np.searchsorted(chosen, first[inverse])  # of each text, its content's place among these
-    firsts = []
-    for side in (False, True):
-        rows_of = np.full(len(chosen), NEVER, np.int64)
-        here = rows.is_valid[without] == side
-        np.minimum.at(rows_of, place[here], without[here])
-        firsts.append(rows_of)
-    things = _Things("text", rows, lambda number: repr(rows[int(without[chosen[number]])].words[:40]), *firsts)
+    _, train, valid = _firsts(contents, without, rows.is_valid[without])
+    _, first = np.unique(contents, return_index=True)  # the first text of each content, in the same order
+    order = np.argsort(first)
+    chosen = first[order]
+    things = _Things("text", rows, lambda number: repr(rows[int(without[chosen[number]])].words[:40]), train[order], valid[order])
     for number, near in texts.near(chosen):
         yield things.finding(number, near)

@@ -7,7 +7,7 @@ import io
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate, chain, pairwise, repeat
@@ -338,14 +338,6 @@ class Sides:
         if not found.any() and np.isfinite(places).any() and np.nanmin(places) < np.nanmax(places):
             found = places == np.nanmin(places)
         return found
-
-
-def sides(samples: Iterable[tuple[Sample, Source]], val_split: float, seed: int) -> list[str]:
-    """`train` or `valid` for each sample, as `load` says."""
-    found = Sides(val_split, seed)
-    for sample, source in samples:
-        found.add(sample, source)
-    return ["valid" if is_valid else "train" for is_valid in found.is_valid().tolist()]
 
 
 def fingerprint(sources: Sequence[Source], base: Path) -> str:

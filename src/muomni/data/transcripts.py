@@ -41,9 +41,10 @@ class Transcripts:
         if not len(sounds):
             return
         order = np.lexsort((words, sounds))
-        same_sound, same_words = sounds[order][1:] == sounds[order][:-1], words[order][1:] == words[order][:-1]
-        for key in np.unique(sounds[order][1:][same_sound & ~same_words]).tolist():
-            yield sorted(self._numbers[place] for place in np.flatnonzero(sounds == key).tolist())
+        sounds, words = sounds[order], words[order]
+        keys = np.unique(sounds[1:][(sounds[1:] == sounds[:-1]) & (words[1:] != words[:-1])])
+        for start, stop in zip(np.searchsorted(sounds, keys), np.searchsorted(sounds, keys, "right"), strict=True):
+            yield sorted(self._numbers[place] for place in order[start:stop].tolist())
 
 
 def told(path: str, count: int) -> str:
