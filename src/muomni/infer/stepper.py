@@ -34,9 +34,9 @@ class Stepper:
         self.config = config
         self.eps = config.eps
         self.heads, self.kv_heads, self.dim = config.heads, config.num_kv_heads, config.dim_of_head
-        self.layers = [self._arrange(block) for block in model.model.layers]
-        self.embedding_VD = model.model.embed_tokens.weight.detach()
-        self.output_DV = (model.output_weight_VD.detach() * model.model.norm.weight.detach()).T.contiguous()
+        self.layers = [self._arrange(block) for block in model.blocks]
+        self.embedding_VD = model.table.weight.detach()
+        self.output_DV = (model.head.weight.detach() * model.body.norm.weight.detach()).T.contiguous()
         cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
         half = self.dim // 2
         # With the sign in the table, a turn is x * cos + swapped(x) * sin.
