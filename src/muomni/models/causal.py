@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from muomni.nn.head import Head
+
+Read = Callable[[Tensor, Any, Tensor | None], list[Tensor]]
+"""(embeddings (B,T,D), cache of what stands before them, keep (B,T) or None) -> for each stream the scores (B,V) of
+what follows each row's last real position."""
 
 
 class CausalLM(nn.Module):
@@ -35,6 +41,15 @@ class CausalLM(nn.Module):
         """An empty cache for `batch` rows of up to `capacity` positions; its `length` says how many it holds."""
         raise NotImplementedError
 
+    def reading(self) -> Read:
+        """How decoding reads a prompt and then one place after another; a model may know a faster way than `hidden`."""
+
+        def read(x_BTD: Tensor, cache: Any, keep_BT: Tensor | None = None) -> list[Tensor]:
+            h_BD = last(self.hidden(x_BTD, keep_BT=keep_BT, cache=cache), keep_BT)
+            return [self.head.logits(h_BD, stream) for stream in range(self.head.streams)]
+
+        return read
+
     def logits(self, h: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
         return self.head.logits(h)
@@ -42,3 +57,12 @@ class CausalLM(nn.Module):
     def forward(self, ids_BT: Tensor, **how: Any) -> Tensor:
         """ids (B,T) -> logits (B,T,V); `how` as in `hidden`."""
         return self.logits(self.hidden(self.embed(ids_BT), **how))
+
+
+def last(h_BTD: Tensor, keep_BT: Tensor | None = None) -> Tensor:
+    """(B,D) of each row's last real position."""
+    if keep_BT is None:
+        return h_BTD[:, -1]
+    places = torch.arange(keep_BT.shape[1], device=keep_BT.device)
+    last_B = torch.where(keep_BT, places, -1).amax(1)
+    return h_BTD[torch.arange(len(last_B), device=last_B.device), last_B]

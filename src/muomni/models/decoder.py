@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from muomni.errors import CheckpointError, ConfigError, ContextError
-from muomni.models.causal import CausalLM
+from muomni.models import stepper
+from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
@@ -251,6 +252,8 @@ class Body(nn.Module):
         seen = length if cache is None else cache.length + length
         if seen > config.ctx_len and documents_BT is None:
             raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
+        if cache is None and torch.is_grad_enabled():
+            stepper.release(self)  # what trains has better use for the memory
         if cache is None:
             mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
             positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
@@ -393,6 +396,10 @@ class Decoder(CausalLM):
         """States from which logits are read, (B,T,D); takes and raises what `Body.forward` does."""
         out: Tensor = self.model(x_BTD, **how)
         return out
+
+    def reading(self) -> Read:
+        """By its stepper, which is kept with it."""
+        return stepper.kept(self).read
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""
