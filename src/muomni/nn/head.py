@@ -74,16 +74,16 @@ class OwnHead(TableHead, nn.Linear):  # type: ignore[misc]  # two signatures of 
 
 
 class TiedHead(TableHead):
-    """A head whose table is that of an embedding, which alone holds the parameter."""
+    """A head whose table lies in another module (the embedding), which alone holds the parameter."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, owner: nn.Embedding | nn.Linear) -> None:
         super().__init__()
-        self._embedding = (embedding,)  # in a tuple, for a submodule would give the parameter a second name
+        self._owner = (owner,)  # in a tuple, for a submodule would give the parameter a second name
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """(V, D), as it is now: loading, moving and sharding may replace it."""
-        return self._embedding[0].weight
+        return self._owner[0].weight
 
 
 def linear_cross_entropy(
