@@ -202,12 +202,8 @@ class NextToken(Objective):
     @torch.no_grad()
     def nats(self, batch: LanguageBatch) -> Tensor:
         """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
-        h_BTD, wanted_BT = self._hidden(batch)[:, :-1], targets(batch)
-        rows, places = (wanted_BT != IGNORE).nonzero(as_tuple=True)
-        logits_NV = self.trunk.head.logits(h_BTD[rows, places]).float()
-        nats_N = nn.functional.cross_entropy(logits_NV, wanted_BT[rows, places], reduction="none")
-        sums_B = nats_N.new_zeros(len(wanted_BT)).index_add(0, rows, nats_N)
-        return sums_B / torch.bincount(rows, minlength=len(wanted_BT)).clamp(min=1)
+        sums_B, counts_B = self.trunk.head.row_nats(self._hidden(batch)[:, :-1], targets(batch))
+        return sums_B / counts_B.clamp(min=1)
 
     def forward(self, batch: LanguageBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
