@@ -216,7 +216,6 @@ def load(
     """
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
-    held: set[str] = set()
     accounts: list[tuple[str, Account]] = []
     transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
@@ -233,7 +232,7 @@ def load(
             for piece in [sample] if segments is None else segments.of(sample):
                 writer.add(piece)
                 sides.add(piece, source)
-                held.update(leaks.add(piece))
+                leaks.add(piece)
         if len(writer) == before:
             found = "no rows that fit the source's filters"
             if quarantine.total > bad:
@@ -253,7 +252,9 @@ def load(
     counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts, quarantine.notes)
+    return Corpus(
+        train, valid, digest, weights, leaks.found(is_valid, train, valid), leaks.modalities, segments, accounts, quarantine.notes
+    )
 
 
 def _without_clashes(

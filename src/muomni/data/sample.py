@@ -232,27 +232,33 @@ def _plain(line: str) -> Sample | None:
         sample = Sample.model_validate_json(line)
     except ValidationError:
         return None
-    if sample.extra:
+    fields_set, text = sample.model_fields_set, sample.text
+    if sample.extra or bool(sample.messages) == (text is not None) or (text is not None and not text.strip()):
         return None
-    fields_set = sample.model_fields_set
+    shown: Shown = []
     keys = len(fields_set) + 2 * (len(sample.messages) + len(sample.negatives))
     for message in sample.messages:
-        for part in (message.content,) if isinstance(message.content, str) else message.content:
-            if not isinstance(part, str):
+        content = message.content
+        if isinstance(content, str):
+            words, holds_media = content, False
+        else:
+            words, before = "", len(shown)
+            for part in content:
                 keys += len(part.model_fields_set)
-                if part.type != "text":
-                    continue
-            words = part if isinstance(part, str) else part.text
-            if "<" in words or "[" in words:  # it may stand for a medium
-                return None
+                if part.type == "text":
+                    words += part.text
+                elif part.type == "audio" and _is_reversed(part):
+                    return None
+                else:
+                    shown.append((message.role == "assistant", part))
+            holds_media = len(shown) > before
+        if "<" in words or "[" in words or not (holds_media or words.strip()):  # it may stand for a medium
+            return None
     # A parser keeps the last of two equal keys. Each key ends in a quotation mark and a colon, so that as many of these as keys
     # were found leave no room for another one.
     if len(KEY_END.findall(line)) != keys:
         return None
-    try:
-        return _complete(sample, has_group="group" in fields_set, has_task="task" in fields_set)
-    except DataError:
-        return None
+    return _filled(sample, shown, has_group="group" in fields_set, has_task="task" in fields_set)
 
 
 def _is_shallow(value: Any, depth: int) -> bool:
@@ -273,6 +279,9 @@ def _meant(key: str) -> str | None:
     return next(iter(difflib.get_close_matches(key, Sample.model_fields, n=1, cutoff=0.8)), None)
 
 
+Shown = list[tuple[bool, ImagePart | AudioPart]]  # whether the assistant shows it, and what
+
+
 def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
     """Check what the fields can't say one by one, and fill group and task."""
     if bool(sample.messages) == (sample.text is not None):
@@ -281,34 +290,42 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
             f"row: expected either messages or text, got {', '.join(sample.extra)[:80] or 'neither or both'}",
             hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}',
         )
+    shown: Shown = []
     if sample.text is not None:
         if not sample.text.strip():
             raise DataError("empty", "text: expected words, got none")
-    else:
-        for number, message in enumerate(sample.messages):
-            media = message.media
-            if not media and not message.text.strip():
-                raise DataError("empty", f"message {number} ({message.role}): expected content, got none")
-            for part in media:
-                if part.type == "audio" and part.end is not None and part.end <= (part.start or 0):
-                    raise DataError("bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s")
-    seen = [] if sample.text is not None else [(m.role == "assistant", part) for m in sample.messages for part in m.media]
+    for number, message in enumerate(sample.messages):
+        media = message.media
+        if not media and not message.text.strip():
+            raise DataError("empty", f"message {number} ({message.role}): expected content, got none")
+        for part in media:
+            if part.type == "audio" and _is_reversed(part):
+                raise DataError("bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s")
+            shown.append((message.role == "assistant", part))
+    return _filled(sample, shown, has_group=has_group, has_task=has_task)
+
+
+def _is_reversed(part: AudioPart) -> bool:
+    return part.end is not None and part.end <= (part.start or 0)
+
+
+def _filled(sample: Sample, shown: Shown, *, has_group: bool, has_task: bool) -> Sample:
     if not has_group:
-        first = next((part for _, part in seen if part.type == "image"), seen[0][1] if seen else None)
+        first = next((part for _, part in shown if part.type == "image"), shown[0][1] if shown else None)
         object.__setattr__(sample, "group", first.path if first else sample.id)  # frozen, but nobody else has seen it yet
     if not has_task:
-        object.__setattr__(sample, "task", _task(sample, seen))
+        object.__setattr__(sample, "task", _task(sample, shown))
     return sample
 
 
-def _task(sample: Sample, seen: list[tuple[bool, ImagePart | AudioPart]]) -> str:
+def _task(sample: Sample, shown: Shown) -> str:
     """What a sample asks, by its media: whether the assistant shows them, and each."""
     if sample.text is not None:
         return "text"
-    if any(is_said and part.type == "audio" for is_said, part in seen):
+    if any(is_said and part.type == "audio" for is_said, part in shown):
         return "speak"
-    images = any(not is_said and part.type == "image" for is_said, part in seen)
-    audios = any(not is_said and part.type == "audio" for is_said, part in seen)
+    images = any(not is_said and part.type == "image" for is_said, part in shown)
+    audios = any(not is_said and part.type == "audio" for is_said, part in shown)
     if images and audios:
         return "spoken_question"
     if images:
