@@ -432,7 +432,7 @@ def test_the_table_of_the_docs_names_what_is_refused() -> None:
     part = DOCS.read_text().split("## Options that are refused where they have no effect")[1]
     rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row)} == refusals
-    still = re.findall(r"the same test asks that they don't: (.*)", part)[0]
+    still = re.findall(r"the same test asks that they don't: (.*)", " ".join(part.split()))[0]
     assert set(re.findall(r"`(\w+)`", still)) == CHANGE_NOTHING.keys()
 
 
