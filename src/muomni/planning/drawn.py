@@ -1,7 +1,8 @@
-"""A stage upon networks that are not here: tried with one and with two blocks of each, and drawn out to all of them.
+"""Cost of a stage whose pretrained networks are not on disk, extrapolated from 1 and 2 of their blocks.
 
-Every count is a line in the blocks: weights, gradients, the optimizer's state, arithmetic, and the memory of an update in each of its
-phases, the largest of which is the peak. What a cut vocabulary leaves out is added: tables by count, logits by a trial of the loss alone.
+Every count is linear in the number of blocks: weights, gradients, optimizer state, FLOPs, and the memory of an
+update in each of its phases; the largest phase is the peak. The words that a small vocabulary leaves out are
+added: embedding tables by count, logits by a trial of the loss alone.
 """
 
 from __future__ import annotations
