@@ -1,6 +1,6 @@
 """Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
 
-A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`demands`), or be waived one with a reason.
+A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`extra_gates`), or be waived one with a reason.
 docs/gates.md is written from here (`make gates`).
 """
 
@@ -276,8 +276,8 @@ NAMES = Gate(
 MEASURABLE = Gate(
     "regression_texts",
     "regression_texts",
-    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on (`regression`; stage omni: "
-    "texts among its data)",
+    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on "
+    "(`regression_texts`; stage omni: texts among its data)",
     at_least=1.0,
     source="SPEC V5: forgetting is never left unmeasured",
 )
@@ -315,7 +315,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
         Gate(
             "experts",
             "least_expert",
-            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
+            "an expert is hardly used: raise model.experts.balance_weight, or take fewer experts",
             at_least=0.05,
             source="chosen: a twentieth of what an even use would give it",
             when="has_experts",
@@ -357,7 +357,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             "captions with one attribute changed are not told from true ones: harder negatives, train longer",
             above_floor=0.1,
             source="SPEC 7: retrieval alone is a weak gate",
-            when="negatives",
+            when="num_negatives",
         ),
         Gate(
             "probes",
@@ -365,7 +365,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
             above_floor=0.1,
             source="SPEC 7: run the probe before stage omni",
-            when="probe",
+            when="probe_data",
         ),
         held_out_gap(2.0, "nats a picture"),
     ),
@@ -518,7 +518,7 @@ STAGES: dict[str, tuple[Gate, ...]] = {
             more_than=0.0,
             source="SPEC M-E: question-only baseline; the low end of 95 % (sign test)",
             by_ci=True,
-            when="exact",
+            when="exact_match_tasks",
         ),
         MEASURABLE_IF_TAUGHT,
         language(0.15),

@@ -8,7 +8,8 @@ from muomni import files
 from muomni.errors import CheckpointError
 
 STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")  # all that there are, the one list
-SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
+# Stages whose final/ holds omni.json but refers to base networks that are stored elsewhere; latest first.
+SEEING = ("instruct", "sweep", "align")
 OMNI = "omni.json"
 VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
 # model_type in a folder's config.json -> the stage that ends in such a folder

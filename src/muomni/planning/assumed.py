@@ -120,7 +120,7 @@ def _vision(settings: Any, context: int, words: list[str], folder: Path) -> list
     rows = []
     for number in range(count):
         row = _turns([_part("image", pictures[number % KINDS])], text.take(WORDS_OF_CAPTION))
-        rows.append({**row, "negatives": [{"kind": "word", "text": text.take(WORDS_OF_CAPTION)} for _ in range(settings.negatives)]})
+        rows.append({**row, "negatives": [{"kind": "word", "text": text.take(WORDS_OF_CAPTION)} for _ in range(settings.num_negatives)]})
     return rows
 
 
@@ -143,7 +143,7 @@ def _omni(settings: Any, context: int, words: list[str], folder: Path) -> list[R
     for number in range(BATCHES * settings.batch_size):
         picture, (sound, _) = _part("image", pictures[number % KINDS]), sounds[number % KINDS]
         media = [[picture], [_part("audio", sound)], [picture, _part("audio", sound)], []][number % 4]
-        used = len(media) * 4 + (1 + settings.grid**2) * (picture in media) + room * (len(media) > (picture in media))
+        used = len(media) * 4 + (1 + settings.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
         if number % KINDS == KINDS - 2:
             long = text.take(max(8, int((context - used - 16) / TOKENS_PER_WORD)))  # what is too much is cut off
             rows.append(_turns([*media, _part("text", text.take(6))], long))

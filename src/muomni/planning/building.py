@@ -85,9 +85,9 @@ def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
     if missing:
         sources = assumed.make(recipes.stage(task.stage).name, settings, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
-        settings = changed(settings, data=sources, tokenizer_data=[], probe=[], init_from=None, lm_order=0)
+        settings = changed(settings, data=sources, tokenizer_data=[], probe_data=[], init_from=None, lm_order=0)
     # Codebooks that start late would leave their share of an update unseen; texts and statistics that are measured first only take time.
-    return Ready(changed(settings, quantise_after=0, regression=[], standardise=False), bool(missing), notes)
+    return Ready(changed(settings, quantise_after=0, regression_texts=[], standardise=False), bool(missing), notes)
 
 
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""`muomni data explain`: one sample of a stage as the stage itself would learn from it, on a page.
+"""`muomni data explain`: show one sample exactly as a stage trains on it.
 
-The stage is built as for training, so that dataset and collate are the real ones; with a checkpoint its weights are put in place too.
+The stage is built as for training, with its real dataset and collate function, and with a checkpoint's weights
+if one is given.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ NARROW = {"talker"}  # stages that encode all of their data before they begin: t
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which sample: by its id, else by its number on one side of the split."""
+    """Which sample: its id, or else its number in one split."""
 
     sample: str | None = None
     index: int = 0
@@ -68,7 +69,7 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
 
 
 def of_manifest(manifest: Path, tokenizer: Path, wanted: Wanted, *, ctx_len: int = 512) -> str:
-    """The page of one row of a manifest, as a conversation of these tokens; pictures fill one position, nothing is learned from it here.
+    """The page of one row of a manifest, as a conversation in this tokenizer; a picture fills one position.
 
     Raises  ConfigError for an unknown sample; DataError for a manifest or media that can't be read.
     """
@@ -84,7 +85,7 @@ def _machine() -> Runtime:
 
 
 def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
-    """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
+    """The stage's settings and the base of its paths: the run's if it has the stage, else the recipe's."""
     kind, _, point = stage.partition("/")
     if kind not in recipes.STAGES:
         raise ConfigError(f"{stage}: no such stage", hint=f"one of {', '.join(recipes.STAGES)}")
@@ -92,7 +93,9 @@ def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings,
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"
-        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(recipes.origin(run, "base")["base"])
+        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path), is_stored=True), Path(
+            recipes.origin(run, "base")["base"]
+        )
     plan = recipes.read(source, out=run)
     if stage not in plan.stages:
         raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")
@@ -107,7 +110,7 @@ class _Narrow(Inputs):
 
     @property
     def coded(self) -> Path:
-        """Of what is looked at once nothing is kept for others."""
+        """No cache shared with other runs: this sample is read once."""
         return self.folder / "coded"
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
@@ -206,7 +209,7 @@ def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkp
 
 
 def _shown(sample: Sample) -> Html:
-    """Words, pictures and sounds as they lie on disk."""
+    """Text, pictures and sounds of a sample as they are on disk."""
     if sample.text is not None:
         return h("p", sample.text)
     turns = []

@@ -1,4 +1,4 @@
-"""What numbers stand for, as the stages declare it: which fact a gate judges, and which way of the score board is better."""
+"""Meaning of numbers, as the stages declare it: which fact a gate judges, and which direction is better."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def teaches(stage: str) -> str:
 
 
 def least(metric: str, board: Mapping[str, Any]) -> tuple[float | None, bool]:
-    """The least value of a row of a score board, and whether more is better; boards of earlier builds hold no least values."""
+    """The lowest accepted value of a score-board row, and whether more is better; older boards have no such value."""
     _, _, bound, more = ROWS.get(metric, ("", "", None, True))
     own = (board.get("least") or {}).get(metric, bound)
     return (own if isinstance(own, int | float) else None), more

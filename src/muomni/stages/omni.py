@@ -38,29 +38,29 @@ from muomni.train.optim import freeze
 class OmniSettings(StageSettings):
     """Settings of stage omni.
 
-    grid, levels, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
-    resampler          in place of the grid: a Perceiver of so many tokens a picture, as stage align has it
+    pool_grid, feature_layers, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
+    resampler          in place of pool_grid: a Perceiver of so many tokens a picture, as stage align has it
     lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
     augment            changes of training pictures
-    apart              questions about the same media learn without seeing each other, as if each was asked first
-    proof              tasks by which swapped media judge whether it looks and listens, none: all. For data that hold some of a task that
+    separate_questions questions about the same media learn without seeing each other, as if each was asked first
+    ablation_tasks     tasks by which swapped media judge whether the model uses them, none: all. For data that hold some of a task that
                        are too few to learn it from; what each task gains is told all the same
     prompts            what is asked of a lone "image" or "audio"
     """
 
-    grid: int = Field(0, ge=0)
-    levels: tuple[NonNegativeInt, ...] = ()
+    pool_grid: int = Field(0, ge=0)
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     resampler: PerceiverConfig | None = None
     lora: LoraSettings | None = None
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     augment: PictureAugment = PictureAugment()
-    apart: bool = False
-    proof: list[str] = []
+    separate_questions: bool = False
+    ablation_tasks: list[str] = []
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -73,16 +73,16 @@ class OmniSettings(StageSettings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.resampler is not None and self.grid:
-            raise ValueError("grid has no effect beside a resampler")
+        if self.resampler is not None and self.pool_grid:
+            raise ValueError("pool_grid has no effect beside a resampler")
         if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
 
     @property
     def packs(self) -> bool:
-        """Questions that stand apart share a row and do not see each other."""
-        return self.apart
+        """Separate questions share a row and do not see each other."""
+        return self.separate_questions
 
     learns_as: ClassVar[str] = "omni"
 
@@ -100,9 +100,9 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         width=decoder.config.width,
         vision_width=vision.config.width,
         audio_width=audio.config.width,
-        grid=settings.grid,
+        pool_grid=settings.pool_grid,
         perceiver=settings.resampler,
-        levels=settings.levels,
+        feature_layers=settings.feature_layers,
         audio_pool=settings.audio_pool,
     )
     projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
@@ -121,10 +121,13 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
     )
     corpus = inputs.corpus(settings)
-    demand_tasks(corpus, proof=settings.proof, **{f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")})
+    augment = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+    demand_tasks(corpus, ablation_tasks=settings.ablation_tasks, **augment)
     standardise(omni, corpus.train, spec, inputs.run.device)
-    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
-    held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
+    training = Conversations(
+        corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.separate_questions, changes=settings.augment
+    )
+    held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.separate_questions)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
     objective = NextToken(decoder, omni, given=() if settings.lora is None else ("omni.decoder.",))
     for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
@@ -149,7 +152,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         omni.eval()
         parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
         examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        facts = {**examiner.answers(corpus.valid, album), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
+        facts = {**examiner.answers(corpus.valid, album), **examiner.ablations(held_out, settings.ablation_tasks), **forgetting.facts()}
         return facts | senses.facts(vision, audio)
 
     def checks() -> dict[str, Fact]:

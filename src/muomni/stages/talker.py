@@ -46,13 +46,13 @@ KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_
 class TalkerSettings(StageSettings):
     """Settings of stage talker.
 
-    condition      thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
-    book_weights   weight of each codebook's loss; None: all 1
+    condition         thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
+    codebook_weights  weight of each codebook's loss; None: all 1
     """
 
     model: TalkerConfig = TalkerConfig(text_vocab=1)
     condition: Literal["thinker", "text"] = "thinker"
-    book_weights: list[float] | None = None
+    codebook_weights: list[float] | None = None
     max_s: float = Field(uses.MAX_S, gt=0)
 
     learns_as: ClassVar[str] = "talker"
@@ -110,7 +110,7 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     said = coded["train"].items
     pace_error = talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
     train, valid = loaders(coded["train"], coded["valid"], TalkerBatch.of, settings, weights=corpus.weights, lengths=Coded.lengths)  # type: ignore[arg-type]
-    objective = TalkerObjective(talker, weights=settings.book_weights)
+    objective = TalkerObjective(talker, weights=settings.codebook_weights)
 
     def save(folder: Path) -> None:
         store.save(talker, folder, extra={"layer": layer, **({"voices": voices} if voices else {})})

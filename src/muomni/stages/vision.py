@@ -33,23 +33,23 @@ from muomni.train.optim import freeze
 class VisionSettings(StageSettings):
     """Settings of stage vision.
 
-    text        the caption's tower; its vocabulary comes from the tokenizer
-    word_weight how much it counts to tell a token of the caption from the summary and the surest patch; 0: not asked
-    negatives   false captions a picture, where the data have them
-    probe       pictures with attributes in `extra`, for linear probes of what the eyes carry
-    zero_shot   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
+    text              the caption's tower; its vocabulary comes from the tokenizer
+    word_loss_weight  of the loss that predicts a token of the caption from the summary and the surest patch; 0: no such loss
+    num_negatives     false captions a picture, where the data have them
+    probe_data        pictures with attributes in `extra`, for linear probes of the vision tower's features
+    zero_shot_tasks   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
     """
 
     model: VisionEncoderConfig = VisionEncoderConfig()
     text: TextTowerConfig = TextTowerConfig()
     temperature: float = Field(0.07, gt=0)
-    word_weight: float = Field(0.0, ge=0)
-    negatives: int = Field(0, ge=0)
+    word_loss_weight: float = Field(0.0, ge=0)
+    num_negatives: int = Field(0, ge=0)
     vocab_size: int = Field(5000, ge=300)
     augment: PictureAugment = PictureAugment()
-    probe: list[Source] = []
+    probe_data: list[Source] = []
     probe_keys: list[str] = ["shape", "colour", "place"]
-    zero_shot: list[str] = []
+    zero_shot_tasks: list[str] = []
     unused: ClassVar[dict[str, str]] = {
         "eval_items": "all held-out items are measured here",
         "len_buckets": "batches here hold rows of all lengths",
@@ -66,8 +66,8 @@ class VisionSettings(StageSettings):
             found["text.width"] = "the tower is as wide as the Thinker"
         if self.text.kind != "transformer":
             found |= dict.fromkeys(("text.layers", "text.heads", "text.hidden"), f"a text tower of kind {self.text.kind} has no blocks")
-        if not self.probe:
-            found["probe_keys"] = "there is no `probe`"
+        if not self.probe_data:
+            found["probe_keys"] = "there is no `probe_data`"
         return {**super().idle(), **found}
 
     @property
@@ -101,10 +101,10 @@ def collate(items: list[Captioned]) -> VisionBatch:
 def build(settings: VisionSettings, inputs: Inputs) -> Plan:
     """Pictures beside their captions, two towers, InfoNCE; retrieval, changed attributes and probes at the end."""
     corpus = inputs.corpus(settings)
-    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-    demand_tasks(corpus, zero_shot=settings.zero_shot, **named)
-    if settings.negatives and not any(sample.negatives for sample in corpus.train):
-        raise ConfigError("negatives has no effect: no sample has a false caption", hint="leave it out, or give rows `negatives`")
+    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+    demand_tasks(corpus, zero_shot_tasks=settings.zero_shot_tasks, **named)
+    if settings.num_negatives and not any(sample.negatives for sample in corpus.train):
+        raise ConfigError("num_negatives has no effect: no sample has a false caption", hint="leave it out, or give rows `negatives`")
     reader = None
     text = settings.text
     if text.kind == "thinker":
@@ -116,10 +116,10 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
         tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base) or Tokenizer.train(_texts(corpus), settings.vocab_size)
     encoder = VisionEncoder(settings.model)
     tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-    objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
+    objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_loss_weight, reader=reader)
     inputs.place(objective)
     size = settings.model.image_size
-    training = Pictures(corpus.train, tokenizer, size, negatives=settings.negatives, changes=settings.augment)
+    training = Pictures(corpus.train, tokenizer, size, negatives=settings.num_negatives, changes=settings.augment)
     held_out = Pictures(corpus.valid, tokenizer, size)
     train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights)
 
@@ -131,9 +131,9 @@ def build(settings: VisionSettings, inputs: Inputs) -> Plan:
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         eyes = Eyes(objective, inputs.run)
         exhibits.pictures(album, eyes, held_out)
-        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot)}
-        if settings.probe:
-            probes = inputs.corpus(settings.model_copy(update={"data": settings.probe}))
+        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot_tasks)}
+        if settings.probe_data:
+            probes = inputs.corpus(settings.model_copy(update={"data": settings.probe_data}))
             facts |= eyes.probes(Pictures(probes.train, tokenizer, size), Pictures(probes.valid, tokenizer, size), settings.probe_keys)
         return facts
 
