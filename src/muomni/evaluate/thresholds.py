@@ -17,7 +17,7 @@ START = (
     Gate(
         "placement",
         "misplaced",
-        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `build`",
+        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `wire`",
         at_most=0.0,
         source="review 5.1, 5.2: on a GPU a stage would have died after its training",
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni import config, runtime
+from muomni import config
 from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
@@ -30,12 +30,10 @@ from muomni.report.html import Html, h, join, words
 from muomni.report.page import page
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Inputs, Plan, StageSettings
+from muomni.stages.stage import Stage, StageSettings, Training, build
 from muomni.tokens.bpe import Tokenizer
 from muomni.train import loop
 from muomni.train.objectives.language import collate
-
-NARROW = {"talker"}  # stages that encode all of their data before they begin: these are built on the wanted sample alone
 
 
 @dataclass(frozen=True)
@@ -99,31 +97,20 @@ def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings,
     return plan.stages[stage], plan.base
 
 
-@dataclass(frozen=True)
-class _Narrow(Inputs):
-    """Inputs whose corpus holds the wanted sample alone."""
-
-    wanted: Wanted = dataclasses.field(default_factory=Wanted)
-
-    @property
-    def coded(self) -> Path:
-        """Of what is looked at once nothing is kept for others."""
-        return self.folder / "coded"
-
-    def corpus(self, settings: StageSettings) -> readers.Corpus:
-        found = super().corpus(settings)
-        sides = [found.train, found.valid]
-        if self.wanted.sample is None:
-            side = sides[self.wanted.split == "valid"]
-            kept = [side[_place(side, self.wanted, settings.data[0].path)]]
-        else:
-            kept = [sample for side in sides for sample in side if sample.id == self.wanted.sample][:1]
-            if not kept:
-                raise _unknown(self.wanted, settings.data[0].path)
-        return dataclasses.replace(found, train=kept, valid=kept, weights=[1.0])
+def _alone(corpus: readers.Corpus, wanted: Wanted, where: str) -> readers.Corpus:
+    """The corpus with the wanted sample alone, on both sides."""
+    sides = [corpus.train, corpus.valid]
+    if wanted.sample is None:
+        side = sides[wanted.split == "valid"]
+        kept = [side[_place(side, wanted, where)]]
+    else:
+        kept = [sample for side in sides for sample in side if sample.id == wanted.sample][:1]
+        if not kept:
+            raise _unknown(wanted, where)
+    return dataclasses.replace(corpus, train=kept, valid=kept, weights=[1.0])
 
 
-def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Plan:
+def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Training[Any]:
     """The stage, built as for training; what it caches goes to `folder`."""
     declared = recipes.stage(stage)
     needs = (*declared.needs, *settings.needs)
@@ -134,14 +121,21 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
     for final in needed.values():
         integrity.verify(final)
-    runtime.seed_everything(settings.seed)
-    given = (folder, needed, base, _machine())
-    return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))
+
+    def part(corpus: readers.Corpus) -> readers.Corpus:
+        return _alone(corpus, wanted, settings.data[0].path) if _is_alone(declared) else corpus
+
+    return build(declared, settings, folder, needed, base, _machine(), part=part)
 
 
-def _find(plan: Plan, wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
+def _is_alone(stage: Stage) -> bool:
+    """Whether a stage is built on the wanted sample alone: one that would encode all others too, before it begins."""
+    return stage.enough is not None and stage.is_row_a_sample
+
+
+def _find(plan: Training[Any], wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
     """The loader and the number of the wanted sample."""
-    if stage in NARROW:
+    if _is_alone(recipes.stage(stage)):
         return plan.train, 0
     sides = {"train": plan.train} if plan.valid is None else {"train": plan.train, "valid": plan.valid}
     if wanted.sample is not None:
@@ -171,7 +165,7 @@ def _unknown(wanted: Wanted, where: str) -> ConfigError:
     return ConfigError(f"{where}: no sample {wanted.sample!r}", hint="--index N takes one by its number")
 
 
-def _tokenizer(plan: Plan, loader: Loader[Any, Any], stage: str, run: Path | None, scratch: Path) -> Tokenizer | None:
+def _tokenizer(plan: Training[Any], loader: Loader[Any, Any], stage: str, run: Path | None, scratch: Path) -> Tokenizer | None:
     """The tokenizer behind the ids: the dataset's, the Thinker's, or the one that the stage would save."""
     found = getattr(loader.dataset, "tokenizer", None)
     if isinstance(found, Tokenizer):

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
-from muomni.stages.seeing import SeeingSettings, Seer, plan
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages.seeing import SeeingSettings, SeeingTraining
+from muomni.stages.stage import Stage
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
 
@@ -81,27 +83,37 @@ def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> 
     return folder
 
 
-def build(settings: InstructSettings, inputs: Inputs) -> Plan:
+class InstructTraining(SeeingTraining[InstructSettings]):
     """The aligned model as it was left, LoRA on its language model, conversations about pictures."""
-    parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
-    omni, spec = parts.omni, parts.media[0]
-    assert omni is not None
-    assert spec is not None
-    assert omni.vision is not None
-    inputs.place(omni)
-    freeze(omni.vision)
-    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases, parts.text_folder), inputs.corpus(settings)
-    if settings.lora is None:
-        freeze(omni.decoder)
-        return plan(settings, inputs, corpus, seer)
-    inputs.place(lora.attach(omni.decoder, settings.lora))
-    return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
+
+    def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
+        """The model of the stage that it starts from; its eyes rest, its language model learns by LoRA or rests too."""
+        settings, inputs = self.settings, self.inputs
+        parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
+        omni, spec = parts.omni, parts.media[0]
+        assert omni is not None
+        assert spec is not None
+        assert omni.vision is not None
+        inputs.place(omni)
+        freeze(omni.vision)
+        if settings.lora is None:
+            freeze(omni.decoder)
+        else:
+            inputs.place(lora.attach(omni.decoder, settings.lora))
+        self.omni, self.spec, self.tokenizer = omni, spec, parts.tokenizer
+        self.bases, self.text_folder = parts.bases, parts.text_folder
+        return self.seen()
+
+    def adapter(self, folder: Path) -> None:
+        """The LoRA."""
+        if self.settings.lora is not None:
+            lora.save(self.omni.decoder, folder, self.bases["thinker"]["name"])
 
 
 STAGE = Stage(
     "instruct",
     "answers about pictures, as they are asked for",
     InstructSettings,
-    build,
+    InstructTraining,
     gates=thresholds.STAGES["instruct"],
 )

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import cache, readers
+from muomni.data import readers
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
@@ -25,7 +25,7 @@ from muomni.runtime import Runtime
 from muomni.stages import initial_weights, introduction, ownership, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
+from muomni.stages.stage import Stage, StageSettings, Training, build
 from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
@@ -85,14 +85,14 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     distributed.wait_for_main(machine)
 
     begin = time.perf_counter()
-    built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
-    run_as = inputs.run
+    built = _begun(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
+    run_as = built.inputs.run
     rows = optim.select(built.objective, settings)
     _introduce(plan, name, settings, built, run_as, rows)
     if machine.is_main:
         files.write_json(own / "account.json", account.to_json(rows))
     before = _frozen(built)  # before the trials too: they share what is given
-    start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
+    start = {"base_mismatch": base.fact(folder), **_start(built, settings)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
     if settings.epoch is not None and settings.samples_per_epoch is None:
         samples, measured = sizing.measured(settings, built, run_as)
@@ -108,7 +108,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     result: dict[str, Any] = {}
     if machine.is_main:
         album = Album()
-        ended = _measure(built, fitted, before, settings, inputs, album)
+        ended = _measure(built, fitted, before, settings, album)
         facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
         album.write(own / "samples")
         with files.fresh_folder(own / "final") as part:
@@ -237,7 +237,7 @@ def _on_main(work: Callable[[], T], machine: Runtime) -> T:
     return found
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime, rows: Sequence[optim.Row]) -> None:
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Training[Any], run: Runtime, rows: Sequence[optim.Row]) -> None:
     """Say what the stage is, which of how many, in what it computes (what is emulated in a line of its own), what trains, and on what."""
     if not run.is_main:
         return
@@ -256,7 +256,7 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
         _tell_length(name, settings, built, run)
 
 
-def _tell_length(name: str, settings: StageSettings, built: Plan, run: Runtime, **how: str) -> None:
+def _tell_length(name: str, settings: StageSettings, built: Training[Any], run: Runtime, **how: str) -> None:
     """Say what an epoch is, where it is no pass through the data, and that the warm-up is cut, where it is longer than the run."""
     if not run.is_main:
         return
@@ -283,13 +283,13 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
         judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
         return told_again(name, settings, start, judged, earlier, inherited)
-    built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
+    built = _begun(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
-    start |= _start(built, settings, inputs)
+    start |= _start(built, settings)
     is_known = (own / DIGEST).exists()
     identity = Identity(files.read_stored(own / DIGEST, str, hint=ANEW), recipes.result_settings(settings)) if is_known else None
-    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, identity=identity, export=built.export)
-    facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
+    fitted = loop.restore(built.objective, built.valid, settings, built.inputs.run, own, identity=identity, export=built.export)
+    facts = {**start, **_measure(built, fitted, before, settings, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
@@ -324,13 +324,12 @@ def told_again(
     }
 
 
-def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
-    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
-    run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
-    runtime.seed_everything(settings.seed)
-    cache.begin(settings.cache_mb)
-    inputs = Inputs(own, needed, base, run_as)
-    built = stage.build(settings, inputs)
+def _begun(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> Training[Any]:
+    """The stage of a folder, built, with the weights that `init_from` names.
+
+    Raises  ConfigError for settings that would have no effect.
+    """
+    built = build(stage, settings, own, needed, base, machine)
     if settings.init_from is not None:
         taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
         built.notes["init_share"] = taken
@@ -340,12 +339,12 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
             f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",
             hint="set val_split above 0, or leave out patience and final: best",
         )
-    return built, inputs
+    return built
 
 
-def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fact]:
+def _start(built: Training[Any], settings: StageSettings) -> dict[str, Fact]:
     """The facts that are known before the first step; none but `misplaced` where networks lie elsewhere, for nothing would run then."""
-    placed = _placed(built, inputs)
+    placed, run = _placed(built), built.inputs.run
     if placed["misplaced"].value:
         return placed
     shared = built.corpus.leaks
@@ -353,17 +352,17 @@ def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fa
     return {
         **placed,
         **leaks,
-        **_formats(settings, inputs.run),
-        **soundness.examine(built.objective, built.train, settings, inputs.run),
+        **_formats(settings, run),
+        **soundness.examine(built.objective, built.train, settings, run),
         **built.checks(),
         **built.notes,
     }
 
 
-def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
+def _placed(built: Training[Any]) -> dict[str, Fact]:
     """How many modules that training, measuring or saving can reach do not lie where the run computes, or were never placed there."""
-    roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
-    wrong = inputs.place.misplaced(**roots)
+    roots = {name: value for name, value in vars(built).items() if name not in ("corpus", "inputs")}  # samples, and the placement itself
+    wrong = built.inputs.place.misplaced(**roots)
     return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
 
 
@@ -382,7 +381,7 @@ def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
 def _refuse_early(
     stage: Stage,
     settings: StageSettings,
-    built: Plan,
+    built: Training[Any],
     start: dict[str, Fact],
     own: Path,
     digest: str,
@@ -399,7 +398,13 @@ def _refuse_early(
 
 
 def _certify(
-    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str, base: Foundation
+    built: Training[Any],
+    settings: StageSettings,
+    own: Path,
+    facts: dict[str, Fact],
+    judged: list[gates.Judged],
+    digest: str,
+    base: Foundation,
 ) -> dict[str, Any]:
     """Store and tell the certificate of a stage that is built."""
     digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
@@ -410,7 +415,7 @@ def _certify(
     return result
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, inputs: Inputs, album: Album) -> dict[str, Fact]:
+def _measure(built: Training[Any], fitted: Fitted, before: dict[str, str], settings: StageSettings, album: Album) -> dict[str, Fact]:
     """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
 
     What the stage's own were measured on goes into the album.
@@ -418,13 +423,13 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run)}
+    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, built.inputs.run)}
     if own["finite"].value:  # what gives no numbers can't be asked: all that was not measured is red
         own |= built.measure(fitted, album)
-    return {**own, **_placed(built, inputs)}
+    return {**own, **_placed(built)}
 
 
-def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+def _gap(built: Training[Any], fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
     """How much more is lost on held-out data than on as many batches of training data (which may be augmented)."""
     if built.valid is None:
         return {}
@@ -436,13 +441,13 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
     return {"held_out_gap": Fact(gap, batches), **losses}
 
 
-def _saved(built: Plan, folder: Path) -> Fact:
+def _saved(built: Training[Any], folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
     wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
-def _frozen(built: Plan) -> dict[str, str]:
+def _frozen(built: Training[Any]) -> dict[str, str]:
     """Digests of what must not move: parameters that the patterns freeze, and all that networks without trained parameters hold."""
     resting = [(place, net) for place, net in built.networks.items() if not any(p.requires_grad for p in net.parameters())]
     tensors = {name: p for name, p in built.objective.named_parameters() if not p.requires_grad}
@@ -452,7 +457,7 @@ def _frozen(built: Plan) -> dict[str, str]:
     return {name: store.digest_of(tensor) for name, tensor in tensors.items()}
 
 
-def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
+def _sound(built: Training[Any], fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
     trained = [p for p in built.objective.parameters() if p.requires_grad]

@@ -21,7 +21,7 @@ from muomni.stages import align, one
 from muomni.stages import recipe as recipes
 from muomni.stages.align import AlignSettings
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages.stage import Stage
 from muomni.train import distributed
 
 TABLE = "table.json"
@@ -37,11 +37,6 @@ class SweepSettings(AlignSettings):
     def needs(self) -> tuple[str, ...]:
         """Its points alone."""
         return ()
-
-
-def build(settings: SweepSettings, inputs: Inputs) -> Plan:
-    """A sweep trains nothing itself: its points do."""
-    raise InternalError("a sweep is concluded, not built")
 
 
 def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
@@ -158,7 +153,7 @@ STAGE = Stage(
     "sweep",
     "which settings of align learn to look",
     SweepSettings,
-    build,
+    align.AlignTraining,
     gates=(*thresholds.STAGES["align"], *thresholds.STAGES["sweep"]),
     like="align",
     over=align.STAGE,
