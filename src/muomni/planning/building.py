@@ -16,8 +16,8 @@ from muomni.data import indexed, readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.models.decoder import DecoderConfig
-from muomni.planning import assumed
 from muomni.planning.trial import Built
+from muomni.stages import assumed
 from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
@@ -65,9 +65,9 @@ def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
     notes: list[str] = []
     missing = absent(settings, recipe.base)
     if missing:
-        sources = assumed.make(recipes.stage(task.stage).name, settings, *_language(settings, recipe), own / "assumed")
+        sources = assumed.make(recipes.stage(task.stage), settings, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
-        settings = changed(settings, data=sources, tokenizer_data=[], probe=[], init_from=None, lm_order=0)
+        settings = settings.assuming(sources)
     return Ready(settings, bool(missing), notes)
 
 

@@ -61,7 +61,7 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
         plan.objective.eval()
         loader, index = _find(plan, wanted, stage)
         item = loader.dataset.item(index, np.random.default_rng(0))
-        subject = Subject(loader.collate([item]), plan.objective, _tokenizer(plan, loader, stage, run, Path(scratch)), is_trained)
+        subject = Subject(loader.collate([item]), plan.objective, getattr(plan, "tokenizer", None), is_trained)
         return _page(stage, loader.dataset.name(index), _sample(loader.dataset, index), subject, own if is_trained else None)
 
 
@@ -84,8 +84,6 @@ def _machine() -> Runtime:
 def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
     """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
     kind, _, point = stage.partition("/")
-    if kind not in recipes.STAGES:
-        raise ConfigError(f"{stage}: no such stage", hint=f"one of {', '.join(recipes.STAGES)}")
     if recipes.stage(stage).over is not None and not point:
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
@@ -116,7 +114,7 @@ def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: P
     needs = (*declared.needs, *settings.needs)
     if needs and run is None:
         raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
-    if stage in ("thinker", "vision") and run is not None and (run / stage / "final").is_dir():
+    if run is not None and (run / stage / "final" / "tokenizer.json").is_file():
         settings = settings.model_copy(update={"init_from": (run / stage).resolve()})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
     for final in needed.values():
@@ -163,19 +161,6 @@ def _place(samples: Sequence[Sample], wanted: Wanted, where: str) -> int:
 
 def _unknown(wanted: Wanted, where: str) -> ConfigError:
     return ConfigError(f"{where}: no sample {wanted.sample!r}", hint="--index N takes one by its number")
-
-
-def _tokenizer(plan: Training[Any], loader: Loader[Any, Any], stage: str, run: Path | None, scratch: Path) -> Tokenizer | None:
-    """The tokenizer behind the ids: the dataset's, the Thinker's, or the one that the stage would save."""
-    found = getattr(loader.dataset, "tokenizer", None)
-    if isinstance(found, Tokenizer):
-        return found
-    if stage == "talker" and run is not None:
-        return Tokenizer.load(run / "thinker" / "final")
-    if stage == "thinker":
-        plan.save(scratch / "final")
-        return Tokenizer.load(scratch / "final")
-    return None
 
 
 def _sample(dataset: Any, index: int) -> Sample | None:

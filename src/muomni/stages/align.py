@@ -9,12 +9,24 @@ from pydantic import Field, NonNegativeInt, field_validator
 from torch import nn
 
 from muomni.data.conversation import MediaSpec
-from muomni.evaluate import thresholds
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.thresholds import (
+    CAUSAL,
+    COVERAGE,
+    LABELS,
+    MEASURABLE_IF_TAUGHT,
+    NAMES,
+    PACKING,
+    SIGHT,
+    ablation,
+    held_out_gap,
+    language,
+)
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.stages import assumed
 from muomni.stages.seeing import SeeingSettings, SeeingTraining
 from muomni.stages.stage import Stage
 from muomni.stages.statistics import standardise
@@ -119,6 +131,34 @@ class AlignTraining(SeeingTraining[AlignSettings]):
         return super().prepare()
 
 
+def assume(settings: AlignSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Captions; every KINDS-th is as long as a row may be."""
+    pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
+    rows = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        kind = number % assumed.KINDS
+        count = assumed.room(settings, context) if kind == assumed.KINDS - 1 else assumed.WORDS_OF_CAPTION
+        asked = [assumed.part("image", pictures[kind]), assumed.part("text", "what is this?")]
+        rows.append(assumed.turns(asked, text.take(count)))
+    return rows
+
+
 STAGE = Stage(
-    "align", "what pictures show, to a language model that stays as it is", AlignSettings, AlignTraining, gates=thresholds.STAGES["align"]
+    "align",
+    "what pictures show, to a language model that stays as it is",
+    AlignSettings,
+    AlignTraining,
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        MEASURABLE_IF_TAUGHT,
+        language(0.0),
+        held_out_gap(1.5, "nats a token"),
+    ),
+    assume=assume,
 )

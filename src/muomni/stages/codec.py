@@ -14,12 +14,15 @@ from muomni.data import uses
 from muomni.data.loader import Loader
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import held_out_gap
 from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
-from muomni.stages.stage import Inputs, Stage, StageSettings, Training, loaders
+from muomni.stages import assumed
+from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, loaders
 from muomni.train.loop import Fitted
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 
@@ -136,5 +139,30 @@ STAGE = Stage(
     "speech to codes and back",
     CodecSettings,
     CodecTraining,
-    gates=thresholds.STAGES["codec"],
+    gates=(
+        Gate(
+            "round_trip",
+            "mel_error",
+            "the codec rebuilds little more than the mean: train longer, more codebooks",
+            below_floor=0.5,
+            source="floor: the mean",
+        ),
+        Gate(
+            "usage",
+            "usage",
+            "codebook entries lie dead: more data, longer training, look at revival",
+            at_least=0.5,
+            source="SPEC 7 asks 0.8 of the quickstart",
+        ),
+        Gate(
+            "perplexity",
+            "perplexity_share",
+            "a few entries do all the work: more data, longer training, look at revival",
+            at_least=0.1,
+            source="chosen",
+        ),
+        held_out_gap(0.5, "error, deviations"),
+    ),
+    board=(BoardRow("codec.usage", "usage", 0.8),),
+    assume=assumed.speech,
 )

@@ -9,10 +9,23 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from muomni.errors import ConfigError
-from muomni.evaluate import thresholds
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import (
+    CAUSAL,
+    COVERAGE,
+    LABELS,
+    MEASURABLE_IF_TAUGHT,
+    NAMES,
+    PACKING,
+    SIGHT,
+    ablation,
+    held_out_gap,
+    language,
+)
 from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
+from muomni.stages import assumed
 from muomni.stages.seeing import SeeingSettings, SeeingTraining
 from muomni.stages.stage import Stage
 from muomni.train.objectives.language import NextToken
@@ -110,10 +123,47 @@ class InstructTraining(SeeingTraining[InstructSettings]):
             lora.save(self.omni.decoder, folder, self.bases["thinker"]["name"])
 
 
+def assume(settings: InstructSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
+    pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
+    room = assumed.room(settings, context)
+    short = min(assumed.WORDS_OF_ANSWER, room // (3 * assumed.TURNS))
+    rows = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        turns = [assumed.turns(text.take(6), text.take(short)) for _ in range(assumed.TURNS - 1)]
+        first = turns[0]["messages"][0]
+        first["content"] = [assumed.part("image", pictures[number % assumed.KINDS]), assumed.part("text", first["content"])]
+        used = (assumed.TURNS - 1) * (6 + short)
+        last = room - used if number % assumed.KINDS == assumed.KINDS - 1 else short
+        rows.append({"messages": [m for turn in [*turns, assumed.turns(text.take(6), text.take(last))] for m in turn["messages"]]})
+    return rows
+
+
 STAGE = Stage(
     "instruct",
     "answers about pictures, as they are asked for",
     InstructSettings,
     InstructTraining,
-    gates=thresholds.STAGES["instruct"],
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        Gate(
+            "above_question",
+            "above_question_only",
+            "answers are no better than a guess from the question alone: it does not look where it is asked to",
+            more_than=0.0,
+            source="SPEC M-E: question-only baseline; the low end of 95 % (sign test)",
+            by_ci=True,
+            when="exact",
+        ),
+        MEASURABLE_IF_TAUGHT,
+        language(0.15),
+        held_out_gap(1.5, "nats a token"),
+    ),
+    assume=assume,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import re
@@ -16,9 +15,8 @@ from pydantic import Field
 from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError, UserError
-from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
-from muomni.stages import flat, flat_keys
+from muomni.stages import flat, flat_keys, registry
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -26,9 +24,9 @@ RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name; its module, and what it imports, is loaded only now. `sweep/POINT` is a run of the stage that is swept."""
+    """The stage of that name (see `registry.find`). `sweep/POINT` is a run of the stage that is swept."""
     kind, _, point = name.partition("/")
-    found: Stage = importlib.import_module(f"muomni.stages.{kind}").STAGE
+    found = registry.find(kind)
     return found if not point or found.over is None else found.over
 
 
@@ -136,15 +134,16 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
     title = header.name or path.stem
     folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
     stages: dict[str, StageSettings] = {}
+    known = registry.names()
     for key, settings in values.items():
         if key in header_keys:
             continue
-        if key not in STAGES:
+        if key not in known:
             import difflib
 
-            near = difflib.get_close_matches(str(key), [*STAGES, *header_keys], n=1)
+            near = difflib.get_close_matches(str(key), [*known, *header_keys], n=1)
             raise ConfigError(
-                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(STAGES)}")
+                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(known)}")
             )
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
@@ -161,12 +160,12 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
                 stages[f"{key}/{point}"] = config.build(declared.over.settings, of_point, f"{path}: {key}/{point}")
         stages[key] = made
     if not stages:
-        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
+        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(known)}")
     if is_part:
         ordered = stages
     else:
         links = [] if found is None else found.links
-        there = {name.name for name, _ in links if name.parent == folder} | {n for n in STAGES if (folder / n / integrity.FINAL).is_dir()}
+        there = {name.name for name, _ in links if name.parent == folder} | {n for n in known if (folder / n / integrity.FINAL).is_dir()}
         ordered = _ordered(stages, path, folder, there)
     made_of = (path.resolve(), said.overrides, values)
     if found is None:
@@ -244,7 +243,7 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
                 f"{path}: --stage says what a flat JSON config is for", hint=f"of a recipe, name stages: muomni run {path} thinker"
             )
         return Written(path, path.parent.resolve(), assignments, config.override(values, assignments))
-    of_recipes = {*header, *STAGES} - {"seed"}  # which a flat config says of its stage
+    of_recipes = {*header, *registry.names()} - {"seed"}  # which a flat config says of its stage
     later = [each for each in assignments if each.partition("=")[0].partition(".")[0] in of_recipes]
     values = config.override(values, [each for each in assignments if each not in later])
     settings = {name: stage(name).settings for name in flat_keys.STAGES}

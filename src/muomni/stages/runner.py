@@ -11,7 +11,7 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
-from muomni.stages import flat, one, ownership, scoreboard, sweep
+from muomni.stages import flat, one, ownership, registry, scoreboard, sweep
 from muomni.stages import recipe as recipes
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
@@ -212,7 +212,7 @@ def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | 
     before = None if baseline is None else _stored(baseline)
     path = path.parent if path.name == "final" else path
     if (path / "recipe.json").exists():
-        return [_gate(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
+        return [_gate(path, name, before) for name in registry.names() if (path / name / certificate.NAME).exists()]
     run = next((parent for parent in list(path.parents)[:2] if (parent / "recipe.json").exists()), None)
     if run is not None and (path / certificate.NAME).exists():
         return _gate(run, str(path.relative_to(run)), before)

@@ -22,6 +22,7 @@ from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.segments import Segments
+from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -63,6 +64,10 @@ class StageSettings(TrainSettings):
     def needs(self) -> tuple[str, ...]:
         """Stages of the recipe that these settings name, beside those that the stage always needs."""
         return ()
+
+    def assuming(self, sources: list[Source]) -> Self:
+        """These settings on assumed data, and without what else would be read."""
+        return self.model_copy(update={"data": sources, "init_from": None})
 
     def given(self, base: Path) -> dict[str, str]:
         """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
@@ -232,9 +237,27 @@ class Training(ABC, Generic[S]):
 
 
 @dataclass(frozen=True)
+class BoardRow:
+    """A row of the score board: a fact of a stage under a public name, and the least that is accepted of it (SPEC 7's, where given).
+
+    fact   empty for what the board measures itself, over stages
+    """
+
+    name: str
+    fact: str
+    least: float | None = None
+    more_is_better: bool = True
+
+
+Assume = Callable[[Any, int, list[str], Path], list[dict[str, Any]]]  # settings, positions of a row, words, where media go
+
+
+@dataclass(frozen=True)
 class Stage:
     """A line of the table of contents: what it teaches, what it stands on, and its gates.
 
+    board    its rows of the score board
+    assume   rows of data in the shapes that its settings allow, for a plan that is made before its data are there
     enough   for a stage that encodes all of its samples before it begins: so many show what it costs
     is_row_a_sample   whether a row is made of one sample alone
     like     settings that a recipe leaves out are those that it gives to this other stage
@@ -247,6 +270,8 @@ class Stage:
     training: type[Training[Any]]
     gates: tuple[Gate, ...]
     needs: tuple[str, ...] = ()
+    board: tuple[BoardRow, ...] = ()
+    assume: Assume | None = None
     enough: int | None = None
     is_row_a_sample: bool = True
     like: str | None = None

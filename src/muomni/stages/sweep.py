@@ -13,8 +13,9 @@ from pydantic import Field
 
 from muomni import config, files
 from muomni.errors import InternalError
-from muomni.evaluate import certificate, thresholds
+from muomni.evaluate import certificate
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.models import integrity
 from muomni.runtime import Runtime
 from muomni.stages import align, one
@@ -154,7 +155,16 @@ STAGE = Stage(
     "which settings of align learn to look",
     SweepSettings,
     align.AlignTraining,
-    gates=(*thresholds.STAGES["align"], *thresholds.STAGES["sweep"]),
+    gates=(
+        *align.STAGE.gates,
+        Gate(
+            "winner",
+            "eligible",
+            "no point of the grid is green with a swap gap surely above 0: they learned how captions sound, not what pictures show",
+            at_least=1.0,
+            source="SPEC V3",
+        ),
+    ),
     like="align",
     over=align.STAGE,
 )

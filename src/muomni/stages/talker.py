@@ -20,19 +20,21 @@ from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken, voice_of
 from muomni.errors import ConfigError, DataError
-from muomni.evaluate import labels, thresholds
+from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.evaluate.listening import free_speech, swap
+from muomni.evaluate.thresholds import CAUSAL, held_out_gap
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.models import pretrained, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
-from muomni.stages import initial_weights
+from muomni.stages import assumed, initial_weights
 from muomni.stages.coded import Coded, most_bytes, shared_cache, thin_out
 from muomni.stages.coded import build as build_coded
-from muomni.stages.stage import Stage, StageSettings, Training, loaders
+from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loaders
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -272,6 +274,68 @@ STAGE = Stage(
     TalkerSettings,
     TalkerTraining,
     needs=("thinker", "codec", "hearing"),
-    gates=thresholds.STAGES["talker"],
+    gates=(
+        *CAUSAL,
+        Gate(
+            "ends_taught",
+            "ends_taught",
+            "the symbol that ends speech is not learned: it will not stop",
+            at_least=1.0,
+            source="reference muomni B",
+        ),
+        Gate(
+            "codes",
+            "stale_codes",
+            "the codes it learns from are not those of the codec it will speak through: they are stale",
+            at_most=0.01,
+            source="SPEC H2, DESIGN 5",
+        ),
+        Gate(
+            "text_matters",
+            "text_swap_gap_nats",
+            "it speaks without reading: train longer, check that text reaches the frames",
+            at_least=0.1,
+            source="SPEC M-D",
+        ),
+        Gate(
+            "text_sure",
+            "text_swap_gap_nats",
+            "it speaks without reading",
+            more_than=0.0,
+            source="SPEC M-D: paired bootstrap and sign test, 95 %",
+            by_ci=True,
+        ),
+        Gate("text_wins", "text_swap_win_rate", "it speaks without reading", at_least=0.8, source="SPEC M-E"),
+        Gate(
+            "own_cer",
+            "own_cer",
+            "its speech is not understood: train longer, look at the codec's own CER first",
+            at_most=0.5,
+            source="floor: copy synthesis",
+        ),
+        Gate(
+            "own_cer_cost",
+            "own_cer_above_copy",
+            "its speech is far less clear than the codec allows: train longer",
+            at_most=0.45,
+            source="SPEC M-D: the copy-synthesis ceiling",
+        ),
+        Gate(
+            "stops",
+            "stop_within_20pct",
+            "it does not know when to end: check the end symbol's labels",
+            at_least=0.8,
+            source="SPEC 7 asks 0.95 of the quickstart",
+        ),
+        Gate("ends", "ended", "it does not end by itself: check the end symbol's labels", at_least=0.9, source="SPEC M-D"),
+        held_out_gap(2.0, "nats a frame"),
+    ),
     enough=256,
+    board=(
+        BoardRow("codec.own_cer", "codec_own_cer", 0.03, more_is_better=False),
+        BoardRow("talker.own_cer", "own_cer", 0.12, more_is_better=False),
+        BoardRow("talker.stop_within_20pct", "stop_within_20pct", 0.95),
+        BoardRow("talker.rtf", "rtf", 0.5, more_is_better=False),
+    ),
+    assume=assumed.speech,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import exhibits, labels, thresholds
+from muomni.evaluate import exhibits, labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
+from muomni.evaluate.thresholds import CAUSAL, LABELS, PACKING, held_out_gap
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
-from muomni.stages import initial_weights
-from muomni.stages.stage import Inputs, Stage, StageSettings, Training, loaders
+from muomni.stages import assumed, initial_weights
+from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted
@@ -59,6 +61,10 @@ class ThinkerSettings(StageSettings):
         return self.packing
 
     learns_as: ClassVar[str] = "thinker"
+
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside what all stages leave out."""
+        return super().assuming(sources).model_copy(update={"tokenizer_data": []})
 
     @property
     def has_experts(self) -> bool:
@@ -160,12 +166,41 @@ def _words(samples: Sequence[Sample]) -> Iterator[str]:
         yield from [one] if isinstance(one, str) else [message.text for message in one.messages if message.text]
 
 
+def assume(settings: ThinkerSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Rows of words, as long as they are packed."""
+    text, row_len = assumed.Text(words), settings.row_len or context
+    count = max(assumed.BATCHES * settings.batch_size, len(words) // row_len + 1)
+    return [{"text": text.take(row_len)} for _ in range(count)]
+
+
 STAGE = Stage(
     "thinker",
     "language",
     ThinkerSettings,
     ThinkerTraining,
-    gates=thresholds.STAGES["thinker"],
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        Gate(
+            "floor",
+            "nats_per_token",
+            "it knows little more than how often each token occurs: train longer, check the data",
+            below_floor=0.8,
+            source="SPEC M-A",
+        ),
+        held_out_gap(0.7, "nats a token"),
+        Gate(
+            "experts",
+            "least_expert",
+            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
+            at_least=0.05,
+            source="chosen: a twentieth of what an even use would give it",
+            when="has_experts",
+        ),
+    ),
     enough=20_000,
     is_row_a_sample=False,
+    board=(BoardRow("thinker.bits_per_byte", "bits_per_byte", more_is_better=False),),
+    assume=assume,
 )

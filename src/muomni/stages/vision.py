@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,16 +16,18 @@ from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import SIGHT, held_out_gap
 from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.stages import initial_weights
-from muomni.stages.stage import Stage, StageSettings, Training, demand_tasks, loaders
+from muomni.stages import assumed, initial_weights
+from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.contrast import Contrast, VisionBatch, pad
@@ -78,6 +80,10 @@ class VisionSettings(StageSettings):
         return ("thinker",) if self.text.kind == "thinker" else ()
 
     learns_as: ClassVar[str] = "vision"
+
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside what all stages leave out."""
+        return super().assuming(sources).model_copy(update={"probe": []})
 
 
 def collate(items: list[Captioned]) -> VisionBatch:
@@ -165,10 +171,55 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     return (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
 
 
+def assume(settings: VisionSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Noise for pictures, with captions, and as many false ones as are asked for."""
+    pictures, text = assumed.pictures(folder, settings.model.image_size), assumed.Text(words)
+    length = assumed.WORDS_OF_CAPTION
+    count = max(2 * settings.batch_size * settings.gradient_accumulation_steps, len(words) // length + 1)
+    rows = []
+    for number in range(count):
+        row = assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], text.take(length))
+        false = [{"kind": "word", "text": text.take(length)} for _ in range(settings.negatives)]
+        rows.append({**row, "negatives": false})
+    return rows
+
+
 STAGE = Stage(
     "vision",
     "pictures and captions",
     VisionSettings,
     VisionTraining,
-    gates=thresholds.STAGES["vision"],
+    gates=(
+        *SIGHT,
+        Gate(
+            "retrieval",
+            "retrieval_r1",
+            "captions do not find their pictures: train longer, larger batch, audible positions",
+            above_floor=0.1,
+            source="chance + 0.1",
+        ),
+        Gate(
+            "changed",
+            "attribute_changed",
+            "captions with one attribute changed are not told from true ones: harder negatives, train longer",
+            above_floor=0.1,
+            source="SPEC 7: retrieval alone is a weak gate",
+            when="negatives",
+        ),
+        Gate(
+            "probes",
+            "probe_least",
+            "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
+            above_floor=0.1,
+            source="SPEC 7: run the probe before stage omni",
+            when="probe",
+        ),
+        held_out_gap(2.0, "nats a picture"),
+    ),
+    board=(
+        BoardRow("vision.retrieval_r1", "retrieval_r1", 0.9),
+        BoardRow("vision.attribute_changed", "attribute_changed", 0.85),
+        BoardRow("vision.shape_probe", "shape_probe", 0.8),
+    ),
+    assume=assume,
 )
