@@ -97,6 +97,7 @@ def run(
             if red is None and (lacking := scoreboard.missed(board, plan)):
                 red = GateRed(f"score board: {'; '.join(lacking)}")
         if red is not None:
+            red.folder = folder
             raise red
         return folder
 
@@ -111,7 +112,11 @@ def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any
             size: "small" takes minutes, "full" has a larger world and larger networks.
     Raises  ConfigError for another size; else as `run`.
     """
-    folder = run(quickstart_recipe(size), out=out)
+    return board_of(run(quickstart_recipe(size), out=out))
+
+
+def board_of(folder: Path) -> dict[str, Any]:
+    """The score board of a finished run that has one."""
     board: dict[str, Any] = files.read_stored(folder / "scoreboard.json", dict, hint="run the quickstart again")
     return board
 
