@@ -140,7 +140,8 @@ def _omni(path: Path) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": "omni", "verdict": _verdict(path.parent if path.name == "final" else path)}
     about["image_tokens"] = content["media"].get("image_tokens")
     about["image_size"] = content["media"].get("image_size")
-    about["connector"] = shape.get("perceiver") or {key: shape.get(key) for key in ("grid", "audio_pool")}
+    grid = shape.get("pool_grid", shape.get("grid"))  # its older name
+    about["connector"] = shape.get("perceiver") or {"pool_grid": grid, "audio_pool": shape.get("audio_pool")}
     about["parameters"] = {name: network["parameters"] for name, network in networks.items()}
     if (path / "lora").is_dir():
         about["lora"] = _lora(path / "lora")

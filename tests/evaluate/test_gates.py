@@ -207,7 +207,7 @@ def test_a_recipe_may_demand_more() -> None:
     "text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"]
 )
 def test_a_demand_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"demands\.cer"):
+    with pytest.raises(ConfigError, match=r"extra_gates\.cer"):
         gates.demanded({"cer": text})
 
 

@@ -51,7 +51,7 @@ def test_least_values_are_the_headers_then_what_is_demanded_then_those_of_the_ta
     data = [{"path": "a.txt"}]
     content = {
         "scoreboard": {"omni.speech_to_speech_exact": 0.3, "hearing.cer": 0.2},
-        "hearing": {"data": data, "demands": {"cer": "<= 0.5", "digit_exact": ">= 0.5"}},
+        "hearing": {"data": data, "extra_gates": {"cer": "<= 0.5", "digit_exact": ">= 0.5"}},
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     least = scoreboard.least_values(recipes.read(str(tmp_path / "r.yaml"), out=tmp_path))

@@ -1,6 +1,6 @@
 """Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
 
-A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`demands`), or be waived one with a reason.
+A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`extra_gates`), or be waived one with a reason.
 docs/gates.md is written from here (`make gates`).
 """
 
@@ -276,8 +276,8 @@ NAMES = Gate(
 MEASURABLE = Gate(
     "regression_texts",
     "regression_texts",
-    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on (`regression`; stage omni: "
-    "texts among its data)",
+    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on "
+    "(`regression_texts`; stage omni: texts among its data)",
     at_least=1.0,
     source="SPEC V5: forgetting is never left unmeasured",
 )

@@ -102,9 +102,9 @@ def _tried(
     folder = own / "_".join(f"{name}-{count}" for name, count in blocks.items())
     standing_in: dict[str, Any] = dict(bases.cut(missing, blocks, samples, recipe.header.device, folder))
     connector = bases.connector_of(recipe, task.stage)
-    levels = getattr(recipe.stages[connector or task.stage], "levels", ())
-    if "eyes" in blocks:
-        standing_in["levels"] = tuple(min(level, blocks["eyes"]) for level in levels)
+    levels = getattr(recipe.stages[connector or task.stage], "feature_layers", ())
+    if "vision_tower" in blocks:
+        standing_in["feature_layers"] = tuple(min(level, blocks["vision_tower"]) for level in levels)
     if connector is None:
         built = building.build(task, recipe, folder, replace(made, settings=building.changed(made.settings, **standing_in)))
     else:

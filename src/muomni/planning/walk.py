@@ -77,8 +77,8 @@ def _built(recipe: Recipe, task: Task) -> Built:
     if absent and bases.connector_of(recipe, task.stage) is None:
         samples = Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device)).corpus(made.settings).train
         named: dict[str, Any] = dict(bases.cut(absent, dict.fromkeys(absent, 1), samples, recipe.header.device, own))
-        if "eyes" in named:
-            named["levels"] = tuple(min(level, 1) for level in getattr(made.settings, "levels", ()))
+        if "vision_tower" in named:
+            named["feature_layers"] = tuple(min(level, 1) for level in getattr(made.settings, "feature_layers", ()))
         made.settings = building.changed(made.settings, **named)
     return building.build(task, recipe, own, made)
 

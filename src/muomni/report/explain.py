@@ -88,7 +88,9 @@ def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings,
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"
-        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(recipes.origin(run, "base")["base"])
+        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path), is_stored=True), Path(
+            recipes.origin(run, "base")["base"]
+        )
     plan = recipes.read(source, out=run)
     if stage not in plan.stages:
         raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")

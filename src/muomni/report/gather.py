@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from muomni import files, units
+from muomni import config, files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
+from muomni.stages import recipe as recipes
 from muomni.stages import registry
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
@@ -156,7 +157,7 @@ def _stage(folder: Path, name: str) -> StageRun:
         name,
         folder,
         certificate=_object(folder / "certificate.json"),
-        settings=_settings(folder / "config.yaml"),
+        settings=_settings(folder / "config.yaml", name),
         metrics=_lines(folder / "metrics.jsonl"),
         account=[row for row in _list(folder / "account.json") if isinstance(row, dict)],
         quarantined=Counter(str(row.get("reason", "?")) for row in rows),
@@ -186,12 +187,16 @@ def _list(path: Path) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, name: str) -> dict[str, Any]:
+    """The settings in a stage's folder, each key by its name of today; empty where they can't be read."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or name.partition("/")[0] not in registry.names():
+        return found if isinstance(found, dict) else {}
+    settings: dict[str, Any] = config.current(found, recipes.stage(name).settings)
+    return settings
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ COVERAGE = (
 
 def by_length(stage: StageRun) -> Html | None:
     """Nats a token of held-out answers, by how long they are."""
-    kept = stage.settings.get("edges")
+    kept = stage.settings.get("length_edges")
     edges = kept if isinstance(kept, list) and kept and all(isinstance(each, int) for each in kept) else list(stratify.EDGES)
     names = stratify.names(edges)
     rows = [Bar(name, value, n=_n(stage, f"nats_{name}")) for name in names if (value := stage.value(f"nats_{name}")) is not None]

@@ -57,7 +57,7 @@ def _cost(stage: StageRun) -> Html:
 
 
 def headline(stage: StageRun) -> list[str]:
-    """The facts behind a stage's own gates, those of its recipe's demands first."""
+    """The facts behind a stage's own gates, those of its recipe's `extra_gates` first."""
     own = [gate["name"] for gate in stage.gates if gate["name"] not in meaning.STRUCTURE]
     own.sort(key=lambda name: not name.startswith("demand_"))
     facts = dict.fromkeys(meaning.fact_of(stage.name, name) for name in own)

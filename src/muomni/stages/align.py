@@ -39,23 +39,23 @@ STAGES = ("thinker", "vision")  # of a recipe, that may be named as bases
 class AlignSettings(SeeingSettings):
     """Settings of stage align.
 
-    llm, eyes            what it stands on, frozen: a stage of this recipe, a folder or a hub id
+    llm, vision_tower    what it stands on, frozen: a stage of this recipe, a folder or a hub id
     num_image_tokens     tokens that a picture fills, whatever its size
     resampler_*          the Perceiver that makes them; mlp_ratio: width inside of the projector, in widths of the language model
-    vision_ln            a LayerNorm on what the eyes give: off, frozen (as it starts), trained
-    levels               after how many blocks the eyes are read (see ProjectorsConfig)
-    standardise          bring what the eyes give to mean 0 and spread 1 first, by statistics of training pictures
+    vision_ln            a LayerNorm on what the vision tower gives: off, frozen (as it starts), trained
+    feature_layers       after how many blocks the vision tower is read (see ProjectorsConfig)
+    standardise          bring what the vision tower gives to mean 0 and spread 1 first, by statistics of training pictures
     """
 
     llm: Base = Base(name="thinker")
-    eyes: Base = Base(name="vision")
+    vision_tower: Base = Base(name="vision")
     num_image_tokens: int = Field(64, ge=1)
     resampler_width: int = Field(512, ge=8)
     resampler_heads: int = Field(8, ge=1)
     resampler_depth: int = Field(2, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     vision_ln: Literal["off", "frozen", "trained"] = "off"
-    levels: tuple[NonNegativeInt, ...] = ()
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     standardise: bool = True
     train: list[str] = ["omni.projectors.*"]
 
@@ -67,7 +67,7 @@ class AlignSettings(SeeingSettings):
     @property
     def needs(self) -> tuple[str, ...]:
         """The stages that it stands on, where it stands on stages."""
-        return tuple(dict.fromkeys(base.name for base in (self.llm, self.eyes) if base.name in STAGES))
+        return tuple(dict.fromkeys(base.name for base in (self.llm, self.vision_tower) if base.name in STAGES))
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The language model's."""
@@ -75,12 +75,12 @@ class AlignSettings(SeeingSettings):
 
     def given(self, base: Path) -> dict[str, str]:
         """Digests of the networks that come from elsewhere."""
-        outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}
+        outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.vision_tower)) if each.name not in STAGES}
         return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
 
     def outside(self, base: Path) -> list[Path]:
         """Networks that come from elsewhere may be stages of another run."""
-        named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
+        named = [each for each in (self.llm, self.vision_tower) if each.name not in STAGES]
         return [*super().outside(base), *(each.locate({}, base) for each in named)]
 
     learns_as: ClassVar[str] = "align"
@@ -92,10 +92,10 @@ class AlignTraining(SeeingTraining[AlignSettings]):
     def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
         """The two networks that it stands on, and a Perceiver between them."""
         settings, inputs = self.settings, self.inputs
-        named = {"thinker": settings.llm, "vision": settings.eyes}
+        named = {"thinker": settings.llm, "vision": settings.vision_tower}
         folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
         device, place = inputs.run.device, inputs.place
-        llm_dtype, eyes_dtype = settings.llm.dtype_on(device), settings.eyes.dtype_on(device)
+        llm_dtype, eyes_dtype = settings.llm.dtype_on(device), settings.vision_tower.dtype_on(device)
         decoder = place(pretrained.open_decoder(folders["thinker"], device=device, dtype=llm_dtype))
         eyes = place(pretrained.open_tower(folders["vision"], device=device, dtype=eyes_dtype))
         self.tokenizer = pretrained.open_tokenizer(folders["thinker"])
@@ -111,9 +111,9 @@ class AlignTraining(SeeingTraining[AlignSettings]):
             width=decoder.config.width,
             vision_width=eyes.width,
             audio_width=None,
-            summaries=eyes.summaries,
+            num_cls_tokens=eyes.summaries,
             perceiver=perceiver,
-            levels=settings.levels,
+            feature_layers=settings.feature_layers,
         )
         projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
         freeze(decoder), freeze(eyes)

@@ -159,7 +159,7 @@ STAGE = Stage(
             more_than=0.0,
             source="SPEC M-E: question-only baseline; the low end of 95 % (sign test)",
             by_ci=True,
-            when="exact",
+            when="exact_match_tasks",
         ),
         MEASURABLE_IF_TAUGHT,
         language(0.15),

@@ -41,29 +41,29 @@ from muomni.train.optim import freeze
 class OmniSettings(StageSettings):
     """Settings of stage omni.
 
-    grid, levels, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
-    resampler          in place of the grid: a Perceiver of so many tokens a picture, as stage align has it
+    pool_grid, feature_layers, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
+    resampler          in place of pool_grid: a Perceiver of so many tokens a picture, as stage align has it
     lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
     augment            changes of training pictures
-    apart              questions about the same media learn without seeing each other, as if each was asked first
-    proof              tasks by which swapped media judge whether it looks and listens, none: all. For data that hold some of a task that
+    separate_questions questions about the same media learn without seeing each other, as if each was asked first
+    ablation_tasks     tasks by which swapped media judge whether the model uses them, none: all. For data that hold some of a task that
                        are too few to learn it from; what each task gains is told all the same
     prompts            what is asked of a lone "image" or "audio"
     """
 
-    grid: int = Field(0, ge=0)
-    levels: tuple[NonNegativeInt, ...] = ()
+    pool_grid: int = Field(0, ge=0)
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     resampler: PerceiverConfig | None = None
     lora: LoraSettings | None = None
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     augment: PictureAugment = PictureAugment()
-    apart: bool = False
-    proof: list[str] = []
+    separate_questions: bool = False
+    ablation_tasks: list[str] = []
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -76,16 +76,16 @@ class OmniSettings(StageSettings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.resampler is not None and self.grid:
-            raise ValueError("grid has no effect beside a resampler")
+        if self.resampler is not None and self.pool_grid:
+            raise ValueError("pool_grid has no effect beside a resampler")
         if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
 
     @property
     def packs(self) -> bool:
-        """Questions that stand apart share a row and do not see each other."""
-        return self.apart
+        """Separate questions share a row and do not see each other."""
+        return self.separate_questions
 
     learns_as: ClassVar[str] = "omni"
 
@@ -98,8 +98,8 @@ class OmniTraining(Training[OmniSettings]):
         settings, inputs = self.settings, self.inputs
         self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
         initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-        demand_tasks(self.corpus, proof=settings.proof, **named)
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        demand_tasks(self.corpus, ablation_tasks=settings.ablation_tasks, **named)
         self.words = str(self.tokenizer)
 
     def wire(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
@@ -114,9 +114,9 @@ class OmniTraining(Training[OmniSettings]):
             width=decoder.config.width,
             vision_width=vision.config.width,
             audio_width=audio.config.width,
-            grid=settings.grid,
+            pool_grid=settings.pool_grid,
             perceiver=settings.resampler,
-            levels=settings.levels,
+            feature_layers=settings.feature_layers,
             audio_pool=settings.audio_pool,
         )
         projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
@@ -139,7 +139,7 @@ class OmniTraining(Training[OmniSettings]):
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Samples of all kinds as rows of tokens, with places for their media."""
-        corpus, omni, apart = self.corpus, self.omni, self.settings.apart
+        corpus, omni, apart = self.corpus, self.omni, self.settings.separate_questions
         shape = (self.tokenizer, self.spec, omni.decoder.config.ctx_len)
         self.training = Conversations(corpus.train, *shape, apart=apart, changes=self.settings.augment)
         self.held_out = Conversations(corpus.valid, *shape, apart=apart)
@@ -183,7 +183,7 @@ class OmniTraining(Training[OmniSettings]):
         media = (self.spec, settings.prompts)
         parts = Parts.live(run.device, thinker=omni.decoder, tokenizer=self.tokenizer, omni=omni, media=media)
         examiner = Examiner(Engine(parts), settings.eval_items, run)
-        facts = examiner.answers(self.corpus.valid, album) | examiner.ablations(self.held_out, settings.proof)
+        facts = examiner.answers(self.corpus.valid, album) | examiner.ablations(self.held_out, settings.ablation_tasks)
         towers: Any = (self.networks["vision"], self.networks["hearing"])
         return facts | self.forgetting.facts() | self.senses.facts(*towers)
 
@@ -203,7 +203,7 @@ def assume(settings: OmniSettings, context: int, words: list[str], folder: Path)
     for number in range(assumed.BATCHES * settings.batch_size):
         picture, (sound, _) = assumed.part("image", pictures[number % assumed.KINDS]), sounds[number % assumed.KINDS]
         media = [[picture], [assumed.part("audio", sound)], [picture, assumed.part("audio", sound)], []][number % 4]
-        used = len(media) * 4 + (1 + settings.grid**2) * (picture in media) + room * (len(media) > (picture in media))
+        used = len(media) * 4 + (1 + settings.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
         if number % assumed.KINDS == assumed.KINDS - 2:
             long = text.take(max(8, int((context - used - 16) / assumed.TOKENS_PER_WORD)))  # what is too much is cut off
             rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], long))

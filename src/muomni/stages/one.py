@@ -40,8 +40,8 @@ T = TypeVar("T")
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
-    """The gates that every stage has, the stage's own, and what the recipe demands beside them."""
-    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.demands))
+    """The gates that every stage has, the stage's own, and the recipe's `extra_gates`."""
+    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.extra_gates))
 
 
 def judge(
@@ -94,7 +94,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     before = _frozen(built)  # before the trials too: they share what is given
     start = {"base_mismatch": base.fact(folder), **_start(built, settings)}
     _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
-    if settings.epoch is not None and settings.samples_per_epoch is None:
+    if settings.epoch_duration is not None and settings.samples_per_epoch is None:
         samples, measured = sizing.measured(settings, built, run_as)
         settings, named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (settings, named))
         digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
@@ -102,7 +102,7 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
             write_settings(own, named, digest)
         _tell_length(name, settings, built, run_as, how=measured)
     how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
-    how["identity"] = Identity(digest, recipes.result_settings(named))
+    how["identity"] = Identity(digest, recipes.result_settings(named), type(named))
     fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
     result: dict[str, Any] = {}
@@ -245,9 +245,9 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Training
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
-    is_known = settings.epoch is None or settings.samples_per_epoch is not None
+    is_known = settings.epoch_duration is None or settings.samples_per_epoch is not None
     steps = steps_in_all(settings, built.train.order, settings.gradient_accumulation_steps * run.world) if is_known else None
-    length = f"epochs of {settings.epoch}" if steps is None else f"{steps} steps"
+    length = f"epochs of {settings.epoch_duration}" if steps is None else f"{steps} steps"
     lines = [f"{what}; {length} in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
     lines += introduction.lines(built, settings, rows, run.world, steps)
@@ -273,7 +273,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     Takes   earlier: the facts of another report, by stage, behind which these must not fall.
     """
     origin, stage, own = recipes.origin(folder, "base", "device", "threads"), recipes.stage(name), folder / name
-    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"), is_stored=True)
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
@@ -287,7 +287,8 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     before = _frozen(built)
     start |= _start(built, settings)
     is_known = (own / DIGEST).exists()
-    identity = Identity(files.read_stored(own / DIGEST, str, hint=ANEW), recipes.result_settings(settings)) if is_known else None
+    digest = files.read_stored(own / DIGEST, str, hint=ANEW) if is_known else ""
+    identity = Identity(digest, recipes.result_settings(settings), type(settings)) if is_known else None
     fitted = loop.restore(built.objective, built.valid, settings, built.inputs.run, own, identity=identity, export=built.export)
     facts = {**start, **_measure(built, fitted, before, settings, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
@@ -314,7 +315,7 @@ def told_again(
     if earlier is not None:
         if name not in earlier:
             raise ConfigError(f"the baseline has no stage {name}", hint=f"it has {', '.join(earlier) or 'none'}")
-        judged += baseline.compare([*stage.gates, *gates.demanded(settings.demands)], facts, earlier[name])
+        judged += baseline.compare([*stage.gates, *gates.demanded(settings.extra_gates)], facts, earlier[name])
     return {
         "stage": name,
         "verdict": certificate.overall(judged, inherited),
@@ -530,7 +531,7 @@ def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> 
         return settings
     if settings.gradient_accumulation_steps * world != files.read_stored(own / BATCH, int, hint=ANEW):
         return settings
-    made = recipes.stored_settings(own).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
+    made = recipes.stored_settings(own, type(settings)).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
     return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
@@ -541,7 +542,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
         files.put_away(own)
     dumped = settings.model_dump(mode="json")
     if path.exists():
-        old = recipes.stored_settings(own)
+        old = recipes.stored_settings(own, type(settings))
         changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
         stored = own / DIGEST
         if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):

@@ -23,7 +23,7 @@ SPEECH_TO_SPEECH_ITEMS = 200
 
 
 def least_values(plan: Recipe) -> dict[str, float | None]:
-    """The least value of each row: what the recipe's header says, else what it demands of the row's stage, else the row's own."""
+    """The least value of each row: what the recipe's header says, else the stage's `extra_gates`, else the row's own."""
     header = plan.header.scoreboard if isinstance(plan.header.scoreboard, dict) else {}
     rows = registry.board()
     unknown = ", ".join(sorted(set(header) - set(rows)))
@@ -32,7 +32,7 @@ def least_values(plan: Recipe) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name, (stage, row) in rows.items():
         settings = plan.stages.get(stage)
-        demanded = gates.demanded(settings.demands if settings is not None else {})
+        demanded = gates.demanded(settings.extra_gates if settings is not None else {})
         asked = next((gate for gate in demanded if gate.fact == row.fact), None)
         found[name] = row.least if asked is None else asked.at_least if asked.at_least is not None else asked.at_most
     return found | header

@@ -38,40 +38,41 @@ from muomni.train.objectives.language import NextToken, collate
 class SeeingSettings(StageSettings):
     """Settings of a stage in which a language model learns to see.
 
-    max_seq_len  longest row, in tokens; the rest of an answer is cut, never a picture or an end
-    edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
-    golden       held-out items that are answered at every checkpoint and kept in golden/
-    apart        questions about the same pictures learn without seeing each other
-    proof        tasks by which swapped pictures judge whether it looks; none: all
-    exact        tasks of short answers: these must be right more often than a guess from the question alone
-    regression   texts, never learned from, by which the language model is told from what it was; none: of a language model of ours
-                 those that its own stage held out. Asked for where the language model learns: one that is frozen can't forget
+    max_seq_len         longest row, in tokens; the rest of an answer is cut, never a picture or an end
+    length_edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
+    watched_items       number of held-out items that are answered at every checkpoint and kept in golden/
+    max_new_tokens      longest answer to a held-out item
+    separate_questions  questions about the same pictures learn without seeing each other
+    ablation_tasks      tasks by which swapped pictures judge whether the model uses them; none: all
+    exact_match_tasks   tasks of short answers: these must be right more often than a guess from the question alone
+    regression_texts    texts, never trained on, that measure what the language model forgets; none: of a language model of ours
+                        the texts that its own stage held out. Asked for where the language model trains: a frozen one can't forget
     """
 
     max_seq_len: int = Field(512, ge=16)
     gradient_checkpointing: bool = False
-    edges: list[NonNegativeInt] = [0, 10, 20]
-    golden: int = Field(64, ge=0)
-    max_new: int = Field(48, ge=1)
-    apart: bool = False
+    length_edges: list[NonNegativeInt] = [0, 10, 20]
+    watched_items: int = Field(64, ge=0)
+    max_new_tokens: int = Field(48, ge=1)
+    separate_questions: bool = False
     augment: PictureAugment = PictureAugment()
-    proof: list[str] = []
-    exact: list[str] = []
-    regression: list[Source] = []
+    ablation_tasks: list[str] = []
+    exact_match_tasks: list[str] = []
+    regression_texts: list[Source] = []
     prompts: dict[Literal["image"], str] = {"image": "what is in the picture?"}
     decides: ClassVar[frozenset[str]] = frozenset({"eval_items"})  # so many held-out items are drawn, and validated
 
-    @field_validator("edges")
+    @field_validator("length_edges")
     @classmethod
     def _rise(cls, edges: list[int]) -> list[int]:
         if edges != sorted(set(edges)) or edges[:1] != [0]:
-            raise ValueError("edges must begin with 0 and rise")
+            raise ValueError("length_edges must begin with 0 and rise")
         return edges
 
     @property
     def packs(self) -> bool:
-        """Questions that stand apart share a row and do not see each other."""
-        return self.apart
+        """Separate questions share a row and do not see each other."""
+        return self.separate_questions
 
     @property
     def teaches_language(self) -> bool:
@@ -81,7 +82,7 @@ class SeeingSettings(StageSettings):
     @property
     def has_names(self) -> bool:
         """Whether answers are to name a class."""
-        return any(source.names is not None for source in self.data)
+        return any(source.class_name is not None for source in self.data)
 
 
 V = TypeVar("V", bound=SeeingSettings)
@@ -105,8 +106,9 @@ class SeeingTraining(Training[V]):
     def vocabulary(self) -> None:
         """Nothing is learned; tasks that settings name are looked for."""
         settings = self.settings
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-        demand_tasks(self.corpus, proof=settings.proof, exact=settings.exact, **named)
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        named |= {name: getattr(settings, name) for name in ("ablation_tasks", "exact_match_tasks")}
+        demand_tasks(self.corpus, **named)
 
     def seen(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
         """The objective of the model, and what of it is new."""
@@ -119,7 +121,7 @@ class SeeingTraining(Training[V]):
         """Conversations as rows of tokens; held-out ones are drawn evenly over the lengths of their answers."""
         settings, corpus, tokenizer = self.settings, self.corpus, self.tokenizer
         longest = min(settings.max_seq_len, self.omni.decoder.config.ctx_len)
-        shape, apart = (tokenizer, self.spec, longest), settings.apart
+        shape, apart = (tokenizer, self.spec, longest), settings.separate_questions
         self.drawn = _drawn(corpus.valid, tokenizer, settings, self.inputs)
         self.training = Conversations(corpus.train, *shape, apart=apart, changes=settings.augment)
         self.held_out = Conversations([sample for sample, _ in self.drawn], *shape, apart=apart)
@@ -133,7 +135,7 @@ class SeeingTraining(Training[V]):
         objective: Any = self.objective
         self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
         watched = _golden(self.drawn, settings)
-        self.golden = Golden(inputs.folder / "golden", watched, self.engine, settings.max_new)
+        self.golden = Golden(inputs.folder / "golden", watched, self.engine, settings.max_new_tokens)
         return {**texts.fact(), **self.forgetting.before()}
 
     def engine(self) -> Engine:
@@ -164,10 +166,10 @@ class SeeingTraining(Training[V]):
         """Answers, whether they come from the pictures, losses by length, and what was forgotten."""
         settings, corpus = self.settings, self.corpus
         self.omni.eval()
-        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run, max_new=settings.max_new)
-        facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact)
-        facts |= examiner.ablations(self.held_out, settings.proof)
-        facts |= by_length(examiner, self.held_out, [bucket for _, bucket in self.drawn], settings.edges)
+        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run, max_new=settings.max_new_tokens)
+        facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact_match_tasks)
+        facts |= examiner.ablations(self.held_out, settings.ablation_tasks)
+        facts |= by_length(examiner, self.held_out, [bucket for _, bucket in self.drawn], settings.length_edges)
         return facts | self.forgetting.facts()
 
 
@@ -175,21 +177,21 @@ def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSett
     """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits/`."""
     lengths = stratify.label_lengths(samples, tokenizer)
     path = inputs.folder / "splits" / f"seed{settings.seed}_of_{settings.eval_items}.json"
-    chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.edges, settings.seed)
-    numbers = stratify.buckets(lengths, settings.edges)
+    chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.length_edges, settings.seed)
+    numbers = stratify.buckets(lengths, settings.length_edges)
     return [(samples[place], numbers[place]) for place in chosen]
 
 
 def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[tuple[Sample, int]]:
     """The items that are answered at every checkpoint: of those drawn the first, which are a fair draw themselves."""
-    return drawn[: settings.golden]
+    return drawn[: settings.watched_items]
 
 
 def _texts(settings: SeeingSettings, inputs: Inputs, text_folder: Path) -> Texts:
     """The texts that only measure: those that the recipe names, else those that the language model's own stage held out."""
-    if not settings.regression:
+    if not settings.regression_texts:
         return own_texts(text_folder, inputs.base, settings.eval_items)
     quarantine = Quarantine(None, settings.quarantine_limit)
-    found = load(settings.regression, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+    found = load(settings.regression_texts, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
     texts = indexed.where(found.valid or found.train, lambda sample: not sample.media)
-    return Texts(texts, "named in regression")
+    return Texts(texts, "named in regression_texts")

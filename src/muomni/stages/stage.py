@@ -38,10 +38,10 @@ from muomni.train.settings import TrainSettings
 
 
 class StageSettings(TrainSettings):
-    """Settings of any stage; `gates` sets bounds anew, by gate name; `demands` adds gates, e.g. {digit_exact: ">= 0.93"}."""
+    """Settings of any stage; `gates` sets bounds anew, by gate name; `extra_gates` adds gates, e.g. {digit_exact: ">= 0.93"}."""
 
     gates: dict[str, float] = {}
-    demands: dict[str, str] = {}
+    extra_gates: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
     mix_temperature: float | None = Field(
         None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"

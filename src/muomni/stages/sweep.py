@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class SweepSettings(AlignSettings):
     """As stage align in this recipe, but for what is said here; `grid` gives values to try for any of its settings."""
 
     grid: dict[str, list[Any]] = Field({"lr": [5e-5, 1e-4, 2e-4], "vision_ln": ["off", "trained"]}, min_length=1)
+
+    names_settings: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -122,7 +124,7 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
 def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The winner measured again and judged as the sweep judges it; how many may win is as its certificate says. Nothing is written."""
     stage, own = recipes.stage(name), folder / name
-    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"), is_stored=True)
     stored = certificate.read(own)
     assert stored is not None
     rows = files.read_stored(own / TABLE, list, hint=f"run stage {name} again, which writes it anew")

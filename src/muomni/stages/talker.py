@@ -49,13 +49,13 @@ KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_
 class TalkerSettings(StageSettings):
     """Settings of stage talker.
 
-    condition      thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
-    book_weights   weight of each codebook's loss; None: all 1
+    condition         thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
+    codebook_weights  weight of each codebook's loss; None: all 1
     """
 
     model: TalkerConfig = TalkerConfig(text_vocab=1)
     condition: Literal["thinker", "text"] = "thinker"
-    book_weights: list[float] | None = None
+    codebook_weights: list[float] | None = None
     max_s: float = Field(uses.MAX_S, gt=0)
 
     learns_as: ClassVar[str] = "talker"
@@ -113,7 +113,7 @@ class TalkerTraining(Training[TalkerSettings]):
         networks: dict[str, torch.nn.Module] = {".": self.talker, "codec": self.codec}
         if self.thinker is not None:
             networks["thinker"] = self.thinker
-        self.speech = TalkerObjective(self.talker, weights=settings.book_weights)
+        self.speech = TalkerObjective(self.talker, weights=settings.codebook_weights)
         return self.speech, networks
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:

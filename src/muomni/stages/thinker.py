@@ -143,7 +143,7 @@ def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inp
     least = int(even_LE.argmin())
     layer, expert = divmod(least, even_LE.shape[1])
     note = f"expert {expert} of the {layer + 1}. layer that has some"
-    tokens = int(used_LE.sum(1)[0]) // (objective.trunk.config.experts.per_token if objective.trunk.config.experts else 1)
+    tokens = int(used_LE.sum(1)[0]) // (objective.trunk.config.experts.experts_per_token if objective.trunk.config.experts else 1)
     return {
         "least_expert": Fact(float(even_LE.min()), tokens, note=note),
         "most_expert": Fact(float(even_LE.max()), tokens),
@@ -193,7 +193,7 @@ STAGE = Stage(
         Gate(
             "experts",
             "least_expert",
-            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
+            "an expert is hardly used: raise model.experts.balance_weight, or take fewer experts",
             at_least=0.05,
             source="chosen: a twentieth of what an even use would give it",
             when="has_experts",

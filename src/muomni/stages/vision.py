@@ -37,23 +37,23 @@ from muomni.train.optim import freeze
 class VisionSettings(StageSettings):
     """Settings of stage vision.
 
-    text        the caption's tower; its vocabulary comes from the tokenizer
-    word_weight how much it counts to tell a token of the caption from the summary and the surest patch; 0: not asked
-    negatives   false captions a picture, where the data have them
-    probe       pictures with attributes in `extra`, for linear probes of what the eyes carry
-    zero_shot   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
+    text              the caption's tower; its vocabulary comes from the tokenizer
+    word_loss_weight  of the loss that predicts a token of the caption from the summary and the surest patch; 0: no such loss
+    num_negatives     false captions a picture, where the data have them
+    probe_data        pictures with attributes in `extra`, for linear probes of the vision tower's features
+    zero_shot_tasks   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
     """
 
     model: VisionEncoderConfig = VisionEncoderConfig()
     text: TextTowerConfig = TextTowerConfig()
     temperature: float = Field(0.07, gt=0)
-    word_weight: float = Field(0.0, ge=0)
-    negatives: int = Field(0, ge=0)
+    word_loss_weight: float = Field(0.0, ge=0)
+    num_negatives: int = Field(0, ge=0)
     vocab_size: int = Field(5000, ge=300)
     augment: PictureAugment = PictureAugment()
-    probe: list[Source] = []
+    probe_data: list[Source] = []
     probe_keys: list[str] = ["shape", "colour", "place"]
-    zero_shot: list[str] = []
+    zero_shot_tasks: list[str] = []
     unused: ClassVar[dict[str, str]] = {
         "eval_items": "all held-out items are measured here",
         "len_buckets": "batches here hold rows of all lengths",
@@ -70,8 +70,8 @@ class VisionSettings(StageSettings):
             found["text.width"] = "the tower is as wide as the Thinker"
         if self.text.kind != "transformer":
             found |= dict.fromkeys(("text.layers", "text.heads", "text.hidden"), f"a text tower of kind {self.text.kind} has no blocks")
-        if not self.probe:
-            found["probe_keys"] = "there is no `probe`"
+        if not self.probe_data:
+            found["probe_keys"] = "there is no `probe_data`"
         return {**super().idle(), **found}
 
     @property
@@ -83,7 +83,7 @@ class VisionSettings(StageSettings):
 
     def assuming(self, sources: list[Source]) -> Self:
         """Beside what all stages leave out."""
-        return super().assuming(sources).model_copy(update={"probe": []})
+        return super().assuming(sources).model_copy(update={"probe_data": []})
 
 
 def collate(items: list[Captioned]) -> VisionBatch:
@@ -112,11 +112,11 @@ class VisionTraining(Training[VisionSettings]):
     def vocabulary(self) -> None:
         """The tokenizer: the Thinker's, that of the weights it starts from, or one learned from the captions."""
         settings, inputs, corpus = self.settings, self.inputs, self.corpus
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-        demand_tasks(corpus, zero_shot=settings.zero_shot, **named)
-        if settings.negatives and not any(sample.negatives for sample in corpus.train):
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        demand_tasks(corpus, zero_shot_tasks=settings.zero_shot_tasks, **named)
+        if settings.num_negatives and not any(sample.negatives for sample in corpus.train):
             hint = "leave it out, or give rows `negatives`"
-            raise ConfigError("negatives has no effect: no sample has a false caption", hint=hint)
+            raise ConfigError("num_negatives has no effect: no sample has a false caption", hint=hint)
         if settings.text.kind == "thinker":
             self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
             initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
@@ -134,14 +134,14 @@ class VisionTraining(Training[VisionSettings]):
             shape["source_width"] = reader.config.width
             freeze(reader)
         self.encoder, tower = VisionEncoder(settings.model), TextTower(settings.text.model_copy(update=shape))
-        how: dict[str, Any] = {"temperature": settings.temperature, "word_weight": settings.word_weight}
+        how: dict[str, Any] = {"temperature": settings.temperature, "word_weight": settings.word_loss_weight}
         self.towers = place(Contrast(self.encoder, tower, reader=reader, **how))
         return self.towers, {".": self.encoder, "text_tower": self.towers.text}
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Pictures with captions, true and false; what is learned from is changed a little each time."""
         settings, corpus, size = self.settings, self.corpus, self.settings.model.image_size
-        changes: dict[str, Any] = {"negatives": settings.negatives, "changes": settings.augment}
+        changes: dict[str, Any] = {"negatives": settings.num_negatives, "changes": settings.augment}
         training = Pictures(corpus.train, self.tokenizer, size, **changes)
         self.held_out = Pictures(corpus.valid, self.tokenizer, size)
         return loaders(training, self.held_out, collate, settings, weights=corpus.weights)
@@ -157,9 +157,9 @@ class VisionTraining(Training[VisionSettings]):
         settings, held_out = self.settings, self.held_out
         eyes = Eyes(self.towers, self.inputs.run)
         exhibits.pictures(album, eyes, held_out)
-        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot)}
-        if settings.probe:
-            probes = self.inputs.corpus(settings.model_copy(update={"data": settings.probe}))
+        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot_tasks)}
+        if settings.probe_data:
+            probes = self.inputs.corpus(settings.model_copy(update={"data": settings.probe_data}))
             size = settings.model.image_size
             train, valid = (Pictures(side, self.tokenizer, size) for side in (probes.train, probes.valid))
             facts |= eyes.probes(train, valid, settings.probe_keys)
@@ -179,7 +179,7 @@ def assume(settings: VisionSettings, context: int, words: list[str], folder: Pat
     rows = []
     for number in range(count):
         row = assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], text.take(length))
-        false = [{"kind": "word", "text": text.take(length)} for _ in range(settings.negatives)]
+        false = [{"kind": "word", "text": text.take(length)} for _ in range(settings.num_negatives)]
         rows.append({**row, "negatives": false})
     return rows
 
@@ -204,7 +204,7 @@ STAGE = Stage(
             "captions with one attribute changed are not told from true ones: harder negatives, train longer",
             above_floor=0.1,
             source="SPEC 7: retrieval alone is a weak gate",
-            when="negatives",
+            when="num_negatives",
         ),
         Gate(
             "probes",
@@ -212,7 +212,7 @@ STAGE = Stage(
             "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
             above_floor=0.1,
             source="SPEC 7: run the probe before stage omni",
-            when="probe",
+            when="probe_data",
         ),
         held_out_gap(2.0, "nats a picture"),
     ),
