@@ -117,7 +117,7 @@ def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
 
 def surveyed_as(recipe: Recipe, name: str) -> str:
     """The stage that is built where another is asked for: of a sweep its first point, since all cost the same."""
-    return next((other for other in recipe.stages if other.startswith(f"{name}/")), name)
+    return next(iter(recipes.points(recipe.stages, name)), name)
 
 
 def absent(settings: StageSettings, base: Path) -> list[str]:

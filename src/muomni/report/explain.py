@@ -83,8 +83,7 @@ def _machine() -> Runtime:
 
 def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
     """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
-    kind, _, point = stage.partition("/")
-    if recipes.stage(stage).over is not None and not point:
+    if recipes.stage(stage).over is not None:
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,15 +25,25 @@ RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 def stage(name: str) -> Stage:
     """The stage of that name (see `registry.find`). `sweep/POINT` is a run of the stage that is swept."""
-    kind, _, point = name.partition("/")
-    found = registry.find(kind)
-    return found if not point or found.over is None else found.over
+    sweep = sweep_of(name)
+    found = registry.find(sweep or name)
+    return found if sweep is None or found.over is None else found.over
+
+
+def points(stages: Iterable[str], name: str) -> tuple[str, ...]:
+    """The runs that a sweep of a recipe chooses among, by their names `NAME/POINT`; none for any other stage."""
+    return tuple(other for other in stages if sweep_of(other) == name)
+
+
+def sweep_of(name: str) -> str | None:
+    """The sweep that a run is a point of; None for a stage."""
+    sweep, _, point = name.partition("/")
+    return sweep if point else None
 
 
 def needs(stages: Mapping[str, StageSettings], name: str) -> tuple[str, ...]:
     """The stages of a recipe that must be done before this one: those it builds upon, or the points that it chooses among."""
-    points = tuple(other for other in stages if other.startswith(f"{name}/"))
-    return points or (*stage(name).needs, *stages[name].needs)
+    return points(stages, name) or (*stage(name).needs, *stages[name].needs)
 
 
 def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: bool = False) -> list[str]:
@@ -44,7 +54,7 @@ def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: 
     unknown = [name for name in names if name not in stages]
     if unknown:
         raise ConfigError(f"no stage {', '.join(unknown)} in the recipe", hint=f"it has {', '.join(stages)}")
-    return [name for name in stages if not names or name in names or (not alone and name.split("/")[0] in names)]
+    return [name for name in stages if not names or name in names or (not alone and sweep_of(name) in names)]
 
 
 class World(Strict):

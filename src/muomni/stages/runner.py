@@ -85,7 +85,7 @@ def run(
                         with one.alone(folder, name, machine):
                             run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
                     except GateRed:
-                        if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
+                        if recipes.sweep_of(name) is None:  # a sweep goes on: its red points are told in its table, and can't win
                             raise
         except GateRed as error:
             red = error
@@ -129,10 +129,6 @@ def quickstart_recipe(size: str) -> str:
     if size not in QUICKSTARTS:
         raise ConfigError(f"quickstart: no size {size!r}", hint=f"the sizes are {', '.join(QUICKSTARTS)}")
     return QUICKSTARTS[size]
-
-
-def _is_point(name: str) -> bool:
-    return "/" in name
 
 
 def _check_gates(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
@@ -189,7 +185,7 @@ def _side_by_side(
         commands[name] = command
         needs[name] = [other for other in recipes.needs(plan.stages, name) if other in chosen]
     widths = {name: -(-(plan.stages[name].threads or plan.threads) // plan.threads) for name in chosen}
-    may_be_red = {name for name in chosen if _is_point(name)}
+    may_be_red = {name for name in chosen if recipes.sweep_of(name) is not None}
     failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths, may_be_red=may_be_red)
     if failed is None:
         return
