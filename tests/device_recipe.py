@@ -9,6 +9,7 @@ import yaml
 
 from muomni.evaluate import thresholds
 from muomni.selftest import world
+from muomni.stages import recipe as recipes
 
 STEPS = 4
 NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
@@ -120,5 +121,5 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 
 def learned(stage: str) -> list[str]:
     """The gates on what a stage has learned, which so few steps can't pass; structure keeps its own."""
-    every = (*thresholds.SOUND, *thresholds.STAGES[stage])
+    every = (*thresholds.SOUND, *recipes.stage(stage).gates)
     return [gate.name for gate in every if gate.name not in thresholds.STRUCTURE or gate.name == "overfits"]

@@ -13,7 +13,7 @@ import typer
 from muomni.commands import console, data, plan, use
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
-from muomni.commands.report import report, run_folder, with_pages
+from muomni.commands.report import report, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import told_seconds
 
@@ -36,8 +36,10 @@ def quickstart(
     """Make the toy world, train all six stages on it, and print the score board."""
     from muomni.stages import runner
 
-    recipe = runner.quickstart_recipe(size)
-    board = with_pages(lambda: runner.quickstart(out, size=size), lambda _: run_folder(recipe, [], out))
+    with with_pages() as trained:
+        folder = runner.run(runner.quickstart_recipe(size), out=out)
+        trained(folder)
+    board = runner.board_of(folder)
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
     console.table(f"score board, after {told_seconds(board['wall_s'])}", ["metric", "value"], rows)
 
@@ -61,10 +63,10 @@ def run(
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [*([f"stage={stage}"] if stage else []), *(arg for arg in args or [] if "=" in arg)]
 
-    def train() -> Path:
-        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
-
-    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages, alone=alone)
+    how: dict[str, Any] = {"fresh": fresh, "waive": waive or [], "reason": reason, "alone": alone}
+    with with_pages(stages, alone=alone) as trained:
+        folder = runner.run(recipe, stages=stages, out=out, overrides=overrides, **how)
+        trained(folder)
     console.result(str(folder))
 
 

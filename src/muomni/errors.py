@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class MuomniError(Exception):
     """Base of every error we raise on purpose; the command line prints `message` and leaves with `exit_code`."""
@@ -24,9 +26,10 @@ class UserError(MuomniError):
 
 
 class GateRed(MuomniError):
-    """A gate is red: the stage did not prove that it learned."""
+    """A gate is red: the stage did not prove that it learned. `folder` is that of the run, once it is known."""
 
     exit_code = 1
+    folder: Path | None = None
 
 
 class InternalError(MuomniError):

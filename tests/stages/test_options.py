@@ -484,7 +484,7 @@ def test_a_voice_of_the_data_is_asked_for_by_its_name(world: World, tmp_path: Pa
     with no_disk():
         values = {"model.num_speakers": 40, "model.speaker_dropout": 0.0, "lr": 0.5, "wd": 0.0, "max_steps": 2}
         settings = world.settings("talker", values)
-        built, inputs = world.built("talker", settings, tmp_path / "talker")
+        built = world.built("talker", settings, tmp_path / "talker")
         trained = sorted({voice_of(sample) or "" for sample in built.corpus.train})
         batch = next(iter(built.train.numbers(range(1)))).batch
         names = {sample.id: voice_of(sample) for sample in built.corpus.train}
@@ -492,7 +492,7 @@ def test_a_voice_of_the_data_is_asked_for_by_its_name(world: World, tmp_path: Pa
         held_out = next(iter(built.valid.numbers(range(1)))).batch
         assert set(held_out.speaker_B.tolist()) == {NO_VOICE}, "groups never stand on both sides, so nobody here was learned"
         begin = built.objective.talker.speakers.weight.detach().clone()
-        run = loop.fit(built.objective, built.train, built.valid, settings, inputs.run, tmp_path / "talker", name="talker")
+        run = loop.fit(built.objective, built.train, built.valid, settings, built.inputs.run, tmp_path / "talker", name="talker")
         moved = (built.objective.talker.speakers.weight - begin).abs().sum(1) > 0.1
         drawn = {names[built.corpus.train[place].id] for place in run.drawn.counts_N.nonzero()[0].tolist()}
         assert {trained[row] for row in moved.nonzero().flatten().tolist()} == drawn

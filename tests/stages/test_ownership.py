@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from muomni.evaluate import certificate
 from muomni.stages import ownership, runner
 from muomni.stages import recipe as recipes
 from muomni.train import best, watch
+from shared import benchmark
 
 TORN = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"{}", b"\xff\xfe", b'{"a": ' * 9000]
 HOLDER = """
@@ -113,12 +113,7 @@ def test_what_is_deleted_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def two_runs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks.two_runs", Path(__file__).parents[2] / "benchmarks" / "two_runs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("two_runs")
 
 
 @pytest.fixture(scope="module")

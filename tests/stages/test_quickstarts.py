@@ -13,7 +13,7 @@ import yaml
 from muomni import cli, files
 from muomni.errors import ConfigError, GateRed
 from muomni.stages import recipe as recipes
-from muomni.stages import runner, scoreboard
+from muomni.stages import registry, runner, scoreboard
 
 RECIPES = Path(recipes.__file__).parents[1] / "recipes"
 
@@ -34,15 +34,15 @@ def test_the_head_of_a_quickstart_tells_a_board_that_its_recipe_accepts(size: st
     asked = scoreboard.least_values(recipes.read(str(path), out=tmp_path))
     assert columns[-1] == "least"
     assert len(columns) > 1
-    assert set(board) <= set(scoreboard.ROWS)
+    assert set(board) <= set(registry.board())
     for name, values in board.items():
-        more = scoreboard.ROWS[name][3]
+        more = registry.board()[name][1].more_is_better
         assert values.get("least") == asked[name], name
         for column in columns[:-1]:
             seen, least = values.get(column), values.get("least")
             assert seen is None or least is None or (seen >= least if more else seen <= least), (name, column)
     if size == "small":  # the recipe was run whole, so every row is known
-        assert set(board) == set(scoreboard.ROWS)
+        assert set(board) == set(registry.board())
         assert columns[0] == "seed_1"
         assert all(set(values) >= set(columns[:-1]) for values in board.values())
 

@@ -18,14 +18,15 @@ from PIL import Image
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.infer.engine import Engine
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.stages import align, recipe, runner, sweep
-from muomni.stages.stage import Inputs, Plan
 from muomni.tokens.bpe import Tokenizer
+from muomni.train.loop import Fitted
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "white": (225, 225, 225)}
 
@@ -241,14 +242,14 @@ def colour_world(home: Path) -> Path:
 def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = colour_world(tmp_path)
 
-    def planted(settings: Any, inputs: Inputs) -> Plan:
+    class Planted(align.AlignTraining):
         """The longer run speaks better and does not look, by the facts that it measures: no training has to come out so."""
-        plan = align.build(settings, inputs)
-        is_blind = settings.max_steps == 3
-        planted = {"image_swap_gap_nats": BLIND if is_blind else sure(0.3), "held_out_loss": Fact(1.0 if is_blind else 2.0, 72)}
-        return replace(plan, measure=lambda fitted, album: {**plan.measure(fitted, album), **planted})
 
-    monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, build=planted)))
+        def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+            swap, loss = (BLIND, 1.0) if self.settings.max_steps == 3 else (sure(0.3), 2.0)
+            return {**super().measure(fitted, album), "image_swap_gap_nats": swap, "held_out_loss": Fact(loss, 72)}
+
+    monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, training=Planted)))
     out = tmp_path / "run"
     runner.run(str(world), stages=["sweep", "instruct"], out=out)
     first, second = files.read_json(out / "sweep" / "table.json")

@@ -110,9 +110,7 @@ def _tried(
         built = building.build(task, recipe, folder, replace(made, settings=building.changed(made.settings, **standing_in)))
     else:
         place = folder / "connector"
-        settings = building.changed(
-            recipe.stages[connector], data=made.settings.data, regression_texts=[], standardise=False, **standing_in
-        )
+        settings = building.changed(recipe.stages[connector], data=made.settings.data, **standing_in)
         building.build(replace(task, stage=connector), recipe, place, replace(made, settings=settings)).plan.save(place / "final")
         built = building.build(task, recipe, folder, made, {recipe.stages[task.stage].needs[0]: place / "final"})
     found = _account(built, folder)

@@ -13,8 +13,8 @@ import yaml
 from muomni import config, files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
-from muomni.infer.folders import STAGES
 from muomni.stages import recipe as recipes
+from muomni.stages import registry
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
 METERS = ("lr", "grad_norm", *units.METERS)
@@ -127,18 +127,19 @@ def gather(folder: Path) -> Run:
     if _is_stage(folder) or _is_point(folder):
         run = folder.parent.parent if _is_point(folder) else folder.parent
         return Run(folder, run.name, [_stage(folder, str(folder.relative_to(run)))], _object(run / "recipe.json"), {}, False)
-    stages = [_stage(folder / name, name) for name in STAGES if _is_stage(folder / name)]
+    stages = [_stage(folder / name, name) for name in registry.names() if _is_stage(folder / name)]
     if not stages:
         raise ConfigError(f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>")
     return Run(folder, folder.name, stages, _object(folder / "recipe.json"), _object(folder / "scoreboard.json"), True)
 
 
 def _is_stage(folder: Path) -> bool:
-    return folder.name in STAGES and (_has_run(folder) or bool(_points(folder)))
+    return folder.name in registry.names() and (_has_run(folder) or bool(_points(folder)))
 
 
 def _is_point(folder: Path) -> bool:
-    return folder.parent.name in STAGES and folder.name not in STAGES and _has_run(folder)
+    stages = registry.names()
+    return folder.parent.name in stages and folder.name not in stages and _has_run(folder)
 
 
 def _has_run(folder: Path) -> bool:
@@ -192,7 +193,7 @@ def _settings(path: Path, name: str) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    if not isinstance(found, dict) or name.partition("/")[0] not in STAGES:
+    if not isinstance(found, dict) or name.partition("/")[0] not in registry.names():
         return found if isinstance(found, dict) else {}
     settings: dict[str, Any] = config.current(found, recipes.stage(name).settings)
     return settings

@@ -104,14 +104,13 @@ def timeline(run: Run) -> Html | None:
 
 
 def _plausible(spans: list[tuple[StageRun, float, float]], wall_s: object) -> bool:
-    """Whether stages start after those that they need (talker and omni after thinker), without idle days between.
+    """No stage began before one that it needs ended, and there are no idle days between.
 
     Points of a sweep that ran side by side took less than they did together, so a sweep is not asked when it began.
     """
     ends = {stage.name: end for stage, _, end in spans}
     begins = {stage.name: begin for stage, begin, _ in spans}
-    needs = {"talker": ("thinker", "codec", "hearing"), "omni": ("thinker", "hearing", "vision"), "align": ("thinker", "vision")}
-    needs["instruct"] = next(((str(stage.settings.get("connector")),) for stage, *_ in spans if stage.name == "instruct"), ())
+    needs = {stage.name: meaning.needs(stage.name, stage.settings) for stage, *_ in spans if not stage.points}
     after = all(begins[name] >= ends[other] - 5 for name, others in needs.items() if name in begins for other in others if other in ends)
     whole, busy = max(ends.values()) - min(begins.values()), sum(end - begin for _, begin, end in spans)
     return after and whole <= 1.5 * busy

@@ -9,11 +9,12 @@ from typing import Any
 from muomni import files
 from muomni.evaluate import thresholds
 from muomni.evaluate.gates import Gate
+from muomni.stages import registry
 
 INTRODUCTION = """# Gates
 
-This page is generated (`make gates`). The gates stand in `src/muomni/evaluate/thresholds.py`, the mutants in
-`src/muomni/selftest/mutants.py`.
+This page is generated (`make gates`). The gates of every stage stand in `src/muomni/evaluate/thresholds.py`, those of one
+in its own file (`src/muomni/stages`), the mutants in `src/muomni/selftest/mutants.py`.
 
 A stage's certificate holds **facts**, numbers measured by code on held-out data with n, 95 % interval and floor, and **verdicts**,
 rules over facts. A fact that was not measured is red. The gates of the start are judged before the first step: what they refuse
@@ -85,8 +86,9 @@ def table(gates: tuple[Gate, ...]) -> str:
 def gates() -> str:
     """All gates, by when they are judged and of which stage."""
     parts = ["\n## Every stage, before the first step\n", table(thresholds.START), "\n## Every stage, of its run\n", table(thresholds.RUN)]
-    for name, own in thresholds.STAGES.items():
-        parts += [f"\n## {name}\n", table(own)]
+    for name in registry.OURS:
+        stage = registry.find(name)
+        parts += [f"\n## {name}\n", table(tuple(gate for gate in stage.gates if stage.over is None or gate not in stage.over.gates))]
     return "".join(parts)
 
 

@@ -19,6 +19,7 @@ from muomni.media.mel import SPEECH, MelSpec
 from muomni.models import integrity
 from muomni.renamed import keys_of
 from muomni.stages import flat_keys as keys
+from muomni.stages import registry
 from muomni.stages.stage import StageSettings
 
 NAME = "flat"  # of the run folder that all flat configs of a working folder share
@@ -51,9 +52,10 @@ def is_flat(path: Path, values: Mapping[str, Any], header: frozenset[str]) -> bo
     """
     if path.suffix.lower() != SUFFIX:
         return False
-    if any(name in values and isinstance(values[name], dict) and "data" in values[name] for name in folders.STAGES):
+    stages = registry.names()
+    if any(name in values and isinstance(values[name], dict) and "data" in values[name] for name in stages):
         return False
-    ours = {key: value for key, value in values.items() if key not in header and key not in folders.STAGES}
+    ours = {key: value for key, value in values.items() if key not in header and key not in stages}
     return any(not isinstance(value, dict) or key in keys.DATA["omni"] for key, value in ours.items())
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,8 @@ from pydantic import BaseModel, Field
 from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError, UserError
-from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
-from muomni.stages import flat, flat_keys
+from muomni.stages import flat, flat_keys, registry
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -26,16 +24,26 @@ RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name; its module, and what it imports, is loaded only now. `sweep/POINT` is a run of the stage that is swept."""
-    kind, _, point = name.partition("/")
-    found: Stage = importlib.import_module(f"muomni.stages.{kind}").STAGE
-    return found if not point or found.over is None else found.over
+    """The stage of that name (see `registry.find`). `sweep/POINT` is a run of the stage that is swept."""
+    sweep = sweep_of(name)
+    found = registry.find(sweep or name)
+    return found if sweep is None or found.over is None else found.over
+
+
+def points(stages: Iterable[str], name: str) -> tuple[str, ...]:
+    """The runs that a sweep of a recipe chooses among, by their names `NAME/POINT`; none for any other stage."""
+    return tuple(other for other in stages if sweep_of(other) == name)
+
+
+def sweep_of(name: str) -> str | None:
+    """The sweep that a run is a point of; None for a stage."""
+    sweep, _, point = name.partition("/")
+    return sweep if point else None
 
 
 def needs(stages: Mapping[str, StageSettings], name: str) -> tuple[str, ...]:
     """The stages of a recipe that must be done before this one: those it builds upon, or the points that it chooses among."""
-    points = tuple(other for other in stages if other.startswith(f"{name}/"))
-    return points or (*stage(name).needs, *stages[name].needs)
+    return points(stages, name) or (*stage(name).needs, *stages[name].needs)
 
 
 def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: bool = False) -> list[str]:
@@ -46,7 +54,7 @@ def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: 
     unknown = [name for name in names if name not in stages]
     if unknown:
         raise ConfigError(f"no stage {', '.join(unknown)} in the recipe", hint=f"it has {', '.join(stages)}")
-    return [name for name in stages if not names or name in names or (not alone and name.split("/")[0] in names)]
+    return [name for name in stages if not names or name in names or (not alone and sweep_of(name) in names)]
 
 
 class World(Strict):
@@ -136,15 +144,16 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
     title = header.name or path.stem
     folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
     stages: dict[str, StageSettings] = {}
+    known = registry.names()
     for key, settings in values.items():
         if key in header_keys:
             continue
-        if key not in STAGES:
+        if key not in known:
             import difflib
 
-            near = difflib.get_close_matches(str(key), [*STAGES, *header_keys], n=1)
+            near = difflib.get_close_matches(str(key), [*known, *header_keys], n=1)
             raise ConfigError(
-                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(STAGES)}")
+                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(known)}")
             )
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
@@ -161,12 +170,12 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
                 stages[f"{key}/{point}"] = config.build(declared.over.settings, of_point, f"{path}: {key}/{point}")
         stages[key] = made
     if not stages:
-        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
+        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(known)}")
     if is_part:
         ordered = stages
     else:
         links = [] if found is None else found.links
-        there = {name.name for name, _ in links if name.parent == folder} | {n for n in STAGES if (folder / n / integrity.FINAL).is_dir()}
+        there = {name.name for name, _ in links if name.parent == folder} | {n for n in known if (folder / n / integrity.FINAL).is_dir()}
         ordered = _ordered(stages, path, folder, there)
     made_of = (path.resolve(), said.overrides, values)
     if found is None:
@@ -245,7 +254,7 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
                 f"{path}: --stage says what a flat JSON config is for", hint=f"of a recipe, name stages: muomni run {path} thinker"
             )
         return Written(path, path.parent.resolve(), assignments, config.override(_current(values, path), assignments))
-    of_recipes = {*header, *STAGES} - {"seed"}  # which a flat config says of its stage
+    of_recipes = {*header, *registry.names()} - {"seed"}  # which a flat config says of its stage
     later = [each for each in assignments if each.partition("=")[0].partition(".")[0] in of_recipes]
     values = config.override(values, [each for each in assignments if each not in later])
     settings = {name: stage(name).settings for name in flat_keys.STAGES}
@@ -257,8 +266,9 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
 
 def _current(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """A recipe's values with old keys of its stages replaced by their new names, so that overrides meet them."""
+    known = registry.names()
     return {
-        key: config.current(settings, stage(key).settings, f"{path}: {key}") if key in STAGES else settings
+        key: config.current(settings, stage(key).settings, f"{path}: {key}") if key in known else settings
         for key, settings in values.items()
     }
 
@@ -267,7 +277,7 @@ def _current_assignment(assignment: str) -> str:
     """An override `STAGE.KEY=VALUE` with old keys replaced by their new names."""
     path, equals, value = assignment.partition("=")
     name, dot, rest = path.partition(".")
-    if name not in STAGES or not dot:
+    if name not in registry.names() or not dot:
         return assignment
     return f"{name}.{config.current_path(rest, stage(name).settings, repr(assignment))}{equals}{value}"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, NonNegativeInt, field_validator
@@ -14,9 +13,10 @@ from pydantic import Field, NonNegativeInt, field_validator
 from muomni import files
 from muomni.data import indexed, stratify
 from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.loader import Loader
 from muomni.data.pictures import PictureAugment
 from muomni.data.quarantine import Quarantine
-from muomni.data.readers import Corpus, load
+from muomni.data.readers import load
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.evaluate import labels
@@ -29,7 +29,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
 from muomni.models import store
 from muomni.models.omni import Omni
-from muomni.stages.stage import Inputs, Plan, StageSettings, demand_tasks, loaders
+from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
@@ -85,10 +85,16 @@ class SeeingSettings(StageSettings):
         return any(source.class_name is not None for source in self.data)
 
 
-@dataclass(frozen=True)
-class Seer:
-    """A model that sees, as it is built: what it is made of, what its folder says of the networks that it stands on, and where its
-    language model lies.
+V = TypeVar("V", bound=SeeingSettings)
+
+
+class SeeingTraining(Training[V]):
+    """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
+
+    A stage's `wire` gives the model by `seen`; where the language model learns too, it writes `adapter`.
+
+    bases        what its folder says of the networks that it stands on
+    text_folder  where its language model lies
     """
 
     omni: Omni
@@ -97,54 +103,74 @@ class Seer:
     bases: dict[str, dict[str, Any]]
     text_folder: Path
 
+    def vocabulary(self) -> None:
+        """Nothing is learned; tasks that settings name are looked for."""
+        settings = self.settings
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        named |= {name: getattr(settings, name) for name in ("ablation_tasks", "exact_match_tasks")}
+        demand_tasks(self.corpus, **named)
 
-def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
-    """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
+    def seen(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
+        """The objective of the model, and what of it is new."""
+        self.omni.decoder.checkpointing = self.settings.gradient_checkpointing
+        self.words = str(self.tokenizer)
+        objective = NextToken(self.omni.decoder, self.omni, given=("omni.decoder.", "omni.vision."))
+        return objective, {"projectors": self.omni.projectors}
 
-    Takes   adapter: writes what the language model itself has learned, where it has.
-    """
-    omni, tokenizer, spec = seer.omni, seer.tokenizer, seer.spec
-    decoder = omni.decoder
-    decoder.checkpointing = settings.gradient_checkpointing
-    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
-    named |= {name: getattr(settings, name) for name in ("ablation_tasks", "exact_match_tasks")}
-    demand_tasks(corpus, **named)
-    longest = min(settings.max_seq_len, decoder.config.ctx_len)
-    drawn = _drawn(corpus.valid, tokenizer, settings, inputs)
-    training = Conversations(corpus.train, tokenizer, spec, longest, apart=settings.separate_questions, changes=settings.augment)
-    held_out = Conversations([sample for sample, _ in drawn], tokenizer, spec, longest, apart=settings.separate_questions)
-    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
-    objective = NextToken(decoder, omni, given=("omni.decoder.", "omni.vision."))
-    texts = _texts(settings, inputs, seer.text_folder)
-    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Conversations as rows of tokens; held-out ones are drawn evenly over the lengths of their answers."""
+        settings, corpus, tokenizer = self.settings, self.corpus, self.tokenizer
+        longest = min(settings.max_seq_len, self.omni.decoder.config.ctx_len)
+        shape, apart = (tokenizer, self.spec, longest), settings.separate_questions
+        self.drawn = _drawn(corpus.valid, tokenizer, settings, self.inputs)
+        self.training = Conversations(corpus.train, *shape, apart=apart, changes=settings.augment)
+        self.held_out = Conversations([sample for sample, _ in self.drawn], *shape, apart=apart)
+        order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
+        return loaders(self.training, self.held_out, collate, settings, **order)
 
-    def engine() -> Engine:
-        parts = {"thinker": decoder, "tokenizer": tokenizer, "omni": omni, "media": (spec, settings.prompts)}
-        return Engine(Parts.live(inputs.run.device, **parts))
+    def prepare(self) -> dict[str, Fact]:
+        """How well the language model knows held-out text before; the items that are answered at every checkpoint."""
+        inputs, settings = self.inputs, self.settings
+        texts = _texts(settings, inputs, self.text_folder)
+        objective: Any = self.objective
+        self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
+        watched = _golden(self.drawn, settings)
+        self.golden = Golden(inputs.folder / "golden", watched, self.engine, settings.max_new_tokens)
+        return {**texts.fact(), **self.forgetting.before()}
 
-    golden = Golden(inputs.folder / "golden", _golden(drawn, settings), engine, settings.max_new_tokens)
+    def engine(self) -> Engine:
+        """The model at work, with the weights in place."""
+        media = (self.spec, self.settings.prompts)
+        parts = {"thinker": self.omni.decoder, "tokenizer": self.tokenizer, "omni": self.omni, "media": media}
+        return Engine(Parts.live(self.inputs.run.device, **parts))
 
-    def save(folder: Path) -> None:
-        store.save(omni.projectors, folder / "projectors", extra={"bases": seer.bases})
-        if adapter is not None:
-            adapter(folder / "lora")
-        media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts, "bases": seer.bases})
+    def checks(self) -> dict[str, Fact]:
+        """The labels, against the samples."""
+        return labels.conversations(self.training, self.tokenizer) | labels.whole(self.training, self.tokenizer)
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        omni.eval()
-        examiner = Examiner(engine(), settings.eval_items, inputs.run, max_new=settings.max_new_tokens)
+    def saved(self, step: int) -> None:
+        """Answers to the watched items."""
+        self.golden.dump(step)
+
+    def adapter(self, folder: Path) -> None:
+        """What the language model itself has learned, where it has."""
+
+    def save(self, folder: Path) -> None:
+        """The connector, what the language model has learned, and on what both stand."""
+        store.save(self.omni.projectors, folder / "projectors", extra={"bases": self.bases})
+        self.adapter(folder / "lora")
+        media = {**dataclasses.asdict(self.spec), "mel": self.spec.mel.model_dump()}
+        files.write_json(folder / "omni.json", {"media": media, "prompts": self.settings.prompts, "bases": self.bases})
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Answers, whether they come from the pictures, losses by length, and what was forgotten."""
+        settings, corpus = self.settings, self.corpus
+        self.omni.eval()
+        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run, max_new=settings.max_new_tokens)
         facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact_match_tasks)
-        facts |= examiner.ablations(held_out, settings.ablation_tasks)
-        facts |= by_length(examiner, held_out, [bucket for _, bucket in drawn], settings.length_edges)
-        return facts | forgetting.facts()
-
-    def checks() -> dict[str, Fact]:
-        return {**labels.conversations(training, tokenizer), **labels.whole(training, tokenizer)}
-
-    networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
-    notes = {**texts.fact(), **forgetting.before()}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, golden.dump, str(tokenizer))
+        facts |= examiner.ablations(self.held_out, settings.ablation_tasks)
+        facts |= by_length(examiner, self.held_out, [bucket for _, bucket in self.drawn], settings.length_edges)
+        return facts | self.forgetting.facts()
 
 
 def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:

@@ -7,6 +7,7 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from muomni import units
 from muomni.data.order import Order
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Plan, StageSettings
+from muomni.stages.stage import StageSettings, Training
 from muomni.train import distributed, given, loop, optim
 from muomni.train.settings import Settings, sized
 from muomni.train.step import update
@@ -35,7 +36,7 @@ def stored(settings: Settings, own: Path) -> Settings:
     return settings.model_copy(update={"samples_per_epoch": before.get("samples_per_epoch")})
 
 
-def measured(settings: StageSettings, built: Plan, run: Runtime) -> tuple[int, str]:
+def measured(settings: StageSettings, built: Training[Any], run: Runtime) -> tuple[int, str]:
     """Samples of an epoch of the time that `epoch_duration` names, and how they were found; all ranks call it together.
 
     Weights, generators and the order of the data stay as they were. Only updates and the wait for their data are
@@ -51,7 +52,7 @@ def measured(settings: StageSettings, built: Plan, run: Runtime) -> tuple[int, s
     return found
 
 
-def _updates(settings: StageSettings, built: Plan, run: Runtime) -> list[float]:
+def _updates(settings: StageSettings, built: Training[Any], run: Runtime) -> list[float]:
     """Seconds of updates by batches of the stage's own, each rank for itself."""
     cpu, devices = torch.get_rng_state(), torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
     twin = given.sharing_copy(built.objective).train()

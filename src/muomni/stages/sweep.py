@@ -13,15 +13,16 @@ from pydantic import Field
 
 from muomni import config, files
 from muomni.errors import InternalError
-from muomni.evaluate import certificate, thresholds
+from muomni.evaluate import certificate
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.models import integrity
 from muomni.runtime import Runtime
 from muomni.stages import align, one
 from muomni.stages import recipe as recipes
 from muomni.stages.align import AlignSettings
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages.stage import Stage
 from muomni.train import distributed
 
 TABLE = "table.json"
@@ -39,11 +40,6 @@ class SweepSettings(AlignSettings):
     def needs(self) -> tuple[str, ...]:
         """Its points alone."""
         return ()
-
-
-def build(settings: SweepSettings, inputs: Inputs) -> Plan:
-    """A sweep trains nothing itself: its points do."""
-    raise InternalError("a sweep is concluded, not built")
 
 
 def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
@@ -160,8 +156,17 @@ STAGE = Stage(
     "sweep",
     "which settings of align learn to look",
     SweepSettings,
-    build,
-    gates=(*thresholds.STAGES["align"], *thresholds.STAGES["sweep"]),
+    align.AlignTraining,
+    gates=(
+        *align.STAGE.gates,
+        Gate(
+            "winner",
+            "eligible",
+            "no point of the grid is green with a swap gap surely above 0: they learned how captions sound, not what pictures show",
+            at_least=1.0,
+            source="SPEC V3",
+        ),
+    ),
     like="align",
     over=align.STAGE,
 )
