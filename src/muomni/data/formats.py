@@ -231,7 +231,7 @@ def samples(path: Path, source: Source) -> Rows:
             {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
         )
 
-    yield from each(path, source, convert, Quick() if source.prompt is None and source.names is None else None)
+    yield from each(path, source, convert, Quick() if source.prompt is None and source.class_name is None else None)
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:

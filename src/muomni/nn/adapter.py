@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def ingredients(linear: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """What `effective` makes a weight of: tensors, and what says how they are put together (adapters, their scales)."""
+    base: Tensor = getattr(linear, "base_layer", linear).weight
+    if not hasattr(linear, "base_layer"):
+        return [base], ()
+    active = tuple(linear.active_adapters)
+    how = (linear.merged, linear.disable_adapters, active, tuple(linear.scaling.get(name) for name in active))
+    return [base, *(side[name].weight for side in (linear.lora_A, linear.lora_B) for name in active)], how
+
+
 @torch.no_grad()
 def effective(linear: Any) -> Tensor:
     """The weight by which a linear layer multiplies: its own, and where PEFT wrapped it, with the deltas of its active adapters.
