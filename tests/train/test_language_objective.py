@@ -159,7 +159,7 @@ def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
     body = decoder()
     vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)).eval() if eyes else None
     audio = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)).eval() if ears else None
-    shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, grid=1, audio_pool=2)
+    shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, pool_grid=1, audio_pool=2)
     return Omni(body, vision, audio, Projectors(shape).start_at(body.embedding_rms)).eval()
 
 

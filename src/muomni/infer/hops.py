@@ -99,7 +99,7 @@ def eyes(watch: Watch, tower: Eyes, projectors: Projectors | None) -> None:
     if isinstance(projectors.vision, Perceiver):
         watch.out_of(projectors.vision.resampler, "resampled", f"{projectors.vision.config.tokens} learned questions to all patches")
     else:
-        watch.into(projectors.vision, "summary", "CLS" if projectors.config.grid == 0 else "CLS and pooled patches")
+        watch.into(projectors.vision, "summary", "CLS" if projectors.config.pool_grid == 0 else "CLS and pooled patches")
     watch.out_of(projectors.vision, "picture tokens", "in the Thinker's width")
 
 

@@ -26,28 +26,28 @@ from muomni.nn.norm import RMSNorm
 class ExpertsConfig(BaseModel):
     """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config file in brackets.
 
-    balance  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
+    balance_weight  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    number: int = Field(gt=0, description="experts of a layer (num_experts)")
-    per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
+    num_experts: int = Field(gt=0, description="experts of a layer (num_experts)")
+    experts_per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
     hidden: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
-    normalise: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
+    normalise_weights: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
     every: int = Field(1, gt=0, description="layers every, 2 x every, ... have experts, the first being layer 1 (decoder_sparse_step)")
-    dense: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
-    balance: float = Field(0.001, ge=0)
+    dense_layers: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
+    balance_weight: float = Field(0.001, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.per_token > self.number:
-            raise ValueError(f"per_token {self.per_token} must be at most the number of experts {self.number}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} must be at most num_experts {self.num_experts}")
         return self
 
     def are_in(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts."""
-        return layer not in self.dense and (layer + 1) % self.every == 0
+        return layer not in self.dense_layers and (layer + 1) % self.every == 0
 
 
 class DecoderConfig(BaseModel):
@@ -73,7 +73,9 @@ class DecoderConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.experts is not None and not any(self.experts.are_in(layer) for layer in range(self.layers)):
-            raise ValueError(f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense {list(self.experts.dense)})")
+            raise ValueError(
+                f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense_layers {list(self.experts.dense_layers)})"
+            )
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.width % self.heads:
@@ -118,13 +120,13 @@ class DecoderConfig(BaseModel):
         moe = {
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
-            "num_experts": self.experts.number,
-            "num_experts_per_tok": self.experts.per_token,
+            "num_experts": self.experts.num_experts,
+            "num_experts_per_tok": self.experts.experts_per_token,
             "moe_intermediate_size": self.experts.hidden,
-            "norm_topk_prob": self.experts.normalise,
+            "norm_topk_prob": self.experts.normalise_weights,
             "decoder_sparse_step": self.experts.every,
-            "mlp_only_layers": list(self.experts.dense),
-            "router_aux_loss_coef": self.experts.balance,
+            "mlp_only_layers": list(self.experts.dense_layers),
+            "router_aux_loss_coef": self.experts.balance_weight,
         }
         return {**qwen3, **moe, **ours}
 
@@ -179,13 +181,13 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     if not number:
         return None
     return ExpertsConfig(
-        number=number,
-        per_token=content["num_experts_per_tok"],
+        num_experts=number,
+        experts_per_token=content["num_experts_per_tok"],
         hidden=content["moe_intermediate_size"],
-        normalise=content.get("norm_topk_prob", False),
+        normalise_weights=content.get("norm_topk_prob", False),
         every=content.get("decoder_sparse_step", 1),
-        dense=tuple(content.get("mlp_only_layers") or ()),
-        balance=content.get("router_aux_loss_coef", 0.001),
+        dense_layers=tuple(content.get("mlp_only_layers") or ()),
+        balance_weight=content.get("router_aux_loss_coef", 0.001),
     )
 
 
@@ -222,7 +224,7 @@ class Body(nn.Module):
         experts = config.experts
         if experts is None or not experts.are_in(layer):
             return "swiglu"
-        return MoE(config.width, experts.hidden, experts.number, experts.per_token, normalise=experts.normalise)
+        return MoE(config.width, experts.hidden, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""What a product with a low-rank adapter beside it amounts to, for whoever reads weights instead of calling layers."""
+"""Effective weight of a linear layer: the base plus the deltas of its active LoRA adapters."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class KVCache:
         shape = (layers, batch, kv_heads, capacity, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self._parts = list(zip(self.keys, self.values))
+        self._parts = [(self.keys[layer], self.values[layer]) for layer in range(layers)]
         self.keep_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.capacity = capacity
         self.length = 0

@@ -25,6 +25,7 @@ from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
+from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
@@ -77,8 +78,8 @@ def _built(recipe: Recipe, task: Task) -> Built:
     if absent and bases.connector_of(recipe, task.stage) is None:
         samples = Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device)).corpus(made.settings).train
         named: dict[str, Any] = dict(bases.cut(absent, dict.fromkeys(absent, 1), samples, recipe.header.device, own))
-        if "eyes" in named:
-            named["levels"] = tuple(min(level, 1) for level in getattr(made.settings, "levels", ()))
+        if "vision_tower" in named:
+            named["feature_layers"] = tuple(min(level, 1) for level in getattr(made.settings, "feature_layers", ()))
         made.settings = building.changed(made.settings, **named)
     return building.build(task, recipe, own, made)
 
@@ -89,8 +90,9 @@ def walk(built: Built) -> list[Hop]:
     batch = _first(built)
     objective.train()
     objective.settle(batch)  # a quantiser that starts later starts now: this copy is thrown away
+    begin: Callable[..., After] = WALKS.get(type(objective), _any)
     with hops.watching() as watch, run.autocast(), torch.no_grad():
-        after = WALKS[type(objective)](watch, objective, batch, built.plan.train.dataset)
+        after = begin(watch, objective, batch, built.plan.train.dataset)
         objective.begin([batch], 1)
         terms = objective(batch)
         after()
@@ -118,6 +120,14 @@ def _first(built: Built) -> Any:
 # --- one function for each kind of objective: it sets the hooks, and gives what is told after the forward ---------------------------------
 
 After = Callable[[], None]
+
+
+def _any(watch: Watch, objective: Objective, batch: Any, dataset: Any) -> After:
+    """An objective that no function here knows: what its batch holds."""
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            watch.add(name, value.shape, f"of the batch, {value.dtype}")
+    return lambda: None
 
 
 def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset: Any) -> After:

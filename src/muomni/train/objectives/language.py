@@ -122,7 +122,7 @@ class NextToken(Objective):
     @property
     def balances(self) -> bool:
         """Whether there are routers that learn, and are asked to use all experts alike."""
-        if not self._has_experts or not self.experts.balance:
+        if not self._has_experts or not self.experts.balance_weight:
             return False
         return any(part.gate.weight.requires_grad for part in self.trunk.modules() if isinstance(part, MoE))
 
@@ -149,7 +149,7 @@ class NextToken(Objective):
 
     def _use(self, batch: LanguageBatch, routing: Routing) -> Tensor:
         """How often each expert of each layer is used by the batch's tokens, (layers, experts)."""
-        return moe.use(routing, batch.is_real_BT, self.experts.per_token)
+        return moe.use(routing, batch.is_real_BT, self.experts.experts_per_token)
 
     @property
     def experts(self) -> ExpertsConfig:
@@ -172,8 +172,8 @@ class NextToken(Objective):
             shares_E = used_E / used_E.sum().clamp(min=1)
         probabilities_E = moe.probabilities(routing, batch.is_real_BT) / len(routing.logits)
         # Each token uses several: shares of tokens sum to per_token, as in transformers.
-        total = experts.number * experts.per_token * (shares_E * probabilities_E).sum()
-        return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance)
+        total = experts.num_experts * experts.experts_per_token * (shares_E * probabilities_E).sum()
+        return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance_weight)
 
     def contents(self, batch: LanguageBatch) -> dict[str, float]:
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
