@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from muomni.data.batch import right_padded
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.train.objectives.contrast import Contrast, VisionBatch, pad
+from muomni.train.objectives.contrast import Contrast, VisionBatch
 
 
 def contrast(word_weight: float = 0.0) -> Contrast:
@@ -189,7 +190,7 @@ def test_a_frozen_reader_lends_its_hidden_states() -> None:
 
 
 def test_pad_marks_what_is_real() -> None:
-    ids, keep = pad([[5, 6], [], [7]])
+    ids, keep = right_padded([[5, 6], [], [7]])
     assert ids.tolist() == [[5, 6], [0, 0], [7, 0]]
     assert keep.tolist() == [[True, True], [False, False], [True, False]]
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muomni.data.batch import right_padded
 from muomni.data.pictures import Pictures
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import linear_probe, retrieval
 from muomni.runtime import Runtime
-from muomni.train.objectives.contrast import Contrast, pad
+from muomni.train.objectives.contrast import Contrast
 
 
 class Eyes:
@@ -41,7 +42,7 @@ class Eyes:
         """Unit vectors of captions."""
         parts = []
         for start in range(0, len(captions), 128):
-            ids, keep = pad([pictures.ids(caption) for caption in captions[start : start + 128]])
+            ids, keep = right_padded([pictures.ids(caption) for caption in captions[start : start + 128]])
             with self.run.autocast():
                 parts.append(self.objective.texts(ids.to(self.run.device), keep.to(self.run.device)).float().cpu())
         return torch.cat(parts)

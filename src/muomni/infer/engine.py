@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni import runtime
+from muomni.data.batch import right_padded
 from muomni.data.sample import Sample
 from muomni.errors import ConfigError, TokenRangeError
 from muomni.infer import generate, prompt, transcribe
@@ -270,10 +271,8 @@ class Engine:
     def _texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts."""
         _, tower, tokenizer = self.parts.vision
-        rows = [tokenizer.encode(text) for text in texts]
-        size = max(map(len, rows), default=0)
-        ids_BT = torch.tensor([row + [PAD] * (size - len(row)) for row in rows], device=self.device)
-        keep_BT = torch.arange(size, device=self.device) < torch.tensor([[len(row)] for row in rows], device=self.device)
+        padded = right_padded([tokenizer.encode(text) for text in texts], PAD)
+        ids_BT, keep_BT = (each.to(self.device) for each in padded)
         if tower.config.kind != "thinker":
             return tower.embed(ids_BT, keep_BT)
         reader = self.parts.reader

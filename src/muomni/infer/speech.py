@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muomni.data.batch import right_padded
 from muomni.errors import ConfigError
 from muomni.infer import codes
 from muomni.infer.codes import Choose
@@ -152,11 +153,7 @@ class Voice:
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and keep (B, T) of texts, padded on the right."""
-        rows = [self.talker.text_ids(text, self.tokenizer) for text in texts]
-        ids_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        for row, ids in enumerate(rows):
-            ids_BT[row, : len(ids)], keep_BT[row, : len(ids)] = torch.tensor(ids), True
+        ids_BT, keep_BT = right_padded([self.talker.text_ids(text, self.tokenizer) for text in texts])
         return ids_BT.to(self.device), keep_BT.to(self.device)
 
     def _speakers(self, speakers: Sequence[int] | None, first: int, count: int) -> Tensor | None:

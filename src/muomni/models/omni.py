@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muomni.data.batch import Batch
 from muomni.errors import ConfigError, ShapeError
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.connector import Perceiver, PerceiverConfig
@@ -120,7 +121,7 @@ class Projectors(nn.Module):
 
 
 @dataclass
-class Media:
+class Media(Batch):
     """The pictures and sounds of a batch, in the order in which their pads stand in the rows (row by row, left to right).
 
     pixels_N3HW  uint8, or None where no row has a picture
@@ -130,11 +131,6 @@ class Media:
     pixels_N3HW: Tensor | None = None
     mel_NFM: Tensor | None = None
     frames_N: Tensor | None = None
-
-    def to(self, device: torch.device) -> Media:
-        """The same on another device."""
-        moved = (None if t is None else t.to(device, non_blocking=True) for t in (self.pixels_N3HW, self.mel_NFM, self.frames_N))
-        return Media(*moved)
 
 
 class Omni(nn.Module):

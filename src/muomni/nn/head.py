@@ -45,13 +45,11 @@ class Head(nn.Module):
         out: Nats = self(h, stream, labels)
         return out
 
-    def row_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0) -> tuple[Tensor, Tensor]:
-        """Sum of nats (B,) and number of labels (B,) of each row, float32; it holds the scores of all labelled places."""
+    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0) -> tuple[Tensor, Tensor]:
+        """The nats (N,) float32 of each label, and its row (N,); it holds the scores of all labelled places."""
         rows_N, places_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
         scores_NV = self.logits(h_BTD[rows_N, places_N], stream).float()
-        nats_N = F.cross_entropy(scores_NV, labels_BT[rows_N, places_N], reduction="none")
-        sums_B = nats_N.new_zeros(len(labels_BT)).index_add(0, rows_N, nats_N)
-        return sums_B, torch.bincount(rows_N, minlength=len(labels_BT)).float()
+        return F.cross_entropy(scores_NV, labels_BT[rows_N, places_N], reduction="none"), rows_N
 
     def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
         """What `logits` or, with labels, `nats` gives."""
@@ -114,6 +112,12 @@ class BookHeads(Head, nn.ModuleList):
         scores_NV, wanted_N = self[stream](h[is_labelled]).float(), labels[is_labelled]
         correct = (scores_NV.argmax(-1) == wanted_N).sum()
         return Nats(F.cross_entropy(scores_NV, wanted_N, reduction="none").sum(), len(wanted_N), correct)
+
+
+def row_means(nats_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
+    """Mean nats of each row, (rows,); 0 where a row has none."""
+    sums_B = nats_N.new_zeros(rows).index_add(0, rows_N, nats_N)
+    return sums_B / torch.bincount(rows_N, minlength=rows).clamp(min=1)
 
 
 def linear_cross_entropy(

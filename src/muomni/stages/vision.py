@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from muomni.data.batch import right_padded
 from muomni.data.loader import Loader
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
@@ -30,7 +31,7 @@ from muomni.stages import assumed, initial_weights
 from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
-from muomni.train.objectives.contrast import Contrast, VisionBatch, pad
+from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.optim import freeze
 
 
@@ -88,12 +89,12 @@ class VisionSettings(StageSettings):
 
 def collate(items: list[Captioned]) -> VisionBatch:
     """Pictures with padded captions, true and false."""
-    ids_BT, keep_BT = pad([item.caption_ids for item in items])
+    ids_BT, keep_BT = right_padded([item.caption_ids for item in items])
     count = max(len(item.negatives) for item in items)
     false = keep_false = None
     if count:
         rows = [item.negatives[n] if n < len(item.negatives) else [] for item in items for n in range(count)]
-        flat, keep = pad(rows)
+        flat, keep = right_padded(rows)
         false, keep_false = flat.unflatten(0, (-1, count)), keep.unflatten(0, (-1, count))  # type: ignore[no-untyped-call]
     return VisionBatch(
         [item.sample_id for item in items],

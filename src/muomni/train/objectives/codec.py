@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from muomni.data.batch import Batch
 from muomni.models.codec import Codec, keep_mask
 from muomni.train.objective import Objective, Term
 
 
 @dataclass(frozen=True)
-class CodecBatch:
+class CodecBatch(Batch):
     """Log-mel clips or crops of them."""
 
     sample_ids: list[str]
     mel_BFM: Tensor  # natural log, as media.mel gives it
     frames_B: Tensor  # int64, real mel frames of each row
-
-    def to(self, device: torch.device | str) -> CodecBatch:
-        """The same batch on another device."""
-        return replace(self, mel_BFM=self.mel_BFM.to(device), frames_B=self.frames_B.to(device))
 
 
 class CodecObjective(Objective):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from muomni.data.batch import Batch
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import Seen, VisionEncoder
@@ -28,7 +29,7 @@ class Reader(Protocol):
 
 
 @dataclass
-class VisionBatch:
+class VisionBatch(Batch):
     """Pictures, their captions and, if any, false captions of each.
 
     pixels_BHW3 uint8; caption_ids_BT int64, caption_keep_BT True = a real token; keys_B int64, equal for equal captions;
@@ -42,23 +43,6 @@ class VisionBatch:
     keys_B: Tensor
     negatives_BNT: Tensor | None = None
     negatives_keep_BNT: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on a device."""
-        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
-        return replace(self, **moved)
-
-
-def pad(rows: Sequence[Sequence[int]], width: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids of any lengths -> (ids int64, keep bool), both (rows, T), T at least `width`."""
-    size = max([width, *map(len, rows)])
-    ids = torch.zeros(len(rows), size, dtype=torch.int64)
-    keep = torch.zeros(len(rows), size, dtype=torch.bool)
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values, dtype=torch.int64)
-        keep[row, : len(values)] = True
-    return ids, keep
 
 
 @dataclass

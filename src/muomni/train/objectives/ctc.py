@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muomni.data.batch import Batch
 from muomni.errors import DataError, TokenRangeError
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.tokens.alphabet import BLANK, min_frames
@@ -21,7 +22,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass
-class HearingBatch:
+class HearingBatch(Batch):
     """Utterances and their transcripts.
 
     mel_BFM natural-log mel; frames_B int64 real frames; labels_BU int64 symbols, padded with 0; symbols_B int64 real symbols a row.
@@ -37,11 +38,6 @@ class HearingBatch:
     def length(self) -> int:
         """Mel frames of the longest row."""
         return self.mel_BFM.shape[1]
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "sample_ids"}
-        return replace(self, **moved)
 
 
 def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> HearingBatch:

@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from muomni.data.batch import Batch, right_padded
 from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, ExpertsConfig
 from muomni.models.omni import Media, Omni, gather
 from muomni.nn import masks, moe
+from muomni.nn.head import row_means
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
@@ -24,7 +26,7 @@ from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
 @dataclass
-class LanguageBatch:
+class LanguageBatch(Batch):
     """Rows of ids with labels aligned to them (labels[t] is ids[t] or -100).
 
     ids_BT, labels_BT  int64; keep_BT bool, True = a real position, None = all are
@@ -57,14 +59,6 @@ class LanguageBatch:
         if self.documents_BT is not None:
             return self.documents_BT != NO_DOCUMENT
         return torch.ones_like(self.ids_BT, dtype=torch.bool)
-
-    def to(self, device: torch.device) -> LanguageBatch:
-        """The same on another device."""
-        move = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        return replace(self, media=self.media.to(device), **move)  # type: ignore[arg-type]
-
-    def _tensors(self) -> dict[str, Tensor | None]:
-        return {"ids_BT": self.ids_BT, "labels_BT": self.labels_BT, "keep_BT": self.keep_BT, "documents_BT": self.documents_BT}
 
 
 def targets(batch: LanguageBatch) -> Tensor:
@@ -202,8 +196,8 @@ class NextToken(Objective):
     @torch.no_grad()
     def nats(self, batch: LanguageBatch) -> Tensor:
         """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
-        sums_B, counts_B = self.trunk.head.row_nats(self._hidden(batch)[:, :-1], targets(batch))
-        return sums_B / counts_B.clamp(min=1)
+        nats_N, rows_N = self.trunk.head.each_nats(self._hidden(batch)[:, :-1], targets(batch))
+        return row_means(nats_N, rows_N, len(batch.ids_BT))
 
     def forward(self, batch: LanguageBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
@@ -314,23 +308,20 @@ class NextToken(Objective):
 
 def collate(items: Sequence[Item]) -> LanguageBatch:
     """Items padded on the right to the longest, their media in the order of the rows; questions that stand apart are documents."""
-    size = max(len(item.ids) for item in items)
-    ids = np.full((len(items), size), PAD, dtype=np.int64)
-    labels = np.full((len(items), size), IGNORE, dtype=np.int64)
-    keep = np.zeros((len(items), size), dtype=bool)
-    documents = np.zeros((len(items), size), dtype=np.int64)
-    for row, item in enumerate(items):
-        ids[row, : len(item.ids)] = item.ids
-        labels[row, : len(item.labels)] = item.labels
-        keep[row, : len(item.ids)] = True
-        documents[row] = np.searchsorted(item.starts, np.arange(size), side="right")
-        documents[row, : item.shared] = masks.SHARED
+    ids_BT, keep_BT = right_padded([item.ids for item in items], PAD)
+    labels_BT, _ = right_padded([item.labels for item in items], IGNORE)
+    documents_BT = None
+    if any(item.starts for item in items):
+        places = np.arange(ids_BT.shape[1])
+        documents_BT = torch.from_numpy(np.stack([np.searchsorted(item.starts, places, side="right") for item in items]))
+        for row, item in enumerate(items):
+            documents_BT[row, : item.shared] = masks.SHARED
     return LanguageBatch(
         [item.sample_id for item in items],
-        torch.from_numpy(ids),
-        torch.from_numpy(labels),
-        torch.from_numpy(keep),
-        torch.from_numpy(documents) if any(item.starts for item in items) else None,
+        ids_BT,
+        labels_BT,
+        keep_BT,
+        documents_BT,
         gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muomni.data.batch import Batch, right_padded
 from muomni.errors import ConfigError
 from muomni.models.talker import Talker
-from muomni.nn.head import IGNORE
+from muomni.nn.head import IGNORE, row_means
 from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
@@ -29,7 +30,7 @@ class TalkerItem:
 
 
 @dataclass(frozen=True)
-class TalkerBatch:
+class TalkerBatch(Batch):
     """Texts and the codes of their speech, padded to the longest.
 
     heard_BKF    int64, what it is told of its own speech, None: what it is to say
@@ -54,30 +55,22 @@ class TalkerBatch:
     @staticmethod
     def of(items: Sequence[TalkerItem]) -> TalkerBatch:
         """Pad items into a batch; hidden states and speakers are there for all of them or for none."""
-        batch, text = len(items), max(len(item.text_ids) for item in items)
+        batch = len(items)
+        ids_BT, keep_BT = right_padded([item.text_ids for item in items])
         frames_B = torch.tensor([item.codes_KF.shape[1] for item in items])
-        ids_BT = torch.zeros(batch, text, dtype=torch.int64)
-        keep_BT = torch.zeros(batch, text, dtype=torch.bool)
         codes_BKF = torch.zeros(batch, items[0].codes_KF.shape[0], int(frames_B.max()), dtype=torch.int64)
         hidden = [item.hidden_TD for item in items if item.hidden_TD is not None]
         speakers = [item.speaker for item in items if item.speaker is not None]
         for name, given in (("hidden states", hidden), ("speakers", speakers)):
             if given and len(given) != batch:
                 raise ConfigError(f"talker batch: {name} for {len(given)} of {batch} items, expected all or none")
-        hidden_BTD = torch.zeros(batch, text, hidden[0].shape[1]) if hidden else None
+        hidden_BTD = torch.zeros(*ids_BT.shape, hidden[0].shape[1]) if hidden else None
         for row, item in enumerate(items):
-            ids_BT[row, : len(item.text_ids)] = torch.tensor(item.text_ids)
-            keep_BT[row, : len(item.text_ids)] = True
             codes_BKF[row, :, : item.codes_KF.shape[1]] = item.codes_KF
             if hidden_BTD is not None:
                 hidden_BTD[row, : len(item.text_ids)] = hidden[row]
         speaker_B = torch.tensor(speakers) if speakers else None
         return TalkerBatch([item.sample_id for item in items], ids_BT, keep_BT, codes_BKF, frames_B, hidden_BTD, speaker_B)
-
-    def to(self, device: torch.device | str) -> TalkerBatch:
-        """The same batch on another device."""
-        moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
 
 
 class TalkerObjective(Objective):
@@ -129,9 +122,9 @@ class TalkerObjective(Objective):
     def nats(self, batch: TalkerBatch) -> Tensor:
         """Mean nats a code of each row, (B,) float32, all books together."""
         states_BSD, labels = self._read(batch)
-        found = [self.talker.head.row_nats(states_BSD, each, book) for book, each in enumerate(labels)]
-        sums_B, counts_B = (torch.stack(each).sum(0) for each in zip(*found))
-        return sums_B / counts_B.clamp(min=1)
+        found = [self.talker.head.each_nats(states_BSD, each, book) for book, each in enumerate(labels)]
+        nats_N, rows_N = (torch.cat(each) for each in zip(*found))
+        return row_means(nats_N, rows_N, len(batch.frames_B))
 
     def _read(self, batch: TalkerBatch) -> tuple[Tensor, list[Tensor]]:
         """The states of all steps, and for each book its labels (B,S): what it has to say, else -100."""
