@@ -57,7 +57,7 @@ def run(
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a flat JSON config whose keys do not tell its stage")] = None,
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
 ) -> None:
-    """Run a recipe, some of its stages, or a flat JSON config; done stages are reused, broken ones resume."""
+    """Run a recipe, some of its stages, or a flat JSON config; finished stages are reused, interrupted ones resume."""
     from muomni.stages import runner
 
     stages = [arg for arg in args or [] if "=" not in arg]
@@ -126,7 +126,7 @@ app.add_typer(data.app, name="data")
 
 @app.command()
 def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_json: Json = False) -> None:
-    """Tell what is in a file or folder."""
+    """Describe a file or folder."""
     from muomni import inspection
 
     found = inspection.inspect(path)
@@ -138,7 +138,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_j
 
 @app.command()
 def doctor() -> None:
-    """Tell what this machine can do."""
+    """Check this machine: Python, torch, cores, memory, disk, extras."""
     from muomni.doctor import examine
 
     rows = [[each.name, "ok" if each.ok else "act", each.detail, each.hint] for each in examine()]
@@ -156,7 +156,7 @@ def _plain(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0 done, 1 a gate is red, 2 the user must change something, 3 our fault."""
+    """Run the command line and exit: 0 done, 1 a gate is red, 2 a fault of the user's input, 3 a bug of ours."""
     argv = sys.argv[1:] if argv is None else argv
     code = _exit_code(argv or ["--help"])
     try:
@@ -194,6 +194,6 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _closed() -> int:
-    """Whoever read our output has gone: nothing more can be told. The shell's code for SIGPIPE."""
+    """The reader of our output has closed it: exit with the shell's code for SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

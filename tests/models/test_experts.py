@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from muomni.infer.generate import generate
-from muomni.infer.stepper import Stepper
 from muomni.inspection import inspect
 from muomni.models import lora, store
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
+from muomni.models.stepper import Stepper
 from muomni.runtime import Runtime
 from muomni.train import step
 from muomni.train.flops import Counted
@@ -51,7 +51,7 @@ def test_cached_decoding_is_the_whole_forward_of_every_step() -> None:
     with torch.no_grad():
         decoder.hidden(decoder.embed(slow[:, :7]), cache=cache)
         for place in range(7, 19):
-            logits = stepper.logits(decoder.embed(slow[:, place]), cache)
+            logits = stepper.read(decoder.embed(slow[:, place : place + 1]), cache)[0]
             torch.testing.assert_close(logits, decoder(slow)[:, place], rtol=1e-4, atol=1e-4)
 
 

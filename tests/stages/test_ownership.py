@@ -191,7 +191,7 @@ def test_a_torn_certificate_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [*TORN, b'{"pid": 1e999, "step": 3}', b'{"pid": "me"}', b'{"pid": 1, "samples": 3, "memory_mb": "x"}'])
 def test_a_torn_alive_json_is_told_as_such(tmp_path: Path, content: bytes) -> None:
     (tmp_path / watch.ALIVE).write_bytes(content)
-    assert watch.obituary(tmp_path) in ("", f"the run before died without a word, and {tmp_path / watch.ALIVE} is torn")
+    assert watch.obituary(tmp_path) in ("", f"the previous run ended without an error, and {tmp_path / watch.ALIVE} is torn")
 
 
 @pytest.mark.parametrize("content", TORN)

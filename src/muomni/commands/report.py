@@ -1,4 +1,4 @@
-"""`muomni report`: the page of a run; and the same at the end of `run`, where it must not spoil what was trained."""
+"""`muomni report`: write a run's HTML page, also at the end of `run`, where a failure changes no result."""
 
 from __future__ import annotations
 

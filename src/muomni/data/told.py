@@ -1,4 +1,4 @@
-"""Pictures put into words: text to pretrain a model on that shall later be told the same by a picture."""
+"""Replace each image by its caption, so that a text-only model can pretrain on the same conversations."""
 
 from __future__ import annotations
 

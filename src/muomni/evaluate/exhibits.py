@@ -251,7 +251,7 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     if not grid:
         return None
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
-    with watched(thinker.model.layers) as weights:
+    with watched(thinker.blocks) as weights:
         thinker.hidden(omni.embed(ids_BT, gather(prompt.pictures, prompt.mels).to(engine.device)))
     assert omni.marks.image is not None
     pads = (ids_BT[0] == omni.marks.image.pad).nonzero()[

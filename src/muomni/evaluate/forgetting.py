@@ -57,7 +57,7 @@ class Forgetting:
         """Bits per byte now."""
         assert self.corpus is not None
         self.objective.eval()
-        row_len = self.objective.trunk.config.ctx_len // 4
+        row_len = self.objective.trunk.ctx_len // 4
         rows, size = Rows(self.corpus.pack(row_len)), rows_at_once(row_len)
         nats = 0.0
         for first in range(0, len(rows), size):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from muomni.errors import CheckpointError, ConfigError, ContextError
+from muomni.models import stepper
+from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.head import OwnHead, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -188,11 +191,17 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     )
 
 
-class Trunk(nn.Module):
-    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint."""
+class Body(nn.Module):
+    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint. Its call is `Decoder.hidden`.
+
+    checkpointing   see Decoder
+    """
+
+    checkpointing: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
             Block(
@@ -217,21 +226,74 @@ class Trunk(nn.Module):
             return "swiglu"
         return MoE(config.width, experts.hidden, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
 
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        keep_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """States from which logits are read.
 
-class Decoder(nn.Module):
+        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
+                positions_BT in place of the sequential ones, which skip padding and restart with every document;
+                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
+                routing: is told which experts each token chose, layer by layer;
+                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
+        Gives   (B,T,D).
+        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
+        """
+        config = self.config
+        length = x_BTD.shape[1]
+        if layer is not None and (cache is not None or not 0 <= layer <= config.layers):
+            raise ConfigError(f"layer must be within 0..{config.layers} and without a cache, got {layer}")
+        seen = length if cache is None else cache.length + length
+        if seen > config.ctx_len and documents_BT is None:
+            raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
+        if cache is None and torch.is_grad_enabled():
+            stepper.release(self)  # what trains has better use for the memory
+        if cache is None:
+            mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
+            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
+        else:
+            mask, positions = None, cache.begin(length, keep_BT)
+        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
+        blocks = list(self.layers)[:layer]
+        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
+        if self.checkpointing and cache is None and self._is_taught(x_BTD):
+            for block in blocks:
+                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)
+        else:
+            for index, block in enumerate(blocks):
+                x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))
+        if layer is not None:
+            return x_BTD
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    def _is_taught(self, x_BTD: Tensor) -> bool:
+        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
+        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.layers.parameters()))
+
+
+class Decoder(CausalLM):
     """ids or embeddings -> hidden states -> logits.
 
     checkpointing   each block's activations are made again in the backward instead of kept: a third more arithmetic, memory of one block
     """
 
     model_type: ClassVar[str] = "qwen3"
-    checkpointing: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Trunk(config)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.model = Body(config)
+        self.lm_head = None if config.tied else OwnHead(config.width, config.vocab_size)
+        self._tied_head = TiedHead(self.model.embed_tokens) if config.tied else None
         self._start()
 
     @classmethod
@@ -281,9 +343,46 @@ class Decoder(nn.Module):
         return count
 
     @property
-    def output_weight_VD(self) -> Tensor:
-        """The table that turns hidden states into logits."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def ctx_len(self) -> int:  # type: ignore[override]
+        """Longest sequence, in positions."""
+        return self.config.ctx_len
+
+    @property
+    def head(self) -> TableHead:  # type: ignore[override]
+        """What turns hidden states into logits, or into the nats of labels."""
+        head = self.lm_head if self._tied_head is None else self._tied_head
+        assert head is not None
+        return head
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The module whose call is `embed`."""
+        return self.model.embed_tokens
+
+    @property
+    def body(self) -> Body:
+        """The module whose call is `hidden`."""
+        return self.model
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Its blocks in order, for adapters, hooks and the stepper; under `model.layers` in names of parameters."""
+        return cast("Sequence[Block]", self.model.layers)
+
+    def projections(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The linear layers of its blocks with their full names: where adapters may stand (the output table is read past any)."""
+        for name, layer in self.model.layers.named_modules(prefix="model.layers"):
+            if isinstance(layer, nn.Linear):
+                yield name, layer
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward makes activations again."""
+        return self.model.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.model.checkpointing = on
 
     @property
     def embedding_rms(self) -> float:
@@ -295,64 +394,14 @@ class Decoder(nn.Module):
         out: Tensor = self.model.embed_tokens(ids_BT)
         return out
 
-    def hidden(
-        self,
-        x_BTD: Tensor,
-        *,
-        keep_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
-        """States from which logits are read.
-
-        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
-                positions_BT in place of the sequential ones, which skip padding and restart with every document;
-                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
-                routing: is told which experts each token chose, layer by layer;
-                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
-        Gives   (B,T,D).
-        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
-        """
-        config = self.config
-        length = x_BTD.shape[1]
-        if layer is not None and (cache is not None or not 0 <= layer <= config.layers):
-            raise ConfigError(f"layer must be within 0..{config.layers} and without a cache, got {layer}")
-        seen = length if cache is None else cache.length + length
-        if seen > config.ctx_len and documents_BT is None:
-            raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
-        if cache is None:
-            mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
-            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
-        else:
-            mask, positions = None, cache.begin(length, keep_BT)
-        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
-        blocks = self.model.layers[:layer]
-        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
-        if self.checkpointing and cache is None and self._is_taught(x_BTD):
-            for block in blocks:
-                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)
-        else:
-            for index, block in enumerate(blocks):
-                x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))
-        if layer is not None:
-            return x_BTD
-        out: Tensor = self.model.norm(x_BTD)
+    def hidden(self, x_BTD: Tensor, **how: Any) -> Tensor:
+        """States from which logits are read, (B,T,D); takes and raises what `Body.forward` does."""
+        out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def _is_taught(self, x_BTD: Tensor) -> bool:
-        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
-        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.model.layers.parameters()))
-
-    def logits(self, h: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
-        return F.linear(h, self.output_weight_VD)
-
-    def forward(self, ids_BT: Tensor, **how: Any) -> Tensor:
-        """ids (B,T) -> logits (B,T,V); `how` as in `hidden`."""
-        return self.logits(self.hidden(self.embed(ids_BT), **how))
+    def reading(self) -> Read:
+        """By its stepper, which is kept with it."""
+        return stepper.kept(self).read
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""

@@ -61,8 +61,9 @@ class ProjectorsConfig(BaseModel):
 class Projectors(nn.Module):
     """From what the towers give into the Thinker's width: a linear map a modality, or a perceiver for pictures (SPEC M-E, V2).
 
-    What the eyes give is first brought to mean 0 and spread 1 in every channel, summaries and patches each by their own statistics:
-    what all patches share is loud, what tells them apart is quiet, and nothing learns to look a patch up (docs/log.md).
+    Vision features are first brought to mean 0 and spread 1 in every channel, CLS tokens and patches each by their own
+    statistics. Unnormalised, the component common to all patches has a large norm and the distinguishing one a small
+    norm, and attention does not learn to select patches (docs/log.md).
     """
 
     model_type = "muomni_projectors"

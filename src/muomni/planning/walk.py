@@ -16,6 +16,7 @@ from muomni.errors import ConfigError, DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.decoder import Decoder
 from muomni.planning import bases, building, forecast
 from muomni.planning.building import Task
 from muomni.planning.known import Tower
@@ -131,6 +132,7 @@ def _any(watch: Watch, objective: Objective, batch: Any, dataset: Any) -> After:
 
 def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset: Any) -> After:
     trunk, omni, media = objective.trunk, objective.omni, batch.media
+    assert isinstance(trunk, Decoder)
     watch.add(
         "ids", batch.ids_BT.shape, "rows of token ids, padded to the longest, with pads where media go" if omni else "rows of token ids"
     )
@@ -140,21 +142,21 @@ def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset:
     )
     if batch.documents_BT is not None:
         watch.add("documents", batch.documents_BT.shape, "which document of its row each token is of: none sees another")
-    watch.out_of(trunk.model.embed_tokens, "embeddings", "one vector a token")
+    watch.out_of(trunk.table, "embeddings", "one vector a token")
     if omni is not None and media.pixels_N3HW is not None and omni.vision is not None:
         hops.eyes(watch, omni.vision, omni.projectors)
     if omni is not None and media.mel_NFM is not None and omni.audio is not None:
         _second(watch, omni.audio, dataset.spec.pad_s)
         hops.ears(watch, omni.audio, omni.projectors)
     if omni is not None:
-        watch.into(trunk.model.layers[0], "fused", "media tokens in the places of their pads")
+        watch.into(trunk.body, "fused", "media tokens in the places of their pads")
     hops.thinker(watch, trunk)
 
     def after() -> None:
         wanted_BT = targets(batch)
         count = int((wanted_BT != IGNORE).sum())
         watch.add("targets", wanted_BT.shape, f"the label of the next position: the one shift that there is; {count} are asked")
-        watch.add("logits", (count, trunk.config.vocab_size), "of the asked places alone, a few hundred rows at a time: never held whole")
+        watch.add("logits", (count, trunk.head.size), "of the asked places alone, a few hundred rows at a time: never held whole")
 
     return after
 

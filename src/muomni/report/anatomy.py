@@ -1,4 +1,4 @@
-"""A batch of one item, laid open: one function for each kind of batch that a stage learns from.
+"""Show a batch of one item in full: one function for each kind of batch that a stage trains on.
 
 Each takes the stage's objective (with a checkpoint's weights in place if `is_trained`) and gives titled blocks.
 """
@@ -33,7 +33,7 @@ SHOWN = 200  # characters of a value that is no tensor
 
 @dataclass(frozen=True)
 class Subject:
-    """What is laid open: the batch of one item, and the networks that would learn from it (None for a manifest alone)."""
+    """What is shown: the batch of one item, and the networks that would train on it (None for a manifest)."""
 
     batch: Any
     objective: Any

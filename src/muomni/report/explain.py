@@ -1,6 +1,7 @@
-"""`muomni data explain`: one sample of a stage as the stage itself would learn from it, on a page.
+"""`muomni data explain`: show one sample exactly as a stage trains on it.
 
-The stage is built as for training, so that dataset and collate are the real ones; with a checkpoint its weights are put in place too.
+The stage is built as for training, with its real dataset and collate function, and with a checkpoint's weights
+if one is given.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from muomni.train.objectives.language import collate
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which sample: by its id, else by its number on one side of the split."""
+    """Which sample: its id, or else its number in one split."""
 
     sample: str | None = None
     index: int = 0
@@ -66,7 +67,7 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
 
 
 def of_manifest(manifest: Path, tokenizer: Path, wanted: Wanted, *, ctx_len: int = 512) -> str:
-    """The page of one row of a manifest, as a conversation of these tokens; pictures fill one position, nothing is learned from it here.
+    """The page of one row of a manifest, as a conversation in this tokenizer; a picture fills one position.
 
     Raises  ConfigError for an unknown sample; DataError for a manifest or media that can't be read.
     """
@@ -186,7 +187,7 @@ def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkp
 
 
 def _shown(sample: Sample) -> Html:
-    """Words, pictures and sounds as they lie on disk."""
+    """Text, pictures and sounds of a sample as they are on disk."""
     if sample.text is not None:
         return h("p", sample.text)
     turns = []

@@ -1,4 +1,4 @@
-"""What lies in a run folder, read without opening a model; what is missing, torn or older is None or empty."""
+"""Read a run folder without opening a model; what is missing, torn or older is None or empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What numbers stand for, as the stages declare it: which fact a gate judges, and which way of the score board is better."""
+"""Meaning of numbers, as the stages declare it: which fact a gate judges, and which direction is better."""
 
 from __future__ import annotations
 

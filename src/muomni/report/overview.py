@@ -1,4 +1,4 @@
-"""The part of the page about the whole recipe: score board, time, how far later stages made earlier ones forget, and the data."""
+"""The part of the page about the whole recipe: score board, time, forgetting by later stages, data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muomni.report.stage_part import badge, headline, trend
 
 
 def part(run: Run) -> Html:
-    """All of it; what a run does not have is left out."""
+    """The whole part; what a run does not have is left out."""
     blocks = [
         ("The curriculum", strip(run) if run.is_whole else None),
         ("Score board", board(run)),
@@ -117,7 +117,7 @@ def _plausible(spans: list[tuple[StageRun, float, float]], wall_s: object) -> bo
 
 
 def forgetting(run: Run) -> Html | None:
-    """What stages measured of earlier abilities, before and after they trained."""
+    """Forgetting: earlier abilities, measured before and after a later stage trained."""
     rows = []
     for stage in run.stages:
         for name in stage.facts:
@@ -139,7 +139,7 @@ def forgetting(run: Run) -> Html | None:
 
 
 def _taught(run: Run, stage: StageRun, base: str) -> float | None:
-    """What the stage that taught an ability measured itself: `hearing_cer` is hearing's `cer`, `retrieval` vision's `retrieval_r1`."""
+    """The same fact as its own stage measured it: `hearing_cer` is hearing's `cer`, `retrieval` vision's `retrieval_r1`."""
     for other in run.stages:
         for fact in (base, base.removeprefix(f"{other.name}_"), f"{base}_r1"):
             if other.name != stage.name and (found := other.value(fact)) is not None:
@@ -148,7 +148,7 @@ def _taught(run: Run, stage: StageRun, base: str) -> float | None:
 
 
 def data(run: Run) -> Html | None:
-    """What each stage learned from, how much was set aside and why."""
+    """The data of each stage, and how much was left out and why."""
     made = []
     for stage in run.stages:
         sources = [str(source.get("path", "")).rsplit("/", 1)[-1] for source in stage.settings.get("data", []) if isinstance(source, dict)]

@@ -143,11 +143,13 @@ def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inp
     least = int(even_LE.argmin())
     layer, expert = divmod(least, even_LE.shape[1])
     note = f"expert {expert} of the {layer + 1}. layer that has some"
-    tokens = int(used_LE.sum(1)[0]) // (objective.trunk.config.experts.experts_per_token if objective.trunk.config.experts else 1)
+    tokens = int(used_LE.sum(1)[0]) // objective.experts.experts_per_token
+    decoder = objective.trunk
+    assert isinstance(decoder, Decoder)
     return {
         "least_expert": Fact(float(even_LE.min()), tokens, note=note),
         "most_expert": Fact(float(even_LE.max()), tokens),
-        "active_parameters": Fact(float(objective.trunk.num_active)),
+        "active_parameters": Fact(float(decoder.num_active)),
     }
 
 
