@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from muomni.data.conversation import MediaSpec
 from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, parse
 from muomni.errors import CheckpointError, ContextError, DataError, ShapeError
 from muomni.media import image
+from muomni.media.modality import MODALITIES, Array
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
@@ -41,17 +42,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered request: ids with pads where media go, pictures (H, W, 3) uint8 and log-mels (F, M) in the order of their pads."""
+    """A rendered request: ids with pads where media go, and by modality their arrays in the order of their pads (see data.Item)."""
 
     ids: list[int]
-    pictures: list[NDArray[np.uint8]]
-    mels: list[NDArray[np.float32]]
+    media: Mapping[str, Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class _Medium:
-    type: Literal["image", "audio"]
-    array: NDArray[Any]
+    type: str
+    array: Array
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def build(
 ) -> Prompt:
     """Read the media and render the turns, up to where the assistant is to speak.
 
-    Takes   spec: how media become tokens, None for a model that only reads; questions: what is asked of a lone "image" or "audio"
-            that comes without words; cut: a sound that fills too many positions loses its end, which is told in a line, rather than be
+    Takes   spec: how media become tokens, None for a model that only reads; questions: by modality, what is asked of a medium that
+            comes without words; cut: a sound that fills too many positions loses its end, which is told in a line, rather than be
             refused.
     Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
             ContextError (no room for an answer within ctx_len).
@@ -82,19 +82,17 @@ def build(
         media = [part for part in last.content if isinstance(part, _Medium)]
         last = replace(last, content=[*media, TextPart(text=question)] if question else media)
     turns[-1] = last
-    media = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
-    pictures = [medium.array for medium in media if medium.type == "image"]
-    mels = [medium.array for medium in media if medium.type == "audio"]
-    counts = conversation.positions(mels, spec, "request") if spec else []
-    widths = [spec.image_tokens] * len(pictures) if spec else []
-    ids = chat.render(tokenizer, turns, image_tokens=widths, audio_tokens=counts, reply=True).ids
+    parts = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
+    arrays = {kind: some for kind in MODALITIES if (some := [part.array for part in parts if part.type == kind])}
+    counts = conversation.positions(arrays, spec, "request") if spec else {}
+    ids = chat.render(tokenizer, turns, positions=counts, reply=True).ids
     if len(ids) >= ctx_len:
-        media_tokens = f"{sum(widths)} of pictures, {sum(counts)} of sounds"
+        media_tokens = ", ".join(f"{sum(counts.get(kind, ()))} of {row.noun}s" for kind, row in MODALITIES.items())
         raise ContextError(
             f"prompt: {len(ids)} tokens ({media_tokens}) leave no room for an answer in ctx_len {ctx_len}",
             hint="shorten the text or the conversation, or send fewer media",
         )
-    return Prompt(ids, pictures, mels)
+    return Prompt(ids, arrays)
 
 
 def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
@@ -177,38 +175,40 @@ def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
     """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
     if message.role == "assistant":
         return _Turn(message.role, list(message.parts))
-    parts: list[Any] = []
-    for part in message.parts:
-        if isinstance(part, ImagePart):
-            parts.append(_picture(part.path, spec))
-        elif isinstance(part, AudioPart):
-            parts.append(_part(part, spec, cut) if spec else _sound(part.path, spec, cut))
-        else:
-            parts.append(part)
-    return _Turn(message.role, parts)
+    return _Turn(message.role, [part if isinstance(part, TextPart) else _part(part, spec, cut) for part in message.parts])
+
+
+def _part(part: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
+    """A medium of a conversation, cut where it is too long and may be cut."""
+    spec, whole = _demanded(spec, part.type), conversation.READERS[part.type].read
+    read = CUT.get(part.type, whole) if cut else whole
+    return _Medium(part.type, read(part, spec))
 
 
 def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
-    if spec is None:
-        raise CheckpointError("to see pictures, stage omni must be there", hint="train it: muomni run RECIPE omni")
+    spec = _demanded(spec, "image")
     return _Medium("image", read_picture(source, spec.image_size, spec.resample))
 
 
 def _sound(source: Sound, spec: MediaSpec | None, cut: bool) -> _Medium:
+    spec = _demanded(spec, "audio")
+    wave_S = heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz)
+    return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))
+
+
+def _demanded(spec: MediaSpec | None, kind: str) -> MediaSpec:
     if spec is None:
-        raise CheckpointError("to hear sounds in a chat, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return _medium(heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz), spec)
+        raise CheckpointError(f"to take in {MODALITIES[kind].noun}s, stage omni must be there", hint="train it: muomni run RECIPE omni")
+    return spec
 
 
-def _part(part: AudioPart, spec: MediaSpec, cut: bool) -> _Medium:
-    """A sound of a conversation, of which a window may be asked for."""
-    if not cut:
-        return _medium(conversation.read_wave(part, spec.mel.rate_hz), spec)
+def _cut_part(part: AudioPart, spec: MediaSpec) -> Array:
+    """The log-mel of a sound of a conversation, of which a window may be asked for."""
     start_s, rate_hz = part.start or 0.0, spec.mel.rate_hz
     end_s = min(part.end or math.inf, start_s + (longest_samples(spec) + rate_hz) / rate_hz)
     wave_S = conversation.read_wave(part.model_copy(update={"end": end_s}), rate_hz, max_s=math.inf)
-    return _medium(_cut(wave_S, spec, part.path), spec)
+    return conversation.wave_to_mel(_cut(wave_S, spec, part.path), spec.mel, spec.pad_s)
 
 
-def _medium(wave_S: Wave, spec: MediaSpec) -> _Medium:
-    return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))
+CUT: dict[str, Callable[[Any, MediaSpec], Array]] = {"audio": _cut_part}
+"""Media that may lose their end where all of them is too long, read no further than needed; others are read whole."""

@@ -60,7 +60,7 @@ def _answer(engine: Engine, request: Request) -> list[Hop]:
             assert spec is not None
             _watch_sound(watch, omni.audio, prompt.heard(request.audios[0], spec), spec.pad_s)
             hops.ears(watch, omni.audio, omni.projectors)
-            counts["of the sound"] = omni.audio_tokens(len(ready.mels[0]))
+            counts["of the sound"] = omni.audio_tokens(len(ready.media["audio"][0]))
         if counts:
             counts["of words and marks"] = len(ready.ids) - sum(counts.values())
             watch.into(thinker.model.layers[0], "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))
