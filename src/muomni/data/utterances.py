@@ -175,9 +175,7 @@ class Utterances:
         symbols = ALPHABET.encode(text)
         mel_FM = self._mel(index, part, rng)
         if self.downsample:
-            states = len(mel_FM)
-            for _ in range(self.downsample.bit_length() - 1):
-                states = (states + 1) // 2
+            states = -(-len(mel_FM) // self.downsample)
             if min_frames(symbols) > states:
                 raise DataError(
                     "infeasible", f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}"

@@ -211,7 +211,7 @@ class Omni(nn.Module):
                 continue
             if kind not in tokens:
                 # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
-                tokens[kind] = projector(x_BTD.new_zeros(0, 1, row.width(self), dtype=torch.float32)).flatten(0, 1)
+                tokens[kind] = projector(x_BTD.new_zeros(0, 1, projector.in_features, dtype=torch.float32)).flatten(0, 1)
             x_BTD = _fill(x_BTD, ids_BT == medium.pad, tokens[kind], kind)
         return x_BTD
 
@@ -251,14 +251,12 @@ class Input:
     stack      the arrays of a batch, at least one
     encode     their tokens in the Thinker's width, one medium's after another's, (all of them, D)
     projector  what learns to speak in that width; None: this Omni takes no such media
-    width      of what the projector takes
     other      the same media with their content changed, on which soundness tries whether they reach the loss
     """
 
     stack: Callable[[Sequence[Array]], Stack]
     encode: Callable[[Omni, Stack], Tensor]
-    projector: Callable[[Omni], nn.Module | None]
-    width: Callable[[Omni], int]
+    projector: Callable[[Omni], nn.Linear | Perceiver | None]
     other: Callable[[Tensor], Tensor]
 
 
@@ -267,14 +265,12 @@ INPUTS: dict[str, Input] = {
         pixels,
         encode=lambda omni, stack: omni.see(stack.values_N).flatten(0, 1),
         projector=lambda omni: omni.projectors.vision,
-        width=lambda omni: omni.projectors.mean_2E.shape[1],
         other=lambda pixels_N3HW: 255 - pixels_N3HW,
     ),
     "audio": Input(
         padded,
         encode=Omni._heard,
         projector=lambda omni: omni.projectors.audio,
-        width=lambda omni: (omni.projectors.config.audio_width or 0) * omni.projectors.config.audio_pool,
         other=lambda mel_NFM: mel_NFM.flip(2),
     ),
 }
