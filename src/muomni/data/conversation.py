@@ -88,7 +88,7 @@ def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDA
 
 
 @dataclass(frozen=True)
-class Reader:
+class MediaReader:
     """How a medium of one modality is read for a conversation.
 
     read      its array
@@ -107,15 +107,15 @@ class Reader:
     lasts: bool = False
 
 
-READERS: dict[str, Reader] = {
-    "image": Reader(
+MEDIA_READERS: dict[str, MediaReader] = {
+    "image": MediaReader(
         read=lambda part, spec: read_picture(part, spec.image_size, spec.resample),
         key=lambda part: part.path,
         guess=lambda _, spec: spec.image_tokens,
         most=lambda spec: spec.image_tokens,
         lasts=True,
     ),
-    "audio": Reader(
+    "audio": MediaReader(
         read=lambda part, spec: wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s),
         key=lambda part: (part.path, part.start, part.end, part.channel),
         guess=lambda part, spec: int(25 / spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))),
@@ -127,7 +127,7 @@ Positions = dict[str, list[int]]
 """By modality, how many positions each medium fills, in the order of the conversation."""
 
 
-def shown(sample: Sample) -> dict[str, list[Any]]:
+def input_media(sample: Sample) -> dict[str, list[Any]]:
     """The parts that the model sees and hears, by modality, each in the order of the conversation; only modalities that there are."""
     parts = [part for message in sample.messages if message.role != "assistant" for part in message.media]
     return {kind: some for kind in MODALITIES if (some := [part for part in parts if part.type == kind])}
@@ -135,9 +135,11 @@ def shown(sample: Sample) -> dict[str, list[Any]]:
 
 def positions(media: Mapping[str, Sequence[Array]], spec: MediaSpec, name: str) -> Positions:
     """Positions that media fill; raises DataError (too_long) for one that fills more than it may, naming whose it is."""
-    counts = {kind: [(READERS[kind].fills or READERS[kind].guess)(array, spec) for array in arrays] for kind, arrays in media.items()}
-    for kind, filled in counts.items():
-        if filled and max(filled) > (most := READERS[kind].most(spec)):
+    counts: Positions = {}
+    for kind, arrays in media.items():
+        reader = MEDIA_READERS[kind]
+        counts[kind] = filled = [(reader.fills or reader.guess)(array, spec) for array in arrays]
+        if max(filled, default=0) > (most := reader.most(spec)):
             raise DataError(
                 "too_long",
                 f"{name}: a {MODALITIES[kind].noun} fills {max(filled)} positions, at most {most} are allowed",
@@ -151,7 +153,7 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
-    media = {kind: [READERS[kind].read(part, spec) for part in parts] for kind, parts in shown(sample).items()}
+    media = {kind: [MEDIA_READERS[kind].read(part, spec) for part in parts] for kind, parts in input_media(sample).items()}
     item = rendered(sample, tokenizer, spec, ctx_len, positions(media, spec, sample.id), reply=reply, apart=apart)
     return replace(item, media=media)
 
@@ -180,8 +182,8 @@ def rendered(
     if not reply and sample.speech and not says_words(sample):
         raise DataError("bad_row", f"{sample.id}: the assistant says nothing in words", hint="stages codec and talker learn from its sound")
     counts = {
-        part: READERS[kind].guess(part, spec) if filled is None else filled[kind][number]
-        for kind, parts in shown(sample).items()
+        part: MEDIA_READERS[kind].guess(part, spec) if filled is None else filled[kind][number]
+        for kind, parts in input_media(sample).items()
         for number, part in enumerate(parts)
     }
     in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
@@ -191,7 +193,7 @@ def rendered(
             chat.render(
                 tokenizer,
                 one.messages,
-                positions={kind: [counts[part] for part in parts] for kind, parts in shown(one).items()},
+                positions={kind: [counts[part] for part in parts] for kind, parts in input_media(one).items()},
                 reply=reply,
             ),
             ctx_len,
@@ -214,7 +216,7 @@ def rendered(
 def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
     """The media that all questions are about: the first one's, or, if later ones bring media of their own, those of them that last."""
     first, *later = [message.media for message in sample.messages if message.role == "user"] or [[]]
-    return [part for part in first if not any(later) or READERS[part.type].lasts]
+    return [part for part in first if not any(later) or MEDIA_READERS[part.type].lasts]
 
 
 def questions(sample: Sample) -> list[Sample]:
@@ -275,7 +277,7 @@ class Conversations:
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """One prepared sample."""
         sample = self.samples[index]
-        media = {kind: [self._array(part) for part in parts] for kind, parts in shown(sample).items()}
+        media = {kind: [self._array(part) for part in parts] for kind, parts in input_media(sample).items()}
         item = replace(self._rendered(index, sample, media), media=media)
         if self.changes is None or "image" not in media:
             return item
@@ -283,7 +285,7 @@ class Conversations:
 
     def _array(self, part: Any) -> Array:
         """A medium, kept once for all samples that it stands in."""
-        reader = READERS[part.type]
+        reader = MEDIA_READERS[part.type]
         return self.kept.get((part.type, reader.key(part)), lambda: [reader.read(part, self.spec)])[0]
 
     def _rendered(self, index: int, sample: Sample, media: Mapping[str, Sequence[Array]]) -> Item:
@@ -303,4 +305,4 @@ class Conversations:
 
     def _length(self, sample: Sample) -> int:
         words = min(2000, len(sample.text or "") + sum(len(message.text) for message in sample.messages)) // 4
-        return words + sum(READERS[kind].guess(part, self.spec) for kind, parts in shown(sample).items() for part in parts)
+        return words + sum(MEDIA_READERS[kind].guess(part, self.spec) for kind, parts in input_media(sample).items() for part in parts)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from muomni.data import stratify
-from muomni.data.conversation import Conversations, Item, questions, shown
+from muomni.data.conversation import Conversations, Item, input_media, questions
 from muomni.data.sample import Sample
 from muomni.errors import ContextError, DataError
 from muomni.evaluate import exhibits, naming, question_only
@@ -106,7 +106,7 @@ class Examiner:
         facts: dict[str, Fact] = {}
         rng = np.random.default_rng(0)
         for kind, row in MODALITIES.items():
-            chosen = [i for i, sample in enumerate(held_out.samples) if kind in shown(sample)]
+            chosen = [i for i, sample in enumerate(held_out.samples) if kind in input_media(sample)]
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(self.items, len(chosen))).astype(int)] if chosen else []
             items, kept = [], []
             for index in chosen:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from muomni.data.conversation import READERS, Conversations, Item, prepare, rendered, shown
+from muomni.data.conversation import MEDIA_READERS, Conversations, Item, input_media, prepare, rendered
 from muomni.data.corpus import TokenCorpus
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
@@ -85,7 +85,7 @@ def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> d
 def _unread(dataset: Conversations, index: int, tokenizer: Tokenizer, ctx_len: int) -> Item:
     """A row as it is taught, its media unread but those of which only the array tells how many positions they fill."""
     sample = dataset.samples[index]
-    return (prepare if any(READERS[kind].fills for kind in shown(sample)) else rendered)(
+    return (prepare if any(MEDIA_READERS[kind].fills for kind in input_media(sample)) else rendered)(
         sample, tokenizer, dataset.spec, ctx_len, apart=dataset.apart
     )
 

@@ -24,10 +24,10 @@ from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
 Wave = NDArray[np.float32]
-Picture = str | Path | bytes | Image | NDArray[np.uint8]
-"""A file, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
-Sound = str | Path | Wave | tuple[Wave, int]
-"""A file, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
+Picture = str | Path | ImagePart | bytes | Image | NDArray[np.uint8]
+"""A file, a part of a sample, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
+Sound = str | Path | AudioPart | Wave | tuple[Wave, int]
+"""A file, a part of a sample, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
 Messages = Sequence[Message | Mapping[str, Any]]
 
 
@@ -72,7 +72,8 @@ def build(
             ContextError (no room for an answer within ctx_len).
     """
     turns = [_read(message, spec, cut) for message in _messages(request.ask)]
-    given = [_picture(each, spec) for each in request.images] + [_sound(each, spec, cut) for each in request.audios]
+    beside = [("image", picture) for picture in request.images] + [("audio", sound) for sound in request.audios]
+    given = [_array(kind, source, spec, cut) for kind, source in beside]
     last = replace(turns[-1], content=[*given, *turns[-1].content])
     if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
         kinds = {part.type for part in last.content if isinstance(part, _Medium)}
@@ -97,8 +98,9 @@ def build(
 
 def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of whatever shows a picture; raises DataError, ShapeError."""
-    if isinstance(source, str | Path):
-        return conversation.read_picture(ImagePart(path=str(source)), size, resample)
+    source = ImagePart(path=str(source)) if isinstance(source, str | Path) else source
+    if isinstance(source, ImagePart):
+        return conversation.read_picture(source, size, resample)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ShapeError(f"picture: expected uint8 (H, W, 3), got {source.dtype} {source.shape}")
@@ -110,8 +112,9 @@ def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilin
 
 def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
     """Mono samples (S,) float32 at rate_hz of whatever sounds; raises DataError, ShapeError."""
-    if isinstance(source, str | Path):
-        return conversation.read_wave(AudioPart(path=str(source)), rate_hz, max_s=max_s)
+    source = AudioPart(path=str(source)) if isinstance(source, str | Path) else source
+    if isinstance(source, AudioPart):
+        return conversation.read_wave(source, rate_hz, max_s=max_s)
     wave_S, own_rate_hz = source if isinstance(source, tuple) else (source, rate_hz)
     wave_S = np.asarray(wave_S, dtype=np.float32)
     if wave_S.ndim != 1:
@@ -142,8 +145,22 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message]:
 
 
 def heard(source: Sound, spec: MediaSpec) -> Wave:
-    """The samples of a sound that a chat listens to: its beginning, where all of it would fill more than max_audio_tokens."""
-    return _cut(_samples(source, spec), spec, source)
+    """The samples of a sound that a chat listens to: its beginning, where all of it would fill more than max_audio_tokens.
+
+    That it was cut is told in a line. Of a file no more is read than is needed to see that it is too long.
+    """
+    most, rate_hz = longest_samples(spec), spec.mel.rate_hz
+    source = AudioPart(path=str(source)) if isinstance(source, str | Path) else source
+    name = ""
+    if isinstance(source, AudioPart):
+        name = "" if source.path.startswith("data:") else f"{source.path}: "
+        end_s = min(source.end or math.inf, (source.start or 0.0) + (most + rate_hz) / rate_hz)
+        source = source.model_copy(update={"end": end_s})
+    wave_S = read_sound(source, rate_hz, max_s=math.inf)
+    if len(wave_S) > most:
+        limit = f"in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
+        print(f"note: {name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}", file=sys.stderr, flush=True)
+    return wave_S[:most]
 
 
 def longest_samples(spec: MediaSpec) -> int:
@@ -152,63 +169,30 @@ def longest_samples(spec: MediaSpec) -> int:
     return (frames + 1) * spec.mel.hop_samples - 1 - 2 * round(spec.pad_s * spec.mel.rate_hz)
 
 
-def _samples(source: Sound, spec: MediaSpec) -> Wave:
-    """A sound, of a file no more than is needed to see that it is too long."""
-    rate_hz, most = spec.mel.rate_hz, longest_samples(spec)
-    if isinstance(source, str | Path):
-        return conversation.read_wave(AudioPart(path=str(source), end=(most + rate_hz) / rate_hz), rate_hz, max_s=math.inf)
-    return read_sound(source, rate_hz, max_s=math.inf)
-
-
-def _cut(wave_S: Wave, spec: MediaSpec, source: object) -> Wave:
-    """The beginning of a wave that is too long; that it was cut is told in a line."""
-    most = longest_samples(spec)
-    if len(wave_S) <= most:
-        return wave_S
-    name = f"{source}: " if isinstance(source, str | Path) and not str(source).startswith("data:") else ""
-    told = f"cut to its first {most / spec.mel.rate_hz:.2f} s: in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
-    print(f"note: {name}the sound is {told}", file=sys.stderr, flush=True)
-    return wave_S[:most]
-
-
 def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
     """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
     if message.role == "assistant":
         return _Turn(message.role, list(message.parts))
-    return _Turn(message.role, [part if isinstance(part, TextPart) else _part(part, spec, cut) for part in message.parts])
+    parts = [each if each.type == "text" else _array(each.type, each, spec, cut) for each in message.parts]
+    return _Turn(message.role, parts)
 
 
-def _part(part: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
-    """A medium of a conversation, cut where it is too long and may be cut."""
-    spec, whole = _demanded(spec, part.type), conversation.READERS[part.type].read
-    read = CUT.get(part.type, whole) if cut else whole
-    return _Medium(part.type, read(part, spec))
-
-
-def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
-    spec = _demanded(spec, "image")
-    return _Medium("image", read_picture(source, spec.image_size, spec.resample))
-
-
-def _sound(source: Sound, spec: MediaSpec | None, cut: bool) -> _Medium:
-    spec = _demanded(spec, "audio")
-    wave_S = heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz)
-    return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))
-
-
-def _demanded(spec: MediaSpec | None, kind: str) -> MediaSpec:
+def _array(kind: str, source: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
+    """A medium that a message holds, or that came beside it."""
     if spec is None:
         raise CheckpointError(f"to take in {MODALITIES[kind].noun}s, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return spec
+    if kind in SOURCES:
+        return _Medium(kind, SOURCES[kind](source, spec, cut))
+    return _Medium(kind, conversation.MEDIA_READERS[kind].read(source, spec))
 
 
-def _cut_part(part: AudioPart, spec: MediaSpec) -> Array:
-    """The log-mel of a sound of a conversation, of which a window may be asked for."""
-    start_s, rate_hz = part.start or 0.0, spec.mel.rate_hz
-    end_s = min(part.end or math.inf, start_s + (longest_samples(spec) + rate_hz) / rate_hz)
-    wave_S = conversation.read_wave(part.model_copy(update={"end": end_s}), rate_hz, max_s=math.inf)
-    return conversation.wave_to_mel(_cut(wave_S, spec, part.path), spec.mel, spec.pad_s)
+def _mel(source: Sound, spec: MediaSpec, cut: bool) -> Array:
+    wave_S = heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz)
+    return conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s)
 
 
-CUT: dict[str, Callable[[Any, MediaSpec], Array]] = {"audio": _cut_part}
-"""Media that may lose their end where all of them is too long, read no further than needed; others are read whole."""
+SOURCES: dict[str, Callable[[Any, MediaSpec, bool], Array]] = {
+    "image": lambda source, spec, _: read_picture(source, spec.image_size, spec.resample),
+    "audio": _mel,
+}
+"""The array of a medium that need be no part of a sample, by modality; the last argument: it may be cut. Others come as parts alone."""

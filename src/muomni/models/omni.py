@@ -120,7 +120,7 @@ class Projectors(nn.Module):
 
 
 @dataclass(frozen=True)
-class Stack:
+class MediaBatch:
     """The media of one modality in a batch, in the order in which their pads stand in the rows (row by row, left to right).
 
     values_N   what the encoder takes, (N, ...), padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
@@ -130,13 +130,13 @@ class Stack:
     values_N: Tensor
     lengths_N: Tensor | None = None
 
-    def to(self, device: torch.device) -> Stack:
+    def to(self, device: torch.device) -> MediaBatch:
         """The same on another device."""
         lengths_N = None if self.lengths_N is None else self.lengths_N.to(device, non_blocking=True)
-        return Stack(self.values_N.to(device, non_blocking=True), lengths_N)
+        return MediaBatch(self.values_N.to(device, non_blocking=True), lengths_N)
 
 
-Media = Mapping[str, Stack]
+Media = Mapping[str, MediaBatch]
 """The media of a batch, by modality; those that no row has are absent."""
 
 
@@ -204,8 +204,8 @@ class Omni(nn.Module):
         Raises  ShapeError where pads and media tokens do not count the same.
         """
         x_BTD = self.decoder.embed(ids_BT)
-        tokens = {kind: INPUTS[kind].encode(self, stack) for kind, stack in media.items()}
-        for kind, row in INPUTS.items():
+        tokens = {kind: MEDIA_INPUTS[kind].encode(self, stack) for kind, stack in media.items()}
+        for kind, row in MEDIA_INPUTS.items():
             projector, medium = row.projector(self), self.marks.media.get(kind)
             if projector is None or medium is None:
                 continue
@@ -215,7 +215,7 @@ class Omni(nn.Module):
             x_BTD = _fill(x_BTD, ids_BT == medium.pad, tokens[kind], kind)
         return x_BTD
 
-    def _heard(self, stack: Stack) -> Tensor:
+    def _heard(self, stack: MediaBatch) -> Tensor:
         """The real tokens of sounds, one sound's after another's, (all of them, D)."""
         assert stack.lengths_N is not None
         tokens_NTD, lengths_N = self.hear(stack.values_N, stack.lengths_N)
@@ -230,22 +230,22 @@ def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tenso
     return x_BTD.masked_scatter(pads_BT[..., None], tokens_ND.to(x_BTD.dtype))
 
 
-def pixels(pictures: Sequence[Array]) -> Stack:
+def pixels(pictures: Sequence[Array]) -> MediaBatch:
     """Pictures (H,W,3) uint8, all of one size."""
-    return Stack(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
+    return MediaBatch(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
 
 
-def padded(arrays: Sequence[Array]) -> Stack:
+def padded(arrays: Sequence[Array]) -> MediaBatch:
     """Arrays that differ in their first axis, e.g. log-mels (F,M), with zeros behind the shorter ones, float32."""
     lengths_N = torch.tensor([len(array) for array in arrays])
     values_N = np.zeros((len(arrays), int(lengths_N.max()), *arrays[0].shape[1:]), dtype=np.float32)
     for row, array in enumerate(arrays):
         values_N[row, : len(array)] = array
-    return Stack(torch.from_numpy(values_N), lengths_N)
+    return MediaBatch(torch.from_numpy(values_N), lengths_N)
 
 
 @dataclass(frozen=True)
-class Input:
+class MediaInput:
     """How the media of one modality enter an Omni.
 
     stack      the arrays of a batch, at least one
@@ -254,20 +254,20 @@ class Input:
     other      the same media with their content changed, on which soundness tries whether they reach the loss
     """
 
-    stack: Callable[[Sequence[Array]], Stack]
-    encode: Callable[[Omni, Stack], Tensor]
+    stack: Callable[[Sequence[Array]], MediaBatch]
+    encode: Callable[[Omni, MediaBatch], Tensor]
     projector: Callable[[Omni], nn.Linear | Perceiver | None]
     other: Callable[[Tensor], Tensor]
 
 
-INPUTS: dict[str, Input] = {
-    "image": Input(
+MEDIA_INPUTS: dict[str, MediaInput] = {
+    "image": MediaInput(
         pixels,
         encode=lambda omni, stack: omni.see(stack.values_N).flatten(0, 1),
         projector=lambda omni: omni.projectors.vision,
         other=lambda pixels_N3HW: 255 - pixels_N3HW,
     ),
-    "audio": Input(
+    "audio": MediaInput(
         padded,
         encode=Omni._heard,
         projector=lambda omni: omni.projectors.audio,
@@ -278,6 +278,6 @@ INPUTS: dict[str, Input] = {
 
 def gather(rows: Sequence[Mapping[str, Sequence[Array]]], device: torch.device | None = None) -> Media:
     """The media of rows as padded tensors, on the CPU or another device."""
-    every = {kind: [array for row in rows for array in row.get(kind, ())] for kind in INPUTS}
-    media = {kind: INPUTS[kind].stack(arrays) for kind, arrays in every.items() if arrays}
+    every = {kind: [array for row in rows for array in row.get(kind, ())] for kind in MEDIA_INPUTS}
+    media = {kind: MEDIA_INPUTS[kind].stack(arrays) for kind, arrays in every.items() if arrays}
     return media if device is None else {kind: stack.to(device) for kind, stack in media.items()}

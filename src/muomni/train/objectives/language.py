@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.decoder import Decoder, ExpertsConfig
-from muomni.models.omni import INPUTS, Media, Omni, gather
+from muomni.models.omni import MEDIA_INPUTS, Media, Omni, gather
 from muomni.nn import masks, moe
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
@@ -293,7 +293,7 @@ class NextToken(Objective):
 
     def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
         """The batch with the media of one modality changed: inverted pictures, the spectra of sounds upside down."""
-        changed = {kind: replace(stack, values_N=INPUTS[kind].other(stack.values_N)) for kind, stack in batch.media.items()}
+        changed = {kind: replace(stack, values_N=MEDIA_INPUTS[kind].other(stack.values_N)) for kind, stack in batch.media.items()}
         return {kind: replace(batch, media={**batch.media, kind: stack}) for kind, stack in changed.items()}
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
