@@ -42,8 +42,10 @@ class MediaSpec:
 
     def audio_tokens(self, frames: int) -> int:
         """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give them."""
-        states = -(-frames // self.downsample)  # each stride gives the ceiling of a half, so all together that of the quotient
-        return -(-states // self.audio_pool)
+        strides = self.downsample.bit_length() - 1
+        for _ in range(strides):
+            frames = (frames + 1) // 2
+        return -(-frames // self.audio_pool)
 
 
 @dataclass

@@ -175,7 +175,9 @@ class Utterances:
         symbols = ALPHABET.encode(text)
         mel_FM = self._mel(index, part, rng)
         if self.downsample:
-            states = -(-len(mel_FM) // self.downsample)
+            states = len(mel_FM)
+            for _ in range(self.downsample.bit_length() - 1):
+                states = (states + 1) // 2
             if min_frames(symbols) > states:
                 raise DataError(
                     "infeasible", f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}"

@@ -89,20 +89,27 @@ class AudioEncoder(nn.Module):
         self.config = config
         inputs = [1, *[config.channels] * (config.strides - 1)]
         self.convs = nn.ModuleList(nn.Conv2d(count, config.channels, 3, stride=2, padding=1) for count in inputs)
-        self.proj = nn.Linear(config.channels * self.length(config.mel.num_mels), config.width)
+        self.proj = nn.Linear(config.channels * self._halved(config.mel.num_mels), config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.hidden, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.symbols)
 
+    def _halved(self, size: int) -> int:
+        for _ in self.convs:
+            size = (size + 1) // 2
+        return size
+
     def length(self, frames: int) -> int:
-        """States that `frames` mel frames give: the ceiling of a half, once a stride; of bins as well."""
-        return -(-frames // self.config.downsample)
+        """States that `frames` mel frames give: the ceiling of a half, once a stride."""
+        return self._halved(frames)
 
     def lengths(self, frames_B: Tensor) -> Tensor:
         """`length` of each row, int64 (B,)."""
-        return -(-frames_B // self.config.downsample)
+        for _ in self.convs:
+            frames_B = (frames_B + 1) // 2
+        return frames_B
 
     def front(self, mel_BFM: Tensor, frames_B: Tensor) -> Tensor:
         """The strided convolutions alone: (B, F, M) log-mel -> (B, T, width)."""
