@@ -165,7 +165,7 @@ def _first_path(value: Any) -> str:
 
 
 def _kind(key: str, values: list[Any]) -> str | None:
-    """What at least half of the values name, by their suffixes, else by the column's name: files of a modality."""
+    """The modality that at least half of the values name, by their suffixes, else by the column's name."""
     paths = [_first_path(value) for value in values]
     suffixes = [Path(path).suffix.lower() for path in paths]
     counts = {kind: sum(suffix in row.suffixes for suffix in suffixes) for kind, row in MODALITIES.items()}

@@ -50,9 +50,9 @@ class MediaSpec:
 
 @dataclass
 class Item:
-    """One conversation, ready for a batch: ids and labels (see tokens.chat), and by modality the arrays of its media, e.g. pictures
-    (H,W,3) uint8 and sounds (F,M) float32.
+    """One conversation, ready for a batch: ids and labels (see tokens.chat), and its media as arrays.
 
+    media           by modality, in the order of the conversation: pictures (H,W,3) uint8, log-mels (F,M) float32
     shared, starts  where questions stand apart: how many first ids (the media) each goes on from, and where each begins
     """
 
@@ -130,23 +130,21 @@ Positions = dict[str, list[int]]
 
 
 def input_media(sample: Sample) -> dict[str, list[Any]]:
-    """The parts that the model sees and hears, by modality, each in the order of the conversation; only modalities that there are."""
+    """The media that the model takes in, by modality, in the order of the conversation; none of a modality: absent."""
     parts = [part for message in sample.messages if message.role != "assistant" for part in message.media]
     return {kind: some for kind in MODALITIES if (some := [part for part in parts if part.type == kind])}
 
 
 def positions(media: Mapping[str, Sequence[Array]], spec: MediaSpec, name: str) -> Positions:
-    """Positions that media fill; raises DataError (too_long) for one that fills more than it may, naming whose it is."""
+    """Positions that media fill; raises DataError (too_long) for one that fills more than it may, by its owner's name."""
     counts: Positions = {}
     for kind, arrays in media.items():
         reader = MEDIA_READERS[kind]
         counts[kind] = filled = [(reader.fills or reader.guess)(array, spec) for array in arrays]
         if max(filled, default=0) > (most := reader.most(spec)):
-            raise DataError(
-                "too_long",
-                f"{name}: a {MODALITIES[kind].noun} fills {max(filled)} positions, at most {most} are allowed",
-                hint="cut it into parts, or raise max_audio_tokens or audio_pool",
-            )
+            noun, hint = MODALITIES[kind].noun, "cut it into parts, or raise max_audio_tokens or audio_pool"
+            told = f"{name}: a {noun} fills {max(filled)} positions, at most {most} are allowed"
+            raise DataError("too_long", told, hint=hint)
     return counts
 
 
@@ -155,9 +153,10 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
-    media = {kind: [MEDIA_READERS[kind].read(part, spec) for part in parts] for kind, parts in input_media(sample).items()}
-    item = rendered(sample, tokenizer, spec, ctx_len, positions(media, spec, sample.id), reply=reply, apart=apart)
-    return replace(item, media=media)
+    parts = input_media(sample)
+    media = {kind: [MEDIA_READERS[kind].read(part, spec) for part in some] for kind, some in parts.items()}
+    filled = positions(media, spec, sample.id)
+    return replace(rendered(sample, tokenizer, spec, ctx_len, filled, reply=reply, apart=apart), media=media)
 
 
 def rendered(
@@ -172,7 +171,7 @@ def rendered(
 ) -> Item:
     """A sample's turns as ids and labels, its media unread; a text document is learned whole.
 
-    Takes   filled: positions of its media; None: as they are guessed, which does for media of which the guess is exact.
+    Takes   filled: positions of its media; None: as guessed, for media of which the guess is exact.
             reply=True stops where the assistant is to speak.
             With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none
             reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
@@ -183,11 +182,10 @@ def rendered(
         return _document(sample, tokenizer, ctx_len)
     if not reply and sample.speech and not says_words(sample):
         raise DataError("bad_row", f"{sample.id}: the assistant says nothing in words", hint="stages codec and talker learn from its sound")
-    counts = {
-        part: MEDIA_READERS[kind].guess(part, spec) if filled is None else filled[kind][number]
-        for kind, parts in input_media(sample).items()
-        for number, part in enumerate(parts)
-    }
+    media = input_media(sample)
+    if filled is None:
+        filled = {kind: [MEDIA_READERS[kind].guess(part, spec) for part in parts] for kind, parts in media.items()}
+    counts = {part: count for kind, parts in media.items() for part, count in zip(parts, filled[kind], strict=True)}
     in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
     shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []
     rows = [
@@ -195,7 +193,7 @@ def rendered(
             chat.render(
                 tokenizer,
                 one.messages,
-                positions={kind: [counts[part] for part in parts] for kind, parts in input_media(one).items()},
+                positions={kind: [counts[part] for part in some] for kind, some in input_media(one).items()},
                 reply=reply,
             ),
             ctx_len,
@@ -216,7 +214,7 @@ def rendered(
 
 
 def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
-    """The media that all questions are about: the first one's, or, if later ones bring media of their own, those of them that last."""
+    """The media that all questions are about: the first one's; only those that last if later ones bring their own."""
     first, *later = [message.media for message in sample.messages if message.role == "user"] or [[]]
     return [part for part in first if not any(later) or MEDIA_READERS[part.type].lasts]
 
@@ -283,7 +281,8 @@ class Conversations:
         item = replace(self._rendered(index, sample, media), media=media)
         if self.changes is None or "image" not in media:
             return item
-        return replace(item, media={**media, "image": [self.changes.change(picture, rng, item.task) for picture in media["image"]]})
+        changed = [self.changes.change(picture, rng, item.task) for picture in media["image"]]
+        return replace(item, media={**media, "image": changed})
 
     def _array(self, part: Any) -> Array:
         """A medium, kept once for all samples that it stands in."""
@@ -307,4 +306,5 @@ class Conversations:
 
     def _length(self, sample: Sample) -> int:
         words = min(2000, len(sample.text or "") + sum(len(message.text) for message in sample.messages)) // 4
-        return words + sum(MEDIA_READERS[kind].guess(part, self.spec) for kind, parts in input_media(sample).items() for part in parts)
+        parts = [part for some in input_media(sample).values() for part in some]
+        return words + sum(MEDIA_READERS[part.type].guess(part, self.spec) for part in parts)

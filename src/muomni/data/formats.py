@@ -261,7 +261,9 @@ def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
 def _with_words(message: Any, prompt: str) -> Any:
     """A user's message of media alone with the prompt behind them; any other as it is."""
     parts = message.get("content") if isinstance(message, dict) and message.get("role") == "user" else None
-    if not isinstance(parts, list) or not parts or not all(isinstance(p, dict) and p.get("type") in MODALITIES for p in parts):
+    if not isinstance(parts, list) or not parts:
+        return message
+    if not all(isinstance(part, dict) and part.get("type") in MODALITIES for part in parts):
         return message
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
@@ -428,7 +430,7 @@ def sounds(path: Path, source: Source) -> Rows:
     return _folder(path, source, "audio", ("transcription", "text"), "transcribe", "label")
 
 
-def _folder(path: Path, source: Source, medium: str, words: tuple[str, str], task: str, of_classes: str = "") -> Rows:
+def _folder(path: Path, source: Source, medium: str, words: tuple[str, str], task: str, of_classes: str | None = None) -> Rows:
     if not path.is_dir():
         raise DataError("missing", f"{path}: expected a folder of {MODALITIES[medium].noun}s")
     if shards.is_set(path):

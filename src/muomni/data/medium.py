@@ -126,7 +126,8 @@ def _sound(part: AudioPart, source: str | bytes, name: str) -> Medium:
         odd.append(("channels_differ", f"{name}: expected channels of one sound, got {apart}; their mean is taken"))
     vector = likeness.sound_vector(wave_S, about.rate_hz)
     window = part.start, part.end, part.channel
-    return Medium(name, part.type, _digest(source), *window, seconds, about.rate_hz, about.channels, oddities=odd, vector=vector)
+    shape = seconds, about.rate_hz, about.channels
+    return Medium(name, part.type, _digest(source), *window, *shape, oddities=odd, vector=vector)
 
 
 def _length(name: str, about: audio.Info, seconds: float) -> list[Oddity]:
@@ -211,7 +212,8 @@ def _picture(part: ImagePart, source: str | bytes, name: str) -> Medium:
         odd.append(("tiny_picture", f"{name}: expected at least {TINY_PIXELS} pixels a side, got {width} x {height}"))
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         odd.append(("narrow_picture", f"{name}: expected sides of at most 5 to 1, got {width} x {height}"))
-    return Medium(name, part.type, _digest(source), size=(width, height), oddities=odd, vector=likeness.picture_vector(picture))
+    vector = likeness.picture_vector(picture)
+    return Medium(name, part.type, _digest(source), size=(width, height), oddities=odd, vector=vector)
 
 
 EXAMINED: dict[str, Callable[[Any, str | bytes, str], Medium]] = {"image": _picture, "audio": _sound}

@@ -188,7 +188,8 @@ def _near_media(rows: Rows, used: _Used) -> Iterator[Finding]:
         index = near_vectors()
         chosen = [number for number, medium in enumerate(first) if medium.vector is not None and medium.kind == kind]
         mine = [first[number] for number in chosen]
-        things = _Things(MODALITIES[kind].noun, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
+        noun = MODALITIES[kind].noun
+        things = _Things(noun, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
         for number, medium in enumerate(mine):
             assert medium.vector is not None
             if near := index.add(medium.vector, medium.seconds):

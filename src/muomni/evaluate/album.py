@@ -51,7 +51,8 @@ class Sound:
     def write(self, path: Path) -> None:
         """Put it into a file."""
         wave_S = np.asarray(self.wave_S, np.float32)[: round(LONGEST_S * self.rate_hz)]
-        audio.write(path, wave_S if self.rate_hz == RATE_HZ else soxr.resample(wave_S, self.rate_hz, RATE_HZ), RATE_HZ)
+        wave_S = wave_S if self.rate_hz == RATE_HZ else soxr.resample(wave_S, self.rate_hz, RATE_HZ)
+        audio.write(path, wave_S, RATE_HZ)
 
 
 class Album:

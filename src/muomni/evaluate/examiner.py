@@ -198,12 +198,12 @@ def _partner(samples: list[Sample], index: int) -> int:
 
 
 def _swapped(own: Asked, other: Asked, kind: str) -> Asked:
-    """The item with the first of the other's media of a modality in the place of each of its own; as it is where the other has none."""
+    """The item with the other's first medium in the place of each of its own, if the other has one."""
     theirs = other.media.get(kind)
     return _with(own, kind, MODALITIES[kind].swap, theirs[0]) if theirs else own
 
 
 def _with(item: Asked, kind: str, change: Callable[..., Array], *how: Any) -> Asked:
     """The item with its media of a modality changed, one after another."""
-    changed: Asked = dataclasses.replace(item, media={**item.media, kind: [change(array, *how) for array in item.media.get(kind, ())]})
-    return changed
+    changed = [change(array, *how) for array in item.media.get(kind, ())]
+    return dataclasses.replace(item, media={**item.media, kind: changed})

@@ -252,13 +252,11 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     """Attention of the place from which the answer begins to the first picture's patches (g, g), mean over blocks and heads."""
     omni, thinker = engine.parts.omni, engine.parts.thinker
     assert omni is not None
-    grid = omni.projectors.config.grid
-    if not grid:
+    config = omni.projectors.config
+    if not (grid := config.grid):
         return None
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
     with watched(thinker.model.layers) as weights:
         thinker.hidden(omni.embed(ids_BT, gather([prompt.media], engine.device)))
-    pads = (ids_BT[0] == omni.marks.media["image"].pad).nonzero()[
-        omni.projectors.config.summaries : omni.image_tokens, 0
-    ]  # without the summary
+    pads = (ids_BT[0] == omni.marks.media["image"].pad).nonzero()[config.summaries : config.image_tokens, 0]  # no summary
     return _rows(torch.stack([each[0, :, -1, pads].mean(0) for each in weights]).mean(0).view(grid, grid), 5)

@@ -83,7 +83,7 @@ def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> d
 
 
 def _unread(dataset: Conversations, index: int, tokenizer: Tokenizer, ctx_len: int) -> Item:
-    """A row as it is taught, its media unread but those of which only the array tells how many positions they fill."""
+    """A row as it is taught; its media are read only where an array tells how many positions it fills."""
     sample = dataset.samples[index]
     return (prepare if any(MEDIA_READERS[kind].fills for kind in input_media(sample)) else rendered)(
         sample, tokenizer, dataset.spec, ctx_len, apart=dataset.apart

@@ -217,7 +217,8 @@ def held_out_gap(most: float, unit: str) -> Gate:
 def ablation(kind: str) -> tuple[Gate, ...]:
     """The gates that prove that a modality is used: answers are likelier with the right medium than with another, with none, with noise."""
     row = MODALITIES[kind]
-    ignored = f"answers ignore the {row.noun}: look at the swapped pairs, probe the {row.encoder}, train the projector longer"
+    probe = f"look at the swapped pairs, probe the {row.encoder}, train the projector longer"
+    ignored = f"answers ignore the {row.noun}: {probe}"
     return (
         Gate(f"{kind}_swap_gap", f"{kind}_swap_gap_nats", ignored, at_least=0.1, source="SPEC M-E", modality=kind),
         Gate(

@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered request: ids with pads where media go, and by modality their arrays in the order of their pads (see data.Item)."""
+    """A rendered request: ids with pads where media go, and the media as an `Item` holds them."""
 
     ids: list[int]
     media: Mapping[str, Sequence[Array]]
@@ -65,15 +65,15 @@ def build(
 ) -> Prompt:
     """Read the media and render the turns, up to where the assistant is to speak.
 
-    Takes   spec: how media become tokens, None for a model that only reads; questions: by modality, what is asked of a medium that
-            comes without words; cut: a sound that fills too many positions loses its end, which is told in a line, rather than be
-            refused.
+    Takes   spec: how media become tokens, None for a model that only reads;
+            questions: by modality, what is asked of a medium that comes without words;
+            cut: a sound that fills too many positions loses its end, which is told in a line; else it is refused.
     Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
             ContextError (no room for an answer within ctx_len).
     """
     turns = [_read(message, spec, cut) for message in _messages(request.ask)]
-    beside = [("image", picture) for picture in request.images] + [("audio", sound) for sound in request.audios]
-    given = [_array(kind, source, spec, cut) for kind, source in beside]
+    beside = {"image": request.images, "audio": request.audios}
+    given = [_array(kind, source, spec, cut) for kind, sources in beside.items() for source in sources]
     last = replace(turns[-1], content=[*given, *turns[-1].content])
     if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
         kinds = {part.type for part in last.content if isinstance(part, _Medium)}
@@ -84,11 +84,13 @@ def build(
         last = replace(last, content=[*media, TextPart(text=question)] if question else media)
     turns[-1] = last
     parts = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
-    arrays = {kind: some for kind in MODALITIES if (some := [part.array for part in parts if part.type == kind])}
+    by_kind = {kind: [part.array for part in parts if part.type == kind] for kind in MODALITIES}
+    arrays = {kind: some for kind, some in by_kind.items() if some}
     counts = conversation.positions(arrays, spec, "request") if spec else {}
     ids = chat.render(tokenizer, turns, positions=counts, reply=True).ids
     if len(ids) >= ctx_len:
-        media_tokens = ", ".join(f"{sum(counts.get(kind, ()))} of {row.noun}s" for kind, row in MODALITIES.items())
+        each = [f"{sum(counts.get(kind, ()))} of {row.noun}s" for kind, row in MODALITIES.items()]
+        media_tokens = ", ".join(each)
         raise ContextError(
             f"prompt: {len(ids)} tokens ({media_tokens}) leave no room for an answer in ctx_len {ctx_len}",
             hint="shorten the text or the conversation, or send fewer media",
@@ -145,9 +147,9 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message]:
 
 
 def heard(source: Sound, spec: MediaSpec) -> Wave:
-    """The samples of a sound that a chat listens to: its beginning, where all of it would fill more than max_audio_tokens.
+    """The samples of a sound that a chat listens to: only its beginning, if it fills over max_audio_tokens.
 
-    That it was cut is told in a line. Of a file no more is read than is needed to see that it is too long.
+    A line says that it was cut. Of a file no more is read than is needed to see that it is too long.
     """
     most, rate_hz = longest_samples(spec), spec.mel.rate_hz
     source = AudioPart(path=str(source)) if isinstance(source, str | Path) else source
@@ -159,7 +161,8 @@ def heard(source: Sound, spec: MediaSpec) -> Wave:
     wave_S = read_sound(source, rate_hz, max_s=math.inf)
     if len(wave_S) > most:
         limit = f"in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
-        print(f"note: {name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}", file=sys.stderr, flush=True)
+        told = f"{name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}"
+        print(f"note: {told}", file=sys.stderr, flush=True)
     return wave_S[:most]
 
 
@@ -180,7 +183,8 @@ def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
 def _array(kind: str, source: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
     """A medium that a message holds, or that came beside it."""
     if spec is None:
-        raise CheckpointError(f"to take in {MODALITIES[kind].noun}s, stage omni must be there", hint="train it: muomni run RECIPE omni")
+        told = f"to take in {MODALITIES[kind].noun}s, stage omni must be there"
+        raise CheckpointError(told, hint="train it: muomni run RECIPE omni")
     if kind in SOURCES:
         return _Medium(kind, SOURCES[kind](source, spec, cut))
     return _Medium(kind, conversation.MEDIA_READERS[kind].read(source, spec))
@@ -195,4 +199,4 @@ SOURCES: dict[str, Callable[[Any, MediaSpec, bool], Array]] = {
     "image": lambda source, spec, _: read_picture(source, spec.image_size, spec.resample),
     "audio": _mel,
 }
-"""The array of a medium that need be no part of a sample, by modality; the last argument: it may be cut. Others come as parts alone."""
+"""By modality, the array of a medium that a caller may have in memory; the last argument: it may be cut."""

@@ -121,9 +121,9 @@ class Projectors(nn.Module):
 
 @dataclass(frozen=True)
 class MediaBatch:
-    """The media of one modality in a batch, in the order in which their pads stand in the rows (row by row, left to right).
+    """The media of one modality in a batch, in the order of their pads (row by row, left to right).
 
-    values_N   what the encoder takes, (N, ...), padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
+    values_N   what the encoder takes, padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
     lengths_N  how much of each is real (frames of mel); None: all of it
     """
 
@@ -155,17 +155,6 @@ class Omni(nn.Module):
         if vision is not None and "image" not in marks.media:
             raise ConfigError("this vocabulary has no marks for pictures (Qwen's are <|vision_start|>, <|image_pad|>, <|vision_end|>)")
         self.decoder, self.vision, self.audio, self.projectors, self.marks = decoder, vision, audio, projectors, marks
-
-    @property
-    def image_tokens(self) -> int:
-        """Positions that one picture fills."""
-        return self.projectors.config.image_tokens
-
-    def audio_tokens(self, frames: int) -> int:
-        """Positions that a sound of so many mel frames fills."""
-        if self.audio is None:
-            raise ShapeError("this model has no ears: stage omni was trained without stage hearing")
-        return -(-self.audio.length(frames) // self.projectors.config.audio_pool)
 
     def see(self, pixels_N3HW: Tensor) -> Tensor:
         """Pictures -> (N, image_tokens, D)."""
@@ -210,8 +199,10 @@ class Omni(nn.Module):
             if projector is None or medium is None:
                 continue
             if kind not in tokens:
-                # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
-                tokens[kind] = projector(x_BTD.new_zeros(0, 1, projector.in_features, dtype=torch.float32)).flatten(0, 1)
+                # Absent media go through the projector as no tokens at all, so that the loss still has a gradient
+                # where projectors alone train.
+                nothing = x_BTD.new_zeros(0, 1, projector.in_features, dtype=torch.float32)
+                tokens[kind] = projector(nothing).flatten(0, 1)
             x_BTD = _fill(x_BTD, ids_BT == medium.pad, tokens[kind], kind)
         return x_BTD
 
@@ -236,7 +227,7 @@ def pixels(pictures: Sequence[Array]) -> MediaBatch:
 
 
 def padded(arrays: Sequence[Array]) -> MediaBatch:
-    """Arrays that differ in their first axis, e.g. log-mels (F,M), with zeros behind the shorter ones, float32."""
+    """Arrays that differ along their first axis, e.g. log-mels (F,M), float32 with zeros behind the shorter ones."""
     lengths_N = torch.tensor([len(array) for array in arrays])
     values_N = np.zeros((len(arrays), int(lengths_N.max()), *arrays[0].shape[1:]), dtype=np.float32)
     for row, array in enumerate(arrays):

@@ -102,7 +102,8 @@ def _language(subject: Subject) -> Blocks:
         row = MODALITIES[kind]
         for number_, values in enumerate(stack.values_N):
             whole = values if stack.lengths_N is None else values[: int(stack.lengths_N[number_])]
-            out.append((f"{row.noun.capitalize()} {number_} as the {row.encoder} read it", AS_READ[kind](whole)))
+            title = f"{row.noun.capitalize()} {number_} as the {row.encoder} read it"
+            out.append((title, AS_READ[kind](whole)))
     return out
 
 
@@ -116,8 +117,10 @@ def _pixels(pixels_3HW: Tensor, size: int = 224) -> Html:
     return h("img", src=media.uri(stream.getvalue(), "image/png"), width=size, height=size, alt="picture")
 
 
-AS_READ: dict[str, Callable[[Tensor], Html]] = {"image": _pixels, "audio": lambda mel_FM: mel(mel_FM, f"{len(mel_FM)} frames")}
-"""A medium as its encoder reads it, by modality."""
+AS_READ: dict[str, Callable[[Tensor], Html]] = {  # a medium as its encoder reads it, by modality
+    "image": _pixels,
+    "audio": lambda mel_FM: mel(mel_FM, f"{len(mel_FM)} frames"),
+}
 
 
 def _hearing(subject: Subject) -> Blocks:

@@ -233,5 +233,7 @@ def _picture(part: ImagePart) -> Html:
     return h("img", src=media.uri(content, "image/png"), alt=Path(part.path).name[:60], style="max-width:100%;max-height:224px")
 
 
-ON_DISK: dict[str, Callable[[Any], Html]] = {"image": _picture, "audio": lambda part: media.player(read_wave(part, 16_000), 16_000)}
-"""A medium of a sample as it lies on disk, by modality."""
+ON_DISK: dict[str, Callable[[Any], Html]] = {  # a medium of a sample as it lies on disk, by modality
+    "image": _picture,
+    "audio": lambda part: media.player(read_wave(part, 16_000), 16_000),
+}

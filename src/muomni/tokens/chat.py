@@ -102,7 +102,8 @@ def render(
                 elif not learned and (medium := marks.media.get(kind)) is not None:
                     item, counts = used[kind], lengths.get(kind, ())
                     if item >= len(counts):
-                        raise ShapeError(f"render: expected a token count for {kind} {item}, got {len(counts)} counts")
+                        got = f"got {len(counts)} counts"
+                        raise ShapeError(f"render: expected a token count for {kind} {item}, {got}")
                     writer.media(kind, item, counts[item], medium)
                     used[kind] += 1
                 else:
@@ -111,7 +112,8 @@ def render(
         writer.write(marks.after, learned=False)
     for kind, counts in lengths.items():
         if used[kind] != len(counts):
-            raise ShapeError(f"render: expected {used[kind]} {kind} token counts, as many as the messages have, got {len(counts)}")
+            wanted = f"{used[kind]} {kind} token counts, as many as the messages have"
+            raise ShapeError(f"render: expected {wanted}, got {len(counts)}")
     if reply:
         writer.write(marks.headers["assistant"], learned=False)
     return Rendered(writer.ids, writer.labels, writer.spans, 0 if reply else len(marks.after))

@@ -61,7 +61,8 @@ class LanguageBatch:
     def to(self, device: torch.device) -> LanguageBatch:
         """The same on another device."""
         move = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        return replace(self, media={kind: stack.to(device) for kind, stack in self.media.items()}, **move)  # type: ignore[arg-type]
+        media = {kind: each.to(device) for kind, each in self.media.items()}
+        return replace(self, media=media, **move)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {"ids_BT": self.ids_BT, "labels_BT": self.labels_BT, "keep_BT": self.keep_BT, "documents_BT": self.documents_BT}
@@ -180,7 +181,8 @@ class NextToken(Objective):
             found["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
         if self.omni is not None and self.omni.audio is not None:
             frames_N = batch.media["audio"].lengths_N if "audio" in batch.media else None
-            found["audio_s"] = (0.0 if frames_N is None else float(frames_N.sum())) / self.omni.audio.config.mel.frame_rate_hz
+            frames = 0.0 if frames_N is None else float(frames_N.sum())
+            found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
         return found
 
     def sizes(self, batch: LanguageBatch) -> tuple[float, ...]:
@@ -292,9 +294,12 @@ class NextToken(Objective):
         return pairs
 
     def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
-        """The batch with the media of one modality changed: inverted pictures, the spectra of sounds upside down."""
-        changed = {kind: replace(stack, values_N=MEDIA_INPUTS[kind].other(stack.values_N)) for kind, stack in batch.media.items()}
-        return {kind: replace(batch, media={**batch.media, kind: stack}) for kind, stack in changed.items()}
+        """The batch with the media of one modality changed, for each that it has."""
+        found = {}
+        for kind, media in batch.media.items():
+            changed = replace(media, values_N=MEDIA_INPUTS[kind].other(media.values_N))
+            found[kind] = replace(batch, media={**batch.media, kind: changed})
+        return found
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
         """The batch with other words in the given places; labels and media stay."""
