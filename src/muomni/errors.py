@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class MuomniError(Exception):
     """Base of every error we raise on purpose; the command line prints `message` and leaves with `exit_code`."""
@@ -24,9 +26,10 @@ class UserError(MuomniError):
 
 
 class GateRed(MuomniError):
-    """A gate is red: the stage did not prove that it learned."""
+    """A gate is red: the stage did not prove that it learned. `folder` is that of the run, once it is known."""
 
     exit_code = 1
+    folder: Path | None = None
 
 
 class InternalError(MuomniError):
@@ -44,8 +47,8 @@ class DataError(UserError):
         super().__init__(message, hint=hint)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
-        return type(self), (self.reason, self.message)
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str], dict[str, str]]:
+        return type(self), (self.reason, self.message), {"hint": self.hint}
 
 
 class DataNote(DataError):

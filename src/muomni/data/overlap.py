@@ -190,9 +190,9 @@ def _near_media(rows: Rows, used: _Used) -> Iterator[Finding]:
         mine = [first[number] for number in chosen]
         noun = MODALITIES[kind].noun
         things = _Things(noun, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
-        for number, medium in enumerate(mine):
-            assert medium.vector is not None
-            if near := index.add(medium.vector, medium.seconds):
+        vectors = [medium.vector for medium in mine if medium.vector is not None]
+        for number, near in enumerate(index.add_all(vectors, [medium.seconds for medium in mine])):
+            if near:
                 yield things.finding(number, near)
 
 

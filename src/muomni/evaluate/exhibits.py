@@ -253,10 +253,11 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     omni, thinker = engine.parts.omni, engine.parts.thinker
     assert omni is not None
     config = omni.projectors.config
-    if not (grid := config.grid):
+    if not (grid := config.pool_grid):
         return None
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
-    with watched(thinker.model.layers) as weights:
+    with watched(thinker.blocks) as weights:
         thinker.hidden(omni.embed(ids_BT, gather([prompt.media], engine.device)))
-    pads = (ids_BT[0] == omni.marks.media["image"].pad).nonzero()[config.summaries : config.image_tokens, 0]  # no summary
+    first, stop = config.num_cls_tokens, config.image_tokens  # without the summary
+    pads = (ids_BT[0] == omni.marks.media["image"].pad).nonzero()[first:stop, 0]
     return _rows(torch.stack([each[0, :, -1, pads].mean(0) for each in weights]).mean(0).view(grid, grid), 5)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muomni.train.losses import linear_cross_entropy
+from muomni.nn.head import linear_cross_entropy
 
 
 def inputs(n=37, width=8, vocab=50, ignored=0.4):
