@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import corpus as module
-from muomni.data.corpus import IGNORE, NO_DOCUMENT, TokenCorpus
+from muomni.data.corpus import NO_DOCUMENT, TokenCorpus
 from muomni.data.sample import parse
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import SPECIAL
 
 

@@ -19,8 +19,8 @@ from muomni.data.sample import Sample
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
 
-IGNORE = chat.IGNORE
 FORMAT = 3  # of the files; part of the key, so that an older build is made again
 ENCODED_AT_ONCE = 1024
 NO_DOCUMENT = -1

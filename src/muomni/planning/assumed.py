@@ -12,6 +12,7 @@ from PIL import Image
 
 from muomni.data.source import Source
 from muomni.media import audio
+from muomni.media.frames import STATES_HZ
 from muomni.stages.stage import StageSettings
 
 KINDS = 8  # lengths of the sounds and of the texts: from SHORTEST of the longest allowed up to it, evenly
@@ -137,7 +138,7 @@ def _speech(settings: Any, context: int, words: list[str], folder: Path) -> list
 def _omni(settings: Any, context: int, words: list[str], folder: Path) -> list[Row]:
     """Pictures, sounds, both, and text, in turn; every KINDS-th sample is as long as the context allows."""
     room = settings.max_audio_tokens or context // 4
-    sounds = _sounds(folder, (room - 4) * settings.audio_pool / 25)
+    sounds = _sounds(folder, (room - 4) * settings.audio_pool / STATES_HZ)
     pictures, text = _pictures(folder, 224), _Text(words)
     rows: list[Row] = []
     for number in range(BATCHES * settings.batch_size):

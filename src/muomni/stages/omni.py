@@ -22,6 +22,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
+from muomni.media.frames import PAD_S
 from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
@@ -118,7 +119,7 @@ def build(settings: OmniSettings, inputs: Inputs) -> Plan:
         downsample=audio.config.downsample,
         audio_pool=settings.audio_pool,
         max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
-        pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1),
+        pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S),
     )
     corpus = inputs.corpus(settings)
     demand_tasks(corpus, proof=settings.proof, **{f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")})

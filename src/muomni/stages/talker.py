@@ -24,6 +24,7 @@ from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.listening import free_speech, swap
 from muomni.infer.speech import Think, Voice, listen_to
+from muomni.media.frames import PAD_S
 from muomni.models import pretrained, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -122,7 +123,7 @@ def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
     def measure(_: Fitted, album: Album) -> dict[str, Fact]:
         voice = Voice(talker, codec, tokenizer, think=think, names=voices)
         ears = inputs.place(store.load(inputs.needed["hearing"]))
-        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
+        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S)
         held_out = coded["valid"].items
         facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
         return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100
+from muomni.tokens.chat import IGNORE
 
 
 def linear_cross_entropy(
