@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from muomni.errors import ConfigError, UserError
 from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
 from muomni.stages import flat, flat_keys
+from muomni.stages.schedule import in_order
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -285,24 +287,19 @@ def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: 
     """The stages as they are written, but each after those that it needs.
 
     Takes   there: stages that the run folder holds, finished by another recipe or flat config.
-    Raises  ConfigError where a needed stage is neither in the recipe nor there.
+    Raises  ConfigError where a needed stage is neither in the recipe nor there, or stages need each other in a circle.
     """
-    ordered: dict[str, StageSettings] = {}
-
-    def place(key: str) -> None:
-        for needed in needs(stages, key):
-            if needed in stages:
-                place(needed)
-            elif needed not in there:
-                raise ConfigError(
-                    f"{path}: {key} needs stage {needed}, which the recipe does not have, nor is it finished in {folder}",
-                    hint=f"run the recipe or the config of stage {needed} first",
-                )
-        ordered[key] = stages[key]
-
-    for key in stages:
-        place(key)
-    return ordered
+    needed = {key: needs(stages, key) for key in stages}
+    for key, other in ((key, other) for key, before in needed.items() for other in before):
+        if other not in stages and other not in there:
+            raise ConfigError(
+                f"{path}: {key} needs stage {other}, which the recipe does not have, nor is it finished in {folder}",
+                hint=f"run the recipe or the config of stage {other} first",
+            )
+    try:
+        return {key: stages[key] for key in in_order(needed)}
+    except CycleError as error:
+        raise ConfigError(f"{path}: stages need each other in a circle: {' needs '.join(reversed(error.args[1]))}") from error
 
 
 def _placed(value: Any, world: Path) -> Any:
