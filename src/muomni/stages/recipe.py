@@ -16,7 +16,7 @@ from pydantic import Field
 
 from muomni import config, files
 from muomni.config import Strict
-from muomni.errors import ConfigError, UserError
+from muomni.errors import ConfigError, UserError, did_you_mean
 from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
 from muomni.stages import flat, flat_keys
@@ -142,12 +142,8 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         if key in header_keys:
             continue
         if key not in STAGES:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), [*STAGES, *header_keys], n=1)
-            raise ConfigError(
-                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(STAGES)}")
-            )
+            way = did_you_mean(key, [*STAGES, *header_keys], f"stages: {', '.join(STAGES)}")
+            raise ConfigError(f"{path}: {key}: no such stage or key; {way}")
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
         declared = stage(key)
