@@ -47,8 +47,8 @@ class DataError(UserError):
         super().__init__(message, hint=hint)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
-        return type(self), (self.reason, self.message)
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str], dict[str, str]]:
+        return type(self), (self.reason, self.message), {"hint": self.hint}
 
 
 class DataNote(DataError):

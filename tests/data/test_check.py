@@ -13,6 +13,7 @@ from PIL import Image
 
 from muomni.data.check import check
 from muomni.data.findings import REASONS
+from muomni.data.layouts.fields import LENGTH
 from muomni.data.report import histogram, lines, summary
 from muomni.data.sample import Source
 
@@ -239,3 +240,9 @@ def test_lines_for_people_are_few_and_hold_nothing_that_a_terminal_obeys(tmp_pat
     assert told[1].startswith(r"  m.jsonl:2: \x1b[2J0.wav: expected a file under")
     assert told[4:] == ["  ... and 6 more (--json shows all)", "red: 9 errors, 0 warnings in 10 rows"]
     assert dict(summary(report))["m.jsonl"] == "1 of 10 rows usable, format samples"
+
+
+def test_a_number_too_large_to_count_with_is_another_length(tmp_path):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(hear("a.wav", "hum", "g", extra={LENGTH: 10**400})))
+    assert check(Source(path="rows.jsonl"), tmp_path).counts["other_length"] == 1

@@ -402,6 +402,13 @@ def supervision(number: int = 0, text: str = "hello you", **more: Any) -> dict[s
     return {**known, "language": "English", "speaker": "ann", **more}
 
 
+def test_a_recording_of_lhotse_that_is_too_long_to_count_with(folder: Path) -> None:
+    row = cut(supervision())
+    row["recording"]["duration"] = 10**400
+    (sample,) = read(folder, [row], "cuts.jsonl")
+    assert sample.audios[0].end == SECONDS
+
+
 def test_lhotse_cuts(folder: Path) -> None:
     (sample,) = read(folder, [cut(supervision())], "cuts.jsonl")
     assert said(sample) == SPOKEN

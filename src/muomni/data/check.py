@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muomni.data import columns, folder, formats, likeness, medium, overlap, readers, shards, transcripts
+from muomni.data import columns, folder, formats, likeness, overlap, readers, shards, transcripts
 from muomni.data.findings import Finding, Findings, of_error, printable
+from muomni.data.indexed import seldom_collected
 from muomni.data.layouts.fields import LENGTH
+from muomni.data.media_pool import MediaPool
 from muomni.data.medium import Medium
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account
@@ -25,7 +25,7 @@ from muomni.data.report import Manifest, Report, forecast, histogram
 from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
-from muomni.data.uses import ALPHABET, RULES, refusals, states
+from muomni.data.uses import ALPHABET, RULES, Standing, fits, standing, states
 from muomni.errors import DataError, UserError
 from muomni.media.frames import MAX_AUDIO_TOKENS, PAD_S
 from muomni.tokens.alphabet import min_frames
@@ -38,11 +38,12 @@ ONE_ANSWER = 0.9
 LENGTH_SLACK_S, LENGTH_SLACK = 0.1, 0.05  # by which a told length may differ: it may be rounded
 TREES = ("ljspeech", "librispeech", "vctk")
 ROWS_AHEAD = 256  # whose media are opened at once
-MOST_THREADS = 4
+Parts = list[ImagePart | AudioPart]
 Key = tuple[str, float | None, float | None, int | None]
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")  # but tab and line ends
 
 
+@seldom_collected()
 def check(
     source: Source, base: Path, *, tokenizer: Tokenizer | None = None, ctx_len: int = 512, val_split: float = 0.05, seed: int = 0
 ) -> Report:
@@ -74,14 +75,7 @@ def check(
 
 
 def _key(part: ImagePart | AudioPart) -> Key:
-    return (part.path, part.start, part.end, part.channel) if isinstance(part, AudioPart) else (part.path, None, None, None)
-
-
-def _examined(part: ImagePart | AudioPart) -> Medium | DataError:
-    try:
-        return medium.examine(part)
-    except DataError as error:
-        return error
+    return (part.path, part.start, part.end, part.channel) if part.type == "audio" else (part.path, None, None, None)
 
 
 class _Collected(Quarantine):
@@ -121,6 +115,7 @@ class _Check:
         known = Manifest(printable(str(path)))
         self.report.manifests.append(known)
         quarantine, account = _Collected(self.findings), Account()
+        standings: Counter[Standing] = Counter()
         try:
             recognised = columns.recognise(path, source)
             known.read_as = columns.describe(recognised) if recognised is not source else ""
@@ -128,19 +123,25 @@ class _Check:
             listing = formats.listing(path)
             has_lines = not listing.is_dir() or shards.is_set(path) or known.format == "librispeech"  # not folders of classes
             self.rows.begin(str(listing))
-            for line, sample in self._ahead(readers.numbered(recognised, base, quarantine, account)):
+            for line, sample, parts in self._ahead(readers.numbered(recognised, base, quarantine, account)):
                 known.rows += 1
-                row = Row(sample, f"{listing}:{line}" if has_lines else sample.media[0].path)
-                media = self._opened(row)
+                row = Row(sample, f"{listing}:{line}" if has_lines else parts[0].path)
+                media = self._opened(row, parts)
                 if media is None:
                     continue
                 known.samples += 1
-                self._use(row, known)
+                standings[self._use(row)] += 1
                 self._keep(row, line if has_lines else AT_ITS_MEDIUM, media, recognised)
         except (UserError, OSError) as error:
             problem = error if isinstance(error, UserError) else DataError("missing", f"{path}: can't be read: {error}")
             self.findings.add(of_error(problem, "config", str(path)))
         known.rows += quarantine.total
+        for found, count in standings.items():
+            for stage in found.stages:
+                known.stages[stage] = known.stages.get(stage, 0) + count
+            for stage, reason in found.refused:
+                reasons = known.refused.setdefault(stage, {})
+                reasons[reason] = reasons.get(reason, 0) + count
         self._account(known, account, formats.listing(path))
         if not known.samples:
             self.findings.add(Finding("no_samples", str(path), "no usable sample"))
@@ -158,12 +159,10 @@ class _Check:
             for line in account.unnamed:
                 self.findings.add(Finding("unnamed_speaker", f"{path}:{line}", account.told_unnamed()))
 
-    def _opened(self, row: Row) -> list[int] | None:
-        """Open the row's media and look at its words; None where training would set it aside, which is reported as that."""
-        sample = row.sample
-        self.named.update(part.path for part in sample.media)
+    def _opened(self, row: Row, parts: Parts) -> list[int] | None:
+        """Look at the row's media and words; None where training would set it aside, which is reported as that."""
         try:
-            media = [self._medium(part, row.where) for part in sample.media]
+            media = [self._medium(part, row.where) for part in parts]
             row.media = [self.rows.media[number] for number in media]
             self._transcript(row)
             self._length(row)
@@ -187,26 +186,22 @@ class _Check:
         if not media:
             self.texts.add(row.words)
 
-    def _use(self, row: Row, known: Manifest) -> None:
+    def _use(self, row: Row) -> Standing:
         """Which stages can learn from a row; one that none can is told, unless it is said of it already that it teaches nothing."""
-        refused = refusals(row.sample, [medium.seconds for medium in row.media if medium.is_sound])
-        row.stages = tuple(stage for stage in RULES if stage not in refused)
-        for stage in row.stages:
-            known.stages[stage] = known.stages.get(stage, 0) + 1
-        for stage, reason in refused.items():
-            reasons = known.refused.setdefault(stage, {})
-            reasons[reason] = reasons.get(reason, 0) + 1
+        found = standing(row.sample, row.shape, [medium.seconds for medium in row.media if medium.is_sound])
+        row.stages = found.stages
         if not row.stages and any(message.role == "assistant" for message in row.sample.messages):
-            why = "; ".join(f"{stage}: {reason}" for stage, reason in refused.items())
+            why = "; ".join(f"{stage}: {reason}" for stage, reason in found.refused)
             self.findings.add(Finding("useless_row", row.where, f"no stage can learn from it: {why}"))
+        return found
 
-    def _ahead(self, rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
-        """The rows as they come, with what they show and say opened by several threads before each is looked at."""
-        with ThreadPoolExecutor(max(1, min(MOST_THREADS, os.cpu_count() or 1))) as pool:
-            while some := list(islice(rows, ROWS_AHEAD)):
-                parts = {_key(part): part for _, sample in some for part in sample.media}
-                new = {key: part for key, part in parts.items() if key not in self.opened}
-                self.opened.update(zip(new, pool.map(_examined, new.values()), strict=True))
+    def _ahead(self, rows: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample, Parts]]:
+        """The rows as they come, with what they show and say opened side by side before each is looked at."""
+        with MediaPool() as pool:
+            while some := [(line, sample, sample.media) for line, sample in islice(rows, ROWS_AHEAD)]:
+                new = {key: part for *_, parts in some for part in parts if (key := _key(part)) not in self.opened}
+                self.named.update(part.path for part in new.values())
+                self.opened.update(zip(new, pool.examine(list(new.values())), strict=True))
                 yield from some
 
     def _medium(self, part: ImagePart | AudioPart, where: str) -> int:
@@ -215,10 +210,10 @@ class _Check:
         Raises  DataError, at each row that uses it.
         """
         found = self.opened[_key(part)]
-        if isinstance(found, DataError):
-            raise found
         if isinstance(found, int):
             return found
+        if isinstance(found, DataError):
+            raise found
         for reason, what in found.oddities:
             self.findings.add(of_error(what, reason, where))
         self.rows.media.append(found)
@@ -233,10 +228,11 @@ class _Check:
         sample = row.sample
         if sample.task != "transcribe":
             return
-        needed, frames = min_frames(ALPHABET.encode(sample.answer)), states(sum(m.seconds for m in row.media) + 2 * PAD_S)
-        if needed > frames:
+        heard_s = sum(medium.seconds for medium in row.media)
+        if not fits(sample.answer, heard_s):
+            needed, frames = min_frames(ALPHABET.encode(sample.answer)), states(heard_s + 2 * PAD_S)
             raise DataError("infeasible", f"transcript {sample.answer[:60]!r}: expected at most {frames} frames, got {needed}")
-        odd = sorted({character for character in sample.answer if ALPHABET.unknown(character)})
+        odd = sorted(character for character in set(sample.answer) if ALPHABET.unknown(character))
         if odd:
             got = " ".join(odd)
             self.findings.add(
@@ -250,10 +246,13 @@ class _Check:
         """
         said = row.sample.extra.get(LENGTH)
         sounds = [found.seconds for found in row.media if found.is_sound]
-        if isinstance(said, int | float) and len(sounds) == 1 and abs(said - sounds[0]) > LENGTH_SLACK_S + LENGTH_SLACK * sounds[0]:
+        if not isinstance(said, int | float) or len(sounds) != 1:
+            return
+        slack = LENGTH_SLACK_S + LENGTH_SLACK * sounds[0]
+        if said < sounds[0] - slack or said > sounds[0] + slack:  # compared only: an integer of JSON may be too large to count with
             raise DataError(
                 "other_length",
-                f"duration: expected the {sounds[0]:.2f} s of the sound, got {said:g} s",
+                f"duration: expected the {sounds[0]:.2f} s of the sound, got {said!s:.20} s",
                 hint="a part of it has `offset` too; a duration of something else is left out by `ignore: [duration]`",
             )
 
@@ -264,8 +263,7 @@ class _Check:
         if sample.messages and sample.messages[0].role == "assistant":
             what = "the first turn is the assistant's, so it answers nobody"
             self.findings.add(Finding("no_question", row.where, what, "a user's turn first", "an assistant's"))
-        odd = CONTROL.search("\n".join(row.texts))
-        if odd:
+        if odd := CONTROL.search("\n".join(row.texts)):
             got, near = f"U+{ord(odd[0]):04X}", odd.string[max(0, odd.start() - 20) : odd.end() + 20]
             what = f"words: expected printable characters, got {got} in {near!r}"
             self.findings.add(Finding("control", row.where, what, "printable characters", got))
@@ -279,14 +277,12 @@ class _Check:
 
     def _count(self, row: Row) -> int:
         """Tokens of a conversation with its media, about."""
-        sample = row.sample
         if self.tokenizer is not None:
             words = sum(map(len, self.tokenizer.encode_many(row.texts)))
         else:
             words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in row.texts)
-        heard = sum(medium.seconds for medium in row.media) if sample.audios else 0.0
-        sounds = min(MAX_AUDIO_TOKENS, states(heard)) + 2 if sample.audios else 0
-        return 1 + 2 * len(sample.messages) + words + sounds + 3 * len(sample.images)
+        sounds = min(MAX_AUDIO_TOKENS, states(sum(medium.seconds for medium in row.media))) + 2 if row.shape.audios else 0
+        return 1 + 2 * len(row.sample.messages) + words + sounds + 3 * row.shape.images
 
     def judged(self) -> Report:
         """The report, with what only all rows together tell."""

@@ -12,14 +12,15 @@ from muomni.config import is_set
 from muomni.data import parquet, shards, streams, tables, template, trees
 from muomni.data.layouts import chat, cuts, fields, instructions, media
 from muomni.data.reading import Reading
-from muomni.data.sample import FIELDS
+from muomni.data.sample import FIELDS, Quick, Sample
 from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
 from muomni.data.streams import lines as lines
 from muomni.errors import ConfigError, DataError, DataNote
 
-Rows = Iterator[tuple[int, Reading | dict[str, Any] | DataError]]  # a dict: a row of which nothing was left
+# A dict: a row of which nothing was left; a Sample: one whose line is spelt as ours are.
+Rows = Iterator[tuple[int, Reading | dict[str, Any] | Sample | DataError]]
 
 LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
@@ -67,15 +68,16 @@ def _paragraphs(path: Path) -> Iterator[tuple[int, str | DataError]]:
         yield first, "\n".join(block)
 
 
-def objects(path: Path) -> Iterator[tuple[int, Any]]:
+def objects(path: Path, quick: Quick | None = None) -> Iterator[tuple[int, Any]]:
     """Rows of any container, numbered from 1 or by line: JSON values, a table's or a parquet file's rows, a tar's samples.
 
     Of several files (a pattern, a folder of shards) the rows are numbered through, and their split is told by the files' names, where
     these say it. DataErrors stand in the places of rows that can't be read.
+    Takes   quick: what makes samples of lines, where it can; of a lone file only, since rows of several learn something from its name.
     """
     parts = shards.parts(path)
     if len(parts) == 1 and parts[0] == path:
-        yield from _objects(path, path.name)
+        yield from _objects(path, path.name, quick=quick)
         return
     top, sides, count = home(path), shards.sides(parts), 0
     if trees.common_voice(path) and len(parts) > 1 and (path / "validated.tsv").exists():
@@ -95,14 +97,14 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
             yield max(1, count), row
 
 
-def _objects(path: Path, container: str, name: str = "") -> Iterator[tuple[int, Any]]:
+def _objects(path: Path, container: str, name: str = "", quick: Quick | None = None) -> Iterator[tuple[int, Any]]:
     """Rows of one file. Takes container: its path from `home`; name: what stands before the ids that a tar gives."""
     suffix = streams.suffix(path)
     if suffix in tables.SUFFIXES:
         return tables.rows(path)
     if suffix == shards.TAR:
         return shards.rows(path, container, name)
-    return parquet.rows(path, container) if suffix == shards.PARQUET else streams.values(path)
+    return parquet.rows(path, container) if suffix == shards.PARQUET else streams.values(path, quick)
 
 
 def _placed(key: str, value: Any, inside: str) -> Any:
@@ -142,19 +144,16 @@ def kind(path: Path) -> str:
     return streams.suffix(shards.parts(path)[0] if path.is_dir() and shards.is_set(path) else path)
 
 
-def dicts(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+def dicts(path: Path, source: Source, quick: Quick | None = None) -> Iterator[tuple[int, dict[str, Any] | Sample | DataError]]:
     """The objects of a file, without the columns that the source ignores; what is no object is an error in its place."""
     ignored = [key for key in source.ignore if not key.startswith(("<", "["))]
-    for number, row in objects(path):
+    for number, row in objects(path, None if ignored else quick):
         if isinstance(row, dict):
-            if ignored:
-                row = without(row, ignored)
+            yield number, without(row, ignored) if ignored else row
+        elif isinstance(row, DataError | Sample):
             yield number, row
         else:
-            yield (
-                number,
-                row if isinstance(row, DataError) else DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}"),
-            )
+            yield number, DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
 
 
 def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
@@ -166,10 +165,10 @@ def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterator[Reading]]) -> Rows:
+def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterator[Reading]], quick: Quick | None = None) -> Rows:
     """Every row of a file as a layout reads it; what it raises stands in the row's place."""
-    for number, row in dicts(path, source):
-        if isinstance(row, DataError):
+    for number, row in dicts(path, source, quick):
+        if not isinstance(row, dict):
             yield number, row
             continue
         try:
@@ -232,7 +231,7 @@ def samples(path: Path, source: Source) -> Rows:
             {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
         )
 
-    yield from each(path, source, convert)
+    yield from each(path, source, convert, Quick() if source.prompt is None and source.names is None else None)
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:

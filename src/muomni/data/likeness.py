@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -39,6 +39,7 @@ LEAST_WORDS = 12  # shorter texts are like others by chance
 MOST_WORDS = 5000  # of a document; more adds no knowledge
 TEXT_LIKE = 0.8
 PAIRS_AT_ONCE = 65_536
+HASHED_AT_ONCE = 256  # vectors
 
 Vector = NDArray[np.int8]  # deviations from the mean, 12 steps each
 
@@ -57,10 +58,11 @@ def sound_vector(wave_S: NDArray[np.float32], rate_hz: int) -> Vector | None:
     wave_S = np.pad(wave_S, (0, max(0, WINDOW_SAMPLES - len(wave_S))))
     frames_FN = np.lib.stride_tricks.sliding_window_view(wave_S, WINDOW_SAMPLES)[::HOP_SAMPLES]
     spectrum_FN = np.fft.rfft(frames_FN * _window())
+    power_FN = np.square(spectrum_FN.real) + np.square(spectrum_FN.imag)
+    # Stretches first, since there are fewer of them than frames; sums of both kinds may be taken in any order.
+    pooled_PN = _pooled(power_FN, np.linspace(0, len(power_FN), STRETCHES + 1)) / (len(power_FN) / STRETCHES)
     # No BLAS for so little: its threads cost more than they bring, and twice that where others wait for the cores.
-    bands_FB = np.einsum("fn,nb->fb", np.square(spectrum_FN.real) + np.square(spectrum_FN.imag), _bands())
-    pooled = _pooled(bands_FB, np.linspace(0, len(bands_FB), STRETCHES + 1)) / (len(bands_FB) / STRETCHES)
-    db = 10.0 * np.log10(pooled + 1e-12)
+    db = 10.0 * np.log10(np.einsum("pn,nb->pb", pooled_PN, _bands()) + 1e-12)
     return _standard(np.maximum(db, db.max() - RANGE_DB).astype(np.float32), 0.5)
 
 
@@ -104,13 +106,23 @@ class NearVectors:
 
     def add(self, vector: Vector, length: float = 0.0) -> list[int]:
         """The numbers (in the order of adding, from 0) of those like it; then it is one of them."""
-        bits = (np.einsum("v,vb->b", vector.astype(np.float32), self._planes) > 0).reshape(TABLES, BITS)
-        keys = np.packbits(bits, axis=1).view(np.uint16).ravel()
+        return next(self.add_all([vector], [length]))
+
+    def add_all(self, vectors: Sequence[Vector], lengths: Sequence[float]) -> Iterator[list[int]]:
+        """`add` one after another; their buckets are found many at once."""
+        for first in range(0, len(vectors), HASHED_AT_ONCE):
+            some_NV = np.stack(vectors[first : first + HASHED_AT_ONCE]).astype(np.float32)
+            bits = (some_NV @ self._planes > 0).reshape(len(some_NV), TABLES, BITS)
+            keys_NT = np.packbits(bits, axis=2).view(np.uint16)[..., 0]
+            for vector, length, keys in zip(vectors[first:], lengths[first:], keys_NT.tolist(), strict=False):
+                yield self._add(vector, length, keys)
+
+    def _add(self, vector: Vector, length: float, keys: list[int]) -> list[int]:
         found: set[int] = set()
-        for table, key in zip(self._tables, keys.tolist(), strict=True):
+        for table, key in zip(self._tables, keys, strict=True):
             found.update(table[key][-CROWD:])
             table[key].append(self._count)
-        near = self._like(vector, length, np.array(sorted(found), dtype=np.int64))
+        near = self._like(vector, length, np.array(sorted(found), dtype=np.int64)) if found else []
         if self._count == len(self._kept):
             self._kept, self._lengths = np.resize(self._kept, (2 * self._count, len(vector))), np.resize(self._lengths, 2 * self._count)
         self._kept[self._count], self._lengths[self._count] = vector, length
@@ -121,7 +133,7 @@ class NearVectors:
         lengths = self._lengths[numbers]
         numbers = numbers[np.abs(lengths - length) <= self.lengths_apart * np.maximum(lengths, length)]
         apart = (self._kept[numbers].astype(np.float32) - vector) / np.float32(STEPS)
-        is_like = np.sqrt(np.mean(apart**2, axis=1)) <= self.far
+        is_like = np.sqrt(np.einsum("nv,nv->n", apart, apart) / len(vector)) <= self.far
         if np.isfinite(self.spike):
             is_like &= np.abs(apart).max(axis=1) <= self.spike
         return [int(number) for number in numbers[is_like]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ class Medium:
     oddities: list[Oddity] = field(default_factory=list)
     vector: likeness.Vector | None = None
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, float | None, float | None, int | None]:
         """The same for the same bytes, wherever they lie."""
         return self.digest, self.start, self.end, self.channel

@@ -187,9 +187,9 @@ def _near_media(rows: Rows, used: _Used) -> Iterator[Finding]:
         chosen = [number for number, medium in enumerate(first) if medium.vector is not None and medium.is_sound == is_sound]
         mine = [first[number] for number in chosen]
         things = _Things(kind, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
-        for number, medium in enumerate(mine):
-            assert medium.vector is not None
-            if near := index.add(medium.vector, medium.seconds):
+        vectors = [medium.vector for medium in mine if medium.vector is not None]
+        for number, near in enumerate(index.add_all(vectors, [medium.seconds for medium in mine])):
+            if near:
                 yield things.finding(number, near)
 
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data import columns, formats, parquet, shards, split, streams, trees
-from muomni.data.indexed import Samples, Writer
+from muomni.data.indexed import Samples, Writer, seldom_collected
 from muomni.data.layouts import fields
 from muomni.data.places import Places
 from muomni.data.quarantine import Quarantine
-from muomni.data.reading import Account, Reading, Signs, refuse_placeholders
+from muomni.data.reading import Account, Reading, Signs, plain, refuse_placeholders
 from muomni.data.sample import Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
@@ -113,15 +113,13 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
                 continue
             if isinstance(found, DataError):
                 raise found
-            reading = found if isinstance(found, Reading) else Reading(found)
-            account.add(reading)
-            if reading.left:
-                signs.refuse(reading, account)
-            if (extra := reading.row.get("extra")) and not reading.chosen:
-                signs.refuse_extra(extra)
-            if reading.frames:
-                _in_seconds(reading.row, places)
-            sample = parse(reading.row)
+            if isinstance(found, Reading | dict):
+                reading = found if isinstance(found, Reading) else Reading(found)
+                account.add(reading)
+                sample = _parsed(reading, signs, account, places)
+            else:
+                sample, reading = found, plain(frozenset(found.model_fields_set))
+                account.add(reading)
             refuse_placeholders(sample, ignored)
             is_wanted = source.tasks is None or sample.task in source.tasks
             sample = _rooted(in_words(sample) if source.told and is_wanted else sample, places)
@@ -134,6 +132,20 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
             count += 1
             if count == source.limit:
                 return
+
+
+def _parsed(reading: Reading, signs: Signs, account: Account, places: Places) -> Sample:
+    """The sample of a row.
+
+    Raises  DataError, as `sample.parse` does, and for what must not be left of it.
+    """
+    if reading.left:
+        signs.refuse(reading, account)
+    if (extra := reading.row.get("extra")) and not reading.chosen:
+        signs.refuse_extra(extra)
+    if reading.frames:
+        _in_seconds(reading.row, places)
+    return parse(reading.row)
 
 
 def _root(source: Source, base: Path, path: Path) -> Path:
@@ -190,6 +202,7 @@ def _bytes_or_path(path: str, places: Places) -> str | bytes:
     return inline_bytes(full) or full
 
 
+@seldom_collected()
 def load(
     sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine, segments: Segments | None = None
 ) -> Corpus:
@@ -203,7 +216,6 @@ def load(
     """
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
     ends: list[int] = []
-    held: set[str] = set()
     accounts: list[tuple[str, Account]] = []
     transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
@@ -220,7 +232,7 @@ def load(
             for piece in [sample] if segments is None else segments.of(sample):
                 writer.add(piece)
                 sides.add(piece, source)
-                held.update(leaks.add(piece))
+                leaks.add(piece)
         if len(writer) == before:
             found = "no rows that fit the source's filters"
             if quarantine.total > bad:
@@ -240,7 +252,9 @@ def load(
     counts = [int(is_train[start:stop].sum()) for start, stop in pairwise([0, *ends])]
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
-    return Corpus(train, valid, digest, weights, leaks.found(is_valid, train, valid), held, segments, accounts, quarantine.notes)
+    return Corpus(
+        train, valid, digest, weights, leaks.found(is_valid, train, valid), leaks.modalities, segments, accounts, quarantine.notes
+    )
 
 
 def _without_clashes(

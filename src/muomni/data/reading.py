@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as fields_of
+from functools import lru_cache
 from typing import Any
 
 from muomni.data.layouts import fields, media, placeholders
@@ -37,6 +38,12 @@ class Reading:
     whence: str = "group"
     chosen: bool = False
     frames: bool = False
+
+
+@lru_cache(maxsize=1024)
+def plain(fields_set: frozenset[str]) -> Reading:
+    """The reading of a row that is spelt as ours are and has these fields; its sample stands for its row."""
+    return Reading({}, tuple(name for name in Sample.model_fields if name in fields_set), {}, "group" if "group" in fields_set else "")
 
 
 @dataclass

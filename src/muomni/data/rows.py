@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from muomni.data.indexed import Samples, Writer
 from muomni.data.medium import Medium
 from muomni.data.sample import Sample
+from muomni.data.uses import Shape, shape
 
 Ints = NDArray[np.int64]
 AT_ITS_MEDIUM = -1  # the line of a row whose place is its first medium
@@ -28,17 +28,19 @@ class Row:
     media: list[Medium] = field(default_factory=list)
     side: str = "train"
     stages: tuple[str, ...] = ()
+    texts: list[str] = field(init=False)  # the words of each turn, or those of the document
+    shape: Shape = field(init=False)  # what of the sample decides who can learn from it
+
+    def __post_init__(self) -> None:
+        sample = self.sample
+        self.texts = [sample.text] if sample.text is not None else [message.text for message in sample.messages]
+        self.shape = shape(sample)
 
     @property
     def content(self) -> int:
         """Hash of what the sample shows and says, whatever its id and file names; the same within a process."""
-        said = zip((message.role for message in self.sample.messages), self.texts)
-        return hash((self.sample.text, *said, *(medium.key for medium in self.media)))
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """The words of each turn, or those of the document."""
-        return [self.sample.text] if self.sample.text is not None else [message.text for message in self.sample.messages]
+        roles = [message.role for message in self.sample.messages]
+        return hash((self.sample.text, *zip(roles, self.texts), *[medium.key for medium in self.media]))
 
     @property
     def words(self) -> str:
@@ -57,6 +59,7 @@ class Rows(Sequence[Row]):
     def __init__(self, stages: Sequence[str]) -> None:
         self.media: list[Medium] = []
         self._stages = list(stages)
+        self._bits: dict[tuple[str, ...], int] = {}
         self._writer = Writer()
         self._samples: Samples | None = None
         self._places: list[str] = []  # the listing of each manifest
@@ -77,7 +80,9 @@ class Rows(Sequence[Row]):
         self._writer.add(row.sample)
         self._manifests.append(len(self._places) - 1)
         self._lines.append(line)
-        self._masks.append(sum(1 << self._stages.index(stage) for stage in row.stages))
+        if row.stages not in self._bits:
+            self._bits[row.stages] = sum(1 << self._stages.index(stage) for stage in row.stages)
+        self._masks.append(self._bits[row.stages])
         self._contents.append(row.content)
         self._ids.append(hash(row.sample.id))
         self._groups.append(hash(row.sample.group))

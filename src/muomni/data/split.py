@@ -64,32 +64,39 @@ def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sa
 
 
 class LeakFinder:
-    """`leaks` in one pass, with what files hold: it takes samples before their sides are known and holds a few bytes of each key."""
+    """`leaks` in one pass, with what files hold: it takes samples before their sides are known and holds a few bytes of each key.
+
+    modalities  what the samples hold: image, audio, text (no media)
+    """
 
     def __init__(self) -> None:
+        self.modalities: set[str] = set()
         self._copies = CopyFinder()
-        self._hashes = {name: array("q") for name in KEYS}
-        self._owners = {name: array("I") for name in KEYS}
+        self._ids, self._groups, self._paths = array("q"), array("q"), array("q")  # hashes
+        self._owners = array("I")  # of paths
         self._count = 0
 
-    def add(self, sample: Sample) -> set[str]:
-        """One more sample; the modalities that it holds."""
-        media = sample.media
-        for name, keys in KEYS.items():
-            found = keys(sample)
-            self._hashes[name].extend(map(hash, found))
-            self._owners[name].extend([self._count] * len(found))
-        if media:
+    def add(self, sample: Sample) -> None:
+        """One more sample."""
+        self._ids.append(hash(sample.id))
+        self._groups.append(hash(sample.group))
+        if media := sample.media:
+            for part in media:
+                self._paths.append(hash(part.path))
+                self._owners.append(self._count)
+                self.modalities.add(part.type)
             self._copies.add(media, self._count)
+        else:
+            self.modalities.add("text")
         self._count += 1
-        return {part.type for part in media} or {"text"}
 
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
         """What both sides share; the samples are walked through again only where hashes meet."""
+        owners = np.frombuffer(self._owners, np.uint32)
+        hashes = {"ids": (self._ids, is_valid), "groups": (self._groups, is_valid), "paths": (self._paths, is_valid[owners])}
         shared: dict[str, list[str]] = {}
         for name, keys in KEYS.items():
-            hashes = np.frombuffer(self._hashes[name], np.int64)
-            side = is_valid[np.frombuffer(self._owners[name], np.uint32)]
-            met = set(np.intersect1d(hashes[side], hashes[~side]).tolist())
+            found, side = np.frombuffer(hashes[name][0], np.int64), hashes[name][1]
+            met = set(np.intersect1d(found[side], found[~side]).tolist())
             shared[name] = _shared(train, valid, lambda s, keys=keys, met=met: [k for k in keys(s) if hash(k) in met]) if met else []  # type: ignore[misc]
         return Leaks(**shared, contents=self._copies.found(is_valid, train, valid))

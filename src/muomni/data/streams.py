@@ -187,8 +187,10 @@ def _twice(pairs: list[tuple[str, Any]]) -> str:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` would make one for each row
 
 
-def values(path: Path) -> Iterator[tuple[int, Any]]:
+def values(path: Path, quick: Callable[[str], Any] | None = None) -> Iterator[tuple[int, Any]]:
     """JSON values of a file with their numbers, those that can't be read as DataErrors in their places.
+
+    Takes   quick: what makes something of a line without decoding it, or None of one that must be decoded.
 
     JSON lines (numbered by line; blank lines skipped), one array (numbered by element), one object that holds the rows in a list under
     `data` or the like, or objects that stand one behind the other over several lines each (numbered by the line of their beginning).
@@ -196,7 +198,7 @@ def values(path: Path) -> Iterator[tuple[int, Any]]:
     """
     shape = _shape(path)
     if shape == "lines":
-        yield from _of_lines(path)
+        yield from _of_lines(path, quick)
         return
     with opened(path) as stream:
         text = _Text(path, stream)
@@ -208,10 +210,12 @@ def values(path: Path) -> Iterator[tuple[int, Any]]:
             yield from text.several()
 
 
-def _of_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _of_lines(path: Path, quick: Callable[[str], Any] | None) -> Iterator[tuple[int, Any]]:
     for number, line in lines(path):
         if isinstance(line, DataError):
             yield number, line
+        elif quick is not None and (value := quick(line)) is not None:
+            yield number, value
         elif line and not line.isspace():
             try:
                 yield number, decode_json(line)

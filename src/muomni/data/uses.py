@@ -75,7 +75,7 @@ def shape(sample: Sample) -> Shape:
     for message in sample.messages:
         is_said = message.role == "assistant"
         for part in message.media:
-            is_sound = isinstance(part, AudioPart)
+            is_sound = part.type == "audio"
             speech, others = speech + (is_said and is_sound), others + (is_said and not is_sound)
             audios, images = audios + (is_sound and not is_said), images + (not is_said and not is_sound)
         if is_said:
@@ -135,23 +135,37 @@ def refusal(stage: str, sample: Sample) -> str | None:
     return RULES[stage](shape(sample))
 
 
+class Standing(NamedTuple):
+    """What a sample is good for: the stages that can learn from it, and why each of the others can't."""
+
+    stages: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
 @lru_cache(maxsize=1024)
-def _refusals(shape: Shape) -> tuple[tuple[str, str], ...]:
-    return tuple((stage, reason) for stage, rule in RULES.items() if (reason := rule(shape)) is not None)
-
-
-def refusals(sample: Sample, sounds_s: Sequence[float]) -> dict[str, str]:
-    """Why stages can't learn from a sample, by their names; one that can is left out.
-
-    Takes   sounds_s: how long its sounds are. Stages have their default limits.
-    """
-    found = dict(_refusals(shape(sample)))
-    if sounds_s and max(sounds_s) > MAX_S:
+def _standing(shape: Shape, is_long: bool, is_crowded: bool) -> Standing:
+    found = {stage: reason for stage, rule in RULES.items() if (reason := rule(shape)) is not None}
+    if is_long:
         for stage in ("hearing", "codec", "talker"):
             found.setdefault(stage, f"a sound of over {MAX_S:g} s (max_s)")
-    if "hearing" not in found and min_frames(ALPHABET.encode(transcript(sample))) > states(sum(sounds_s) + 2 * PAD_S):
-        found["hearing"] = "more symbols than CTC can write in its frames"
-    return found
+    if is_crowded:
+        found.setdefault("hearing", "more symbols than CTC can write in its frames")
+    return Standing(tuple(stage for stage in RULES if stage not in found), tuple(found.items()))
+
+
+def standing(sample: Sample, shape: Shape, sounds_s: Sequence[float]) -> Standing:
+    """What stages, with their default limits, can make of a sample. Equal ones are one object.
+
+    Takes   sounds_s: how long its sounds are.
+    """
+    is_crowded = shape.has_transcript and not fits(transcript(sample), sum(sounds_s))
+    return _standing(shape, bool(sounds_s) and max(sounds_s) > MAX_S, is_crowded)
+
+
+def fits(words: str, seconds: float) -> bool:
+    """Whether CTC can write the words in the frames of so much sound."""
+    frames = states(seconds + 2 * PAD_S)
+    return 2 * len(words) <= frames or min_frames(ALPHABET.encode(words)) <= frames  # a blank between any two is the worst case
 
 
 def states(seconds: float) -> int:

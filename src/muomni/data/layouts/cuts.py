@@ -70,7 +70,7 @@ def _sample(
     limit = _number("start", row.get("start", 0.0)) + _number("duration", row.get("duration", end))
     end = min(end, limit) if limit > start else end
     sound: dict[str, Any] = {"type": "audio", "path": path, "start": round(start, 6), "end": round(end, 6)}
-    if isinstance(whole_s, int | float) and start == 0.0 and abs(end - whole_s) < 1e-3:
+    if isinstance(whole_s, int | float) and start == 0.0 and end - 1e-3 < whole_s < end + 1e-3:
         del sound["start"], sound["end"]  # the whole file: rounded times would cut its last samples
     channels = row["recording"]["sources"][0].get("channels", [0])
     if not isinstance(channels, list):
