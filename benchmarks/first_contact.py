@@ -166,7 +166,7 @@ def quick(name: str, checkout: Path, folder: Path, limit_s: float) -> Row:
     overrides = ["world.size=tiny", "scoreboard=false", "codec.quantise_after=2"]
     overrides += [f"{stage}.{key}={value}" for stage in NEEDS for key, value in few.items()]
     overrides += [f"{stage}.eval_items=8" for stage in ("talker", "omni")]
-    overrides += [f"{stage}.demands={{}}" for stage in NEEDS]
+    overrides += [f"{stage}.extra_gates={{}}" for stage in NEEDS]
     waivers = [word for gate in gates(checkout) for word in ("--waive", gate)]
     command = [python(checkout), "-m", "muomni", "run", "quickstart", *overrides, "--out", str(folder), *waivers]
     watched = watch([*command, "--reason", "a few updates, for their time"], checkout, limit_s)

@@ -291,7 +291,7 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "flat": ([FLAT, {"image": "a.png", "question": "what?", "answer": "x"}, {"file_name": "a.png", "label": "cat"}], {}),
     "rows": ([FLAT], {"messages": TEMPLATE, "expand": "captions", "group": "{speaker}", "id": "{id}"}),
     "llava": ([LLAVA, {**LLAVA, "image": ["a.png", "a.png"]}, {"image": "a.png", "caption": "a cat"}], {"format": "llava"}),
-    "told": ([LLAVA, CHAT], {"told": True}),
+    "captions_as_text": ([LLAVA, CHAT], {"captions_as_text": True}),
     "beside": ([BESIDE, SHAREGPT], {}),
     "alpaca": ([ALPACA, {"query": "a", "response": "b", "history": []}, {"prompt": "a", "completion": "b"}], {}),
     "nemo": ([NEMO, {**FLAT, "start_ms": 10, "end_ms": 200}, {"wav_path": "a.wav", "sentence": "hi", "client_id": "x"}], {}),

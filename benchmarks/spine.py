@@ -30,7 +30,7 @@ from muomni.media import griffin_lim
 from muomni.media.mel import SPEECH, log_mel
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
-from muomni.train.losses import linear_cross_entropy
+from muomni.nn.head import linear_cross_entropy
 
 BATCH, LENGTH = 8, 256
 TRAINING_AIM, DECODING_AIM, MEMORY_AIM = 1.3, 5.0, 0.25
@@ -85,13 +85,12 @@ def training(vocab_size: int, is_half: bool, turns: int) -> dict[str, Any]:
     their_optim = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
     ids = torch.randint(0, vocab_size, (BATCH, LENGTH))
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if is_half else nullcontext
-    labels = F.pad(ids[:, 1:], (0, 1), value=-100).flatten()
+    labels = F.pad(ids[:, 1:], (0, 1), value=-100)
 
     def our_step() -> None:
         with autocast():
-            h = ours.hidden(ours.embed(ids)).flatten(0, 1)
-            total, count, _ = linear_cross_entropy(h, ours.output_weight_VD, labels)
-        torch.autograd.backward(total / count)
+            loss = ours.head.nats(ours.hidden(ours.embed(ids)), labels)
+        torch.autograd.backward(loss.total / loss.num_labels)
         our_optim.step()
         our_optim.zero_grad()
 

@@ -9,6 +9,7 @@ import yaml
 
 from muomni.evaluate import thresholds
 from muomni.selftest import world
+from muomni.stages import recipe as recipes
 
 STEPS = 4
 NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
@@ -44,7 +45,7 @@ def recipe(folder: Path) -> dict[str, Any]:
     def of(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(data / f"{name}.jsonl")} for name in names]
 
-    seeing = {**common, "eval_items": 6, "golden": 2, "max_new": 4, "max_seq_len": 96, "regression": of("text")}
+    seeing = {**common, "eval_items": 6, "watched_items": 2, "max_new_tokens": 4, "max_seq_len": 96, "regression_texts": of("text")}
     return {
         "seed": 3,
         "threads": 1,
@@ -63,7 +64,7 @@ def recipe(folder: Path) -> dict[str, Any]:
             "data": of("captions"),
             "model": {**small, "image_size": 32, "patch": 8, "stem": "conv", "embed_dim": 8},
             "text": {"kind": "thinker", "embed_dim": 8},
-            "word_weight": 0.1,
+            "word_loss_weight": 0.1,
             "gradient_accumulation_steps": 2,
         },
         "codec": {
@@ -77,8 +78,8 @@ def recipe(folder: Path) -> dict[str, Any]:
         "omni": {
             **common,
             "data": [*of("questions", "speech"), {**of("text")[0], "weight": 0.2}],
-            "grid": 2,
-            "apart": True,
+            "pool_grid": 2,
+            "separate_questions": True,
             "max_audio_tokens": 64,
             "eval_items": 6,
             "quarantine_limit": 0.5,
@@ -98,7 +99,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "instruct": {
             **seeing,
             "data": of("questions"),
-            "regression": [],  # it is told by what stage thinker held out
+            "regression_texts": [],  # measured on what stage thinker held out
             "connector": "align",
             "lora": {"r": 2, "alpha": 4, "dropout": 0.05},
             "gradient_checkpointing": True,
@@ -120,5 +121,5 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 
 def learned(stage: str) -> list[str]:
     """The gates on what a stage has learned, which so few steps can't pass; structure keeps its own."""
-    every = (*thresholds.SOUND, *thresholds.STAGES[stage])
+    every = (*thresholds.SOUND, *recipes.stage(stage).gates)
     return [gate.name for gate in every if gate.name not in thresholds.STRUCTURE or gate.name == "overfits"]

@@ -96,7 +96,7 @@ def save_stage(run: Path, name: str, llm: Base, eyes: Base, *, with_lora: bool) 
     bases: dict[str, dict[str, Any]] = {key: base.told(places[key], is_stage=base.name in needed) for key, base in named.items()}
     decoder, tower = pretrained.open_decoder(places["thinker"]), pretrained.open_tower(places["vision"])
     perceiver = PerceiverConfig(tokens=4, width=16, heads=2, depth=1)
-    shape = ProjectorsConfig(width=32, vision_width=tower.width, audio_width=None, summaries=tower.summaries, perceiver=perceiver)
+    shape = ProjectorsConfig(width=32, vision_width=tower.width, audio_width=None, num_cls_tokens=tower.summaries, perceiver=perceiver)
     torch.manual_seed(5)
     projectors = Projectors(shape).start_at(2.0)
     final = run / name / "final"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,6 +40,17 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
             make(folder)
             made.touch()
     return folder
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of `benchmarks/`, which is no package that tests could import."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def swap_weights(folder: Path) -> None:

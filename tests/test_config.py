@@ -105,7 +105,7 @@ def test_a_name_and_its_synonym_together_are_refused(values: dict[str, Any]) -> 
         {"decay_share": 0.3},
         {"min_delta": 0.1},
         {"use_amp": False, "precision": "bf16"},
-        {"epoch": "1h"},
+        {"epoch_duration": "1h"},
         {"samples_per_epoch": 100, "max_steps": 10},
     ],
 )
@@ -324,5 +324,5 @@ def test_an_epoch_of_so_many_samples_is_counted_in_batches_whatever_the_data_hol
     for order in (few, many):
         assert settings.batches_per_epoch(order) == 13  # 100 / 8, the rest too
         assert sized(settings, order, 2).max_steps == 20  # 39 / 2
-    with pytest.raises(ConfigError, match="epoch: expected a duration"):
-        config.build(TrainSettings, {"epoch": "an hour", "num_epochs": 1}, "x")
+    with pytest.raises(ConfigError, match="epoch_duration: expected a duration"):
+        config.build(TrainSettings, {"epoch_duration": "an hour", "num_epochs": 1}, "x")

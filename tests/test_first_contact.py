@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from shared import benchmark
 
-def _load() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "first_contact.py"
-    spec = importlib.util.spec_from_file_location("benchmarks.first_contact", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-first_contact = _load()
+first_contact = benchmark("first_contact")
 Row = first_contact.Row
 ONE = dict.fromkeys(first_contact.NEEDS, 1)
 

@@ -217,7 +217,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_nothing_unknown_and_empty(tmp_path: Path) -> None:
-    assert "nothing is there" in refusal(tmp_path / "none")
+    assert "no such file or folder" in refusal(tmp_path / "none")
     (tmp_path / "a.xyz").write_text("?")
     assert "unknown kind" in refusal(tmp_path / "a.xyz")
     (tmp_path / "empty").mkdir()

@@ -36,7 +36,7 @@ def save_run(run: Path) -> None:
     codec = Codec(CodecConfig(mel=SPEECH, entries=8, width=16, latent=4, blocks=1, fine_width=8, fine_blocks=1))
     talker = Talker(TalkerConfig(text_vocab=tokenizer.vocab_size, entries=8, width=16, layers=1, heads=2, hidden=32, condition_width=32))
     talker.pace.durations_V.fill_(0.1)  # untrained, it never ends by itself: let its guard come soon
-    projectors = Projectors(ProjectorsConfig(width=32, vision_width=16, audio_width=32, grid=1, audio_pool=2)).start_at(1.0)
+    projectors = Projectors(ProjectorsConfig(width=32, vision_width=16, audio_width=32, pool_grid=1, audio_pool=2)).start_at(1.0)
 
     def final(stage: str) -> Path:
         return run / stage / "final"

@@ -13,7 +13,7 @@ import typer
 from muomni.commands import console, data, plan, use
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
-from muomni.commands.report import report, run_folder, with_pages
+from muomni.commands.report import report, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import told_seconds
 
@@ -36,8 +36,10 @@ def quickstart(
     """Make the toy world, train all six stages on it, and print the score board."""
     from muomni.stages import runner
 
-    recipe = runner.quickstart_recipe(size)
-    board = with_pages(lambda: runner.quickstart(out, size=size), lambda _: run_folder(recipe, [], out))
+    with with_pages() as trained:
+        folder = runner.run(runner.quickstart_recipe(size), out=out)
+        trained(folder)
+    board = runner.board_of(folder)
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
     console.table(f"score board, after {told_seconds(board['wall_s'])}", ["metric", "value"], rows)
 
@@ -55,16 +57,16 @@ def run(
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a flat JSON config whose keys do not tell its stage")] = None,
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
 ) -> None:
-    """Run a recipe, some of its stages, or a flat JSON config; done stages are reused, broken ones resume."""
+    """Run a recipe, some of its stages, or a flat JSON config; finished stages are reused, interrupted ones resume."""
     from muomni.stages import runner
 
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [*([f"stage={stage}"] if stage else []), *(arg for arg in args or [] if "=" in arg)]
 
-    def train() -> Path:
-        return runner.run(recipe, stages=stages, out=out, overrides=overrides, fresh=fresh, waive=waive or [], reason=reason, alone=alone)
-
-    folder = with_pages(train, lambda done: done or run_folder(recipe, overrides, out), stages, alone=alone)
+    how: dict[str, Any] = {"fresh": fresh, "waive": waive or [], "reason": reason, "alone": alone}
+    with with_pages(stages, alone=alone) as trained:
+        folder = runner.run(recipe, stages=stages, out=out, overrides=overrides, **how)
+        trained(folder)
     console.result(str(folder))
 
 
@@ -124,7 +126,7 @@ app.add_typer(data.app, name="data")
 
 @app.command()
 def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_json: Json = False) -> None:
-    """Tell what is in a file or folder."""
+    """Describe a file or folder."""
     from muomni import inspection
 
     found = inspection.inspect(path)
@@ -136,7 +138,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_j
 
 @app.command()
 def doctor() -> None:
-    """Tell what this machine can do."""
+    """Check this machine: Python, torch, cores, memory, disk, extras."""
     from muomni.doctor import examine
 
     rows = [[each.name, "ok" if each.ok else "act", each.detail, each.hint] for each in examine()]
@@ -154,7 +156,7 @@ def _plain(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0 done, 1 a gate is red, 2 the user must change something, 3 our fault."""
+    """Run the command line and exit: 0 done, 1 a gate is red, 2 a fault of the user's input, 3 a bug of ours."""
     argv = sys.argv[1:] if argv is None else argv
     code = _exit_code(argv or ["--help"])
     try:
@@ -192,6 +194,6 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _closed() -> int:
-    """Whoever read our output has gone: nothing more can be told. The shell's code for SIGPIPE."""
+    """The reader of our output has closed it: exit with the shell's code for SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

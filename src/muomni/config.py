@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from muomni import renamed as renames
 from muomni.errors import ConfigError, did_you_mean
 
 
@@ -19,6 +21,9 @@ class Strict(BaseModel):
     """A settings model that refuses unknown keys and can't be changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Fields whose keys are themselves settings of this class, as a sweep's `grid`.
+    names_settings: ClassVar[frozenset[str]] = frozenset()
 
 
 class Told(Strict):
@@ -171,13 +176,89 @@ def renamed(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]
     return out
 
 
-def build(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+_SAID: set[tuple[str, str]] = set()  # renamed keys that this process has named
+
+
+def say_renamed(old: str, new: str, where: str) -> None:
+    """Name the new name of an old key, on standard error and once a process."""
+    if (old, new) not in _SAID:
+        _SAID.add((old, new))
+        print(f"{where}: {old} is now {new} (docs/renamed.md)", file=sys.stderr, flush=True)
+
+
+def current(values: Any, model: type[BaseModel], where: str | None = None) -> Any:
+    """Values of a settings model and of all models inside of it, old keys replaced by new ones (`muomni.renamed`).
+
+    Takes   values: as read from a file, not checked; what is no mapping stays as it is.
+            where: the file, to say each new name on standard error; None: say nothing, as for stored files.
+    Raises  ConfigError where a key stands under its old and its new name.
+    """
+
+    def new_name(key: str, of: type[BaseModel]) -> str:
+        new = key if key in of.model_fields else renames.keys_of(of).get(key, key)
+        if new != key and where is not None:
+            say_renamed(key, new, where)
+        return new
+
+    return _reworded(values, [model], new_name)
+
+
+def first_names(values: Any, model: type[BaseModel]) -> Any:
+    """Values of a settings model with every key under the first name that it had, for digests."""
+
+    def old_name(key: str, of: type[BaseModel]) -> str:
+        return next((old for old, new in renames.keys_of(of).items() if new == key), key)
+
+    return _reworded(values, [model], old_name)
+
+
+def _reworded(value: Any, models: list[type[BaseModel]], name: Callable[[str, type[BaseModel]], str]) -> Any:
+    """A value that one of these models checks, with each key renamed; so are the values inside of it."""
+    if not models:
+        return value
+    if isinstance(value, list | tuple):
+        return [_reworded(part, models, name) for part in value]
+    if not isinstance(value, dict):
+        return value
+    model = models[0]
+    fields = {**renames.keys_of(model), **{field: field for field in model.model_fields}}  # by both names
+    out: dict[Any, Any] = {}
+    for key, part in value.items():
+        new = name(key, model) if isinstance(key, str) else key
+        if new in out or (new != key and new in value):
+            raise ConfigError(f"{key}: given twice (it means the same as {new})")
+        field = model.model_fields.get(fields.get(key, ""))
+        inside = [] if field is None else _models_in(field.annotation)
+        lists_settings = isinstance(part, dict) and key in getattr(model, "names_settings", ())
+        out[new] = _reworded(part, [model] if lists_settings else inside, name)
+    return out
+
+
+def current_path(path: str, model: type[BaseModel], where: str) -> str:
+    """The path of an override (`model.experts.number`, `data.0.told`), old keys replaced by new ones."""
+    parts: list[str] = []
+    models = [model]
+    for part in path.split("."):
+        if models and not part.isdecimal():
+            of = models[0]
+            (part,) = current({part: None}, of, where)
+            if part not in getattr(of, "names_settings", ()):
+                field = of.model_fields.get(part)
+                models = [] if field is None else _models_in(field.annotation)
+        parts.append(part)
+    return ".".join(parts)
+
+
+def build(model: type[_Model], values: Mapping[str, Any], where: str, *, is_stored: bool = False) -> _Model:
     """Check values against a settings model; a fault becomes one line with the key, the value and the nearest valid key.
+
+    Old names of keys are accepted; the new ones are said on standard error, unless muomni itself stored the
+    values (`is_stored`).
 
     Raises  ConfigError
     """
     try:
-        return model.model_validate(renamed(values, model))
+        return model.model_validate(renamed(current(values, model, None if is_stored else where), model))
     except ValidationError as error:
         raise ConfigError(_explain(error, model, where)) from error
 

@@ -1,4 +1,4 @@
-"""What this machine can do for muOmni: one finding a line, and none of them can crash the others."""
+"""Checks of this machine for `muomni doctor`: one finding each; a failing check does not hide the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTRAS = {"transformers": "hf", "espeakng_loader": "speech", "tensorboard": "tra
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; `ok` False means that the user should act, and `hint` says how. Absent options are ok."""
+    """Result of one check; `ok` False means that the user should act, and `hint` says how. Absent extras are ok."""
 
     name: str
     ok: bool
@@ -31,7 +31,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Every finding about this machine, in a fixed order; raises nothing, whatever is missing or broken."""
+    """All findings about this machine, in a fixed order; never raises, whatever is missing or broken."""
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "torch": _torch,
@@ -51,9 +51,9 @@ def examine() -> list[Finding]:
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # a doctor that falls ill of the disease he looks for helps nobody
+    except Exception as error:  # a failing check must not hide the others
         reason = " ".join(str(error).split()) or type(error).__name__
-        return Finding(name, False, f"could not be examined: {reason}", "is the installation whole? pip install --force-reinstall muomni")
+        return Finding(name, False, f"the check failed: {reason}", "is the installation whole? pip install --force-reinstall muomni")
 
 
 def _python() -> Finding:
@@ -138,8 +138,8 @@ def _cuda() -> Finding:
 
     if not torch.cuda.is_available():
         nvidia = Path("/proc/driver/nvidia/version").exists()
-        hint = "a driver is there, but this torch can't use it: install a CUDA build" if nvidia else ""
-        return Finding("cuda", not nvidia, "no device: the CPU computes", hint)
+        hint = "a driver is installed, but this torch can't use it: install a CUDA build" if nvidia else ""
+        return Finding("cuda", not nvidia, "no device: muOmni runs on the CPU", hint)
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Finding("cuda", True, ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices))
 
@@ -153,7 +153,7 @@ def _extra(module: str) -> Finding:
 def _data() -> Finding:
     folder = os.environ.get("MUOMNI_DATA")
     if not folder:
-        return Finding("data", True, "MUOMNI_DATA is not set: the toy world serves")
+        return Finding("data", True, "MUOMNI_DATA is not set: only the toy world is used")
     good = Path(folder).is_dir()
     return Finding("data", good, f"MUOMNI_DATA = {folder}", "" if good else "no such folder: correct or unset MUOMNI_DATA")
 

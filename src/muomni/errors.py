@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MuomniError(Exception):
@@ -27,9 +28,10 @@ class UserError(MuomniError):
 
 
 class GateRed(MuomniError):
-    """A gate is red: the stage did not prove that it learned."""
+    """A gate is red: the stage did not prove that it learned. `folder` is that of the run, once it is known."""
 
     exit_code = 1
+    folder: Path | None = None
 
 
 class InternalError(MuomniError):

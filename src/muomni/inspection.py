@@ -1,4 +1,7 @@
-"""What lies at a path: weights, networks, runs, checkpoints, sound, pictures, manifests, tokenizers. Reads headers, never unpickles."""
+"""Describe a file or folder for `muomni inspect`: weights, networks, runs, checkpoints, sound, pictures, manifests.
+
+Reads headers and never unpickles.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Facts about a file or folder as one JSON object: `path`, `kind`, and what that kind has to tell.
+    """Facts about a file or folder as one JSON object: `path`, `kind`, and the fields of that kind.
 
     kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank, targets, parameters) |
             omni (what sees, hears and answers, and the bases that it stands on) | checkpoint | stage | run (stages with verdicts) |
@@ -32,12 +35,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
         if path.is_dir():
             return {"path": str(path), **_folder(path)}
         if not path.is_file():
-            raise UserError(f"{path}: nothing is there", hint="expected a file or folder")
+            raise UserError(f"{path}: no such file or folder", hint="expected a file or folder")
         return {"path": str(path), **_file(path)}
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply to be read") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: can't be read: {' '.join(str(error).split())}", hint="torn, or not of the kind its name says") from error
+        raise UserError(
+            f"{path}: can't be read: {' '.join(str(error).split())}", hint="the file is torn, or its suffix is wrong"
+        ) from error
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _network(path: Path) -> dict[str, Any]:
 
 
 def _omni(path: Path) -> dict[str, Any]:
-    """A `final/` of a stage that answers about pictures and sounds, or one that was exported: its parts, and what it stands on."""
+    """A `final/` with omni.json, or an exported one: its parts, and the base networks that it refers to."""
     content = files.read_json(path / "omni.json")
     parts = [folder.name for folder in sorted(path.iterdir()) if (folder / "config.json").is_file()]
     networks = {name: _network(path / name) for name in parts}
@@ -140,7 +145,8 @@ def _omni(path: Path) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": "omni", "verdict": _verdict(path.parent if path.name == "final" else path)}
     about["image_tokens"] = content["media"].get("image_tokens")
     about["image_size"] = content["media"].get("image_size")
-    about["connector"] = shape.get("perceiver") or {key: shape.get(key) for key in ("grid", "audio_pool")}
+    grid = shape.get("pool_grid", shape.get("grid"))  # its older name
+    about["connector"] = shape.get("perceiver") or {"pool_grid": grid, "audio_pool": shape.get("audio_pool")}
     about["parameters"] = {name: network["parameters"] for name, network in networks.items()}
     if (path / "lora").is_dir():
         about["lora"] = _lora(path / "lora")
@@ -158,7 +164,7 @@ def _lora(path: Path) -> dict[str, Any]:
 
 
 def _with_manifest(path: Path) -> dict[str, Any]:
-    """A training checkpoint (checked against its digests), or the data folder that some other manifest describes."""
+    """A training checkpoint (checked against its digests), or the data folder of another manifest.json."""
     manifest = files.read_json(path / "manifest.json")
     if "step" not in manifest or not isinstance(manifest.get("files"), dict):
         return {"kind": "data", "manifest": manifest}
@@ -178,7 +184,7 @@ def _stage(path: Path) -> dict[str, Any]:
 
 
 def _speed(path: Path) -> dict[str, float]:
-    """The meter's numbers of the last window that has a speed, as metrics.jsonl names them; empty where there is none."""
+    """The last speed in metrics.jsonl, under its keys; empty if there is none."""
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (path / "metrics.jsonl").is_file() else []
     for line in reversed(lines):
         try:

@@ -167,7 +167,7 @@ def test_a_caption_may_stand_alone(read: Read) -> None:
     assert (sample.task, shape(sample)) == ("caption", ["a.png"])
     ((sample,), _) = read(row("<image>", "a cat"))
     assert (sample.task, shape(sample)) == ("caption", ["a.png"])
-    ((sample,), _) = read(row("<image>", "a cat", about="cats"), task="look", group="{about}", names="{about}")
+    ((sample,), _) = read(row("<image>", "a cat", about="cats"), task="look", group="{about}", class_name="{about}")
     assert (sample.task, sample.group, sample.extra["names"]) == ("look", "cats", "cats")
 
 
@@ -254,7 +254,7 @@ def test_a_told_picture_is_the_words_of_its_first_answer(read: Read) -> None:
         told([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]),
         {"text": "a document"},
         told([{"role": "user", "content": LOOKS[:1] * 2}, said]),
-        told=True,
+        captions_as_text=True,
         name="m.jsonl",
     )
     assert not quarantine.total, "the file of a told picture need not be there"
@@ -280,21 +280,21 @@ def test_a_told_picture_is_the_words_of_its_first_answer(read: Read) -> None:
     ],
 )
 def test_what_cannot_be_told_is_refused(read: Read, messages: list[dict[str, Any]]) -> None:
-    samples, quarantine = read(told(messages), told=True, name="m.jsonl")
+    samples, quarantine = read(told(messages), captions_as_text=True, name="m.jsonl")
     assert (samples, quarantine.counts) == ([], {"bad_row": 1})
 
 
 def test_told_samples_are_chosen_by_what_they_were_and_stay_on_their_side(read: Read, tmp_path: Path) -> None:
     rows = [row("<image>", "x", id=str(i), image=f"{i}.png") for i in range(30)]
     sounds = told([{"role": "user", "content": [{"type": "audio", "path": "a.wav"}]}, {"role": "assistant", "content": "x"}])
-    samples, quarantine = read(*rows, format="llava", told=True, tasks=["caption"])
+    samples, quarantine = read(*rows, format="llava", captions_as_text=True, tasks=["caption"])
     assert len(samples) == 30
     assert not quarantine.total
     (tmp_path / "s.jsonl").write_text(json.dumps(sounds))
     (tmp_path / "a.wav").write_bytes(b"x")
     with pytest.raises(DataError, match="no rows that fit"):
-        load(tmp_path, path="s.jsonl", told=True, tasks=["caption"])
-    in_words = load(tmp_path, path="m.json", told=True)
+        load(tmp_path, path="s.jsonl", captions_as_text=True, tasks=["caption"])
+    in_words = load(tmp_path, path="m.json", captions_as_text=True)
     for i in range(30):
         (tmp_path / f"{i}.png").write_bytes(b"x")
     seen = load(tmp_path, path="m.json")
@@ -304,5 +304,5 @@ def test_told_samples_are_chosen_by_what_they_were_and_stay_on_their_side(read: 
 
 def test_a_template_names_what_an_answer_must_name(read: Read) -> None:
     turns = [{"user": [{"image": "{image}"}]}, {"assistant": "a photo of a {label}"}]
-    (sample,), _ = read({"image": "a.png", "label": "daisy", "license": "CC0"}, name="m.jsonl", messages=turns, names="{label}")
+    (sample,), _ = read({"image": "a.png", "label": "daisy", "license": "CC0"}, name="m.jsonl", messages=turns, class_name="{label}")
     assert sample.extra == {"license": "CC0", "names": "daisy"}

@@ -195,7 +195,7 @@ def pictures(folder: Path, cache: Cache) -> Any:
 
 
 def heard(folder: Path, cache: Cache) -> Any:
-    return Utterances(samples(folder), MelSpec(), changes=SpeechAugment(formants=(0.9, 1.1)), cache=cache)
+    return Utterances(samples(folder), MelSpec(), changes=SpeechAugment(formant_scale=(0.9, 1.1)), cache=cache)
 
 
 def slowed(folder: Path, cache: Cache) -> Any:

@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("values", [{"shift": 3}, {"crop": 0.5}, {"flip": ["caption"]}, {"jitter": True}])
+@pytest.mark.parametrize("values", [{"shift": 3}, {"crop": 0.5}, {"flip_tasks": ["caption"]}, {"jitter": True}])
 def test_changes_are_drawn_anew_and_leave_the_original(tokenizer: Tokenizer, folder: Path, values: dict[str, Any]) -> None:
     samples = [shown(folder, "noise", "a red circle")]
     data = Pictures(samples, tokenizer, 24, changes=PictureAugment(**values))
@@ -105,7 +105,7 @@ def test_changes_are_drawn_anew_and_leave_the_original(tokenizer: Tokenizer, fol
 
 def test_only_the_named_tasks_are_mirrored(tokenizer: Tokenizer, folder: Path) -> None:
     """A mirrored 'left of' would be a lie."""
-    data = Pictures([shown(folder, "noise", "left of it", task="place")], tokenizer, 24, changes=PictureAugment(flip=["colour"]))
+    data = Pictures([shown(folder, "noise", "left of it", task="place")], tokenizer, 24, changes=PictureAugment(flip_tasks=["colour"]))
     assert all((data.item(0, RNG(seed)).pixels == data.pixels(0)).all() for seed in range(10))
 
 
@@ -117,7 +117,7 @@ def test_a_picture_is_read_once(tokenizer: Tokenizer, folder: Path, monkeypatch:
 
 
 def test_spared_tasks_are_shifted_and_no_more(tokenizer: Tokenizer, folder: Path) -> None:
-    changes = PictureAugment(crop=0.5, jitter=True, degrees=20, spared=["probe"])
+    changes = PictureAugment(crop=0.5, jitter=True, degrees=20, shift_only_tasks=["probe"])
     pixels = RNG(1).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     assert np.array_equal(changes.change(pixels, RNG(2), "probe"), pixels)
     assert not np.array_equal(changes.change(pixels, RNG(2), "photo"), pixels)

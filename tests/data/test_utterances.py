@@ -113,10 +113,10 @@ def test_a_cached_utterance_is_the_one_that_was_read(folder: Path) -> None:
         {"gain_db": (-6.0, 6.0)},
         {"speed": (0.8, 1.2)},
         {"noise_snr_db": (5.0, 20.0)},
-        {"formants": (0.8, 1.2)},
+        {"formant_scale": (0.8, 1.2)},
         {"time_masks": 2},
-        {"bin_masks": 2},
-        {"speed": (0.9, 1.1), "noise_snr_db": (10.0, 20.0), "gain_db": (-3.0, 3.0), "time_masks": 1, "bin_masks": 1},
+        {"freq_masks": 2},
+        {"speed": (0.9, 1.1), "noise_snr_db": (10.0, 20.0), "gain_db": (-3.0, 3.0), "time_masks": 1, "freq_masks": 1},
     ],
 )
 def test_changes_are_drawn_anew_and_only_from_the_given_generator(folder: Path, values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from muomni.data import readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
-from muomni.evaluate import forgetting, gates, thresholds
+from muomni.evaluate import forgetting, gates
 from muomni.evaluate.forgetting import Forgetting, own_texts, rows_at_once
 from muomni.infer.engine import Engine
 from muomni.runtime import Runtime
@@ -73,7 +73,7 @@ def test_where_nobody_knows_there_is_nothing_and_the_gate_is_red(tmp_path: Path)
         assert fact["regression_texts"].value == 0
         assert why in fact["regression_texts"].note
         for stage in ("omni", "align", "instruct"):
-            gates_ = {row.name: row for row in gates.judge(thresholds.STAGES[stage], fact)}
+            gates_ = {row.name: row for row in gates.judge(recipes.stage(stage).gates, fact)}
             assert gates_["regression_texts"].verdict == "red"
             assert "nothing to measure forgetting by" in gates_["regression_texts"].why
             assert gates_["forgetting" if stage == "omni" else "language"].verdict == "red", "what was not measured is not green"
@@ -82,6 +82,6 @@ def test_where_nobody_knows_there_is_nothing_and_the_gate_is_red(tmp_path: Path)
 @pytest.mark.parametrize("stage", ["omni", "align", "instruct"])
 def test_forgetting_is_asked_of_every_stage_that_may_forget(stage: str) -> None:
     settings = recipes.stage(stage).settings(data=[])
-    names = {gate.name for gate in thresholds.STAGES[stage] if gate.applies(settings, {"image"})}
+    names = {gate.name for gate in recipes.stage(stage).gates if gate.applies(settings, {"image"})}
     asked = {"regression_texts", "forgetting" if stage == "omni" else "language"}
     assert names & asked == (set() if stage == "align" else asked), "align leaves its language model as it is: gate `frozen` sees to that"

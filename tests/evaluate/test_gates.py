@@ -16,6 +16,7 @@ from muomni.evaluate import certificate, gates, naming, question_only, threshold
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate, judge
 from muomni.stages import recipe as recipes
+from muomni.stages import registry
 
 LEAST = Gate("least", "a", "too little", at_least=0.5)
 MOST = Gate("most", "a", "too much", at_most=0.5)
@@ -206,13 +207,14 @@ def test_a_recipe_may_demand_more() -> None:
     "text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"]
 )
 def test_a_demand_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"demands\.cer"):
+    with pytest.raises(ConfigError, match=r"extra_gates\.cer"):
         gates.demanded({"cer": text})
 
 
 def test_a_tie_with_knowing_nothing_is_red() -> None:
     """Gates that ask whether something is surely better than nothing: a difference of exactly 0 is not."""
-    sure = {gate.name: gate for stage in thresholds.STAGES.values() for gate in stage if gate.by_ci}
+    every = [gate for name in registry.OURS for gate in registry.find(name).gates]
+    sure = {gate.name: gate for gate in every if gate.by_ci}
     kinds = {f"{kind}_{arm}_sure" for kind in ("image", "audio") for arm in ("swap", "zero", "noise")}
     assert set(sure) == {*kinds, "text_sure", "above_question"}
     for gate in (*sure.values(), thresholds.NAMES):
@@ -222,7 +224,7 @@ def test_a_tie_with_knowing_nothing_is_red() -> None:
         assert judge([gate], {gate.fact: Fact(0.2, 200, (0.2, 0.3))}, {gate.name: 0.2})[0].verdict == "red", (
             "a bound of a recipe is as strict"
         )
-    for gate in (gate for stage in thresholds.STAGES.values() for gate in stage if gate.below_floor is not None):
+    for gate in (gate for gate in every if gate.below_floor is not None):
         assert judge([gate], {gate.fact: Fact(0.0, 9, None, 0.0)})[0].verdict == "red", gate.name
 
 

@@ -311,7 +311,7 @@ def test_a_changed_voice_is_refused(export: Export, whole: Path, tmp_path: Path,
 def test_a_red_or_unproven_voice_is_not_handed_on_unless_it_is_waived(export: Export, whole: Path, tmp_path: Path) -> None:
     certify(whole / "talker", "red")
     code, told = export(whole, "--to", "omni", "--out", tmp_path / "out")
-    assert (code, "talker is not handed on" in told, f"or export {whole}/omni" in told, "\n" in told) == (1, True, True, False)
+    assert (code, "talker is not exported" in told, f"or export {whole}/omni" in told, "\n" in told) == (1, True, True, False)
     assert export(whole, "--to", "hf", "--out", tmp_path / "hf")[0] == 0
     waived = ("--waive", "image_swap_sure", "--reason", "to hear it")
     assert export(whole, "--to", "omni", "--out", tmp_path / "out", *waived)[0] == 0

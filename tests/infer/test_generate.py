@@ -4,8 +4,8 @@ import torch
 from muomni.errors import ContextError, ShapeError
 from muomni.infer.generate import generate, stream
 from muomni.infer.sampling import SamplingConfig
-from muomni.infer.stepper import Stepper
 from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.stepper import Stepper
 
 
 def tiny(**changes):
@@ -52,7 +52,7 @@ def test_stepper_equals_the_model_at_every_step(kv_heads, padding):
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
         model.hidden(model.embed(ids), keep_BT=keep, cache=cache)
-        stepped = torch.stack([stepper.logits(model.embed(more[:, step]), cache) for step in range(5)], 1)
+        stepped = torch.stack([stepper.read(model.embed(more[:, step : step + 1]), cache)[0] for step in range(5)], 1)
         whole = model(torch.cat((ids, more), 1), keep_BT=torch.cat((keep, torch.ones(2, 5, dtype=torch.bool)), 1))[:, 6:]
     torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
 

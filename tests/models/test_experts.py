@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from muomni.infer.generate import generate
-from muomni.infer.stepper import Stepper
 from muomni.inspection import inspect
 from muomni.models import lora, store
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
+from muomni.models.stepper import Stepper
 from muomni.runtime import Runtime
 from muomni.train import step
 from muomni.train.flops import Counted
@@ -26,7 +26,9 @@ SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, 
 
 def made(*, number: int = 5, per_token: int = 2, **more: Any) -> Decoder:
     torch.manual_seed(0)
-    experts = ExpertsConfig(number=number, per_token=per_token, hidden=16, **{"dense": (1,), "balance": 0.5, **more})
+    experts = ExpertsConfig(
+        num_experts=number, experts_per_token=per_token, hidden=16, **{"dense_layers": (1,), "balance_weight": 0.5, **more}
+    )
     decoder = Decoder(DecoderConfig(**{**SIZES, "experts": experts})).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -49,7 +51,7 @@ def test_cached_decoding_is_the_whole_forward_of_every_step() -> None:
     with torch.no_grad():
         decoder.hidden(decoder.embed(slow[:, :7]), cache=cache)
         for place in range(7, 19):
-            logits = stepper.logits(decoder.embed(slow[:, place]), cache)
+            logits = stepper.read(decoder.embed(slow[:, place : place + 1]), cache)[0]
             torch.testing.assert_close(logits, decoder(slow)[:, place], rtol=1e-4, atol=1e-4)
 
 
@@ -116,7 +118,7 @@ def test_micro_batches_give_the_gradient_of_the_one_batch(checkpointing: bool) -
     settings = TrainSettings(max_grad_norm=1e9, explosion_norm=1e9)
     grads = []
     for micro in (batches(), [together(batches())]):
-        objective = NextToken(made(balance=30.0))
+        objective = NextToken(made(balance_weight=30.0))
         objective.trunk.checkpointing = checkpointing
         objective.train()
         seen: dict[str, torch.Tensor] = {}
@@ -136,7 +138,7 @@ def test_micro_batches_give_the_gradient_of_the_one_batch(checkpointing: bool) -
 
 def test_balance_evens_out_what_is_used() -> None:
     """Asked for nothing else, routers that all prefer one expert learn to use the others too."""
-    decoder = made(balance=1.0)
+    decoder = made(balance_weight=1.0)
     with torch.no_grad():
         for layer in (0, 2):
             decoder.model.layers[layer].mlp.gate.weight[0].copy_(decoder.model.layers[layer].mlp.gate.weight[0] * 4)
@@ -160,7 +162,7 @@ def test_routers_that_rest_are_not_asked() -> None:
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not name.endswith("mlp.gate.weight"))
     assert objective(batches()[0]).keys() == {"text", "misses"} == objective.counts(batches()[0]).keys()
-    assert NextToken(made(balance=0.0)).counts(batches()[0]).keys() == {"text", "misses"}
+    assert NextToken(made(balance_weight=0.0)).counts(batches()[0]).keys() == {"text", "misses"}
 
 
 def test_lora_stands_beside_experts_too(tmp_path: Path) -> None:
@@ -185,11 +187,11 @@ def test_lora_stands_beside_experts_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("experts", "told"),
     [
-        ({"number": 2, "per_token": 3}, "per_token 3 must be at most"),
-        ({"number": 4, "every": 9}, "no layer of 3 has any"),
-        ({"number": 4, "dense": [0, 1, 2]}, "no layer of 3 has any"),
-        ({"number": 0}, "greater than 0"),
-        ({"number": 4, "top_k": 2}, "Extra inputs"),
+        ({"num_experts": 2, "experts_per_token": 3}, "experts_per_token 3 must be at most"),
+        ({"num_experts": 4, "every": 9}, "no layer of 3 has any"),
+        ({"num_experts": 4, "dense_layers": [0, 1, 2]}, "no layer of 3 has any"),
+        ({"num_experts": 0}, "greater than 0"),
+        ({"num_experts": 4, "top_k": 2}, "Extra inputs"),
     ],
 )
 def test_experts_that_do_not_fit_are_refused(experts: dict[str, Any], told: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from muomni.cli import main
 from muomni.errors import CheckpointError
@@ -163,12 +163,17 @@ def test_speech_is_seen(part: str, copy: Path) -> None:
 
 
 def test_a_later_step_is_seen(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from muomni.infer.stepper import Stepper
+    from muomni.models.stepper import Stepper
 
     engine = Engine.load(copy)
     assert len(engine.answer("the", max_new=4).token_ids) > 1, "or nothing is asked here"
-    true = Stepper.logits
-    monkeypatch.setattr(Stepper, "logits", lambda self, *given: true(self, *given) * math.nan)
+    true = Stepper.read
+
+    def poisoned(self: Stepper, x_BTD: Tensor, *given: Any) -> list[Tensor]:
+        """Of the second token on, its scores are no numbers."""
+        return [each * (math.nan if x_BTD.shape[1] == 1 else 1) for each in true(self, x_BTD, *given)]
+
+    monkeypatch.setattr(Stepper, "read", poisoned)
     with pytest.raises(CheckpointError, match="scores of token 1 are NaN"):
         engine.answer("the", max_new=4)
 

@@ -179,7 +179,7 @@ def test_a_qwen3_checkpoint_gives_transformers_logits(is_tied, kv_heads, size, d
     ours = pretrained.open_decoder(tmp_path)
     assert not ours.training
     assert {each.dtype for each in ours.parameters()} == {dtype}
-    assert ours.output_weight_VD.shape == (61, 32)
+    assert ours.head.weight.shape == (61, 32)
     assert ours.embed(torch.tensor([[60]])).shape == (1, 1, 32)
     ids = torch.randint(0, 61, (2, 23), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

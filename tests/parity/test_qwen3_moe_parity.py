@@ -19,7 +19,15 @@ KINDS = [(4, 2, True, 1, (), False), (5, 1, False, 1, (0,), True), (6, 3, True, 
 
 
 def ours(number, per_token, normalise, every, dense, tied, **more):
-    experts = ExpertsConfig(number=number, per_token=per_token, hidden=24, normalise=normalise, every=every, dense=dense, balance=0.01)
+    experts = ExpertsConfig(
+        num_experts=number,
+        experts_per_token=per_token,
+        hidden=24,
+        normalise_weights=normalise,
+        every=every,
+        dense_layers=dense,
+        balance_weight=0.01,
+    )
     sizes = {
         "vocab_size": 50,
         "width": 32,
@@ -78,7 +86,13 @@ def test_we_open_theirs(kind, shard, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size=shard)
     opened = Decoder.open(tmp_path)
     assert opened.config.experts == ExpertsConfig(
-        number=kind[0], per_token=kind[1], hidden=24, normalise=kind[2], every=kind[3], dense=kind[4], balance=0.02
+        num_experts=kind[0],
+        experts_per_token=kind[1],
+        hidden=24,
+        normalise_weights=kind[2],
+        every=kind[3],
+        dense_layers=kind[4],
+        balance_weight=0.02,
     )
     assert_agree(opened, model)
 

@@ -201,13 +201,13 @@ def test_memory_is_within_a_fifth_of_what_a_run_takes(stage: str, tiny_world: Pa
 
 @pytest.mark.usefixtures("in_this_process")
 def test_an_epoch_of_a_time_is_resolved_by_the_probe(tmp_path: Path) -> None:
-    """`epoch: 1h` in a stage is as many samples as its updates' time allows; without a probe it can't be known."""
-    path = recipe(tmp_path, epoch="1h", max_epochs=2, max_steps=None)
+    """`epoch_duration: 1h` in a stage is as many samples as its updates' time allows; without a probe it can't be known."""
+    path = recipe(tmp_path, epoch_duration="1h", max_epochs=2, max_steps=None)
     found = planned(path, tmp_path)
     updates = int(3600 / found["speed"]["update_s"])
     assert found["data"]["updates"] == 2 * updates
-    assert any(f"epoch: 1h is {8 * updates} samples, by 2 timed updates" in note for note in found["notes"]), found["notes"]
-    with pytest.raises(ConfigError, match="epoch: 1h is as many samples as a probe says"):
+    assert any(f"epoch_duration: 1h is {8 * updates} samples, by 2 timed updates" in note for note in found["notes"]), found["notes"]
+    with pytest.raises(ConfigError, match="epoch_duration: 1h is as many samples as a probe says"):
         planned(path, tmp_path, probe=0)
 
 

@@ -34,7 +34,7 @@ def write(folder: Path, llm: str, eyes: str, **stages: dict[str, Any]) -> Path:
     content = {
         "threads": 1,
         "device": "cpu",  # not a GPU that is planned for: what is drawn out is then held in the format of this chip
-        "align": {**COMMON, **small, "llm": llm, "eyes": eyes, **stages.pop("align", {})},
+        "align": {**COMMON, **small, "llm": llm, "vision_tower": eyes, **stages.pop("align", {})},
         **{name: {**(COMMON if name != "sweep" else {}), **settings} for name, settings in stages.items()},
     }
     path = folder / "recipe.yaml"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made_run import HOSTILE, make, make_seeing
 
-from muomni.commands.report import with_pages
+from muomni.commands.report import pages, with_pages
 from muomni.errors import ConfigError, GateRed
 from muomni.report import stage_part
 from muomni.report.build import report
@@ -347,33 +347,33 @@ def test_values_are_told_under_the_pointer_and_switches_switch(made: Path, page:
 
 def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the_runs_to_its_parent(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    with_pages(lambda: run, lambda done: done or run, ["hearing"], alone=True)
+    pages(run, ["hearing"], alone=True)
     page = run / "hearing" / "report.html"
     assert page.exists()
     assert not (run / "report.html").exists()
     page.write_text("as it was")
-    with_pages(lambda: run, lambda done: done or run)
+    pages(run)
     assert page.read_text() == "as it was"
     assert (run / "report.html").exists()
     assert (run / "omni" / "report.html").exists()
     (run / "hearing" / "certificate.json").touch()  # judged again
-    with_pages(lambda: run, lambda done: done or run)
+    pages(run)
     assert page.read_text() != "as it was"
 
 
 def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path / "run")
 
-    def red() -> Path:
-        raise GateRed("a gate is red")
-
-    with pytest.raises(GateRed):
-        with_pages(red, lambda done: done or run, ["hearing"])
+    red = GateRed("a gate is red")
+    red.folder = run
+    with pytest.raises(GateRed), with_pages(["hearing"]):
+        raise red
     assert (run / "report.html").exists()
     assert (run / "hearing" / "report.html").exists()
     assert not (run / "vision" / "report.html").exists()
     (run / "omni" / "certificate.json").write_text('{"stage": "omni", "verdict": "green", "facts": 3, "gates": []}')
-    assert with_pages(lambda: run, lambda done: done or tmp_path) == run
+    with with_pages() as trained:
+        trained(run)
     told = capsys.readouterr().err.splitlines()
     assert any(line.startswith("no report of") and "TypeError" in line for line in told)
     assert (run / "vision" / "report.html").exists()

@@ -129,7 +129,7 @@ def cut(recipe: str, out: Path) -> list[str]:
     small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
     stages = recipes.read(recipe, out=out).stages
     omni: Any = stages.get("omni") or stages.get("align")
-    levels = getattr(omni, "levels", ()) or (1,)
+    levels = getattr(omni, "feature_layers", ()) or (1,)
     models: dict[str, dict[str, Any]] = {
         "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48},
         "hearing": {**small, "channels": 4},
@@ -139,13 +139,20 @@ def cut(recipe: str, out: Path) -> list[str]:
     }
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 1, "val_freq": STEPS, "checkpoint_freq": STEPS, "num_workers": 0}
     common |= {"print_freq": 1, "precision": "fp32", "threads": 1}
-    seeing = {"resampler_width": 16, "resampler_heads": 2, "resampler_depth": 1, "num_image_tokens": 4, "golden": 2, "max_new": 4}
+    seeing = {
+        "resampler_width": 16,
+        "resampler_heads": 2,
+        "resampler_depth": 1,
+        "num_image_tokens": 4,
+        "watched_items": 2,
+        "max_new_tokens": 4,
+    }
     own: dict[str, dict[str, Any]] = {
         "vision": {"text.width": 16, "text.layers": 1, "text.heads": 2, "text.hidden": 32, "text.embed_dim": 8, "vocab_size": 400},
         "codec": {"crop_frames": 64, "quantise_after": 1},
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
-        "instruct": {"golden": 2, "max_new": 4, "lora.r": 2, "lora.alpha": 4},
+        "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, settings in stages.items():

@@ -81,9 +81,9 @@ def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32", words: int 
         "print_freq": 1,
         "val_split": 0.25,
         "eval_items": 6,
-        "golden": 4,
-        "max_new": 6,
-        "regression": [{"path": str(texts(folder / "data"))}],
+        "watched_items": 4,
+        "max_new_tokens": 6,
+        "regression_texts": [{"path": str(texts(folder / "data"))}],
         "gates": {**LIFTED, "language": 99.0},
     }
     return {
@@ -94,7 +94,7 @@ def recipe(folder: Path, kind: str = "siglip2", dtype: str = "fp32", words: int 
             **common,
             "data": [{"path": str(pretrain), "format": "llava"}],
             "llm": str(folder / "qwen3"),
-            "eyes": str(folder / "eyes"),
+            "vision_tower": str(folder / "eyes"),
             "num_image_tokens": 4,
             "resampler_width": 16,
             "resampler_heads": 2,

@@ -307,7 +307,7 @@ def test_the_command_ends_with_143_when_it_is_asked_to_and_goes_on(finished: Pat
     assert f"after step {int(found.name.removeprefix('step_'))};" in said
 
 
-@pytest.mark.parametrize("values", [{"gates": {"cerr": 0.5}}, {"demands": {"cer": "0.5"}}])
+@pytest.mark.parametrize("values", [{"gates": {"cerr": 0.5}}, {"extra_gates": {"cer": "0.5"}}])
 def test_a_bound_for_no_gate_is_refused_before_anything_is_spent(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:

@@ -29,7 +29,7 @@ from shared import once
 
 pytest.importorskip("peft")
 HOW: dict[str, Any] = {
-    "grid": 0,
+    "pool_grid": 0,
     "resampler": {"tokens": 3, "width": 16, "heads": 2, "depth": 1},
     "lora": {"r": 4, "alpha": 8, "targets": ["q_proj", "down_proj"]},
     "lr": 1e-2,
@@ -142,7 +142,7 @@ def test_killed_it_ends_with_the_same_weights(loaded: Any, with_parts: Path, fin
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"grid": 2}, "grid has no effect beside a resampler"),
+        ({"pool_grid": 2}, "pool_grid has no effect beside a resampler"),
         ({"train": ["omni.projectors.*"]}, "lora has no effect where train names none of it"),
         ({"lora": {"rank": 4}}, "lora.rank: extra inputs are not permitted"),
         ({"resampler": {"width": 15, "heads": 2}}, "width 15 must be a multiple of heads 2"),

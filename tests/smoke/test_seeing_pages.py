@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words.txt").write_text("".join(f"the {name} one is number {number}\n" for number, name in enumerate(list(COLOURS) * 6)))
     common = {
         "data": [{"path": "colours.jsonl"}],
-        "regression": [{"path": "words.txt"}],
+        "regression_texts": [{"path": "words.txt"}],
         "batch_size": 4,
         "max_steps": 4,
         "warmup_steps": 1,
@@ -54,8 +54,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "val_freq": 2,
         "val_batches": 2,
         "eval_items": 8,
-        "golden": 4,
-        "max_new": 6,
+        "watched_items": 4,
+        "max_new_tokens": 6,
         "max_seq_len": 64,
         "gates": {"overfits": 9.0, "held_out_gap": 99.0, **{f"image_{gate}": -9.0 for gate in GAPS}},
     }
@@ -64,8 +64,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seed": 1,
         "threads": 1,
         "device": "cpu",
-        "align": {**common, **connector, "llm": "qwen", "eyes": "siglip"},
-        "instruct": {**common, "connector": "align", "lora": {"r": 4, "alpha": 8}, "exact": ["colour"]},
+        "align": {**common, **connector, "llm": "qwen", "vision_tower": "siglip"},
+        "instruct": {**common, "connector": "align", "lora": {"r": 4, "alpha": 8}, "exact_match_tasks": ["colour"]},
     }
     content["instruct"]["gates"] = {**common["gates"], "above_question": -9.0}  # type: ignore[index,dict-item]
     path = folder / "tiny.yaml"

@@ -18,7 +18,8 @@ from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.runtime import Runtime
 from muomni.stages import coded, recipe, talker
-from muomni.stages.stage import Inputs, Plan
+from muomni.stages import stage as stages
+from muomni.stages.talker import TalkerTraining
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.objectives.talker import TalkerItem
 
@@ -52,11 +53,13 @@ class Calls:
         return told
 
 
-def build(finished: Path, recipe_file: Path, own: Path) -> Plan:
+def build(finished: Path, recipe_file: Path, own: Path) -> TalkerTraining:
     """Stage talker, built on the finished stages."""
     settings: Any = recipe.read(str(recipe_file)).stages["talker"]
     needed = {name: finished / name / "final" for name in recipe.stage("talker").needs}
-    return talker.build(settings, Inputs(own, needed, recipe_file.parent, Runtime(CPU, torch.float32)))
+    built = stages.build(recipe.stage("talker"), settings, own, needed, recipe_file.parent, Runtime(CPU, torch.float32))
+    assert isinstance(built, TalkerTraining)
+    return built
 
 
 def test_a_second_start_encodes_nothing(finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +96,7 @@ def test_a_shared_cache_serves_another_run_and_outlives_a_fresh_start(
     assert len(kept) == 2, "of this start alone"
 
 
-def pairs(plan: Plan) -> list[TalkerItem]:
+def pairs(plan: TalkerTraining) -> list[TalkerItem]:
     return [*plan.train.dataset.items.values(), *plan.valid.dataset.items.values()]  # type: ignore[union-attr, attr-defined]
 
 

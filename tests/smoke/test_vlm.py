@@ -234,7 +234,7 @@ def test_a_vocabulary_of_the_real_size(tmp_path: Path) -> None:
     run = Run(tmp_path, qwen.BASE)
     content = seeing_recipe.recipe(run.home, "siglip2", "fp32", qwen.BASE)
     content.pop("instruct")
-    content["align"].update(batch_size=1, max_steps=1, warmup_steps=0, eval_items=2, golden=0)
+    content["align"].update(batch_size=1, max_steps=1, warmup_steps=0, eval_items=2, watched_items=0)
     seeing_recipe.write(run.recipe, content)
     runner.run(str(run.recipe), out=run.out)
     engine = Engine.load(run.out / "align", "cpu")

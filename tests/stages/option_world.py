@@ -21,7 +21,7 @@ from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.stages import one
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Plan, StageSettings
+from muomni.stages.stage import StageSettings, Training
 from muomni.train import checkpoint, loop
 from muomni.units import METERS
 from shared import swap_weights
@@ -73,16 +73,16 @@ class World:
             node[last] = copy.deepcopy(value)  # the next option is set within it
         return config.build(recipes.stage(stage).settings, content, stage)
 
-    def built(self, stage: str, settings: StageSettings, own: Path) -> tuple[Plan, Any]:
+    def built(self, stage: str, settings: StageSettings, own: Path) -> Training[Any]:
         own.mkdir(parents=True, exist_ok=True)
-        return one._build(recipes.stage(stage), settings, own, self.needs({stage: settings}, stage), self.folder, CPU)
+        return one._begun(recipes.stage(stage), settings, own, self.needs({stage: settings}, stage), self.folder, CPU)
 
     def source(self, name: str, **more: Any) -> dict[str, Any]:
         return {"path": str(self.folder / "world" / f"{name}.jsonl"), "limit": ROWS, **more}
 
     def _stand(self, stage: str) -> None:
         settings, own = self.settings(stage, {}), self.folder / stage
-        built, _ = self.built(stage, settings, own)
+        built = self.built(stage, settings, own)
         one.write_settings(own, settings, "")
         built.objective.settle(next(iter(built.train.numbers(range(1)))).batch)
         with files.fresh_folder(own / "final") as part:
@@ -96,7 +96,7 @@ class World:
 
     def trained(self, stage: str) -> list[str]:
         """Names of what trains."""
-        built, _ = self.built(stage, self.settings(stage, {}), self.folder / "asked" / stage)
+        built = self.built(stage, self.settings(stage, {}), self.folder / "asked" / stage)
         return [name for name, p in built.objective.named_parameters() if p.requires_grad]
 
     def observe(self, stage: str, values: dict[str, Any], own: Path) -> Iterator[tuple[str, Any]]:
@@ -109,7 +109,7 @@ class World:
             precision = settings.precision if settings.use_amp else "fp32"
             yield "number format of a wide network", str(runtime.choose_dtype(precision, 1 << 20, CPU.device))
         shutil.rmtree(own, ignore_errors=True)
-        built, inputs = self.built(stage, settings, own)
+        built = self.built(stage, settings, own)
         yield "weights at the start", store.digest(built.objective)
         yield "what trains", [(name, p.requires_grad) for name, p in built.objective.named_parameters()]
         yield "samples", [len(built.train.dataset), built.train.order.batches_per_epoch, len(built.valid.dataset) if built.valid else 0]
@@ -117,7 +117,7 @@ class World:
         yield "checks", {name: fact.value for name, fact in built.checks().items()}
         yield "files", folder_digest(own, built.save)
         fitted = loop.fit(
-            built.objective, built.train, built.valid, settings, inputs.run, own, name="x", saved=built.saved, export=built.export
+            built.objective, built.train, built.valid, settings, built.inputs.run, own, name="x", saved=built.saved, export=built.export
         )
         rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in files.read_json(own / "training_log.json")]
         yield "losses", [json.dumps(row) for row in rows]

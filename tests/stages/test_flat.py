@@ -170,7 +170,7 @@ def test_kv_groups_are_key_heads(content: dict[str, Any], heads: int | None) -> 
 def test_experts_are_as_many_and_as_wide_as_the_config_says() -> None:
     moe = {"train_text": "data/text/corpus.txt", "num_experts": 4, "num_experts_per_tok": 1, "d_ff": 96}
     experts = recipe.read(config("mine.json", {**moe, "use_moe": True})).stages["thinker"].model.experts  # type: ignore[attr-defined]
-    assert (experts.number, experts.per_token, experts.hidden) == (4, 1, 96)
+    assert (experts.num_experts, experts.experts_per_token, experts.hidden) == (4, 1, 96)
     assert recipe.read(config("mine.json", {**moe, "use_moe": False})).stages["thinker"].model.experts is None  # type: ignore[attr-defined]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from muomni.evaluate import certificate
 from muomni.stages import ownership, runner
 from muomni.stages import recipe as recipes
 from muomni.train import best, watch
+from shared import benchmark
 
 TORN = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"{}", b"\xff\xfe", b'{"a": ' * 9000]
 HOLDER = """
@@ -113,12 +113,7 @@ def test_what_is_deleted_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def two_runs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks.two_runs", Path(__file__).parents[2] / "benchmarks" / "two_runs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("two_runs")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +191,7 @@ def test_a_torn_certificate_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [*TORN, b'{"pid": 1e999, "step": 3}', b'{"pid": "me"}', b'{"pid": 1, "samples": 3, "memory_mb": "x"}'])
 def test_a_torn_alive_json_is_told_as_such(tmp_path: Path, content: bytes) -> None:
     (tmp_path / watch.ALIVE).write_bytes(content)
-    assert watch.obituary(tmp_path) in ("", f"the run before died without a word, and {tmp_path / watch.ALIVE} is torn")
+    assert watch.obituary(tmp_path) in ("", f"the previous run ended without an error, and {tmp_path / watch.ALIVE} is torn")
 
 
 @pytest.mark.parametrize("content", TORN)

@@ -13,7 +13,7 @@ import yaml
 from muomni import cli, files
 from muomni.errors import ConfigError, GateRed
 from muomni.stages import recipe as recipes
-from muomni.stages import runner, scoreboard
+from muomni.stages import registry, runner, scoreboard
 
 RECIPES = Path(recipes.__file__).parents[1] / "recipes"
 
@@ -34,15 +34,15 @@ def test_the_head_of_a_quickstart_tells_a_board_that_its_recipe_accepts(size: st
     asked = scoreboard.least_values(recipes.read(str(path), out=tmp_path))
     assert columns[-1] == "least"
     assert len(columns) > 1
-    assert set(board) <= set(scoreboard.ROWS)
+    assert set(board) <= set(registry.board())
     for name, values in board.items():
-        more = scoreboard.ROWS[name][3]
+        more = registry.board()[name][1].more_is_better
         assert values.get("least") == asked[name], name
         for column in columns[:-1]:
             seen, least = values.get(column), values.get("least")
             assert seen is None or least is None or (seen >= least if more else seen <= least), (name, column)
     if size == "small":  # the recipe was run whole, so every row is known
-        assert set(board) == set(scoreboard.ROWS)
+        assert set(board) == set(registry.board())
         assert columns[0] == "seed_1"
         assert all(set(values) >= set(columns[:-1]) for values in board.values())
 
@@ -51,7 +51,7 @@ def test_least_values_are_the_headers_then_what_is_demanded_then_those_of_the_ta
     data = [{"path": "a.txt"}]
     content = {
         "scoreboard": {"omni.speech_to_speech_exact": 0.3, "hearing.cer": 0.2},
-        "hearing": {"data": data, "demands": {"cer": "<= 0.5", "digit_exact": ">= 0.5"}},
+        "hearing": {"data": data, "extra_gates": {"cer": "<= 0.5", "digit_exact": ">= 0.5"}},
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     least = scoreboard.least_values(recipes.read(str(tmp_path / "r.yaml"), out=tmp_path))

@@ -12,7 +12,7 @@ import yaml
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.stages import recipe
-from muomni.stages.recipe import STAGES
+from muomni.stages.registry import OURS as STAGES
 
 
 def write(folder: Path, content: Any, name: str = "mine.yaml") -> str:

@@ -1,4 +1,4 @@
-"""`epoch: 1h` in samples: what the probe leaves behind, and that a run with the number it found is the same run."""
+"""`epoch_duration: 1h` in samples: what the probe leaves behind, and that a run with the number it found is the same run."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_an_epoch_of_a_time_is_found_once_stored_told_and_the_same_run_as_its_nu
     monkeypatch.setattr(
         sizing, "_updates", lambda *args: timed.append(len(UPDATES(*args))) or [1.0] * 51
     )  # a clock that always tells the same
-    found = runner.run(recipe(tmp_path, epoch="9s"), out=tmp_path / "by_time")
+    found = runner.run(recipe(tmp_path, epoch_duration="9s"), out=tmp_path / "by_time")
     told = capsys.readouterr().err
     stored = config.read_yaml(found / "thinker" / "config.yaml")
-    assert (stored["epoch"], stored["samples_per_epoch"], stored["max_steps"]) == ("9s", 36, None)
+    assert (stored["epoch_duration"], stored["samples_per_epoch"], stored["max_steps"]) == ("9s", 36, None)
     assert timed == [timing.LEAST] or timing.LEAST < timed[0] <= timing.MOST
     assert "an epoch of 9s is 36 samples" in told
     assert "2 of them: 18 steps" in told
@@ -72,11 +72,11 @@ def test_an_epoch_of_a_time_is_found_once_stored_told_and_the_same_run_as_its_nu
     assert losses(by_number) == losses(found)
     assert weights(by_number) == weights(found), "the probe leaves no trace in what is learned"
 
-    runner.run(recipe(tmp_path, epoch="9s"), out=found)
+    runner.run(recipe(tmp_path, epoch_duration="9s"), out=found)
     assert "done before: reused" in capsys.readouterr().err
     assert len(timed) == 1, "what was found is not looked for again"
-    with pytest.raises(ConfigError, match="epoch: '9s' -> '8s'"):
-        runner.run(recipe(tmp_path, epoch="8s"), out=found)
+    with pytest.raises(ConfigError, match="epoch_duration: '9s' -> '8s'"):
+        runner.run(recipe(tmp_path, epoch_duration="8s"), out=found)
 
 
 def test_a_broken_run_goes_on_without_a_probe_and_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_broken_run_goes_on_without_a_probe_and_ends_with_the_same_weights(tmp
 
     monkeypatch.setenv("MUOMNI_PLAIN", "1")
     monkeypatch.setattr(sizing, "_updates", lambda *args: [1.0])
-    how = {"epoch": "6s", "checkpoint_freq": 2}
+    how = {"epoch_duration": "6s", "checkpoint_freq": 2}
     whole = runner.run(recipe(tmp_path, **how), out=tmp_path / "whole")
     update, count = loop.update, 0
 
@@ -115,9 +115,9 @@ def test_an_epoch_that_is_no_pass_ends_where_its_count_ends(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"epoch": "1h", "samples_per_epoch": 5}, "say the same thing twice"),
-        ({"epoch": "1h", "max_epochs": None}, "has an effect with max_epochs"),
-        ({"epoch": "an hour"}, "epoch: expected a duration such as 1h"),
+        ({"epoch_duration": "1h", "samples_per_epoch": 5}, "say the same thing twice"),
+        ({"epoch_duration": "1h", "max_epochs": None}, "has an effect with max_epochs"),
+        ({"epoch_duration": "an hour"}, "epoch_duration: expected a duration such as 1h"),
     ],
 )
 def test_epochs_that_say_nothing_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:

@@ -18,14 +18,15 @@ from PIL import Image
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.infer.engine import Engine
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.stages import align, recipe, runner, sweep
-from muomni.stages.stage import Inputs, Plan
 from muomni.tokens.bpe import Tokenizer
+from muomni.train.loop import Fitted
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "white": (225, 225, 225)}
 
@@ -123,7 +124,7 @@ def test_the_order_of_the_table_is_the_rules_whatever_the_grids(tmp_path: Path) 
 def made_recipe(home: Path, **grid: list[Any]) -> Path:
     """A recipe whose stages are never built."""
     (home / "data.jsonl").write_text("")
-    common = {"data": [{"path": str(home / "data.jsonl")}], "llm": "qwen3", "eyes": "siglip"}
+    common = {"data": [{"path": str(home / "data.jsonl")}], "llm": "qwen3", "vision_tower": "siglip"}
     content = {"device": "cpu", "align": common, "sweep": {"grid": grid}}
     path = home / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -151,15 +152,15 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
 def test_points_have_folders_of_their_own(tmp_path: Path) -> None:
     """The original's six runs wrote into one folder (lumo C16)."""
     eyes = ["google/siglip2-base", "google/siglip-base"]
-    plan = recipe.read(str(made_recipe(tmp_path, eyes=eyes, vision_ln=[False, "trained"], levels=[[], [0, 2]])))
+    plan = recipe.read(str(made_recipe(tmp_path, vision_tower=eyes, vision_ln=[False, "trained"], feature_layers=[[], [0, 2]])))
     points = recipe.needs(plan.stages, "sweep")
     assert len(points) == len(set(points)) == 8
     assert all(name.count("/") == 1 and not set(name) & set(" ,[]'") for name in points)
-    assert {(plan.stages[name].eyes.name, plan.stages[name].vision_ln) for name in points} == {
+    assert {(plan.stages[name].vision_tower.name, plan.stages[name].vision_ln) for name in points} == {
         (e, ln) for e in eyes for ln in ("off", "trained")
     }
     with pytest.raises(ConfigError, match="a/b"):
-        recipe.read(str(made_recipe(tmp_path, eyes=["a/b", "a-b"])))
+        recipe.read(str(made_recipe(tmp_path, vision_tower=["a/b", "a-b"])))
 
 
 # --- a world in which the picture matters -------------------------------------------------------------------------------------------------
@@ -203,14 +204,14 @@ def colour_world(home: Path) -> Path:
     )
     common = {
         "data": [{"path": str(home / "colours.json"), "format": "llava"}],
-        "regression": [{"path": str(home / "words.txt")}],
+        "regression_texts": [{"path": str(home / "words.txt")}],
         "max_seq_len": 64,
         "batch_size": 16,
         "max_steps": 2,
         "warmup_steps": 1,
         "val_split": 0.3,
         "eval_items": 64,
-        "golden": 0,
+        "watched_items": 0,
         "val_freq": 1000,
         "checkpoint_freq": 1000,
         "gates": {gate: 9.0 if gate == "overfits" else -99.0 for gate in unlearned},
@@ -222,7 +223,7 @@ def colour_world(home: Path) -> Path:
         "align": {
             **common,
             "llm": str(home / "llm"),
-            "eyes": str(home / "eyes"),
+            "vision_tower": str(home / "eyes"),
             "num_image_tokens": 2,
             "resampler_width": 16,
             "resampler_heads": 2,
@@ -241,14 +242,14 @@ def colour_world(home: Path) -> Path:
 def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = colour_world(tmp_path)
 
-    def planted(settings: Any, inputs: Inputs) -> Plan:
+    class Planted(align.AlignTraining):
         """The longer run speaks better and does not look, by the facts that it measures: no training has to come out so."""
-        plan = align.build(settings, inputs)
-        is_blind = settings.max_steps == 3
-        planted = {"image_swap_gap_nats": BLIND if is_blind else sure(0.3), "held_out_loss": Fact(1.0 if is_blind else 2.0, 72)}
-        return replace(plan, measure=lambda fitted, album: {**plan.measure(fitted, album), **planted})
 
-    monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, build=planted)))
+        def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+            swap, loss = (BLIND, 1.0) if self.settings.max_steps == 3 else (sure(0.3), 2.0)
+            return {**super().measure(fitted, album), "image_swap_gap_nats": swap, "held_out_loss": Fact(loss, 72)}
+
+    monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, training=Planted)))
     out = tmp_path / "run"
     runner.run(str(world), stages=["sweep", "instruct"], out=out)
     first, second = files.read_json(out / "sweep" / "table.json")

@@ -52,7 +52,7 @@ def next_token() -> tuple[Objective, list[Any]]:
 
 def experts() -> tuple[Objective, list[Any]]:
     """Routers that are asked, loudly, to use all experts alike: over all rows of an update, whoever has them."""
-    config = DECODER.model_copy(update={"experts": ExpertsConfig(number=4, per_token=2, hidden=8, balance=3.0)})
+    config = DECODER.model_copy(update={"experts": ExpertsConfig(num_experts=4, experts_per_token=2, hidden=8, balance_weight=3.0)})
     return NextToken(Decoder(config)), [texts(n) for n in range(4)]
 
 

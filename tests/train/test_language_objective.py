@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.data.conversation import Item
 from muomni.errors import ShapeError
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.nn.head import OwnHead
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import SPECIAL
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
@@ -45,16 +48,19 @@ def item(ids: list[int], labels: list[int]) -> Item:
 def test_the_shift_is_by_one_exactly() -> None:
     """A body that always says 'one more' has no loss on a counting sequence, and only with a shift of one."""
 
-    class Counting(nn.Module):
-        output_weight_VD = 50.0 * torch.eye(VOCAB)
+    class Counting(CausalLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = OwnHead(VOCAB, VOCAB)
+            self.head.weight.data = 50.0 * torch.eye(VOCAB)
 
         def embed(self, ids_BT: Tensor) -> Tensor:
             return F.one_hot(ids_BT + 1, VOCAB + 1)[..., :VOCAB].float()
 
-        def hidden(self, x_BTD: Tensor, **_: object) -> Tensor:
+        def hidden(self, x_BTD: Tensor, **_: Any) -> Tensor:
             return x_BTD
 
-    objective = NextToken(Counting())  # type: ignore[arg-type]
+    objective = NextToken(Counting())
     for step, is_right in ((1, True), (0, False), (2, False)):
         ids = torch.arange(15, 15 + 8 * max(step, 1), max(step, 1))[None] if step else torch.full((1, 8), 20)
         terms = objective(LanguageBatch(["a"], ids, ids.clone()))
@@ -153,7 +159,7 @@ def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
     body = decoder()
     vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)).eval() if eyes else None
     audio = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)).eval() if ears else None
-    shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, grid=1, audio_pool=2)
+    shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, pool_grid=1, audio_pool=2)
     return Omni(body, vision, audio, Projectors(shape).start_at(body.embedding_rms)).eval()
 
 

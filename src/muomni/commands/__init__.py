@@ -1,1 +1,1 @@
-"""The commands behind `muomni`, by theme; each imports what it needs when it runs, so that `--help` answers at once."""
+"""The commands behind `muomni`, by theme; heavy imports happen when a command runs, so `--help` is fast."""

@@ -1,4 +1,4 @@
-"""Where commands write: results to standard output, everything else to standard error."""
+"""Output of commands: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def result_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for whoever watches."""
+    """A line of progress or explanation, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -48,7 +48,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def each(items: list[T], read: Callable[[T], R]) -> tuple[dict[int, R], int]:
-    """What can be read of many, by place; what can't is told, one line each, and counted."""
+    """The readable ones of many, by place; each unreadable one is reported in a line, and counted."""
     found: dict[int, R] = {}
     for place, item in enumerate(items):
         try:

@@ -35,7 +35,7 @@ class Chat:
         self._tell([{"role": "user", "content": _parts(text, images, audios)}])
 
     def interactive(self) -> None:
-        """Line by line, every turn in view of those before."""
+        """Interactive: each line is a turn, with the turns before it as context."""
         turns: list[dict[str, Any]] = []
         images: list[Path] = []
         audios: list[Path] = []
@@ -61,7 +61,7 @@ class Chat:
                 turns = [*asked, {"role": "assistant", "content": answer}] if answer.strip() else turns
 
     def answer_file(self, path: Path, out: Path) -> None:
-        """All samples of a file; rows that can't be answered are told, the others are answered all the same.
+        """All samples of a file; rows that fail are reported, and the others are still answered.
 
         Raises  DataError at the end if a row was bad.
         """
@@ -86,9 +86,7 @@ class Chat:
             for example in examples:
                 console.problem(example)
         if bad := bad + quarantine.total:
-            raise DataError(
-                "bad_row", f"{path}: {bad} rows could not be answered, the reasons stand above; {len(rows)} were", hint=str(out)
-            )
+            raise DataError("bad_row", f"{path}: {bad} rows failed, for the reasons above; {len(rows)} were answered", hint=str(out))
 
     def _prepare(self, sample: Sample) -> Any:
         try:
@@ -97,7 +95,7 @@ class Chat:
             raise DataError("bad_row", f"{sample.id}: {error}") from error
 
     def _tell(self, turns: list[dict[str, Any]]) -> str:
-        """Answer the last turn on standard output, and give the words."""
+        """Answer the last turn on standard output, and return the text."""
         if not self.as_json and self.speak is None:
             text = ""
             for piece in self.engine.stream(turns, **self.how):

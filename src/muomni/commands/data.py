@@ -1,4 +1,4 @@
-"""`muomni data`: make the toy world, validate a dataset, list the formats that are read."""
+"""`muomni data`: make the toy world, check a dataset, explain a sample, list the formats."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def world(
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")],
-    form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; told from the file if left out")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; detected from the file if left out")] = None,
     template: Annotated[str | None, typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe")] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
     ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
@@ -39,7 +39,7 @@ def check(
     tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for exact lengths")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
-    """Read every row and open every file of a dataset; exit 1 where something must be mended."""
+    """Read every row and open every file of a dataset; exit 1 on errors."""
     from muomni.config import build, parse_yaml
     from muomni.data import report as reports
     from muomni.data.check import check as examine
@@ -69,15 +69,15 @@ def check(
 @app.command()
 def explain(
     source: Annotated[str, typer.Argument(help="a recipe, a run's folder, or with --tokenizer a manifest")],
-    stage: Annotated[str | None, typer.Argument(help="the stage that would learn from it")] = None,
+    stage: Annotated[str | None, typer.Argument(help="the stage that would train on it")] = None,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes")] = Path("sample.html"),
     sample: Annotated[str | None, typer.Option(metavar="ID", help="the sample's id; `row-7` for a packed row of stage thinker")] = None,
     index: Annotated[int, typer.Option(min=0, help="else its number")] = 0,
     split: Annotated[str, typer.Option(help="train or valid: where --index counts")] = "train",
-    checkpoint: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights tell the loss of every token")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights give the loss of every token")] = None,
     tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for a manifest")] = None,
 ) -> None:
-    """Show one sample as a stage reads it, on a page: media, ids, labels, who looks at whom, and what each token costs a checkpoint."""
+    """Show one sample as a stage reads it: media, ids, labels, attention mask, and a checkpoint's loss a token."""
     from muomni import files
     from muomni.report import explain as pages
 

@@ -1,4 +1,4 @@
-"""`muomni export`: hand a trained model on, if it has proven what it learned."""
+"""`muomni export`: write a trained model as a folder of its own, if its certificate allows it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def export(
 
 
 def _certificate(final: Path, otherwise: str = "") -> dict[str, Any]:
-    """The certificate that goes along with a `final/`.
+    """The certificate of a `final/`, which is exported with it.
 
     Raises  GateRed where there is none; CheckpointError where a file is not what it names.
     """
@@ -48,7 +48,7 @@ def _certificate(final: Path, otherwise: str = "") -> dict[str, Any]:
 
     found = integrity.verify(final)
     if found is None:
-        raise GateRed(f"{final} has no certificate: nothing says that it learned", hint=f"run its stage to the end first{otherwise}")
+        raise GateRed(f"{final} has no certificate: it is not known whether it learned", hint=f"run its stage to the end first{otherwise}")
     return found
 
 
@@ -76,7 +76,7 @@ def _demand_proven(found: dict[str, Any], otherwise: str = "") -> None:
     from muomni.models import integrity
 
     if found["verdict"] == "red":
-        hint = f'mend it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."{otherwise}'
-        raise GateRed(f"{found['stage']} is not handed on: {certificate.reasons(found) or 'it is red'}", hint=hint)
+        hint = f'fix it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."{otherwise}'
+        raise GateRed(f"{found['stage']} is not exported: {certificate.reasons(found) or 'it is red'}", hint=hint)
     if not integrity.names_files(found):
         raise GateRed(f"{found['stage']}: {integrity.caveat(found)}", hint=f"muomni run RECIPE STAGE{otherwise}")

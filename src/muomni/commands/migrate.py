@@ -15,7 +15,7 @@ def migrate(
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a config whose keys do not tell its stage")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the recipe goes; standard output if left out")] = None,
 ) -> None:
-    """Write the recipe that flat JSON configs come to; it trains the same."""
+    """Write flat JSON configs as one recipe that trains the same."""
     from muomni import files
     from muomni.stages import migration
 

@@ -1,4 +1,4 @@
-"""`muomni plan`: what a recipe will need, before anything is spent."""
+"""`muomni plan`: memory, time and disk of a recipe, before it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="run folder, read for finished stages; runs/<name> if left out")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")] = False,
 ) -> None:
-    """Tell what trains, and what it will need in memory, time and disk; nothing is written."""
+    """Show what trains, and what it needs in memory, time and disk; nothing is written."""
     from muomni.planning import forecast
 
     stages = [arg for arg in args or [] if "=" not in arg]
@@ -88,7 +88,7 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
         wait = "" if speed["data_wait"] is None else f", {speed['data_wait']:.0%} of it waiting for data"
         timed = f"median of {speed['updates_timed']}{wait}"
         if speed["rows_timed"] < stage["batch_size"]:
-            timed += f"; {speed['rows_timed']} rows timed, drawn out to {stage['batch_size'] * stage['gradient_accumulation_steps']}"
+            timed += f"; {speed['rows_timed']} rows timed, extrapolated to {stage['batch_size'] * stage['gradient_accumulation_steps']}"
         rows.append(["an update", told_seconds(speed["update_s"]), timed])
         rows += [
             ["speed", told_count(speed[f"{unit}_per_s"]), f"{words} a second"]

@@ -1,18 +1,17 @@
-"""`muomni report`: the page of a run; and the same at the end of `run`, where it must not spoil what was trained."""
+"""`muomni report`: write a run's HTML page, also at the end of `run`, where a failure changes no result."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from muomni.commands import console
 from muomni.errors import GateRed
-
-T = TypeVar("T")
 
 
 def report(
@@ -26,19 +25,22 @@ def report(
     console.result(str(write(folder, against=against, out=out)))
 
 
-def with_pages(work: Callable[[], T], folder: Callable[[T | None], Path], stages: list[str] | None = None, *, alone: bool = False) -> T:
-    """Train, and write the pages of these stages (none: all) and of their run, green or red.
+@contextmanager
+def with_pages(stages: list[str] | None = None, *, alone: bool = False) -> Iterator[Callable[[Path], None]]:
+    """Write the pages of these stages (none: all) and of their run when what is trained inside ends, green or red.
 
-    Takes   folder: the run's, from what `work` gave, or from None where a gate was red.
-            alone: whoever started this process writes the run's page, once for all stages.
+    Gives   what is to be told the run's folder; of a run that ends red, the error knows it.
+    Takes   alone: whoever started this process writes the run's page, once for all stages.
     """
+    done: list[Path] = []
     try:
-        done = work()
-    except GateRed:
-        pages(folder(None), stages, alone=alone)
+        yield done.append
+    except GateRed as red:
+        done += [] if red.folder is None else [red.folder]
         raise
-    pages(folder(done), stages, alone=alone)
-    return done
+    finally:
+        for folder in done[-1:]:
+            pages(folder, stages, alone=alone)
 
 
 def pages(folder: Path, stages: list[str] | None = None, *, alone: bool = False) -> None:
@@ -64,10 +66,3 @@ def pages(folder: Path, stages: list[str] | None = None, *, alone: bool = False)
 
 def _is_newer(page: Path, certificate: Path) -> bool:
     return page.exists() and page.stat().st_mtime_ns >= certificate.stat().st_mtime_ns
-
-
-def run_folder(recipe: str, overrides: list[str], out: Path | None) -> Path:
-    """Where a recipe's run goes."""
-    from muomni.stages import recipe as recipes
-
-    return out or recipes.read(recipe, overrides).folder

@@ -1,4 +1,4 @@
-"""What a trained folder can do: chat, transcribe, speak, trace."""
+"""Commands on a trained folder: chat, transcribe, speak, trace."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text; may be given several times")] = None,
     precision: Precision = "auto",
 ) -> None:
-    """Answer a question about words, pictures and sounds; an interactive chat where nothing is asked."""
+    """Answer a question about text, pictures and sounds; an interactive chat without a question."""
     if (batch is None) != (out is None):
         raise ConfigError("chat: --batch and --out go together", hint="--batch IN.jsonl --out OUT.jsonl")
     if batch is not None and (text is not None or image or audio):
@@ -102,7 +102,7 @@ def speak(
     text: Annotated[str | None, typer.Argument(help="what to say")] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.wav|FOLDER", help="where the speech goes; a folder with --batch")] = None,
     batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="say each line: 0000.wav, 0001.wav, ...")] = None,
-    voice: Annotated[str | None, typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists them")] = None,
+    voice: Annotated[str | None, typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists the voices")] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -142,7 +142,7 @@ def trace(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="with --training: the run folder, read for finished stages")] = None,
     as_json: Json = False,
 ) -> None:
-    """Walk through one request, or one batch of training: every hop with its shape and meaning, from the forward pass itself."""
+    """Trace one request, or one batch of training: each step of the forward pass with its shape and meaning."""
     if training:
         title, hops = _of_training(source, args or [], out, has_request=any((text, image, audio, speak)))
     else:

@@ -202,7 +202,7 @@ def samples(path: Path, source: Source) -> Rows:
     """Sample rows as they are; {"text"} documents; question and answer without media become one document.
 
     Media and a system prompt beside the turns are put into them (see `layouts.chat`). The source's `prompt` is said where the user shows a
-    medium without a word; its `names` go to `extra`.
+    medium without a word; its `class_name` goes to `extra`.
     """
     about, ignored = fields.About(source), frozenset(source.ignore)
 
@@ -216,7 +216,7 @@ def samples(path: Path, source: Source) -> Rows:
             made, used, left = _turns_or_document(row, ignored)
         elif chat.is_plain(row):
             made = _asked(row, source)
-            if source.prompt is None and source.names is None:
+            if source.prompt is None and source.class_name is None:
                 yield Reading(row, row, left, "group" if row.get("group") is not None else "")
                 return
         else:
@@ -231,7 +231,7 @@ def samples(path: Path, source: Source) -> Rows:
             {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
         )
 
-    yield from each(path, source, convert, Quick() if source.prompt is None and source.names is None else None)
+    yield from each(path, source, convert, Quick() if source.prompt is None and source.class_name is None else None)
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:
@@ -249,9 +249,9 @@ def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Mad
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
     """A sample row with what the source adds to it."""
-    if source.names is not None:
+    if source.class_name is not None:
         extra = row.get("extra")
-        row = {**row, "extra": {**(extra if isinstance(extra, dict) else {}), "names": template.text(source.names, row)}}
+        row = {**row, "extra": {**(extra if isinstance(extra, dict) else {}), "names": template.text(source.class_name, row)}}
     if source.prompt is not None and isinstance(row["messages"], list):
         row = {**row, "messages": [_with_words(message, source.prompt) for message in row["messages"]]}
     return row
@@ -353,7 +353,7 @@ def told_instructions(path: Path, source: Source) -> Rows:
 def _turned(path: Path, source: Source, convert: Callable[[dict[str, Any], frozenset[str]], chat.Made]) -> Rows:
     """Rows that a layout makes turns of, with ids that are made unique and what the source says of them."""
     about, unique, ignored = fields.About(source, honours_split=says_sides(path, source)), chat.Unique(), frozenset(source.ignore)
-    said = {name for key in ("group", "task", "split", "names") for name in template.names(getattr(source, key))} | {"id"}
+    said = {name for key in ("group", "task", "split", "class_name") for name in template.names(getattr(source, key))} | {"id"}
 
     def one(row: dict[str, Any]) -> Iterator[Reading]:
         given = row.get("id")
@@ -475,25 +475,25 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
 }
 
 
-ABOUT = {"group", "task", "split", "names"}  # what a source says of each row, beside its template
+ABOUT = {"group", "task", "split", "class_name"}  # what a source says of each row, beside its template
 SHOWN = {"root", "prompt"}
 # What a source may say that is of use to some formats only.
 USES: dict[Format, set[str]] = {
     "text": {"paragraphs"},
-    "samples": {*SHOWN, "told", "names"},
+    "samples": {*SHOWN, "captions_as_text", "class_name"},
     "asr_csv": SHOWN,
     "tts_csv": {"root"},
-    "ocr_csv": {*SHOWN, "told"},
-    "captions": {*SHOWN, "told"},
-    "images": {*SHOWN, "told"},
+    "ocr_csv": {*SHOWN, "captions_as_text"},
+    "captions": {*SHOWN, "captions_as_text"},
+    "images": {*SHOWN, "captions_as_text"},
     "sounds": SHOWN,
-    "llava": {*SHOWN, "told", *ABOUT},
-    "alpaca": {"root", "told", *ABOUT},
+    "llava": {*SHOWN, "captions_as_text", *ABOUT},
+    "alpaca": {"root", "captions_as_text", *ABOUT},
     "lhotse": SHOWN,
     "ljspeech": set(),
     "librispeech": {"prompt"},
     "vctk": {"prompt"},
-    "rows": {"root", "told", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
+    "rows": {"root", "captions_as_text", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 
 

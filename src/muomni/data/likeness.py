@@ -1,8 +1,9 @@
-"""What looks, sounds or reads all but the same: small vectors that survive a new size, gain, rate or file format, and an index of them.
+"""Near-duplicate detection: perceptual vectors for images and audio, MinHash for text, LSH indexes.
 
-A picture becomes 16 x 16 colours, a sound the picture of its spectrum (24 bands x 32 stretches, dB); both are brought to mean 0 and
-deviation 1, so that brightness and gain do not count. Like vectors fall into the same buckets of random hyperplanes (Charikar 2002), and
-only what shares a bucket is compared: the cost grows with the rows, not with their square. Thresholds were measured: see docs/formats.md.
+A picture becomes 16 x 16 colours, a sound its spectrogram in 24 bands x 32 stretches (dB); both are brought to
+mean 0 and deviation 1, so that brightness and gain do not count. Similar vectors fall into the same buckets of
+random hyperplanes (Charikar 2002), and only members of a bucket are compared: the cost grows with the rows, not
+with their square. Thresholds were measured: see docs/formats.md.
 """
 
 from __future__ import annotations

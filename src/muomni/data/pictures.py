@@ -28,12 +28,12 @@ class PictureAugment(Strict):
 
     shift: int = Field(0, ge=0, description="pixels, at most, down and right")
     crop: float | None = Field(None, gt=0, lt=1, description="least share of the edge that is kept")
-    flip: list[str] = Field([], description="tasks whose pictures may be mirrored")
+    flip_tasks: list[str] = Field([], description="tasks whose pictures may be mirrored")
     jitter: bool = False
     degrees: float = Field(0.0, ge=0, le=45, description="largest turn")
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative zoom of each axis")
     shear: float = Field(0.0, ge=0, lt=1)
-    spared: list[str] = Field(
+    shift_only_tasks: list[str] = Field(
         [], description="tasks whose pictures are shifted and no more: colour, place and size are what they are about"
     )
 
@@ -42,13 +42,13 @@ class PictureAugment(Strict):
         if self.shift:
             down, right = rng.integers(-self.shift, self.shift + 1, 2)
             pixels = augment.shift(pixels, int(down), int(right))
-        if task in self.spared:
+        if task in self.shift_only_tasks:
             return pixels
         if self.degrees or self.scale or self.shear:
             pixels = augment.warp(pixels, rng, degrees=self.degrees, scale=self.scale, shear=self.shear)
         if self.crop is not None:
             pixels = augment.crop(pixels, float(rng.uniform(self.crop, 1.0)), rng)
-        if task in self.flip and rng.random() < 0.5:
+        if task in self.flip_tasks and rng.random() < 0.5:
             pixels = augment.flip(pixels)
         return augment.jitter(pixels, rng) if self.jitter else pixels
 

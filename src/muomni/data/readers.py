@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from muomni import files
+from muomni import config, files
 from muomni.data import columns, formats, parquet, shards, split, streams, trees
 from muomni.data.indexed import Samples, Writer, seldom_collected
 from muomni.data.layouts import fields
@@ -87,7 +87,9 @@ def _pattern(path: Path, given: Path) -> Path:
 
 
 def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]:
-    """The good samples of a source, media paths made absolute (`told`: put into words); bad rows go to the quarantine with file and line.
+    """The good samples of a source, media paths made absolute; bad rows go to the quarantine with file and line.
+
+    Pictures of a source with `captions_as_text` are replaced by words.
 
     Raises  DataError if the manifest is missing or no file of that kind; ConfigError if the template or format is wrong.
     """
@@ -122,7 +124,7 @@ def numbered(source: Source, base: Path, quarantine: Quarantine, account: Accoun
                 account.add(reading)
             refuse_placeholders(sample, ignored)
             is_wanted = source.tasks is None or sample.task in source.tasks
-            sample = _rooted(in_words(sample) if source.told and is_wanted else sample, places)
+            sample = _rooted(in_words(sample) if source.captions_as_text and is_wanted else sample, places)
         except DataError as error:
             quarantine.add(listing, line, error.reason, str(error))
             continue
@@ -363,7 +365,8 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
     path = locate(source, base)
     # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
-    settings = source.model_dump(exclude={"path", "root", *(name for name in ("told", "names", "ignore") if not getattr(source, name))})
+    unasked = {name for name in ("captions_as_text", "class_name", "ignore") if not getattr(source, name)}
+    settings = config.first_names(source.model_dump(exclude={"path", "root", *unasked}), type(source))
     if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]

@@ -290,9 +290,8 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
             hint='e.g. {"text": ...} or {"messages": [{"role": "user", ...}]}',
         )
     shown: Shown = []
-    if sample.text is not None:
-        if not sample.text.strip():
-            raise DataError("empty", "text: expected words, got none")
+    if sample.text is not None and not sample.text.strip():
+        raise DataError("empty", "text: expected words, got none")
     for number, message in enumerate(sample.messages):
         media = message.media
         if not media and not message.text.strip():

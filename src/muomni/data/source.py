@@ -45,14 +45,14 @@ class Source(Strict):
     paragraphs: bool = False  # .txt: documents of whole paragraphs instead of one a line
     prompt: str | None = None  # what the user says besides the medium (captions, csv, images, samples)
     ignore: list[str] = []  # columns that are left out on purpose, and placeholders (`<image>`) that are words
-    told: bool = False  # pictures put into the words of their answers, for a text-only model that a picture shall tell later
+    captions_as_text: bool = False  # replace each picture by its answer's words, to train a text-only model
 
-    # The template of format `rows` (group, task, split and names of `llava` too); {field}, {field.inner} and {item} are replaced.
+    # The template of format `rows` (group, task, split and class_name of `llava` too); {field}, {field.inner} and {item} are replaced.
     id: str | None = None
     group: str | None = None
     task: str | None = None
     split: str | None = None
-    names: str | None = None  # the class that an answer about the picture must name
+    class_name: str | None = None  # the class that an answer about the picture must name
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     negatives: str | None = None  # the field that lists [{kind, text}]

@@ -26,7 +26,7 @@ class Template:
         self.about = fields.About(source, honours_split=honours_split)
         self._ignored = frozenset(source.ignore)
         self._says_frames = any(fields.TIMES.get(fields.fold(key), ("", 1.0))[1] is None for part in _media_parts(source) for key in part)
-        said = source.model_dump(include={"id", "group", "task", "split", "names", "messages", "text"})
+        said = source.model_dump(include={"id", "group", "task", "split", "class_name", "messages", "text"})
         self.fields = {name.partition(".")[0] for name in PLACEHOLDER.findall(json.dumps(said))}
         self.fields |= {*source.where, *([source.expand] if source.expand else []), *([source.negatives] if source.negatives else [])}
 
@@ -85,8 +85,8 @@ def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     Raises  DataError (bad_row) if a field is missing or null in the row.
     """
     extra = {key: row[key] for key in KEPT if key in row}
-    if source.names is not None:
-        extra["names"] = text(source.names, row)
+    if source.class_name is not None:
+        extra["names"] = text(source.class_name, row)
     made: dict[str, Any] = {"extra": extra}
     for key in ("group", "task", "split"):
         template = getattr(source, key)

@@ -1,4 +1,4 @@
-"""Pictures put into words: text to pretrain a model on that shall later be told the same by a picture."""
+"""Replace each image by its caption, so that a text-only model can pretrain on the same conversations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ def in_words(sample: Sample) -> Sample:
     if sample.text is not None:
         return sample
     if len(sample.media) != len(sample.images):
-        raise DataError("bad_row", "told: expected pictures of the user's and nothing else, got sound, or a picture of the assistant's")
+        raise DataError(
+            "bad_row", "captions_as_text: expected pictures of the user's and nothing else, got sound, or a picture of the assistant's"
+        )
     if sample.messages[-1].role != "assistant" or not sample.answer.strip():
-        raise DataError("bad_row", "told: expected a conversation that ends in an answer, which are the words of its picture, got none")
+        raise DataError(
+            "bad_row", "captions_as_text: expected a conversation that ends in an answer, which are the words of its picture, got none"
+        )
     if not sample.images:
         return sample
     first = next((words for m in sample.messages if m.role == "assistant" and (words := m.text.strip())), "")

@@ -35,17 +35,17 @@ class SpeechAugment(Told):
     speed: tuple[float, float] | None = None
     gain_db: tuple[float, float] | None = None
     noise_snr_db: tuple[float, float] | None = None
-    formants: tuple[float, float] | None = None
-    narrow_hz: float | None = Field(None, gt=0, description="half of the utterances lose what lies above: telephone sound")
+    formant_scale: tuple[float, float] | None = None
+    low_pass_hz: float | None = Field(None, gt=0, description="half of the utterances lose what lies above: telephone sound")
     time_masks: int = Field(0, ge=0)
-    time_frames: int = Field(10, ge=1)
-    bin_masks: int = Field(0, ge=0)
-    bins: int = Field(16, ge=1)
+    time_mask_frames: int = Field(10, ge=1)
+    freq_masks: int = Field(0, ge=0)
+    freq_mask_bins: int = Field(16, ge=1)
 
     def idle(self) -> dict[str, str]:
         """The size of masks that are not there."""
-        found = {} if self.time_masks else {"time_frames": "time_masks is 0"}
-        return found if self.bin_masks else {**found, "bins": "bin_masks is 0"}
+        found = {} if self.time_masks else {"time_mask_frames": "time_masks is 0"}
+        return found if self.freq_masks else {**found, "freq_mask_bins": "freq_masks is 0"}
 
     @property
     def changes_wave(self) -> bool:
@@ -64,13 +64,18 @@ class SpeechAugment(Told):
 
     def mel(self, mel_FM: Mel, rng: np.random.Generator, spec: MelSpec) -> Mel:
         """A changed log-mel."""
-        if self.narrow_hz is not None and rng.random() < 0.5:
-            mel_FM = augment.narrow(mel_FM, spec.bin_at(self.narrow_hz))
-        if self.formants:
-            mel_FM = augment.formants(mel_FM, float(rng.uniform(*self.formants)))
-        if self.time_masks or self.bin_masks:
+        if self.low_pass_hz is not None and rng.random() < 0.5:
+            mel_FM = augment.narrow(mel_FM, spec.bin_at(self.low_pass_hz))
+        if self.formant_scale:
+            mel_FM = augment.formants(mel_FM, float(rng.uniform(*self.formant_scale)))
+        if self.time_masks or self.freq_masks:
             mel_FM = augment.spec_augment(
-                mel_FM, rng, time_masks=self.time_masks, time_frames=self.time_frames, bin_masks=self.bin_masks, bins=self.bins
+                mel_FM,
+                rng,
+                time_masks=self.time_masks,
+                time_frames=self.time_mask_frames,
+                bin_masks=self.freq_masks,
+                bins=self.freq_mask_bins,
             )
         return mel_FM
 

@@ -22,7 +22,7 @@ Counts = dict[str, float]
 def by_hand(objective: Objective, batch: Any) -> tuple[Counts, Counts] | None:
     """Targets by term, and contents by unit (units.CONTENTS); None for an objective that nobody has counted for."""
     count = next((count for kind, count in COUNTS.items() if isinstance(objective, kind)), None)
-    return None if count is None else count(objective, batch)
+    return objective.by_hand(batch) if count is None else count(objective, batch)
 
 
 def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Counts]:

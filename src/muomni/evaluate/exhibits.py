@@ -247,12 +247,14 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     """Attention of the place from which the answer begins to the first picture's patches (g, g), mean over blocks and heads."""
     omni, thinker = engine.parts.omni, engine.parts.thinker
     assert omni is not None
-    grid = omni.projectors.config.grid
+    grid = omni.projectors.config.pool_grid
     if not grid:
         return None
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
-    with watched(thinker.model.layers) as weights:
+    with watched(thinker.blocks) as weights:
         thinker.hidden(omni.embed(ids_BT, gather(prompt.pictures, prompt.mels).to(engine.device)))
     assert omni.marks.image is not None
-    pads = (ids_BT[0] == omni.marks.image.pad).nonzero()[omni.projectors.config.summaries : omni.image_tokens, 0]  # without the summary
+    pads = (ids_BT[0] == omni.marks.image.pad).nonzero()[
+        omni.projectors.config.num_cls_tokens : omni.image_tokens, 0
+    ]  # without the summary
     return _rows(torch.stack([each[0, :, -1, pads].mean(0) for each in weights]).mean(0).view(grid, grid), 5)

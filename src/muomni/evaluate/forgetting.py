@@ -57,7 +57,7 @@ class Forgetting:
         """Bits per byte now."""
         assert self.corpus is not None
         self.objective.eval()
-        row_len = self.objective.trunk.config.ctx_len // 4
+        row_len = self.objective.trunk.ctx_len // 4
         rows, size = Rows(self.corpus.pack(row_len)), rows_at_once(row_len)
         nats = 0.0
         for first in range(0, len(rows), size):
@@ -101,7 +101,7 @@ def own_texts(final: Path, base: Path, most: int) -> Texts:
         return Texts([], f"{final} is no stage of ours: nobody knows what it was trained on")
     try:
         settings = config.read_yaml(path)
-        sources = [Source.model_validate(source) for source in settings["data"]]
+        sources = [config.build(Source, source, str(path), is_stored=True) for source in settings["data"]]
         start = Path(files.read_json(origin)["base"]) if origin.is_file() else base
         quarantine = Quarantine(None, 1.0)
         corpus = readers.load(sources, base=start, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
@@ -135,8 +135,9 @@ class Senses:
         return {**self._ears(audio), **self._eyes(vision)}
 
     def _held_out(self, stage: str) -> tuple[dict[str, Any], list[Sample]]:
-        settings = config.read_yaml(self.needed[stage].parent / "config.yaml")
-        sources = [Source.model_validate(source) for source in settings["data"]]
+        path = self.needed[stage].parent / "config.yaml"
+        settings = config.read_yaml(path)
+        sources = [config.build(Source, source, str(path), is_stored=True) for source in settings["data"]]
         quarantine = Quarantine(None, 1.0)
         corpus = readers.load(sources, base=self.base, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
         places = np.linspace(0, len(corpus.valid) - 1, min(self.items, len(corpus.valid))).astype(int)

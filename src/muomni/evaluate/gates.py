@@ -129,18 +129,18 @@ def judge(
     return judged
 
 
-def demanded(demands: Mapping[str, str]) -> tuple[Gate, ...]:
+def demanded(extra_gates: Mapping[str, str]) -> tuple[Gate, ...]:
     """Gates that a recipe adds for facts of its own data, `fact: ">= 0.9"` or `fact: "<= 0.1"`.
 
     Raises  ConfigError for another form.
     """
     gates = []
-    for fact, text in demands.items():
+    for fact, text in extra_gates.items():
         found = re.fullmatch(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
         if found is None or not math.isfinite(float(found[2])):
-            raise ConfigError(f"demands.{fact}: expected e.g. '>= 0.9' or '<= 0.1', got {text!r}")
+            raise ConfigError(f"extra_gates.{fact}: expected e.g. '>= 0.9' or '<= 0.1', got {text!r}")
         bound = float(found[2])
-        why = "less than this recipe demands: train longer, or look at its report"
+        why = "less than the recipe's extra_gates ask: train longer, or look at its report"
         least, most = (bound, None) if found[1] == ">=" else (None, bound)
         gates.append(Gate(f"demand_{fact}", fact, why, at_least=least, at_most=most))
     return tuple(gates)

@@ -1,7 +1,9 @@
-"""What must hold before the first step is paid for: the objective looks where it may, at nothing else, and everything that is to learn can.
+"""Checks before training, on six rows.
 
-Every check runs on a few rows, in float32, on a copy that is thrown away and shares only what is given and rests; weights, generators
-and data order stay as they were (SPEC G2).
+No leakage through padding, packing or the causal mask; every parameter that trains gets a gradient.
+
+Every check runs on a few rows, in float32, on a copy that is thrown away and shares only frozen pretrained
+parts; weights, generators and data order stay as they were (SPEC G2).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
 
-A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`demands`), or be waived one with a reason.
+A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`extra_gates`), or be waived one with a reason.
 docs/gates.md is written from here (`make gates`).
 """
 
@@ -17,7 +17,7 @@ START = (
     Gate(
         "placement",
         "misplaced",
-        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `build`",
+        "a network lies on another device than the run, or was made so that it can't train: pass it through inputs.place in `wire`",
         at_most=0.0,
         source="review 5.1, 5.2: on a GPU a stage would have died after its training",
     ),
@@ -276,8 +276,8 @@ NAMES = Gate(
 MEASURABLE = Gate(
     "regression_texts",
     "regression_texts",
-    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on (`regression`; stage omni: "
-    "texts among its data)",
+    "nothing to measure forgetting by: name held-out texts of the kind that the language model was trained on "
+    "(`regression_texts`; stage omni: texts among its data)",
     at_least=1.0,
     source="SPEC V5: forgetting is never left unmeasured",
 )
@@ -297,231 +297,3 @@ def language(most: float) -> Gate:
         source="SPEC V5; SPEC 7",
         when="teaches_language",
     )
-
-
-STAGES: dict[str, tuple[Gate, ...]] = {
-    "thinker": (
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        Gate(
-            "floor",
-            "nats_per_token",
-            "it knows little more than how often each token occurs: train longer, check the data",
-            below_floor=0.8,
-            source="SPEC M-A",
-        ),
-        held_out_gap(0.7, "nats a token"),
-        Gate(
-            "experts",
-            "least_expert",
-            "an expert is hardly used: raise model.experts.balance, or take fewer experts",
-            at_least=0.05,
-            source="chosen: a twentieth of what an even use would give it",
-            when="has_experts",
-        ),
-    ),
-    "hearing": (
-        *SIGHT,
-        Gate(
-            "infeasible",
-            "infeasible_taught",
-            "rows whose text can't fit their frames are learned from: CTC gives them a loss of 0",
-            at_most=0.0,
-            source="SPEC M-B",
-        ),
-        Gate(
-            "cer",
-            "cer",
-            "held-out speech is not understood: train longer, more speakers, look at the transcripts",
-            at_most=0.5,
-            source="floor 1: silence",
-        ),
-        Gate(
-            "refused", "refused_share", "held-out rows were refused: their texts are too long for their sound", at_most=0.1, source="chosen"
-        ),
-        held_out_gap(1.0, "nats a symbol"),
-    ),
-    "vision": (
-        *SIGHT,
-        Gate(
-            "retrieval",
-            "retrieval_r1",
-            "captions do not find their pictures: train longer, larger batch, audible positions",
-            above_floor=0.1,
-            source="chance + 0.1",
-        ),
-        Gate(
-            "changed",
-            "attribute_changed",
-            "captions with one attribute changed are not told from true ones: harder negatives, train longer",
-            above_floor=0.1,
-            source="SPEC 7: retrieval alone is a weak gate",
-            when="negatives",
-        ),
-        Gate(
-            "probes",
-            "probe_least",
-            "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
-            above_floor=0.1,
-            source="SPEC 7: run the probe before stage omni",
-            when="probe",
-        ),
-        held_out_gap(2.0, "nats a picture"),
-    ),
-    "codec": (
-        Gate(
-            "round_trip",
-            "mel_error",
-            "the codec rebuilds little more than the mean: train longer, more codebooks",
-            below_floor=0.5,
-            source="floor: the mean",
-        ),
-        Gate(
-            "usage",
-            "usage",
-            "codebook entries lie dead: more data, longer training, look at revival",
-            at_least=0.5,
-            source="SPEC 7 asks 0.8 of the quickstart",
-        ),
-        Gate(
-            "perplexity",
-            "perplexity_share",
-            "a few entries do all the work: more data, longer training, look at revival",
-            at_least=0.1,
-            source="chosen",
-        ),
-        held_out_gap(0.5, "error, deviations"),
-    ),
-    "talker": (
-        *CAUSAL,
-        Gate(
-            "ends_taught",
-            "ends_taught",
-            "the symbol that ends speech is not learned: it will not stop",
-            at_least=1.0,
-            source="reference muomni B",
-        ),
-        Gate(
-            "codes",
-            "stale_codes",
-            "the codes it learns from are not those of the codec it will speak through: they are stale",
-            at_most=0.01,
-            source="SPEC H2, DESIGN 5",
-        ),
-        Gate(
-            "text_matters",
-            "text_swap_gap_nats",
-            "it speaks without reading: train longer, check that text reaches the frames",
-            at_least=0.1,
-            source="SPEC M-D",
-        ),
-        Gate(
-            "text_sure",
-            "text_swap_gap_nats",
-            "it speaks without reading",
-            more_than=0.0,
-            source="SPEC M-D: paired bootstrap and sign test, 95 %",
-            by_ci=True,
-        ),
-        Gate("text_wins", "text_swap_win_rate", "it speaks without reading", at_least=0.8, source="SPEC M-E"),
-        Gate(
-            "own_cer",
-            "own_cer",
-            "its speech is not understood: train longer, look at the codec's own CER first",
-            at_most=0.5,
-            source="floor: copy synthesis",
-        ),
-        Gate(
-            "own_cer_cost",
-            "own_cer_above_copy",
-            "its speech is far less clear than the codec allows: train longer",
-            at_most=0.45,
-            source="SPEC M-D: the copy-synthesis ceiling",
-        ),
-        Gate(
-            "stops",
-            "stop_within_20pct",
-            "it does not know when to end: check the end symbol's labels",
-            at_least=0.8,
-            source="SPEC 7 asks 0.95 of the quickstart",
-        ),
-        Gate("ends", "ended", "it does not end by itself: check the end symbol's labels", at_least=0.9, source="SPEC M-D"),
-        held_out_gap(2.0, "nats a frame"),
-    ),
-    "omni": (
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        *SIGHT,
-        *ablation("image"),
-        *ablation("audio"),
-        Gate(
-            "forgetting",
-            "forgetting_bits_per_byte",
-            "the Thinker forgot its language: more text replay, lower lr",
-            at_most=0.15,
-            source="SPEC 7",
-        ),
-        MEASURABLE,
-        Gate(
-            "forgetting_ears",
-            "forgetting_cer",
-            "the ears hear worse than after stage hearing",
-            at_most=0.01,
-            source="frozen: 0 but for rounding",
-            modality="audio",
-        ),
-        Gate(
-            "forgetting_eyes",
-            "forgetting_retrieval",
-            "the eyes find fewer captions than after stage vision",
-            at_most=0.01,
-            source="frozen: 0 but for rounding",
-            modality="image",
-        ),
-        held_out_gap(1.0, "nats a token"),
-    ),
-    "align": (
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        *COVERAGE,
-        *SIGHT,
-        *ablation("image"),
-        NAMES,
-        MEASURABLE_IF_TAUGHT,
-        language(0.0),
-        held_out_gap(1.5, "nats a token"),
-    ),
-    "sweep": (  # beside those of align, which its winner must meet
-        Gate(
-            "winner",
-            "eligible",
-            "no point of the grid is green with a swap gap surely above 0: they learned how captions sound, not what pictures show",
-            at_least=1.0,
-            source="SPEC V3",
-        ),
-    ),
-    "instruct": (
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        *COVERAGE,
-        *SIGHT,
-        *ablation("image"),
-        NAMES,
-        Gate(
-            "above_question",
-            "above_question_only",
-            "answers are no better than a guess from the question alone: it does not look where it is asked to",
-            more_than=0.0,
-            source="SPEC M-E: question-only baseline; the low end of 95 % (sign test)",
-            by_ci=True,
-            when="exact",
-        ),
-        MEASURABLE_IF_TAUGHT,
-        language(0.15),
-        held_out_gap(1.5, "nats a token"),
-    ),
-}

@@ -7,7 +7,6 @@ from pathlib import Path
 from muomni import files
 from muomni.errors import CheckpointError
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")  # all that there are, the one list
 SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
 VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
@@ -34,13 +33,15 @@ def find(folder: Path | str) -> dict[str, Path]:
     for place in (folder, folder / "final"):
         if stage := kind(place):
             return {stage: place, **({"talker": place / VOICE} if kind(place / VOICE) == "talker" else {})}
-    stages = {name: folder / name / "final" for name in STAGES if kind(folder / name / "final") == name}
+    answering = (*dict.fromkeys(KINDS.values()), "omni")
+    stages = {name: folder / name / "final" for name in answering if kind(folder / name / "final") == name}
     for name in SEEING:
         if kind(folder / name / "final") == "omni":
             stages.setdefault("omni", folder / name / "final")
     if not stages:
+        places = f"{folder.name}/{{{','.join((*answering, *SEEING))}}}/final"
         raise CheckpointError(
-            f"{folder}: holds no finished stage (expected {folder.name}/{{{','.join(STAGES)}}}/final, a stage's final/, or one of these)",
+            f"{folder}: holds no finished stage (expected {places}, a stage's final/, or one of these)",
             hint="train it: muomni run RECIPE",
         )
     return stages

@@ -99,7 +99,7 @@ def eyes(watch: Watch, tower: Eyes, projectors: Projectors | None) -> None:
     if isinstance(projectors.vision, Perceiver):
         watch.out_of(projectors.vision.resampler, "resampled", f"{projectors.vision.config.tokens} learned questions to all patches")
     else:
-        watch.into(projectors.vision, "summary", "CLS" if projectors.config.grid == 0 else "CLS and pooled patches")
+        watch.into(projectors.vision, "summary", "CLS" if projectors.config.pool_grid == 0 else "CLS and pooled patches")
     watch.out_of(projectors.vision, "picture tokens", "in the Thinker's width")
 
 
@@ -118,7 +118,7 @@ def ears(watch: Watch, encoder: AudioEncoder, projectors: Projectors | None) -> 
 def thinker(watch: Watch, decoder: Decoder) -> None:
     """Through the blocks of a language model, up to the states that logits are read from."""
     heads = decoder.config.heads
-    for number, block in enumerate(decoder.model.layers, start=1):
+    for number, block in enumerate(decoder.blocks, start=1):
         if number == 1:
             attention: Any = block.self_attn
             if hasattr(attention.q_proj, "lora_A"):
@@ -128,4 +128,4 @@ def thinker(watch: Watch, decoder: Decoder) -> None:
             looks = "each position's weights on itself and what stands before it; kernels make them piece by piece and keep none"
             watch.out_of(attention.q_norm, "attention", looks, lambda x: x.new_empty(len(x), heads, x.shape[1], x.shape[1], device="meta"))
         watch.out_of(block, f"block {number}", "attention, then feed-forward, both added")
-    watch.out_of(decoder.model.norm, "hidden", "what logits are read from")
+    watch.out_of(decoder.body.norm, "hidden", "what logits are read from")

@@ -50,7 +50,7 @@ def _answer(engine: Engine, request: Request) -> list[Hop]:
     ids_BT = torch.tensor([ready.ids], device=engine.device)
     with hops.watching() as watch:
         watch.add("ids", ids_BT.shape, "the conversation as token ids, with pads where media go")
-        watch.out_of(thinker.model.embed_tokens, "embeddings", "one vector a token")
+        watch.out_of(thinker.table, "embeddings", "one vector a token")
         counts: dict[str, int] = {}
         if omni is not None and request.images and omni.vision is not None:
             hops.eyes(watch, omni.vision, omni.projectors)
@@ -63,7 +63,7 @@ def _answer(engine: Engine, request: Request) -> list[Hop]:
             counts["of the sound"] = omni.audio_tokens(len(ready.mels[0]))
         if counts:
             counts["of words and marks"] = len(ready.ids) - sum(counts.values())
-            watch.into(thinker.model.layers[0], "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))
+            watch.into(thinker.body, "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))
         hops.thinker(watch, thinker)
         x_BTD, _ = engine.read([ready])
         x_BTD = thinker.embed(x_BTD) if x_BTD.dim() == 2 else x_BTD

@@ -1,4 +1,4 @@
-"""Networks that a model is built upon and that it does not hold: where they lie, and a digest that says which they are."""
+"""References to pretrained networks (stage, folder or hub id), with the digest of their weights."""
 
 from __future__ import annotations
 

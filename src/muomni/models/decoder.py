@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from muomni.errors import CheckpointError, ConfigError, ContextError
+from muomni.models import stepper
+from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.head import OwnHead, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -23,28 +26,28 @@ from muomni.nn.norm import RMSNorm
 class ExpertsConfig(BaseModel):
     """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config file in brackets.
 
-    balance  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
+    balance_weight  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    number: int = Field(gt=0, description="experts of a layer (num_experts)")
-    per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
+    num_experts: int = Field(gt=0, description="experts of a layer (num_experts)")
+    experts_per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
     hidden: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
-    normalise: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
+    normalise_weights: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
     every: int = Field(1, gt=0, description="layers every, 2 x every, ... have experts, the first being layer 1 (decoder_sparse_step)")
-    dense: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
-    balance: float = Field(0.001, ge=0)
+    dense_layers: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
+    balance_weight: float = Field(0.001, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.per_token > self.number:
-            raise ValueError(f"per_token {self.per_token} must be at most the number of experts {self.number}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} must be at most num_experts {self.num_experts}")
         return self
 
     def are_in(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts."""
-        return layer not in self.dense and (layer + 1) % self.every == 0
+        return layer not in self.dense_layers and (layer + 1) % self.every == 0
 
 
 class DecoderConfig(BaseModel):
@@ -70,7 +73,9 @@ class DecoderConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.experts is not None and not any(self.experts.are_in(layer) for layer in range(self.layers)):
-            raise ValueError(f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense {list(self.experts.dense)})")
+            raise ValueError(
+                f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense_layers {list(self.experts.dense_layers)})"
+            )
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.width % self.heads:
@@ -115,13 +120,13 @@ class DecoderConfig(BaseModel):
         moe = {
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
-            "num_experts": self.experts.number,
-            "num_experts_per_tok": self.experts.per_token,
+            "num_experts": self.experts.num_experts,
+            "num_experts_per_tok": self.experts.experts_per_token,
             "moe_intermediate_size": self.experts.hidden,
-            "norm_topk_prob": self.experts.normalise,
+            "norm_topk_prob": self.experts.normalise_weights,
             "decoder_sparse_step": self.experts.every,
-            "mlp_only_layers": list(self.experts.dense),
-            "router_aux_loss_coef": self.experts.balance,
+            "mlp_only_layers": list(self.experts.dense_layers),
+            "router_aux_loss_coef": self.experts.balance_weight,
         }
         return {**qwen3, **moe, **ours}
 
@@ -176,21 +181,27 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     if not number:
         return None
     return ExpertsConfig(
-        number=number,
-        per_token=content["num_experts_per_tok"],
+        num_experts=number,
+        experts_per_token=content["num_experts_per_tok"],
         hidden=content["moe_intermediate_size"],
-        normalise=content.get("norm_topk_prob", False),
+        normalise_weights=content.get("norm_topk_prob", False),
         every=content.get("decoder_sparse_step", 1),
-        dense=tuple(content.get("mlp_only_layers") or ()),
-        balance=content.get("router_aux_loss_coef", 0.001),
+        dense_layers=tuple(content.get("mlp_only_layers") or ()),
+        balance_weight=content.get("router_aux_loss_coef", 0.001),
     )
 
 
-class Trunk(nn.Module):
-    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint."""
+class Body(nn.Module):
+    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint. Its call is `Decoder.hidden`.
+
+    checkpointing   see Decoder
+    """
+
+    checkpointing: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
             Block(
@@ -213,23 +224,76 @@ class Trunk(nn.Module):
         experts = config.experts
         if experts is None or not experts.are_in(layer):
             return "swiglu"
-        return MoE(config.width, experts.hidden, experts.number, experts.per_token, normalise=experts.normalise)
+        return MoE(config.width, experts.hidden, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        keep_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """States from which logits are read.
+
+        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
+                positions_BT in place of the sequential ones, which skip padding and restart with every document;
+                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
+                routing: is told which experts each token chose, layer by layer;
+                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
+        Gives   (B,T,D).
+        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
+        """
+        config = self.config
+        length = x_BTD.shape[1]
+        if layer is not None and (cache is not None or not 0 <= layer <= config.layers):
+            raise ConfigError(f"layer must be within 0..{config.layers} and without a cache, got {layer}")
+        seen = length if cache is None else cache.length + length
+        if seen > config.ctx_len and documents_BT is None:
+            raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
+        if cache is None and torch.is_grad_enabled():
+            stepper.release(self)  # what trains has better use for the memory
+        if cache is None:
+            mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
+            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
+        else:
+            mask, positions = None, cache.begin(length, keep_BT)
+        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
+        blocks = list(self.layers)[:layer]
+        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
+        if self.checkpointing and cache is None and self._is_taught(x_BTD):
+            for block in blocks:
+                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)
+        else:
+            for index, block in enumerate(blocks):
+                x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))
+        if layer is not None:
+            return x_BTD
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    def _is_taught(self, x_BTD: Tensor) -> bool:
+        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
+        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.layers.parameters()))
 
 
-class Decoder(nn.Module):
+class Decoder(CausalLM):
     """ids or embeddings -> hidden states -> logits.
 
     checkpointing   each block's activations are made again in the backward instead of kept: a third more arithmetic, memory of one block
     """
 
     model_type: ClassVar[str] = "qwen3"
-    checkpointing: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Trunk(config)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.model = Body(config)
+        self.lm_head = None if config.tied else OwnHead(config.width, config.vocab_size)
+        self._tied_head = TiedHead(self.model.embed_tokens) if config.tied else None
         self._start()
 
     @classmethod
@@ -279,9 +343,46 @@ class Decoder(nn.Module):
         return count
 
     @property
-    def output_weight_VD(self) -> Tensor:
-        """The table that turns hidden states into logits."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def ctx_len(self) -> int:  # type: ignore[override]
+        """Longest sequence, in positions."""
+        return self.config.ctx_len
+
+    @property
+    def head(self) -> TableHead:  # type: ignore[override]
+        """What turns hidden states into logits, or into the nats of labels."""
+        head = self.lm_head if self._tied_head is None else self._tied_head
+        assert head is not None
+        return head
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The module whose call is `embed`."""
+        return self.model.embed_tokens
+
+    @property
+    def body(self) -> Body:
+        """The module whose call is `hidden`."""
+        return self.model
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Its blocks in order, for adapters, hooks and the stepper; under `model.layers` in names of parameters."""
+        return cast("Sequence[Block]", self.model.layers)
+
+    def projections(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The linear layers of its blocks with their full names: where adapters may stand (the output table is read past any)."""
+        for name, layer in self.model.layers.named_modules(prefix="model.layers"):
+            if isinstance(layer, nn.Linear):
+                yield name, layer
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the backward makes activations again."""
+        return self.model.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.model.checkpointing = on
 
     @property
     def embedding_rms(self) -> float:
@@ -293,64 +394,14 @@ class Decoder(nn.Module):
         out: Tensor = self.model.embed_tokens(ids_BT)
         return out
 
-    def hidden(
-        self,
-        x_BTD: Tensor,
-        *,
-        keep_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
-        """States from which logits are read.
-
-        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
-                positions_BT in place of the sequential ones, which skip padding and restart with every document;
-                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
-                routing: is told which experts each token chose, layer by layer;
-                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
-        Gives   (B,T,D).
-        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
-        """
-        config = self.config
-        length = x_BTD.shape[1]
-        if layer is not None and (cache is not None or not 0 <= layer <= config.layers):
-            raise ConfigError(f"layer must be within 0..{config.layers} and without a cache, got {layer}")
-        seen = length if cache is None else cache.length + length
-        if seen > config.ctx_len and documents_BT is None:
-            raise ContextError(f"{seen} positions do not fit ctx_len {config.ctx_len}")
-        if cache is None:
-            mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
-            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
-        else:
-            mask, positions = None, cache.begin(length, keep_BT)
-        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
-        blocks = self.model.layers[:layer]
-        how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
-        if self.checkpointing and cache is None and self._is_taught(x_BTD):
-            for block in blocks:
-                x_BTD = checkpoint(block, x_BTD, **how, use_reentrant=False, context_fn=recompute.contexts)
-        else:
-            for index, block in enumerate(blocks):
-                x_BTD = block(x_BTD, **how, cache=None if cache is None else cache.layer(index))
-        if layer is not None:
-            return x_BTD
-        out: Tensor = self.model.norm(x_BTD)
+    def hidden(self, x_BTD: Tensor, **how: Any) -> Tensor:
+        """States from which logits are read, (B,T,D); takes and raises what `Body.forward` does."""
+        out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def _is_taught(self, x_BTD: Tensor) -> bool:
-        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
-        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.model.layers.parameters()))
-
-    def logits(self, h: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
-        return F.linear(h, self.output_weight_VD)
-
-    def forward(self, ids_BT: Tensor, **how: Any) -> Tensor:
-        """ids (B,T) -> logits (B,T,V); `how` as in `hidden`."""
-        return self.logits(self.hidden(self.embed(ids_BT), **how))
+    def reading(self) -> Read:
+        """By its stepper, which is kept with it."""
+        return stepper.kept(self).read
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def demand(given: Tensor, network: nn.Module, what: str, again: Callable[[], Any
     Takes   what: the name of what it gave; again: runs the network once more, to find the module where it begins.
     Raises  CheckpointError naming the network's folder and the module.
     """
-    if bool(given.sum().isfinite()) or bool(given.isfinite().all()):
+    if math.isfinite(given.sum().item()) or bool(given.isfinite().all()):  # each operation counts between two tokens
         return
     count, kind = int((~given.isfinite()).sum()), type(network).__name__
     begins = "" if again is None or not (name := first_module(network, again)) else f", first in module {name}"

@@ -49,7 +49,7 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
     Source  Hu et al. 2021.
     """
     _demand_plain(decoder)
-    found = {name.rpartition(".")[2] for name, _ in _projections(decoder)}
+    found = {name.rpartition(".")[2] for name, _ in decoder.projections()}
     if lost := [target for target in settings.targets if target not in found]:
         raise ConfigError(f"lora targets match nothing: {', '.join(lost)}", hint=f"the blocks have {', '.join(sorted(found))}")
     peft = _peft()
@@ -154,20 +154,13 @@ def _demand_plain(decoder: Decoder) -> None:
         raise ConfigError("the decoder has an adapter already", hint="merge it first: models.lora.merged")
 
 
-def _projections(decoder: Decoder) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers of the blocks; others (the output table) are read past any adapter."""
-    for name, layer in decoder.model.layers.named_modules(prefix="model.layers"):
-        if isinstance(layer, nn.Linear):
-            yield name, layer
-
-
 def _adapter(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, weight) for name, weight in decoder.named_parameters() if ".lora_" in name)
 
 
 def _shapes(decoder: Decoder, settings: LoraSettings) -> dict[str, tuple[int, int]]:
     """What a file must hold for this decoder."""
-    chosen = [(name, layer) for name, layer in _projections(decoder) if name.rpartition(".")[2] in settings.targets]
+    chosen = [(name, layer) for name, layer in decoder.projections() if name.rpartition(".")[2] in settings.targets]
     down = {f"{PREFIX}{name}.lora_A.weight": (settings.r, layer.in_features) for name, layer in chosen}
     return down | {f"{PREFIX}{name}.lora_B.weight": (layer.out_features, settings.r) for name, layer in chosen}
 

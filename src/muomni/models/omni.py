@@ -24,13 +24,13 @@ from muomni.tokens.marks import OWN, Marks
 class ProjectorsConfig(BaseModel):
     """How pictures and sounds become tokens of the Thinker.
 
-    grid        0: a picture is its summary alone (1 token); g: the summary and g x g pooled patches, each projected by itself
-    perceiver   in place of the grid: learned queries look at all that the eyes give, so a picture fills a fixed number of tokens
-    summaries   1 for eyes that give a summary before their patches, 0 for those that don't
-    levels      after how many blocks of the eyes their states are read, beside each other; () reads the end alone. The end knows the
-                picture, the beginning what is where (Yao et al. 2024, Dense Connector)
-    audio_width None for a model without ears
-    audio_pool  states of the ears in one token: 1 = 25 Hz, 2 = 12.5 Hz
+    pool_grid       0: a picture is its CLS token alone (1 token); g: the CLS token and g x g pooled patches, each projected by itself
+    perceiver       in place of pool_grid: learned queries attend to all features, so a picture fills a fixed number of tokens
+    num_cls_tokens  1 for vision towers that give a CLS token before their patches, 0 for those that don't
+    feature_layers  after how many blocks of the vision tower its states are read; they are concatenated. () reads the last alone.
+                    Late layers know what is in the picture, early ones where it is (Yao et al. 2024, Dense Connector)
+    audio_width     None for a model without an audio encoder
+    audio_pool      states of the audio encoder in one token: 1 = 25 Hz, 2 = 12.5 Hz
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,31 +38,32 @@ class ProjectorsConfig(BaseModel):
     width: int = Field(default=256, gt=0)
     vision_width: int = Field(default=128, gt=0)
     audio_width: int | None = Field(default=192, gt=0)
-    grid: int = Field(default=0, ge=0)
+    pool_grid: int = Field(default=0, ge=0)
     perceiver: PerceiverConfig | None = None
-    summaries: int = Field(default=1, ge=0, le=1)
-    levels: tuple[NonNegativeInt, ...] = ()
+    num_cls_tokens: int = Field(default=1, ge=0, le=1)
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     audio_pool: int = Field(default=1, ge=1, le=4)
 
     @model_validator(mode="after")
     def _fills_a_token(self) -> Self:
-        if self.perceiver is not None and self.grid:
-            raise ValueError("grid has no effect beside a perceiver")
+        if self.perceiver is not None and self.pool_grid:
+            raise ValueError("pool_grid has no effect beside a perceiver")
         if not self.image_tokens:
-            raise ValueError("eyes without a summary need a grid or a perceiver")
+            raise ValueError("a vision tower without a CLS token needs pool_grid or a perceiver")
         return self
 
     @property
     def image_tokens(self) -> int:
         """Positions that one picture fills."""
-        return self.perceiver.tokens if self.perceiver is not None else self.summaries + self.grid**2
+        return self.perceiver.tokens if self.perceiver is not None else self.num_cls_tokens + self.pool_grid**2
 
 
 class Projectors(nn.Module):
     """From what the towers give into the Thinker's width: a linear map a modality, or a perceiver for pictures (SPEC M-E, V2).
 
-    What the eyes give is first brought to mean 0 and spread 1 in every channel, summaries and patches each by their own statistics:
-    what all patches share is loud, what tells them apart is quiet, and nothing learns to look a patch up (docs/log.md).
+    Vision features are first brought to mean 0 and spread 1 in every channel, CLS tokens and patches each by their own
+    statistics. Unnormalised, the component common to all patches has a large norm and the distinguishing one a small
+    norm, and attention does not learn to select patches (docs/log.md).
     """
 
     model_type = "muomni_projectors"
@@ -70,7 +71,7 @@ class Projectors(nn.Module):
     def __init__(self, config: ProjectorsConfig) -> None:
         super().__init__()
         self.config = config
-        width_in = config.vision_width * max(1, len(config.levels))
+        width_in = config.vision_width * max(1, len(config.feature_layers))
         self.vision: nn.Linear | Perceiver
         if config.perceiver is None:
             self.vision = nn.Linear(width_in, config.width)
@@ -98,7 +99,7 @@ class Projectors(nn.Module):
 
     def _parts(self, states_NTE: Tensor) -> tuple[Tensor, Tensor]:
         """Summaries and patches."""
-        return states_NTE[:, : self.config.summaries], states_NTE[:, self.config.summaries :]
+        return states_NTE[:, : self.config.num_cls_tokens], states_NTE[:, self.config.num_cls_tokens :]
 
     def see(self, states_NTE: Tensor) -> Tensor:
         """What the eyes give of pictures, (N, summaries + P, E) -> (N, image_tokens, D)."""
@@ -139,15 +140,16 @@ class Media:
 class Omni(nn.Module):
     """ids and media -> embeddings that the decoder reads. The towers stay frozen; what trains is chosen by the stage.
 
-    Raises  ConfigError where the projectors read levels that the eyes do not have, or the vocabulary has no marks for pictures.
+    Raises  ConfigError where the projectors read feature_layers that the vision tower does not have, or the vocabulary has no marks
+            for pictures.
     """
 
     def __init__(
         self, decoder: Decoder, vision: Eyes | None, audio: AudioEncoder | None, projectors: Projectors, marks: Marks = OWN
     ) -> None:
         super().__init__()
-        if vision is not None and max(projectors.config.levels, default=0) > vision.depth:
-            raise ConfigError(f"levels {projectors.config.levels}: the eyes have {vision.depth} blocks")
+        if vision is not None and max(projectors.config.feature_layers, default=0) > vision.depth:
+            raise ConfigError(f"feature_layers {projectors.config.feature_layers}: the vision tower has {vision.depth} blocks")
         if vision is not None and marks.image is None:
             raise ConfigError("this vocabulary has no marks for pictures (Qwen's are <|vision_start|>, <|image_pad|>, <|vision_end|>)")
         self.decoder, self.vision, self.audio, self.projectors, self.marks = decoder, vision, audio, projectors, marks
@@ -173,14 +175,14 @@ class Omni(nn.Module):
         if self.vision is None:
             raise ShapeError("this model has no eyes: stage omni was trained without stage vision")
         config, side = self.projectors.config, self.vision.side
-        states = self.vision.look(pixels_N3HW, config.levels)
-        if config.perceiver is not None or config.grid == side:
+        states = self.vision.look(pixels_N3HW, config.feature_layers)
+        if config.perceiver is not None or config.pool_grid == side:
             return states
-        summary, patches = states[:, : config.summaries], states[:, config.summaries :]
-        if not config.grid:
+        summary, patches = states[:, : config.num_cls_tokens], states[:, config.num_cls_tokens :]
+        if not config.pool_grid:
             return summary
         square = patches.transpose(1, 2).unflatten(2, (side, side))  # type: ignore[no-untyped-call]
-        return torch.cat([summary, F.adaptive_avg_pool2d(square, config.grid).flatten(2).transpose(1, 2)], 1)
+        return torch.cat([summary, F.adaptive_avg_pool2d(square, config.pool_grid).flatten(2).transpose(1, 2)], 1)
 
     def hear(self, mel_NFM: Tensor, frames_N: Tensor) -> tuple[Tensor, Tensor]:
         """Sounds -> (N, T, D) and the real tokens of each, (N,)."""

@@ -18,6 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from muomni import files
+from muomni.config import current
 from muomni.errors import CheckpointError
 from muomni.models import finite
 
@@ -75,7 +76,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch
     shape = typing.get_type_hints(network.__init__)["config"]
     own = {key: value for key, value in content.items() if key not in ("model_type", "muomni")}
     try:
-        config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(own)
+        config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(current(own, shape))
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {'; '.join(map(_fault, error.errors()))}") from error
     except CheckpointError as error:

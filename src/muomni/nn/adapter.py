@@ -1,4 +1,4 @@
-"""What a product with a low-rank adapter beside it amounts to, for whoever reads weights instead of calling layers."""
+"""Effective weight of a linear layer: the base plus the deltas of its active LoRA adapters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def ingredients(linear: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """What `effective` makes a weight of: tensors, and what says how they are put together (adapters, their scales)."""
+    base: Tensor = getattr(linear, "base_layer", linear).weight
+    if not hasattr(linear, "base_layer"):
+        return [base], ()
+    active = tuple(linear.active_adapters)
+    how = (linear.merged, linear.disable_adapters, active, tuple(linear.scaling.get(name) for name in active))
+    return [base, *(side[name].weight for side in (linear.lora_A, linear.lora_B) for name in active)], how
 
 
 @torch.no_grad()

@@ -29,12 +29,14 @@ class KVCache:
         shape = (layers, batch, kv_heads, capacity, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        self._parts = [(self.keys[layer], self.values[layer]) for layer in range(layers)]
         self.keep_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.capacity = capacity
         self.length = 0
         self.start = 0
         self.mask: Tensor | None = None
         self.is_padded = False
+        self.positions_BT: Tensor | None = None  # of the newest slots, once a row has padding
         self._real_B = torch.zeros(batch, dtype=torch.long, device=device)
 
     def begin(self, new: int, keep_BT: Tensor | None = None) -> Tensor:
@@ -44,24 +46,32 @@ class KVCache:
         Gives   positions (B,new) int64, or (new,) while no row has padding.
         Raises  ContextError if the slots do not suffice.
         """
+        self.take(new, keep_BT)
+        if self.positions_BT is not None:
+            return self.positions_BT
+        return torch.arange(self.start, self.length, device=self.keys.device)
+
+    def take(self, new: int, keep_BT: Tensor | None = None) -> None:
+        """`begin` without the positions of rows that have no padding: slots start to length, which cost nothing."""
         if self.length + new > self.capacity:
             raise ContextError(f"the cache holds {self.capacity} positions, {self.length} are taken, {new} more do not fit")
         self.start, self.length = self.length, self.length + new
-        if keep_BT is not None and not bool(keep_BT.all()):
-            self.is_padded = True
+        if not self.is_padded and keep_BT is not None and not bool(keep_BT.all()):
+            self.is_padded = True  # from here on it matters which slots are real; all before are
+            self.keep_BS[:, : self.start] = True
+            self._real_B += self.start
         if not self.is_padded:
-            self.keep_BS[:, self.start : self.length] = True
-            self._real_B += new
             self.mask = self._future_mask(new) if self.start and new > 1 else None
-            return torch.arange(self.start, self.length, device=self.keys.device)
+            return
         if new == 1 and keep_BT is None:  # one real token a row: decoding, where every step counts
             self.keep_BS[:, self.start] = True
             self.mask = self.keep_BS[:, None, None, : self.length]
+            self.positions_BT = self._real_B[:, None].clone()
             self._real_B += 1
-            return self._real_B[:, None] - 1
+            return
         keep = torch.ones_like(self.keep_BS[:, :new]) if keep_BT is None else keep_BT
         self.keep_BS[:, self.start : self.length] = keep
-        positions = self._real_B[:, None] + keep.long().cumsum(1) - keep.long()
+        self.positions_BT = self._real_B[:, None] + keep.long().cumsum(1) - keep.long()
         self._real_B += keep.sum(1)
         mask = self.keep_BS[:, None, : self.length]
         if new > 1:
@@ -69,7 +79,6 @@ class KVCache:
         slots = torch.arange(self.length, device=mask.device)
         itself = slots == slots[self.start :, None]
         self.mask = (mask | (itself & ~mask.any(-1, keepdim=True)))[:, None]
-        return positions
 
     def _future_mask(self, new: int) -> Tensor:
         full = torch.ones(1, 1, new, self.length, dtype=torch.bool, device=self.keys.device)
@@ -77,15 +86,14 @@ class KVCache:
 
     def layer(self, index: int) -> LayerCache:
         """The part of one layer."""
-        return LayerCache(self, index)
+        return LayerCache(self, *self._parts[index])
 
 
 class LayerCache:
     """One layer's view of a KVCache."""
 
-    def __init__(self, cache: KVCache, index: int) -> None:
-        self.cache = cache
-        self.index = index
+    def __init__(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
+        self.cache, self.keys, self.values = cache, keys, values
 
     def update(self, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Write the new keys and values; give all of them so far and who may look at them.
@@ -96,7 +104,7 @@ class LayerCache:
         cache = self.cache
         if cache.length - cache.start != k_BHTd.shape[2]:
             raise InternalError(f"cache.begin announced {cache.length - cache.start} positions, the layer brings {k_BHTd.shape[2]}")
-        keys, values = cache.keys[self.index], cache.values[self.index]
-        keys[:, :, cache.start : cache.length] = k_BHTd
-        values[:, :, cache.start : cache.length] = v_BHTd
-        return keys[:, :, : cache.length], values[:, :, : cache.length], cache.mask
+        new = cache.length - cache.start
+        self.keys.narrow(2, cache.start, new).copy_(k_BHTd)
+        self.values.narrow(2, cache.start, new).copy_(v_BHTd)
+        return self.keys.narrow(2, 0, cache.length), self.values.narrow(2, 0, cache.length), cache.mask

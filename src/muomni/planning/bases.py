@@ -22,7 +22,7 @@ from muomni.planning.known import Tower
 from muomni.stages.align import STAGES
 from muomni.stages.recipe import Recipe
 
-SETTINGS = ("llm", "eyes")  # that name them
+SETTINGS = ("llm", "vision_tower")  # that name them
 CUT_VOCABULARY = 4096
 LEARNED_FROM = 2000  # samples, for a vocabulary that stands in
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")  # of Qwen3's

@@ -12,22 +12,20 @@ from typing import Any
 import numpy as np
 
 from muomni import runtime
-from muomni.data import cache, indexed, readers
+from muomni.data import indexed, readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.models.decoder import DecoderConfig
-from muomni.planning import assumed
 from muomni.planning.trial import Built
-from muomni.runtime import Runtime
+from muomni.stages import assumed
 from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, StageSettings
+from muomni.stages.stage import StageSettings
+from muomni.stages.stage import build as build_stage
 from muomni.train import optim
 from muomni.train.timing import MOST
 
-# Samples that are enough for stages which read all of their data as soon as they are built; others take only what they draw.
-ENOUGH = {"thinker": 20_000, "talker": 256}
 HELD_OUT = 128
 
 
@@ -52,22 +50,6 @@ class Task:
     is_stand_in: bool = False
 
 
-@dataclass(frozen=True)
-class Sampled(Inputs):
-    """Inputs that give a part of the corpus: as many samples as a survey needs, evenly chosen."""
-
-    part: Corpus
-
-    @property
-    def coded(self) -> Path:
-        """Of what is looked at once nothing is kept for others."""
-        return self.folder / "coded"
-
-    def corpus(self, settings: StageSettings) -> Corpus:
-        """The part, whatever the sources."""
-        return self.part
-
-
 @dataclass
 class Ready:
     """Settings whose data are there, the stage's own or assumed ones, and what is to be said of them."""
@@ -83,11 +65,10 @@ def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
     notes: list[str] = []
     missing = absent(settings, recipe.base)
     if missing:
-        sources = assumed.make(recipes.stage(task.stage).name, settings, *_language(settings, recipe), own / "assumed")
+        sources = assumed.make(recipes.stage(task.stage), settings, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
-        settings = changed(settings, data=sources, tokenizer_data=[], probe=[], init_from=None, lm_order=0)
-    # Codebooks that start late would leave their share of an update unseen; texts and statistics that are measured first only take time.
-    return Ready(changed(settings, quantise_after=0, regression=[], standardise=False), bool(missing), notes)
+        settings = settings.assuming(sources)
+    return Ready(settings, bool(missing), notes)
 
 
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
@@ -104,19 +85,23 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
     """
     stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
-    cache.begin(settings.cache_mb)
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
-    run = Runtime(machine.device, settings.number_format(Inputs(own, folders, recipe.base, machine)))
-    runtime.seed_everything(settings.seed)
-    whole = Inputs(own, folders, recipe.base, run).corpus(settings)
-    part, scale = sample(whole, ENOUGH.get(task.stage))
+    read: list[Corpus] = []
+
+    def part(corpus: Corpus) -> Corpus:
+        read.append(corpus)
+        return sample(corpus, stage.enough)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = stage.build(settings, Sampled(own, folders, recipe.base, run, part))
+        plan = build_stage(stage, settings, own, folders, recipe.base, machine, part=part)
+    run = plan.inputs.run
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
     notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
     plan.objective.train()
     rows = optim.select(plan.objective, settings)
+    whole = read[0]
+    scale = len(whole.train) / max(1, len(plan.corpus.train))
     return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
 
 
@@ -132,7 +117,7 @@ def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
 
 def surveyed_as(recipe: Recipe, name: str) -> str:
     """The stage that is built where another is asked for: of a sweep its first point, since all cost the same."""
-    return next((other for other in recipe.stages if other.startswith(f"{name}/")), name)
+    return next(iter(recipes.points(recipe.stages, name)), name)
 
 
 def absent(settings: StageSettings, base: Path) -> list[str]:
@@ -146,14 +131,14 @@ def absent(settings: StageSettings, base: Path) -> list[str]:
     return missing
 
 
-def sample(whole: Corpus, most: int | None) -> tuple[Corpus, float]:
-    """At most so many training samples of a corpus, evenly chosen, and how many times they are contained in it."""
+def sample(whole: Corpus, most: int | None) -> Corpus:
+    """At most so many training samples of a corpus, evenly chosen, and some held-out ones."""
     count, train, weights = len(whole.train), whole.train, whole.weights
     if most is not None and count > most:
         places = np.linspace(0, count - 1, most).astype(int).tolist()
         train, weights = indexed.pick(train, places), [weights[place] for place in places]
     valid = whole.valid[:: math.ceil(len(whole.valid) / HELD_OUT)] if whole.valid else []
-    return replace(whole, train=train, valid=valid, weights=weights), count / max(1, len(train))
+    return replace(whole, train=train, valid=valid, weights=weights)
 
 
 def changed(settings: StageSettings, **changes: Any) -> StageSettings:

@@ -1,7 +1,8 @@
-"""A stage upon networks that are not here: tried with one and with two blocks of each, and drawn out to all of them.
+"""Cost of a stage whose pretrained networks are not on disk, extrapolated from 1 and 2 of their blocks.
 
-Every count is a line in the blocks: weights, gradients, the optimizer's state, arithmetic, and the memory of an update in each of its
-phases, the largest of which is the peak. What a cut vocabulary leaves out is added: tables by count, logits by a trial of the loss alone.
+Every count is linear in the number of blocks: weights, gradients, optimizer state, FLOPs, and the memory of an
+update in each of its phases; the largest phase is the peak. The words that a small vocabulary leaves out are
+added: embedding tables by count, logits by a trial of the loss alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from muomni import runtime
 from muomni.data.sample import Sample
 from muomni.models.decoder import DecoderConfig
+from muomni.nn.head import linear_cross_entropy
 from muomni.planning import accounts, bases, building, holding
 from muomni.planning.bases import CUT_VOCABULARY, Absent
 from muomni.planning.building import Ready, Task
@@ -25,7 +27,6 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
-from muomni.train.losses import linear_cross_entropy
 from muomni.train.objectives.language import NextToken, targets
 from muomni.train.step import update
 
@@ -47,7 +48,7 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
         assert objective.omni is not None
         self.hooks = [
             objective.register_forward_pre_hook(lambda *_: self.begin("forward")),
-            objective.trunk.model.norm.register_forward_hook(lambda *_: self.begin("loss")),
+            objective.omni.decoder.body.register_forward_hook(lambda *_: self.begin("loss")),
             objective.register_forward_hook(lambda *_: self.begin("backward")),
             objective.omni.projectors.vision.register_forward_hook(lambda _, __, out: self._at_gradient(out)),
             optimizer.register_step_pre_hook(lambda *_: self.begin("step")),
@@ -102,14 +103,14 @@ def _tried(
     folder = own / "_".join(f"{name}-{count}" for name, count in blocks.items())
     standing_in: dict[str, Any] = dict(bases.cut(missing, blocks, samples, recipe.header.device, folder))
     connector = bases.connector_of(recipe, task.stage)
-    levels = getattr(recipe.stages[connector or task.stage], "levels", ())
-    if "eyes" in blocks:
-        standing_in["levels"] = tuple(min(level, blocks["eyes"]) for level in levels)
+    levels = getattr(recipe.stages[connector or task.stage], "feature_layers", ())
+    if "vision_tower" in blocks:
+        standing_in["feature_layers"] = tuple(min(level, blocks["vision_tower"]) for level in levels)
     if connector is None:
         built = building.build(task, recipe, folder, replace(made, settings=building.changed(made.settings, **standing_in)))
     else:
         place = folder / "connector"
-        settings = building.changed(recipe.stages[connector], data=made.settings.data, regression=[], standardise=False, **standing_in)
+        settings = building.changed(recipe.stages[connector], data=made.settings.data, **standing_in)
         building.build(replace(task, stage=connector), recipe, place, replace(made, settings=settings)).plan.save(place / "final")
         built = building.build(task, recipe, folder, made, {recipe.stages[task.stage].needs[0]: place / "final"})
     found = _account(built, folder)
@@ -173,7 +174,7 @@ def _update(built: Built, objective: NextToken, optimizer: torch.optim.Optimizer
     with phases:
         update(objective, objective, optimizer, _scaler(built), batches, built.settings, run)
     phases.close()
-    words = objective.trunk.config.vocab_size
+    words = objective.trunk.head.size
     logits = logits_bytes(words, _labels(batches[-1]), run.dtype) if words == CUT_VOCABULARY else 0
     return {**phases.most, "loss": phases.most["loss"] - logits}
 

@@ -51,7 +51,7 @@ def plan(
         raise ConfigError(f"--probe and --samples: expected numbers of updates and samples, got {probe} and {samples}")
     read = recipes.read(recipe, overrides, out=out)
     chosen = recipes.chosen(read.stages, stages or [])
-    chosen = [name for name in chosen if name.partition("/")[0] == name or name.partition("/")[0] not in chosen]
+    chosen = [name for name in chosen if recipes.sweep_of(name) not in chosen]
     folder = read.folder
     stood_in = {surveyed_as(read, name) for name in stood_in_for(read, chosen, folder)}
     asked = {surveyed_as(read, name) for name in chosen}
@@ -100,7 +100,7 @@ def link(read: Recipe, folder: Path, temporary: Path) -> None:
 
 def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
     """The account of a stage: of a sweep, its first point's, as often on the disk as it has points, and the winner's copy."""
-    points = [other for other in read.stages if other.startswith(f"{name}/")]
+    points = recipes.points(read.stages, name)
     if not points:
         return {**found, "points": 1}
     disk = found["disk"]

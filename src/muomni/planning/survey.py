@@ -68,18 +68,20 @@ def survey(task: Task) -> dict[str, Any]:
 
 
 def with_epoch(built: Built, speed: dict[str, Any] | None) -> Built:
-    """The stage with its `epoch: 1h` in samples, as the run's own probe would find them.
+    """The stage with its `epoch_duration: 1h` in samples, as the run's own probe would find them.
 
     Raises  ConfigError where nothing was timed.
     """
     settings = built.settings
-    if settings.epoch is None or settings.samples_per_epoch is not None:
+    if settings.epoch_duration is None or settings.samples_per_epoch is not None:
         return built
     if speed is None:
-        raise ConfigError(f"epoch: {settings.epoch} is as many samples as a probe says", hint="plan it with --probe 50 or more")
-    updates = max(1, int(seconds(settings.epoch, "epoch") / speed["update_s"]))
+        raise ConfigError(
+            f"epoch_duration: {settings.epoch_duration} is as many samples as a probe says", hint="plan it with --probe 50 or more"
+        )
+    updates = max(1, int(seconds(settings.epoch_duration, "epoch_duration") / speed["update_s"]))
     samples = updates * settings.batch_size * settings.gradient_accumulation_steps
-    built.notes.append(f"epoch: {settings.epoch} is {samples} samples, by {speed['updates_timed']} timed updates")
+    built.notes.append(f"epoch_duration: {settings.epoch_duration} is {samples} samples, by {speed['updates_timed']} timed updates")
     return replace(built, settings=settings.model_copy(update={"samples_per_epoch": samples}))
 
 

@@ -16,7 +16,7 @@ from muomni.data.loader import Loader
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
 from muomni.runtime import Runtime
-from muomni.stages.stage import Plan, Stage, StageSettings
+from muomni.stages.stage import Stage, StageSettings, Training
 from muomni.train import cost, optim
 from muomni.train.flops import UpdateFlops
 from muomni.train.meter import Meter
@@ -39,7 +39,7 @@ class Built:
 
     stage: Stage
     settings: StageSettings
-    plan: Plan
+    plan: Training[Any]
     run: Runtime
     rows: list[optim.Row]
     whole: Corpus
@@ -77,6 +77,7 @@ class Trial:
         self.items = items_of(plan.train, largest)
         typical_items = self.items if typical == largest else items_of(plan.train, typical)
         self.typical = self.batch(typical_items)
+        plan.objective.settle(self.typical)  # codebooks that start late would leave their share of an update unseen
         make_state(self.optimizer)
         self.rows = len(self.items)
         most, less = self._largest()

@@ -16,6 +16,7 @@ from muomni.errors import ConfigError, DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
+from muomni.models.decoder import Decoder
 from muomni.planning import bases, building, forecast
 from muomni.planning.building import Task
 from muomni.planning.known import Tower
@@ -24,6 +25,7 @@ from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
+from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
@@ -76,8 +78,8 @@ def _built(recipe: Recipe, task: Task) -> Built:
     if absent and bases.connector_of(recipe, task.stage) is None:
         samples = Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device)).corpus(made.settings).train
         named: dict[str, Any] = dict(bases.cut(absent, dict.fromkeys(absent, 1), samples, recipe.header.device, own))
-        if "eyes" in named:
-            named["levels"] = tuple(min(level, 1) for level in getattr(made.settings, "levels", ()))
+        if "vision_tower" in named:
+            named["feature_layers"] = tuple(min(level, 1) for level in getattr(made.settings, "feature_layers", ()))
         made.settings = building.changed(made.settings, **named)
     return building.build(task, recipe, own, made)
 
@@ -88,8 +90,9 @@ def walk(built: Built) -> list[Hop]:
     batch = _first(built)
     objective.train()
     objective.settle(batch)  # a quantiser that starts later starts now: this copy is thrown away
+    begin: Callable[..., After] = WALKS.get(type(objective), _any)
     with hops.watching() as watch, run.autocast(), torch.no_grad():
-        after = WALKS[type(objective)](watch, objective, batch, built.plan.train.dataset)
+        after = begin(watch, objective, batch, built.plan.train.dataset)
         objective.begin([batch], 1)
         terms = objective(batch)
         after()
@@ -119,8 +122,17 @@ def _first(built: Built) -> Any:
 After = Callable[[], None]
 
 
+def _any(watch: Watch, objective: Objective, batch: Any, dataset: Any) -> After:
+    """An objective that no function here knows: what its batch holds."""
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            watch.add(name, value.shape, f"of the batch, {value.dtype}")
+    return lambda: None
+
+
 def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset: Any) -> After:
     trunk, omni, media = objective.trunk, objective.omni, batch.media
+    assert isinstance(trunk, Decoder)
     watch.add(
         "ids", batch.ids_BT.shape, "rows of token ids, padded to the longest, with pads where media go" if omni else "rows of token ids"
     )
@@ -130,21 +142,21 @@ def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset:
     )
     if batch.documents_BT is not None:
         watch.add("documents", batch.documents_BT.shape, "which document of its row each token is of: none sees another")
-    watch.out_of(trunk.model.embed_tokens, "embeddings", "one vector a token")
+    watch.out_of(trunk.table, "embeddings", "one vector a token")
     if omni is not None and media.pixels_N3HW is not None and omni.vision is not None:
         hops.eyes(watch, omni.vision, omni.projectors)
     if omni is not None and media.mel_NFM is not None and omni.audio is not None:
         _second(watch, omni.audio, dataset.spec.pad_s)
         hops.ears(watch, omni.audio, omni.projectors)
     if omni is not None:
-        watch.into(trunk.model.layers[0], "fused", "media tokens in the places of their pads")
+        watch.into(trunk.body, "fused", "media tokens in the places of their pads")
     hops.thinker(watch, trunk)
 
     def after() -> None:
         wanted_BT = targets(batch)
         count = int((wanted_BT != IGNORE).sum())
         watch.add("targets", wanted_BT.shape, f"the label of the next position: the one shift that there is; {count} are asked")
-        watch.add("logits", (count, trunk.config.vocab_size), "of the asked places alone, a few hundred rows at a time: never held whole")
+        watch.add("logits", (count, trunk.head.size), "of the asked places alone, a few hundred rows at a time: never held whole")
 
     return after
 

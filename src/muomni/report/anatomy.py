@@ -1,4 +1,4 @@
-"""A batch of one item, laid open: one function for each kind of batch that a stage learns from.
+"""Show a batch of one item in full: one function for each kind of batch that a stage trains on.
 
 Each takes the stage's objective (with a checkpoint's weights in place if `is_trained`) and gives titled blocks.
 """
@@ -28,11 +28,12 @@ from muomni.train.objectives.language import LanguageBatch, NextToken, targets
 from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
 
 Blocks = list[tuple[str, Html]]
+SHOWN = 200  # characters of a value that is no tensor
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is laid open: the batch of one item, and the networks that would learn from it (None for a manifest alone)."""
+    """What is shown: the batch of one item, and the networks that would train on it (None for a manifest)."""
 
     batch: Any
     objective: Any
@@ -42,8 +43,21 @@ class Subject:
 
 def blocks(subject: Subject) -> Blocks:
     """The titled parts of the item's page."""
-    made: Blocks = KINDS[type(subject.batch)](subject)
+    made: Blocks = KINDS.get(type(subject.batch), _any)(subject)
     return made
+
+
+def _any(subject: Subject) -> Blocks:
+    """A batch that no function here knows: what it holds, and in which shapes."""
+    rows = [h("tr", h("td", name), h("td", _told(value))) for name, value in vars(subject.batch).items()]
+    return [("What the batch holds", h("table", rows))]
+
+
+def _told(value: Any) -> str:
+    """A tensor by its type and shape; anything else as it prints, cut short."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+    return repr(value)[:SHOWN]
 
 
 def mel(mel_FM: Tensor, caption: str) -> Html:

@@ -1,4 +1,4 @@
-"""`muomni report`: from a folder to its page."""
+"""`muomni report`: from a run folder to its HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muomni.report.stage_part import NAME as NAME
 
 
 def report(folder: Path | str, *, against: Path | str | None = None, out: Path | str | None = None) -> Path:
-    """Write the page of a run's folder, or of one stage's, and give its path; it stands in the folder unless `out` says where.
+    """Write the page of a run's folder or of one stage, and return its path; by default it lies in that folder.
 
     In the folder, the points of a sweep get pages of their own too, where these are missing or older than what they tell of.
 

@@ -52,7 +52,7 @@ def bars(rows: Sequence[Bar], *, most: float | None = None, unit: str = "") -> H
 
 
 def interval(fact: dict[str, object], threshold: str, verdict: str) -> Html | None:
-    """A gate's value, with its interval, against the bound: the side that is accepted is shaded. None where there is nothing to draw."""
+    """A gate's value and interval against its bound; the accepted side is shaded. None without a value to draw."""
     value, ci, floor = fact.get("value"), fact.get("ci"), fact.get("floor")
     sign, _, bound_text = threshold.partition(" ")
     try:
@@ -86,7 +86,7 @@ def interval(fact: dict[str, object], threshold: str, verdict: str) -> Html | No
 
 
 def histogram(counts: Sequence[int], label: str) -> Html:
-    """How often each entry of a codebook was used, most used first, with its perplexity; dead entries show as a gap at the end."""
+    """Uses of each codebook entry, most used first, with the perplexity; dead entries are a gap at the end."""
     total = sum(counts)
     ordered = sorted(counts, reverse=True)
     top = max([*ordered, 1])
@@ -100,7 +100,7 @@ def histogram(counts: Sequence[int], label: str) -> Html:
 
 
 def confusion(task: str, counts: Sequence[Sequence[object]]) -> Html:
-    """Truth (rows) x guess (columns) of all items, and how many are right; a cell is the denser the larger its share of the row."""
+    """Confusion matrix, truth (rows) x answer (columns), with accuracy; a cell is darker for a larger row share."""
     table: Counter[tuple[str, str]] = Counter()
     for truth, guess, n in counts:
         table[str(truth), str(guess)] += int(str(n))
@@ -138,7 +138,7 @@ def _digit_first(word: str) -> tuple[int, str]:
 def matrix(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], caption: str, *, tall: int = 6, most: int = 260
 ) -> Html:
-    """A matrix as a picture, its values told under the pointer; rows lie from above."""
+    """A matrix as a picture, first row on top; the pointer shows its values."""
     told = json.dumps({"r": list(rows), "c": list(columns), "v": values})
     high = min(most, max(48, tall * len(values)))
     image = h("img", src=media.heat(values, low=0.0, ink=True), alt=caption, style=f"height:{high}px", cls="matrix")

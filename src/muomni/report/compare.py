@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs in numbers, in verdicts and in settings."""
+"""Compare two runs: facts, verdicts and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muomni.report.html import Html, h, join, number, words
 
 
 def part(run: Run, other: Run) -> Html:
-    """Score board, gates and settings of both, the differences told by the direction in which each number is better."""
+    """Score board, gates and settings of both runs; each difference is marked better or worse."""
     boards = _board(run, other)
     blocks: list[tuple[str, Html | None]] = [("Score boards", boards)]
     for stage in run.stages:
@@ -28,7 +28,7 @@ def part(run: Run, other: Run) -> Html:
 
 
 def change(ours: dict[str, Any], theirs: dict[str, Any], *, more_is_better: bool) -> Html:
-    """The difference of a fact, better or worse, with a word where the 95 % intervals overlap."""
+    """The difference of a fact, better or worse, and a note if the 95 % intervals overlap."""
     a, b = ours.get("value"), theirs.get("value")
     if not isinstance(a, int | float) or not isinstance(b, int | float):
         return h("span", "–", cls="same")
@@ -75,7 +75,7 @@ def _gates(stage: StageRun, theirs: StageRun) -> Html | None:
 
 
 def _data(stage: StageRun, theirs: StageRun) -> Html | None:
-    """A warning where the two were measured on different data: then a difference tells nothing about which is better."""
+    """A warning if the two were measured on different data, where a difference does not say which is better."""
     digests = [str(each.certificate.get("data", "")) for each in (stage, theirs)]
     if digests[0] == digests[1]:
         return None
@@ -102,7 +102,7 @@ def _settings(stage: StageRun, theirs: StageRun) -> Html | None:
 
 
 def _brief(value: Any) -> Any:
-    """Settings without what a source leaves as it is; paths by their last part, which the place of a run does not change."""
+    """Settings without the defaults of sources; paths by their last part, which is equal for a moved run."""
     if isinstance(value, list):
         return [_brief(each) for each in value]
     if not isinstance(value, dict):

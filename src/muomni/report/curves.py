@@ -1,4 +1,4 @@
-"""Curves over steps as inline SVG: drawn here, with what a pointer needs to tell values; the page's script only shows and hides."""
+"""Training curves as inline SVG; the page's script only shows and hides values at the pointer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def chart(title: str, curves: Sequence[Curve], *, unit: str = "", size: Size = "
 
 
 def spark(points: Sequence[tuple[float, float]], width: int = 120, height: int = 28) -> Html | None:
-    """A curve without words."""
+    """A curve without axes and labels."""
     points = _thin([(x, y) for x, y in points if math.isfinite(y)])
     if len(points) < 2:
         return None

@@ -1,6 +1,7 @@
-"""`muomni data explain`: one sample of a stage as the stage itself would learn from it, on a page.
+"""`muomni data explain`: show one sample exactly as a stage trains on it.
 
-The stage is built as for training, so that dataset and collate are the real ones; with a checkpoint its weights are put in place too.
+The stage is built as for training, with its real dataset and collate function, and with a checkpoint's weights
+if one is given.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni import config, runtime
+from muomni import config
 from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
@@ -30,17 +31,15 @@ from muomni.report.html import Html, h, join, words
 from muomni.report.page import page
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Inputs, Plan, StageSettings
+from muomni.stages.stage import Stage, StageSettings, Training, build
 from muomni.tokens.bpe import Tokenizer
 from muomni.train import loop
 from muomni.train.objectives.language import collate
 
-NARROW = {"talker"}  # stages that encode all of their data before they begin: these are built on the wanted sample alone
-
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which sample: by its id, else by its number on one side of the split."""
+    """Which sample: its id, or else its number in one split."""
 
     sample: str | None = None
     index: int = 0
@@ -63,12 +62,12 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
         plan.objective.eval()
         loader, index = _find(plan, wanted, stage)
         item = loader.dataset.item(index, np.random.default_rng(0))
-        subject = Subject(loader.collate([item]), plan.objective, _tokenizer(plan, loader, stage, run, Path(scratch)), is_trained)
+        subject = Subject(loader.collate([item]), plan.objective, getattr(plan, "tokenizer", None), is_trained)
         return _page(stage, loader.dataset.name(index), _sample(loader.dataset, index), subject, own if is_trained else None)
 
 
 def of_manifest(manifest: Path, tokenizer: Path, wanted: Wanted, *, ctx_len: int = 512) -> str:
-    """The page of one row of a manifest, as a conversation of these tokens; pictures fill one position, nothing is learned from it here.
+    """The page of one row of a manifest, as a conversation in this tokenizer; a picture fills one position.
 
     Raises  ConfigError for an unknown sample; DataError for a manifest or media that can't be read.
     """
@@ -85,63 +84,58 @@ def _machine() -> Runtime:
 
 def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
     """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
-    kind, _, point = stage.partition("/")
-    if kind not in recipes.STAGES:
-        raise ConfigError(f"{stage}: no such stage", hint=f"one of {', '.join(recipes.STAGES)}")
-    if recipes.stage(stage).over is not None and not point:
+    if recipes.stage(stage).over is not None:
         raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
     if run is not None and (run / stage / "config.yaml").is_file():
         path = run / stage / "config.yaml"
-        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path)), Path(recipes.origin(run, "base")["base"])
+        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path), is_stored=True), Path(
+            recipes.origin(run, "base")["base"]
+        )
     plan = recipes.read(source, out=run)
     if stage not in plan.stages:
         raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")
     return plan.stages[stage], plan.base
 
 
-@dataclass(frozen=True)
-class _Narrow(Inputs):
-    """Inputs whose corpus holds the wanted sample alone."""
-
-    wanted: Wanted = dataclasses.field(default_factory=Wanted)
-
-    @property
-    def coded(self) -> Path:
-        """Of what is looked at once nothing is kept for others."""
-        return self.folder / "coded"
-
-    def corpus(self, settings: StageSettings) -> readers.Corpus:
-        found = super().corpus(settings)
-        sides = [found.train, found.valid]
-        if self.wanted.sample is None:
-            side = sides[self.wanted.split == "valid"]
-            kept = [side[_place(side, self.wanted, settings.data[0].path)]]
-        else:
-            kept = [sample for side in sides for sample in side if sample.id == self.wanted.sample][:1]
-            if not kept:
-                raise _unknown(self.wanted, settings.data[0].path)
-        return dataclasses.replace(found, train=kept, valid=kept, weights=[1.0])
+def _alone(corpus: readers.Corpus, wanted: Wanted, where: str) -> readers.Corpus:
+    """The corpus with the wanted sample alone, on both sides."""
+    sides = [corpus.train, corpus.valid]
+    if wanted.sample is None:
+        side = sides[wanted.split == "valid"]
+        kept = [side[_place(side, wanted, where)]]
+    else:
+        kept = [sample for side in sides for sample in side if sample.id == wanted.sample][:1]
+        if not kept:
+            raise _unknown(wanted, where)
+    return dataclasses.replace(corpus, train=kept, valid=kept, weights=[1.0])
 
 
-def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Plan:
+def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Training[Any]:
     """The stage, built as for training; what it caches goes to `folder`."""
     declared = recipes.stage(stage)
     needs = (*declared.needs, *settings.needs)
     if needs and run is None:
         raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
-    if stage in ("thinker", "vision") and run is not None and (run / stage / "final").is_dir():
+    if run is not None and (run / stage / "final" / "tokenizer.json").is_file():
         settings = settings.model_copy(update={"init_from": (run / stage).resolve()})  # its tokenizer, not one trained anew
     needed = {name: run / name / "final" for name in needs} if run is not None else {}
     for final in needed.values():
         integrity.verify(final)
-    runtime.seed_everything(settings.seed)
-    given = (folder, needed, base, _machine())
-    return declared.build(settings, _Narrow(*given, wanted) if stage in NARROW else Inputs(*given))
+
+    def part(corpus: readers.Corpus) -> readers.Corpus:
+        return _alone(corpus, wanted, settings.data[0].path) if _is_alone(declared) else corpus
+
+    return build(declared, settings, folder, needed, base, _machine(), part=part)
 
 
-def _find(plan: Plan, wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
+def _is_alone(stage: Stage) -> bool:
+    """Whether a stage is built on the wanted sample alone: one that would encode all others too, before it begins."""
+    return stage.enough is not None and stage.is_row_a_sample
+
+
+def _find(plan: Training[Any], wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
     """The loader and the number of the wanted sample."""
-    if stage in NARROW:
+    if _is_alone(recipes.stage(stage)):
         return plan.train, 0
     sides = {"train": plan.train} if plan.valid is None else {"train": plan.train, "valid": plan.valid}
     if wanted.sample is not None:
@@ -171,19 +165,6 @@ def _unknown(wanted: Wanted, where: str) -> ConfigError:
     return ConfigError(f"{where}: no sample {wanted.sample!r}", hint="--index N takes one by its number")
 
 
-def _tokenizer(plan: Plan, loader: Loader[Any, Any], stage: str, run: Path | None, scratch: Path) -> Tokenizer | None:
-    """The tokenizer behind the ids: the dataset's, the Thinker's, or the one that the stage would save."""
-    found = getattr(loader.dataset, "tokenizer", None)
-    if isinstance(found, Tokenizer):
-        return found
-    if stage == "talker" and run is not None:
-        return Tokenizer.load(run / "thinker" / "final")
-    if stage == "thinker":
-        plan.save(scratch / "final")
-        return Tokenizer.load(scratch / "final")
-    return None
-
-
 def _sample(dataset: Any, index: int) -> Sample | None:
     """The sample behind an item, None for a packed row."""
     inside = getattr(dataset, "utterances", dataset)
@@ -206,7 +187,7 @@ def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkp
 
 
 def _shown(sample: Sample) -> Html:
-    """Words, pictures and sounds as they lie on disk."""
+    """Text, pictures and sounds of a sample as they are on disk."""
     if sample.text is not None:
         return h("p", sample.text)
     turns = []

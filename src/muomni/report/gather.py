@@ -1,4 +1,4 @@
-"""What lies in a run folder, read without opening a model; what is missing, torn or older is None or empty."""
+"""Read a run folder without opening a model; what is missing, torn or older is None or empty."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from muomni import files, units
+from muomni import config, files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
-from muomni.infer.folders import STAGES
+from muomni.stages import recipe as recipes
+from muomni.stages import registry
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
 METERS = ("lr", "grad_norm", *units.METERS)
@@ -126,18 +127,19 @@ def gather(folder: Path) -> Run:
     if _is_stage(folder) or _is_point(folder):
         run = folder.parent.parent if _is_point(folder) else folder.parent
         return Run(folder, run.name, [_stage(folder, str(folder.relative_to(run)))], _object(run / "recipe.json"), {}, False)
-    stages = [_stage(folder / name, name) for name in STAGES if _is_stage(folder / name)]
+    stages = [_stage(folder / name, name) for name in registry.names() if _is_stage(folder / name)]
     if not stages:
         raise ConfigError(f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>")
     return Run(folder, folder.name, stages, _object(folder / "recipe.json"), _object(folder / "scoreboard.json"), True)
 
 
 def _is_stage(folder: Path) -> bool:
-    return folder.name in STAGES and (_has_run(folder) or bool(_points(folder)))
+    return folder.name in registry.names() and (_has_run(folder) or bool(_points(folder)))
 
 
 def _is_point(folder: Path) -> bool:
-    return folder.parent.name in STAGES and folder.name not in STAGES and _has_run(folder)
+    stages = registry.names()
+    return folder.parent.name in stages and folder.name not in stages and _has_run(folder)
 
 
 def _has_run(folder: Path) -> bool:
@@ -155,7 +157,7 @@ def _stage(folder: Path, name: str) -> StageRun:
         name,
         folder,
         certificate=_object(folder / "certificate.json"),
-        settings=_settings(folder / "config.yaml"),
+        settings=_settings(folder / "config.yaml", name),
         metrics=_lines(folder / "metrics.jsonl"),
         account=[row for row in _list(folder / "account.json") if isinstance(row, dict)],
         quarantined=Counter(str(row.get("reason", "?")) for row in rows),
@@ -185,12 +187,16 @@ def _list(path: Path) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, name: str) -> dict[str, Any]:
+    """The settings in a stage's folder, each key by its name of today; empty where they can't be read."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or name.partition("/")[0] not in registry.names():
+        return found if isinstance(found, dict) else {}
+    settings: dict[str, Any] = config.current(found, recipes.stage(name).settings)
+    return settings
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Golden samples: what a stage's measurement saw, to be looked at and listened to."""
+"""Samples that a stage's measurement answered, with their pictures and sounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHY = {"worst": "among the worst", "best": "among the best", "even": "evenly cho
 
 
 def diff(truth: str, guess: str, *, by_word: bool = False) -> Html:
-    """A guess with what differs from the truth marked: inserted or wrong characters (or words), and the places of missing ones."""
+    """An answer as a diff against the reference: inserted or wrong characters (or words), and gaps."""
     if truth == guess:
         return h("span", guess, cls="right")
     parts: list[object] = []
@@ -51,7 +51,7 @@ def gallery(stage: StageRun) -> Html | None:
 
 
 def _drawn(draw: Callable[[StageRun, Row], Html], stage: StageRun, row: Row) -> Html | None:
-    """A card, None for a row of another version that lacks what it shows."""
+    """A card; None for a row of another version that lacks its fields."""
     try:
         return draw(stage, row)
     except (KeyError, TypeError, ValueError, IndexError):
@@ -59,7 +59,7 @@ def _drawn(draw: Callable[[StageRun, Row], Html], stage: StageRun, row: Row) -> 
 
 
 def _is_right(row: Row) -> bool | None:
-    """Whether an item came out right, None where it can only be more or less so."""
+    """Whether an item is right; None for tasks that are scored by degree."""
     if row["kind"] in ("transcript", "answer"):
         return bool(row.get("truth") == row.get("guess"))
     if row["kind"] == "speech":
@@ -143,7 +143,7 @@ def _answer(stage: StageRun, row: Row) -> Html:
 
 
 def spelt(tokens: list[Any]) -> Html:
-    """Text as tokens, each the redder the more nats it cost."""
+    """Text as tokens, coloured by their nats: redder is more."""
     made = [
         h("span", piece, style=f"--share:{min(1.0, nats / 6):.3f}", data_tip=f"{piece!r}: {number(nats, 3)} nats") for piece, nats in tokens
     ]

@@ -1,4 +1,4 @@
-"""Markup made of nested calls; every text is escaped unless it is markup already."""
+"""HTML by nested function calls; text is escaped unless it is markup already."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Html(str):
 
 
 def h(tag: str, *children: object, **attributes: object) -> Html:
-    """One element. Children that are no Html are escaped, None is left out, lists are laid flat.
+    """One element. Children that are not Html are escaped, None is left out, lists are flattened.
 
     Takes   attributes: `cls` is class, `_` becomes `-`; None and False are left out, True stands alone.
     """
@@ -48,7 +48,7 @@ def _texts(children: Iterable[object]) -> Iterable[str]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number as a person reads it: four significant digits, thousands apart, a dash for nothing."""
+    """A number for people: four significant digits, thousands separated, a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e15:
@@ -59,7 +59,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """A number in little room: 4.3M, 12k, 0.03."""
+    """A short number: 4.3M, 12k, 0.03."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

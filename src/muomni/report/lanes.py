@@ -1,4 +1,4 @@
-"""Ids as lanes: one column a position, one row a property; and who may look at whom."""
+"""Token sequences as tables: one column a position, one row a property; and the attention mask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one token cost a checkpoint: nats, its rank among all, and the likeliest three."""
+    """Loss of one token under a checkpoint: nats, its rank among all, and the likeliest three."""
 
     nats: float
     rank: int
@@ -70,7 +70,7 @@ def _td(cell: Cell) -> Html:
 
 
 def piece(tokenizer: Tokenizer, index: int) -> str:
-    """A token as text: specials by their name, spaces visible; an id that the tokenizer lacks (Qwen3 has rows to spare) as its number."""
+    """A token as text: specials by name, spaces visible; an id without a token (Qwen3 has spare rows) by number."""
     if index >= tokenizer.vocab_size:
         return f"#{index}"
     if not tokenizer.marks.is_word(index):
@@ -79,7 +79,7 @@ def piece(tokenizer: Tokenizer, index: int) -> str:
 
 
 def roles(ids: Sequence[int], starts: Sequence[int] = (), marks: Marks = OWN) -> list[str]:
-    """Who each position belongs to: system, user, assistant, image, audio, mark, pad or text.
+    """Owner of each position: system, user, assistant, image, audio, mark, pad or text.
 
     Takes   starts: where questions begin that stand apart, each after the same shared beginning: who spoke at its end goes on there.
     """
@@ -108,7 +108,7 @@ def roles(ids: Sequence[int], starts: Sequence[int] = (), marks: Marks = OWN) ->
 
 
 def runs(ids: Sequence[int], marks: Marks = OWN) -> list[tuple[int, int]]:
-    """[start, stop) of what stands in one column: stretches of one and the same pad together, everything else alone."""
+    """[start, stop) of each column: a run of equal pads is one column, any other token its own."""
     pads = (*marks.pads, *(() if marks.is_word(PAD) else (PAD,)))
     out: list[tuple[int, int]] = []
     for at, index in enumerate(ids):
@@ -125,7 +125,7 @@ def key(names: Sequence[str]) -> Html:
 
 
 def mask(allowed_TT: Tensor, names: Sequence[str]) -> Html:
-    """Who (rows) may look at whom (columns)."""
+    """The attention mask: queries (rows), keys (columns)."""
     edge = min(MASK_EDGE, allowed_TT.shape[0])
     values = [[int(each) for each in row] for row in allowed_TT[:edge, :edge].tolist()]
     labels = [f"{at} {name}" for at, name in enumerate(names[:edge])]
@@ -136,7 +136,7 @@ def mask(allowed_TT: Tensor, names: Sequence[str]) -> Html:
 
 
 def costs(logits_TV: Tensor, targets_T: Tensor, tokenizer: Tokenizer | None) -> list[Cost]:
-    """The cost of each target under its logits; without a tokenizer guesses are numbers."""
+    """The loss of each target under its logits; without a tokenizer the likeliest tokens are shown as ids."""
     log_TV = logits_TV.float().log_softmax(-1)
     own_T = log_TV.gather(1, targets_T[:, None])[:, 0]
     ranks_T = 1 + (log_TV > own_T[:, None]).sum(1)
@@ -150,5 +150,5 @@ def costs(logits_TV: Tensor, targets_T: Tensor, tokenizer: Tokenizer | None) -> 
 
 
 def average(nats: Sequence[float]) -> str:
-    """How many and how dear, in words."""
+    """The number of targets and their mean loss, in words."""
     return f"{len(nats)} learned, {number(float(torch.tensor(nats).mean()), 4)} nats on average" if nats else "nothing is learned"

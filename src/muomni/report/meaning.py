@@ -1,4 +1,4 @@
-"""What numbers stand for, as the stages declare it: which fact a gate judges, and which way of the score board is better."""
+"""Meaning of numbers, as the stages declare it: which fact a gate judges, and which direction is better."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from muomni.evaluate.thresholds import SOUND
 from muomni.evaluate.thresholds import STRUCTURE as STRUCTURE
-from muomni.stages import recipe
-from muomni.stages.scoreboard import ROWS
+from muomni.stages import recipe, registry
+from muomni.stages.stage import BoardRow
+
+NO_ROW = ("", BoardRow("", ""))  # of a metric that no stage declares
 
 
 def fact_of(stage: str, gate: str) -> str:
@@ -24,12 +26,21 @@ def teaches(stage: str) -> str:
 
 def least(metric: str, board: Mapping[str, Any]) -> tuple[float | None, bool]:
     """The least value of a row of a score board, and whether more is better; boards of earlier builds hold no least values."""
-    _, _, bound, more = ROWS.get(metric, ("", "", None, True))
-    own = (board.get("least") or {}).get(metric, bound)
-    return (own if isinstance(own, int | float) else None), more
+    _, row = registry.board().get(metric, NO_ROW)
+    own = (board.get("least") or {}).get(metric, row.least)
+    return (own if isinstance(own, int | float) else None), row.more_is_better
 
 
 def source(metric: str) -> tuple[str, str]:
     """The stage and fact behind a row of the score board; empty for one that spans stages."""
-    stage, fact, _, _ = ROWS.get(metric, ("", "", None, True))
-    return stage, fact
+    stage, row = registry.board().get(metric, NO_ROW)
+    return (stage if row.fact else ""), row.fact
+
+
+def needs(stage: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that one was built upon, by the settings that lie in its folder; those of every run, where they can't be read."""
+    declared = recipe.stage(stage)
+    try:
+        return (*declared.needs, *declared.settings.model_validate(settings).needs)
+    except ValueError:
+        return declared.needs

@@ -32,7 +32,7 @@ def picture(path: Path | None, *, alt: str = "", size: int = 132) -> Html | None
 
 
 def thumbnail(path: Path, edge_px: int) -> Html | None:
-    """A picture of the data, small; None where it can't be read any more."""
+    """A small version of a picture; None if it can't be read any more."""
     try:
         with Image.open(path) as stored:
             small = stored.convert("RGB")
@@ -45,7 +45,7 @@ def thumbnail(path: Path, edge_px: int) -> Html | None:
 
 
 def sound(path: Path | None, label: str = "") -> Html | None:
-    """A player with the drawn wave; the sound is packed without loss (FLAC, about half of the wav)."""
+    """A player with the waveform; the sound is stored losslessly (FLAC, about half the size of wav)."""
     if path is None:
         return None
     wave_S, rate_hz = soundfile.read(path, dtype="float32")
@@ -78,7 +78,7 @@ def _wave(wave_S: NDArray[np.float32]) -> Html:
 
 
 def heat(values: Sequence[Sequence[float]], *, low: float | None = None, high: float | None = None, ink: bool = False) -> str:
-    """A matrix as a PNG data URI, a pixel a value: one colour, the higher the denser. `ink` for matrices, else for maps over pictures."""
+    """A matrix as a PNG data URI, one pixel a value, opaque where high. `ink` for matrices, else for overlays."""
     array = np.nan_to_num(np.asarray(values, dtype=np.float64))
     least, most = (float(array.min()) if low is None else low), (float(array.max()) if high is None else high)
     share = np.clip((array - least) / max(most - least, 1e-12), 0, 1)

@@ -1,4 +1,4 @@
-"""The part of the page about the whole recipe: score board, time, how far later stages made earlier ones forget, and the data."""
+"""The part of the page about the whole recipe: score board, time, forgetting by later stages, data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muomni.report.stage_part import badge, headline, trend
 
 
 def part(run: Run) -> Html:
-    """All of it; what a run does not have is left out."""
+    """The whole part; what a run does not have is left out."""
     blocks = [
         ("The curriculum", strip(run) if run.is_whole else None),
         ("Score board", board(run)),
@@ -104,21 +104,20 @@ def timeline(run: Run) -> Html | None:
 
 
 def _plausible(spans: list[tuple[StageRun, float, float]], wall_s: object) -> bool:
-    """No stage began before one that it needs ended (talker and omni after thinker), and there are no idle days between.
+    """No stage began before one that it needs ended, and there are no idle days between.
 
     Points of a sweep that ran side by side took less than they did together, so a sweep is not asked when it began.
     """
     ends = {stage.name: end for stage, _, end in spans}
     begins = {stage.name: begin for stage, begin, _ in spans}
-    needs = {"talker": ("thinker", "codec", "hearing"), "omni": ("thinker", "hearing", "vision"), "align": ("thinker", "vision")}
-    needs["instruct"] = next(((str(stage.settings.get("connector")),) for stage, *_ in spans if stage.name == "instruct"), ())
+    needs = {stage.name: meaning.needs(stage.name, stage.settings) for stage, *_ in spans if not stage.points}
     after = all(begins[name] >= ends[other] - 5 for name, others in needs.items() if name in begins for other in others if other in ends)
     whole, busy = max(ends.values()) - min(begins.values()), sum(end - begin for _, begin, end in spans)
     return after and whole <= 1.5 * busy
 
 
 def forgetting(run: Run) -> Html | None:
-    """What stages measured of earlier abilities, before and after they trained."""
+    """Forgetting: earlier abilities, measured before and after a later stage trained."""
     rows = []
     for stage in run.stages:
         for name in stage.facts:
@@ -140,7 +139,7 @@ def forgetting(run: Run) -> Html | None:
 
 
 def _taught(run: Run, stage: StageRun, base: str) -> float | None:
-    """What the stage that taught an ability measured itself: `hearing_cer` is hearing's `cer`, `retrieval` vision's `retrieval_r1`."""
+    """The same fact as its own stage measured it: `hearing_cer` is hearing's `cer`, `retrieval` vision's `retrieval_r1`."""
     for other in run.stages:
         for fact in (base, base.removeprefix(f"{other.name}_"), f"{base}_r1"):
             if other.name != stage.name and (found := other.value(fact)) is not None:
@@ -149,7 +148,7 @@ def _taught(run: Run, stage: StageRun, base: str) -> float | None:
 
 
 def data(run: Run) -> Html | None:
-    """What each stage learned from, how much was set aside and why."""
+    """The data of each stage, and how much was left out and why."""
     made = []
     for stage in run.stages:
         sources = [str(source.get("path", "")).rsplit("/", 1)[-1] for source in stage.settings.get("data", []) if isinstance(source, dict)]

@@ -1,4 +1,4 @@
-"""One file: markup, style and script together, without anything from elsewhere."""
+"""Write the page as one file: markup, style and script, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 

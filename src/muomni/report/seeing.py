@@ -1,4 +1,4 @@
-"""What only stages have that teach a language model to see: answers by length, classes named, what was taught, answers watched."""
+"""The part of the page for align, sweep and instruct: answers by length, classes, coverage, watched answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COVERAGE = (
 
 def by_length(stage: StageRun) -> Html | None:
     """Nats a token of held-out answers, by how long they are."""
-    kept = stage.settings.get("edges")
+    kept = stage.settings.get("length_edges")
     edges = kept if isinstance(kept, list) and kept and all(isinstance(each, int) for each in kept) else list(stratify.EDGES)
     names = stratify.names(edges)
     rows = [Bar(name, value, n=_n(stage, f"nats_{name}")) for name in names if (value := stage.value(f"nats_{name}")) is not None]
@@ -64,7 +64,7 @@ def named(stage: StageRun) -> Html | None:
 
 
 def taught(stage: StageRun) -> Html | None:
-    """How much of the data is taught, and how much is cut."""
+    """Share of the data with targets, and share that was cut."""
     if stage.value("truncated_share") is None and stage.value("label_tokens_mean") is None:
         return None
     rows = []
@@ -78,7 +78,7 @@ def taught(stage: StageRun) -> Html | None:
 
 
 def watched(stage: StageRun) -> Html | None:
-    """The golden set: how many answers changed from checkpoint to checkpoint, and the first and last beside the reference."""
+    """The watched items: changed answers per checkpoint, and the first and last answer beside the reference."""
     dumps = [(step, {str(row.get("id")): row for row in rows}) for step, rows in stage.golden if rows]
     if not dumps:
         return None

@@ -1,4 +1,4 @@
-"""The part of the page about one stage: verdict, gates, curves, what it measured, and what it saw."""
+"""The part of the page about one stage: verdict, gates, curves, facts and samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def badge(verdict: str) -> Html:
 
 
 def part(stage: StageRun, place: Path, *, others: list[StageRun] | None = None) -> Html:
-    """Everything about a stage, for a page in `place`; `others` are the stages of another run, whose curves are laid beside."""
+    """The whole part of a stage, for a page in `place`; `others` are stages of another run, for its curves."""
     other = next((each for each in others or [] if each.name == stage.name), None)
     title = h("summary", h("h2", stage.name), h("span", meaning.teaches(stage.name), cls="teaches"), badge(stage.verdict), _cost(stage))
     blocks = [
@@ -57,7 +57,7 @@ def _cost(stage: StageRun) -> Html:
 
 
 def headline(stage: StageRun) -> list[str]:
-    """The facts behind a stage's own gates, those of its recipe's demands first."""
+    """The facts behind a stage's own gates, those of its recipe's `extra_gates` first."""
     own = [gate["name"] for gate in stage.gates if gate["name"] not in meaning.STRUCTURE]
     own.sort(key=lambda name: not name.startswith("demand_"))
     facts = dict.fromkeys(meaning.fact_of(stage.name, name) for name in own)
@@ -65,7 +65,7 @@ def headline(stage: StageRun) -> list[str]:
 
 
 def tiles(stage: StageRun) -> Html | None:
-    """The few numbers that a stage is judged by, large."""
+    """The key numbers of a stage, in large type."""
     made = []
     for fact in headline(stage)[:TILES]:
         row = stage.facts[fact]
@@ -105,7 +105,7 @@ def gates(stage: StageRun) -> Html | None:
 
 
 def waived_below(stage: StageRun) -> Html | None:
-    """What was waived of the stages that it stands on, with the written reasons."""
+    """Waivers of the stages that this one builds on, with their reasons."""
     rows = [h("tr", [h("td", str(row.get(key, ""))) for key in ("stage", "gate", "why")]) for row in stage.inherited]
     head = h("tr", [h("th", text) for text in ("stage", "gate", "why")])
     return h("table", h("thead", head), h("tbody", rows), cls="gates") if rows else None
@@ -127,7 +127,7 @@ def points(stage: StageRun, key: str) -> list[tuple[float, float]]:
 
 
 def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
-    """Losses large; rate, gradient, speed, waiting, MFU and memory small. Another run's curves are laid over in a second colour."""
+    """Losses large; rate, gradient, speed, waiting, MFU and memory small; another run's curves in a second colour."""
     if not stage.metrics:
         return None
 
@@ -165,7 +165,7 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
 
 
 def ablations(stage: StageRun) -> Html | None:
-    """Nats of the answers with correct, swapped, zero and noise media, for each modality; and of speech with its own and another's text."""
+    """Nats of answers with correct, swapped, zero and noise media by modality; of speech with right and wrong text."""
     made = []
     for kind in ("image", "audio"):
         rows = [
@@ -207,12 +207,12 @@ def _bar(stage: StageRun, fact: str, name: str) -> Bar:
 
 
 def _is_of_eyes(fact: str) -> bool:
-    """Whether a fact says what can be read off the eyes alone; a task may be called probe, too."""
+    """Whether a fact is a probe of the vision tower; a task may be called probe, too."""
     return fact.startswith("zero_shot_") or (fact.endswith("_probe") and "_swap_win_rate_" not in fact)
 
 
 def by_kind(stage: StageRun) -> Html | None:
-    """Shares of exact answers by task, and within a task by what is asked; the tick is what knowing nothing gives."""
+    """Shares of exact answers by task and kind of question; the tick is chance."""
     groups: dict[str, list[Bar]] = defaultdict(list)
     tasks = sorted((fact.removesuffix("_exact") for fact in stage.facts if fact.endswith("_exact")), key=len, reverse=True)
     for fact, row in stage.facts.items():
@@ -250,7 +250,7 @@ def confusions(stage: StageRun) -> Html | None:
 
 
 def _more(stage: StageRun) -> list[Html]:
-    """What few people look for, folded: parameters, facts, settings, updates that were left out."""
+    """Folded details: parameters, facts, settings, skipped updates."""
     out = []
     if stage.account:
         out.append(h("details", h("summary", "what trained"), account(stage), cls="fold"))

@@ -1,4 +1,4 @@
-"""The part of a sweep: its points as a table with the rule by which one wins, and held-out loss against what another picture costs."""
+"""The part of the page about a sweep: its points as a table, and held-out loss against the swap gap."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _table(stage: StageRun, rows: Sequence[dict[str, Any]], place: Path, page: s
 
 
 def _sight(row: Mapping[str, Any]) -> str:
-    """Whether a point looks, and may win."""
+    """Whether a point uses the picture, and whether it may win."""
     if not row.get("looks"):
         return "does not look"
     return "looks" if row.get("eligible", True) else "looks, but is red"
@@ -72,12 +72,12 @@ def _told(value: Any) -> str:
 
 
 def _is_known(value: Any) -> bool:
-    """Whether it was measured: a point that broke off has none, one that diverged no number."""
+    """Whether it was measured: an interrupted point has no loss, a diverged one no finite loss."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _scatter(rows: Sequence[dict[str, Any]]) -> Html | None:
-    """Loss (to the right: worse) against swap gap (up: it looks more), with the low end of its interval as a stem."""
+    """Loss (right: worse) against swap gap (up: uses the picture more), with the low end of its interval as a stem."""
     shown = [row for row in rows if all(_is_known(row.get(key)) for key in ("loss", "swap_gap"))]
     if len(shown) < 2:
         return None
@@ -103,7 +103,7 @@ def _scatter(rows: Sequence[dict[str, Any]]) -> Html | None:
 
 
 def _mark(x: float, y: float, look: str, told: str) -> Html:
-    """A dot of one that looks, a cross of one that doesn't."""
+    """A dot for a point that uses the picture, a cross for one that doesn't."""
     if look == "blind":
         return h("path", d=f"M{x - 4} {y - 4}l8 8M{x + 4} {y - 4}l-8 8", cls="mark blind", data_tip=told)
     return h("circle", cx=x, cy=y, r=6 if look == "wins" else 4.2, cls=f"mark {look}", data_tip=told)

@@ -9,15 +9,16 @@ from typing import Any
 from muomni import files
 from muomni.evaluate import thresholds
 from muomni.evaluate.gates import Gate
+from muomni.stages import registry
 
 INTRODUCTION = """# Gates
 
-This page is generated (`make gates`). The gates stand in `src/muomni/evaluate/thresholds.py`, the mutants in
-`src/muomni/selftest/mutants.py`.
+This page is generated (`make gates`). The gates of every stage stand in `src/muomni/evaluate/thresholds.py`, those of one
+in its own file (`src/muomni/stages`), the mutants in `src/muomni/selftest/mutants.py`.
 
 A stage's certificate holds **facts**, numbers measured by code on held-out data with n, 95 % interval and floor, and **verdicts**,
 rules over facts. A fact that was not measured is red. The gates of the start are judged before the first step: what they refuse
-costs seconds. A recipe may set a bound anew (`gates: {name: bound}`) and demand more (`demands: {fact: ">= 0.9"}`);
+costs seconds. A recipe may set a bound anew (`gates: {name: bound}`) and demand more (`extra_gates: {fact: ">= 0.9"}`);
 `--waive GATE --reason "..."` lets one be red, and says so in every report. A gate on a modality applies where the data hold it.
 
 `muomni gate DIR --json` gives for a stage (a list of these for a run)
@@ -34,7 +35,7 @@ another's, blank, noise: pictures 0.30, 1.95, 1.37, 1.22 and 0.23, 1.93, 1.65, 1
 1.78: who answers in a word and believes what is shown is surely wrong about another's, and only unsure before nothing. The source's
 captions, 100 items: 3.52, 4.40, 5.29, 5.67, the other way round, since a caption's words live on there being some picture. A bound on
 either side would refuse one of two sound models. A recipe whose data settle the order asks for it:
-`demands: {image_swap_over_zero_nats: ">= 0"}`.
+`extra_gates: {image_swap_over_zero_nats: ">= 0"}`.
 """
 
 SELFTEST = """
@@ -49,9 +50,9 @@ stopped and resumed once, and once by two ranks, must be green. CI plants them a
 WHEN = {
     "packs": "packed rows",
     "ema_decay": "a moving average (`ema_decay`)",
-    "negatives": "changed captions",
-    "probe": "probe data",
-    "exact": "tasks named by `exact`",
+    "num_negatives": "changed captions",
+    "probe_data": "probe data",
+    "exact_match_tasks": "tasks named by `exact_match_tasks`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",
     "teaches_language": "a language model that learns",
@@ -85,8 +86,9 @@ def table(gates: tuple[Gate, ...]) -> str:
 def gates() -> str:
     """All gates, by when they are judged and of which stage."""
     parts = ["\n## Every stage, before the first step\n", table(thresholds.START), "\n## Every stage, of its run\n", table(thresholds.RUN)]
-    for name, own in thresholds.STAGES.items():
-        parts += [f"\n## {name}\n", table(own)]
+    for name in registry.OURS:
+        stage = registry.find(name)
+        parts += [f"\n## {name}\n", table(tuple(gate for gate in stage.gates if stage.over is None or gate not in stage.over.gates))]
     return "".join(parts)
 
 

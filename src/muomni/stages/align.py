@@ -6,16 +6,31 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
+from torch import nn
 
 from muomni.data.conversation import MediaSpec
-from muomni.evaluate import thresholds
+from muomni.evaluate.facts import Fact
+from muomni.evaluate.thresholds import (
+    CAUSAL,
+    COVERAGE,
+    LABELS,
+    MEASURABLE_IF_TAUGHT,
+    NAMES,
+    PACKING,
+    SIGHT,
+    ablation,
+    held_out_gap,
+    language,
+)
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
-from muomni.stages.seeing import SeeingSettings, Seer, plan
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages import assumed
+from muomni.stages.seeing import SeeingSettings, SeeingTraining
+from muomni.stages.stage import Stage
 from muomni.stages.statistics import standardise
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 
 STAGES = ("thinker", "vision")  # of a recipe, that may be named as bases
@@ -24,23 +39,23 @@ STAGES = ("thinker", "vision")  # of a recipe, that may be named as bases
 class AlignSettings(SeeingSettings):
     """Settings of stage align.
 
-    llm, eyes            what it stands on, frozen: a stage of this recipe, a folder or a hub id
+    llm, vision_tower    what it stands on, frozen: a stage of this recipe, a folder or a hub id
     num_image_tokens     tokens that a picture fills, whatever its size
     resampler_*          the Perceiver that makes them; mlp_ratio: width inside of the projector, in widths of the language model
-    vision_ln            a LayerNorm on what the eyes give: off, frozen (as it starts), trained
-    levels               after how many blocks the eyes are read (see ProjectorsConfig)
-    standardise          bring what the eyes give to mean 0 and spread 1 first, by statistics of training pictures
+    vision_ln            a LayerNorm on what the vision tower gives: off, frozen (as it starts), trained
+    feature_layers       after how many blocks the vision tower is read (see ProjectorsConfig)
+    standardise          bring what the vision tower gives to mean 0 and spread 1 first, by statistics of training pictures
     """
 
     llm: Base = Base(name="thinker")
-    eyes: Base = Base(name="vision")
+    vision_tower: Base = Base(name="vision")
     num_image_tokens: int = Field(64, ge=1)
     resampler_width: int = Field(512, ge=8)
     resampler_heads: int = Field(8, ge=1)
     resampler_depth: int = Field(2, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     vision_ln: Literal["off", "frozen", "trained"] = "off"
-    levels: tuple[NonNegativeInt, ...] = ()
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     standardise: bool = True
     train: list[str] = ["omni.projectors.*"]
 
@@ -52,7 +67,7 @@ class AlignSettings(SeeingSettings):
     @property
     def needs(self) -> tuple[str, ...]:
         """The stages that it stands on, where it stands on stages."""
-        return tuple(dict.fromkeys(base.name for base in (self.llm, self.eyes) if base.name in STAGES))
+        return tuple(dict.fromkeys(base.name for base in (self.llm, self.vision_tower) if base.name in STAGES))
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The language model's."""
@@ -60,52 +75,90 @@ class AlignSettings(SeeingSettings):
 
     def given(self, base: Path) -> dict[str, str]:
         """Digests of the networks that come from elsewhere."""
-        outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.eyes)) if each.name not in STAGES}
+        outside = {name: each for name, each in (("llm", self.llm), ("eyes", self.vision_tower)) if each.name not in STAGES}
         return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
 
     def outside(self, base: Path) -> list[Path]:
         """Networks that come from elsewhere may be stages of another run."""
-        named = [each for each in (self.llm, self.eyes) if each.name not in STAGES]
+        named = [each for each in (self.llm, self.vision_tower) if each.name not in STAGES]
         return [*super().outside(base), *(each.locate({}, base) for each in named)]
 
     learns_as: ClassVar[str] = "align"
 
 
-def build(settings: AlignSettings, inputs: Inputs) -> Plan:
+class AlignTraining(SeeingTraining[AlignSettings]):
     """Frozen towers, a connector as loud as the embeddings, captions through the chat template."""
-    named = {"thinker": settings.llm, "vision": settings.eyes}
-    folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
-    device = inputs.run.device
-    decoder = inputs.place(pretrained.open_decoder(folders["thinker"], device=device, dtype=settings.llm.dtype_on(device)))
-    eyes = inputs.place(pretrained.open_tower(folders["vision"], device=device, dtype=settings.eyes.dtype_on(device)))
-    tokenizer = pretrained.open_tokenizer(folders["thinker"])
-    perceiver = PerceiverConfig(
-        tokens=settings.num_image_tokens,
-        width=settings.resampler_width,
-        heads=settings.resampler_heads,
-        depth=settings.resampler_depth,
-        mlp_ratio=settings.mlp_ratio,
-        vision_ln=settings.vision_ln,
-    )
-    shape = ProjectorsConfig(
-        width=decoder.config.width,
-        vision_width=eyes.width,
-        audio_width=None,
-        summaries=eyes.summaries,
-        perceiver=perceiver,
-        levels=settings.levels,
-    )
-    projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
-    freeze(decoder), freeze(eyes)
-    omni = Omni(decoder, eyes, None, projectors, tokenizer.marks)
-    spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)
-    bases = {name: base.told(folders[name], is_stage=base.name in inputs.needed) for name, base in named.items()}
-    corpus = inputs.corpus(settings)
-    if settings.standardise:
-        standardise(omni, corpus.train, spec, device)
-    return plan(settings, inputs, corpus, Seer(omni, tokenizer, spec, bases, folders["thinker"]))
+
+    def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
+        """The two networks that it stands on, and a Perceiver between them."""
+        settings, inputs = self.settings, self.inputs
+        named = {"thinker": settings.llm, "vision": settings.vision_tower}
+        folders = {name: base.locate(inputs.needed, inputs.base) for name, base in named.items()}
+        device, place = inputs.run.device, inputs.place
+        llm_dtype, eyes_dtype = settings.llm.dtype_on(device), settings.vision_tower.dtype_on(device)
+        decoder = place(pretrained.open_decoder(folders["thinker"], device=device, dtype=llm_dtype))
+        eyes = place(pretrained.open_tower(folders["vision"], device=device, dtype=eyes_dtype))
+        self.tokenizer = pretrained.open_tokenizer(folders["thinker"])
+        perceiver = PerceiverConfig(
+            tokens=settings.num_image_tokens,
+            width=settings.resampler_width,
+            heads=settings.resampler_heads,
+            depth=settings.resampler_depth,
+            mlp_ratio=settings.mlp_ratio,
+            vision_ln=settings.vision_ln,
+        )
+        shape = ProjectorsConfig(
+            width=decoder.config.width,
+            vision_width=eyes.width,
+            audio_width=None,
+            num_cls_tokens=eyes.summaries,
+            perceiver=perceiver,
+            feature_layers=settings.feature_layers,
+        )
+        projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
+        freeze(decoder), freeze(eyes)
+        self.omni = Omni(decoder, eyes, None, projectors, self.tokenizer.marks)
+        self.spec = MediaSpec(image_size=eyes.image_size, image_tokens=shape.image_tokens, resample=eyes.resample)
+        stages = inputs.needed
+        self.bases = {name: base.told(folders[name], is_stage=base.name in stages) for name, base in named.items()}
+        self.text_folder = folders["thinker"]
+        return self.seen()
+
+    def prepare(self) -> dict[str, Fact]:
+        """Beside the text: statistics of what the eyes give."""
+        if self.settings.standardise:
+            standardise(self.omni, self.corpus.train, self.spec, self.inputs.run.device)
+        return super().prepare()
+
+
+def assume(settings: AlignSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Captions; every KINDS-th is as long as a row may be."""
+    pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
+    rows = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        kind = number % assumed.KINDS
+        count = assumed.room(settings, context) if kind == assumed.KINDS - 1 else assumed.WORDS_OF_CAPTION
+        asked = [assumed.part("image", pictures[kind]), assumed.part("text", "what is this?")]
+        rows.append(assumed.turns(asked, text.take(count)))
+    return rows
 
 
 STAGE = Stage(
-    "align", "what pictures show, to a language model that stays as it is", AlignSettings, build, gates=thresholds.STAGES["align"]
+    "align",
+    "what pictures show, to a language model that stays as it is",
+    AlignSettings,
+    AlignTraining,
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        MEASURABLE_IF_TAUGHT,
+        language(0.0),
+        held_out_gap(1.5, "nats a token"),
+    ),
+    assume=assume,
 )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from muomni.data import uses
+from muomni.data.loader import Loader
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import held_out_gap
 from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages import assumed
+from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, loaders
 from muomni.train.loop import Fitted
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 
@@ -48,30 +54,36 @@ def collate(items: list[Utterance]) -> CodecBatch:
     return CodecBatch([item.sample_id for item in items], padded, torch.tensor([len(mel) for mel in mels]))
 
 
-def build(settings: CodecSettings, inputs: Inputs) -> Plan:
+class CodecTraining(Training[CodecSettings]):
     """Crops of speech through a codec whose codebooks start from what the encoder has learned; usage and error at the end."""
-    corpus = inputs.corpus(settings)
-    codec = inputs.place(Codec(settings.model))
-    whole = {
-        name: Utterances(samples, settings.model.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s)
-        for name, samples in (("train", corpus.train), ("valid", corpus.valid))
-    }
-    codec.fit_statistics(*_some(whole["train"], STATISTICS_ITEMS))
-    training = Crops(whole["train"], settings.crop_frames)
-    train, valid = loaders(training, whole["valid"], collate, settings, weights=corpus.weights)
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        return quality(codec, whole["valid"], inputs, album)
+    def wire(self) -> tuple[CodecObjective, dict[str, nn.Module]]:
+        """A codec, whose codebooks rest until `quantise_after`."""
+        settings = self.settings
+        self.codec = self.inputs.place(Codec(settings.model))
+        objective = CodecObjective(self.codec, warmup=settings.quantise_after, seed=settings.seed)
+        return self.inputs.place(objective), {".": self.codec}
 
-    return Plan(
-        inputs.place(CodecObjective(codec, warmup=settings.quantise_after, seed=settings.seed)),
-        train,
-        valid,
-        lambda folder: store.save(codec, folder),
-        measure,
-        corpus,
-        {".": codec},
-    )
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Crops to learn from, whole utterances held out."""
+        settings, shape = self.settings, self.settings.model.mel
+        limits: dict[str, Any] = {"downsample": 0, "pad_s": 0.0, "max_text_len": 0, "max_s": settings.max_s}
+        self.whole, self.held_out = (Utterances(side, shape, **limits) for side in (self.corpus.train, self.corpus.valid))
+        training = Crops(self.whole, settings.crop_frames)
+        return loaders(training, self.held_out, collate, settings, weights=self.corpus.weights)
+
+    def prepare(self) -> dict[str, Fact]:
+        """Mean and deviation of the log-mel, by which the codec normalises."""
+        self.codec.fit_statistics(*_some(self.whole, STATISTICS_ITEMS))
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """The codec."""
+        store.save(self.codec, folder)
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Usage of the codebooks, and the error of the round trip."""
+        return quality(self.codec, self.held_out, self.inputs, album)
 
 
 def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,6 +138,31 @@ STAGE = Stage(
     "codec",
     "speech to codes and back",
     CodecSettings,
-    build,
-    gates=thresholds.STAGES["codec"],
+    CodecTraining,
+    gates=(
+        Gate(
+            "round_trip",
+            "mel_error",
+            "the codec rebuilds little more than the mean: train longer, more codebooks",
+            below_floor=0.5,
+            source="floor: the mean",
+        ),
+        Gate(
+            "usage",
+            "usage",
+            "codebook entries lie dead: more data, longer training, look at revival",
+            at_least=0.5,
+            source="SPEC 7 asks 0.8 of the quickstart",
+        ),
+        Gate(
+            "perplexity",
+            "perplexity_share",
+            "a few entries do all the work: more data, longer training, look at revival",
+            at_least=0.1,
+            source="chosen",
+        ),
+        held_out_gap(0.5, "error, deviations"),
+    ),
+    board=(BoardRow("codec.usage", "usage", 0.8),),
+    assume=assumed.speech,
 )

@@ -16,7 +16,9 @@ from muomni.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from muomni.infer import folders
 from muomni.media.mel import SPEECH, MelSpec
 from muomni.models import integrity
+from muomni.renamed import keys_of
 from muomni.stages import flat_keys as keys
+from muomni.stages import registry
 from muomni.stages.stage import StageSettings
 
 NAME = "flat"  # of the run folder that all flat configs of a working folder share
@@ -49,9 +51,10 @@ def is_flat(path: Path, values: Mapping[str, Any], header: frozenset[str]) -> bo
     """
     if path.suffix.lower() != SUFFIX:
         return False
-    if any(name in values and isinstance(values[name], dict) and "data" in values[name] for name in folders.STAGES):
+    stages = registry.names()
+    if any(name in values and isinstance(values[name], dict) and "data" in values[name] for name in stages):
         return False
-    ours = {key: value for key, value in values.items() if key not in header and key not in folders.STAGES}
+    ours = {key: value for key, value in values.items() if key not in header and key not in stages}
     return any(not isinstance(value, dict) or key in keys.DATA["omni"] for key, value in ours.items())
 
 
@@ -82,6 +85,7 @@ class _Reader:
     def read(self) -> Flat:
         stage = self._stage()
         names = self._both() if stage == "talker" else [stage]
+        self._rename(names)
         self._refuse_unknown(names)
         self.save_dir = self.values.pop("save_dir", None)
         for name in names:
@@ -159,6 +163,16 @@ class _Reader:
         of_data = [*keys.DATA[stage], *(["image_root"] if stage == "vision" else [])]
         return [*keys.RENAMED[stage], *keys.SHAPED[stage], *of_data, *keys.IDLE, *fixed, *self._own(stage), "save_dir"]
 
+    def _rename(self, names: list[str]) -> None:
+        """Give our own settings that have another name by now that name."""
+        known = {each for name in names for each in self._known(name)}
+        renamed = {old: new for name in names for old, new in keys_of(self.settings[name]).items() if old not in known}
+        for old in [key for key in self.values if key in renamed]:
+            config.say_renamed(old, renamed[old], str(self.path))
+            if renamed[old] in self.values:
+                raise self.fault(old, f"given twice (it means the same as {renamed[old]})")
+            self.values[renamed[old]] = self.values.pop(old)
+
     def _refuse_unknown(self, names: list[str]) -> None:
         """Name all keys that can't be had, or that nobody knows, each with the nearest that is known."""
         faults = [line for key, value in self.values.items() if (line := self._refused(str(key), value, names))]
@@ -189,7 +203,7 @@ class _Reader:
             if key in keys.RENAMED[stage]:
                 _put(made, keys.RENAMED[stage][key], value)
             elif key in own and key not in (*keys.DATA[stage], "data"):
-                if stage == "codec" and not is_alone and key in ("model", "gates", "demands"):
+                if stage == "codec" and not is_alone and key in ("model", "gates", "extra_gates"):
                     continue  # of a file that is the Talker's too, these are the Talker's
                 name = config.SYNONYMS.get(key, key)
                 if name in made and key != "model":
@@ -212,7 +226,7 @@ class _Reader:
         elif uses:
             made["model"]["kv_heads"] = max(1, int(made["model"].get("heads", 4)) // 2)  # as the sources do
         if self.values.get("use_moe"):
-            experts = {"number": self.values.get("num_experts", 8), "per_token": self.values.get("num_experts_per_tok", 2)}
+            experts = {"num_experts": self.values.get("num_experts", 8), "experts_per_token": self.values.get("num_experts_per_tok", 2)}
             made["model"].setdefault("experts", {**experts, "hidden": made["model"].get("hidden", 1024)})
 
     def _hearing(self, made: dict[str, Any]) -> None:

@@ -7,29 +7,35 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from muomni.config import is_set
 from muomni.data import uses
+from muomni.data.loader import Loader
 from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
 from muomni.data.segments import Segments
+from muomni.data.source import Source
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import exhibits, labels, thresholds
+from muomni.evaluate import exhibits, labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
+from muomni.evaluate.thresholds import SIGHT, held_out_gap
 from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
 from muomni.media.frames import PAD_S
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
+from muomni.stages import assumed
+from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.alphabet import Alphabet
 from muomni.train.loop import Fitted
 from muomni.train.objectives.ctc import Hearing, HearingBatch
@@ -54,6 +60,10 @@ class HearingSettings(StageSettings):
 
     learns_as: ClassVar[str] = "hearing"
 
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside what all stages leave out."""
+        return super().assuming(sources).model_copy(update={"lm_order": 0})
+
     def segments(self) -> Segments:
         """Transcripts that are too long are cut between words."""
         return Segments(self.max_text_len)
@@ -65,45 +75,50 @@ def collate(items: list[Utterance]) -> HearingBatch:
     return collate_tensors([item.sample_id for item in items], mels, [item.symbols for item in items])
 
 
-def build(settings: HearingSettings, inputs: Inputs) -> Plan:
+class HearingTraining(Training[HearingSettings]):
     """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
-    corpus = inputs.corpus(settings)
-    notes = _left_out(corpus, inputs)
-    demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
-    encoder = inputs.place(AudioEncoder(settings.model))
-
-    def utterances(samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
-        return Utterances(
-            samples,
-            settings.model.mel,
-            downsample=settings.model.downsample,
-            pad_s=settings.pad_s,
-            max_text_len=settings.max_text_len,
-            max_s=settings.max_s,
-            changes=changes,
-        )
-
-    training, held_out = utterances(corpus.train, settings.augment), utterances(corpus.valid, None)
-    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Utterances.lengths)  # type: ignore[arg-type]
-
-    @functools.cache  # the best is kept, and saved, more than once
-    def language() -> ctc.CharLM | None:
-        texts = [Alphabet().encode(uses.transcript(sample)) for sample in corpus.train]
-        return ctc.CharLM.train(texts, size=len(Alphabet()), order=settings.lm_order) if settings.lm_order else None
-
-    def save(folder: Path) -> None:
-        store.save(encoder, folder, extra={"pad_s": settings.pad_s})
-        if (lm := language()) is not None:
-            lm.save(folder / "char_lm.json")
-
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        return transcripts(encoder, held_out, settings, language(), album)
-
-    def checks() -> dict[str, Fact]:
-        return labels.infeasible(training)
 
     words = f"{len(Alphabet())} symbols"
-    return Plan(Hearing(encoder, mistakes), train, valid, save, measure, corpus, {".": encoder}, checks, notes, words=words)
+
+    def wire(self) -> tuple[Hearing, dict[str, nn.Module]]:
+        """An encoder with a head of symbols."""
+        self.encoder = self.inputs.place(AudioEncoder(self.settings.model))
+        return Hearing(self.encoder, mistakes), {".": self.encoder}
+
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Utterances; what is learned from is changed a little each time."""
+        settings, corpus = self.settings, self.corpus
+        self.notes |= _left_out(corpus, self.inputs)
+        demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
+        self.training, self.held_out = self._utterances(corpus.train, settings.augment), self._utterances(corpus.valid, None)
+        order: Any = {"weights": corpus.weights, "lengths": Utterances.lengths}
+        return loaders(self.training, self.held_out, collate, settings, **order)
+
+    def _utterances(self, samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
+        settings = self.settings
+        limits: dict[str, Any] = {name: getattr(settings, name) for name in ("pad_s", "max_text_len", "max_s")}
+        return Utterances(samples, settings.model.mel, downsample=settings.model.downsample, changes=changes, **limits)
+
+    def checks(self) -> dict[str, Fact]:
+        """Whether each sound has states enough for its symbols."""
+        return labels.infeasible(self.training)
+
+    @functools.cached_property  # the best is kept, and saved, more than once
+    def language(self) -> ctc.CharLM | None:
+        """The n-gram model of the training transcripts' characters, where one is wanted."""
+        texts = [Alphabet().encode(uses.transcript(sample)) for sample in self.corpus.train]
+        order = self.settings.lm_order
+        return ctc.CharLM.train(texts, size=len(Alphabet()), order=order) if order else None
+
+    def save(self, folder: Path) -> None:
+        """The encoder and the model of characters."""
+        store.save(self.encoder, folder, extra={"pad_s": self.settings.pad_s})
+        if self.language is not None:
+            self.language.save(folder / "char_lm.json")
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Character and word error rates of held-out transcripts."""
+        return transcripts(self.encoder, self.held_out, self.settings, self.language, album)
 
 
 def _left_out(corpus: Corpus, inputs: Inputs) -> dict[str, Fact]:
@@ -165,10 +180,47 @@ def error(pairs: list[tuple[str, str]]) -> Fact:
     return Fact(cer([truth for truth, _ in pairs], [guess for _, guess in pairs]), len(pairs), bootstrap(rates), 1.0)
 
 
+def assume(settings: HearingSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Noise of all lengths, and as many words as one reads in its time."""
+    sounds, text = assumed.sounds(folder, settings.max_s - 2 * settings.pad_s), assumed.Text(words)
+    rows = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        name, length_s = sounds[number % assumed.KINDS]
+        said = text.take(int(length_s * assumed.WORDS_PER_S))
+        most = min(settings.max_text_len, max(1, int(length_s * assumed.CHARACTERS_PER_S)))
+        rows.append(assumed.turns([assumed.part("audio", name)], said[:most].strip()))
+    return rows
+
+
 STAGE = Stage(
     "hearing",
     "speech to text",
     HearingSettings,
-    build,
-    gates=thresholds.STAGES["hearing"],
+    HearingTraining,
+    gates=(
+        *SIGHT,
+        Gate(
+            "infeasible",
+            "infeasible_taught",
+            "rows whose text can't fit their frames are learned from: CTC gives them a loss of 0",
+            at_most=0.0,
+            source="SPEC M-B",
+        ),
+        Gate(
+            "cer",
+            "cer",
+            "held-out speech is not understood: train longer, more speakers, look at the transcripts",
+            at_most=0.5,
+            source="floor 1: silence",
+        ),
+        Gate(
+            "refused", "refused_share", "held-out rows were refused: their texts are too long for their sound", at_most=0.1, source="chosen"
+        ),
+        held_out_gap(1.0, "nats a symbol"),
+    ),
+    board=(
+        BoardRow("hearing.cer", "cer", 0.06, more_is_better=False),
+        BoardRow("hearing.digit_exact", "digit_exact", 0.93),
+    ),
+    assume=assume,
 )

@@ -6,14 +6,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from muomni.errors import ConfigError
-from muomni.evaluate import thresholds
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import (
+    CAUSAL,
+    COVERAGE,
+    LABELS,
+    MEASURABLE_IF_TAUGHT,
+    NAMES,
+    PACKING,
+    SIGHT,
+    ablation,
+    held_out_gap,
+    language,
+)
 from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
-from muomni.stages.seeing import SeeingSettings, Seer, plan
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages import assumed
+from muomni.stages.seeing import SeeingSettings, SeeingTraining
+from muomni.stages.stage import Stage
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
 
@@ -81,27 +96,74 @@ def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> 
     return folder
 
 
-def build(settings: InstructSettings, inputs: Inputs) -> Plan:
+class InstructTraining(SeeingTraining[InstructSettings]):
     """The aligned model as it was left, LoRA on its language model, conversations about pictures."""
-    parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
-    omni, spec = parts.omni, parts.media[0]
-    assert omni is not None
-    assert spec is not None
-    assert omni.vision is not None
-    inputs.place(omni)
-    freeze(omni.vision)
-    seer, corpus = Seer(omni, parts.tokenizer, spec, parts.bases, parts.text_folder), inputs.corpus(settings)
-    if settings.lora is None:
-        freeze(omni.decoder)
-        return plan(settings, inputs, corpus, seer)
-    inputs.place(lora.attach(omni.decoder, settings.lora))
-    return plan(settings, inputs, corpus, seer, lambda folder: lora.save(omni.decoder, folder, parts.bases["thinker"]["name"]))
+
+    def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
+        """The model of the stage that it starts from; its eyes rest, its language model learns by LoRA or rests too."""
+        settings, inputs = self.settings, self.inputs
+        parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
+        omni, spec = parts.omni, parts.media[0]
+        assert omni is not None
+        assert spec is not None
+        assert omni.vision is not None
+        inputs.place(omni)
+        freeze(omni.vision)
+        if settings.lora is None:
+            freeze(omni.decoder)
+        else:
+            inputs.place(lora.attach(omni.decoder, settings.lora))
+        self.omni, self.spec, self.tokenizer = omni, spec, parts.tokenizer
+        self.bases, self.text_folder = parts.bases, parts.text_folder
+        return self.seen()
+
+    def adapter(self, folder: Path) -> None:
+        """The LoRA."""
+        if self.settings.lora is not None:
+            lora.save(self.omni.decoder, folder, self.bases["thinker"]["name"])
+
+
+def assume(settings: InstructSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
+    pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
+    room = assumed.room(settings, context)
+    short = min(assumed.WORDS_OF_ANSWER, room // (3 * assumed.TURNS))
+    rows = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        turns = [assumed.turns(text.take(6), text.take(short)) for _ in range(assumed.TURNS - 1)]
+        first = turns[0]["messages"][0]
+        first["content"] = [assumed.part("image", pictures[number % assumed.KINDS]), assumed.part("text", first["content"])]
+        used = (assumed.TURNS - 1) * (6 + short)
+        last = room - used if number % assumed.KINDS == assumed.KINDS - 1 else short
+        rows.append({"messages": [m for turn in [*turns, assumed.turns(text.take(6), text.take(last))] for m in turn["messages"]]})
+    return rows
 
 
 STAGE = Stage(
     "instruct",
     "answers about pictures, as they are asked for",
     InstructSettings,
-    build,
-    gates=thresholds.STAGES["instruct"],
+    InstructTraining,
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *COVERAGE,
+        *SIGHT,
+        *ablation("image"),
+        NAMES,
+        Gate(
+            "above_question",
+            "above_question_only",
+            "answers are no better than a guess from the question alone: it does not look where it is asked to",
+            more_than=0.0,
+            source="SPEC M-E: question-only baseline; the low end of 95 % (sign test)",
+            by_ci=True,
+            when="exact_match_tasks",
+        ),
+        MEASURABLE_IF_TAUGHT,
+        language(0.15),
+        held_out_gap(1.5, "nats a token"),
+    ),
+    assume=assume,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from muomni.stages.stage import Plan, StageSettings
+from muomni.stages.stage import StageSettings, Training
 from muomni.train import account, optim
 from muomni.units import told_count
 
@@ -14,7 +14,7 @@ NOTES = 3  # of what was read otherwise than it stands
 PARTS = 4  # of what trains and of what is frozen, the largest first
 
 
-def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world: int, steps: int | None) -> list[str]:
+def lines(built: Training[Any], settings: StageSettings, rows: Sequence[optim.Row], world: int, steps: int | None) -> list[str]:
     """What trains and what is frozen, with rates and counts; vocabulary; samples of both sides; steps and epochs; what is kept.
 
     Takes   rows: the account of what trains; world: ranks; steps: None where it is still to be measured how long an epoch is.
@@ -43,7 +43,7 @@ def lines(built: Plan, settings: StageSettings, rows: Sequence[optim.Row], world
     return told
 
 
-def columns(built: Plan, settings: StageSettings) -> list[str]:
+def columns(built: Training[Any], settings: StageSettings) -> list[str]:
     """Which columns of the sources were read and which were left, and whether the data or `val_split` say the sides."""
     lines = []
     accounts = list(built.corpus.accounts)

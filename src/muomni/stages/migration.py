@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from muomni.errors import ConfigError
-from muomni.stages import flat
+from muomni.stages import flat, registry
 from muomni.stages import recipe as recipes
 
 
@@ -33,14 +33,14 @@ def recipe(names: Sequence[str], assignments: Sequence[str] = ()) -> tuple[str, 
             raise ConfigError(f"{path}: no flat config: it names stages, as a recipe does", hint="muomni run it as it is")
         recipes.read(name, list(assignments), is_part=True)  # every fault is told now, not when the recipe is run
         for key, settings in values.items():
-            if key not in recipes.STAGES:
+            if key not in registry.names():
                 header[key] = settings
                 continue
             if key in stages:
                 raise ConfigError(f"{path}: stage {key} is that of {owner[key]} already", hint="migrate them one by one")
             stages[key], owner[key] = settings, path.name
         notes += [f"{path.name}: {line}" for line in found.notes if not line.startswith("save_dir")]
-    ordered = {name: stages[name] for name in recipes.STAGES if name in stages}
+    ordered = {name: stages[name] for name in registry.names() if name in stages}
     head = [f"# Made by `muomni migrate` of {', '.join(Path(name).name for name in names)}. Its paths start where those of the configs do."]
     lacking = {needed for name in ordered for needed in recipes.stage(name).needs} - ordered.keys()
     if lacking:

@@ -13,23 +13,26 @@ from pydantic import Field, NonNegativeInt, model_validator
 from muomni import files
 from muomni.data import indexed
 from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.loader import Loader
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
-from muomni.evaluate import labels, thresholds
+from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, PACKING, SIGHT, ablation, held_out_gap
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
-from muomni.media.frames import PAD_S
+from muomni.media.frames import PAD_S, STATES_HZ
 from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
-from muomni.stages import initial_weights
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
+from muomni.stages import assumed, initial_weights
+from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.stages.statistics import standardise
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
@@ -39,29 +42,29 @@ from muomni.train.optim import freeze
 class OmniSettings(StageSettings):
     """Settings of stage omni.
 
-    grid, levels, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
-    resampler          in place of the grid: a Perceiver of so many tokens a picture, as stage align has it
+    pool_grid, feature_layers, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
+    resampler          in place of pool_grid: a Perceiver of so many tokens a picture, as stage align has it
     lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
     augment            changes of training pictures
-    apart              questions about the same media learn without seeing each other, as if each was asked first
-    proof              tasks by which swapped media judge whether it looks and listens, none: all. For data that hold some of a task that
+    separate_questions questions about the same media learn without seeing each other, as if each was asked first
+    ablation_tasks     tasks by which swapped media judge whether the model uses them, none: all. For data that hold some of a task that
                        are too few to learn it from; what each task gains is told all the same
     prompts            what is asked of a lone "image" or "audio"
     """
 
-    grid: int = Field(0, ge=0)
-    levels: tuple[NonNegativeInt, ...] = ()
+    pool_grid: int = Field(0, ge=0)
+    feature_layers: tuple[NonNegativeInt, ...] = ()
     resampler: PerceiverConfig | None = None
     lora: LoraSettings | None = None
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     augment: PictureAugment = PictureAugment()
-    apart: bool = False
-    proof: list[str] = []
+    separate_questions: bool = False
+    ablation_tasks: list[str] = []
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -74,91 +77,116 @@ class OmniSettings(StageSettings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.resampler is not None and self.grid:
-            raise ValueError("grid has no effect beside a resampler")
+        if self.resampler is not None and self.pool_grid:
+            raise ValueError("pool_grid has no effect beside a resampler")
         if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
 
     @property
     def packs(self) -> bool:
-        """Questions that stand apart share a row and do not see each other."""
-        return self.apart
+        """Separate questions share a row and do not see each other."""
+        return self.separate_questions
 
     learns_as: ClassVar[str] = "omni"
 
 
-def build(settings: OmniSettings, inputs: Inputs) -> Plan:
+class OmniTraining(Training[OmniSettings]):
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
-    tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
-    initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
-    decoder = inputs.place(Decoder.open(inputs.needed["thinker"]))
-    for part in decoder.modules():
-        if isinstance(part, torch.nn.Dropout) and settings.dropout is not None:
-            part.p = settings.dropout
-    vision, audio = inputs.place(store.load(inputs.needed["vision"])), inputs.place(store.load(inputs.needed["hearing"]))
-    shape = ProjectorsConfig(
-        width=decoder.config.width,
-        vision_width=vision.config.width,
-        audio_width=audio.config.width,
-        grid=settings.grid,
-        perceiver=settings.resampler,
-        levels=settings.levels,
-        audio_pool=settings.audio_pool,
-    )
-    projectors = inputs.place(Projectors(shape).start_at(decoder.embedding_rms))
-    thinker = decoder
-    if settings.lora is not None:
-        inputs.place(lora.attach(decoder, settings.lora))
-        thinker = inputs.place(lora.base_of(decoder))  # what lies in final/thinker: the same tensors under Qwen3's names
-    omni = Omni(decoder, freeze(vision), freeze(audio), projectors)  # type: ignore[arg-type]
-    spec = MediaSpec(
-        image_size=vision.config.image_size,
-        image_tokens=shape.image_tokens,
-        mel=audio.config.mel,
-        downsample=audio.config.downsample,
-        audio_pool=settings.audio_pool,
-        max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
-        pad_s=store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S),
-    )
-    corpus = inputs.corpus(settings)
-    demand_tasks(corpus, proof=settings.proof, **{f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")})
-    standardise(omni, corpus.train, spec, inputs.run.device)
-    training = Conversations(corpus.train, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart, changes=settings.augment)
-    held_out = Conversations(corpus.valid, tokenizer, spec, decoder.config.ctx_len, apart=settings.apart)
-    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
-    objective = NextToken(decoder, omni, given=() if settings.lora is None else ("omni.decoder.",))
-    for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
-        if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
-            projector.requires_grad_(False)  # nothing would ever teach it
-    texts = _texts(corpus.valid, inputs, settings.eval_items)
-    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
-    senses = Senses(inputs.needed, inputs.base, inputs.run, settings.eval_items, inputs.place)
 
-    def save(folder: Path) -> None:
-        store.save(thinker, folder / "thinker")
-        tokenizer.save(folder / "thinker", thinker.config.ctx_len)
+    def vocabulary(self) -> None:
+        """The Thinker's tokenizer."""
+        settings, inputs = self.settings, self.inputs
+        self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
+        initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        demand_tasks(self.corpus, ablation_tasks=settings.ablation_tasks, **named)
+        self.words = str(self.tokenizer)
+
+    def wire(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
+        """The Thinker, frozen towers before it, and projectors between them."""
+        settings, place, needed = self.settings, self.inputs.place, self.inputs.needed
+        decoder = place(Decoder.open(needed["thinker"]))
+        for part in decoder.modules():
+            if isinstance(part, torch.nn.Dropout) and settings.dropout is not None:
+                part.p = settings.dropout
+        vision, audio = place(store.load(needed["vision"])), place(store.load(needed["hearing"]))
+        shape = ProjectorsConfig(
+            width=decoder.config.width,
+            vision_width=vision.config.width,
+            audio_width=audio.config.width,
+            pool_grid=settings.pool_grid,
+            perceiver=settings.resampler,
+            feature_layers=settings.feature_layers,
+            audio_pool=settings.audio_pool,
+        )
+        projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
+        self.thinker = decoder
         if settings.lora is not None:
+            place(lora.attach(decoder, settings.lora))
+            self.thinker = place(lora.base_of(decoder))  # what lies in final/thinker: the same tensors under Qwen3's names
+        self.omni = Omni(decoder, freeze(vision), freeze(audio), projectors)  # type: ignore[arg-type]
+        self.spec = MediaSpec(
+            image_size=vision.config.image_size,
+            image_tokens=shape.image_tokens,
+            mel=audio.config.mel,
+            downsample=audio.config.downsample,
+            audio_pool=settings.audio_pool,
+            max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
+            pad_s=store.extra_of(needed["hearing"]).get("pad_s", PAD_S),
+        )
+        networks = {"thinker": self.thinker, "vision": vision, "hearing": audio, "projectors": projectors}
+        return NextToken(decoder, self.omni, given=() if settings.lora is None else ("omni.decoder.",)), networks
+
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Samples of all kinds as rows of tokens, with places for their media."""
+        corpus, omni, apart = self.corpus, self.omni, self.settings.separate_questions
+        shape = (self.tokenizer, self.spec, omni.decoder.config.ctx_len)
+        self.training = Conversations(corpus.train, *shape, apart=apart, changes=self.settings.augment)
+        self.held_out = Conversations(corpus.valid, *shape, apart=apart)
+        for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
+            if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
+                projector.requires_grad_(False)  # nothing would ever teach it
+        order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
+        return loaders(self.training, self.held_out, collate, self.settings, **order)
+
+    def prepare(self) -> dict[str, Fact]:
+        """Statistics of what the eyes give, and how well the Thinker knows held-out text before."""
+        inputs, most = self.inputs, self.settings.eval_items
+        standardise(self.omni, self.corpus.train, self.spec, inputs.run.device)
+        texts = _texts(self.corpus.valid, inputs, most)
+        objective: Any = self.objective
+        self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
+        self.senses = Senses(inputs.needed, inputs.base, inputs.run, most, inputs.place)
+        return {**texts.fact(), **self.forgetting.before()}
+
+    def checks(self) -> dict[str, Fact]:
+        """The labels, against the samples."""
+        return labels.conversations(self.training, self.tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """All parts of a model that answers, and what its media are."""
+        decoder, spec, networks = self.omni.decoder, self.spec, self.networks
+        store.save(self.thinker, folder / "thinker")
+        self.tokenizer.save(folder / "thinker", self.thinker.config.ctx_len)
+        if self.settings.lora is not None:
             lora.save(decoder, folder / "lora", "thinker")
-        store.save(vision, folder / "vision")
-        store.save(audio, folder / "hearing", extra={"pad_s": spec.pad_s})
-        store.save(omni.projectors, folder / "projectors")
+        store.save(networks["vision"], folder / "vision")
+        store.save(networks["hearing"], folder / "hearing", extra={"pad_s": spec.pad_s})
+        store.save(self.omni.projectors, folder / "projectors")
         media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts})
+        files.write_json(folder / "omni.json", {"media": media, "prompts": self.settings.prompts})
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Answers, whether they come from the media, and what was forgotten."""
+        settings, run, omni = self.settings, self.inputs.run, self.omni
         omni.eval()
-        parts = Parts.live(inputs.run.device, thinker=decoder, tokenizer=tokenizer, omni=omni, media=(spec, settings.prompts))
-        examiner = Examiner(Engine(parts), settings.eval_items, inputs.run)
-        facts = {**examiner.answers(corpus.valid, album), **examiner.ablations(held_out, settings.proof), **forgetting.facts()}
-        return facts | senses.facts(vision, audio)
-
-    def checks() -> dict[str, Fact]:
-        return labels.conversations(training, tokenizer)
-
-    networks = {"thinker": thinker, "vision": vision, "hearing": audio, "projectors": omni.projectors}
-    notes = {**texts.fact(), **forgetting.before()}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, words=str(tokenizer))
+        media = (self.spec, settings.prompts)
+        parts = Parts.live(run.device, thinker=omni.decoder, tokenizer=self.tokenizer, omni=omni, media=media)
+        examiner = Examiner(Engine(parts), settings.eval_items, run)
+        facts = examiner.answers(self.corpus.valid, album) | examiner.ablations(self.held_out, settings.ablation_tasks)
+        towers: Any = (self.networks["vision"], self.networks["hearing"])
+        return facts | self.forgetting.facts() | self.senses.facts(*towers)
 
 
 def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
@@ -167,11 +195,72 @@ def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
     return Texts(replayed, "held out here") if replayed else own_texts(inputs.needed["thinker"], inputs.base, most)
 
 
+def assume(settings: OmniSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Pictures, sounds, both, and text, in turn; every KINDS-th sample is as long as the context allows."""
+    room = settings.max_audio_tokens or context // 4
+    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / STATES_HZ)
+    pictures, text = assumed.pictures(folder, 224), assumed.Text(words)
+    rows: list[assumed.Row] = []
+    for number in range(assumed.BATCHES * settings.batch_size):
+        picture, (sound, _) = assumed.part("image", pictures[number % assumed.KINDS]), sounds[number % assumed.KINDS]
+        media = [[picture], [assumed.part("audio", sound)], [picture, assumed.part("audio", sound)], []][number % 4]
+        used = len(media) * 4 + (1 + settings.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
+        if number % assumed.KINDS == assumed.KINDS - 2:
+            long = text.take(max(8, int((context - used - 16) / assumed.TOKENS_PER_WORD)))  # what is too much is cut off
+            rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], long))
+        elif media:
+            rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], text.take(assumed.WORDS_OF_ANSWER)))
+        else:
+            rows.append({"text": text.take(context // 8), "task": "text"})
+    return rows
+
+
 STAGE = Stage(
     "omni",
     "answers about pictures and sounds",
     OmniSettings,
-    build,
+    OmniTraining,
     needs=("thinker", "hearing", "vision"),
-    gates=thresholds.STAGES["omni"],
+    gates=(
+        *CAUSAL,
+        *PACKING,
+        *LABELS,
+        *SIGHT,
+        *ablation("image"),
+        *ablation("audio"),
+        Gate(
+            "forgetting",
+            "forgetting_bits_per_byte",
+            "the Thinker forgot its language: more text replay, lower lr",
+            at_most=0.15,
+            source="SPEC 7",
+        ),
+        MEASURABLE,
+        Gate(
+            "forgetting_ears",
+            "forgetting_cer",
+            "the ears hear worse than after stage hearing",
+            at_most=0.01,
+            source="frozen: 0 but for rounding",
+            modality="audio",
+        ),
+        Gate(
+            "forgetting_eyes",
+            "forgetting_retrieval",
+            "the eyes find fewer captions than after stage vision",
+            at_most=0.01,
+            source="frozen: 0 but for rounding",
+            modality="image",
+        ),
+        held_out_gap(1.0, "nats a token"),
+    ),
+    board=(
+        BoardRow("omni.vqa_exact", "question_exact", 0.65),
+        BoardRow("omni.vqa_exact_swapped_image", "question_exact_swapped_image", more_is_better=False),
+        BoardRow("omni.spoken_vqa_exact", "spoken_question_exact", 0.6),
+        BoardRow("omni.spoken_digit_exact", "digit_exact", 0.95),
+        BoardRow("omni.speech_to_speech_exact", "", 0.45),  # measured by the board itself: it spans stages
+        BoardRow("omni.forgetting_bits_per_byte", "forgetting_bits_per_byte", 0.15, more_is_better=False),
+    ),
+    assume=assume,
 )

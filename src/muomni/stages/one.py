@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from muomni import config, files, runtime
-from muomni.data import cache, readers
+from muomni.data import readers
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import baseline, certificate, gates, soundness, thresholds, witnesses
 from muomni.evaluate.album import Album
@@ -25,7 +25,7 @@ from muomni.runtime import Runtime
 from muomni.stages import initial_weights, introduction, ownership, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings
+from muomni.stages.stage import Stage, StageSettings, Training, build
 from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
@@ -40,8 +40,8 @@ T = TypeVar("T")
 
 
 def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
-    """The gates that every stage has, the stage's own, and what the recipe demands beside them."""
-    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.demands))
+    """The gates that every stage has, the stage's own, and the recipe's `extra_gates`."""
+    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.extra_gates))
 
 
 def judge(
@@ -60,67 +60,129 @@ def default_threads(plan: Recipe) -> int:
     return int(os.environ.get("MUOMNI_THREADS", plan.threads))
 
 
+@dataclass
+class Claim:
+    """What a stage of a run is made of, and what names it.
+
+    own       its folder; sources: a fingerprint of its data
+    named     the settings that its folder goes by (see `named_by`)
+    waived    reasons by gate, of those waivers that speak of its gates
+    """
+
+    name: str
+    stage: Stage
+    settings: StageSettings
+    named: StageSettings
+    own: Path
+    base: Foundation
+    sources: str
+    waived: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Of all that its result depends on."""
+        return recipes.digest(self.named, self.base.digests, self.sources)
+
+    def judge(self, modalities: Collection[str], facts: dict[str, Fact]) -> list[gates.Judged]:
+        """The verdicts on facts of data of these modalities."""
+        return judge(self.stage, self.settings, modalities, facts, self.waived)
+
+
 def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
     """Train, measure, judge and save one stage; give its certificate.
 
     Raises  GateRed where it, or one that it needs, is red.
     """
-    stage, settings = recipes.stage(name), plan.stages[name]
-    runtime.use_threads(settings.threads or default_threads(plan))
-    own = folder / name
-    needs = recipes.needs(plan.stages, name)
-    base = _on_main(lambda: _foundation(plan, name, folder), machine)
-    settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
-    named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
-    digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
-    done = certificate.read(own)
-    if done and done.get("settings") == digest and (own / "final").is_dir() and not fresh and "modalities" in done:
-        if integrity.names_files(done):
-            return _reuse(stage, settings, own, done, waived, base, machine)
-        if machine.is_main:
-            print(f"[{name}] its certificate names no files (it is of an older version): measured again", file=sys.stderr, flush=True)
-    if machine.is_main:
-        _open_folder(own, named, digest, fresh)
-        files.write_json(own / BATCH, settings.gradient_accumulation_steps * machine.world)
-    distributed.wait_for_main(machine)
+    # 1. claim: what it is made of; a finished stage that is made of the same is reused
+    runtime.use_threads(plan.stages[name].threads or default_threads(plan))
+    claim = _claimed(plan, name, folder, machine, fresh, waived)
+    if not fresh and (done := _done(claim, machine)) is not None:
+        return _reuse(claim, done, machine)
+    _on_main(lambda: _open_folder(claim, machine.world, fresh), machine)
 
+    # 2. prepare: networks, data, and what must be known of both before they train
     begin = time.perf_counter()
-    built, inputs = _build(stage, settings, own, {n: folder / n / "final" for n in needs}, plan.base, machine)
-    run_as = inputs.run
-    rows = optim.select(built.objective, settings)
-    _introduce(plan, name, settings, built, run_as, rows)
+    needed = {other: folder / other / "final" for other in claim.base.needs}
+    built = _begun(claim.stage, claim.settings, claim.own, needed, plan.base, machine)
+    rows = optim.select(built.objective, claim.settings)
+    _introduce(plan, name, claim.settings, built, built.inputs.run, rows)
     if machine.is_main:
-        files.write_json(own / "account.json", account.to_json(rows))
-    before = _frozen(built)  # before the trials too: they share what is given
-    start = {"base_mismatch": base.fact(folder), **_start(built, settings, inputs)}
-    _refuse_early(stage, settings, built, start, own, digest, waived_here(stage, settings, waived), base, run_as)
-    if settings.epoch is not None and settings.samples_per_epoch is None:
-        samples, measured = sizing.measured(settings, built, run_as)
-        settings, named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (settings, named))
-        digest = recipes.digest(named, base.digests, readers.fingerprint(settings.data, plan.base))
-        if machine.is_main:
-            write_settings(own, named, digest)
-        _tell_length(name, settings, built, run_as, how=measured)
+        files.write_json(claim.own / "account.json", account.to_json(rows))
+
+    # 3. prove, on six rows, that it can learn what it is to learn and nothing else
+    resting = _frozen(built)  # before the trials too: they share what is given
+    start = {"base_mismatch": claim.base.fact(), **_start(built)}
+    _refuse_early(claim, built, start)
+    if claim.settings.epoch_duration is not None and claim.settings.samples_per_epoch is None:
+        _measure_epoch(claim, built)
+
+    # 4. fit
+    settings, run = claim.settings, built.inputs.run
     how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
-    how["identity"] = Identity(digest, recipes.result_settings(named))
-    fitted = loop.fit(built.objective, built.train, built.valid, settings, run_as, own, **how)
-    spread = distributed.spread(store.digest(built.objective, parameters_only=True), run_as)
+    how["identity"] = Identity(claim.digest, recipes.result_settings(claim.named), type(claim.named))
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run, claim.own, **how)
+
+    # 5. certify
+    spread = distributed.spread(store.digest(built.objective, parameters_only=True), run)
+    start["rank_spread"] = Fact(float(spread), run.world)
     result: dict[str, Any] = {}
     if machine.is_main:
-        album = Album()
-        ended = _measure(built, fitted, before, settings, inputs, album)
-        facts = {**start, "rank_spread": Fact(float(spread), run_as.world), **ended}
-        album.write(own / "samples")
-        with files.fresh_folder(own / "final") as part:
-            built.save(part)
-            facts["saved_error"] = _saved(built, part)
-        facts["base_mismatch"] = base.fact(folder)  # once more: hours have passed, and measuring opened some of them
-        facts["wall_s"] = Fact(time.perf_counter() - begin)
-        judged = judge(stage, settings, built.modalities, facts, waived_here(stage, settings, waived))
-        result = _certify(built, settings, own, facts, judged, digest, base)
+        result = _concluded(claim, built, fitted, resting, start, begin)
     result = distributed.from_main(result, machine)
     refuse(result)
     return result
+
+
+def _claimed(plan: Recipe, name: str, folder: Path, machine: Runtime, fresh: bool, waived: dict[str, str]) -> Claim:
+    """The stage, with all that it stands on looked through; epochs and accumulation as its folder has them, unless `fresh`."""
+    stage, settings, own = recipes.stage(name), plan.stages[name], folder / name
+    base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
+    named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
+    sources = readers.fingerprint(settings.data, plan.base)
+    return Claim(name, stage, settings, named, own, base, sources, waived_here(stage, settings, waived))
+
+
+def _done(claim: Claim, machine: Runtime) -> dict[str, Any] | None:
+    """The certificate of a finished stage that was made of the same; one that names no files is told, and counts for nothing."""
+    done = certificate.read(claim.own)
+    if not done or done.get("settings") != claim.digest or not (claim.own / "final").is_dir() or "modalities" not in done:
+        return None
+    if integrity.names_files(done):
+        return done
+    if machine.is_main:
+        line = "its certificate names no files (it is of an older version): measured again"
+        print(f"[{claim.name}] {line}", file=sys.stderr, flush=True)
+    return None
+
+
+def _measure_epoch(claim: Claim, built: Training[Any]) -> None:
+    """Have the stage go by the samples that fit `epoch_duration` on this machine, as its folder says from now on."""
+    run = built.inputs.run
+    samples, how = sizing.measured(claim.settings, built, run)
+    claim.settings, claim.named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (claim.settings, claim.named))
+    built.settings = claim.settings
+    if run.is_main:
+        write_settings(claim.own, claim.named, claim.digest)
+    _tell_length(claim.name, claim.settings, built, run, how=how)
+
+
+def _concluded(
+    claim: Claim, built: Training[Any], fitted: Fitted, resting: dict[str, str], start: dict[str, Fact], begin: float
+) -> dict[str, Any]:
+    """Measure, save, and certify a stage that has trained; the main rank alone.
+
+    Takes   resting: digests of what must not have moved; start: the facts known before; begin: when it was, by the clock.
+    """
+    album = Album()
+    facts = {**start, **_measure(built, fitted, resting, album)}
+    album.write(claim.own / "samples")
+    with files.fresh_folder(claim.own / "final") as part:
+        built.save(part)
+        facts["saved_error"] = _saved(built, part)
+    facts["base_mismatch"] = claim.base.fact()  # once more: hours have passed, and measuring opened some of them
+    facts["wall_s"] = Fact(time.perf_counter() - begin)
+    return _certify(claim, built, facts, claim.judge(built.modalities, facts))
 
 
 @contextmanager
@@ -149,16 +211,18 @@ def on_main(lock: AbstractContextManager[None], machine: Runtime) -> Iterator[No
 class Foundation:
     """What a stage stands on: stages of its recipe, what comes from outside, and what was waived of all these.
 
+    folder    the run's
     digests   of the weights of each, by name
     """
 
+    folder: Path
     needs: tuple[str, ...]
     digests: dict[str, str]
     waivers: certificate.Waivers
 
-    def fact(self, folder: Path) -> Fact:
+    def fact(self) -> Fact:
         """How many files of these stages are not what their certificates name, now."""
-        return base_mismatch(folder, self.needs)
+        return base_mismatch(self.folder, self.needs)
 
 
 def base_mismatch(folder: Path, needs: Sequence[str]) -> Fact:
@@ -196,7 +260,7 @@ def _foundation(plan: Recipe, name: str, folder: Path) -> Foundation:
         raise
     digests = {other: found["weights"] for other, found in certificates.items()} | settings.given(plan.base)
     inherited = [integrity.waivers(found) for found in certificates.values()]
-    return Foundation(needs, digests, integrity.merged(*inherited, _outside(settings, plan.base, name)))
+    return Foundation(folder, needs, digests, integrity.merged(*inherited, _outside(settings, plan.base, name)))
 
 
 def _outside(settings: StageSettings, base: Path, name: str) -> certificate.Waivers:
@@ -237,7 +301,7 @@ def _on_main(work: Callable[[], T], machine: Runtime) -> T:
     return found
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, run: Runtime, rows: Sequence[optim.Row]) -> None:
+def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Training[Any], run: Runtime, rows: Sequence[optim.Row]) -> None:
     """Say what the stage is, which of how many, in what it computes (what is emulated in a line of its own), what trains, and on what."""
     if not run.is_main:
         return
@@ -245,9 +309,9 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
     what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
-    is_known = settings.epoch is None or settings.samples_per_epoch is not None
+    is_known = settings.epoch_duration is None or settings.samples_per_epoch is not None
     steps = steps_in_all(settings, built.train.order, settings.gradient_accumulation_steps * run.world) if is_known else None
-    length = f"epochs of {settings.epoch}" if steps is None else f"{steps} steps"
+    length = f"epochs of {settings.epoch_duration}" if steps is None else f"{steps} steps"
     lines = [f"{what}; {length} in {runtime.told_format(run.dtype)} on {run.device.type}{threads}"]
     lines += runtime.emulated({run.dtype, *(p.dtype for p in built.objective.parameters())}, run.device)
     lines += introduction.lines(built, settings, rows, run.world, steps)
@@ -256,7 +320,7 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Plan, ru
         _tell_length(name, settings, built, run)
 
 
-def _tell_length(name: str, settings: StageSettings, built: Plan, run: Runtime, **how: str) -> None:
+def _tell_length(name: str, settings: StageSettings, built: Training[Any], run: Runtime, **how: str) -> None:
     """Say what an epoch is, where it is no pass through the data, and that the warm-up is cut, where it is longer than the run."""
     if not run.is_main:
         return
@@ -273,7 +337,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     Takes   earlier: the facts of another report, by stage, behind which these must not fall.
     """
     origin, stage, own = recipes.origin(folder, "base", "device", "threads"), recipes.stage(name), folder / name
-    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"), is_stored=True)
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
     needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
@@ -283,13 +347,14 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
         judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
         return told_again(name, settings, start, judged, earlier, inherited)
-    built, inputs = _build(stage, settings, own, needed, Path(origin["base"]), machine)
+    built = _begun(stage, settings, own, needed, Path(origin["base"]), machine)
     before = _frozen(built)
-    start |= _start(built, settings, inputs)
+    start |= _start(built)
     is_known = (own / DIGEST).exists()
-    identity = Identity(files.read_stored(own / DIGEST, str, hint=ANEW), recipes.result_settings(settings)) if is_known else None
-    fitted = loop.restore(built.objective, built.valid, settings, inputs.run, own, identity=identity, export=built.export)
-    facts = {**start, **_measure(built, fitted, before, settings, inputs, Album()), "saved_error": _saved(built, own / "final")}
+    digest = files.read_stored(own / DIGEST, str, hint=ANEW) if is_known else ""
+    identity = Identity(digest, recipes.result_settings(settings), type(settings)) if is_known else None
+    fitted = loop.restore(built.objective, built.valid, settings, built.inputs.run, own, identity=identity, export=built.export)
+    facts = {**start, **_measure(built, fitted, before, Album()), "saved_error": _saved(built, own / "final")}
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
@@ -314,7 +379,7 @@ def told_again(
     if earlier is not None:
         if name not in earlier:
             raise ConfigError(f"the baseline has no stage {name}", hint=f"it has {', '.join(earlier) or 'none'}")
-        judged += baseline.compare([*stage.gates, *gates.demanded(settings.demands)], facts, earlier[name])
+        judged += baseline.compare([*stage.gates, *gates.demanded(settings.extra_gates)], facts, earlier[name])
     return {
         "stage": name,
         "verdict": certificate.overall(judged, inherited),
@@ -324,13 +389,12 @@ def told_again(
     }
 
 
-def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> tuple[Plan, Inputs]:
-    """The stage of a folder as its seed, number format and `init_from` say, frozen where it is to be, and what it was built from."""
-    run_as = replace(machine, dtype=settings.number_format(Inputs(own, needed, base, machine)))
-    runtime.seed_everything(settings.seed)
-    cache.begin(settings.cache_mb)
-    inputs = Inputs(own, needed, base, run_as)
-    built = stage.build(settings, inputs)
+def _begun(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> Training[Any]:
+    """The stage of a folder, built, with the weights that `init_from` names.
+
+    Raises  ConfigError for settings that would have no effect.
+    """
+    built = build(stage, settings, own, needed, base, machine)
     if settings.init_from is not None:
         taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
         built.notes["init_share"] = taken
@@ -340,12 +404,12 @@ def _build(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, P
             f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",
             hint="set val_split above 0, or leave out patience and final: best",
         )
-    return built, inputs
+    return built
 
 
-def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fact]:
+def _start(built: Training[Any]) -> dict[str, Fact]:
     """The facts that are known before the first step; none but `misplaced` where networks lie elsewhere, for nothing would run then."""
-    placed = _placed(built, inputs)
+    placed, run, settings = _placed(built), built.inputs.run, built.settings
     if placed["misplaced"].value:
         return placed
     shared = built.corpus.leaks
@@ -353,17 +417,17 @@ def _start(built: Plan, settings: StageSettings, inputs: Inputs) -> dict[str, Fa
     return {
         **placed,
         **leaks,
-        **_formats(settings, inputs.run),
-        **soundness.examine(built.objective, built.train, settings, inputs.run),
+        **_formats(settings, run),
+        **soundness.examine(built.objective, built.train, settings, run),
         **built.checks(),
         **built.notes,
     }
 
 
-def _placed(built: Plan, inputs: Inputs) -> dict[str, Fact]:
+def _placed(built: Training[Any]) -> dict[str, Fact]:
     """How many modules that training, measuring or saving can reach do not lie where the run computes, or were never placed there."""
-    roots = {name: value for name, value in vars(built).items() if name != "corpus"}  # which holds samples alone
-    wrong = inputs.place.misplaced(**roots)
+    roots = {name: value for name, value in vars(built).items() if name not in ("corpus", "inputs")}  # samples, and the placement itself
+    wrong = built.inputs.place.misplaced(**roots)
     return {"misplaced": Fact(float(len(wrong)), note="; ".join(wrong[:4]))}
 
 
@@ -379,38 +443,27 @@ def _formats(settings: StageSettings, run: Runtime) -> dict[str, Fact]:
     return {"format_gain": Fact(least, note=f"{note} of float32's speed on this {run.device.type}")}
 
 
-def _refuse_early(
-    stage: Stage,
-    settings: StageSettings,
-    built: Plan,
-    start: dict[str, Fact],
-    own: Path,
-    digest: str,
-    waived: dict[str, str],
-    base: Foundation,
-    run: Runtime,
-) -> None:
+def _refuse_early(claim: Claim, built: Training[Any], start: dict[str, Fact]) -> None:
     """Before a step is paid for: raise GateRed, with a certificate that says so, where a gate on what is known already is red."""
-    known = [row for row in judge(stage, settings, built.modalities, start, waived) if row.is_known(start)]
+    known = [row for row in claim.judge(built.modalities, start) if row.is_known(start)]
     if certificate.overall(known) != "red":
         return
-    result = _certify(built, settings, own, start, known, digest, base) if run.is_main else {}
-    refuse(distributed.from_main(result, run))
+    run = built.inputs.run
+    refuse(distributed.from_main(_certify(claim, built, start, known) if run.is_main else {}, run))
 
 
-def _certify(
-    built: Plan, settings: StageSettings, own: Path, facts: dict[str, Fact], judged: list[gates.Judged], digest: str, base: Foundation
-) -> dict[str, Any]:
+def _certify(claim: Claim, built: Training[Any], facts: dict[str, Fact], judged: list[gates.Judged]) -> dict[str, Any]:
     """Store and tell the certificate of a stage that is built."""
-    digests: dict[str, Any] = {"weights": store.digest(built.objective), "data": built.corpus.digest, "settings": digest}
-    more: dict[str, Any] = {"modalities": built.modalities, "seed": settings.seed, "inherited": base.waivers}
+    own, weights = claim.own, store.digest(built.objective)
+    digests: dict[str, Any] = {"weights": weights, "data": built.corpus.digest, "settings": claim.digest}
+    more: dict[str, Any] = {"modalities": built.modalities, "seed": claim.settings.seed, "inherited": claim.base.waivers}
     more["init_from"] = initial_weights.origin(own)
     result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
     return result
 
 
-def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: StageSettings, inputs: Inputs, album: Album) -> dict[str, Fact]:
+def _measure(built: Training[Any], fitted: Fitted, before: dict[str, str], album: Album) -> dict[str, Fact]:
     """The facts that are known at the end: the run's own, whether what was frozen (digests `before`) stayed, and the stage's.
 
     What the stage's own were measured on goes into the album.
@@ -418,16 +471,17 @@ def _measure(built: Plan, fitted: Fitted, before: dict[str, str], settings: Stag
     now = _frozen(built)
     moved = [key for key, value in before.items() if now.get(key) != value]
     frozen = {"frozen_moved": Fact(float(len(moved)), len(before), note=", ".join(moved[:4]))}
-    own = {**frozen, **_sound(built, fitted, settings), **_gap(built, fitted, settings, inputs.run)}
+    own = {**frozen, **_sound(built, fitted, built.settings), **_gap(built, fitted)}
     if own["finite"].value:  # what gives no numbers can't be asked: all that was not measured is red
         own |= built.measure(fitted, album)
-    return {**own, **_placed(built, inputs)}
+    return {**own, **_placed(built)}
 
 
-def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> dict[str, Fact]:
+def _gap(built: Training[Any], fitted: Fitted) -> dict[str, Fact]:
     """How much more is lost on held-out data than on as many batches of training data (which may be augmented)."""
     if built.valid is None:
         return {}
+    settings, run = built.settings, built.inputs.run
     alone = Runtime(run.device, run.dtype)  # only this rank measures
     trained = validation.validate(built.objective, built.train, settings, alone)
     batches = min(settings.val_batches, built.train.order.batches_per_epoch)
@@ -436,13 +490,13 @@ def _gap(built: Plan, fitted: Fitted, settings: StageSettings, run: Runtime) -> 
     return {"held_out_gap": Fact(gap, batches), **losses}
 
 
-def _saved(built: Plan, folder: Path) -> Fact:
+def _saved(built: Training[Any], folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
     wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
-def _frozen(built: Plan) -> dict[str, str]:
+def _frozen(built: Training[Any]) -> dict[str, str]:
     """Digests of what must not move: parameters that the patterns freeze, and all that networks without trained parameters hold."""
     resting = [(place, net) for place, net in built.networks.items() if not any(p.requires_grad for p in net.parameters())]
     tensors = {name: p for name, p in built.objective.named_parameters() if not p.requires_grad}
@@ -452,7 +506,7 @@ def _frozen(built: Plan) -> dict[str, str]:
     return {name: store.digest_of(tensor) for name, tensor in tensors.items()}
 
 
-def _sound(built: Plan, fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
+def _sound(built: Training[Any], fitted: Fitted, settings: StageSettings) -> dict[str, Fact]:
     """The facts behind the gates on the run itself."""
     progress = fitted.progress
     trained = [p for p in built.objective.parameters() if p.requires_grad]
@@ -488,29 +542,22 @@ def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -
     return {gate: why for gate, why in waived.items() if gate in names}
 
 
-def _reuse(
-    stage: Stage,
-    settings: StageSettings,
-    own: Path,
-    done: dict[str, Any],
-    waived: dict[str, str],
-    base: Foundation,
-    machine: Runtime,
-) -> dict[str, Any]:
+def _reuse(claim: Claim, done: dict[str, Any], machine: Runtime) -> dict[str, Any]:
     """A finished stage as it is; its facts are judged anew, so that new bounds and waivers, its own and those below it, count.
 
     Raises  CheckpointError where its `final/` is not what its certificate speaks of.
     """
+    own = claim.own
     _on_main(lambda: integrity.verify(own / "final"), machine)
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
-    judged = judge(stage, settings, done["modalities"], facts, {**waived_before(done), **waived_here(stage, settings, waived)})
+    judged = judge(claim.stage, claim.settings, done["modalities"], facts, {**waived_before(done), **claim.waived})
     if machine.is_main:
         digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
-        more: dict[str, Any] = {"modalities": done["modalities"], "seed": settings.seed, "inherited": base.waivers}
+        more: dict[str, Any] = {"modalities": done["modalities"], "seed": claim.settings.seed, "inherited": claim.base.waivers}
         more["init_from"] = done.get("init_from")
         done = certificate.write(own, own.name, facts, judged, **digests, **more)
-        print(f"[{stage.name}] done before: reused", file=sys.stderr)
-        tell(stage.name, done)
+        print(f"[{claim.stage.name}] done before: reused", file=sys.stderr)
+        tell(claim.stage.name, done)
     done = distributed.from_main(done, machine)
     refuse(done)
     return done
@@ -525,19 +572,22 @@ def named_by(own: Path, settings: StageSettings, world: int, *, fresh: bool) -> 
         return settings
     if settings.gradient_accumulation_steps * world != files.read_stored(own / BATCH, int, hint=ANEW):
         return settings
-    made = recipes.stored_settings(own).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
+    made = recipes.stored_settings(own, type(settings)).get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
     return settings.model_copy(update={"gradient_accumulation_steps": made})
 
 
-def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -> None:
-    """Make the stage's folder, or see that the one there was made with the same settings."""
-    path = own / "config.yaml"
+def _open_folder(claim: Claim, world: int, fresh: bool) -> None:
+    """Make the stage's folder, or see that the one there was made with the same settings.
+
+    Raises  ConfigError where it was made with others.
+    """
+    own, settings, digest = claim.own, claim.named, claim.digest
     if fresh and own.exists():
         files.put_away(own)
-    dumped = settings.model_dump(mode="json")
-    if path.exists():
-        old = recipes.stored_settings(own)
-        changed = [line for line in config.difference(old, dumped) if line.split(":")[0].split(".")[0] not in recipes.harmless(settings)]
+    if (own / "config.yaml").exists():
+        old, harmless = recipes.stored_settings(own, type(settings)), recipes.harmless(settings)
+        lines = config.difference(old, settings.model_dump(mode="json"))
+        changed = [line for line in lines if line.split(":")[0].split(".")[0] not in harmless]
         stored = own / DIGEST
         if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
@@ -545,6 +595,7 @@ def _open_folder(own: Path, settings: StageSettings, digest: str, fresh: bool) -
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
     write_settings(own, settings, digest)
+    files.write_json(own / BATCH, claim.settings.gradient_accumulation_steps * world)
 
 
 def write_settings(own: Path, settings: StageSettings, digest: str) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError, UserError, did_you_mean
-from muomni.infer.folders import STAGES as STAGES
 from muomni.models import integrity
-from muomni.stages import flat, flat_keys
+from muomni.stages import flat, flat_keys, registry
 from muomni.stages.schedule import in_order
 from muomni.stages.stage import Stage, StageSettings
 
@@ -28,16 +26,26 @@ RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name; its module, and what it imports, is loaded only now. `sweep/POINT` is a run of the stage that is swept."""
-    kind, _, point = name.partition("/")
-    found: Stage = importlib.import_module(f"muomni.stages.{kind}").STAGE
-    return found if not point or found.over is None else found.over
+    """The stage of that name (see `registry.find`). `sweep/POINT` is a run of the stage that is swept."""
+    sweep = sweep_of(name)
+    found = registry.find(sweep or name)
+    return found if sweep is None or found.over is None else found.over
+
+
+def points(stages: Iterable[str], name: str) -> tuple[str, ...]:
+    """The runs that a sweep of a recipe chooses among, by their names `NAME/POINT`; none for any other stage."""
+    return tuple(other for other in stages if sweep_of(other) == name)
+
+
+def sweep_of(name: str) -> str | None:
+    """The sweep that a run is a point of; None for a stage."""
+    sweep, _, point = name.partition("/")
+    return sweep if point else None
 
 
 def needs(stages: Mapping[str, StageSettings], name: str) -> tuple[str, ...]:
     """The stages of a recipe that must be done before this one: those it builds upon, or the points that it chooses among."""
-    points = tuple(other for other in stages if other.startswith(f"{name}/"))
-    return points or (*stage(name).needs, *stages[name].needs)
+    return points(stages, name) or (*stage(name).needs, *stages[name].needs)
 
 
 def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: bool = False) -> list[str]:
@@ -48,7 +56,7 @@ def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: 
     unknown = [name for name in names if name not in stages]
     if unknown:
         raise ConfigError(f"no stage {', '.join(unknown)} in the recipe", hint=f"it has {', '.join(stages)}")
-    return [name for name in stages if not names or name in names or (not alone and name.split("/")[0] in names)]
+    return [name for name in stages if not names or name in names or (not alone and sweep_of(name) in names)]
 
 
 class World(Strict):
@@ -138,11 +146,12 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
     title = header.name or path.stem
     folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
     stages: dict[str, StageSettings] = {}
+    known = registry.names()
     for key, settings in values.items():
         if key in header_keys:
             continue
-        if key not in STAGES:
-            way = did_you_mean(key, [*STAGES, *header_keys], f"stages: {', '.join(STAGES)}")
+        if key not in known:
+            way = did_you_mean(key, [*known, *header_keys], f"stages: {', '.join(known)}")
             raise ConfigError(f"{path}: {key}: no such stage or key; {way}")
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
@@ -154,17 +163,17 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         made = config.build(declared.settings, filled, f"{path}: {key}")
         _check_epoch(made, declared, f"{path}: {key}")
         if declared.over is not None:
-            for point, changes in grid_points(made).items():
+            for point, changes in grid_points(made, folder / key).items():
                 of_point = {k: v for k, v in filled.items() if k != "grid"} | changes
                 stages[f"{key}/{point}"] = config.build(declared.over.settings, of_point, f"{path}: {key}/{point}")
         stages[key] = made
     if not stages:
-        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(STAGES)}")
+        raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(known)}")
     if is_part:
         ordered = stages
     else:
         links = [] if found is None else found.links
-        there = {name.name for name, _ in links if name.parent == folder} | {n for n in STAGES if (folder / n / integrity.FINAL).is_dir()}
+        there = {name.name for name, _ in links if name.parent == folder} | {n for n in known if (folder / n / integrity.FINAL).is_dir()}
         ordered = _ordered(stages, path, folder, there)
     made_of = (path.resolve(), said.overrides, values)
     if found is None:
@@ -190,8 +199,8 @@ class Written:
     folder: Path | None = None
 
 
-def stored_settings(own: Path) -> dict[str, Any]:
-    """The settings that lie in a stage's folder.
+def stored_settings(own: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """The settings that lie in a stage's folder, each key by its name of today.
 
     Raises  ConfigError where their file is torn.
     """
@@ -202,7 +211,8 @@ def stored_settings(own: Path) -> dict[str, Any]:
         raise ConfigError(getattr(error, "message", f"{path}: nested too deeply"), hint=hint) from error
     if not found:
         raise ConfigError(f"{path}: torn: it holds no settings", hint=hint)
-    return found
+    stored: dict[str, Any] = config.current(found, model)
+    return stored
 
 
 def origin(run: Path, *needed: str) -> dict[str, Any]:
@@ -229,10 +239,10 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     Of a flat config, assignments to its own keys (`max_steps=20`) are made before, those to a stage's (`codec.lr=1e-3`) after.
     Raises  ConfigError where a run folder does not say how it was made.
     """
-    assignments = list(overrides or [])
+    assignments = [_current_assignment(each) for each in overrides or []]
     if path.name == RUN:
         made = origin(path.parent, "recipe", "base", "overrides", "values")
-        values = config.override(made["values"], assignments)
+        values = config.override(_current(made["values"], path), assignments)
         return Written(Path(made["recipe"]), Path(made["base"]), [*made["overrides"], *assignments], values, folder=path.parent)
     values = config.read_yaml(path)
     header = frozenset(Header.model_fields)
@@ -241,8 +251,8 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
             raise ConfigError(
                 f"{path}: --stage says what a flat JSON config is for", hint=f"of a recipe, name stages: muomni run {path} thinker"
             )
-        return Written(path, path.parent.resolve(), assignments, config.override(values, assignments))
-    of_recipes = {*header, *STAGES} - {"seed"}  # which a flat config says of its stage
+        return Written(path, path.parent.resolve(), assignments, config.override(_current(values, path), assignments))
+    of_recipes = {*header, *registry.names()} - {"seed"}  # which a flat config says of its stage
     later = [each for each in assignments if each.partition("=")[0].partition(".")[0] in of_recipes]
     values = config.override(values, [each for each in assignments if each not in later])
     settings = {name: stage(name).settings for name in flat_keys.STAGES}
@@ -252,31 +262,57 @@ def written(path: Path, overrides: list[str] | None = None, *, out: Path | None 
     return Written(path, found.base, assignments, config.override({**of_recipe, **found.stages}, later), found)
 
 
+def _current(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A recipe's values with old keys of its stages replaced by their new names, so that overrides meet them."""
+    known = registry.names()
+    return {
+        key: config.current(settings, stage(key).settings, f"{path}: {key}") if key in known else settings
+        for key, settings in values.items()
+    }
+
+
+def _current_assignment(assignment: str) -> str:
+    """An override `STAGE.KEY=VALUE` with old keys replaced by their new names."""
+    path, equals, value = assignment.partition("=")
+    name, dot, rest = path.partition(".")
+    if name not in registry.names() or not dot:
+        return assignment
+    return f"{name}.{config.current_path(rest, stage(name).settings, repr(assignment))}{equals}{value}"
+
+
 def _check_epoch(settings: StageSettings, declared: Stage, where: str) -> None:
     """Refuse an epoch that is said twice, or that every point of a sweep would measure for itself."""
-    if settings.epoch is None:
+    if settings.epoch_duration is None:
         return
     if settings.samples_per_epoch is not None:
-        raise ConfigError(f"{where}: epoch and samples_per_epoch say the same thing twice", hint="leave one of them out")
+        raise ConfigError(f"{where}: epoch_duration and samples_per_epoch say the same thing twice", hint="leave one of them out")
     if declared.over is not None:
-        raise ConfigError(f"{where}: epoch: each point of a sweep would have another length", hint="give samples_per_epoch")
+        raise ConfigError(f"{where}: epoch_duration: each point of a sweep would have another length", hint="give samples_per_epoch")
 
 
-def grid_points(settings: Any) -> dict[str, dict[str, Any]]:
+def grid_points(settings: Any, folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """Every combination of a sweep's grid by a name that is also a folder's, e.g. lr-0.0001_vision_ln-off.
 
+    Takes   folder: the sweep's; a point that lies there under the old names of its keys keeps that name, so that it is reused.
     Raises  ConfigError where two would have one name.
     """
     keys = list(settings.grid)
     combined = [dict(zip(keys, values)) for values in itertools.product(*(settings.grid[key] for key in keys))]
     points: dict[str, dict[str, Any]] = {}
     for point in combined:
-        told = "_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items())
-        name = re.sub(r"[^\w.+-]+", "-", told)  # hub ids have slashes, lists have commas
+        name, first_name = _point_name(point), _point_name(config.first_names(point, type(settings)))
+        if folder is not None and (folder / first_name).is_dir():
+            name = first_name
         if name in points:
             raise ConfigError(f"grid: {points[name]} and {point} would share the folder {name}", hint="give values that differ in letters")
         points[name] = point
     return points
+
+
+def _point_name(point: Mapping[str, Any]) -> str:
+    """A point of a sweep as the name of a folder."""
+    words = "_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items())
+    return re.sub(r"[^\w.+-]+", "-", words)  # hub ids have slashes, lists have commas
 
 
 def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: Collection[str]) -> dict[str, StageSettings]:
@@ -308,8 +344,11 @@ def _placed(value: Any, world: Path) -> Any:
 
 
 def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str:
-    """What a stage's result depends on: settings that matter, the weights it builds upon, and its data."""
-    return files.sha256_json([result_settings(settings), needed, sources])
+    """What a stage's result depends on: settings that matter, the weights it builds upon, and its data.
+
+    It is taken over the first name that each key had, so a finished run outlives a key that is renamed.
+    """
+    return files.sha256_json([config.first_names(result_settings(settings), type(settings)), needed, sources])
 
 
 # Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order), and not
@@ -324,7 +363,7 @@ HARMLESS = frozenset(
         "cache_mb",
         "threads",
         "gates",
-        "demands",
+        "extra_gates",
         "eval_items",
         "quarantine_limit",
     }
@@ -342,5 +381,5 @@ def result_settings(settings: StageSettings) -> dict[str, Any]:
     for source in dumped["data"]:
         source.pop("path"), source.pop("root")  # what a source holds counts, not where it lies
     # What a later version can ask for, and this stage doesn't, leaves the digests of runs from before it as they were.
-    unasked = {key for key in ("epoch", "samples_per_epoch") if dumped[key] is None}
+    unasked = {key for key in ("epoch_duration", "samples_per_epoch") if dumped[key] is None}
     return {key: value for key, value in dumped.items() if key not in harmless(settings) | unasked}

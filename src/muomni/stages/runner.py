@@ -11,7 +11,7 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
-from muomni.stages import flat, one, ownership, scoreboard, sweep
+from muomni.stages import flat, one, ownership, registry, scoreboard, sweep
 from muomni.stages import recipe as recipes
 from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
@@ -85,7 +85,7 @@ def run(
                         with one.alone(folder, name, machine):
                             run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
                     except GateRed:
-                        if not _is_point(name):  # a sweep goes on: its red points are told in its table, and can't win
+                        if recipes.sweep_of(name) is None:  # a sweep goes on: its red points are told in its table, and can't win
                             raise
         except GateRed as error:
             red = error
@@ -97,6 +97,7 @@ def run(
             if red is None and (lacking := scoreboard.missed(board, plan)):
                 red = GateRed(f"score board: {'; '.join(lacking)}")
         if red is not None:
+            red.folder = folder
             raise red
         return folder
 
@@ -111,7 +112,11 @@ def quickstart(out: Path | None = None, *, size: str = "small") -> dict[str, Any
             size: "small" takes minutes, "full" has a larger world and larger networks.
     Raises  ConfigError for another size; else as `run`.
     """
-    folder = run(quickstart_recipe(size), out=out)
+    return board_of(run(quickstart_recipe(size), out=out))
+
+
+def board_of(folder: Path) -> dict[str, Any]:
+    """The score board of a finished run that has one."""
     board: dict[str, Any] = files.read_stored(folder / "scoreboard.json", dict, hint="run the quickstart again")
     return board
 
@@ -124,10 +129,6 @@ def quickstart_recipe(size: str) -> str:
     if size not in QUICKSTARTS:
         raise ConfigError(f"quickstart: no size {size!r}", hint=f"the sizes are {', '.join(QUICKSTARTS)}")
     return QUICKSTARTS[size]
-
-
-def _is_point(name: str) -> bool:
-    return "/" in name
 
 
 def _check_gates(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
@@ -184,7 +185,7 @@ def _side_by_side(
         commands[name] = command
         needs[name] = [other for other in recipes.needs(plan.stages, name) if other in chosen]
     widths = {name: -(-(plan.stages[name].threads or plan.threads) // plan.threads) for name in chosen}
-    may_be_red = {name for name in chosen if _is_point(name)}
+    may_be_red = {name for name in chosen if recipes.sweep_of(name) is not None}
     failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths, may_be_red=may_be_red)
     if failed is None:
         return
@@ -212,7 +213,7 @@ def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | 
     before = None if baseline is None else _stored(baseline)
     path = path.parent if path.name == "final" else path
     if (path / "recipe.json").exists():
-        return [_gate(path, name, before) for name in recipes.STAGES if (path / name / certificate.NAME).exists()]
+        return [_gate(path, name, before) for name in registry.names() if (path / name / certificate.NAME).exists()]
     run = next((parent for parent in list(path.parents)[:2] if (parent / "recipe.json").exists()), None)
     if run is not None and (path / certificate.NAME).exists():
         return _gate(run, str(path.relative_to(run)), before)

@@ -15,52 +15,34 @@ from muomni.data.sample import Sample
 from muomni.errors import ConfigError
 from muomni.evaluate import certificate, gates
 from muomni.infer.engine import Engine
+from muomni.stages import registry
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import StageSettings
 
-# name -> (stage, fact, least value or None, whether more is better). The least values are SPEC 7's; a recipe may have its own.
-ROWS: dict[str, tuple[str, str, float | None, bool]] = {
-    "thinker.bits_per_byte": ("thinker", "bits_per_byte", None, False),
-    "hearing.cer": ("hearing", "cer", 0.06, False),
-    "hearing.digit_exact": ("hearing", "digit_exact", 0.93, True),
-    "vision.retrieval_r1": ("vision", "retrieval_r1", 0.90, True),
-    "vision.attribute_changed": ("vision", "attribute_changed", 0.85, True),
-    "vision.shape_probe": ("vision", "shape_probe", 0.80, True),
-    "codec.usage": ("codec", "usage", 0.80, True),
-    "codec.own_cer": ("talker", "codec_own_cer", 0.03, False),
-    "talker.own_cer": ("talker", "own_cer", 0.12, False),
-    "talker.stop_within_20pct": ("talker", "stop_within_20pct", 0.95, True),
-    "talker.rtf": ("talker", "rtf", 0.5, False),
-    "omni.vqa_exact": ("omni", "question_exact", 0.65, True),
-    "omni.vqa_exact_swapped_image": ("omni", "question_exact_swapped_image", None, False),
-    "omni.spoken_vqa_exact": ("omni", "spoken_question_exact", 0.60, True),
-    "omni.spoken_digit_exact": ("omni", "digit_exact", 0.95, True),
-    "omni.speech_to_speech_exact": ("", "", 0.45, True),
-    "omni.forgetting_bits_per_byte": ("omni", "forgetting_bits_per_byte", 0.15, False),
-}
 SPEECH_TO_SPEECH_ITEMS = 200
 
 
 def least_values(plan: Recipe) -> dict[str, float | None]:
-    """The least value of each row: what the recipe's header says, else what it demands of the row's stage, else that of ROWS."""
+    """The least value of each row: what the recipe's header says, else the stage's `extra_gates`, else the row's own."""
     header = plan.header.scoreboard if isinstance(plan.header.scoreboard, dict) else {}
-    unknown = ", ".join(sorted(set(header) - set(ROWS)))
+    rows = registry.board()
+    unknown = ", ".join(sorted(set(header) - set(rows)))
     if unknown:
-        raise ConfigError(f"scoreboard: no row {unknown}", hint=f"the rows are {', '.join(ROWS)}")
+        raise ConfigError(f"scoreboard: no row {unknown}", hint=f"the rows are {', '.join(rows)}")
     found: dict[str, float | None] = {}
-    for name, (stage, fact, bound, _) in ROWS.items():
+    for name, (stage, row) in rows.items():
         settings = plan.stages.get(stage)
-        demanded = gates.demanded(settings.demands if settings is not None else {})
-        asked = next((gate for gate in demanded if gate.fact == fact), None)
-        found[name] = bound if asked is None else asked.at_least if asked.at_least is not None else asked.at_most
+        demanded = gates.demanded(settings.extra_gates if settings is not None else {})
+        asked = next((gate for gate in demanded if gate.fact == row.fact), None)
+        found[name] = row.least if asked is None else asked.at_least if asked.at_least is not None else asked.at_most
     return found | header
 
 
 def missed(board: Mapping[str, Any], plan: Recipe) -> list[str]:
     """What rows that the recipe's header gives a least value lack of it, in words; a value that is none or not a number lacks all."""
-    lacking = []
+    lacking, rows = [], registry.board()
     for name, least in (plan.header.scoreboard if isinstance(plan.header.scoreboard, dict) else {}).items():
-        value, more = board["metrics"].get(name), ROWS[name][3]
+        value, more = board["metrics"].get(name), rows[name][1].more_is_better
         if value is None or not (value >= least if more else value <= least):
             lacking.append(f"{name} is {'not there' if value is None else format(value, '.4g')}, {'>=' if more else '<='} {least:g} asked")
     return lacking
@@ -69,14 +51,15 @@ def missed(board: Mapping[str, Any], plan: Recipe) -> list[str]:
 def write(folder: Path, plan: Recipe, wall_s: float) -> dict[str, Any]:
     """Collect, measure what spans stages, and store `scoreboard.json` {"wall_s", "metrics": {name: value}, "least": {name: value}}."""
     metrics: dict[str, float | None] = {}
-    for name, (stage, fact, _, _) in ROWS.items():
-        found = certificate.read(folder / stage) if stage else None
-        if found is not None and fact in found["facts"]:
-            metrics[name] = found["facts"][fact]["value"]
+    rows = registry.board()
+    for name, (stage, row) in rows.items():
+        found = certificate.read(folder / stage) if row.fact else None
+        if found is not None and row.fact in found["facts"]:
+            metrics[name] = found["facts"][row.fact]["value"]
     if {"omni", "talker", "hearing"} <= set(plan.stages):
         metrics["omni.speech_to_speech_exact"] = speech_to_speech(folder, plan.stages["omni"], plan.base, plan.header.device)
     least = least_values(plan)
-    known = [name for name in ROWS if name in metrics]
+    known = [name for name in rows if name in metrics]
     board = {"wall_s": wall_s, "metrics": {name: metrics[name] for name in known}, "least": {name: least[name] for name in known}}
     files.write_json(folder / "scoreboard.json", board)
     return board
@@ -103,9 +86,9 @@ def _question(sample: Sample) -> Sample:
 
 def lines(board: dict[str, Any]) -> list[str]:
     """The board for a terminal: name, value, the least that is accepted, and whether it holds."""
-    out = []
+    out, rows = [], registry.board()
     for name, value in board["metrics"].items():
-        more, least = ROWS[name][3], board["least"][name]
+        more, least = rows[name][1].more_is_better, board["least"][name]
         if value is None:
             verdict = "no value"
         elif least is None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, NonNegativeInt, field_validator
@@ -14,9 +13,10 @@ from pydantic import Field, NonNegativeInt, field_validator
 from muomni import files
 from muomni.data import indexed, stratify
 from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.loader import Loader
 from muomni.data.pictures import PictureAugment
 from muomni.data.quarantine import Quarantine
-from muomni.data.readers import Corpus, load
+from muomni.data.readers import load
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.evaluate import labels
@@ -29,7 +29,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
 from muomni.models import store
 from muomni.models.omni import Omni
-from muomni.stages.stage import Inputs, Plan, StageSettings, demand_tasks, loaders
+from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken, collate
@@ -38,40 +38,41 @@ from muomni.train.objectives.language import NextToken, collate
 class SeeingSettings(StageSettings):
     """Settings of a stage in which a language model learns to see.
 
-    max_seq_len  longest row, in tokens; the rest of an answer is cut, never a picture or an end
-    edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
-    golden       held-out items that are answered at every checkpoint and kept in golden/
-    apart        questions about the same pictures learn without seeing each other
-    proof        tasks by which swapped pictures judge whether it looks; none: all
-    exact        tasks of short answers: these must be right more often than a guess from the question alone
-    regression   texts, never learned from, by which the language model is told from what it was; none: of a language model of ours
-                 those that its own stage held out. Asked for where the language model learns: one that is frozen can't forget
+    max_seq_len         longest row, in tokens; the rest of an answer is cut, never a picture or an end
+    length_edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
+    watched_items       number of held-out items that are answered at every checkpoint and kept in golden/
+    max_new_tokens      longest answer to a held-out item
+    separate_questions  questions about the same pictures learn without seeing each other
+    ablation_tasks      tasks by which swapped pictures judge whether the model uses them; none: all
+    exact_match_tasks   tasks of short answers: these must be right more often than a guess from the question alone
+    regression_texts    texts, never trained on, that measure what the language model forgets; none: of a language model of ours
+                        the texts that its own stage held out. Asked for where the language model trains: a frozen one can't forget
     """
 
     max_seq_len: int = Field(512, ge=16)
     gradient_checkpointing: bool = False
-    edges: list[NonNegativeInt] = [0, 10, 20]
-    golden: int = Field(64, ge=0)
-    max_new: int = Field(48, ge=1)
-    apart: bool = False
+    length_edges: list[NonNegativeInt] = [0, 10, 20]
+    watched_items: int = Field(64, ge=0)
+    max_new_tokens: int = Field(48, ge=1)
+    separate_questions: bool = False
     augment: PictureAugment = PictureAugment()
-    proof: list[str] = []
-    exact: list[str] = []
-    regression: list[Source] = []
+    ablation_tasks: list[str] = []
+    exact_match_tasks: list[str] = []
+    regression_texts: list[Source] = []
     prompts: dict[Literal["image"], str] = {"image": "what is in the picture?"}
     decides: ClassVar[frozenset[str]] = frozenset({"eval_items"})  # so many held-out items are drawn, and validated
 
-    @field_validator("edges")
+    @field_validator("length_edges")
     @classmethod
     def _rise(cls, edges: list[int]) -> list[int]:
         if edges != sorted(set(edges)) or edges[:1] != [0]:
-            raise ValueError("edges must begin with 0 and rise")
+            raise ValueError("length_edges must begin with 0 and rise")
         return edges
 
     @property
     def packs(self) -> bool:
-        """Questions that stand apart share a row and do not see each other."""
-        return self.apart
+        """Separate questions share a row and do not see each other."""
+        return self.separate_questions
 
     @property
     def teaches_language(self) -> bool:
@@ -81,13 +82,19 @@ class SeeingSettings(StageSettings):
     @property
     def has_names(self) -> bool:
         """Whether answers are to name a class."""
-        return any(source.names is not None for source in self.data)
+        return any(source.class_name is not None for source in self.data)
 
 
-@dataclass(frozen=True)
-class Seer:
-    """A model that sees, as it is built: what it is made of, what its folder says of the networks that it stands on, and where its
-    language model lies.
+V = TypeVar("V", bound=SeeingSettings)
+
+
+class SeeingTraining(Training[V]):
+    """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
+
+    A stage's `wire` gives the model by `seen`; where the language model learns too, it writes `adapter`.
+
+    bases        what its folder says of the networks that it stands on
+    text_folder  where its language model lies
     """
 
     omni: Omni
@@ -96,74 +103,95 @@ class Seer:
     bases: dict[str, dict[str, Any]]
     text_folder: Path
 
+    def vocabulary(self) -> None:
+        """Nothing is learned; tasks that settings name are looked for."""
+        settings = self.settings
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        named |= {name: getattr(settings, name) for name in ("ablation_tasks", "exact_match_tasks")}
+        demand_tasks(self.corpus, **named)
 
-def plan(settings: SeeingSettings, inputs: Inputs, corpus: Corpus, seer: Seer, adapter: Callable[[Path], None] | None = None) -> Plan:
-    """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
+    def seen(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
+        """The objective of the model, and what of it is new."""
+        self.omni.decoder.checkpointing = self.settings.gradient_checkpointing
+        self.words = str(self.tokenizer)
+        objective = NextToken(self.omni.decoder, self.omni, given=("omni.decoder.", "omni.vision."))
+        return objective, {"projectors": self.omni.projectors}
 
-    Takes   adapter: writes what the language model itself has learned, where it has.
-    """
-    omni, tokenizer, spec = seer.omni, seer.tokenizer, seer.spec
-    decoder = omni.decoder
-    decoder.checkpointing = settings.gradient_checkpointing
-    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-    demand_tasks(corpus, proof=settings.proof, exact=settings.exact, **named)
-    longest = min(settings.max_seq_len, decoder.config.ctx_len)
-    drawn = _drawn(corpus.valid, tokenizer, settings, inputs)
-    training = Conversations(corpus.train, tokenizer, spec, longest, apart=settings.apart, changes=settings.augment)
-    held_out = Conversations([sample for sample, _ in drawn], tokenizer, spec, longest, apart=settings.apart)
-    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights, lengths=Conversations.lengths)  # type: ignore[arg-type]
-    objective = NextToken(decoder, omni, given=("omni.decoder.", "omni.vision."))
-    texts = _texts(settings, inputs, seer.text_folder)
-    forgetting = Forgetting(objective, texts.samples, tokenizer, inputs.folder / "tokens", inputs.run)
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Conversations as rows of tokens; held-out ones are drawn evenly over the lengths of their answers."""
+        settings, corpus, tokenizer = self.settings, self.corpus, self.tokenizer
+        longest = min(settings.max_seq_len, self.omni.decoder.config.ctx_len)
+        shape, apart = (tokenizer, self.spec, longest), settings.separate_questions
+        self.drawn = _drawn(corpus.valid, tokenizer, settings, self.inputs)
+        self.training = Conversations(corpus.train, *shape, apart=apart, changes=settings.augment)
+        self.held_out = Conversations([sample for sample, _ in self.drawn], *shape, apart=apart)
+        order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
+        return loaders(self.training, self.held_out, collate, settings, **order)
 
-    def engine() -> Engine:
-        parts = {"thinker": decoder, "tokenizer": tokenizer, "omni": omni, "media": (spec, settings.prompts)}
-        return Engine(Parts.live(inputs.run.device, **parts))
+    def prepare(self) -> dict[str, Fact]:
+        """How well the language model knows held-out text before; the items that are answered at every checkpoint."""
+        inputs, settings = self.inputs, self.settings
+        texts = _texts(settings, inputs, self.text_folder)
+        objective: Any = self.objective
+        self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
+        watched = _golden(self.drawn, settings)
+        self.golden = Golden(inputs.folder / "golden", watched, self.engine, settings.max_new_tokens)
+        return {**texts.fact(), **self.forgetting.before()}
 
-    golden = Golden(inputs.folder / "golden", _golden(drawn, settings), engine, settings.max_new)
+    def engine(self) -> Engine:
+        """The model at work, with the weights in place."""
+        media = (self.spec, self.settings.prompts)
+        parts = {"thinker": self.omni.decoder, "tokenizer": self.tokenizer, "omni": self.omni, "media": media}
+        return Engine(Parts.live(self.inputs.run.device, **parts))
 
-    def save(folder: Path) -> None:
-        store.save(omni.projectors, folder / "projectors", extra={"bases": seer.bases})
-        if adapter is not None:
-            adapter(folder / "lora")
-        media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts, "bases": seer.bases})
+    def checks(self) -> dict[str, Fact]:
+        """The labels, against the samples."""
+        return labels.conversations(self.training, self.tokenizer) | labels.whole(self.training, self.tokenizer)
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        omni.eval()
-        examiner = Examiner(engine(), settings.eval_items, inputs.run, max_new=settings.max_new)
-        facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact)
-        facts |= examiner.ablations(held_out, settings.proof)
-        facts |= by_length(examiner, held_out, [bucket for _, bucket in drawn], settings.edges)
-        return facts | forgetting.facts()
+    def saved(self, step: int) -> None:
+        """Answers to the watched items."""
+        self.golden.dump(step)
 
-    def checks() -> dict[str, Fact]:
-        return {**labels.conversations(training, tokenizer), **labels.whole(training, tokenizer)}
+    def adapter(self, folder: Path) -> None:
+        """What the language model itself has learned, where it has."""
 
-    networks: dict[str, torch.nn.Module] = {"projectors": omni.projectors}
-    notes = {**texts.fact(), **forgetting.before()}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, notes, golden.dump, str(tokenizer))
+    def save(self, folder: Path) -> None:
+        """The connector, what the language model has learned, and on what both stand."""
+        store.save(self.omni.projectors, folder / "projectors", extra={"bases": self.bases})
+        self.adapter(folder / "lora")
+        media = {**dataclasses.asdict(self.spec), "mel": self.spec.mel.model_dump()}
+        files.write_json(folder / "omni.json", {"media": media, "prompts": self.settings.prompts, "bases": self.bases})
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Answers, whether they come from the pictures, losses by length, and what was forgotten."""
+        settings, corpus = self.settings, self.corpus
+        self.omni.eval()
+        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run, max_new=settings.max_new_tokens)
+        facts = examiner.answers(corpus.valid, album, taught=corpus.train, exact=settings.exact_match_tasks)
+        facts |= examiner.ablations(self.held_out, settings.ablation_tasks)
+        facts |= by_length(examiner, self.held_out, [bucket for _, bucket in self.drawn], settings.length_edges)
+        return facts | self.forgetting.facts()
 
 
 def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSettings, inputs: Inputs) -> list[tuple[Sample, int]]:
     """Held-out samples, equally many of each length of answer, with the number of their length; the choice is kept in `splits/`."""
     lengths = stratify.label_lengths(samples, tokenizer)
     path = inputs.folder / "splits" / f"seed{settings.seed}_of_{settings.eval_items}.json"
-    chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.edges, settings.seed)
-    numbers = stratify.buckets(lengths, settings.edges)
+    chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.length_edges, settings.seed)
+    numbers = stratify.buckets(lengths, settings.length_edges)
     return [(samples[place], numbers[place]) for place in chosen]
 
 
 def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[tuple[Sample, int]]:
     """The items that are answered at every checkpoint: of those drawn the first, which are a fair draw themselves."""
-    return drawn[: settings.golden]
+    return drawn[: settings.watched_items]
 
 
 def _texts(settings: SeeingSettings, inputs: Inputs, text_folder: Path) -> Texts:
     """The texts that only measure: those that the recipe names, else those that the language model's own stage held out."""
-    if not settings.regression:
+    if not settings.regression_texts:
         return own_texts(text_folder, inputs.base, settings.eval_items)
     quarantine = Quarantine(None, settings.quarantine_limit)
-    found = load(settings.regression, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+    found = load(settings.regression_texts, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
     texts = indexed.where(found.valid or found.train, lambda sample: not sample.media)
-    return Texts(texts, "named in regression")
+    return Texts(texts, "named in regression_texts")

@@ -1,4 +1,4 @@
-"""`epoch: 1h` in samples: a stage's real updates are timed on this machine before it trains, on a copy that is thrown away."""
+"""`epoch_duration: 1h` in samples: a stage's real updates are timed on this machine before it trains, on a copy that is thrown away."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from muomni import units
 from muomni.data.order import Order
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Plan, StageSettings
+from muomni.stages.stage import StageSettings, Training
 from muomni.train import distributed, given, loop, optim
 from muomni.train.settings import Settings, sized
 from muomni.train.step import update
@@ -27,31 +28,31 @@ GENTLE = 1e-3  # of the rate: what the updates cost is asked, not what they teac
 
 def stored(settings: Settings, own: Path) -> Settings:
     """The settings with the epoch that an earlier start of this stage has measured, where its folder holds one."""
-    if settings.epoch is None or settings.samples_per_epoch is not None or not (own / "config.yaml").exists():
+    if settings.epoch_duration is None or settings.samples_per_epoch is not None or not (own / "config.yaml").exists():
         return settings
-    before = recipes.stored_settings(own)
-    if before.get("epoch") != settings.epoch:
+    before = recipes.stored_settings(own, type(settings))
+    if before.get("epoch_duration") != settings.epoch_duration:
         return settings  # whoever opens the folder tells the difference
     return settings.model_copy(update={"samples_per_epoch": before.get("samples_per_epoch")})
 
 
-def measured(settings: StageSettings, built: Plan, run: Runtime) -> tuple[int, str]:
-    """Samples of an epoch of the time that `epoch` names, and how they were found; all ranks call it together.
+def measured(settings: StageSettings, built: Training[Any], run: Runtime) -> tuple[int, str]:
+    """Samples of an epoch of the time that `epoch_duration` names, and how they were found; all ranks call it together.
 
     Weights, generators and the order of the data stay as they were. Only updates and the wait for their data are
     timed: validation and checkpoints come on top.
     """
-    assert settings.epoch is not None
+    assert settings.epoch_duration is not None
     seconds = _updates(settings, built, run)
     update_s = statistics.median(seconds)
     per_update = settings.batch_size * settings.gradient_accumulation_steps * run.world
-    samples = max(1, int(units.seconds(settings.epoch, "epoch") / update_s)) * per_update
+    samples = max(1, int(units.seconds(settings.epoch_duration, "epoch_duration") / update_s)) * per_update
     how = f"an update took {told_seconds(update_s)}, the median of {len(seconds)}"
     found: tuple[int, str] = distributed.from_main((samples, how), run)
     return found
 
 
-def _updates(settings: StageSettings, built: Plan, run: Runtime) -> list[float]:
+def _updates(settings: StageSettings, built: Training[Any], run: Runtime) -> list[float]:
     """Seconds of updates by batches of the stage's own, each rank for itself."""
     cpu, devices = torch.get_rng_state(), torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
     twin = given.sharing_copy(built.objective).train()
@@ -86,7 +87,7 @@ def told(settings: StageSettings, order: Order, per_step: int, how: str = "as it
     """One line about an epoch that is not a pass through the data."""
     samples, run = settings.samples_per_epoch, sized(settings, order, per_step)
     assert samples is not None
-    name = f"an epoch of {settings.epoch}" if settings.epoch else "an epoch"
+    name = f"an epoch of {settings.epoch_duration}" if settings.epoch_duration else "an epoch"
     passes = f"{samples / order.samples_per_epoch:.3g} of a pass through {order.samples_per_epoch}"
-    because = f" ({how})" if settings.epoch else ""
+    because = f" ({how})" if settings.epoch_duration else ""
     return f"{name} is {samples} samples, {passes}{because}; {settings.max_epochs} of them: {run.max_steps} steps"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -15,12 +16,13 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from muomni import runtime
-from muomni.data import readers, uses
+from muomni.data import cache, readers, uses
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.segments import Segments
+from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
@@ -36,10 +38,10 @@ from muomni.train.settings import TrainSettings
 
 
 class StageSettings(TrainSettings):
-    """Settings of any stage; `gates` sets bounds anew, by gate name; `demands` adds gates, e.g. {digit_exact: ">= 0.93"}."""
+    """Settings of any stage; `gates` sets bounds anew, by gate name; `extra_gates` adds gates, e.g. {digit_exact: ">= 0.93"}."""
 
     gates: dict[str, float] = {}
-    demands: dict[str, str] = {}
+    extra_gates: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
     mix_temperature: float | None = Field(
         None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
@@ -62,6 +64,10 @@ class StageSettings(TrainSettings):
     def needs(self) -> tuple[str, ...]:
         """Stages of the recipe that these settings name, beside those that the stage always needs."""
         return ()
+
+    def assuming(self, sources: list[Source]) -> Self:
+        """These settings on assumed data, and without what else would be read."""
+        return self.model_copy(update={"data": sources, "init_from": None})
 
     def given(self, base: Path) -> dict[str, str]:
         """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
@@ -117,13 +123,16 @@ class StageSettings(TrainSettings):
 class Inputs:
     """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
 
-    `build` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    `wire` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+
+    keeps   whether what is encoded may be kept for other runs
     """
 
     folder: Path
     needed: dict[str, Path]
     base: Path
     run: Runtime
+    keeps: bool = True
 
     @cached_property
     def place(self) -> Placement:
@@ -133,7 +142,7 @@ class Inputs:
     @property
     def coded(self) -> Path:
         """Where codes of speech are kept: in the stage's folder, or where MUOMNI_CACHE says, for all runs."""
-        return coded.shared_cache() or self.folder / "coded"
+        return (coded.shared_cache() if self.keeps else None) or self.folder / "coded"
 
     def corpus(self, settings: StageSettings) -> readers.Corpus:
         """The samples of the stage's sources, split; bad rows go to its quarantine.
@@ -158,31 +167,63 @@ class Inputs:
         return replace(found, weights=readers.Runs(tempered(found.weights.runs, settings.mix_temperature)))
 
 
-@dataclass
-class Plan:
-    """A stage, built: what trains on what, how the result is saved, and how it is measured.
+S = TypeVar("S", bound=StageSettings)
 
-    save      writes the files of `final/`
-    measure   facts on held-out data, called with the weights in place; only the main rank does. What it saw goes into the album
-    corpus    what it was trained on, and what was held out
-    networks  what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
-    checks    facts about the data as they are taught, measured before the first step
-    notes     facts that are known before training (e.g. bits per byte before this stage)
-    saved     told the step after every checkpoint, on the main rank, with the weights in place
-    words     what its ids stand for, in a few words ("tokenizer of 5000 tokens"); empty where it has none
+
+class Training(ABC, Generic[S]):
+    """The life of a stage. A stage's file says its steps; `build` takes the first four, in this order, then the loop fits.
+
+    vocabulary  what the networks' sizes take from the data (tokens, voices); most stages have none
+    wire        the networks and the objective, upon earlier stages; no sample is read
+    data        loaders of training and held-out rows
+    prepare     what is measured before the first step: statistics of the data, how well the networks did before
+    measure     facts on held-out data, with the trained weights in place
+
+    corpus      the samples it is trained on, and those held out
+    networks    what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
+    notes       facts that are known before the first step
+    words       what its ids stand for, in a few words ("tokenizer of 5000 tokens"); empty where it has none
     """
 
     objective: Objective
+    networks: dict[str, nn.Module]
     train: Loader[Any, Any]
     valid: Loader[Any, Any] | None
-    save: Callable[[Path], None]
-    measure: Callable[[Fitted, Album], dict[str, Fact]]
-    corpus: readers.Corpus
-    networks: dict[str, nn.Module]
-    checks: Callable[[], dict[str, Fact]] = dict
-    notes: dict[str, Fact] = field(default_factory=dict)
-    saved: Callable[[int], None] = lambda step: None
     words: str = ""
+
+    def __init__(self, settings: S, inputs: Inputs, corpus: readers.Corpus) -> None:
+        self.settings, self.inputs, self.corpus = settings, inputs, corpus
+        self.notes: dict[str, Fact] = {}
+
+    def vocabulary(self) -> None:
+        """Learn from the corpus what `wire` must know. Refuses, by ConfigError, data that don't suit the settings."""
+
+    @abstractmethod
+    def wire(self) -> tuple[Objective, dict[str, nn.Module]]:
+        """The objective, and the networks of `final/`; each is passed through `inputs.place` as soon as it is there."""
+
+    @abstractmethod
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Loaders of training and of held-out rows (see `loaders`)."""
+
+    def prepare(self) -> dict[str, Fact]:
+        """Measure what must be known before training, and give the facts of it."""
+        return {}
+
+    def checks(self) -> dict[str, Fact]:
+        """Facts about the rows as they are taught, measured before the first step."""
+        return {}
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files of `final/`."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint was written; called on the main rank, with the weights in place."""
+
+    @abstractmethod
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Facts on held-out data; only the main rank asks. What was measured on goes into the album."""
 
     @property
     def export(self) -> Export:
@@ -196,21 +237,76 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class BoardRow:
+    """A row of the score board: a fact of a stage under a public name, and the least that is accepted of it (SPEC 7's, where given).
+
+    fact   empty for what the board measures itself, over stages
+    """
+
+    name: str
+    fact: str
+    least: float | None = None
+    more_is_better: bool = True
+
+
+Assume = Callable[[Any, int, list[str], Path], list[dict[str, Any]]]  # settings, positions of a row, words, where media go
+
+
+@dataclass(frozen=True)
 class Stage:
     """A line of the table of contents: what it teaches, what it stands on, and its gates.
 
-    like    settings that a recipe leaves out are those that it gives to this other stage
-    over    the stage whose runs it chooses among, one for each point of its settings' `grid`; it trains nothing itself
+    board    its rows of the score board
+    assume   rows of data in the shapes that its settings allow, for a plan that is made before its data are there
+    enough   for a stage that encodes all of its samples before it begins: so many show what it costs
+    is_row_a_sample   whether a row is made of one sample alone
+    like     settings that a recipe leaves out are those that it gives to this other stage
+    over     the stage whose runs it chooses among, one for each point of its settings' `grid`; it trains nothing itself
     """
 
     name: str
     teaches: str
     settings: type[StageSettings]
-    build: Callable[[Any, Inputs], Plan]
+    training: type[Training[Any]]
     gates: tuple[Gate, ...]
     needs: tuple[str, ...] = ()
+    board: tuple[BoardRow, ...] = ()
+    assume: Assume | None = None
+    enough: int | None = None
+    is_row_a_sample: bool = True
     like: str | None = None
     over: Stage | None = None
+
+
+def build(
+    stage: Stage,
+    settings: StageSettings,
+    folder: Path,
+    needed: dict[str, Path],
+    base: Path,
+    machine: Runtime,
+    *,
+    part: Callable[[readers.Corpus], readers.Corpus] | None = None,
+) -> Training[Any]:
+    """A stage up to its first step, as its seed and number format say: the one way in which a stage is built.
+
+    Takes   folder: the stage's own; needed: `final/` of the stages that it needs; base: where data paths start;
+            part: chooses samples, for whoever looks at a stage without training it. Nothing is prepared then, and
+            nothing kept for others.
+    Raises  what the stage raises; ConfigError and DataError for its data.
+    """
+    inputs = Inputs(folder, needed, base, machine, keeps=part is None)
+    inputs = replace(inputs, run=replace(machine, dtype=settings.number_format(inputs)))
+    runtime.seed_everything(settings.seed)
+    cache.begin(settings.cache_mb)
+    corpus = inputs.corpus(settings)
+    training = stage.training(settings, inputs, corpus if part is None else part(corpus))
+    training.vocabulary()
+    training.objective, training.networks = training.wire()
+    training.train, training.valid = training.data()
+    if part is None:
+        training.notes |= training.prepare()
+    return training
 
 
 def demand_tasks(corpus: readers.Corpus, **named: Sequence[str]) -> None:

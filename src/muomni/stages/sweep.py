@@ -7,21 +7,22 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from muomni import config, files
 from muomni.errors import InternalError
-from muomni.evaluate import certificate, thresholds
+from muomni.evaluate import certificate
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.models import integrity
 from muomni.runtime import Runtime
 from muomni.stages import align, one
 from muomni.stages import recipe as recipes
 from muomni.stages.align import AlignSettings
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Inputs, Plan, Stage
+from muomni.stages.stage import Stage
 from muomni.train import distributed
 
 TABLE = "table.json"
@@ -33,15 +34,12 @@ class SweepSettings(AlignSettings):
 
     grid: dict[str, list[Any]] = Field({"lr": [5e-5, 1e-4, 2e-4], "vision_ln": ["off", "trained"]}, min_length=1)
 
+    names_settings: ClassVar[frozenset[str]] = frozenset({"grid"})
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Its points alone."""
         return ()
-
-
-def build(settings: SweepSettings, inputs: Inputs) -> Plan:
-    """A sweep trains nothing itself: its points do."""
-    raise InternalError("a sweep is concluded, not built")
 
 
 def table(folder: Path, points: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +124,7 @@ def conclude(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: 
 def gate(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The winner measured again and judged as the sweep judges it; how many may win is as its certificate says. Nothing is written."""
     stage, own = recipes.stage(name), folder / name
-    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"))
+    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"), is_stored=True)
     stored = certificate.read(own)
     assert stored is not None
     rows = files.read_stored(own / TABLE, list, hint=f"run stage {name} again, which writes it anew")
@@ -158,8 +156,17 @@ STAGE = Stage(
     "sweep",
     "which settings of align learn to look",
     SweepSettings,
-    build,
-    gates=(*thresholds.STAGES["align"], *thresholds.STAGES["sweep"]),
+    align.AlignTraining,
+    gates=(
+        *align.STAGE.gates,
+        Gate(
+            "winner",
+            "eligible",
+            "no point of the grid is green with a swap gap surely above 0: they learned how captions sound, not what pictures show",
+            at_least=1.0,
+            source="SPEC V3",
+        ),
+    ),
     like="align",
     over=align.STAGE,
 )

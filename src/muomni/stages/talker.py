@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -15,24 +15,27 @@ from torch import Tensor
 
 from muomni.data import uses
 from muomni.data.cache import Cache
+from muomni.data.loader import Loader
 from muomni.data.readers import Corpus
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken, voice_of
 from muomni.errors import ConfigError, DataError
-from muomni.evaluate import labels, thresholds
+from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
 from muomni.evaluate.listening import free_speech, swap
+from muomni.evaluate.thresholds import CAUSAL, held_out_gap
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.frames import PAD_S
 from muomni.models import pretrained, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import NO_VOICE, Talker, TalkerConfig
-from muomni.stages import initial_weights
+from muomni.stages import assumed, initial_weights
 from muomni.stages.coded import Coded, most_bytes, shared_cache, thin_out
 from muomni.stages.coded import build as build_coded
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, loaders
+from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loaders
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
@@ -47,13 +50,13 @@ KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_
 class TalkerSettings(StageSettings):
     """Settings of stage talker.
 
-    condition      thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
-    book_weights   weight of each codebook's loss; None: all 1
+    condition         thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
+    codebook_weights  weight of each codebook's loss; None: all 1
     """
 
     model: TalkerConfig = TalkerConfig(text_vocab=1)
     condition: Literal["thinker", "text"] = "thinker"
-    book_weights: list[float] | None = None
+    codebook_weights: list[float] | None = None
     max_s: float = Field(uses.MAX_S, gt=0)
 
     learns_as: ClassVar[str] = "talker"
@@ -74,70 +77,95 @@ class TalkerSettings(StageSettings):
         return self
 
 
-def build(settings: TalkerSettings, inputs: Inputs) -> Plan:
+class TalkerTraining(Training[TalkerSettings]):
     """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
-    corpus = inputs.corpus(settings)
-    tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
-    initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
-    codec: Codec = inputs.place(freeze(store.load(inputs.needed["codec"])))  # type: ignore[assignment]
-    thinker, layer, think = None, None, None
-    if settings.condition == "thinker":
-        thinker = inputs.place(Decoder.open(inputs.needed["thinker"]))
-        freeze(thinker)
-        layer = thinker.config.layers // 2
-        think = listen_to(thinker, layer)
-    known = {
-        "text_vocab": tokenizer.vocab_size,
-        "codebooks": codec.config.codebooks,
-        "entries": codec.config.entries,
-        "condition_width": thinker.config.width if thinker else 0,
-    }
-    if settings.model.text_vocab not in (1, known["text_vocab"]):
-        raise ConfigError(f"model.text_vocab has no effect: it is the tokenizer's, {known['text_vocab']}", hint="text_vocab: 1")
-    voices = _voices(settings, corpus)
-    known["num_speakers"] = len(voices)
-    talker = inputs.place(Talker(settings.model.model_copy(update=known)))
-    speaker = partial(_number, {name: number for number, name in enumerate(voices)}) if voices else None
-    made_by = [store.digest(codec), store.digest(thinker) if thinker else "", tokenizer.digest, layer, settings.max_s]
-    made_by.append(talker.config.text_units)
-    coded = {
-        name: build_coded(
-            inputs.coded, samples, made_by, code(samples, talker, tokenizer, codec, think, settings, inputs.run.device), speaker
-        )
-        for name, samples in (("train", corpus.train), ("valid", corpus.valid))
-    }
-    if inputs.coded == shared_cache():
-        thin_out(inputs.coded, most_bytes())
-    said = coded["train"].items
-    pace_error = talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
-    train, valid = loaders(coded["train"], coded["valid"], TalkerBatch.of, settings, weights=corpus.weights, lengths=Coded.lengths)  # type: ignore[arg-type]
-    objective = TalkerObjective(talker, weights=settings.book_weights)
 
-    def save(folder: Path) -> None:
-        store.save(talker, folder, extra={"layer": layer, **({"voices": voices} if voices else {})})
-        tokenizer.save(folder)
-        store.save(codec, folder / "codec")
-        if thinker is not None:
-            store.save(thinker, folder / "thinker")
+    def vocabulary(self) -> None:
+        """The Thinker's tokenizer, and the names of the voices."""
+        settings, inputs = self.settings, self.inputs
+        self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
+        initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
+        if settings.model.text_vocab not in (1, self.tokenizer.vocab_size):
+            told = f"model.text_vocab has no effect: it is the tokenizer's, {self.tokenizer.vocab_size}"
+            raise ConfigError(told, hint="text_vocab: 1")
+        self.voices = _voices(settings, self.corpus)
+        self.words = str(self.tokenizer) if settings.model.text_units == "bpe" else f"{len(Alphabet())} characters"
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        voice = Voice(talker, codec, tokenizer, think=think, names=voices)
-        ears = inputs.place(store.load(inputs.needed["hearing"]))
-        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S)
-        held_out = coded["valid"].items
-        facts = {"pace_error_frames": Fact(pace_error, len(said)), **swap(objective, [*held_out.values()], inputs.run)}
-        return facts | free_speech(voice, ears, pad_s, corpus.valid, held_out, most=settings.eval_items, max_s=settings.max_s, album=album)
+    def wire(self) -> tuple[TalkerObjective, dict[str, torch.nn.Module]]:
+        """The Talker, of the sizes of the codec that it writes for and of the Thinker that it listens to."""
+        settings, place, needed = self.settings, self.inputs.place, self.inputs.needed
+        self.codec: Codec = place(freeze(store.load(needed["codec"])))  # type: ignore[assignment]
+        self.thinker: Decoder | None = None
+        self.layer: int | None = None
+        self.think: Think | None = None
+        if settings.condition == "thinker":
+            self.thinker = place(Decoder.open(needed["thinker"]))
+            freeze(self.thinker)
+            self.layer = self.thinker.config.layers // 2
+            self.think = listen_to(self.thinker, self.layer)
+        known = {
+            "text_vocab": self.tokenizer.vocab_size,
+            "codebooks": self.codec.config.codebooks,
+            "entries": self.codec.config.entries,
+            "condition_width": self.thinker.config.width if self.thinker else 0,
+            "num_speakers": len(self.voices),
+        }
+        self.talker = place(Talker(settings.model.model_copy(update=known)))
+        networks: dict[str, torch.nn.Module] = {".": self.talker, "codec": self.codec}
+        if self.thinker is not None:
+            networks["thinker"] = self.thinker
+        self.speech = TalkerObjective(self.talker, weights=settings.codebook_weights)
+        return self.speech, networks
 
-    def checks() -> dict[str, Fact]:
-        known, run = inputs.place(store.load(inputs.needed["codec"])), inputs.run
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """All speech as codes, made once and kept."""
+        corpus, thinker, cache = self.corpus, self.thinker, self.inputs.coded
+        key: list[Any] = [store.digest(self.codec), store.digest(thinker) if thinker else "", self.tokenizer.digest, self.layer]
+        key += [self.settings.max_s, self.talker.config.text_units]
+        self.coded, self.held_out = (self._coded(side, key) for side in (corpus.train, corpus.valid))
+        if cache == shared_cache():
+            thin_out(cache, most_bytes())
+        order: Any = {"weights": corpus.weights, "lengths": Coded.lengths}
+        return loaders(self.coded, self.held_out, TalkerBatch.of, self.settings, **order)
+
+    def _coded(self, samples: Sequence[Sample], key: list[Any]) -> Coded:
+        speaker = partial(_number, {name: number for number, name in enumerate(self.voices)}) if self.voices else None
+        parts = (self.talker, self.tokenizer, self.codec, self.think, self.settings, self.inputs.run.device)
+        return build_coded(self.inputs.coded, samples, key, code(samples, *parts), speaker)
+
+    def prepare(self) -> dict[str, Fact]:
+        """How long each token is spoken, in closed form."""
+        said = self.coded.items
+        error = self.talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
+        self.pace_error = Fact(error, len(said))
+        return {}
+
+    def checks(self) -> dict[str, Fact]:
+        """Whether the codes that were kept are those of this codec, and whether speech ends where it is taught to."""
+        known, run, said = self.inputs.place(store.load(self.inputs.needed["codec"])), self.inputs.run, self.coded.items
         return {
-            **labels.stale(coded["train"].items, corpus.train, known, run),
-            **labels.speech_ends(objective, list(islice(said.values(), CODED_AT_ONCE)), run),
+            **labels.stale(said, self.corpus.train, known, run),
+            **labels.speech_ends(self.speech, list(islice(said.values(), CODED_AT_ONCE)), run),
         }
 
-    words = str(tokenizer) if talker.config.text_units == "bpe" else f"{len(Alphabet())} characters"
-    networks: dict[str, torch.nn.Module] = {".": talker, "codec": codec, **({"thinker": thinker} if thinker is not None else {})}
-    return Plan(objective, train, valid, save, measure, corpus, networks, checks, words=words)
+    def save(self, folder: Path) -> None:
+        """The Talker with all that it needs to speak."""
+        voices = {"voices": self.voices} if self.voices else {}
+        store.save(self.talker, folder, extra={"layer": self.layer, **voices})
+        self.tokenizer.save(folder)
+        store.save(self.codec, folder / "codec")
+        if self.thinker is not None:
+            store.save(self.thinker, folder / "thinker")
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Whether its codes follow the text, and how well our own ears understand what it says freely."""
+        inputs, held_out = self.inputs, self.held_out.items
+        voice = Voice(self.talker, self.codec, self.tokenizer, think=self.think, names=self.voices)
+        ears = inputs.place(store.load(inputs.needed["hearing"]))
+        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S)
+        facts = {"pace_error_frames": self.pace_error, **swap(self.speech, [*held_out.values()], inputs.run)}
+        limits: dict[str, Any] = {"most": self.settings.eval_items, "max_s": self.settings.max_s, "album": album}
+        return facts | free_speech(voice, ears, pad_s, self.corpus.valid, held_out, **limits)
 
 
 def _voices(settings: TalkerSettings, corpus: Corpus) -> list[str]:
@@ -245,7 +273,70 @@ STAGE = Stage(
     "talker",
     "speech from text",
     TalkerSettings,
-    build,
+    TalkerTraining,
     needs=("thinker", "codec", "hearing"),
-    gates=thresholds.STAGES["talker"],
+    gates=(
+        *CAUSAL,
+        Gate(
+            "ends_taught",
+            "ends_taught",
+            "the symbol that ends speech is not learned: it will not stop",
+            at_least=1.0,
+            source="reference muomni B",
+        ),
+        Gate(
+            "codes",
+            "stale_codes",
+            "the codes it learns from are not those of the codec it will speak through: they are stale",
+            at_most=0.01,
+            source="SPEC H2, DESIGN 5",
+        ),
+        Gate(
+            "text_matters",
+            "text_swap_gap_nats",
+            "it speaks without reading: train longer, check that text reaches the frames",
+            at_least=0.1,
+            source="SPEC M-D",
+        ),
+        Gate(
+            "text_sure",
+            "text_swap_gap_nats",
+            "it speaks without reading",
+            more_than=0.0,
+            source="SPEC M-D: paired bootstrap and sign test, 95 %",
+            by_ci=True,
+        ),
+        Gate("text_wins", "text_swap_win_rate", "it speaks without reading", at_least=0.8, source="SPEC M-E"),
+        Gate(
+            "own_cer",
+            "own_cer",
+            "its speech is not understood: train longer, look at the codec's own CER first",
+            at_most=0.5,
+            source="floor: copy synthesis",
+        ),
+        Gate(
+            "own_cer_cost",
+            "own_cer_above_copy",
+            "its speech is far less clear than the codec allows: train longer",
+            at_most=0.45,
+            source="SPEC M-D: the copy-synthesis ceiling",
+        ),
+        Gate(
+            "stops",
+            "stop_within_20pct",
+            "it does not know when to end: check the end symbol's labels",
+            at_least=0.8,
+            source="SPEC 7 asks 0.95 of the quickstart",
+        ),
+        Gate("ends", "ended", "it does not end by itself: check the end symbol's labels", at_least=0.9, source="SPEC M-D"),
+        held_out_gap(2.0, "nats a frame"),
+    ),
+    enough=256,
+    board=(
+        BoardRow("codec.own_cer", "codec_own_cer", 0.03, more_is_better=False),
+        BoardRow("talker.own_cer", "own_cer", 0.12, more_is_better=False),
+        BoardRow("talker.stop_within_20pct", "stop_within_20pct", 0.95),
+        BoardRow("talker.rtf", "rtf", 0.5, more_is_better=False),
+    ),
+    assume=assumed.speech,
 )

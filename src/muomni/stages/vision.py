@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
+from muomni.data.loader import Loader
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import exhibits, thresholds
+from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import SIGHT, held_out_gap
 from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.stages import initial_weights
-from muomni.stages.stage import Inputs, Plan, Stage, StageSettings, demand_tasks, loaders
+from muomni.stages import assumed, initial_weights
+from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.contrast import Contrast, VisionBatch, pad
@@ -33,23 +37,23 @@ from muomni.train.optim import freeze
 class VisionSettings(StageSettings):
     """Settings of stage vision.
 
-    text        the caption's tower; its vocabulary comes from the tokenizer
-    word_weight how much it counts to tell a token of the caption from the summary and the surest patch; 0: not asked
-    negatives   false captions a picture, where the data have them
-    probe       pictures with attributes in `extra`, for linear probes of what the eyes carry
-    zero_shot   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
+    text              the caption's tower; its vocabulary comes from the tokenizer
+    word_loss_weight  of the loss that predicts a token of the caption from the summary and the surest patch; 0: no such loss
+    num_negatives     false captions a picture, where the data have them
+    probe_data        pictures with attributes in `extra`, for linear probes of the vision tower's features
+    zero_shot_tasks   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
     """
 
     model: VisionEncoderConfig = VisionEncoderConfig()
     text: TextTowerConfig = TextTowerConfig()
     temperature: float = Field(0.07, gt=0)
-    word_weight: float = Field(0.0, ge=0)
-    negatives: int = Field(0, ge=0)
+    word_loss_weight: float = Field(0.0, ge=0)
+    num_negatives: int = Field(0, ge=0)
     vocab_size: int = Field(5000, ge=300)
     augment: PictureAugment = PictureAugment()
-    probe: list[Source] = []
+    probe_data: list[Source] = []
     probe_keys: list[str] = ["shape", "colour", "place"]
-    zero_shot: list[str] = []
+    zero_shot_tasks: list[str] = []
     unused: ClassVar[dict[str, str]] = {
         "eval_items": "all held-out items are measured here",
         "len_buckets": "batches here hold rows of all lengths",
@@ -66,8 +70,8 @@ class VisionSettings(StageSettings):
             found["text.width"] = "the tower is as wide as the Thinker"
         if self.text.kind != "transformer":
             found |= dict.fromkeys(("text.layers", "text.heads", "text.hidden"), f"a text tower of kind {self.text.kind} has no blocks")
-        if not self.probe:
-            found["probe_keys"] = "there is no `probe`"
+        if not self.probe_data:
+            found["probe_keys"] = "there is no `probe_data`"
         return {**super().idle(), **found}
 
     @property
@@ -76,6 +80,10 @@ class VisionSettings(StageSettings):
         return ("thinker",) if self.text.kind == "thinker" else ()
 
     learns_as: ClassVar[str] = "vision"
+
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside what all stages leave out."""
+        return super().assuming(sources).model_copy(update={"probe_data": []})
 
 
 def collate(items: list[Captioned]) -> VisionBatch:
@@ -98,46 +106,64 @@ def collate(items: list[Captioned]) -> VisionBatch:
     )
 
 
-def build(settings: VisionSettings, inputs: Inputs) -> Plan:
+class VisionTraining(Training[VisionSettings]):
     """Pictures beside their captions, two towers, InfoNCE; retrieval, changed attributes and probes at the end."""
-    corpus = inputs.corpus(settings)
-    named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip", "spared")}
-    demand_tasks(corpus, zero_shot=settings.zero_shot, **named)
-    if settings.negatives and not any(sample.negatives for sample in corpus.train):
-        raise ConfigError("negatives has no effect: no sample has a false caption", hint="leave it out, or give rows `negatives`")
-    reader = None
-    text = settings.text
-    if text.kind == "thinker":
-        reader = inputs.place(freeze(Decoder.open(inputs.needed["thinker"])))
-        tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
-        text = text.model_copy(update={"source_width": reader.config.width})  # type: ignore[union-attr]
-        initial_weights.demand_tokenizer(settings.init_from, inputs.base, tokenizer, "thinker")
-    else:
-        tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base) or Tokenizer.train(_texts(corpus), settings.vocab_size)
-    encoder = VisionEncoder(settings.model)
-    tower = TextTower(text.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-    objective = Contrast(encoder, tower, temperature=settings.temperature, word_weight=settings.word_weight, reader=reader)
-    inputs.place(objective)
-    size = settings.model.image_size
-    training = Pictures(corpus.train, tokenizer, size, negatives=settings.negatives, changes=settings.augment)
-    held_out = Pictures(corpus.valid, tokenizer, size)
-    train, valid = loaders(training, held_out, collate, settings, weights=corpus.weights)
 
-    def save(folder: Path) -> None:
-        store.save(encoder, folder)
-        store.save(objective.text, folder / "text_tower")
-        tokenizer.save(folder)
+    def vocabulary(self) -> None:
+        """The tokenizer: the Thinker's, that of the weights it starts from, or one learned from the captions."""
+        settings, inputs, corpus = self.settings, self.inputs, self.corpus
+        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        demand_tasks(corpus, zero_shot_tasks=settings.zero_shot_tasks, **named)
+        if settings.num_negatives and not any(sample.negatives for sample in corpus.train):
+            hint = "leave it out, or give rows `negatives`"
+            raise ConfigError("num_negatives has no effect: no sample has a false caption", hint=hint)
+        if settings.text.kind == "thinker":
+            self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
+            initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
+        else:
+            known = initial_weights.tokenizer(settings.init_from, inputs.base)
+            self.tokenizer = known or Tokenizer.train(_texts(corpus), settings.vocab_size)
+        self.words = str(self.tokenizer)
 
-    def measure(_: Fitted, album: Album) -> dict[str, Fact]:
-        eyes = Eyes(objective, inputs.run)
+    def wire(self) -> tuple[Contrast, dict[str, nn.Module]]:
+        """Two towers; that of the captions may stand upon the Thinker."""
+        settings, place, reader = self.settings, self.inputs.place, None
+        shape = {"vocab_size": self.tokenizer.vocab_size}
+        if settings.text.kind == "thinker":
+            reader = place(Decoder.open(self.inputs.needed["thinker"]))
+            shape["source_width"] = reader.config.width
+            freeze(reader)
+        self.encoder, tower = VisionEncoder(settings.model), TextTower(settings.text.model_copy(update=shape))
+        how: dict[str, Any] = {"temperature": settings.temperature, "word_weight": settings.word_loss_weight}
+        self.towers = place(Contrast(self.encoder, tower, reader=reader, **how))
+        return self.towers, {".": self.encoder, "text_tower": self.towers.text}
+
+    def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Pictures with captions, true and false; what is learned from is changed a little each time."""
+        settings, corpus, size = self.settings, self.corpus, self.settings.model.image_size
+        changes: dict[str, Any] = {"negatives": settings.num_negatives, "changes": settings.augment}
+        training = Pictures(corpus.train, self.tokenizer, size, **changes)
+        self.held_out = Pictures(corpus.valid, self.tokenizer, size)
+        return loaders(training, self.held_out, collate, settings, weights=corpus.weights)
+
+    def save(self, folder: Path) -> None:
+        """Both towers and the tokenizer."""
+        store.save(self.encoder, folder)
+        store.save(self.towers.text, folder / "text_tower")
+        self.tokenizer.save(folder)
+
+    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+        """Retrieval, pictures told from others by one attribute, classes, linear probes."""
+        settings, held_out = self.settings, self.held_out
+        eyes = Eyes(self.towers, self.inputs.run)
         exhibits.pictures(album, eyes, held_out)
-        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot)}
-        if settings.probe:
-            probes = inputs.corpus(settings.model_copy(update={"data": settings.probe}))
-            facts |= eyes.probes(Pictures(probes.train, tokenizer, size), Pictures(probes.valid, tokenizer, size), settings.probe_keys)
+        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot_tasks)}
+        if settings.probe_data:
+            probes = self.inputs.corpus(settings.model_copy(update={"data": settings.probe_data}))
+            size = settings.model.image_size
+            train, valid = (Pictures(side, self.tokenizer, size) for side in (probes.train, probes.valid))
+            facts |= eyes.probes(train, valid, settings.probe_keys)
         return facts
-
-    return Plan(objective, train, valid, save, measure, corpus, {".": encoder, "text_tower": objective.text}, words=str(tokenizer))
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
@@ -145,10 +171,55 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     return (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
 
 
+def assume(settings: VisionSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Noise for pictures, with captions, and as many false ones as are asked for."""
+    pictures, text = assumed.pictures(folder, settings.model.image_size), assumed.Text(words)
+    length = assumed.WORDS_OF_CAPTION
+    count = max(2 * settings.batch_size * settings.gradient_accumulation_steps, len(words) // length + 1)
+    rows = []
+    for number in range(count):
+        row = assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], text.take(length))
+        false = [{"kind": "word", "text": text.take(length)} for _ in range(settings.num_negatives)]
+        rows.append({**row, "negatives": false})
+    return rows
+
+
 STAGE = Stage(
     "vision",
     "pictures and captions",
     VisionSettings,
-    build,
-    gates=thresholds.STAGES["vision"],
+    VisionTraining,
+    gates=(
+        *SIGHT,
+        Gate(
+            "retrieval",
+            "retrieval_r1",
+            "captions do not find their pictures: train longer, larger batch, audible positions",
+            above_floor=0.1,
+            source="chance + 0.1",
+        ),
+        Gate(
+            "changed",
+            "attribute_changed",
+            "captions with one attribute changed are not told from true ones: harder negatives, train longer",
+            above_floor=0.1,
+            source="SPEC 7: retrieval alone is a weak gate",
+            when="num_negatives",
+        ),
+        Gate(
+            "probes",
+            "probe_least",
+            "an attribute can't be read off what the eyes give: nothing that reads them later will find it",
+            above_floor=0.1,
+            source="SPEC 7: run the probe before stage omni",
+            when="probe_data",
+        ),
+        held_out_gap(2.0, "nats a picture"),
+    ),
+    board=(
+        BoardRow("vision.retrieval_r1", "retrieval_r1", 0.9),
+        BoardRow("vision.attribute_changed", "attribute_changed", 0.85),
+        BoardRow("vision.shape_probe", "shape_probe", 0.8),
+    ),
+    assume=assume,
 )

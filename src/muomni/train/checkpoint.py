@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from muomni import config, files
 from muomni.errors import CheckpointError
 from muomni.train import given
+from muomni.train.settings import TrainSettings
 
 MANIFEST = "manifest.json"
 WHOLE = frozenset({"weights.safetensors", "train_state.pt", "drawn.npy", "progress.json"})  # files that each checkpoint has
@@ -31,10 +33,12 @@ class Identity:
 
     digest    of settings, data, and the weights that it builds upon
     settings  those that decide the weights, to say what differs
+    model     their class, by which settings of an older version are read
     """
 
     digest: str
     settings: dict[str, Any]
+    model: type[BaseModel] = TrainSettings
 
 
 @dataclass
@@ -153,7 +157,7 @@ def _demand_identity(folder: Path, progress: dict[str, Any], identity: Identity)
     # Where data lie may change; another number of ranks accumulates otherwise, which only a digest tells from another batch.
     left_out = {"data", "gradient_accumulation_steps"} if stored is None else {"data"}
     named = {key: value for key, value in identity.settings.items() if key not in left_out}
-    before = progress.get("settings", {})
+    before = config.current(progress.get("settings", {}), identity.model)
     changed = config.difference({key: before[key] for key in named if key in before}, {key: named[key] for key in named if key in before})
     if stored is None and not changed:
         return

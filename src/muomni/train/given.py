@@ -1,4 +1,4 @@
-"""Parts that come whole from another place (a pretrained LLM) and rest: checkpoints leave them out, trial copies share them."""
+"""Frozen pretrained parts: left out of checkpoints, shared by trial copies."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ class TrainSettings(Told):
 
     max_steps: int | None = Field(None, ge=1, description="None: as many as max_epochs says, 1000 where that isn't given either")
     max_epochs: int | None = Field(None, ge=1)
-    epoch: str | None = Field(None, description="about how long an epoch is to take, e.g. 1h: a probe says how many samples that are")
+    epoch_duration: str | None = Field(
+        None, description="about how long an epoch is to take, e.g. 1h: a probe says how many samples that are"
+    )
     samples_per_epoch: int | None = Field(None, ge=1, description="samples that max_epochs counts as an epoch; None: one pass")
     batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -88,12 +90,12 @@ class TrainSettings(Told):
 
     @model_validator(mode="after")
     def _effective(self) -> TrainSettings:
-        sizes = {"epoch": self.epoch, "samples_per_epoch": self.samples_per_epoch}
+        sizes = {"epoch_duration": self.epoch_duration, "samples_per_epoch": self.samples_per_epoch}
         if named := [key for key, size in sizes.items() if size is not None and self.max_epochs is None]:
             raise ValueError(f"{named[0]} has an effect with max_epochs (num_epochs) only")
-        if self.epoch is not None:
+        if self.epoch_duration is not None:
             try:
-                units.seconds(self.epoch, "epoch")
+                units.seconds(self.epoch_duration, "epoch_duration")
             except ConfigError as error:
                 raise ValueError(error.message) from error
         if not self.use_amp and self.precision in ("bf16", "fp16"):

@@ -1,4 +1,4 @@
-"""Why a run died, or hangs: it always leaves behind which samples it was at, how much memory it held, and what ended it."""
+"""Watchdog of a run: after a crash, a kill or a hang it leaves the step, its samples, the memory and the error."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Watch:
 
 
 def obituary(folder: Path) -> str:
-    """What is known of a run that died here without a word (kill -9, out of memory, power), in one line; nothing where none did."""
+    """One line on a previous run that was killed without an error (kill -9, out of memory, power); else empty."""
     path = folder / ALIVE
     if not path.exists():
         return ""
@@ -91,10 +91,10 @@ def obituary(folder: Path) -> str:
         if _is_alive(int(left["pid"])):
             return ""
         share = 1e6 * float(left["memory_mb"]) / max(1, total_memory_bytes())
-        cause = "out of memory is likely" if share > 0.8 else "killed from outside, or power lost"
-        return f"the run before died in step {left['step']} without a word: {cause}; {_where(left)} ({share:.0%} of the machine's)"
+        cause = "probably out of memory" if share > 0.8 else "probably a kill signal or power loss"
+        return f"the previous run ended in step {left['step']} without an error: {cause}; {_where(left)} ({share:.0%} of the machine's)"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return f"the run before died without a word, and {path} is torn"
+        return f"the previous run ended without an error, and {path} is torn"
 
 
 def _is_alive(pid: int) -> bool:

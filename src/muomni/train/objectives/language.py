@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
+from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, ExpertsConfig
 from muomni.models.omni import Media, Omni, gather
 from muomni.nn import masks, moe
@@ -19,7 +20,6 @@ from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import OWN, PAD, Marks
-from muomni.train.losses import linear_cross_entropy
 from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
@@ -86,7 +86,7 @@ class NextToken(Objective):
     given  parts, by the beginning of their parameters' names, that come whole from another place (see Objective.given)
     """
 
-    def __init__(self, decoder: Decoder, omni: Omni | None = None, given: Sequence[str] = ()) -> None:
+    def __init__(self, decoder: CausalLM, omni: Omni | None = None, given: Sequence[str] = ()) -> None:
         super().__init__()
         self.omni = omni
         self._given = tuple(given)
@@ -100,7 +100,7 @@ class NextToken(Objective):
             assert omni.decoder is decoder
 
     @property
-    def trunk(self) -> Decoder:
+    def trunk(self) -> CausalLM:
         """The causal body, wherever it is held."""
         return self.omni.decoder if self.omni is not None else self.decoder
 
@@ -122,7 +122,7 @@ class NextToken(Objective):
     @property
     def balances(self) -> bool:
         """Whether there are routers that learn, and are asked to use all experts alike."""
-        if not self._has_experts or not self._experts.balance:
+        if not self._has_experts or not self.experts.balance_weight:
             return False
         return any(part.gate.weight.requires_grad for part in self.trunk.modules() if isinstance(part, MoE))
 
@@ -149,13 +149,15 @@ class NextToken(Objective):
 
     def _use(self, batch: LanguageBatch, routing: Routing) -> Tensor:
         """How often each expert of each layer is used by the batch's tokens, (layers, experts)."""
-        return moe.use(routing, batch.is_real_BT, self._experts.per_token)
+        return moe.use(routing, batch.is_real_BT, self.experts.experts_per_token)
 
     @property
-    def _experts(self) -> ExpertsConfig:
-        experts = self.trunk.config.experts
-        assert experts is not None
-        return experts
+    def experts(self) -> ExpertsConfig:
+        """Of a trunk that has them."""
+        decoder = self.trunk
+        assert isinstance(decoder, Decoder)
+        assert decoder.config.experts is not None
+        return decoder.config.experts
 
     @torch.no_grad()
     def expert_use(self, batch: LanguageBatch) -> Tensor:
@@ -164,14 +166,14 @@ class NextToken(Objective):
 
     def _balance(self, batch: LanguageBatch, routing: Routing) -> Term:
         """What the batch adds to the loss of the whole update, times its tokens."""
-        experts = self._experts
+        experts = self.experts
         if (shares_E := self._shares_E) is None:
             used_E = self._use(batch, routing).sum(0)
             shares_E = used_E / used_E.sum().clamp(min=1)
         probabilities_E = moe.probabilities(routing, batch.is_real_BT) / len(routing.logits)
         # Each token uses several: shares of tokens sum to per_token, as in transformers.
-        total = experts.number * experts.per_token * (shares_E * probabilities_E).sum()
-        return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance)
+        total = experts.num_experts * experts.experts_per_token * (shares_E * probabilities_E).sum()
+        return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance_weight)
 
     def contents(self, batch: LanguageBatch) -> dict[str, float]:
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
@@ -194,14 +196,15 @@ class NextToken(Objective):
 
     def _hidden(self, batch: LanguageBatch, routing: Routing | None = None) -> Tensor:
         x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
-        return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, routing=routing)
+        how = {} if routing is None else {"routing": routing}
+        return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, **how)
 
     @torch.no_grad()
     def nats(self, batch: LanguageBatch) -> Tensor:
         """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
         h_BTD, wanted_BT = self._hidden(batch)[:, :-1], targets(batch)
         rows, places = (wanted_BT != IGNORE).nonzero(as_tuple=True)
-        logits_NV = self.trunk.logits(h_BTD[rows, places]).float()
+        logits_NV = self.trunk.head.logits(h_BTD[rows, places]).float()
         nats_N = nn.functional.cross_entropy(logits_NV, wanted_BT[rows, places], reduction="none")
         sums_B = nats_N.new_zeros(len(wanted_BT)).index_add(0, rows, nats_N)
         return sums_B / torch.bincount(rows, minlength=len(wanted_BT)).clamp(min=1)
@@ -210,8 +213,9 @@ class NextToken(Objective):
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
         routing = Routing() if self.balances else None
         h_BTD = self._hidden(batch, routing)
-        total, count, correct = linear_cross_entropy(h_BTD[:, :-1].flatten(0, 1), self.trunk.output_weight_VD, targets(batch).flatten())
-        terms = {"text": Term(total, count), "misses": Term((count - correct).float(), count, weight=0.0)}
+        nats = self.trunk.head.nats(h_BTD[:, :-1], targets(batch))
+        misses = Term((nats.num_labels - nats.correct).float(), nats.num_labels, weight=0.0)
+        terms = {"text": Term(nats.total, nats.num_labels), "misses": misses}
         return terms if routing is None else {**terms, "balance": self._balance(batch, routing)}
 
     def after_step(self, step: int) -> None:
@@ -302,7 +306,7 @@ class NextToken(Objective):
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
         """The batch with other words in the given places; labels and media stay."""
-        marks, whole = self.marks, self.trunk.config.vocab_size
+        marks, whole = self.marks, self.trunk.head.size
         first, size = marks.words_from, whole if marks.words_to is None else marks.words_to
         drawn_BT = torch.from_numpy(rng.integers(first, size, batch.ids_BT.shape)).to(batch.ids_BT)
         drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT - first + 1) % (size - first) + first, drawn_BT)

@@ -1,12 +1,89 @@
-"""Losses as sums: whoever divides, does it once, by the count of the whole batch (train.step)."""
+"""Output heads: hidden states to scores of the next symbol, or to the nats of labels without holding all scores."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muomni.tokens.chat import IGNORE
+IGNORE = -100  # torch's ignore_index and tokens.chat.IGNORE; parts import no tokens, so a test holds them equal
+
+
+class Nats(NamedTuple):
+    """A loss as a sum: only train.step divides, by the global target count.
+
+    A tuple, so that backward hooks of sharding find the tensors in what the head gives.
+    """
+
+    total: Tensor  # scalar float32, the sum of nats, differentiable
+    num_labels: int
+    correct: Tensor  # int64 scalar, labels that are the one most probable symbol; on the device, so that nobody waits for it
+
+
+class Head(nn.Module):
+    """The output of a causal language model: it owns the table, so tying, sharding or further rows are its matter.
+
+    size     symbols of a stream
+    streams  symbols at one place, each with scores of its own: 1 for text, K for frames of K codebooks
+
+    All work goes through `forward`, so that the hooks of sharding or compiling see every use of the table.
+    """
+
+    size: int
+    streams: int = 1
+
+    def logits(self, h: Tensor, stream: int = 0) -> Tensor:
+        """States (..., D) -> scores (..., V) of a stream."""
+        out: Tensor = self(h, stream)
+        return out
+
+    def nats(self, h: Tensor, labels: Tensor, stream: int = 0) -> Nats:
+        """Cross entropy of states (..., D) against a stream's labels (...) int64, -100 where there is none."""
+        out: Nats = self(h, stream, labels)
+        return out
+
+    def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
+        """What `logits` or, with labels, `nats` gives."""
+        raise NotImplementedError
+
+
+class TableHead(Head):
+    """Scores of V symbols: the product of states with a table (V, D). Its subclasses say whose the table is."""
+
+    weight: Tensor
+
+    def forward(self, h: Tensor, stream: int = 0, labels: Tensor | None = None) -> Tensor | Nats:
+        """See Head; nats never hold the scores of all positions (`linear_cross_entropy`)."""
+        if labels is None:
+            return F.linear(h, self.weight)
+        return Nats(*linear_cross_entropy(h.flatten(0, -2), self.weight, labels.flatten()))
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Rows of the table."""
+        return self.weight.shape[0]
+
+
+class OwnHead(TableHead, nn.Linear):  # type: ignore[misc]  # two signatures of forward: the first counts
+    """A head with a table of its own."""
+
+    def __init__(self, width: int, size: int) -> None:
+        nn.Linear.__init__(self, width, size, bias=False)  # which also draws its first numbers
+
+
+class TiedHead(TableHead):
+    """A head whose table lies in another module (the embedding), which alone holds the parameter."""
+
+    def __init__(self, owner: nn.Embedding | nn.Linear) -> None:
+        super().__init__()
+        self._owner = (owner,)  # in a tuple, for a submodule would give the parameter a second name
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(V, D), as it is now: loading, moving and sharding may replace it."""
+        return self._owner[0].weight
 
 
 def linear_cross_entropy(
@@ -33,7 +110,9 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
     is_training = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
     with torch.autocast(kind, enabled=False):
-        total, correct = _Chunked.apply(h_ND.to(dtype), weight_VD.to(dtype), labels_N, weights_N, chunk, is_training)  # type: ignore[no-untyped-call]
+        total, correct = _Chunked.apply(  # type: ignore[no-untyped-call]
+            h_ND.to(dtype), weight_VD.to(dtype), labels_N, weights_N, chunk, is_training
+        )
     return total, count, correct
 
 

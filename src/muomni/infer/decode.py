@@ -1,0 +1,62 @@
+"""The one loop that continues sequences: a column of symbols after another, read from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from muomni.models import finite
+from muomni.models.causal import CausalLM
+
+
+class Layout(Protocol):
+    """What may stand where in a grid of K streams, and where rows end: text has one stream, speech K delayed ones."""
+
+    @property
+    def steps(self) -> int:
+        """Columns at most."""
+
+    def name(self, step: int) -> str:
+        """What is chosen at a step, for errors."""
+
+    def column(self, step: int, scores: list[Tensor]) -> Tensor:
+        """The symbols (B,K) of a step, chosen by the scores (B,V) of each stream."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rows have ended."""
+
+
+def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | None = None, cache: Any = None) -> Iterator[Tensor]:
+    """The columns (B,K) that follow embeddings (B,T,D), each as soon as it is chosen.
+
+    Takes   keep_BT bool, True = a real position; cache: what stood before x_BTD.
+    Raises  CheckpointError where scores are no numbers.
+    """
+    if was_training := model.training:  # each of its modules is asked to change
+        model.eval()
+    try:
+        # inference_mode must not stay open between yields, where the caller's code runs.
+        with torch.inference_mode():
+            cache = model.new_cache(x_BTD.shape[0], x_BTD.shape[1] + layout.steps) if cache is None else cache
+            read = model.reading()
+            scores = read(x_BTD, cache, keep_BT)
+            for each in scores:
+                finite.demand(each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT))
+        for step in range(layout.steps):
+            with torch.inference_mode():
+                column_BK = layout.column(step, scores)
+            yield column_BK
+            if layout.is_over or step == layout.steps - 1:
+                return
+            with torch.inference_mode():
+                x_BTD = model.embed(column_BK if model.head.streams == 1 else column_BK[:, :, None])
+                scores = read(x_BTD, cache, None)
+                for each in scores:
+                    finite.demand(each, model, f"scores of {layout.name(step + 1)}")
+    finally:
+        if was_training:
+            model.train()

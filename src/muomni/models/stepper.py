@@ -1,0 +1,178 @@
+"""A decoder's weights arranged for one token at a time, made once and kept until they change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muomni.errors import InternalError
+from muomni.models.causal import last
+from muomni.nn import rope
+from muomni.nn.adapter import effective, ingredients
+from muomni.nn.attention import attend
+from muomni.nn.block import Block
+from muomni.nn.cache import KVCache
+from muomni.nn.moe import MoE
+from muomni.nn.norm import RMSNorm
+from muomni.nn.swiglu import SwiGLU
+
+if TYPE_CHECKING:
+    from muomni.models.decoder import Decoder
+
+SAMPLED = 64  # numbers of each weight that are compared
+
+# Body -> its stepper, which ends with it; not an attribute, for a deep copy of a model needs none.
+_KEPT: WeakKeyDictionary[nn.Module, Stepper] = WeakKeyDictionary()
+
+
+def kept(model: Decoder) -> Stepper:
+    """The model's stepper: made at the first call, and made again when weights have changed."""
+    stepper = _KEPT.get(model.body)
+    if stepper is None or not stepper.is_of(model):
+        release(model.body)  # first, so that there are never two
+        stepper = _KEPT[model.body] = Stepper(model)
+    return stepper
+
+
+def release(body: nn.Module) -> None:
+    """Give the memory of a body's stepper back, as training does."""
+    _KEPT.pop(body, None)
+
+
+class Stepper:
+    """Decodes as `Decoder.hidden` with a cache does, several times faster for short steps.
+
+    At batch 1 much of the time goes into starting operations, so there are few: q, k, v are one product, so are gate
+    and up; the gains of the norms, and the square root of their size, are multiplied into the weights that follow
+    them; tables of positions are made once. It holds copies of the weights.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        config = model.config
+        self.config = config
+        self.heads, self.kv_heads, self.dim = config.heads, config.num_kv_heads, config.dim_of_head
+        self.embedding_VD = model.table.weight.detach()
+        self.floor_D, self.floor_d = (self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim))
+        self.layers = [self._arrange(block) for block in model.blocks]
+        self.output_DV = (model.head.weight.detach() * _gains(model.body.norm)).T.contiguous()
+        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
+        half = self.dim // 2
+        # With the sign in the table, a turn is x * cos + swapped(x) * sin.
+        self.cos = cos.to(self.embedding_VD.dtype)
+        self.sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1).to(self.embedding_VD.dtype)
+        self._remember(model)
+
+    def _remember(self, model: Decoder) -> None:
+        """Note what tells whether the weights are still the copied ones.
+
+        Operations in place raise a tensor's version, but fused optimizers and writes through `.data` do not (torch 2.13): so
+        some numbers of each weight are kept too. The weights are held, so no other tensor can come to lie at their places.
+        """
+        weights, self._how = _ingredients(model)
+        # Tensors made in inference mode have no version: nothing is known of them, and a stepper serves one call.
+        self._versions = None if any(each.is_inference() for each in weights) else [each._version for each in weights]
+        self._places = [each.data_ptr() for each in weights]
+        counts = [min(each.numel(), SAMPLED) for each in weights]
+        self._samples = [each.detach().as_strided((n,), (each.numel() // n,)) for each, n in zip(weights, counts)]
+        self._numbers = self._sampled()
+
+    def _sampled(self) -> Tensor:
+        """Some numbers of each weight, as they are now."""
+        return torch.cat([each.float() for each in self._samples])
+
+    def is_of(self, model: Decoder) -> bool:
+        """Whether the model's weights are still those that were copied."""
+        weights, how = _ingredients(model)
+        return (
+            self._versions is not None
+            and how == self._how
+            and [each.data_ptr() for each in weights] == self._places
+            and [each._version for each in weights] == self._versions
+            and self._sampled().equal(self._numbers)
+        )
+
+    def _arrange(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]:
+        if not isinstance(block.mlp, SwiGLU | MoE):
+            raise InternalError(f"the stepper knows blocks with SwiGLU or experts, got {block}")
+        attention, mlp = block.self_attn, block.mlp
+        qkv = torch.cat([effective(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        qkv = (qkv * _gains(block.input_layernorm)).T.contiguous()
+        gains = None
+        if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
+            by_head = _gains(attention.q_norm).expand(self.heads, -1), _gains(attention.k_norm).expand(self.kv_heads, -1)
+            gains = torch.cat(by_head)
+        # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for 25 MB).
+        feed_forward = self._feed_forward(mlp, _gains(block.post_attention_layernorm))
+        return qkv, gains, effective(attention.o_proj).T.contiguous(), feed_forward
+
+    def _feed_forward(self, mlp: SwiGLU | MoE, gains_D: Tensor) -> Callable[[Tensor], Tensor]:
+        """x (B,D) -> x with what the feed-forward network adds; experts stay as they are: which are used is known then."""
+        floor_D = self.floor_D  # not self: a stepper that holds itself would outlive its model
+        if isinstance(mlp, MoE):
+            return lambda x_BD: x_BD + mlp(_even(x_BD, floor_D) * gains_D)
+        gate_up = (torch.cat([effective(mlp.gate_proj), effective(mlp.up_proj)]) * gains_D).T.contiguous()
+        down = effective(mlp.down_proj).T.contiguous()
+
+        def add(x_BD: Tensor) -> Tensor:
+            gate, up = torch.mm(_even(x_BD, floor_D), gate_up).chunk(2, -1)
+            return torch.addmm(x_BD, F.silu(gate).mul_(up), down)
+
+        return add
+
+    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None) -> list[Tensor]:
+        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`."""
+        batch, length, width = x_BTD.shape
+        heads, both, dim = self.heads, self.heads + self.kv_heads, self.dim
+        cache.take(length, keep_BT)
+        at = slice(cache.start, cache.length) if cache.positions_BT is None else cache.positions_BT
+        cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)
+        x_ND = x_BTD.reshape(-1, width)
+        for index, (qkv, gains, out, feed_forward) in enumerate(self.layers):
+            found = torch.mm(_even(x_ND, self.floor_D), qkv).view(batch, length, -1, dim)
+            qk, v = found.split_with_sizes((both, both - heads), 2)
+            if gains is not None:
+                qk = _even(qk, self.floor_d) * gains
+            qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin).transpose(1, 2)
+            q, k = qk.split_with_sizes((heads, both - heads), 1)
+            k, v, mask = cache.layer(index).update(k, v.transpose(1, 2))
+            if length > 1 and keep_BT is None and index == len(self.layers) - 1:
+                # Of the last block nothing but the last place is asked, and that sees all.
+                q, x_ND, mask = q[:, :, -1:], x_ND.view(batch, length, width)[:, -1], None if mask is None else mask[..., -1:, :]
+            heard = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1).transpose(1, 2)
+            x_ND = feed_forward(torch.addmm(x_ND, heard.reshape(len(x_ND), -1), out))
+        x_BD = x_ND if len(x_ND) == batch else last(x_ND.view(batch, length, width), keep_BT)
+        return [torch.mm(_even(x_BD, self.floor_D), self.output_DV)]
+
+
+def _even(x: Tensor, floor: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + floor^2): with floor^2 = size * eps, RMS normalisation but for the root of the size."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+
+
+def _gains(norm: RMSNorm) -> Tensor:
+    """What a norm multiplies by, and the root of its size that `_even` leaves out."""
+    weight = norm.weight.detach()
+    return weight * math.sqrt(weight.numel())
+
+
+def _ingredients(model: Decoder) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
+    """All tensors that a stepper copies or looks at, and how adapters are put to work."""
+    weights = [model.table.weight, model.head.weight, model.body.norm.weight]
+    how = []
+    for block in model.blocks:
+        attention, mlp = block.self_attn, block.mlp
+        weights += [block.input_layernorm.weight, block.post_attention_layernorm.weight]
+        weights += [norm.weight for norm in (attention.q_norm, attention.k_norm) if isinstance(norm, RMSNorm)]
+        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj] if isinstance(mlp, SwiGLU) else []
+        for linear in linears:
+            tensors, settings = ingredients(linear)
+            weights += tensors
+            how.append(settings)
+    return weights, how

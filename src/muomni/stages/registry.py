@@ -1,0 +1,42 @@
+"""Which stages there are: ours, and those that installed packages bring."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from muomni.errors import ConfigError
+from muomni.stages.stage import BoardRow, Stage
+
+OURS = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+GROUP = "muomni.stages"  # of entry points: `NAME = "package.module:STAGE"`
+
+
+def names() -> tuple[str, ...]:
+    """The names of all stages, ours first."""
+    return (*OURS, *_others())
+
+
+def find(name: str) -> Stage:
+    """The stage of that name; its module, and what it imports, is loaded only now.
+
+    Raises  ConfigError where there is none.
+    """
+    if name in OURS:
+        found: Stage = importlib.import_module(f"muomni.stages.{name}").STAGE
+        return found
+    others = _others()
+    if name not in others:
+        raise ConfigError(f"{name}: no such stage", hint=f"one of {', '.join((*OURS, *others))}")
+    brought: Stage = others[name].load()
+    return brought
+
+
+def board() -> dict[str, tuple[str, BoardRow]]:
+    """The rows of the score board by name, each with the stage whose fact it shows."""
+    return {row.name: (name, row) for name in names() for row in find(name).board}
+
+
+def _others() -> dict[str, EntryPoint]:
+    """What installed packages bring, by name; none of them takes the name of one of ours."""
+    return {each.name: each for each in entry_points(group=GROUP) if each.name not in OURS}

@@ -1,0 +1,90 @@
+"""A stage of another package (colour.py, beside this file) is run, planned, measured again, shown: nothing in src knows its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from muomni import inspection
+from muomni.errors import ConfigError, GateRed
+from muomni.evaluate import certificate
+from muomni.planning import forecast, walk
+from muomni.report import explain
+from muomni.report.build import report
+from muomni.report.explain import Wanted
+from muomni.selftest import world
+from muomni.stages import recipe as recipes
+from muomni.stages import registry, runner
+
+STEPS = 60
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage, installed as a package brings it: by an entry point, in this process and in those that it starts."""
+    about = tmp_path / "site" / "colour-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: colour\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\ncolour = colour:STAGE\n")
+    for place in (about.parent, Path(__file__).parent):
+        monkeypatch.syspath_prepend(str(place))
+    paths = [str(about.parent), str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    world.build(tmp_path / "world")
+    settings = {"data": [{"path": str(tmp_path / "world" / "captions.jsonl")}], "max_steps": STEPS, "lr": 0.02, "val_split": 0.25}
+    settings |= {"warmup_steps": 2, "val_freq": 30, "print_freq": 10, "use_amp": False}
+    path = tmp_path / "colours.yaml"
+    path.write_text(yaml.safe_dump({"seed": 3, "threads": 1, "device": "cpu", "scoreboard": True, "colour": settings}))
+    return path
+
+
+def test_a_stage_from_outside_has_the_whole_life_of_one_of_ours(brought: None, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(GateRed, match="named"):  # it is judged by its own gate
+        runner.run(str(recipe), out=tmp_path / "short", overrides=["colour.max_steps=1", "colour.lr=1e-9", "colour.gates={overfits: 9}"])
+    runner.run(str(recipe), out=out)
+    made: Any = certificate.read(out / "colour")
+    assert made["verdict"] == "green"
+    assert made["facts"]["named"]["value"] > 0.5
+    assert json.loads((out / "scoreboard.json").read_text())["metrics"] == {"colour.named": made["facts"]["named"]["value"]}
+
+    again: Any = runner.gate(out / "colour")
+    assert again["facts"]["named"]["value"] == made["facts"]["named"]["value"]
+
+    runner.run(str(recipe), out=out)  # reused
+    told = inspection.inspect(out)
+    assert told["stages"] == {"colour": "green"}
+    assert inspection.inspect(out / "colour")["verdict"] == "green"
+
+    page = report(out).read_text()
+    assert "the names of colours" in page
+    assert "colour.named" in page
+
+
+def test_it_is_planned_traced_and_explained(brought: None, recipe: Path, tmp_path: Path) -> None:
+    planned = forecast.plan(str(recipe), out=tmp_path / "run", probe=2, probe_s=0.1)
+    (stage,) = planned["stages"]
+    assert (stage["stage"], stage["data_found"], stage["data"]["updates"]) == ("colour", True, STEPS)
+    assert stage["parameters"]["trained"] == (3 + 1) * 16 + (16 + 1) * 8
+    nowhere = forecast.plan(str(recipe), overrides=["colour.data=[{path: nowhere.jsonl}]"], out=tmp_path / "run", probe=0)
+    assert nowhere["stages"][0]["data_found"] is False
+
+    hops, _ = walk.trace(str(recipe), "colour", out=tmp_path / "run")
+    assert [hop.name for hop in hops] == ["pixels_BHW3", "names_B", "term name", "loss"]
+    assert "pixels_BHW3" in explain.of_stage(str(recipe), "colour", Wanted(index=2))
+
+
+def test_without_the_package_there_is_no_such_stage(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="colour: no such stage or key"):
+        recipes.read(str(recipe))
+    with pytest.raises(ConfigError, match="no such stage"):
+        registry.find("colour")

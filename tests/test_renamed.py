@@ -1,0 +1,237 @@
+"""Renamed keys of settings: old names are read everywhere, said once, and leave digests of finished runs as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from muomni import config, renamed
+from muomni.data import readers
+from muomni.data.source import Source
+from muomni.errors import CheckpointError, ConfigError
+from muomni.models import store
+from muomni.models.omni import Projectors, ProjectorsConfig
+from muomni.stages import recipe as recipes
+from muomni.stages import runner
+from muomni.train import checkpoint
+from muomni.train.checkpoint import Identity
+
+DOCS = Path(__file__).parent.parent / "docs"
+OLD: dict[str, dict[str, Any]] = {
+    "vision": {
+        "data": [{"path": "a.jsonl"}],
+        "probe": [{"path": "probe.jsonl"}],
+        "zero_shot": ["flower"],
+        "word_weight": 0.5,
+        "negatives": 2,
+        "augment": {"flip": ["flower"], "spared": ["caption"], "jitter": True},
+        "demands": {"retrieval_r1": ">= 0.5"},
+    },
+    "thinker": {
+        "data": [{"path": "a.jsonl", "told": True}],
+        "model": {"vocab_size": 300, "experts": {"number": 3, "per_token": 1, "normalise": False, "dense": [0], "balance": 0.5}},
+        "epoch": "1h",
+        "max_epochs": 2,
+    },
+    "hearing": {
+        "data": [{"path": "a.jsonl"}],
+        "augment": {"formants": [0.9, 1.1], "narrow_hz": 4000, "time_masks": 1, "time_frames": 5, "bin_masks": 2, "bins": 4},
+    },
+    "align": {
+        "data": [{"path": "a.jsonl", "names": "{label}"}],
+        "eyes": "vision",
+        "levels": [0, 2],
+        "edges": [0, 5],
+        "golden": 3,
+        "max_new": 7,
+        "apart": True,
+        "proof": ["flower"],
+        "exact": ["flower"],
+        "regression": [{"path": "t.txt"}],
+    },
+    "sweep": {"grid": {"levels": [[], [0, 2]], "lr": [1e-3, 2e-3]}},
+}
+# The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe took them, before any rename.
+DIGESTS = {
+    "vision": "a17c2ba739aa2b44",
+    "thinker": "a034ddf2c181d761",
+    "hearing": "366e4182a086e9a1",
+    "align": "87d1cc7c5ad56deb",
+    "sweep/feature_layers--_lr-0.001": "3a2c1204715ca8bf",
+    "sweep/feature_layers--_lr-0.002": "ab988bbf92baf905",
+    "sweep/feature_layers--0-2-_lr-0.001": "36e43b60063be340",
+    "sweep/feature_layers--0-2-_lr-0.002": "d8db1fe6d605f444",
+    "sweep": "a50d2c38fcf7574e",
+}
+FINGERPRINT = "b4a1dfca57461606"
+
+
+def classes() -> dict[str, type]:
+    """Every settings class that a recipe or a network's config.json has, by name."""
+    found: dict[str, type] = {}
+
+    def walk(model: type) -> None:
+        for each in model.__mro__:
+            found.setdefault(each.__name__, each)
+        for each in list(getattr(model, "model_fields", {}).values()):
+            for inside in config._models_in(each.annotation):
+                if inside.__name__ not in found:
+                    walk(inside)
+
+    for name in recipes.STAGES:
+        walk(recipes.stage(name).settings)
+    walk(ProjectorsConfig)
+    return found
+
+
+def write(folder: Path, content: Any, name: str = "mine.yaml") -> str:
+    (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(folder / name)
+
+
+def is_old(value: Any, model: type[Any]) -> bool:
+    return bool(config.current(value, model) != json.loads(json.dumps(value)))
+
+
+def test_the_page_is_the_table() -> None:
+    assert (DOCS / "renamed.md").read_text() == renamed.page(), "python -m muomni.renamed > docs/renamed.md"
+
+
+def test_every_new_name_is_a_field_and_no_old_one_is() -> None:
+    known = classes()
+    assert renamed.KEYS.keys() == renamed.PLACES.keys()
+    for name, keys in renamed.KEYS.items():
+        fields = known[name].model_fields  # type: ignore[attr-defined]
+        assert set(keys.values()) <= fields.keys(), name
+        assert not keys.keys() & fields.keys(), name
+
+
+def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
+    old = recipes.read(write(tmp_path, OLD), out=tmp_path / "run")
+    values = {name: config.current(values, recipes.stage(name).settings) for name, values in OLD.items()}
+    new = recipes.read(write(tmp_path, values, "new.yaml"), out=tmp_path / "run")
+    assert old.stages == new.stages
+    assert not any(is_old(new.values[name], recipes.stage(name).settings) for name in OLD), "and is stored by its new names"
+    assert old.values == new.values
+    align, point = old.stages["align"].model_dump(), old.stages["sweep/feature_layers--0-2-_lr-0.001"].model_dump()
+    assert (align["separate_questions"], align["watched_items"], align["data"][0]["class_name"]) == (True, 3, "{label}")
+    assert point["feature_layers"] == (0, 2)
+
+
+def test_digests_are_those_of_before_the_rename(tmp_path: Path) -> None:
+    read = recipes.read(write(tmp_path, OLD), out=tmp_path / "run")
+    assert {name: recipes.digest(settings, {}, "")[:16] for name, settings in read.stages.items()} == DIGESTS
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    sources = [Source(path="a.jsonl", captions_as_text=True), Source(path="a.jsonl", class_name="{a}"), Source(path="a.jsonl")]
+    assert readers.fingerprint(sources, tmp_path)[:16] == FINGERPRINT
+
+
+def test_an_override_by_an_old_name_meets_the_new_one(tmp_path: Path) -> None:
+    values = {
+        "thinker": {"data": [{"path": "a.jsonl"}], "model": {"vocab_size": 300}},
+        "vision": {"data": [{"path": "a.jsonl"}], "num_negatives": 1},
+    }
+    by_old = ["thinker.model.experts.number=5", "thinker.data.0.told=true", "vision.negatives=4", "vision.augment.flip=[x]"]
+    read = recipes.read(write(tmp_path, values), by_old, out=tmp_path / "run")
+    thinker, vision = (read.stages[name].model_dump() for name in ("thinker", "vision"))
+    assert thinker["model"]["experts"]["num_experts"] == 5
+    assert thinker["data"][0]["captions_as_text"]
+    assert (vision["num_negatives"], vision["augment"]["flip_tasks"]) == (4, ["x"])
+    assert read.overrides == [
+        "thinker.model.experts.num_experts=5",
+        "thinker.data.0.captions_as_text=true",
+        "vision.num_negatives=4",
+        "vision.augment.flip_tasks=[x]",
+    ]
+
+
+def test_a_new_name_is_said_once_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(config, "_SAID", set())
+    path = write(tmp_path, OLD)
+    recipes.read(path, ["align.apart=false"])
+    recipes.read(path)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "apart" in line] == ["'align.apart=false': apart is now separate_questions (docs/renamed.md)"]
+    assert [line for line in lines if "told" in line] == [f"{path}: thinker: told is now captions_as_text (docs/renamed.md)"]
+    every = {old for keys in renamed.KEYS.values() for old in keys} - {"book_weights", "grid", "summaries"}  # which it doesn't have
+    assert sorted(line.split(": ")[-1].split(" is now ")[0] for line in lines) == sorted(every)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"apart": True, "separate_questions": False}, "apart: given twice \\(it means the same as separate_questions\\)"),
+        ({"data": [{"path": "a", "told": True, "captions_as_text": True}]}, "told: given twice"),
+        ({"separate_question": True}, "did you mean separate_questions"),
+        ({"apartt": True}, "apartt: extra inputs"),
+        ({"zero_shot": []}, "zero_shot: extra inputs"),  # of another stage
+    ],
+)
+def test_doubled_and_unknown_keys_are_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipes.read(write(tmp_path, {"omni": {"data": [{"path": "a"}], **values}}), is_part=True)
+
+
+def test_a_flat_config_may_use_an_old_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    path = tmp_path / "flat.json"
+    path.write_text(json.dumps({"d_model": 16, "n_heads": 2, "ctx_len": 16, "train_text": "a.txt", "demands": {"steps": ">= 1"}}))
+    assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].extra_gates == {"steps": ">= 1"}
+
+
+def test_projectors_of_old_names_open(tmp_path: Path) -> None:
+    shape = ProjectorsConfig(width=8, vision_width=4, audio_width=None, pool_grid=1, num_cls_tokens=0, feature_layers=(0, 1))
+    store.save(Projectors(shape), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    back = {new: old for old, new in renamed.KEYS["ProjectorsConfig"].items()}
+    (tmp_path / "config.json").write_text(json.dumps({back.get(key, key): value for key, value in content.items()}))
+    assert store.load(tmp_path).config == shape
+
+
+def test_a_point_of_a_sweep_that_has_an_old_name_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "run" / "sweep" / "levels--0-2-_lr-0.001").mkdir(parents=True)
+    stages = recipes.read(write(tmp_path, OLD), out=tmp_path / "run").stages
+    assert {"sweep/levels--0-2-_lr-0.001", "sweep/feature_layers--0-2-_lr-0.002"} <= stages.keys()
+
+
+def test_a_checkpoint_of_old_names_goes_on_and_says_what_differs_by_new_ones(tmp_path: Path) -> None:
+    align = recipes.read(write(tmp_path, OLD)).stages["align"]
+    before = config.first_names(align.model_dump(mode="json"), type(align))
+    (tmp_path / "manifest.json").write_text("{}")  # of a version that kept no digest
+
+    def go_on(**changes: Any) -> None:
+        settings = align.model_copy(update=changes)
+        identity = Identity("now", recipes.result_settings(settings), type(settings))
+        checkpoint._demand_identity(tmp_path, {"settings": before}, identity)
+
+    go_on()
+    with pytest.raises(CheckpointError, match=r"other settings: separate_questions: True -> False"):
+        go_on(separate_questions=False)
+
+
+def test_a_run_of_old_names_is_reused_and_measured_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"the ball number {n} is red\n" for n in range(40)))
+    thinker = {
+        "data": [{"path": "a.txt"}],
+        "model": {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "hidden": 32, "ctx_len": 32},
+        "max_steps": 2,
+        "batch_size": 2,
+        "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},
+    }
+    content = {"threads": 1, "device": "cpu", "thinker": {**thinker, "demands": {"nats_per_token": "<= 99"}}}
+    path, run = write(tmp_path, content), tmp_path / "run"
+    runner.run(path, out=run)
+    stored, weights = run / "thinker" / "config.yaml", run / "thinker" / "final" / "model.safetensors"
+    settings = yaml.safe_load(stored.read_text())
+    old = config.first_names(settings, recipes.stage("thinker").settings)
+    assert {"demands", "epoch"} <= old.keys()
+    stored.write_text(yaml.safe_dump(old))
+    when = weights.stat().st_mtime_ns
+    runner.run(path, out=run)
+    assert weights.stat().st_mtime_ns == when, "reused"
+    ((again),) = runner.gate(run)
+    assert again["verdict"] == "green"
