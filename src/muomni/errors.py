@@ -74,7 +74,7 @@ class CheckpointError(UserError):
 
 
 def nearest(key: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The name of which a key is most likely a slip of the pen; cutoff: the least share of letters that agree, from 0 to 1."""
+    """The known name that is most like a mistyped key; cutoff: the least similarity, from 0 to 1."""
     return next(iter(difflib.get_close_matches(str(key), list(known), n=1, cutoff=cutoff)), None)
 
 

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def levenshtein(reference: Sequence[str], guess: Sequence[str]) -> int:
-    """The fewest insertions, deletions and substitutions that turn one text, or list of words, into the other."""
+    """The fewest insertions, deletions and substitutions that turn one text or list of words into another."""
     return Levenshtein.distance(reference, guess)
 
 

@@ -1,4 +1,4 @@
-"""How many states the audio encoder makes of a sound: the numbers that a data check must know without loading the encoder."""
+"""How many states the audio encoder makes of a sound: numbers that a data check needs without torch."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ MAX_AUDIO_TOKENS = 128  # of a conversation: a quarter of a context of 512 (SPEC
 
 
 def num_states(frames: Frames, downsample: int) -> Frames:
-    """States that so many mel frames give: each stride of 2 rounds its half up, which is the whole rounded up once."""
+    """States that so many mel frames give: each stride of 2 rounds up, which equals rounding up once."""
     return -(-frames // downsample)

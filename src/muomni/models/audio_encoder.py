@@ -90,7 +90,8 @@ class AudioEncoder(nn.Module):
         self.config = config
         inputs = [1, *[config.channels] * (config.strides - 1)]
         self.convs = nn.ModuleList(nn.Conv2d(count, config.channels, 3, stride=2, padding=1) for count in inputs)
-        self.proj = nn.Linear(config.channels * num_states(config.mel.num_mels, config.downsample), config.width)
+        bins = num_states(config.mel.num_mels, config.downsample)  # the strides halve the mel axis, too
+        self.proj = nn.Linear(config.channels * bins, config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.hidden, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
         )

@@ -84,7 +84,7 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     if plain(decoder):
         raise ConfigError("the decoder has no adapter to save")
     peft_config: Any = decoder.peft_config
-    # Not PEFT's save_pretrained: it lists the targets in another order in each process, and a kill leaves half a file.
+    # Not PEFT's save_pretrained: it orders the targets anew in each process, and a kill leaves half a file.
     content = {**peft_config["default"].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
     tensors = {PREFIX + name: weight.cpu().contiguous() for name, weight in state.items()}
@@ -120,7 +120,8 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
         raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
     finite.demand_weights(tensors, folder)
     attach(decoder, settings)
-    _peft().set_peft_model_state_dict(decoder, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    _peft().set_peft_model_state_dict(decoder, state)
     return decoder
 
 

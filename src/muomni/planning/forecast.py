@@ -112,12 +112,14 @@ def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
 def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """What was found of each stage, each after those that it needs. Without data nothing is timed closely, so two may run at a time."""
     named, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
-    schedule = Schedule({n: [surveyed_as(read, other) for other in recipes.needs(read.stages, n)] for n in named}, side_by_side)
+    needs = {name: [surveyed_as(read, other) for other in recipes.needs(read.stages, name)] for name in named}
+    schedule = Schedule(needs, side_by_side)
     running: dict[Future[dict[str, Any]], str] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         while schedule:
             for name in schedule.start():
-                say(f"[{name}] {'built untrained, for those that need it' if named[name].is_stand_in else 'planned'}")
+                how = "built untrained, for those that need it" if named[name].is_stand_in else "planned"
+                say(f"[{name}] {how}")
                 running[pool.submit(_in_own_process, named[name])] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
@@ -196,7 +198,8 @@ def _together(read: Recipe, found: list[dict[str, Any]]) -> dict[str, Any]:
         return {"total_s": None, "disk": disk}
     took = {stage["stage"]: stage["total_s"] for stage in found}
     widths = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in took}
-    schedule = Schedule({name: recipes.needs(read.stages, surveyed_as(read, name)) for name in took}, read.header.jobs, widths)
+    needs = {name: recipes.needs(read.stages, surveyed_as(read, name)) for name in took}
+    schedule = Schedule(needs, read.header.jobs, widths)
     now, ends = 0.0, dict[str, float]()
     while schedule:
         ends |= {name: now + took[name] for name in schedule.start()}

@@ -127,7 +127,8 @@ def side_by_side(parts: Sequence[Part], folder: Path, jobs: int) -> Iterator[tup
     fresh = multiprocessing.get_context("forkserver")  # each part has a process that ran nothing before, and none loads torch anew
     fresh.set_forkserver_preload(LOADED)
     named = {part.name: part for part in parts}
-    schedule = Schedule({part.name: part.needs for part in parts}, jobs, {part.name: part.width for part in parts})
+    needs = {part.name: part.needs for part in parts}
+    schedule = Schedule(needs, jobs, {part.name: part.width for part in parts})
     running: dict[connection.Connection, tuple[str, Any]] = {}
     try:
         while schedule:

@@ -319,7 +319,7 @@ def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: 
     """The stages as they are written, but each after those that it needs.
 
     Takes   there: stages that the run folder holds, finished by another recipe or flat config.
-    Raises  ConfigError where a needed stage is neither in the recipe nor there, or stages need each other in a circle.
+    Raises  ConfigError where a needed stage is neither in the recipe nor there, or needs form a cycle.
     """
     needed = {key: needs(stages, key) for key in stages}
     for key, other in ((key, other) for key, before in needed.items() for other in before):
@@ -331,7 +331,8 @@ def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: 
     try:
         return {key: stages[key] for key in in_order(needed)}
     except CycleError as error:
-        raise ConfigError(f"{path}: stages need each other in a circle: {' needs '.join(reversed(error.args[1]))}") from error
+        cycle = " needs ".join(reversed(error.args[1]))  # graphlib gives each before what needs it
+        raise ConfigError(f"{path}: stages need each other in a circle: {cycle}") from error
 
 
 def _placed(value: Any, world: Path) -> Any:

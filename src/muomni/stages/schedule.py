@@ -1,4 +1,4 @@
-"""Jobs that need each other: what may start now, the order of one after the other, and commands run side by side."""
+"""Jobs that need each other: what may start now, in which order, and commands run side by side."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ GRACE_S = 60.0  # how long a command may take to save after it was asked to stop
 
 
 class Schedule:
-    """Which of several jobs may start: each after those that it needs, in the order given, while there is room.
+    """Which jobs may start: each after those that it needs, in the order given, while there is room.
 
-    Takes   needs: of each job, in order, those that must be done before it; a name that is no job counts as done.
-            room, widths: jobs run together as long as their widths (else 1) fit the room; one that is wider runs alone.
+    Takes   needs: for each job, in order, those that must be done before it; a name that is no job counts as done;
+            room, widths: jobs run together while their widths (else 1) fit the room; a wider one runs alone.
     Raises  graphlib.CycleError where jobs need each other in a circle.
     """
 
     def __init__(self, needs: Mapping[str, Iterable[str]], room: int = 1, widths: Mapping[str, int] | None = None) -> None:
-        self._sorter = TopologicalSorter({name: [other for other in before if other in needs] for name, before in needs.items()})
+        inside = {name: [other for other in before if other in needs] for name, before in needs.items()}
+        self._sorter = TopologicalSorter(inside)
         self._sorter.prepare()
         self._places = {name: place for place, name in enumerate(needs)}
         self._room, self._widths = room, widths or {}
