@@ -203,7 +203,7 @@ def media(rng: random.Random) -> list[Medium]:
         name = rng.choice([f"/a/{number}", f"/a/{rng.randint(0, 3)}", "data:audio/wav;base64,xx..."])
         vector = None if digest == 4 else noise[digest % 4 // 2 * 2]
         shape = {"rate_hz": 16000, "seconds": lengths[digest]} if is_sound else {"size": (8, 8)}
-        made.append(Medium(name, f"digest{digest}", *window, vector=vector, **shape))
+        made.append(Medium(name, "audio" if is_sound else "image", f"digest{digest}", *window, vector=vector, **shape))
     return made
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from muomni.errors import ConfigError, ContextError
@@ -17,6 +16,8 @@ from muomni.runtime import Runtime
 from muomni.train import step
 from muomni.train.objectives.language import LanguageBatch, NextToken
 from muomni.train.settings import TrainSettings
+
+transformers = pytest.importorskip("transformers")
 
 VOCAB = 50
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
+from muomni.infer.codes import Spoken, speak
 from muomni.models import store
-from muomni.models.talker import Spoken, Talker, TalkerConfig
+from muomni.models.talker import Talker, TalkerConfig
 
 TEXT = torch.tensor([[5, 6, 7, 8], [9, 4, 0, 0]])
 KEEP = torch.tensor([[True] * 4, [True, True, False, False]])
@@ -126,7 +127,7 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
         talker = small(seed, layout=layout, codebooks=books)
         talker.heads[0].bias.data[talker.end] = 1.5
         conditions = {"hidden_BTD": torch.randn(2, 4, 6), "speaker_B": torch.tensor([0, 2])}
-        slow, fast = speak_slowly(talker, 12, **conditions), talker.speak(TEXT, KEEP, max_frames=12, **conditions)
+        slow, fast = speak_slowly(talker, 12, **conditions), speak(talker, TEXT, KEEP, max_frames=12, **conditions)
         assert torch.equal(fast.frames_B, slow.frames_B)
         assert torch.equal(fast.codes_BKF, slow.codes_BKF)
         assert torch.equal(fast.ended_B, slow.ended_B)
@@ -137,8 +138,8 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
 def test_the_guard_stops_who_never_ends() -> None:
     talker = small()
     talker.heads[0].bias.data[talker.end] = -1e4
-    assert talker.speak(TEXT, KEEP, max_frames=7).frames_B.tolist() == [7, 7]
-    free = talker.speak(TEXT, KEEP)
+    assert speak(talker, TEXT, KEEP, max_frames=7).frames_B.tolist() == [7, 7]
+    free = speak(talker, TEXT, KEEP)
     assert not free.ended_B.any()
     assert (free.frames_B <= 30 * KEEP.sum(1)).all()
 
@@ -146,7 +147,7 @@ def test_the_guard_stops_who_never_ends() -> None:
 def test_who_ends_at_once_still_says_one_frame() -> None:
     talker = small()
     talker.heads[0].bias.data[talker.end] = 1e4
-    spoken = talker.speak(TEXT, KEEP)
+    spoken = speak(talker, TEXT, KEEP)
     assert spoken.frames_B.tolist() == [1, 1]
     assert spoken.ended_B.all()
 
@@ -172,7 +173,7 @@ def test_hidden_states_are_dropped_for_a_share_of_training_rows() -> None:
 @pytest.mark.parametrize("text", [torch.tensor([[12, 0]]), torch.tensor([[-1, 0]])])
 def test_ids_outside_are_refused(text: Tensor) -> None:
     with pytest.raises(TokenRangeError, match="0 to 11"):
-        small().speak(text, torch.ones_like(text, dtype=torch.bool))
+        speak(small(), text, torch.ones_like(text, dtype=torch.bool))
 
 
 def test_conditions_that_it_does_not_take_are_refused() -> None:
@@ -197,7 +198,7 @@ def test_a_talker_comes_back_from_disk(tmp_path: Path) -> None:
     store.save(talker, tmp_path)
     again = store.load(tmp_path)
     assert again.config == talker.config
-    assert torch.equal(again.speak(TEXT, KEEP, max_frames=9).codes_BKF, talker.speak(TEXT, KEEP, max_frames=9).codes_BKF)
+    assert torch.equal(speak(again, TEXT, KEEP, max_frames=9).codes_BKF, speak(talker, TEXT, KEEP, max_frames=9).codes_BKF)
 
 
 def test_the_source_preset_has_two_heads_of_128() -> None:

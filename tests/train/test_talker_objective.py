@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from muomni.errors import ConfigError
+from muomni.infer.codes import speak
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
 
@@ -73,7 +74,7 @@ def test_a_counting_sequence_goes_on_by_one() -> None:
         return TalkerItem("c", text, torch.stack((counting[start : start + 10], counting[start : start + 10])))
 
     fit(objective, [TalkerBatch.of([count(start, [1 + start % 8]) for start in range(8)])], 120)
-    spoken = objective.talker.speak(torch.tensor([[4]]), torch.tensor([[True]]))
+    spoken = speak(objective.talker, torch.tensor([[4]]), torch.tensor([[True]]))
     assert spoken.codes_BKF[0, 0].tolist() == counting[3:13].tolist()
     assert bool(spoken.ended_B)
 
@@ -87,7 +88,7 @@ def test_one_batch_is_learned_by_text_with_its_end_and_the_swap_is_worse() -> No
     assert (
         mean(objective, replace(batch, text_ids_BT=batch.text_ids_BT.roll(1, 0), text_keep_BT=batch.text_keep_BT.roll(1, 0))).item() > 1.0
     )
-    spoken = objective.talker.speak(batch.text_ids_BT, batch.text_keep_BT)
+    spoken = speak(objective.talker, batch.text_ids_BT, batch.text_keep_BT)
     assert spoken.frames_B.tolist() == [4, 5, 6, 7]
     for row, one in enumerate(items):
         assert torch.equal(spoken.codes_BKF[row, :, : 4 + row], one.codes_KF)

@@ -150,6 +150,9 @@ def near_sounds() -> NearVectors:
     return NearVectors(SOUND_FAR, lengths_apart=LENGTHS_APART)
 
 
+NEAR = {"image": near_pictures, "audio": near_sounds}  # by modality
+
+
 class NearTexts:
     """Which texts say all but the same as an earlier one: equal but for case and punctuation, or four fifths of their word triples shared.
 

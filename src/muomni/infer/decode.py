@@ -23,7 +23,7 @@ class Layout(Protocol):
         """What is chosen at a step, for errors."""
 
     def column(self, step: int, scores: list[Tensor]) -> Tensor:
-        """The symbols (B,K) of a step, chosen by the scores (B,V) of each stream."""
+        """The symbols of a step, chosen by the scores (B,V) of each stream, as `embed` takes them: (B,1) or (B,K,1)."""
 
     @property
     def is_over(self) -> bool:
@@ -31,7 +31,7 @@ class Layout(Protocol):
 
 
 def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | None = None, cache: Any = None) -> Iterator[Tensor]:
-    """The columns (B,K) that follow embeddings (B,T,D), each as soon as it is chosen.
+    """The columns that follow embeddings (B,T,D), each as soon as it is chosen.
 
     Takes   keep_BT bool, True = a real position; cache: what stood before x_BTD.
     Raises  CheckpointError where scores are no numbers.
@@ -48,12 +48,12 @@ def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | 
                 finite.demand(each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT))
         for step in range(layout.steps):
             with torch.inference_mode():
-                column_BK = layout.column(step, scores)
-            yield column_BK
+                column = layout.column(step, scores)
+            yield column
             if layout.is_over or step == layout.steps - 1:
                 return
             with torch.inference_mode():
-                x_BTD = model.embed(column_BK if model.head.streams == 1 else column_BK[:, :, None])
+                x_BTD = model.embed(column)
                 scores = read(x_BTD, cache, None)
                 for each in scores:
                     finite.demand(each, model, f"scores of {layout.name(step + 1)}")

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.errors import ConfigError
+from muomni.infer import codes
+from muomni.infer.codes import Choose
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.media import griffin_lim, mel
 from muomni.models import finite
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.models.talker import Choose, Talker
+from muomni.models.talker import Talker
 from muomni.tokens.bpe import Tokenizer
 
 Wave = NDArray[np.float32]
@@ -106,7 +108,8 @@ class Voice:
         said: list[Speech] = []
         for first in range(0, len(texts), batch):
             ids_BT, keep_BT = self._read(texts[first : first + batch])
-            spoken = self.talker.speak(
+            spoken = codes.speak(
+                self.talker,
                 ids_BT,
                 keep_BT,
                 hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
@@ -129,7 +132,8 @@ class Voice:
         alike; samples differ, since the phases of a piece are found without knowing what comes after.
         """
         ids_BT, keep_BT = self._read([text])
-        steps = self.talker.stream(
+        frames = codes.frames(
+            self.talker,
             ids_BT,
             keep_BT,
             hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
@@ -137,14 +141,14 @@ class Voice:
             choose=_chooser(sampling, ids_BT.device),
         )
         pieces = _Pieces(self.codec)
-        codes: list[Tensor] = []
+        said: list[Tensor] = []
         wanted = FIRST_PIECE_FRAMES
-        for step in steps:
-            codes.append(step.codes_BK[0])
-            if len(codes) == wanted:
+        for frame in frames:
+            said.append(frame.codes_BK[0])
+            if len(said) == wanted:
                 wanted = 2 * wanted
-                yield pieces.add(torch.stack(codes, -1), is_last=False)
-        yield pieces.add(torch.stack(codes, -1), is_last=True)
+                yield pieces.add(torch.stack(said, -1), is_last=False)
+        yield pieces.add(torch.stack(said, -1), is_last=True)
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and keep (B, T) of texts, padded on the right."""

@@ -50,11 +50,11 @@ class CausalLM(nn.Module):
 
         return read
 
-    def logits(self, h: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
-        return self.head.logits(h)
+    def logits(self, h: Tensor, stream: int = 0) -> Tensor:
+        """(..., D) -> (..., V) of a stream."""
+        return self.head.logits(h, stream)
 
-    def forward(self, ids_BT: Tensor, **how: Any) -> Tensor:
+    def forward(self, ids_BT: Tensor, *given: Any, **how: Any) -> Tensor:
         """ids (B,T) -> logits (B,T,V); `how` as in `hidden`."""
         return self.logits(self.hidden(self.embed(ids_BT), **how))
 

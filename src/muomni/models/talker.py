@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Self
+import sys
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,19 +11,18 @@ from torch import Tensor, nn
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
 from muomni.media.text import spoken
-from muomni.models import finite
+from muomni.models.causal import CausalLM
 from muomni.models.pace import Pace
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.head import BookHeads
 from muomni.nn.norm import RMSNorm
 from muomni.tokens import grid
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 
 NO_VOICE = -1  # among the numbers of speakers: a voice that has no row, or none at all
-Choose = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, classes), earlier codes of this book (B, F)) -> chosen codes (B,)."""
 
 
 class TalkerConfig(BaseModel):
@@ -51,30 +49,18 @@ class TalkerConfig(BaseModel):
     guard_frames_per_token: int = Field(default=30, ge=1)  # upper guard only: the learned end symbol decides
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """What the Talker said."""
+class SpeechCache(KVCache):
+    """Keys and values of a text and the frames said so far; it knows the text's places in time."""
 
-    codes_BKF: Tensor  # int64; zeros after a row's end
-    frames_B: Tensor  # int64
-    ended_B: Tensor  # bool; False = cut off by the guard
+    text_at_BT: Tensor | None = None  # float, of the text's tokens; None: nothing stands before the frames
 
-
-@dataclass(frozen=True)
-class Step:
-    """One frame of the speech of a batch."""
-
-    codes_BK: Tensor  # int64; zeros where a row is over
-    speaks_B: Tensor  # bool, True = the row still speaks in this frame
-    ended_B: Tensor  # bool, True = the row has said its end; one tensor for all steps, final after the last
+    @property
+    def text(self) -> int:
+        """Positions that are text."""
+        return 0 if self.text_at_BT is None else self.text_at_BT.shape[1]
 
 
-def greedy(logits_BV: Tensor, _: Tensor) -> Tensor:
-    """The likeliest code."""
-    return logits_BV.argmax(-1)
-
-
-class Talker(nn.Module):
+class Talker(CausalLM):
     """Causal over frames, with the whole text in view.
 
     Symbols of its own: a learned start vector; in every input table `end` = entries and `pad` = entries + 1 (the corner of the delay
@@ -93,7 +79,7 @@ class Talker(nn.Module):
         self.text_table = nn.Embedding(config.text_vocab, width)
         self.start = nn.Parameter(torch.randn(width) * 0.3)
         self.tables = nn.ModuleList(nn.Embedding(config.entries + 2, width) for _ in range(config.codebooks))
-        self.heads = nn.ModuleList(nn.Linear(width, config.entries + (book == 0)) for book in range(config.codebooks))
+        self.heads = BookHeads(width, [config.entries + (book == 0) for book in range(config.codebooks)])
         self.condition = (
             nn.Sequential(RMSNorm(config.condition_width), nn.Linear(config.condition_width, width)) if config.condition_width else None
         )
@@ -105,6 +91,16 @@ class Talker(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Embedding):
                 nn.init.normal_(part.weight, std=0.3)
+
+    @property
+    def ctx_len(self) -> int:  # type: ignore[override]
+        """Places in time are measured, not counted: no sequence is too long."""
+        return sys.maxsize
+
+    @property
+    def head(self) -> BookHeads:  # type: ignore[override]
+        """A stream a book."""
+        return self.heads
 
     @property
     def end(self) -> int:
@@ -194,9 +190,9 @@ class Talker(nn.Module):
             x_BTD = x_BTD + voice_B1D
         return torch.cat((x_BTD, start_B1D), 1)
 
-    def frame_embeddings(self, grid_BKS: Tensor) -> Tensor:
-        """(B, S, D): the sum over books, each from its own table."""
-        return torch.stack([table(grid_BKS[:, book]) for book, table in enumerate(self.tables)]).sum(0)
+    def embed(self, grid_BKT: Tensor) -> Tensor:
+        """(B,K,T) -> (B,T,D): the sum over books, each from its own table."""
+        return torch.stack([table(grid_BKT[:, book]) for book, table in enumerate(self.tables)]).sum(0)
 
     def forward(
         self,
@@ -207,24 +203,53 @@ class Talker(nn.Module):
         hidden_BTD: Tensor | None = None,
         speaker_B: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, S, D) of all steps of a laid-out grid, teacher-forced: state s has heard steps < s. `logits` reads them."""
-        text = text_ids_BT.shape[1]
-        steps = grid_BKS.shape[-1]
-        x_BTD = torch.cat((self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B), self.frame_embeddings(grid_BKS[..., :-1])), 1)
-        at_BT = torch.cat(
-            (self.pace.positions(text_ids_BT, keep_BT), torch.arange(steps, device=keep_BT.device).expand(len(keep_BT), -1)), 1
-        )
-        mask = self._mask(keep_BT, steps)
-        turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.theta)
-        x_BTD = self.dropout(x_BTD).to(self.norm.weight.dtype)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rope=turns, mask=mask)
-        out: Tensor = self.norm(x_BTD[:, text:])
-        return out
+        """Hidden states (B, S, D) of all steps of a laid-out grid, teacher-forced: state s has heard steps < s. The head reads them."""
+        text, steps = text_ids_BT.shape[1], grid_BKS.shape[-1]
+        x_BTD = torch.cat((self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B), self.embed(grid_BKS[..., :-1])), 1)
+        at_BT = self._places(self.pace.positions(text_ids_BT, keep_BT), steps)
+        return self._through(self.dropout(x_BTD), at_BT, text, mask=self._mask(keep_BT, steps))
 
-    def logits(self, state: Tensor, book: int) -> Tensor:
-        """(..., D) -> (..., entries) float32, one class more (end) for book 0."""
-        out: Tensor = self.heads[book](state).float()
+    def hidden(self, x_BTD: Tensor, *, keep_BT: Tensor | None = None, cache: SpeechCache | None = None, **how: Any) -> Tensor:
+        """States (B,T,D) of frames, or of a text and its start vector (`read`) where a cache of `beside` begins with it."""
+        batch, length = x_BTD.shape[:2]
+        if cache is None:
+            at_BT = torch.arange(length, device=x_BTD.device).expand(batch, -1)
+            return self._through(x_BTD, at_BT, 0, mask=masks.build(length, keep_BT=keep_BT, causal=True))
+        cache.take(length, keep_BT)
+        if cache.start or cache.text_at_BT is None:
+            at_BT = torch.arange(cache.start, cache.length, device=x_BTD.device).expand(batch, -1) - cache.text
+        else:
+            at_BT = self._places(cache.text_at_BT, length - cache.text)
+            text_BT = x_BTD.new_ones(batch, length, dtype=torch.bool) if keep_BT is None else keep_BT
+            cache.mask = self._mask(text_BT[:, : cache.text], length - cache.text)  # the text may look ahead within itself
+        return self._through(x_BTD, at_BT, 0, cache=cache)
+
+    def new_cache(self, batch: int, capacity: int) -> SpeechCache:
+        """An empty cache in the blocks' dtype and place."""
+        config, weight = self.config, self.norm.weight
+        return SpeechCache(
+            config.layers, batch, config.heads, capacity, config.width // config.heads, dtype=weight.dtype, device=weight.device
+        )
+
+    def beside(self, text_ids_BT: Tensor, keep_BT: Tensor, steps: int) -> SpeechCache:
+        """A cache for a text, which is to be read first, and so many steps of its speech."""
+        cache = self.new_cache(len(text_ids_BT), text_ids_BT.shape[1] + steps)
+        cache.text_at_BT = self.pace.positions(text_ids_BT, keep_BT)
+        return cache
+
+    def _places(self, text_at_BT: Tensor, steps: int) -> Tensor:
+        """In time, of a text and steps."""
+        return torch.cat((text_at_BT, torch.arange(steps, device=text_at_BT.device).expand(len(text_at_BT), -1)), 1)
+
+    def _through(
+        self, x_BTD: Tensor, at_BT: Tensor, skipped: int, *, mask: Tensor | None = None, cache: SpeechCache | None = None
+    ) -> Tensor:
+        """The blocks, and the last norm of all but the first so many positions."""
+        turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.theta)
+        x_BTD = x_BTD.to(self.norm.weight.dtype)
+        for index, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rope=turns, mask=mask, cache=None if cache is None else cache.layer(index))
+        out: Tensor = self.norm(x_BTD[:, skipped:])
         return out
 
     def _mask(self, keep_BT: Tensor, steps: int) -> Tensor | None:
@@ -232,88 +257,7 @@ class Talker(nn.Module):
         keep = torch.cat((keep_BT, keep_BT.new_ones(batch, steps)), 1)
         return masks.build(text + steps, keep_BT=keep, causal=True, prefix_B=torch.full((batch,), text, device=keep_BT.device))
 
-    @torch.no_grad()
-    def stream(
-        self,
-        text_ids_BT: Tensor,
-        keep_BT: Tensor,
-        *,
-        hidden_BTD: Tensor | None = None,
-        speaker_B: Tensor | None = None,
-        choose: Choose = greedy,
-        max_frames: int | None = None,
-    ) -> Iterator[Step]:
-        """The speech of each text one frame at a time, with cached keys and values.
-
-        Raises  CheckpointError where the scores of codes are no numbers.
-        """
-        books, layout_delay = self.config.codebooks, self.config.layout == "delay"
-        batch, text = text_ids_BT.shape
-        dtype = self.norm.weight.dtype
-        x_BTD = self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B).to(dtype)
-        guard_B = self._guard(text_ids_BT, keep_BT, max_frames)
-        lag = books - 1 if layout_delay else 0
-        steps = int(guard_B.max()) + lag
-        device = text_ids_BT.device
-        head_dim = self.config.width // self.config.heads
-        cache = KVCache(self.config.layers, batch, self.config.heads, text + steps, head_dim, dtype=x_BTD.dtype, device=device)
-        cache.begin(text + 1, torch.cat((keep_BT, keep_BT.new_ones(batch, 1)), 1))
-        cache.mask = self._mask(keep_BT, 1)  # the text may look ahead within itself
-        at_BT = torch.cat((self.pace.positions(text_ids_BT, keep_BT), torch.zeros(batch, 1, device=device)), 1)
-        said_BKS = torch.full((batch, books, steps), self.pad, dtype=torch.int64, device=device)
-        end_B = guard_B.clone()
-        ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
-        for step in range(steps):
-            turns = rope.angles(at_BT, head_dim, self.config.theta)
-            for index, block in enumerate(self.blocks):
-                x_BTD = block(x_BTD, rope=turns, cache=cache.layer(index))
-            state_BD = self.norm(x_BTD[:, -1])
-            for book in range(books):
-                first = book if layout_delay else 0
-                if step < first:
-                    continue
-                logits_BV = self.logits(state_BD, book)
-                finite.demand(logits_BV, self, f"scores of codes in frame {step}")
-                if book == 0:
-                    if step == 0:
-                        logits_BV[:, self.end] = -torch.inf  # silence is no answer
-                    code_B = choose(logits_BV, said_BKS[:, 0, :step])
-                    ends_B = (code_B == self.end) & (end_B > step)
-                    end_B = torch.where(ends_B, step, end_B)
-                    ended_B |= ends_B
-                    code_B = torch.where(end_B == step, self.end, torch.where(end_B < step, self.pad, code_B))
-                else:
-                    code_B = choose(logits_BV, said_BKS[:, book, first:step])
-                    code_B = torch.where(step - first < end_B, code_B, self.pad)
-                said_BKS[:, book, step] = code_B
-            frame = step - lag
-            if frame >= 0:
-                if not bool((frame < end_B).any()):
-                    return
-                codes_BK = torch.stack([said_BKS[:, book, frame + (book if layout_delay else 0)] for book in range(books)], 1)
-                speaks_B = frame < end_B
-                yield Step(codes_BK * speaks_B[:, None], speaks_B, ended_B)
-            if step + 1 < steps:
-                cache.begin(1)
-                x_BTD = self.frame_embeddings(said_BKS[:, :, step : step + 1]).to(dtype)
-                at_BT = torch.full((batch, 1), float(step + 1), device=device)
-
-    def speak(
-        self,
-        text_ids_BT: Tensor,
-        keep_BT: Tensor,
-        *,
-        hidden_BTD: Tensor | None = None,
-        speaker_B: Tensor | None = None,
-        choose: Choose = greedy,
-        max_frames: int | None = None,
-    ) -> Spoken:
-        """Codes of the speech of each text; the learned end symbol decides the length, `max_frames` is a guard."""
-        steps = list(self.stream(text_ids_BT, keep_BT, hidden_BTD=hidden_BTD, speaker_B=speaker_B, choose=choose, max_frames=max_frames))
-        frames_B = torch.stack([step.speaks_B for step in steps]).sum(0)
-        return Spoken(torch.stack([step.codes_BK for step in steps], -1), frames_B, steps[-1].ended_B)
-
-    def _guard(self, text_ids_BT: Tensor, keep_BT: Tensor, max_frames: int | None) -> Tensor:
+    def guard(self, text_ids_BT: Tensor, keep_BT: Tensor, max_frames: int | None) -> Tensor:
         """Frames (B,) int64 after which a row is cut off."""
         likely_B = (3 * self.pace.frames(text_ids_BT, keep_BT) + 8).ceil().long()
         guard_B = torch.minimum(likely_B, self.config.guard_frames_per_token * keep_BT.sum(1)).clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,14 @@ class Head(nn.Module):
         out: Nats = self(h, stream, labels)
         return out
 
+    def row_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0) -> tuple[Tensor, Tensor]:
+        """Sum of nats (B,) and number of labels (B,) of each row, float32; it holds the scores of all labelled places."""
+        rows_N, places_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
+        scores_NV = self.logits(h_BTD[rows_N, places_N], stream).float()
+        nats_N = F.cross_entropy(scores_NV, labels_BT[rows_N, places_N], reduction="none")
+        sums_B = nats_N.new_zeros(len(labels_BT)).index_add(0, rows_N, nats_N)
+        return sums_B, torch.bincount(rows_N, minlength=len(labels_BT)).float()
+
     def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
         """What `logits` or, with labels, `nats` gives."""
         raise NotImplementedError
@@ -84,6 +93,27 @@ class TiedHead(TableHead):
     def weight(self) -> Tensor:  # type: ignore[override]
         """(V, D), as it is now: loading, moving and sharding may replace it."""
         return self._owner[0].weight
+
+
+class BookHeads(Head, nn.ModuleList):
+    """Scores of K codebooks, each by a layer of its own, in float32; a book may have more symbols than another.
+
+    sizes  symbols of each book
+    """
+
+    def __init__(self, width: int, sizes: Sequence[int]) -> None:
+        nn.ModuleList.__init__(self, (nn.Linear(width, size) for size in sizes))
+        self.size, self.streams = max(sizes), len(sizes)
+
+    def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
+        """See Head; only labelled places are scored."""
+        if labels is None:
+            out: Tensor = self[stream](h).float()
+            return out
+        is_labelled = labels != IGNORE
+        scores_NV, wanted_N = self[stream](h[is_labelled]).float(), labels[is_labelled]
+        correct = (scores_NV.argmax(-1) == wanted_N).sum()
+        return Nats(F.cross_entropy(scores_NV, wanted_N, reduction="none").sum(), len(wanted_N), correct)
 
 
 def linear_cross_entropy(

@@ -14,7 +14,7 @@ from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, ExpertsConfig
-from muomni.models.omni import Media, Omni, gather
+from muomni.models.omni import MEDIA_INPUTS, Media, Omni, gather
 from muomni.nn import masks, moe
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
@@ -29,7 +29,7 @@ class LanguageBatch:
 
     ids_BT, labels_BT  int64; keep_BT bool, True = a real position, None = all are
     documents_BT       int64, number of the packed document (masks.SHARED: of all), None = one a row
-    media              pictures and sounds in the order of their pads
+    media              by modality, in the order of their pads
     """
 
     sample_ids: list[str]
@@ -37,7 +37,7 @@ class LanguageBatch:
     labels_BT: Tensor
     keep_BT: Tensor | None = None
     documents_BT: Tensor | None = None
-    media: Media = field(default_factory=Media)
+    media: Media = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -61,7 +61,8 @@ class LanguageBatch:
     def to(self, device: torch.device) -> LanguageBatch:
         """The same on another device."""
         move = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        return replace(self, media=self.media.to(device), **move)  # type: ignore[arg-type]
+        media = {kind: each.to(device) for kind, each in self.media.items()}
+        return replace(self, media=media, **move)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {"ids_BT": self.ids_BT, "labels_BT": self.labels_BT, "keep_BT": self.keep_BT, "documents_BT": self.documents_BT}
@@ -179,9 +180,10 @@ class NextToken(Objective):
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
         found = {**super().contents(batch), "tokens": float(batch.is_real_BT.sum()), "labels": float((targets(batch) != IGNORE).sum())}
         if self.omni is not None and self.omni.vision is not None:
-            found["pictures"] = 0.0 if batch.media.pixels_N3HW is None else float(len(batch.media.pixels_N3HW))
+            found["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
         if self.omni is not None and self.omni.audio is not None:
-            frames = 0.0 if batch.media.frames_N is None else float(batch.media.frames_N.sum())
+            frames_N = batch.media["audio"].lengths_N if "audio" in batch.media else None
+            frames = 0.0 if frames_N is None else float(frames_N.sum())
             found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
         return found
 
@@ -189,8 +191,8 @@ class NextToken(Objective):
         """Positions, positions squared, labels; pictures; mel frames, mel frames squared."""
         rows, length = batch.ids_BT.shape
         media = batch.media
-        pictures = 0 if media.pixels_N3HW is None else len(media.pixels_N3HW)
-        sounds, frames = (0, 0) if media.mel_NFM is None else media.mel_NFM.shape[:2]
+        pictures = len(media["image"].values_N) if "image" in media else 0
+        sounds, frames = media["audio"].values_N.shape[:2] if "audio" in media else (0, 0)
         labels = float((targets(batch) != IGNORE).sum())
         return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
@@ -202,12 +204,8 @@ class NextToken(Objective):
     @torch.no_grad()
     def nats(self, batch: LanguageBatch) -> Tensor:
         """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
-        h_BTD, wanted_BT = self._hidden(batch)[:, :-1], targets(batch)
-        rows, places = (wanted_BT != IGNORE).nonzero(as_tuple=True)
-        logits_NV = self.trunk.head.logits(h_BTD[rows, places]).float()
-        nats_N = nn.functional.cross_entropy(logits_NV, wanted_BT[rows, places], reduction="none")
-        sums_B = nats_N.new_zeros(len(wanted_BT)).index_add(0, rows, nats_N)
-        return sums_B / torch.bincount(rows, minlength=len(wanted_BT)).clamp(min=1)
+        sums_B, counts_B = self.trunk.head.row_nats(self._hidden(batch)[:, :-1], targets(batch))
+        return sums_B / counts_B.clamp(min=1)
 
     def forward(self, batch: LanguageBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
@@ -285,7 +283,7 @@ class NextToken(Objective):
             beside_BT = torch.zeros_like(mine_BT)
             beside_BT[row] = (documents_T >= 0) & ~own_T
             pairs.append((asked, self._with_others(asked, beside_BT, rng)))
-            if batch.media.pixels_N3HW is None and batch.media.mel_NFM is None:
+            if not batch.media:
                 alone_T = own_T | shared_T
                 labels_T = asked.labels_BT[row].masked_fill(shared_T, IGNORE)
                 if shared_T.any():  # its first token is the shared part's successor here, and is not asked for there
@@ -296,12 +294,11 @@ class NextToken(Objective):
         return pairs
 
     def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
-        """The batch with inverted pictures, and with its sounds' spectra upside down."""
-        media, found = batch.media, {}
-        if media.pixels_N3HW is not None:
-            found["image"] = replace(batch, media=replace(media, pixels_N3HW=255 - media.pixels_N3HW))
-        if media.mel_NFM is not None:
-            found["audio"] = replace(batch, media=replace(media, mel_NFM=media.mel_NFM.flip(2)))
+        """The batch with the media of one modality changed, for each that it has."""
+        found = {}
+        for kind, media in batch.media.items():
+            changed = replace(media, values_N=MEDIA_INPUTS[kind].other(media.values_N))
+            found[kind] = replace(batch, media={**batch.media, kind: changed})
         return found
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
@@ -335,7 +332,7 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
         torch.from_numpy(labels),
         torch.from_numpy(keep),
         torch.from_numpy(documents) if any(item.starts for item in items) else None,
-        gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
+        gather([item.media for item in items]),
     )
 
 

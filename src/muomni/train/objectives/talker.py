@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from muomni.errors import ConfigError
 from muomni.models.talker import Talker
+from muomni.nn.head import IGNORE
 from muomni.train.objective import Objective, Probe, Term, with_perplexity
 
 
@@ -113,11 +114,12 @@ class TalkerObjective(Objective):
 
     def forward(self, batch: TalkerBatch) -> dict[str, Term]:
         """Nats of every book over real codes and ends."""
-        counts = self.counts(batch)
-        return {
-            f"book{book}": Term(nats_N.sum(), counts[f"book{book}"], self.weights[book])
-            for book, (nats_N, _) in enumerate(self._nats(batch))
-        }
+        states_BSD, labels = self._read(batch)
+        terms = {}
+        for book, weight in enumerate(self.weights):
+            nats = self.talker.head.nats(states_BSD, labels[book], book)
+            terms[f"book{book}"] = Term(nats.total, nats.num_labels, weight)
+        return terms
 
     def told(self, means: Mapping[str, float]) -> dict[str, float]:
         """Nats and perplexity of each book: among how many codes it wavers."""
@@ -126,27 +128,20 @@ class TalkerObjective(Objective):
     @torch.no_grad()
     def nats(self, batch: TalkerBatch) -> Tensor:
         """Mean nats a code of each row, (B,) float32, all books together."""
-        sums_B = torch.zeros(len(batch.frames_B), device=batch.frames_B.device)
-        counts_B = torch.zeros_like(sums_B)
-        for nats_N, rows_N in self._nats(batch):
-            sums_B.index_add_(0, rows_N, nats_N)
-            counts_B.index_add_(0, rows_N, torch.ones_like(nats_N))
+        states_BSD, labels = self._read(batch)
+        found = [self.talker.head.row_nats(states_BSD, each, book) for book, each in enumerate(labels)]
+        sums_B, counts_B = (torch.stack(each).sum(0) for each in zip(*found))
         return sums_B / counts_B.clamp(min=1)
 
-    def _nats(self, batch: TalkerBatch) -> list[tuple[Tensor, Tensor]]:
-        """For each book the nats of what it has to say, and the rows of that."""
+    def _read(self, batch: TalkerBatch) -> tuple[Tensor, list[Tensor]]:
+        """The states of all steps, and for each book its labels (B,S): what it has to say, else -100."""
         talker = self.talker
         grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
         heard_BKS = grid_BKS if batch.heard_BKF is None else talker.lay_out(batch.heard_BKF, batch.frames_B)
         heard_BKS = self.noisy(heard_BKS) if self.training else heard_BKS
         states_BSD = talker(batch.text_ids_BT, batch.text_keep_BT, heard_BKS, hidden_BTD=batch.hidden_BTD, speaker_B=batch.speaker_B)
-        found = []
-        for book in range(len(self.weights)):
-            target_BS = grid_BKS[:, book]
-            said_BS = self._said(batch, target_BS, book)
-            nats_N = F.cross_entropy(talker.logits(states_BSD[said_BS], book), target_BS[said_BS], reduction="none")
-            found.append((nats_N, said_BS.nonzero()[:, 0]))
-        return found
+        books = enumerate(grid_BKS.unbind(1))
+        return states_BSD, [target_BS.masked_fill(~self._said(batch, target_BS, book), IGNORE) for book, target_BS in books]
 
     def _said(self, batch: TalkerBatch, target_BS: Tensor, book: int) -> Tensor:
         """Where a book has something to say: a code or, for book 0, the end; of these the learned places."""
