@@ -25,12 +25,12 @@ from muomni.data.report import Manifest, Report, forecast, histogram
 from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
-from muomni.data.uses import ALPHABET, PAD_S, RULES, Standing, fits, standing, states
+from muomni.data.uses import ALPHABET, RULES, Standing, fits, standing, states
 from muomni.errors import DataError, UserError
+from muomni.media.frames import MAX_AUDIO_TOKENS, PAD_S
 from muomni.tokens.alphabet import min_frames
 from muomni.tokens.bpe import Tokenizer
 
-AUDIO_TOKENS_MAX = 128  # a sound is capped at a quarter of the context (SPEC M-E)
 BYTES_PER_TOKEN = 3  # a careful guess where no tokenizer is given; English with 5000 tokens has 3.6
 SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
@@ -281,7 +281,7 @@ class _Check:
             words = sum(map(len, self.tokenizer.encode_many(row.texts)))
         else:
             words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in row.texts)
-        sounds = min(AUDIO_TOKENS_MAX, states(sum(medium.seconds for medium in row.media))) + 2 if row.shape.audios else 0
+        sounds = min(MAX_AUDIO_TOKENS, states(sum(medium.seconds for medium in row.media))) + 2 if row.shape.audios else 0
         return 1 + 2 * len(row.sample.messages) + words + sounds + 3 * row.shape.images
 
     def judged(self) -> Report:

@@ -16,6 +16,7 @@ from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_byt
 from muomni.data.uses import says_words
 from muomni.errors import DataError
 from muomni.media import audio, image
+from muomni.media.frames import DOWNSAMPLE, MAX_AUDIO_TOKENS, PAD_S, STATES_HZ, num_states
 from muomni.media.mel import MelSpec, log_mel
 from muomni.media.modality import MODALITIES, Array
 from muomni.tokens import chat
@@ -35,17 +36,14 @@ class MediaSpec:
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     image_tokens: int = 1
     mel: MelSpec = field(default_factory=MelSpec)
-    downsample: int = 4
+    downsample: int = DOWNSAMPLE
     audio_pool: int = 1
-    max_audio_tokens: int = 128
-    pad_s: float = 0.1
+    max_audio_tokens: int = MAX_AUDIO_TOKENS
+    pad_s: float = PAD_S
 
     def audio_tokens(self, frames: int) -> int:
         """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give them."""
-        strides = self.downsample.bit_length() - 1
-        for _ in range(strides):
-            frames = (frames + 1) // 2
-        return -(-frames // self.audio_pool)
+        return -(-num_states(frames, self.downsample) // self.audio_pool)
 
 
 @dataclass
@@ -120,7 +118,7 @@ MEDIA_READERS: dict[str, MediaReader] = {
     "audio": MediaReader(
         read=lambda part, spec: wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s),
         key=lambda part: (part.path, part.start, part.end, part.channel),
-        guess=lambda part, spec: int(25 / spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))),
+        guess=lambda part, spec: int(STATES_HZ / spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))),
         most=lambda spec: spec.max_audio_tokens,
         fills=lambda mel_FM, spec: spec.audio_tokens(len(mel_FM)),
     ),

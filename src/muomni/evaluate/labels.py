@@ -16,6 +16,7 @@ from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
+from muomni.media.frames import num_states
 from muomni.models.codec import Codec
 from muomni.runtime import Runtime
 from muomni.tokens.alphabet import Alphabet, min_frames
@@ -121,7 +122,8 @@ def infeasible(dataset: Utterances) -> dict[str, Fact]:
             text = spoken(sample)[1]
         except DataError:
             continue
-        states = -(-int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
+        frames = int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1)
+        states = num_states(frames, max(1, dataset.downsample))
         if length_s > 0 and min_frames(alphabet.encode(text)) > states + 1:
             doomed.append(index)
     taught = []

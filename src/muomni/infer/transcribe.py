@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from muomni.data.conversation import wave_to_mel
 from muomni.infer.ctc import CharLM, beam, greedy
+from muomni.media.frames import PAD_S
 from muomni.models import finite
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.omni import padded
@@ -73,7 +74,7 @@ def transcribe(
     encoder: AudioEncoder,
     waves: Sequence[FloatArray],
     *,
-    pad_s: float = 0.1,
+    pad_s: float = PAD_S,
     char_lm: CharLM | None = None,
     beam_width: int = 8,
     dtype: torch.dtype = torch.float32,

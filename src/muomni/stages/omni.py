@@ -19,6 +19,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Senses, Texts, own_texts
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, PACKING, SIGHT, ablation, held_out_gap
+from muomni.media.frames import PAD_S, STATES_HZ
 from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
@@ -114,7 +115,7 @@ class OmniTraining(FusionTraining[OmniSettings]):
             downsample=audio.config.downsample,
             audio_pool=settings.audio_pool,
             max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
-            pad_s=store.extra_of(needed["hearing"]).get("pad_s", 0.1),
+            pad_s=store.extra_of(needed["hearing"]).get("pad_s", PAD_S),
         )
         networks = {"thinker": self.thinker, "vision": vision, "hearing": audio, "projectors": projectors}
         return NextToken(decoder, self.omni, given=() if settings.lora is None else ("omni.decoder.",)), networks
@@ -166,7 +167,7 @@ def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
 def assume(settings: OmniSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
     """Pictures, sounds, both, and text, in turn; every KINDS-th sample is as long as the context allows."""
     room = settings.max_audio_tokens or context // 4
-    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / 25)
+    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / STATES_HZ)
     pictures, text = assumed.pictures(folder, 224), assumed.Text(words)
     rows: list[assumed.Row] = []
     for number in range(assumed.BATCHES * settings.batch_size):

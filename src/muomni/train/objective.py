@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-
-
-class Batch(Protocol):
-    """A dataclass of tensors that knows the ids of its samples, for logs and quarantine."""
-
-    sample_ids: list[str]
-
-    def to(self, device: torch.device) -> Self: ...
 
 
 @dataclass
