@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni import files
 from muomni.data import indexed
-from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.conversation import Conversations, MediaSpec, input_media
 from muomni.data.loader import Loader
 from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
@@ -29,7 +29,7 @@ from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
-from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig
 from muomni.stages import assumed, initial_weights
 from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, demand_tasks, loaders
 from muomni.stages.statistics import standardise
@@ -143,8 +143,9 @@ class OmniTraining(Training[OmniSettings]):
         shape = (self.tokenizer, self.spec, omni.decoder.config.ctx_len)
         self.training = Conversations(corpus.train, *shape, apart=apart, changes=self.settings.augment)
         self.held_out = Conversations(corpus.valid, *shape, apart=apart)
-        for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
-            if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
+        for kind, row in MEDIA_INPUTS.items():
+            projector = row.projector(omni)
+            if projector is not None and not any(kind in input_media(sample) for sample in corpus.train):
                 projector.requires_grad_(False)  # nothing would ever teach it
         order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
         return loaders(self.training, self.held_out, collate, self.settings, **order)
