@@ -183,7 +183,7 @@ def _near(rows: Sequence[Row]) -> Iterator[Finding]:
     for row in rows:
         for medium in row.media:
             if medium.vector is not None:
-                likes = sounds if medium.is_sound else pictures
+                likes = sounds if medium.kind == "audio" else pictures
                 likes.use(medium.key, medium.name, row, medium.vector, medium.seconds)
         if not row.media:
             texts.use(row.content, repr(row.words[:40]), row, row.words)
@@ -223,7 +223,7 @@ def row(rng: random.Random, number: int, known: list[Medium], earlier: list[Samp
         sample = Sample(id=name, group=group, task="text", text=said)
         return Row(sample, ""), []
     used = [rng.randrange(len(known)) for _ in range(rng.choice([1, 1, 2]))]
-    parts = [(AudioPart if known[each].is_sound else ImagePart)(path=known[each].name) for each in used]
+    parts = [(AudioPart if known[each].kind == "audio" else ImagePart)(path=known[each].name) for each in used]
     turns = [Message(role="user", content=parts), Message(role="assistant", content=[TextPart(text=said)])]
     sample = Sample(id=name, group=group, task="t", messages=turns)
     return Row(sample, "", [known[each] for each in used]), used

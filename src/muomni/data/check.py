@@ -188,7 +188,7 @@ class _Check:
 
     def _use(self, row: Row) -> Standing:
         """Which stages can learn from a row; one that none can is told, unless it is said of it already that it teaches nothing."""
-        found = standing(row.sample, row.shape, [medium.seconds for medium in row.media if medium.is_sound])
+        found = standing(row.sample, row.shape, [medium.seconds for medium in row.media if medium.kind == "audio"])
         row.stages = found.stages
         if not row.stages and any(message.role == "assistant" for message in row.sample.messages):
             why = "; ".join(f"{stage}: {reason}" for stage, reason in found.refused)
@@ -245,7 +245,7 @@ class _Check:
         Raises  DataError (other_length): the words may be those of a part of it.
         """
         said = row.sample.extra.get(LENGTH)
-        sounds = [found.seconds for found in row.media if found.is_sound]
+        sounds = [found.seconds for found in row.media if found.kind == "audio"]
         if not isinstance(said, int | float) or len(sounds) != 1:
             return
         slack = LENGTH_SLACK_S + LENGTH_SLACK * sounds[0]
@@ -318,8 +318,8 @@ class _Check:
 
     def _tables(self) -> None:
         report, rows = self.report, self.rows
-        sounds = [found for found in rows.media if found.is_sound]
-        longer = [max(found.size) for found in rows.media if not found.is_sound]
+        sounds = [found for found in rows.media if found.kind == "audio"]
+        longer = [max(found.size) for found in rows.media if found.kind == "image"]
         report.samples = len(rows)
         report.rows = sum(manifest.rows for manifest in report.manifests)
         report.groups = len(np.unique(rows.groups))

@@ -80,11 +80,6 @@ class Medium:
         """The same for the same bytes, wherever they lie."""
         return self.digest, self.start, self.end, self.channel
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is heard."""
-        return self.kind == "audio"
-
 
 def examine(part: ImagePart | AudioPart) -> Medium:
     """Decode the whole medium and look at it.

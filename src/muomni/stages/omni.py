@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from muomni.data import indexed
-from muomni.data.conversation import MediaSpec
+from muomni.data.conversation import MediaSpec, input_media
 from muomni.data.loader import Loader
 from muomni.data.sample import Sample
 from muomni.evaluate.album import Album
@@ -24,7 +24,7 @@ from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
-from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig
 from muomni.stages import assumed, initial_weights
 from muomni.stages.fusion import FusionSettings, FusionTraining
 from muomni.stages.stage import BoardRow, Inputs, Stage
@@ -123,9 +123,9 @@ class OmniTraining(FusionTraining[OmniSettings]):
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Samples of all kinds as rows of tokens, with places for their media."""
         omni, samples = self.omni, self.corpus.train
-        for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
-            has_any = any(sample.images if kind == "image" else sample.audios for sample in samples)
-            if projector is not None and not has_any:
+        for kind, row in MEDIA_INPUTS.items():
+            projector = row.projector(omni)
+            if projector is not None and not any(kind in input_media(sample) for sample in samples):
                 projector.requires_grad_(False)  # nothing would ever teach it
         return self.rows(self.corpus.valid, omni.decoder.config.ctx_len)
 
