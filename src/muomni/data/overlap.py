@@ -17,6 +17,7 @@ from muomni.data.rows import Ints, Rows
 from muomni.media.modality import MODALITIES
 
 NEVER = np.iinfo(np.int64).max
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number of even bits: multiples of it lie far apart
 
 
 def find(rows: Rows, near_texts: likeness.NearTexts) -> Iterator[Finding]:
@@ -67,7 +68,8 @@ def _duplicates(rows: Rows) -> Iterator[Finding]:
     _, first, inverse = np.unique(rows.contents, return_index=True, return_inverse=True)
     same = first[inverse]  # of each row, the first of its content
     # two manifests may both count from 0
-    _, first, inverse = np.unique(np.stack([rows.ids, rows.manifests]), axis=1, return_index=True, return_inverse=True)
+    own_ids = rows.ids.astype(np.uint64) ^ rows.manifests.astype(np.uint64) * SPREAD
+    _, first, inverse = np.unique(own_ids, return_index=True, return_inverse=True)
     namesake = first[inverse]
     numbers = np.arange(len(rows))
     for number in np.flatnonzero((same != numbers) | (rows.contents[namesake] != rows.contents)).tolist():
