@@ -87,7 +87,7 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     # Not PEFT's save_pretrained: it orders the targets anew in each process, and a kill leaves half a file.
     content = {**peft_config["default"].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
-    tensors = {PREFIX + name: weight.cpu().contiguous() for name, weight in state.items()}
+    tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
     files.write_bytes(Path(folder) / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
     files.write_json(Path(folder) / CONFIG, {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()})
 

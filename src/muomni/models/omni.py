@@ -273,4 +273,4 @@ def gather(rows: Sequence[Mapping[str, Sequence[Array]]], device: torch.device |
     """The media of rows as padded tensors, on the CPU or another device."""
     every = {kind: [array for row in rows for array in row.get(kind, ())] for kind in MEDIA_INPUTS}
     media = {kind: MEDIA_INPUTS[kind].stack(arrays) for kind, arrays in every.items() if arrays}
-    return media if device is None else {kind: stack.to(device) for kind, stack in media.items()}
+    return media if device is None else {kind: values.to(device) for kind, values in media.items()}

@@ -61,7 +61,7 @@ class LanguageBatch:
     def to(self, device: torch.device) -> LanguageBatch:
         """The same on another device."""
         move = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        media = {kind: each.to(device) for kind, each in self.media.items()}
+        media = {kind: values.to(device) for kind, values in self.media.items()}
         return replace(self, media=media, **move)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor | None]:
