@@ -181,8 +181,10 @@ def quick(name: str, checkout: Path, folder: Path, limit_s: float) -> Row:
 def gates(checkout: Path) -> list[str]:
     """The names of all gates that a build has for the stages of the quickstart."""
     program = (
-        "from muomni.evaluate import thresholds as t\n"
-        f"print(*sorted({{g.name for g in [*t.SOUND, *(g for s in {sorted(NEEDS)!r} for g in t.STAGES[s])]}}))"
+        "from muomni.evaluate import thresholds\n"
+        "from muomni.stages import recipe\n"
+        f"own = [gate for stage in {sorted(NEEDS)!r} for gate in recipe.stage(stage).gates]\n"
+        "print(*sorted({gate.name for gate in [*thresholds.SOUND, *own]}))"
     )
     done = subprocess.run([python(checkout), "-c", program], cwd=checkout, capture_output=True, text=True, check=True)
     return done.stdout.split()

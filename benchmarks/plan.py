@@ -117,6 +117,7 @@ def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, An
     """Estimate and measurement of each stage."""
     from muomni.planning import forecast
     from muomni.stages import recipe as recipes
+    from muomni.stages import registry
 
     found = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -124,7 +125,7 @@ def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, An
         path.write_text(yaml.safe_dump(recipe(world, large=large), sort_keys=False))
         out = Path(temporary) / "run"
         needed = {other for stage in stages for other in recipes.stage(stage).needs}
-        for stage in recipes.STAGES:
+        for stage in registry.OURS:
             if stage in stages:
                 planned = forecast.plan(str(path), stages=[stage], out=out, probe=0)["stages"][0]
             if stage in stages or stage in needed:

@@ -16,7 +16,7 @@ from muomni.errors import CheckpointError, ConfigError
 from muomni.models import store
 from muomni.models.omni import Projectors, ProjectorsConfig
 from muomni.stages import recipe as recipes
-from muomni.stages import runner
+from muomni.stages import registry, runner
 from muomni.train import checkpoint
 from muomni.train.checkpoint import Identity
 
@@ -82,7 +82,7 @@ def classes() -> dict[str, type]:
                 if inside.__name__ not in found:
                     walk(inside)
 
-    for name in recipes.STAGES:
+    for name in registry.OURS:
         walk(recipes.stage(name).settings)
     walk(ProjectorsConfig)
     return found

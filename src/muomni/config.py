@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from muomni import renamed as renames
-from muomni.errors import ConfigError
+from muomni.errors import ConfigError, did_you_mean
 
 
 class Strict(BaseModel):
@@ -273,8 +272,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         line = f"{where}: {key}: {fault['msg'].lower()}{found}" if key else f"{where}: {fault['msg'].removeprefix('Value error, ')}"
         if fault["type"] == "extra_forbidden":
             fields = _fields_at(model, fault["loc"][:-1])
-            near = difflib.get_close_matches(str(fault["loc"][-1]), fields, n=1, cutoff=0.5)
-            line += f"; did you mean {near[0]}?" if near else f"; valid keys: {', '.join(fields)}"
+            line += "; " + did_you_mean(fault["loc"][-1], fields, f"valid keys: {', '.join(fields)}", cutoff=0.5)
         lines.append(line)
     return "; ".join(lines)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -69,3 +71,14 @@ class ContextError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is torn, of another shape, or made by another configuration."""
+
+
+def nearest(key: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that is most like a mistyped key; cutoff: the least similarity, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(str(key), list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(key: object, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
+    """A way out of a key that is none: the `nearest` name, or another hint where none is near."""
+    near = nearest(key, known, cutoff=cutoff)
+    return otherwise if near is None else f"did you mean {near}?"

@@ -20,18 +20,19 @@ class Outer(Batch):
     sample_ids: list[str]
     ids_BT: Tensor
     keep_BT: Tensor | None = None
-    within: Within = field(default_factory=Within)
+    within: dict[str, Within] = field(default_factory=dict)
 
 
 def test_everything_moves_and_nothing_else_changes() -> None:
-    batch = Outer(["a"], torch.ones(1, 2), within=Within(torch.zeros(3)))
+    batch = Outer(["a"], torch.ones(1, 2), within={"image": Within(torch.zeros(3))})
     moved = batch.to("meta")
     assert isinstance(moved, Outer)
     assert moved.sample_ids == ["a"]
     assert moved.keep_BT is None
-    assert moved.within.x is not None
+    x = moved.within["image"].x
+    assert x is not None
     assert moved.ids_BT.is_meta
-    assert moved.within.x.is_meta
+    assert x.is_meta
     assert not batch.ids_BT.is_meta
 
 

@@ -50,11 +50,11 @@ ASKS = {"type": "text", "text": "what do you see?"}
 
 def test_pads_are_as_many_as_the_media_fill(tokenizer: Tokenizer, folder: Path) -> None:
     item = prepare(sample(folder, RED, SHORT, BLUE, LONG, ASKS), tokenizer, SPEC, 200)
-    assert [picture.shape for picture in item.pictures] == [(32, 32, 3)] * 2
-    assert item.pictures[0][0, 0].argmax() == 0
-    assert item.pictures[1][0, 0].argmax() == 2
+    assert [picture.shape for picture in item.media["image"]] == [(32, 32, 3)] * 2
+    assert item.media["image"][0][0, 0].argmax() == 0
+    assert item.media["image"][1][0, 0].argmax() == 2
     assert item.ids.count(SPECIAL.image_pad) == 2 * 3
-    sounds = [SPEC.audio_tokens(len(mel)) for mel in item.mels]
+    sounds = [SPEC.audio_tokens(len(mel)) for mel in item.media["audio"]]
     assert item.ids.count(SPECIAL.audio_pad) == sum(sounds)
     kinds = [i for i in item.ids if i in (SPECIAL.image, SPECIAL.audio)]
     assert kinds == [SPECIAL.image, SPECIAL.audio, SPECIAL.image, SPECIAL.audio], "the order of the turn is kept"
@@ -88,7 +88,7 @@ def test_too_long_a_sound_is_refused_by_name(tokenizer: Tokenizer, folder: Path)
         prepare(sample(folder, endless, ASKS), tokenizer, SPEC, 500)
     assert caught.value.reason == "too_long"
     cut = {**endless, "start": 1.0, "end": 1.5}
-    assert len(prepare(sample(folder, cut, ASKS), tokenizer, SPEC, 500).mels[0]) == 70
+    assert len(prepare(sample(folder, cut, ASKS), tokenizer, SPEC, 500).media["audio"][0]) == 70
 
 
 def test_media_are_never_cut_and_answers_may_be_shortened(tokenizer: Tokenizer, folder: Path) -> None:
@@ -118,11 +118,11 @@ def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, f
     for start, end, one in zip(item.starts, [item.starts[1], len(item.ids)], alone, strict=True):
         assert item.ids[: item.shared] + item.ids[start:end] == one.ids
         assert item.labels[: item.shared] + item.labels[start:end] == one.labels
-    assert len(item.pictures) == 1 + later.count(RED)
-    assert item.ids.count(SPECIAL.image_pad) == len(item.pictures) * SPEC.image_tokens
-    sounds = [alone[0].mels[0], alone[1].mels[0]] if later else [alone[0].mels[0]]
-    assert [mel.shape for mel in item.mels] == [mel.shape for mel in sounds]
-    assert all((a == b).all() for a, b in zip(item.mels, sounds, strict=True))
+    assert len(item.media["image"]) == 1 + later.count(RED)
+    assert item.ids.count(SPECIAL.image_pad) == len(item.media["image"]) * SPEC.image_tokens
+    sounds = [alone[0].media["audio"][0], alone[1].media["audio"][0]] if later else [alone[0].media["audio"][0]]
+    assert [mel.shape for mel in item.media["audio"]] == [mel.shape for mel in sounds]
+    assert all((a == b).all() for a, b in zip(item.media["audio"], sounds, strict=True))
 
 
 def test_a_conversation_out_of_turn_stays_one(tokenizer: Tokenizer, folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_conversation_out_of_turn_stays_one(tokenizer: Tokenizer, folder: Path
     for messages in ([told, *asked.messages], asked.messages[:-1], [*asked.messages, asked.messages[-2]]):
         item = prepare(asked.model_copy(update={"messages": messages}), tokenizer, SPEC, 200, apart=True)
         assert item.starts == []
-        assert item.ids.count(SPECIAL.image_pad) == len(item.pictures) * SPEC.image_tokens
+        assert item.ids.count(SPECIAL.image_pad) == len(item.media["image"]) * SPEC.image_tokens
     alone = questions(asked.model_copy(update={"messages": [told, *asked.messages]}))
     assert [len(one.images) for one in alone] == [1, 2], "what was shown before stands before each question"
 
@@ -166,7 +166,8 @@ def test_the_cache_changes_nothing_and_is_bounded(tokenizer: Tokenizer, folder: 
     for index in (0, 1, 2, 1, 0):
         a, b = kept.item(index, rng), bare.item(index, rng)
         assert a.ids == b.ids
-        assert all((x == y).all() for x, y in zip([*a.pictures, *a.mels], [*b.pictures, *b.mels], strict=True))
+        assert a.media.keys() == b.media.keys()
+        assert all((x == y).all() for kind in a.media for x, y in zip(a.media[kind], b.media[kind], strict=True))
     assert 6 * SPEC.image_size**2 < full.used_bytes <= full.budget_bytes
     assert none.records == 0
     assert kept.name(0) == "s"

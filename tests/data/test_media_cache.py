@@ -210,6 +210,8 @@ def _plain(value: Any) -> Any:
         return (value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
     return {key: _plain(each) for key, each in vars(value).items()} if hasattr(value, "__dict__") else value
 
 

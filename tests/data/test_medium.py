@@ -99,7 +99,7 @@ def test_a_channel_is_read_alone_and_kept_apart(tmp_path: Path) -> None:
     ]
     tokenizer = Tokenizer.train(["so it is, is it so?"] * 3, 275)
     kept = Conversations(samples, tokenizer, MediaSpec(mel=HEARING), 200, cache=Cache(1 << 24))
-    mels = [kept.item(number, np.random.default_rng(0)).mels[0] for number in (0, 1, 2, 0, 1, 2)]
+    mels = [kept.item(number, np.random.default_rng(0)).media["audio"][0] for number in (0, 1, 2, 0, 1, 2)]
     assert all(np.array_equal(mels[number], mels[number + 3]) for number in range(3))
     assert not np.array_equal(mels[0], mels[1])
     assert not np.array_equal(mels[0], mels[2])

@@ -183,7 +183,7 @@ def _near(rows: Sequence[Row]) -> Iterator[Finding]:
     for row in rows:
         for medium in row.media:
             if medium.vector is not None:
-                likes = sounds if medium.is_sound else pictures
+                likes = sounds if medium.kind == "audio" else pictures
                 likes.use(medium.key, medium.name, row, medium.vector, medium.seconds)
         if not row.media:
             texts.use(row.content, repr(row.words[:40]), row, row.words)
@@ -203,7 +203,7 @@ def media(rng: random.Random) -> list[Medium]:
         name = rng.choice([f"/a/{number}", f"/a/{rng.randint(0, 3)}", "data:audio/wav;base64,xx..."])
         vector = None if digest == 4 else noise[digest % 4 // 2 * 2]
         shape = {"rate_hz": 16000, "seconds": lengths[digest]} if is_sound else {"size": (8, 8)}
-        made.append(Medium(name, f"digest{digest}", *window, vector=vector, **shape))
+        made.append(Medium(name, "audio" if is_sound else "image", f"digest{digest}", *window, vector=vector, **shape))
     return made
 
 
@@ -223,7 +223,7 @@ def row(rng: random.Random, number: int, known: list[Medium], earlier: list[Samp
         sample = Sample(id=name, group=group, task="text", text=said)
         return Row(sample, ""), []
     used = [rng.randrange(len(known)) for _ in range(rng.choice([1, 1, 2]))]
-    parts = [(AudioPart if known[each].is_sound else ImagePart)(path=known[each].name) for each in used]
+    parts = [(AudioPart if known[each].kind == "audio" else ImagePart)(path=known[each].name) for each in used]
     turns = [Message(role="user", content=parts), Message(role="assistant", content=[TextPart(text=said)])]
     sample = Sample(id=name, group=group, task="t", messages=turns)
     return Row(sample, "", [known[each] for each in used]), used

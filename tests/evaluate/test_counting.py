@@ -57,8 +57,8 @@ def packed() -> Made:
 
 def questions() -> Made:
     """A shared beginning of 2, and two questions of 3 and 2 upon it, their last two and one learned; and a plain row."""
-    apart = Item("a", "t", list(range(20, 27)), [IGNORE, IGNORE, IGNORE, 23, 24, IGNORE, 26], [], [], 2, [2, 5])
-    plain = Item("b", "t", [20, 21, 22], [IGNORE, 21, 22], [], [])
+    apart = Item("a", "t", list(range(20, 27)), [IGNORE, IGNORE, IGNORE, 23, 24, IGNORE, 26], {}, 2, [2, 5])
+    plain = Item("b", "t", [20, 21, 22], [IGNORE, 21, 22])
     batch = collate([apart, plain])
     assert batch.documents_BT is not None
     assert (batch.documents_BT == masks.SHARED).any()
@@ -74,9 +74,9 @@ def fused() -> Made:
     picture = np.zeros((16, 16, 3), np.uint8)
     sounds = [np.zeros((frames, 128), np.float32) for frames in (8, 12)]
     items = [
-        Item("a", "t", [SPECIAL.image_pad, 20, 21], [IGNORE, IGNORE, 21], [picture], []),
-        Item("b", "t", [*[SPECIAL.audio_pad] * 5, 30], [*[IGNORE] * 5, 30], [], sounds),
-        Item("c", "t", [20, 21], [IGNORE, 21], [], []),
+        Item("a", "t", [SPECIAL.image_pad, 20, 21], [IGNORE, IGNORE, 21], {"image": [picture]}),
+        Item("b", "t", [*[SPECIAL.audio_pad] * 5, 30], [*[IGNORE] * 5, 30], {"audio": sounds}),
+        Item("c", "t", [20, 21], [IGNORE, 21]),
     ]
     contents = {"samples": 3, "tokens": 11, "labels": 3, "pictures": 1, "audio_s": 0.2}
     return NextToken(body, model), collate(items), {"text": 3, "misses": 3}, contents

@@ -45,8 +45,8 @@ def test_tasks_of_proof_judge_and_all_are_told(
 
     def nats(batch: LanguageBatch) -> torch.Tensor:
         """Cheap for the right picture in one task, the same for any in the other."""
-        assert batch.media.pixels_N3HW is not None
-        is_red = batch.media.pixels_N3HW[:, 0].flatten(1).float().mean(1) > batch.media.pixels_N3HW[:, 2].flatten(1).float().mean(1)
+        brightness_N3 = batch.media["image"].values_N.float().mean((2, 3))
+        is_red = brightness_N3[:, 0] > brightness_N3[:, 2]
         right = torch.tensor([(colours[name] == "red") == bool(red) for name, red in zip(batch.sample_ids, is_red, strict=True)])
         looks = torch.tensor([name.startswith("looks") for name in batch.sample_ids])
         return torch.where(looks & ~right, 2.0, 1.0)

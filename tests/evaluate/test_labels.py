@@ -99,4 +99,4 @@ def test_rendering_is_what_prepare_does_but_for_media(tokenizer: Tokenizer, medi
     whole = prepare(sample, tokenizer, SPEC, 200, reply=reply, apart=apart)
     bare = rendered(sample, tokenizer, SPEC, 200, reply=reply, apart=apart)
     assert (bare.ids, bare.labels, bare.shared, bare.starts) == (whole.ids, whole.labels, whole.shared, whole.starts)
-    assert (len(whole.pictures), bare.pictures) == (1, [])
+    assert (len(whole.media["image"]), bare.media) == (1, {})

@@ -1,6 +1,7 @@
 """Metrics, by hand and against outside references."""
 
 import math
+from collections.abc import Sequence
 
 import jiwer
 import numpy as np
@@ -20,6 +21,25 @@ def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
     assert metrics.levenshtein(a, b) == metrics.levenshtein(b, a) <= max(len(a), len(b))
     assert (metrics.levenshtein(a, b) == 0) == (a == b)
     assert metrics.levenshtein(a, c) <= metrics.levenshtein(a, b) + metrics.levenshtein(b, c)
+
+
+def levenshtein_by_rows(reference: Sequence[str], guess: Sequence[str]) -> int:
+    """The edit distance as the definition has it: one row of the table at a time."""
+    row = list(range(len(guess) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, got in enumerate(guess, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != got))
+    return row[-1]
+
+
+TEXTS = st.text(max_size=90) | st.text("ab \ud800", max_size=90)  # more than 64 symbols leave the library's one-word path
+
+
+@given((st.tuples(TEXTS, TEXTS)) | st.tuples(*2 * [st.lists(st.sampled_from(["", "a", "b", "ab", "ö"]), max_size=80)]))
+@settings(max_examples=200, deadline=None)
+def test_edit_distance_equals_the_one_by_rows(pair: tuple[Sequence[str], Sequence[str]]) -> None:
+    assert metrics.levenshtein(*pair) == levenshtein_by_rows(*pair)
 
 
 @given(st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=4))

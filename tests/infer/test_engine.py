@@ -76,7 +76,7 @@ def test_a_picture_is_the_same_from_a_file_its_bytes_and_its_pixels(engine: Engi
     prompts = [engine.prepare(each) for each in asked]
     for each in prompts[1:]:
         assert each.ids == prompts[0].ids
-        assert np.array_equal(each.pictures[0], prompts[0].pictures[0])
+        assert np.array_equal(each.media["image"][0], prompts[0].media["image"][0])
 
 
 def test_media_without_words_get_the_recipe_s_question(engine: Engine, media: Path) -> None:
@@ -182,14 +182,14 @@ def test_too_long_a_sound_is_cut_in_a_line(engine: Engine, tmp_path: Path, capsy
     whole = (0.5 * np.sin(np.arange(16000 * 70) / 9)).astype(np.float32)
     audio.write(tmp_path / "long.wav", whole, 16000)
     own = engine.prepare(Request("what", audios=[whole[: longest_samples(spec)]]))
-    assert spec.audio_tokens(len(own.mels[0])) == spec.max_audio_tokens
+    assert spec.audio_tokens(len(own.media["audio"][0])) == spec.max_audio_tokens
     assert not capsys.readouterr().err, "a sound that just fits is left alone"
     turn = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav")}, {"type": "text", "text": "what"}]}]
     late = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav"), "start": 66.0}]}]
     for asked in (Request("what", audios=[whole]), Request("what", audios=[tmp_path / "long.wav"]), Request(turn), Request(late)):
         cut = engine.prepare(asked)
         told = capsys.readouterr().err.splitlines()
-        assert len(cut.mels[0]) == len(own.mels[0])
+        assert len(cut.media["audio"][0]) == len(own.media["audio"][0])
         assert len(told) == 1
         assert "cut to its first 1.73 s: in a chat it may fill 24 positions" in told[0]
     assert engine.prepare(Request("what", audios=[whole])).ids == own.ids

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muomni.nn.head import linear_cross_entropy
+from muomni.nn.head import IGNORE, linear_cross_entropy
+from muomni.tokens import chat
 
 
 def inputs(n=37, width=8, vocab=50, ignored=0.4):
@@ -106,3 +107,7 @@ def test_the_whole_logits_never_exist():
     with Largest() as plain:
         F.cross_entropy(F.linear(h, weight), labels).backward()
     assert plain.elements >= 256 * 1000
+
+
+def test_what_is_ignored_here_is_what_the_chat_template_leaves_out() -> None:
+    assert IGNORE == chat.IGNORE == torch.nn.CrossEntropyLoss().ignore_index

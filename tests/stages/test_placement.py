@@ -154,6 +154,8 @@ OWNERS = {"stages/placement.py:__call__", "models/siglip.py:open"}
 TENSORS = {"batch", "tensor", "tensors", "pixels", "ids", "keep", "part", "rows", "value", "wave_S", "shares", "values", "t", "x", "media"}
 MAKERS = {"collate", "gather", "of", "from_numpy", "tensor", "encode", "decode", "look", "view", "unsqueeze", "permute", "detach"}
 MAKERS |= {
+    "pixels",
+    "padded",
     "float",
     "randn",
     "randint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def test_stages_come_in_the_order_in_which_they_build_on_each_other(tmp_path: Pa
         assert all(found.index(needed) < found.index(name) for needed in recipe.needs(read.stages, name))
     as_written = ["vision", "codec", "thinker", "hearing", "talker", "omni"]
     assert list(recipe.read(write(tmp_path, {name: {"data": DATA} for name in as_written})).stages) == as_written
+
+
+def test_stages_that_need_each_other_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {"thinker": ("codec",), "codec": ("hearing",), "hearing": ("thinker",), "vision": ()}
+    monkeypatch.setattr(recipe, "needs", lambda stages, name: needs[name])
+    with pytest.raises(ConfigError, match="in a circle") as caught:
+        recipe.read(write(tmp_path, {name: {"data": DATA} for name in needs}))
+    told = str(caught.value).partition("circle: ")[2].partition("\n")[0].split(" needs ")
+    assert told[0] == told[-1]
+    assert all(needs[one] == (other,) for one, other in itertools.pairwise(told))
+    assert len(told) == 4
 
 
 def test_the_seed_of_the_recipe_is_that_of_its_stages(tmp_path: Path) -> None:

@@ -7,9 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from graphlib import CycleError
 from pathlib import Path
 
-from muomni.stages.schedule import side_by_side
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muomni.stages.schedule import Schedule, in_order, side_by_side
 
 NOTE = """
 import sys, time
@@ -87,3 +92,30 @@ def test_a_signal_is_passed_on(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=900)
     assert out.strip() == "('', 143)"
     assert (tmp_path / "saved").exists()
+
+
+def test_one_after_the_other_each_waits_for_what_it_needs() -> None:
+    needs = {"d": ["b", "elsewhere"], "a": [], "b": ["c"], "c": []}
+    assert list(in_order(needs)) == ["a", "c", "b", "d"]
+    assert list(in_order({})) == []
+    with pytest.raises(CycleError):
+        next(in_order({"a": ["b"], "b": ["a"], "c": []}))
+
+
+@given(st.data(), st.integers(1, 4))
+def test_a_schedule_starts_all_once_in_order_of_need_and_never_beyond_its_room(data: st.DataObject, room: int) -> None:
+    names = [str(number) for number in range(data.draw(st.integers(0, 7)))]
+    needs = {name: data.draw(st.sets(st.sampled_from(names[:at])) if at else st.just(set())) for at, name in enumerate(names)}
+    needs = {name: needs[name] for name in data.draw(st.permutations(names))}
+    widths = {name: data.draw(st.integers(1, 5)) for name in names}
+    schedule, running, done = Schedule(needs, room, widths), list[str](), list[str]()
+    while schedule:
+        for name in schedule.start():
+            assert needs[name] <= set(done)
+            running.append(name)
+        assert len(running) == 1 or sum(widths[name] for name in running) <= room
+        ready = [name for name in needs if needs[name] <= set(done) and name not in done and name not in running]
+        assert all(sum(widths[n] for n in running) + widths[name] > room for name in ready), "what may start has started"
+        done.append(running.pop(data.draw(st.integers(0, len(running) - 1))))
+        schedule.done(done[-1])
+    assert sorted(done) == sorted(names)

@@ -48,7 +48,7 @@ def build(exchanges, draw_length):
 @settings(max_examples=100)
 def test_labels_are_the_answers_and_media_cost_n_plus_2(tokenizer, exchanges, data):
     messages, counts = build(exchanges, lambda: data.draw(st.integers(0, 5)))
-    out = chat.render(tokenizer, messages, image_tokens=counts["image"], audio_tokens=counts["audio"])
+    out = chat.render(tokenizer, messages, positions=counts)
     assert len(out.ids) == len(out.labels)
     assert all(label in (IGNORE, i) for i, label in zip(out.ids, out.labels, strict=True))
     learned = [label for label in out.labels if label != IGNORE]
@@ -71,19 +71,18 @@ def test_labels_are_the_answers_and_media_cost_n_plus_2(tokenizer, exchanges, da
 @settings(max_examples=50)
 def test_a_reply_is_a_prefix_of_the_whole(tokenizer, exchanges, data):
     messages, counts = build(exchanges, lambda: data.draw(st.integers(0, 3)))
-    kwargs = {"image_tokens": counts["image"], "audio_tokens": counts["audio"]}
-    whole = chat.render(tokenizer, messages, **kwargs)
-    ask = chat.render(tokenizer, messages[:-1], reply=True, **kwargs)
+    whole = chat.render(tokenizer, messages, positions=counts)
+    ask = chat.render(tokenizer, messages[:-1], reply=True, positions=counts)
     assert whole.ids[: len(ask)] == ask.ids
     assert whole.labels[: len(ask)] == ask.labels
     assert whole.spans == ask.spans
     assert ask.ids[-1] == SPECIAL.assistant
-    assert chat.render(tokenizer, messages, reply=True, **kwargs) == ask
+    assert chat.render(tokenizer, messages, reply=True, positions=counts) == ask
 
 
 def test_the_layout_word_by_word(tokenizer):
     messages = [turn("system", "be brief"), turn("user", IMAGE, AUDIO, text("what?")), turn("assistant", "a red circle")]
-    out = chat.render(tokenizer, messages, image_tokens=[2], audio_tokens=[3])
+    out = chat.render(tokenizer, messages, positions={"image": [2], "audio": [3]})
     e = tokenizer.encode
     question = [5, 8, 10, 10, 9, 11, 13, 13, 13, 12, *e("what?"), 7]
     assert out.ids == [1, 4, *e("be brief"), 7, *question, 6, *e("a red circle"), 7]
@@ -102,16 +101,16 @@ def test_an_assistants_sound_is_one_learned_speech_id(tokenizer):
     assert out.spans == []
 
 
-@pytest.mark.parametrize("counts", [{"image_tokens": []}, {"image_tokens": [1, 1]}, {"image_tokens": [1], "audio_tokens": [4]}])
+@pytest.mark.parametrize("counts", [{"image": []}, {"image": [1, 1]}, {"image": [1], "audio": [4]}])
 def test_counts_must_match_the_media(tokenizer, counts):
     with pytest.raises(ShapeError):
-        chat.render(tokenizer, [turn("user", IMAGE, text("?")), turn("assistant", "red")], **counts)
+        chat.render(tokenizer, [turn("user", IMAGE, text("?")), turn("assistant", "red")], positions=counts)
 
 
 def test_unknown_roles_and_parts_are_refused(tokenizer):
     for messages in ([turn("usr", "x")], [Obj(role="user", content=[Obj(type="video")])], [turn("assistant", IMAGE, text("x"))]):
         with pytest.raises(DataError) as caught:
-            chat.render(tokenizer, messages, image_tokens=[1])
+            chat.render(tokenizer, messages, positions={"image": [1]})
         assert caught.value.reason == "bad_row"
 
 
@@ -121,7 +120,7 @@ def test_a_document_stands_between_bos_and_eos(tokenizer):
 
 def test_fit_never_cuts_media_and_keeps_the_end_id(tokenizer):
     messages = [turn("user", IMAGE, text("what?")), turn("assistant", "a red circle and a blue square")]
-    whole = chat.render(tokenizer, messages, image_tokens=[6])
+    whole = chat.render(tokenizer, messages, positions={"image": [6]})
     answer = len(tokenizer.encode("a red circle and a blue square"))
     assert chat.fit(whole, len(whole)) is whole
     with pytest.raises(DataError) as caught:

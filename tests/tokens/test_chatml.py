@@ -67,8 +67,8 @@ def spelled(tokenizer, ids):
 def test_ids_come_from_the_vocabulary_by_name_and_none_is_new(tokenizer, theirs):
     marks = tokenizer.marks
     assert (marks.bos, marks.eos, marks.end, marks.stops) == (151643, 151643, END, (END, 151643))
-    assert (marks.image.start, marks.image.pad, marks.image.end) == IMAGE
-    assert (marks.opening, marks.audio, marks.speech, tokenizer.is_own) == ((), None, None, False)
+    assert (marks.media["image"].start, marks.media["image"].pad, marks.media["image"].end) == IMAGE
+    assert (marks.opening, set(marks.media), marks.speech, tokenizer.is_own) == ((), {"image"}, None, False)
     assert tokenizer.vocab_size == len(theirs) == 151_669
     for role, header in marks.headers.items():
         assert list(header) == [START, *theirs(f"{role}\n")["input_ids"]]
@@ -108,10 +108,10 @@ def test_a_vocabulary_without_vision_marks_refuses_pictures_in_one_line(qwen_fol
     from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
     blind = Tokenizer.load(qwen.without(qwen_folder, tmp_path / "blind", name))
-    assert blind.marks.image is None
+    assert not blind.marks.media
     assert chat.render(blind, turns("", "hi", "a dog")).ids
     with pytest.raises(DataError) as refused:
-        chat.render(blind, THREE, image_tokens=[4, 4])
+        chat.render(blind, THREE, positions={"image": [4, 4]})
     eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=16, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
     with pytest.raises(ConfigError) as unwired:
         Omni(pretrained.open_decoder(qwen_llm), eyes, None, Projectors(ProjectorsConfig(width=32, vision_width=16)), blind.marks)
@@ -147,7 +147,7 @@ def test_plain_turns_are_tokenised_as_transformers_does(tokenizer, theirs, said)
 
 
 def test_three_turns_and_two_pictures_as_they_were_written_down(tokenizer):
-    out = chat.render(tokenizer, THREE, image_tokens=[3, 2])
+    out = chat.render(tokenizer, THREE, positions={"image": [3, 2]})
     found = {
         "ids": out.ids,
         "labels": out.labels,
@@ -188,13 +188,13 @@ def test_answers_and_their_ends_are_learned_and_nothing_else(tokenizer, exchange
     messages = []
     for (question, answer), count in zip(exchanges, pictures):
         messages += [Obj(role="user", content=[PICTURE] * count + [text(question)]), Obj(role="assistant", content=answer)]
-    out = chat.render(tokenizer, messages, image_tokens=[5] * sum(pictures))
+    out = chat.render(tokenizer, messages, positions={"image": [5] * sum(pictures)})
     wanted = [i for _, answer in exchanges for i in [*tokenizer.encode(answer), END]]
     assert [label for label in out.labels if label != chat.IGNORE] == wanted
     assert out.ids.count(IMAGE[1]) == 5 * sum(pictures)
     after = [t for t, i in enumerate(out.ids) if i == END]
     assert all(out.ids[t + 1] == 198 and out.labels[t + 1] == chat.IGNORE for t in after)
-    ask = chat.render(tokenizer, messages[:-1], image_tokens=[5] * sum(pictures), reply=True)
+    ask = chat.render(tokenizer, messages[:-1], positions={"image": [5] * sum(pictures)}, reply=True)
     assert (out.ids[: len(ask)], out.labels[: len(ask)]) == (ask.ids, ask.labels)
     assert out.ids[len(ask) :] == [*tokenizer.encode(exchanges[-1][1]), END, 198]
 
@@ -204,8 +204,8 @@ def test_a_picture_costs_two_ids_more_than_its_tokens(tokenizer, tokens):
     """The original's cost 131 where 66 do: it put spaces between the pads (lumo C3)."""
     words = text("what is in the picture?")
     without = chat.render(tokenizer, turns("", [words], "a dog"))
-    one = chat.render(tokenizer, turns("", [PICTURE, words], "a dog"), image_tokens=[tokens])
-    two = chat.render(tokenizer, turns("", [PICTURE, words, PICTURE], "a dog"), image_tokens=[tokens, tokens])
+    one = chat.render(tokenizer, turns("", [PICTURE, words], "a dog"), positions={"image": [tokens]})
+    two = chat.render(tokenizer, turns("", [PICTURE, words, PICTURE], "a dog"), positions={"image": [tokens, tokens]})
     assert (len(one) - len(without), len(two) - len(without)) == (tokens + 2, 2 * (tokens + 2))
     assert one.ids[one.spans[0].start - 1 : one.spans[0].start + tokens + 1] == [IMAGE[0], *[IMAGE[1]] * tokens, IMAGE[2]]
 
@@ -215,7 +215,7 @@ def test_text_that_spells_a_mark_stays_text(tokenizer, name):
     words = f"now {name} and{name}\n"
     assert max(tokenizer.encode(words)) < 151643
     assert tokenizer.decode(tokenizer.encode(words)) == words
-    out = chat.render(tokenizer, turns(words, [PICTURE, text(words)], words), image_tokens=[2])
+    out = chat.render(tokenizer, turns(words, [PICTURE, text(words)], words), positions={"image": [2]})
     assert (out.ids.count(START), out.ids.count(END), out.ids.count(IMAGE[1])) == (3, 3, 2)
 
 
@@ -244,7 +244,7 @@ def test_an_answer_that_is_cut_within_a_letter_is_no_wrong_label(tokenizer):
 
 
 def test_fit_cuts_the_last_answer_alone_and_keeps_its_end(tokenizer):
-    whole = chat.render(tokenizer, THREE, image_tokens=[6, 6])
+    whole = chat.render(tokenizer, THREE, positions={"image": [6, 6]})
     answer = len(tokenizer.encode(THREE[-1].content))
     assert whole.ids[-2:] == [END, 198]
     for less in range(1, answer // 2 + 1):

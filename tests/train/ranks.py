@@ -17,7 +17,7 @@ from toy_training import Toy, fit, settings
 from muomni import runtime
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
-from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig
+from muomni.models.omni import MediaBatch, Omni, Projectors, ProjectorsConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.runtime import Runtime
@@ -81,11 +81,11 @@ def omni() -> tuple[Objective, list[Any]]:
     draw = torch.Generator().manual_seed(5)
     pictures = texts(0)
     pictures.ids_BT[:, 1] = SPECIAL.image_pad
-    pictures.media = Media(torch.randint(0, 256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8))
+    pictures.media = {"image": MediaBatch(torch.randint(0, 256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8))}
     sounds = texts(1)
     sounds.ids_BT[:, 1:3] = SPECIAL.audio_pad
     mel = torch.randn(2, 8, ears.config.mel.num_mels, generator=draw)  # type: ignore[union-attr]
-    sounds.media = Media(None, mel, torch.tensor([8, 8]))
+    sounds.media = {"audio": MediaBatch(mel, torch.tensor([8, 8]))}
     return NextToken(body, model), [pictures, sounds, texts(2), texts(3)]
 
 
@@ -102,7 +102,7 @@ def updates(name: str, run: Runtime) -> dict[str, Tensor]:
     torch.manual_seed(1)
     objective, batches = CASES[name]()
     if name == "omni" and run.world > 1:
-        assert batches[run.rank :: run.world][0].media != Media()
+        assert batches[run.rank :: run.world][0].media
     wrapped = distributed.wrap(objective, run)
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5)

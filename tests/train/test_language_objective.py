@@ -16,7 +16,7 @@ from muomni.errors import ShapeError
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, DecoderConfig
-from muomni.models.omni import Media, Omni, Projectors, ProjectorsConfig, gather
+from muomni.models.omni import Omni, Projectors, ProjectorsConfig, gather, padded, pixels
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.nn.head import OwnHead
 from muomni.tokens.chat import IGNORE
@@ -42,7 +42,7 @@ def nats(model: Decoder, ids: list[int], labels: list[int]) -> float:
 
 
 def item(ids: list[int], labels: list[int]) -> Item:
-    return Item("x", "text", ids, labels, [], [])
+    return Item("x", "text", ids, labels)
 
 
 def test_the_shift_is_by_one_exactly() -> None:
@@ -155,6 +155,12 @@ def test_misses_are_counted_without_weight() -> None:
     assert terms["misses"].weight == 0.0
 
 
+def audio_tokens(model: Omni, frames: int) -> int:
+    """Positions that a sound of so many mel frames fills."""
+    assert model.audio is not None
+    return -(-model.audio.length(frames) // model.projectors.config.audio_pool)
+
+
 def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
     body = decoder()
     vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)).eval() if eyes else None
@@ -174,17 +180,17 @@ def sound(frames: int, seed: int) -> np.ndarray:
 def test_media_stand_at_their_pads_in_order() -> None:
     model = omni()
     pictures, mels = [picture(0), picture(1)], [sound(17, 2), sound(40, 3)]
-    counts = [model.audio_tokens(17), model.audio_tokens(40)]
-    assert model.image_tokens == 2
+    counts = [audio_tokens(model, 17), audio_tokens(model, 40)]
+    assert model.projectors.config.image_tokens == 2
     image, audio = SPECIAL.image_pad, SPECIAL.audio_pad
     rows = [[20, image, image, 21, *[audio] * counts[0], 22], [*[audio] * counts[1], 23, image, image]]
-    batch = collate([Item("a", "", rows[0], rows[0], [pictures[0]], [mels[0]]), Item("b", "", rows[1], rows[1], [pictures[1]], [mels[1]])])
+    batch = collate([Item(name, "", rows[n], rows[n], {"image": [pictures[n]], "audio": [mels[n]]}) for n, name in enumerate("ab")])
     with torch.no_grad():
         x = model.embed(batch.ids_BT, batch.media)
         for row, ids in enumerate(rows):
-            seen = model.see(gather([pictures[row]], []).pixels_N3HW)[0]  # type: ignore[arg-type]
-            alone = gather([], [mels[row]])
-            heard = model.hear(alone.mel_NFM, alone.frames_N)[0][0, : counts[row]]  # type: ignore[arg-type]
+            seen = model.see(pixels([pictures[row]]).values_N)[0]
+            alone = padded([mels[row]])
+            heard = model.hear(alone.values_N, alone.lengths_N)[0][0, : counts[row]]  # type: ignore[arg-type]
             places = torch.tensor(ids)
             torch.testing.assert_close(x[row, : len(ids)][places == image], seen, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(x[row, : len(ids)][places == audio], heard, atol=1e-5, rtol=1e-5)
@@ -194,7 +200,7 @@ def test_media_stand_at_their_pads_in_order() -> None:
 
 def test_media_are_as_loud_as_words() -> None:
     model = omni()
-    seen = model.see(gather([picture(0)], []).pixels_N3HW)  # type: ignore[arg-type]
+    seen = model.see(pixels([picture(0)]).values_N)
     ratio = float(seen.square().mean().sqrt()) / model.decoder.embedding_rms
     assert 0.4 < ratio < 2.5
 
@@ -204,17 +210,17 @@ def test_pads_and_media_that_do_not_fit_are_refused(pads: int) -> None:
     model = omni()
     row = [20, *[SPECIAL.image_pad] * pads, 21]
     with pytest.raises(ShapeError, match="image"):
-        model.embed(torch.tensor([row]), gather([picture(0)], []))
+        model.embed(torch.tensor([row]), gather([{"image": [picture(0)]}]))
     row = [20, *[SPECIAL.audio_pad] * pads, 21]
     with pytest.raises(ShapeError, match="audio"):
-        model.embed(torch.tensor([row]), gather([], [sound(40, 0)]))
+        model.embed(torch.tensor([row]), gather([{"audio": [sound(40, 0)]}]))
 
 
 @pytest.mark.parametrize("pad", [SPECIAL.image_pad, SPECIAL.audio_pad])
 def test_pads_without_any_media_are_refused(pad: int) -> None:
     """Else a row that lost its picture would be read as if it had one."""
     with pytest.raises(ShapeError):
-        omni().embed(torch.tensor([[20, pad, pad, 21]]), Media())
+        omni().embed(torch.tensor([[20, pad, pad, 21]]), {})
 
 
 def test_a_missing_sense_is_named() -> None:
@@ -226,9 +232,9 @@ def test_a_missing_sense_is_named() -> None:
 
 def test_the_towers_get_no_gradient_and_the_projectors_do() -> None:
     model = omni()
-    count = model.audio_tokens(20)
+    count = audio_tokens(model, 20)
     row = [20, *[SPECIAL.image_pad] * 2, *[SPECIAL.audio_pad] * count, 21, 22]
-    batch = collate([Item("a", "", row, [-100] * (len(row) - 1) + [22], [picture(0)], [sound(20, 1)])])
+    batch = collate([Item("a", "", row, [-100] * (len(row) - 1) + [22], {"image": [picture(0)], "audio": [sound(20, 1)]})])
     NextToken(model.decoder, model)(batch)["text"].total.backward()
     assert all(p.grad is None for part in (model.vision, model.audio) for p in part.parameters())  # type: ignore[union-attr]
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.projectors.parameters())
@@ -239,11 +245,11 @@ def test_questions_apart_cost_what_they_cost_alone() -> None:
     model = omni()
     pads, first, second = [20, SPECIAL.image_pad, SPECIAL.image_pad, 21], [22, 23, 24, 2], [25, 26, 2]
     ignored = [IGNORE] * 6
-    shared = Item("a", "", pads + first + second, [*ignored, 24, 2, IGNORE, 26, 2], [picture(0)], [], 4, [4, 8])
-    other = Item("b", "", pads + list(range(22, 34)), ignored + list(range(24, 34)), [picture(1)], [])
+    shared = Item("a", "", pads + first + second, [*ignored, 24, 2, IGNORE, 26, 2], {"image": [picture(0)]}, 4, [4, 8])
+    other = Item("b", "", pads + list(range(22, 34)), ignored + list(range(24, 34)), {"image": [picture(1)]})
     alone = [
-        Item("c", "", pads + first, [*ignored, 24, 2], [picture(0)], []),
-        Item("d", "", pads + second, [*ignored[:5], 26, 2], [picture(0)], []),
+        Item("c", "", pads + first, [*ignored, 24, 2], {"image": [picture(0)]}),
+        Item("d", "", pads + second, [*ignored[:5], 26, 2], {"image": [picture(0)]}),
     ]
 
     def cost(*items: Item) -> float:
@@ -266,11 +272,11 @@ def test_nats_of_rows_are_those_of_each_alone() -> None:
 def test_a_sound_in_a_longer_batch_is_heard_the_same() -> None:
     model = omni()
     with torch.no_grad():
-        alone = gather([], [sound(18, 1)])
-        both = gather([], [sound(18, 1), sound(90, 2)])
-        one, count = model.hear(alone.mel_NFM, alone.frames_N)  # type: ignore[arg-type]
-        two, counts = model.hear(both.mel_NFM, both.frames_N)  # type: ignore[arg-type]
-    assert counts[0] == count[0] == model.audio_tokens(18)
+        alone = padded([sound(18, 1)])
+        both = padded([sound(18, 1), sound(90, 2)])
+        one, count = model.hear(alone.values_N, alone.lengths_N)  # type: ignore[arg-type]
+        two, counts = model.hear(both.values_N, both.lengths_N)  # type: ignore[arg-type]
+    assert counts[0] == count[0] == audio_tokens(model, 18)
     torch.testing.assert_close(two[0, : count[0]], one[0, : count[0]], atol=1e-4, rtol=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from muomni.errors import DataError, MuomniError
 from muomni.infer.answer import Answer
 from muomni.infer.engine import Engine
 from muomni.media import audio as sound
+from muomni.media.modality import MODALITIES
 
 HELP = "/image F and /audio F go with the next line, /new forgets what was said, /quit ends"
 
@@ -32,13 +33,12 @@ class Chat:
 
     def answer_once(self, text: str | None, images: list[Path], audios: list[Path]) -> None:
         """One question."""
-        self._tell([{"role": "user", "content": _parts(text, images, audios)}])
+        self._tell([{"role": "user", "content": _parts(text, {"image": images, "audio": audios})}])
 
     def interactive(self) -> None:
         """Interactive: each line is a turn, with the turns before it as context."""
         turns: list[dict[str, Any]] = []
-        images: list[Path] = []
-        audios: list[Path] = []
+        media: dict[str, list[Path]] = {}
         _ = self.engine.parts.thinker  # what can't be opened is told once, not at every turn
         console.note(HELP)
         for line in _typed():
@@ -47,11 +47,11 @@ class Chat:
                 return
             if command == "/new":
                 turns = []
-            elif command in ("/image", "/audio"):
-                (images if command == "/image" else audios).append(Path(rest.strip()))
-            elif line or images or audios:
-                asked = [*turns, {"role": "user", "content": _parts(line, images, audios)}]
-                images, audios = [], []
+            elif command[:1] == "/" and command[1:] in MODALITIES:
+                media.setdefault(command[1:], []).append(Path(rest.strip()))
+            elif line or media:
+                asked = [*turns, {"role": "user", "content": _parts(line, media)}]
+                media = {}
                 try:
                     answer = self._tell(asked)
                 except (MuomniError, OSError) as error:
@@ -113,9 +113,9 @@ class Chat:
         return answer.text
 
 
-def _parts(text: str | None, images: list[Path], audios: list[Path]) -> list[dict[str, str]]:
+def _parts(text: str | None, media: Mapping[str, list[Path]]) -> list[dict[str, str]]:
     """A user's turn: pictures, then sounds, then words, as in training."""
-    parts = [{"type": "image", "path": str(path)} for path in images] + [{"type": "audio", "path": str(path)} for path in audios]
+    parts = [{"type": kind, "path": str(path)} for kind in MODALITIES for path in media.get(kind, ())]
     return [*parts, {"type": "text", "text": text or ""}] if text or not parts else parts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Self
 
@@ -11,14 +11,18 @@ from torch import Tensor
 
 
 class Batch:
-    """Base of dataclasses that hold tensors, absent ones as None, and batches within."""
+    """Base of dataclasses that hold tensors, absent ones as None, and batches by name."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         held: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
-        tensors = {name: each.to(device, non_blocking=True) for name, each in held.items() if isinstance(each, Tensor)}
-        batches = {name: each.to(device) for name, each in held.items() if isinstance(each, Batch)}
-        return replace(self, **tensors, **batches)  # type: ignore[type-var]
+        moved: dict[str, Any] = {}
+        for name, each in held.items():
+            if isinstance(each, Tensor):
+                moved[name] = each.to(device, non_blocking=True)
+            elif isinstance(each, Mapping):
+                moved[name] = {key: batch.to(device) for key, batch in each.items()}
+        return replace(self, **moved)  # type: ignore[type-var]
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int = 0, width: int = 0) -> tuple[Tensor, Tensor]:

@@ -25,12 +25,12 @@ from muomni.data.report import Manifest, Report, forecast, histogram
 from muomni.data.rows import AT_ITS_MEDIUM, Row, Rows, Usable
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.source import Source
-from muomni.data.uses import ALPHABET, PAD_S, RULES, Standing, fits, standing, states
+from muomni.data.uses import ALPHABET, RULES, Standing, fits, standing, states
 from muomni.errors import DataError, UserError
+from muomni.media.frames import MAX_AUDIO_TOKENS, PAD_S
 from muomni.tokens.alphabet import min_frames
 from muomni.tokens.bpe import Tokenizer
 
-AUDIO_TOKENS_MAX = 128  # a sound is capped at a quarter of the context (SPEC M-E)
 BYTES_PER_TOKEN = 3  # a careful guess where no tokenizer is given; English with 5000 tokens has 3.6
 SHORT_ANSWER = 40  # characters: an answer of this length may be a label
 FEW_ANSWERS = 20  # samples of a task from which the balance of its answers says something
@@ -188,7 +188,7 @@ class _Check:
 
     def _use(self, row: Row) -> Standing:
         """Which stages can learn from a row; one that none can is told, unless it is said of it already that it teaches nothing."""
-        found = standing(row.sample, row.shape, [medium.seconds for medium in row.media if medium.is_sound])
+        found = standing(row.sample, row.shape, [medium.seconds for medium in row.media if medium.kind == "audio"])
         row.stages = found.stages
         if not row.stages and any(message.role == "assistant" for message in row.sample.messages):
             why = "; ".join(f"{stage}: {reason}" for stage, reason in found.refused)
@@ -245,7 +245,7 @@ class _Check:
         Raises  DataError (other_length): the words may be those of a part of it.
         """
         said = row.sample.extra.get(LENGTH)
-        sounds = [found.seconds for found in row.media if found.is_sound]
+        sounds = [found.seconds for found in row.media if found.kind == "audio"]
         if not isinstance(said, int | float) or len(sounds) != 1:
             return
         slack = LENGTH_SLACK_S + LENGTH_SLACK * sounds[0]
@@ -281,7 +281,7 @@ class _Check:
             words = sum(map(len, self.tokenizer.encode_many(row.texts)))
         else:
             words = sum(math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in row.texts)
-        sounds = min(AUDIO_TOKENS_MAX, states(sum(medium.seconds for medium in row.media))) + 2 if row.shape.audios else 0
+        sounds = min(MAX_AUDIO_TOKENS, states(sum(medium.seconds for medium in row.media))) + 2 if row.shape.audios else 0
         return 1 + 2 * len(row.sample.messages) + words + sounds + 3 * row.shape.images
 
     def judged(self) -> Report:
@@ -318,8 +318,8 @@ class _Check:
 
     def _tables(self) -> None:
         report, rows = self.report, self.rows
-        sounds = [found for found in rows.media if found.is_sound]
-        longer = [max(found.size) for found in rows.media if not found.is_sound]
+        sounds = [found for found in rows.media if found.kind == "audio"]
+        longer = [max(found.size) for found in rows.media if found.kind == "image"]
         report.samples = len(rows)
         report.rows = sum(manifest.rows for manifest in report.manifests)
         report.groups = len(np.unique(rows.groups))

@@ -12,6 +12,7 @@ from muomni.data.layouts import fields, media
 from muomni.data.layouts.fields import fold
 from muomni.data.source import Recognised, Source
 from muomni.errors import ConfigError
+from muomni.media.modality import MODALITIES
 
 QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "output", "completion")
@@ -164,11 +165,11 @@ def _first_path(value: Any) -> str:
 
 
 def _kind(key: str, values: list[Any]) -> str | None:
-    """What at least half of the values name, by their suffixes, else by the column's name: `audio` or `image` files."""
+    """The modality that at least half of the values name, by their suffixes, else by the column's name."""
     paths = [_first_path(value) for value in values]
     suffixes = [Path(path).suffix.lower() for path in paths]
-    counts = {"audio": sum(s in formats.AUDIO_SUFFIXES for s in suffixes), "image": sum(s in formats.IMAGE_SUFFIXES for s in suffixes)}
-    kind = max(counts, key=lambda name: counts[name])
+    counts = {kind: sum(suffix in row.suffixes for suffix in suffixes) for kind, row in MODALITIES.items()}
+    kind = max(reversed(counts), key=lambda name: counts[name])
     if 2 * counts[kind] >= len(suffixes):
         return kind
     named = media.kind_of_key(key)  # suffixes that few know, or none: media are known by their first bytes

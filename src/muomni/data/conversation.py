@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_byt
 from muomni.data.uses import says_words
 from muomni.errors import DataError
 from muomni.media import audio, image
+from muomni.media.frames import DOWNSAMPLE, MAX_AUDIO_TOKENS, PAD_S, STATES_HZ, num_states
 from muomni.media.mel import MelSpec, log_mel
+from muomni.media.modality import MODALITIES, Array
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
@@ -34,23 +36,21 @@ class MediaSpec:
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     image_tokens: int = 1
     mel: MelSpec = field(default_factory=MelSpec)
-    downsample: int = 4
+    downsample: int = DOWNSAMPLE
     audio_pool: int = 1
-    max_audio_tokens: int = 128
-    pad_s: float = 0.1
+    max_audio_tokens: int = MAX_AUDIO_TOKENS
+    pad_s: float = PAD_S
 
     def audio_tokens(self, frames: int) -> int:
         """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give them."""
-        strides = self.downsample.bit_length() - 1
-        for _ in range(strides):
-            frames = (frames + 1) // 2
-        return -(-frames // self.audio_pool)
+        return -(-num_states(frames, self.downsample) // self.audio_pool)
 
 
 @dataclass
 class Item:
-    """One conversation, ready for a batch: ids and labels (see tokens.chat), pictures (H,W,3) uint8 and sounds (F,M) float32.
+    """One conversation, ready for a batch: ids and labels (see tokens.chat), and its media as arrays.
 
+    media           by modality, in the order of the conversation: pictures (H,W,3) uint8, log-mels (F,M) float32
     shared, starts  where questions stand apart: how many first ids (the media) each goes on from, and where each begins
     """
 
@@ -58,8 +58,7 @@ class Item:
     task: str
     ids: list[int]
     labels: list[int]
-    pictures: list[NDArray[np.uint8]]
-    mels: list[NDArray[np.float32]]
+    media: Mapping[str, Sequence[Array]] = field(default_factory=dict)
     shared: int = 0
     starts: list[int] = field(default_factory=list)
 
@@ -88,15 +87,62 @@ def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDA
     return out
 
 
-def positions(mels: Sequence[NDArray[np.float32]], spec: MediaSpec, name: str) -> list[int]:
-    """Positions that each sound fills; raises DataError (too_long) beyond max_audio_tokens, naming whose sound it is."""
-    counts = [spec.audio_tokens(len(mel)) for mel in mels]
-    if counts and max(counts) > spec.max_audio_tokens:
-        raise DataError(
-            "too_long",
-            f"{name}: a sound fills {max(counts)} positions, at most {spec.max_audio_tokens} are allowed",
-            hint="cut it into parts, or raise max_audio_tokens or audio_pool",
-        )
+@dataclass(frozen=True)
+class MediaReader:
+    """How a medium of one modality is read for a conversation.
+
+    read      its array
+    key       what is the same wherever the same content is named
+    guess     positions that it fills, before it is read
+    most      positions that one may fill
+    fills     positions that its array fills; None: the guess is exact, whatever it holds
+    lasts     later questions of a dialogue are about it too, though they bring media of their own
+    """
+
+    read: Callable[[Any, MediaSpec], Array]
+    key: Callable[[Any], Hashable]
+    guess: Callable[[Any, MediaSpec], int]
+    most: Callable[[MediaSpec], int]
+    fills: Callable[[Array, MediaSpec], int] | None = None
+    lasts: bool = False
+
+
+MEDIA_READERS: dict[str, MediaReader] = {
+    "image": MediaReader(
+        read=lambda part, spec: read_picture(part, spec.image_size, spec.resample),
+        key=lambda part: part.path,
+        guess=lambda _, spec: spec.image_tokens,
+        most=lambda spec: spec.image_tokens,
+        lasts=True,
+    ),
+    "audio": MediaReader(
+        read=lambda part, spec: wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s),
+        key=lambda part: (part.path, part.start, part.end, part.channel),
+        guess=lambda part, spec: int(STATES_HZ / spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))),
+        most=lambda spec: spec.max_audio_tokens,
+        fills=lambda mel_FM, spec: spec.audio_tokens(len(mel_FM)),
+    ),
+}
+Positions = dict[str, list[int]]
+"""By modality, how many positions each medium fills, in the order of the conversation."""
+
+
+def input_media(sample: Sample) -> dict[str, list[Any]]:
+    """The media that the model takes in, by modality, in the order of the conversation; none of a modality: absent."""
+    parts = [part for message in sample.messages if message.role != "assistant" for part in message.media]
+    return {kind: some for kind in MODALITIES if (some := [part for part in parts if part.type == kind])}
+
+
+def positions(media: Mapping[str, Sequence[Array]], spec: MediaSpec, name: str) -> Positions:
+    """Positions that media fill; raises DataError (too_long) for one that fills more than it may, by its owner's name."""
+    counts: Positions = {}
+    for kind, arrays in media.items():
+        reader = MEDIA_READERS[kind]
+        counts[kind] = filled = [(reader.fills or reader.guess)(array, spec) for array in arrays]
+        if max(filled, default=0) > (most := reader.most(spec)):
+            noun, hint = MODALITIES[kind].noun, "cut it into parts, or raise max_audio_tokens or audio_pool"
+            told = f"{name}: a {noun} fills {max(filled)} positions, at most {most} are allowed"
+            raise DataError("too_long", told, hint=hint)
     return counts
 
 
@@ -105,10 +151,10 @@ def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int,
 
     Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
     """
-    pictures = [read_picture(part, spec.image_size, spec.resample) for part in sample.images]
-    mels = [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s) for part in sample.audios]
-    item = rendered(sample, tokenizer, spec, ctx_len, positions(mels, spec, sample.id), reply=reply, apart=apart)
-    return replace(item, pictures=pictures, mels=mels)
+    parts = input_media(sample)
+    media = {kind: [MEDIA_READERS[kind].read(part, spec) for part in some] for kind, some in parts.items()}
+    filled = positions(media, spec, sample.id)
+    return replace(rendered(sample, tokenizer, spec, ctx_len, filled, reply=reply, apart=apart), media=media)
 
 
 def rendered(
@@ -116,25 +162,28 @@ def rendered(
     tokenizer: Tokenizer,
     spec: MediaSpec,
     ctx_len: int,
-    audio_tokens: Sequence[int] = (),
+    filled: Positions | None = None,
     *,
     reply: bool = False,
     apart: bool = False,
 ) -> Item:
     """A sample's turns as ids and labels, its media unread; a text document is learned whole.
 
-    Takes   audio_tokens: positions that each sound fills, in their order.
+    Takes   filled: positions of its media; None: as guessed, for media of which the guess is exact.
             reply=True stops where the assistant is to speak.
             With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none
             reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
-    Gives   an Item without pictures and sounds.
+    Gives   an Item without the media's arrays.
     Raises  DataError: a conversation that can't fit ctx_len (media are never cut), or whose assistant answers by sound alone.
     """
     if sample.text is not None:
         return _document(sample, tokenizer, ctx_len)
     if not reply and sample.speech and not says_words(sample):
         raise DataError("bad_row", f"{sample.id}: the assistant says nothing in words", hint="stages codec and talker learn from its sound")
-    counts = dict(zip(sample.audios, audio_tokens, strict=False))
+    media = input_media(sample)
+    if filled is None:
+        filled = {kind: [MEDIA_READERS[kind].guess(part, spec) for part in parts] for kind, parts in media.items()}
+    counts = {part: count for kind, parts in media.items() for part, count in zip(parts, filled[kind], strict=True)}
     in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
     shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []
     rows = [
@@ -142,8 +191,7 @@ def rendered(
             chat.render(
                 tokenizer,
                 one.messages,
-                image_tokens=[spec.image_tokens] * len(one.images),
-                audio_tokens=[counts[part] for part in one.audios],
+                positions={kind: [counts[part] for part in some] for kind, some in input_media(one).items()},
                 reply=reply,
             ),
             ctx_len,
@@ -151,7 +199,7 @@ def rendered(
         )
         for one in (questions(sample) if shared else [sample])
     ]
-    item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels), [], [])
+    item = Item(sample.id, sample.task, list(rows[0].ids), list(rows[0].labels))
     if len(rows) > 1:
         last = rows[0].spans[len(shared) - 1]
         item.shared = last.start + last.length + 1  # with the mark that closes it
@@ -164,9 +212,9 @@ def rendered(
 
 
 def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
-    """The media that all questions are about: the first one's, without its sounds if later ones bring media of their own."""
+    """The media that all questions are about: the first one's; only those that last if later ones bring their own."""
     first, *later = [message.media for message in sample.messages if message.role == "user"] or [[]]
-    return [part for part in first if not any(later) or isinstance(part, ImagePart)]
+    return [part for part in first if not any(later) or MEDIA_READERS[part.type].lasts]
 
 
 def questions(sample: Sample) -> list[Sample]:
@@ -192,7 +240,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
     ids = chat.document(tokenizer, sample.text)
     if len(ids) > ctx_len:
         ids = [*ids[: ctx_len - 1], ids[-1]]
-    return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]], [], [])
+    return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]])
 
 
 class Conversations:
@@ -227,33 +275,28 @@ class Conversations:
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """One prepared sample."""
         sample = self.samples[index]
-        pictures = [self._picture(part) for part in sample.images]
-        mels = [self._mel(part) for part in sample.audios]
-        found = replace(self._rendered(index, sample, mels), pictures=pictures, mels=mels)
-        if self.changes is None or not pictures:
-            return found
-        return replace(found, pictures=[self.changes.change(picture, rng, found.task) for picture in pictures])
+        media = {kind: [self._array(part) for part in parts] for kind, parts in input_media(sample).items()}
+        item = replace(self._rendered(index, sample, media), media=media)
+        if self.changes is None or "image" not in media:
+            return item
+        changed = [self.changes.change(picture, rng, item.task) for picture in media["image"]]
+        return replace(item, media={**media, "image": changed})
 
-    def _picture(self, part: ImagePart) -> NDArray[np.uint8]:
-        """A picture, kept once for all samples that show it."""
-        return self.kept.get(("image", part.path), lambda: [read_picture(part, self.spec.image_size, self.spec.resample)])[0]
+    def _array(self, part: Any) -> Array:
+        """A medium, kept once for all samples that it stands in."""
+        reader = MEDIA_READERS[part.type]
+        return self.kept.get((part.type, reader.key(part)), lambda: [reader.read(part, self.spec)])[0]
 
-    def _mel(self, part: AudioPart) -> NDArray[np.float32]:
-        """A sound, kept once for all samples that it stands in."""
-        spec = self.spec
-        make = lambda: [wave_to_mel(read_wave(part, spec.mel.rate_hz), spec.mel, spec.pad_s)]  # noqa: E731
-        return self.kept.get(("audio", part.path, part.start, part.end, part.channel), make)[0]
-
-    def _rendered(self, index: int, sample: Sample, mels: Sequence[NDArray[np.float32]]) -> Item:
+    def _rendered(self, index: int, sample: Sample, media: Mapping[str, Sequence[Array]]) -> Item:
         """The ids and labels of a sample, its media left out."""
 
         def make() -> list[NDArray[np.int64]]:
-            counts = positions(mels, self.spec, sample.id)
-            item = rendered(sample, self.tokenizer, self.spec, self.ctx_len, counts, apart=self.apart)
+            filled = positions(media, self.spec, sample.id)
+            item = rendered(sample, self.tokenizer, self.spec, self.ctx_len, filled, apart=self.apart)
             return [np.array(row, np.int64) for row in (item.ids, item.labels, item.starts, [item.shared])]
 
         ids, labels, starts, shared_ids = (row.tolist() for row in self.kept.get(index, make))
-        return Item(sample.id, sample.task, ids, labels, [], [], shared_ids[0], starts)
+        return Item(sample.id, sample.task, ids, labels, {}, shared_ids[0], starts)
 
     def lengths(self) -> NDArray[np.int32]:
         """A cheap guess of each row's length, for batches of like lengths, (len,)."""
@@ -261,5 +304,5 @@ class Conversations:
 
     def _length(self, sample: Sample) -> int:
         words = min(2000, len(sample.text or "") + sum(len(message.text) for message in sample.messages)) // 4
-        sounds = sum(int(25 / self.spec.audio_pool * ((part.end or 3.0) - (part.start or 0.0))) for part in sample.audios)
-        return words + len(sample.images) * self.spec.image_tokens + sounds
+        parts = [part for some in input_media(sample).values() for part in some]
+        return words + sum(MEDIA_READERS[part.type].guess(part, self.spec) for part in parts)

@@ -19,8 +19,8 @@ from muomni.data.sample import Sample
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.chat import IGNORE
 
-IGNORE = chat.IGNORE
 FORMAT = 3  # of the files; part of the key, so that an older build is made again
 ENCODED_AT_ONCE = 1024
 NO_DOCUMENT = -1
@@ -35,7 +35,6 @@ class Row:
     ids_T: Ints
     labels_T: Ints  # ids, or IGNORE where nothing is learned
     documents_T: Ints  # 0, 1, ... within the row
-    positions_T: Ints  # from 0 in each document
 
 
 class TokenCorpus:
@@ -130,7 +129,6 @@ class Packed:
             np.zeros(self.ctx_len, np.int64),
             np.full(self.ctx_len, IGNORE, np.int64),
             np.full(self.ctx_len, NO_DOCUMENT, np.int64),
-            np.zeros(self.ctx_len, np.int64),
         )
         at = 0
         for number, (start, stop) in enumerate(self.pieces(index)):
@@ -138,7 +136,6 @@ class Packed:
             row.ids_T[here] = self.corpus.ids[start:stop]
             row.labels_T[here] = self.corpus.labels(start, stop)
             row.documents_T[here] = number
-            row.positions_T[here] = np.arange(stop - start)
             at = here.stop
         return row
 

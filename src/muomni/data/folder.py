@@ -10,6 +10,7 @@ from typing import Any
 
 from muomni.data import formats, shards, streams, trees
 from muomni.errors import UserError
+from muomni.media.modality import of_suffix
 
 SEPARATORS = re.compile(rb'["/\\,\t\r\n]+')
 ABOUT = re.compile(r"(readme|licen[cs]e|notice|copying|credits|changelog|requirements|sha256sums|md5sums|vocab)", re.IGNORECASE)
@@ -31,7 +32,7 @@ def scan(path: Path) -> Contents | None:
     found = Contents()
     for file in trees.files(path.absolute()):
         suffix = streams.suffix(file)
-        if suffix in formats.IMAGE_SUFFIXES or suffix in formats.AUDIO_SUFFIXES:
+        if of_suffix(suffix):
             found.media.add(str(file))
         elif formats.is_table(file) or suffix == ".txt":
             (found.manifests if file.is_file() and _is_manifest(file, suffix) else found.skipped).append(file)
@@ -52,7 +53,7 @@ def unnamed(media: set[str], manifests: list[Path]) -> list[str]:
 
 def sounds(path: Path) -> set[str]:
     """The sounds of a folder and below it; of two microphones the second is not counted."""
-    found = {str(file) for file in trees.files(path.absolute()) if file.suffix.lower() in formats.AUDIO_SUFFIXES}
+    found = {str(file) for file in trees.files(path.absolute()) if of_suffix(file.suffix.lower()) == "audio"}
     return {name for name in found if "_mic2." not in name or name.replace("_mic2.", "_mic1.") not in found}
 
 

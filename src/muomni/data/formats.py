@@ -18,6 +18,7 @@ from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
 from muomni.data.streams import lines as lines
 from muomni.errors import ConfigError, DataError, DataNote
+from muomni.media.modality import MODALITIES
 
 # A dict: a row of which nothing was left; a Sample: one whose line is spelt as ours are.
 Rows = Iterator[tuple[int, Reading | dict[str, Any] | Sample | DataError]]
@@ -25,7 +26,6 @@ Rows = Iterator[tuple[int, Reading | dict[str, Any] | Sample | DataError]]
 LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
-IMAGE_SUFFIXES, AUDIO_SUFFIXES = media.IMAGE_SUFFIXES, media.AUDIO_SUFFIXES
 READ_EXTRA = frozenset({"names", "text", "words", "kind", "kinds", "speaker"})  # keys beside ours that somebody reads from `extra`
 
 
@@ -260,7 +260,9 @@ def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
 def _with_words(message: Any, prompt: str) -> Any:
     """A user's message of media alone with the prompt behind them; any other as it is."""
     parts = message.get("content") if isinstance(message, dict) and message.get("role") == "user" else None
-    if not isinstance(parts, list) or not parts or not all(isinstance(p, dict) and p.get("type") in template.MEDIA for p in parts):
+    if not isinstance(parts, list) or not parts:
+        return message
+    if not all(isinstance(part, dict) and part.get("type") in MODALITIES for part in parts):
         return message
     return {**message, "content": [*parts, {"type": "text", "text": prompt}]}
 
@@ -304,7 +306,7 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
     """A reader of tables with a column of files and a column of words: a template over these two."""
 
     def read(path: Path, source: Source) -> Rows:
-        _refuse_swapped(path, medium, words, AUDIO_SUFFIXES if kind == "audio" else IMAGE_SUFFIXES)
+        _refuse_swapped(path, medium, words, MODALITIES[kind].suffixes)
         return rows(path, paired(source, medium, words, kind, task))
 
     return read
@@ -318,7 +320,7 @@ def paired(source: Source, medium: str, words: str, kind: str, task: str) -> Rec
     return Recognised.of(source, task=task, messages=turns)
 
 
-def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> None:
+def _refuse_swapped(path: Path, medium: str, words: str, suffixes: frozenset[str]) -> None:
     """Stop where in all first rows of a table the words look like files and the files like words.
 
     Raises  ConfigError, which says so in a line.
@@ -335,7 +337,7 @@ def _refuse_swapped(path: Path, medium: str, words: str, suffixes: set[str]) -> 
         )
 
 
-def _looks_like_a_file(cell: str, suffixes: set[str]) -> bool:
+def _looks_like_a_file(cell: str, suffixes: frozenset[str]) -> bool:
     """Whether a cell names a medium; words may end in `.wav` only by an accident of spelling."""
     return Path(cell.strip()).suffix.lower() in suffixes if len(cell) < 4096 else False
 
@@ -419,21 +421,21 @@ def listing(path: Path) -> Path:
 
 def images(path: Path, source: Source) -> Rows:
     """A folder of pictures: metadata (file_name, text or caption), its own or of each split, else class folders named by the captions."""
-    return _folder(path, source, "image", IMAGE_SUFFIXES, ("text", "caption"), "caption")
+    return _folder(path, source, "image", ("text", "caption"), "caption")
 
 
 def sounds(path: Path, source: Source) -> Rows:
     """A folder of sounds: metadata (file_name, transcription or text), its own or of each split, else class folders named by the labels."""
-    return _folder(path, source, "audio", AUDIO_SUFFIXES, ("transcription", "text"), "transcribe")
+    return _folder(path, source, "audio", ("transcription", "text"), "transcribe", "label")
 
 
-def _folder(path: Path, source: Source, medium: str, suffixes: set[str], words: tuple[str, str], task: str) -> Rows:
+def _folder(path: Path, source: Source, medium: str, words: tuple[str, str], task: str, of_classes: str | None = None) -> Rows:
     if not path.is_dir():
-        raise DataError("missing", f"{path}: expected a folder of {'pictures' if medium == 'image' else 'sounds'}")
+        raise DataError("missing", f"{path}: expected a folder of {MODALITIES[medium].noun}s")
     if shards.is_set(path):
         yield from rows(path, source if source.is_template else paired(source, "file_name", words[0], medium, words[1]))
         return
-    for number, found in enumerate(trees.classes(path, suffixes), start=1):
+    for number, found in enumerate(trees.classes(path, MODALITIES[medium].suffixes), start=1):
         if isinstance(found, DataError):
             yield number, found
             continue
@@ -445,7 +447,7 @@ def _folder(path: Path, source: Source, medium: str, suffixes: set[str], words: 
         shown: list[dict[str, Any]] = [{"type": medium, "path": str(inside)}]
         asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        row = {"task": "caption" if medium == "image" else "label", "messages": turns}
+        row = {"task": of_classes or task, "messages": turns}
         yield number, {**row, "split": side} if side else row
 
 

@@ -8,6 +8,7 @@ with their square. Thresholds were measured: see docs/formats.md.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import zlib
@@ -35,6 +36,8 @@ STEPS = 12.0  # of a vector to a deviation: int8 holds 10 deviations
 TABLES, BITS = 12, 16  # at the threshold a pair shares one of 12 buckets of 16 bits with probability 0.999
 CROWD = 32  # of a bucket only the last so many are compared, so that a thousand copies cost no million comparisons
 HASHES, ROWS = 64, 4
+HASH_BANDS = HASHES // ROWS
+BLOCK = 4096  # signatures that are written to the file at once, band by band, so that a band is read without the others
 SHINGLE_WORDS = 3
 LEAST_WORDS = 12  # shorter texts are like others by chance
 MOST_WORDS = 5000  # of a document; more adds no knowledge
@@ -150,6 +153,9 @@ def near_sounds() -> NearVectors:
     return NearVectors(SOUND_FAR, lengths_apart=LENGTHS_APART)
 
 
+NEAR = {"image": near_pictures, "audio": near_sounds}  # by modality
+
+
 class NearTexts:
     """Which texts say all but the same as an earlier one: equal but for case and punctuation, or four fifths of their word triples shared.
 
@@ -163,7 +169,8 @@ class NearTexts:
         self._offsets = rng.integers(0, 2**63, HASHES, dtype=np.uint64)
         self._plain = array("q")  # hash of the words; 0 where there are none
         self._signed = array("q")  # number of the signature, or -1
-        self._file = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115  (it goes with the last who holds it)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (it goes with the last who holds it)
+        self._block = np.zeros((HASH_BANDS, BLOCK, ROWS), np.uint32)  # the newest signatures
         self._signatures = 0
 
     def __len__(self) -> int:
@@ -176,9 +183,11 @@ class NearTexts:
         if len(words) < LEAST_WORDS:
             self._signed.append(-1)
             return
-        self._file.write(self._signature(words[:MOST_WORDS]).tobytes())
+        self._block[:, self._signatures % BLOCK] = self._signature(words[:MOST_WORDS]).reshape(HASH_BANDS, ROWS)
         self._signed.append(self._signatures)
         self._signatures += 1
+        if self._signatures % BLOCK == 0:
+            self._store()
 
     def near(self, chosen: NDArray[np.int64] | None = None) -> Iterator[tuple[int, list[int]]]:
         """Each text that is like earlier ones with the numbers of these: of one that is equal the first, else some of a bucket.
@@ -200,12 +209,9 @@ class NearTexts:
         found: defaultdict[int, set[int]] = defaultdict(set)
         if len(places) < 2:
             return {}
-        self._file.flush()
-        signatures_SH = np.memmap(self._file, np.uint32, "r", shape=(self._signatures, HASHES))
-        for band in range(HASHES // ROWS):
-            keys = np.zeros(len(places), np.uint64)
-            for row in range(band * ROWS, (band + 1) * ROWS):
-                keys = keys * self._factors[row] + signatures_SH[signed[places], row]
+        self._store()
+        for band in range(HASH_BANDS):
+            keys = self._keys(band)[signed[places]]
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
             for lag in range(1, min(CROWD + 1, len(keys))):
@@ -214,10 +220,32 @@ class NearTexts:
                     break
                 for some in np.array_split(met, -(-len(met) // PAIRS_AT_ONCE)):
                     late, early = places[order[some + lag]], places[order[some]]
-                    share = np.mean(signatures_SH[signed[late]] == signatures_SH[signed[early]], axis=1)
+                    share = np.mean(self._of(signed[late]) == self._of(signed[early]), axis=(1, 2))
                     for one, other in zip(late[share >= TEXT_LIKE].tolist(), early[share >= TEXT_LIKE].tolist(), strict=True):
                         found[one].add(other)
         return {number: sorted(others) for number, others in found.items()}
+
+    def _store(self) -> None:
+        """Write the block that holds the newest signature."""
+        if self._signatures:
+            os.pwrite(self._file.fileno(), self._block.tobytes(), (self._signatures - 1) // BLOCK * self._block.nbytes)
+
+    def _keys(self, band: int) -> NDArray[np.uint64]:
+        """The bucket of each signature in a band, (signatures,)."""
+        keys = np.zeros(self._signatures, np.uint64)
+        num_bytes = self._block[0].nbytes
+        for first in range(0, self._signatures, BLOCK):
+            place = (first // BLOCK * HASH_BANDS + band) * num_bytes
+            rows_SR = np.frombuffer(os.pread(self._file.fileno(), num_bytes, place), np.uint32).reshape(BLOCK, ROWS)
+            some = keys[first : first + BLOCK]
+            for row in range(ROWS):
+                some[:] = some * self._factors[band * ROWS + row] + rows_SR[: len(some), row]
+        return keys
+
+    def _of(self, numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Signatures by number, (N, HASH_BANDS, ROWS)."""
+        shape = (-(-self._signatures // BLOCK), HASH_BANDS, BLOCK, ROWS)
+        return np.asarray(np.memmap(self._file, np.uint32, "r", shape=shape)[numbers // BLOCK, :, numbers % BLOCK])
 
     def _signature(self, words: list[str]) -> NDArray[np.uint32]:
         triples = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +63,13 @@ class Medium:
     """A file or inline content, or a stretch of a sound."""
 
     name: str  # as people should read it
+    kind: str  # its modality
     digest: str  # of the whole file's bytes
     start: float | None = None
     end: float | None = None
     channel: int | None = None
     seconds: float = 0.0
-    rate_hz: int = 0  # 0: a picture
+    rate_hz: int = 0
     channels: int = 0
     size: tuple[int, int] = (0, 0)
     oddities: list[Oddity] = field(default_factory=list)
@@ -76,11 +79,6 @@ class Medium:
     def key(self) -> tuple[str, float | None, float | None, int | None]:
         """The same for the same bytes, wherever they lie."""
         return self.digest, self.start, self.end, self.channel
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is heard rather than seen."""
-        return self.rate_hz > 0
 
 
 def examine(part: ImagePart | AudioPart) -> Medium:
@@ -93,7 +91,7 @@ def examine(part: ImagePart | AudioPart) -> Medium:
     if content is None and not (isinstance(part, AudioPart) and (part.start is not None or part.end is not None)):
         content = _content(part.path)  # once for all that looks at it
     source = content if content is not None else part.path
-    return _sound(part, source, name) if isinstance(part, AudioPart) else _picture(source, name)
+    return EXAMINED[part.type](part, source, name)
 
 
 def _content(path: str) -> bytes | None:
@@ -123,9 +121,9 @@ def _sound(part: AudioPart, source: str | bytes, name: str) -> Medium:
     if decoded.channels_SC is not None and (apart := _channels(decoded.channels_SC, about.rate_hz)):
         odd.append(("channels_differ", f"{name}: expected channels of one sound, got {apart}; their mean is taken"))
     vector = likeness.sound_vector(wave_S, about.rate_hz)
-    return Medium(
-        name, _digest(source), part.start, part.end, part.channel, seconds, about.rate_hz, about.channels, oddities=odd, vector=vector
-    )
+    window = part.start, part.end, part.channel
+    shape = seconds, about.rate_hz, about.channels
+    return Medium(name, part.type, _digest(source), *window, *shape, oddities=odd, vector=vector)
 
 
 def _length(name: str, about: audio.Info, seconds: float) -> list[Oddity]:
@@ -199,7 +197,7 @@ def _alternate(waves_2S: NDArray[np.float32], sample_s: float) -> bool:
     return len(louder_F) > 0 and min(np.mean(louder_F > TURN_DB), np.mean(louder_F < -TURN_DB)) > TURN_SHARE
 
 
-def _picture(source: str | bytes, name: str) -> Medium:
+def _picture(part: ImagePart, source: str | bytes, name: str) -> Medium:
     picture, form = image.read_with_format(source, name=name)
     odd = _wrong_extension(name, form)
     extrema: list[tuple[int, int]] = list(picture.getextrema())  # type: ignore[arg-type]  # RGB: a pair a channel
@@ -210,7 +208,12 @@ def _picture(source: str | bytes, name: str) -> Medium:
         odd.append(("tiny_picture", f"{name}: expected at least {TINY_PIXELS} pixels a side, got {width} x {height}"))
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         odd.append(("narrow_picture", f"{name}: expected sides of at most 5 to 1, got {width} x {height}"))
-    return Medium(name, _digest(source), size=(width, height), oddities=odd, vector=likeness.picture_vector(picture))
+    vector = likeness.picture_vector(picture)
+    return Medium(name, part.type, _digest(source), size=(width, height), oddities=odd, vector=vector)
+
+
+EXAMINED: dict[str, Callable[[Any, str | bytes, str], Medium]] = {"image": _picture, "audio": _sound}
+"""By modality: a part, its bytes or the place of its file, and its name for people -> what it is."""
 
 
 def _wrong_extension(name: str, form: str) -> list[Oddity]:

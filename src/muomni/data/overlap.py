@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from muomni.data import likeness
 from muomni.data.findings import Finding
 from muomni.data.rows import Ints, Rows
+from muomni.media.modality import MODALITIES
 
 NEVER = np.iinfo(np.int64).max
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number of even bits: multiples of it lie far apart
 
 
 def find(rows: Rows, near_texts: likeness.NearTexts) -> Iterator[Finding]:
@@ -66,7 +68,8 @@ def _duplicates(rows: Rows) -> Iterator[Finding]:
     _, first, inverse = np.unique(rows.contents, return_index=True, return_inverse=True)
     same = first[inverse]  # of each row, the first of its content
     # two manifests may both count from 0
-    _, first, inverse = np.unique(np.stack([rows.ids, rows.manifests]), axis=1, return_index=True, return_inverse=True)
+    own_ids = rows.ids.astype(np.uint64) ^ rows.manifests.astype(np.uint64) * SPREAD
+    _, first, inverse = np.unique(own_ids, return_index=True, return_inverse=True)
     namesake = first[inverse]
     numbers = np.arange(len(rows))
     for number in np.flatnonzero((same != numbers) | (rows.contents[namesake] != rows.contents)).tolist():
@@ -178,15 +181,17 @@ class _Things:
 
 
 def _near_media(rows: Rows, used: _Used) -> Iterator[Finding]:
-    """Likenesses between pictures, and between sounds."""
+    """Likenesses between the media of each modality."""
     _, train, valid = _firsts(used.keys[used.media], used.owners, used.sides)
     _, places = np.unique(used.keys[used.media], return_index=True)  # the first use of each, in the same order
     order = np.argsort(places)
     train, valid, first = train[order], valid[order], [rows.media[medium] for medium in used.media[places[order]].tolist()]
-    for kind, is_sound, index in (("picture", False, likeness.near_pictures()), ("sound", True, likeness.near_sounds())):
-        chosen = [number for number, medium in enumerate(first) if medium.vector is not None and medium.is_sound == is_sound]
+    for kind, near_vectors in likeness.NEAR.items():
+        index = near_vectors()
+        chosen = [number for number, medium in enumerate(first) if medium.vector is not None and medium.kind == kind]
         mine = [first[number] for number in chosen]
-        things = _Things(kind, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
+        noun = MODALITIES[kind].noun
+        things = _Things(noun, rows, lambda number, mine=mine: mine[number].name, train[chosen], valid[chosen])  # type: ignore[misc]
         vectors = [medium.vector for medium in mine if medium.vector is not None]
         for number, near in enumerate(index.add_all(vectors, [medium.seconds for medium in mine])):
             if near:

@@ -13,6 +13,7 @@ from typing import Any
 
 from muomni.errors import DataError, DataNote
 from muomni.media import stored
+from muomni.media.modality import of_suffix
 
 AT_ONCE = 64  # rows that are decoded at once
 GROUP_BYTES = 32 * 2**20  # of a row group's media: a picture of a larger one costs too much to read by itself
@@ -112,7 +113,7 @@ def _kind(held: bytes, said: str | None) -> tuple[str, str]:
         if held.startswith(magic, start):
             return suffix, kind
     suffix = Path(said or "").suffix.lower().lstrip(".") or "bin"
-    return suffix, "audio" if suffix in ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "au", "aiff") else "image"
+    return suffix, of_suffix(f".{suffix}") or "image"
 
 
 def _classes(file: Any) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muomni import files
 from muomni.data.source import Source as Source
-from muomni.errors import DataError
+from muomni.errors import DataError, nearest
 from muomni.media import stored
 
 KEY_END = re.compile(r'"[ \t\r\n]*:')
@@ -276,7 +275,7 @@ def inline_bytes(path: str) -> bytes | None:
 @lru_cache(maxsize=1024)
 def _meant(key: str) -> str | None:
     """The key of ours that this one is a slip of the pen of."""
-    return next(iter(difflib.get_close_matches(key, Sample.model_fields, n=1, cutoff=0.8)), None)
+    return nearest(key, Sample.model_fields, cutoff=0.8)
 
 
 Shown = list[tuple[bool, ImagePart | AudioPart]]  # whether the assistant shows it, and what

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from muomni.data import streams, trees
-from muomni.data.layouts import media
 from muomni.errors import DataError, DataNote
 from muomni.media import stored
+from muomni.media.modality import of_suffix
 
 TAR, PARQUET = ".tar", ".parquet"
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 KEY = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]+)", re.DOTALL)
-PICTURES = {"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm"}
-SOUNDS = {suffix[1:] for suffix in media.AUDIO_SUFFIXES}
-FILMS = {"mp4", "webm", "mkv", "avi", "mov"}
+OTHERS = {"ppm": "image", **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video")}
 WORDS = {"txt": "text", "text": "text", "transcript": "transcript", "transcription": "transcription", "caption": "caption", "lab": "text"}
 SPLIT = re.compile(r"(?:^|[-_./])(train|training|val|valid|validation|dev|test|eval)(?=$|[-_./\d])", re.IGNORECASE)
 BLOCK_BYTES = 512
@@ -230,7 +228,7 @@ def _row(path: Path, container: str, key: str, members: dict[str, tarfile.TarInf
 def _fields(path: Path, container: str, kind: str, member: tarfile.TarInfo) -> Iterator[tuple[str, Any]]:
     """What a member gives to its row."""
     before, _, last = kind.rpartition(".")
-    medium = "image" if last in PICTURES else "audio" if last in SOUNDS else "video" if last in FILMS else None
+    medium = of_suffix(f".{last}") or OTHERS.get(last)
     if medium is not None or (last not in WORDS and last not in ("json", "cls", "id", "index")):
         yield before or medium or last, stored.in_tar(container, member.offset_data, member.size, member.name)
         return

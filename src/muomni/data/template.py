@@ -11,10 +11,10 @@ from typing import Any
 from muomni.data.layouts import fields, media, placeholders
 from muomni.data.source import Source
 from muomni.errors import DataError
+from muomni.media.modality import MODALITIES
 
 PLACEHOLDER = re.compile(r"\{([^\W\d][\w.\- ]*)\}")
 ROLES = ("system", "user", "assistant")
-MEDIA = ("image", "audio")
 KEPT = ("license", "source")  # what an answer's page shows of where a row comes from
 
 
@@ -111,9 +111,10 @@ def _parts(part: Any, row: dict[str, Any]) -> list[dict[str, Any]]:
     """A part of a template filled: several where its field lists several media."""
     if isinstance(part, str):
         return [{"type": "text", "text": text(part, row)}]
-    kind = next((kind for kind in MEDIA if isinstance(part, dict) and kind in part), None)
+    kind = next((kind for kind in MODALITIES if isinstance(part, dict) and kind in part), None)
     if kind is None:
-        raise DataError("bad_row", f"template: expected text, {{image: ...}} or {{audio: ...}}, got {part!r}")
+        media_parts = " or ".join(f"{{{kind}: ...}}" for kind in MODALITIES)
+        raise DataError("bad_row", f"template: expected text, {media_parts}, got {part!r}")
     more: dict[str, Any] = {}
     times: dict[str, tuple[fields.Time, Any]] = {}
     for key, value in part.items():

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from muomni.data.layouts.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from muomni.errors import DataError, DataNote
+from muomni.media.modality import of_suffix
 
 LJ_TABLE, LJ_SOUNDS = "metadata.csv", "wavs"
 LIBRI_TEXTS = "*.trans.txt"
@@ -164,15 +164,11 @@ def tables(path: Path) -> list[Path]:
 
 
 def sounds_alone(path: Path) -> bool:
-    """Whether a folder holds sounds and no pictures."""
-    kinds = {file.suffix.lower() in AUDIO_SUFFIXES for file in islice(files(path), ENTRIES) if file.suffix.lower() in MEDIA}
-    return kinds == {True}
+    """Whether a folder holds sounds and no other media."""
+    return {of_suffix(file.suffix.lower()) for file in islice(files(path), ENTRIES)} - {None} == {"audio"}
 
 
-MEDIA = {*AUDIO_SUFFIXES, *IMAGE_SUFFIXES}
-
-
-def classes(path: Path, suffixes: set[str]) -> Iterator[tuple[Path, str, str | None] | DataError]:
+def classes(path: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, str | None] | DataError]:
     """Media in folders of classes: each file as it is seen from the folder, its class, and its side, where folders of splits say it.
 
     A folder called train, val or test is a split where it holds folders of classes, or where all folders beside it are splits too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,12 +11,11 @@ import numpy as np
 
 from muomni.data.sample import AudioPart, Sample
 from muomni.errors import DataError
+from muomni.media.frames import DOWNSAMPLE, MELS_HZ, PAD_S, num_states
 from muomni.tokens.alphabet import Alphabet, min_frames
 
 MAX_S = 20.0  # the longest sound that hearing, codec and talker take, unless their settings say otherwise
 MAX_TEXT_LEN = 64  # characters of the longest transcript of stage hearing, unless its settings say otherwise
-MELS_HZ, MELS_A_STATE = 100, 4  # the hearing part writes at 25 Hz (SPEC M-B)
-PAD_S = 0.1  # silence on both sides of a sound, as the hearing stage adds by default
 ALPHABET = Alphabet()
 LOOKED_AT = 64  # samples; where one of them can be used, a stage has something to learn from
 
@@ -172,7 +170,7 @@ def fits(words: str, seconds: float) -> bool:
 
 def states(seconds: float) -> int:
     """Frames in which the hearing part can write, of so much sound."""
-    return math.ceil(int(seconds * MELS_HZ + 1e-6) / MELS_A_STATE)
+    return num_states(int(seconds * MELS_HZ + 1e-6), DOWNSAMPLE)
 
 
 def demand(stage: str, samples: Sequence[Sample], refused: Callable[[Sample], str | None]) -> None:

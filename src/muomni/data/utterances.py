@@ -19,6 +19,7 @@ from muomni.data.uses import MAX_S, MAX_TEXT_LEN
 from muomni.data.uses import spoken as spoken
 from muomni.errors import DataError
 from muomni.media import audio, augment, stored
+from muomni.media.frames import DOWNSAMPLE, PAD_S, num_states
 from muomni.media.mel import MelSpec
 from muomni.tokens.alphabet import Alphabet, min_frames
 
@@ -139,8 +140,8 @@ class Utterances:
         samples: Sequence[Sample],
         mel: MelSpec,
         *,
-        downsample: int = 4,
-        pad_s: float = 0.1,
+        downsample: int = DOWNSAMPLE,
+        pad_s: float = PAD_S,
         max_text_len: int = MAX_TEXT_LEN,
         max_s: float = MAX_S,
         changes: SpeechAugment | None = None,
@@ -180,9 +181,7 @@ class Utterances:
         symbols = ALPHABET.encode(text)
         mel_FM = self._mel(index, part, rng)
         if self.downsample:
-            states = len(mel_FM)
-            for _ in range(self.downsample.bit_length() - 1):
-                states = (states + 1) // 2
+            states = num_states(len(mel_FM), self.downsample)
             if min_frames(symbols) > states:
                 raise DataError(
                     "infeasible", f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import soxr
@@ -29,6 +29,15 @@ class Picture:
     """Pixels (H, W, 3) uint8, to be kept as a PNG of at most EDGE_PX."""
 
     pixels: NDArray[np.uint8]
+    suffix: ClassVar = "png"
+
+    def write(self, path: Path) -> None:
+        """Put it into a file."""
+        picture = Image.fromarray(np.ascontiguousarray(self.pixels))
+        picture.thumbnail((EDGE_PX, EDGE_PX), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        picture.save(stream, "PNG", optimize=True)
+        files.write_bytes(path, stream.getvalue())
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,13 @@ class Sound:
 
     wave_S: NDArray[np.float32]
     rate_hz: int
+    suffix: ClassVar = "wav"
+
+    def write(self, path: Path) -> None:
+        """Put it into a file."""
+        wave_S = np.asarray(self.wave_S, np.float32)[: round(LONGEST_S * self.rate_hz)]
+        wave_S = wave_S if self.rate_hz == RATE_HZ else soxr.resample(wave_S, self.rate_hz, RATE_HZ)
+        audio.write(path, wave_S, RATE_HZ)
 
 
 class Album:
@@ -58,7 +74,7 @@ class Album:
         stored: dict[str, Any] = {"kind": kind}
         for key, value in row.items():
             if isinstance(value, Picture | Sound):
-                name = f"{kind}_{self._kinds[kind]:02d}_{key}.{'png' if isinstance(value, Picture) else 'wav'}"
+                name = f"{kind}_{self._kinds[kind]:02d}_{key}.{value.suffix}"
                 self._media[name] = value
                 stored[key] = name
             elif value is not None:
@@ -76,12 +92,7 @@ class Album:
         with files.fresh_folder(folder) as part:
             files.write_jsonl(part / ROWS, self.rows)
             for name, medium in self._media.items():
-                if isinstance(medium, Picture):
-                    files.write_bytes(part / name, _png(medium.pixels))
-                else:
-                    wave_S = np.asarray(medium.wave_S, np.float32)[: round(LONGEST_S * medium.rate_hz)]
-                    wave_S = wave_S if medium.rate_hz == RATE_HZ else soxr.resample(wave_S, medium.rate_hz, RATE_HZ)
-                    audio.write(part / name, wave_S, RATE_HZ)
+                medium.write(part / name)
 
 
 def chosen(errors: Sequence[float], most: int = MOST) -> list[tuple[int, str]]:
@@ -101,11 +112,3 @@ def chosen(errors: Sequence[float], most: int = MOST) -> list[tuple[int, str]]:
 
 def _evenly(items: Sequence[int], most: int) -> list[int]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)] if len(items) else []
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((EDGE_PX, EDGE_PX), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    return stream.getvalue()

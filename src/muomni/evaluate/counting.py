@@ -40,11 +40,11 @@ def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Count
             has_before = t > 0 and (documents is None or documents[row][t] == documents[row][t - 1])
             learned += has_before and labels[row][t] != IGNORE
     contents: Counts = {"samples": len(ids), "tokens": tokens, "labels": learned}
-    media = batch.media
     if objective.omni is not None and objective.omni.vision is not None:
-        contents["pictures"] = 0 if media.pixels_N3HW is None else media.pixels_N3HW.shape[0]
+        contents["pictures"] = batch.media["image"].values_N.shape[0] if "image" in batch.media else 0
     if objective.omni is not None and objective.omni.audio is not None:
-        frames = [] if media.frames_N is None else media.frames_N.tolist()
+        frames_N = batch.media["audio"].lengths_N if "audio" in batch.media else None
+        frames = [] if frames_N is None else frames_N.tolist()
         contents["audio_s"] = _seconds(sum(frames), objective.omni.audio.config.mel)
     balance: Counts = {"balance": tokens} if objective.balances else {}
     return {"text": learned, "misses": learned, **balance}, contents

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from muomni.data import stratify
-from muomni.data.conversation import Conversations, Item, questions
+from muomni.data.conversation import Conversations, Item, input_media, questions
 from muomni.data.sample import Sample
 from muomni.errors import ContextError, DataError
 from muomni.evaluate import exhibits, naming, question_only
@@ -22,11 +22,13 @@ from muomni.evaluate.metrics import bootstrap, paired
 from muomni.evaluate.question_only import QuestionOnly
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Prompt
+from muomni.media.modality import MODALITIES, Array
 from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.language import NextToken, collate
 
 ITEMS_AT_ONCE = 16
+Asked = TypeVar("Asked", Item, Prompt)
 
 
 class Examiner:
@@ -75,7 +77,7 @@ class Examiner:
             swapped, others = list[str](), list[Prompt]()
             if any(sample.images for sample in asked):
                 partners = [prompts[_partner(asked, i)] for i in range(len(asked))]
-                others = [dataclasses.replace(own, pictures=_pictures_of(other, own)) for own, other in zip(prompts, partners)]
+                others = [_swapped(own, other, "image") for own, other in zip(prompts, partners)]
                 swapped = self.ask(others)
                 facts[f"{task}_exact_swapped_image"] = share(sum(s == t for s, t in zip(swapped, truths, strict=True)), len(truths))
             if album is not None:
@@ -103,8 +105,8 @@ class Examiner:
         """
         facts: dict[str, Fact] = {}
         rng = np.random.default_rng(0)
-        for kind in ("image", "audio"):
-            chosen = [i for i, sample in enumerate(held_out.samples) if (sample.images if kind == "image" else sample.audios)]
+        for kind, row in MODALITIES.items():
+            chosen = [i for i, sample in enumerate(held_out.samples) if kind in input_media(sample)]
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(self.items, len(chosen))).astype(int)] if chosen else []
             items, kept = [], []
             for index in chosen:
@@ -118,8 +120,8 @@ class Examiner:
             partners = [_partner(kept, i) for i in range(len(kept))]
             nats = {"correct": self.nats(items)}
             nats["swapped"] = self.nats([_swapped(item, items[p], kind) for item, p in zip(items, partners)])
-            nats["zero"] = self.nats([_blank(item, kind) for item in items])
-            nats["noise"] = self.nats([_noisy(item, kind, rng) for item in items])
+            nats["zero"] = self.nats([_with(item, kind, row.blank) for item in items])
+            nats["noise"] = self.nats([_with(item, kind, row.noise, rng) for item in items])
             tasks = np.array([item.task for item in items])
             gaps = np.array(nats["swapped"]) - np.array(nats["correct"])
             for task in sorted(set(tasks)):
@@ -195,27 +197,13 @@ def _partner(samples: list[Sample], index: int) -> int:
     return [*alike, *unlike, *others, index][0]
 
 
-def _pictures_of(other: Prompt | Item, own: Prompt | Item) -> list[NDArray[np.uint8]]:
-    """The other's picture in the place of each of the own ones."""
-    return [other.pictures[0] for _ in own.pictures] if other.pictures else own.pictures
+def _swapped(own: Asked, other: Asked, kind: str) -> Asked:
+    """The item with the other's first medium in the place of each of its own, if the other has one."""
+    theirs = other.media.get(kind)
+    return _with(own, kind, MODALITIES[kind].swap, theirs[0]) if theirs else own
 
 
-def _swapped(item: Item, other: Item, kind: str) -> Item:
-    """The item with the other's pictures, or its sounds cut or repeated to the same number of frames."""
-    if kind == "image":
-        return dataclasses.replace(item, pictures=_pictures_of(other, item))
-    return dataclasses.replace(
-        item, mels=[np.resize(other.mels[0], mel.shape).astype(np.float32) for mel in item.mels] if other.mels else item.mels
-    )
-
-
-def _blank(item: Item, kind: str) -> Item:
-    if kind == "image":
-        return dataclasses.replace(item, pictures=[np.zeros_like(picture) for picture in item.pictures])
-    return dataclasses.replace(item, mels=[np.full_like(mel, mel.min()) for mel in item.mels])
-
-
-def _noisy(item: Item, kind: str, rng: np.random.Generator) -> Item:
-    if kind == "image":
-        return dataclasses.replace(item, pictures=[rng.integers(0, 256, picture.shape, dtype=np.uint8) for picture in item.pictures])
-    return dataclasses.replace(item, mels=[rng.normal(mel.mean(), mel.std(), mel.shape).astype(np.float32) for mel in item.mels])
+def _with(item: Asked, kind: str, change: Callable[..., Array], *how: Any) -> Asked:
+    """The item with its media of a modality changed, one after another."""
+    changed = [change(array, *how) for array in item.media.get(kind, ())]
+    return dataclasses.replace(item, media={**item.media, kind: changed})

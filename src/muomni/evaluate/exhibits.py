@@ -46,6 +46,11 @@ def _sound(sample: Sample, rate_hz: int) -> Sound | None:
         return None
 
 
+def _picture(prompt: Prompt) -> Picture | None:
+    """The first picture that a prompt shows."""
+    return Picture(prompt.media["image"][0]) if "image" in prompt.media else None
+
+
 def _rows(values: Tensor, digits: int = 4) -> list[list[float]]:
     """A small matrix as JSON."""
     return [[round(float(x), digits) for x in row] for row in values.float().cpu()]
@@ -234,11 +239,11 @@ def answers(
             question=" ".join(message.text for message in sample.messages[:-1] if message.text),
             truth=sample.answer,
             guess=said[index],
-            picture=Picture(prompt.pictures[0]) if prompt.pictures else None,
+            picture=_picture(prompt),
             audio=_sound(sample, rate_hz) if sample.audios else None,
-            other_picture=Picture(other[0].pictures[0]) if other and other[0].pictures else None,
+            other_picture=_picture(other[0]) if other else None,
             other_guess=other[1] if other else None,
-            looks=_looks(engine, prompt) if prompt.pictures else None,
+            looks=_looks(engine, prompt) if "image" in prompt.media else None,
         )
 
 
@@ -247,14 +252,12 @@ def _looks(engine: Engine, prompt: Prompt) -> list[list[float]] | None:
     """Attention of the place from which the answer begins to the first picture's patches (g, g), mean over blocks and heads."""
     omni, thinker = engine.parts.omni, engine.parts.thinker
     assert omni is not None
-    grid = omni.projectors.config.pool_grid
-    if not grid:
+    config = omni.projectors.config
+    if not (grid := config.pool_grid):
         return None
     ids_BT = torch.tensor([prompt.ids], device=engine.device)
     with watched(thinker.blocks) as weights:
-        thinker.hidden(omni.embed(ids_BT, gather(prompt.pictures, prompt.mels).to(engine.device)))
-    assert omni.marks.image is not None
-    pads = (ids_BT[0] == omni.marks.image.pad).nonzero()[
-        omni.projectors.config.num_cls_tokens : omni.image_tokens, 0
-    ]  # without the summary
+        thinker.hidden(omni.embed(ids_BT, gather([prompt.media], engine.device)))
+    first, stop = config.num_cls_tokens, config.image_tokens  # without the summary
+    pads = (ids_BT[0] == omni.marks.media["image"].pad).nonzero()[first:stop, 0]
     return _rows(torch.stack([each[0, :, -1, pads].mean(0) for each in weights]).mean(0).view(grid, grid), 5)

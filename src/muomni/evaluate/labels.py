@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from muomni.data.conversation import Conversations, Item, prepare, rendered
+from muomni.data.conversation import MEDIA_READERS, Conversations, Item, input_media, prepare, rendered
 from muomni.data.corpus import TokenCorpus
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
+from muomni.media.frames import num_states
 from muomni.models.codec import Codec
 from muomni.runtime import Runtime
 from muomni.tokens.alphabet import Alphabet, min_frames
@@ -83,9 +84,11 @@ def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> d
 
 
 def _unread(dataset: Conversations, index: int, tokenizer: Tokenizer, ctx_len: int) -> Item:
-    """A row as it is taught, its pictures unread; where there are sounds they are read, since no header tells their frames for sure."""
+    """A row as it is taught; its media are read only where an array tells how many positions it fills."""
     sample = dataset.samples[index]
-    return (prepare if sample.audios else rendered)(sample, tokenizer, dataset.spec, ctx_len, apart=dataset.apart)
+    return (prepare if any(MEDIA_READERS[kind].fills for kind in input_media(sample)) else rendered)(
+        sample, tokenizer, dataset.spec, ctx_len, apart=dataset.apart
+    )
 
 
 def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None) -> dict[str, Fact]:
@@ -119,7 +122,8 @@ def infeasible(dataset: Utterances) -> dict[str, Fact]:
             text = spoken(sample)[1]
         except DataError:
             continue
-        states = -(-int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1) // max(1, dataset.downsample))
+        frames = int((length_s + 2 * dataset.pad_s) * dataset.spec.frame_rate_hz + 1)
+        states = num_states(frames, max(1, dataset.downsample))
         if length_s > 0 and min_frames(alphabet.encode(text)) > states + 1:
             doomed.append(index)
     taught = []

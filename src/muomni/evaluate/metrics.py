@@ -9,23 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 from muomni.errors import ShapeError
 
 Array = NDArray[Any]
 
 
-def levenshtein(reference: Sequence[Hashable], guess: Sequence[Hashable]) -> int:
-    """The least insertions, deletions and substitutions that turn one sequence into the other."""
-    row = list(range(len(guess) + 1))
-    for i, wanted in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, got in enumerate(guess, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != got))
-    return row[-1]
+def levenshtein(reference: Sequence[str], guess: Sequence[str]) -> int:
+    """The fewest insertions, deletions and substitutions that turn one text or list of words into another."""
+    return Levenshtein.distance(reference, guess)
 
 
-def error_rate(references: Sequence[Sequence[Hashable]], guesses: Sequence[Sequence[Hashable]]) -> float:
+def error_rate(references: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> float:
     """All edits by all reference symbols: long references weigh more, and empty ones still count what is invented for them.
 
     Raises  ShapeError if the lists differ in length or no reference holds a symbol.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from muomni.evaluate.gates import Gate
+from muomni.media.modality import MODALITIES
 from muomni.runtime import EMULATED_BELOW
 
 # --- before the first step: on a few rows, in seconds (evaluate.soundness) ----------------------------------------------------------------
@@ -215,8 +216,9 @@ def held_out_gap(most: float, unit: str) -> Gate:
 
 def ablation(kind: str) -> tuple[Gate, ...]:
     """The gates that prove that a modality is used: answers are likelier with the right medium than with another, with none, with noise."""
-    what, organ = ("picture", "eyes") if kind == "image" else ("sound", "ears")
-    ignored = f"answers ignore the {what}: look at the swapped pairs, probe the {organ}, train the projector longer"
+    row = MODALITIES[kind]
+    probe = f"look at the swapped pairs, probe the {row.encoder}, train the projector longer"
+    ignored = f"answers ignore the {row.noun}: {probe}"
     return (
         Gate(f"{kind}_swap_gap", f"{kind}_swap_gap_nats", ignored, at_least=0.1, source="SPEC M-E", modality=kind),
         Gate(

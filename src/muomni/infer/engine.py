@@ -25,7 +25,7 @@ from muomni.infer.prompt import Messages, Picture, Prompt, Request, Sound
 from muomni.infer.sampling import SamplingConfig
 from muomni.media.text import spoken
 from muomni.models import finite
-from muomni.models.omni import gather
+from muomni.models.omni import gather, pixels
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.marks import PAD
 
@@ -192,7 +192,7 @@ class Engine:
         ctx_len = self.parts.thinker.config.ctx_len
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].ids))
         for has_media in (False, True):
-            alike = [row for row in order if bool(prompts[row].pictures or prompts[row].mels) == has_media]
+            alike = [row for row in order if bool(prompts[row].media) == has_media]
             roomy = [row for row in alike if len(prompts[row].ids) + max_new <= ctx_len]
             yield from (roomy[first : first + BATCH] for first in range(0, len(roomy), BATCH))
             yield from ([row] for row in alike[len(roomy) :])
@@ -203,11 +203,10 @@ class Engine:
         size = max(len(each.ids) for each in prompts)
         ids_BT = torch.tensor([[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
         keep_BT = torch.tensor([[False] * (size - len(each.ids)) + [True] * len(each.ids) for each in prompts], device=self.device)
-        pictures = [picture for each in prompts for picture in each.pictures]
-        mels = [mel for each in prompts for mel in each.mels]
+        media = gather([each.media for each in prompts], self.device)
         x = ids_BT
-        if pictures or mels:
-            omni, media = self.parts.omni, gather(pictures, mels).to(self.device)
+        if media:
+            omni = self.parts.omni
             assert omni is not None
             with self._computing(omni.decoder.config.width):
                 x = omni.embed(ids_BT, media)
@@ -265,8 +264,7 @@ class Engine:
         eyes = self.parts.vision[0]
         pictures = [prompt.read_picture(each, eyes.config.image_size) for each in images]
         batches = [pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)]
-        seen = [gather(batch, []).to(self.device).pixels_N3HW for batch in batches]
-        return torch.cat([eyes.embed(pixels) for pixels in seen if pixels is not None])
+        return torch.cat([eyes.embed(pixels(batch).to(self.device).values_N) for batch in batches])
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts."""

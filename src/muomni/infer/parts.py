@@ -15,6 +15,7 @@ from muomni.errors import CheckpointError, ConfigError
 from muomni.infer import folders
 from muomni.infer.ctc import CharLM
 from muomni.infer.speech import Think, Voice, listen_to
+from muomni.media.frames import PAD_S
 from muomni.media.mel import MelSpec
 from muomni.models import base, finite, integrity, lora, pretrained, store
 from muomni.models.audio_encoder import AudioEncoder
@@ -190,7 +191,7 @@ class Parts:
     @cached_property
     def hearing_pad_s(self) -> float:
         """Silence that the ears were trained to expect on both sides of a sound."""
-        return float(store.extra_of(self.hearing_folder).get("pad_s", 0.1))
+        return float(store.extra_of(self.hearing_folder).get("pad_s", PAD_S))
 
     @cached_property
     def char_lm(self) -> CharLM | None:

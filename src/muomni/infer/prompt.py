@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,15 @@ from muomni.data.conversation import MediaSpec
 from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, parse
 from muomni.errors import CheckpointError, ContextError, DataError, ShapeError
 from muomni.media import image
+from muomni.media.modality import MODALITIES, Array
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 
 Wave = NDArray[np.float32]
-Picture = str | Path | bytes | Image | NDArray[np.uint8]
-"""A file, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
-Sound = str | Path | Wave | tuple[Wave, int]
-"""A file, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
+Picture = str | Path | ImagePart | bytes | Image | NDArray[np.uint8]
+"""A file, a part of a sample, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
+Sound = str | Path | AudioPart | Wave | tuple[Wave, int]
+"""A file, a part of a sample, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
 Messages = Sequence[Message | Mapping[str, Any]]
 
 
@@ -41,17 +42,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered request: ids with pads where media go, pictures (H, W, 3) uint8 and log-mels (F, M) in the order of their pads."""
+    """A rendered request: ids with pads where media go, and the media as an `Item` holds them."""
 
     ids: list[int]
-    pictures: list[NDArray[np.uint8]]
-    mels: list[NDArray[np.float32]]
+    media: Mapping[str, Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class _Medium:
-    type: Literal["image", "audio"]
-    array: NDArray[Any]
+    type: str
+    array: Array
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ def build(
 ) -> Prompt:
     """Read the media and render the turns, up to where the assistant is to speak.
 
-    Takes   spec: how media become tokens, None for a model that only reads; questions: what is asked of a lone "image" or "audio"
-            that comes without words; cut: a sound that fills too many positions loses its end, which is told in a line, rather than be
-            refused.
+    Takes   spec: how media become tokens, None for a model that only reads;
+            questions: by modality, what is asked of a medium that comes without words;
+            cut: a sound that fills too many positions loses its end, which is told in a line; else it is refused.
     Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
             ContextError (no room for an answer within ctx_len).
     """
     turns = [_read(message, spec, cut) for message in _messages(request.ask)]
-    given = [_picture(each, spec) for each in request.images] + [_sound(each, spec, cut) for each in request.audios]
+    beside = {"image": request.images, "audio": request.audios}
+    given = [_array(kind, source, spec, cut) for kind, sources in beside.items() for source in sources]
     last = replace(turns[-1], content=[*given, *turns[-1].content])
     if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
         kinds = {part.type for part in last.content if isinstance(part, _Medium)}
@@ -82,25 +83,26 @@ def build(
         media = [part for part in last.content if isinstance(part, _Medium)]
         last = replace(last, content=[*media, TextPart(text=question)] if question else media)
     turns[-1] = last
-    media = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
-    pictures = [medium.array for medium in media if medium.type == "image"]
-    mels = [medium.array for medium in media if medium.type == "audio"]
-    counts = conversation.positions(mels, spec, "request") if spec else []
-    widths = [spec.image_tokens] * len(pictures) if spec else []
-    ids = chat.render(tokenizer, turns, image_tokens=widths, audio_tokens=counts, reply=True).ids
+    parts = [part for turn in turns for part in turn.content if isinstance(part, _Medium)]
+    by_kind = {kind: [part.array for part in parts if part.type == kind] for kind in MODALITIES}
+    arrays = {kind: some for kind, some in by_kind.items() if some}
+    counts = conversation.positions(arrays, spec, "request") if spec else {}
+    ids = chat.render(tokenizer, turns, positions=counts, reply=True).ids
     if len(ids) >= ctx_len:
-        media_tokens = f"{sum(widths)} of pictures, {sum(counts)} of sounds"
+        each = [f"{sum(counts.get(kind, ()))} of {row.noun}s" for kind, row in MODALITIES.items()]
+        media_tokens = ", ".join(each)
         raise ContextError(
             f"prompt: {len(ids)} tokens ({media_tokens}) leave no room for an answer in ctx_len {ctx_len}",
             hint="shorten the text or the conversation, or send fewer media",
         )
-    return Prompt(ids, pictures, mels)
+    return Prompt(ids, arrays)
 
 
 def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of whatever shows a picture; raises DataError, ShapeError."""
-    if isinstance(source, str | Path):
-        return conversation.read_picture(ImagePart(path=str(source)), size, resample)
+    source = ImagePart(path=str(source)) if isinstance(source, str | Path) else source
+    if isinstance(source, ImagePart):
+        return conversation.read_picture(source, size, resample)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ShapeError(f"picture: expected uint8 (H, W, 3), got {source.dtype} {source.shape}")
@@ -112,8 +114,9 @@ def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilin
 
 def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
     """Mono samples (S,) float32 at rate_hz of whatever sounds; raises DataError, ShapeError."""
-    if isinstance(source, str | Path):
-        return conversation.read_wave(AudioPart(path=str(source)), rate_hz, max_s=max_s)
+    source = AudioPart(path=str(source)) if isinstance(source, str | Path) else source
+    if isinstance(source, AudioPart):
+        return conversation.read_wave(source, rate_hz, max_s=max_s)
     wave_S, own_rate_hz = source if isinstance(source, tuple) else (source, rate_hz)
     wave_S = np.asarray(wave_S, dtype=np.float32)
     if wave_S.ndim != 1:
@@ -144,8 +147,23 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message]:
 
 
 def heard(source: Sound, spec: MediaSpec) -> Wave:
-    """The samples of a sound that a chat listens to: its beginning, where all of it would fill more than max_audio_tokens."""
-    return _cut(_samples(source, spec), spec, source)
+    """The samples of a sound that a chat listens to: only its beginning, if it fills over max_audio_tokens.
+
+    A line says that it was cut. Of a file no more is read than is needed to see that it is too long.
+    """
+    most, rate_hz = longest_samples(spec), spec.mel.rate_hz
+    source = AudioPart(path=str(source)) if isinstance(source, str | Path) else source
+    name = ""
+    if isinstance(source, AudioPart):
+        name = "" if source.path.startswith("data:") else f"{source.path}: "
+        end_s = min(source.end or math.inf, (source.start or 0.0) + (most + rate_hz) / rate_hz)
+        source = source.model_copy(update={"end": end_s})
+    wave_S = read_sound(source, rate_hz, max_s=math.inf)
+    if len(wave_S) > most:
+        limit = f"in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
+        told = f"{name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}"
+        print(f"note: {told}", file=sys.stderr, flush=True)
+    return wave_S[:most]
 
 
 def longest_samples(spec: MediaSpec) -> int:
@@ -154,61 +172,31 @@ def longest_samples(spec: MediaSpec) -> int:
     return (frames + 1) * spec.mel.hop_samples - 1 - 2 * round(spec.pad_s * spec.mel.rate_hz)
 
 
-def _samples(source: Sound, spec: MediaSpec) -> Wave:
-    """A sound, of a file no more than is needed to see that it is too long."""
-    rate_hz, most = spec.mel.rate_hz, longest_samples(spec)
-    if isinstance(source, str | Path):
-        return conversation.read_wave(AudioPart(path=str(source), end=(most + rate_hz) / rate_hz), rate_hz, max_s=math.inf)
-    return read_sound(source, rate_hz, max_s=math.inf)
-
-
-def _cut(wave_S: Wave, spec: MediaSpec, source: object) -> Wave:
-    """The beginning of a wave that is too long; that it was cut is told in a line."""
-    most = longest_samples(spec)
-    if len(wave_S) <= most:
-        return wave_S
-    name = f"{source}: " if isinstance(source, str | Path) and not str(source).startswith("data:") else ""
-    told = f"cut to its first {most / spec.mel.rate_hz:.2f} s: in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
-    print(f"note: {name}the sound is {told}", file=sys.stderr, flush=True)
-    return wave_S[:most]
-
-
 def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
     """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
     if message.role == "assistant":
         return _Turn(message.role, list(message.parts))
-    parts: list[Any] = []
-    for part in message.parts:
-        if isinstance(part, ImagePart):
-            parts.append(_picture(part.path, spec))
-        elif isinstance(part, AudioPart):
-            parts.append(_part(part, spec, cut) if spec else _sound(part.path, spec, cut))
-        else:
-            parts.append(part)
+    parts = [each if each.type == "text" else _array(each.type, each, spec, cut) for each in message.parts]
     return _Turn(message.role, parts)
 
 
-def _picture(source: Picture, spec: MediaSpec | None) -> _Medium:
+def _array(kind: str, source: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
+    """A medium that a message holds, or that came beside it."""
     if spec is None:
-        raise CheckpointError("to see pictures, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return _Medium("image", read_picture(source, spec.image_size, spec.resample))
+        told = f"to take in {MODALITIES[kind].noun}s, stage omni must be there"
+        raise CheckpointError(told, hint="train it: muomni run RECIPE omni")
+    if kind in SOURCES:
+        return _Medium(kind, SOURCES[kind](source, spec, cut))
+    return _Medium(kind, conversation.MEDIA_READERS[kind].read(source, spec))
 
 
-def _sound(source: Sound, spec: MediaSpec | None, cut: bool) -> _Medium:
-    if spec is None:
-        raise CheckpointError("to hear sounds in a chat, stage omni must be there", hint="train it: muomni run RECIPE omni")
-    return _medium(heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz), spec)
+def _mel(source: Sound, spec: MediaSpec, cut: bool) -> Array:
+    wave_S = heard(source, spec) if cut else read_sound(source, spec.mel.rate_hz)
+    return conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s)
 
 
-def _part(part: AudioPart, spec: MediaSpec, cut: bool) -> _Medium:
-    """A sound of a conversation, of which a window may be asked for."""
-    if not cut:
-        return _medium(conversation.read_wave(part, spec.mel.rate_hz), spec)
-    start_s, rate_hz = part.start or 0.0, spec.mel.rate_hz
-    end_s = min(part.end or math.inf, start_s + (longest_samples(spec) + rate_hz) / rate_hz)
-    wave_S = conversation.read_wave(part.model_copy(update={"end": end_s}), rate_hz, max_s=math.inf)
-    return _medium(_cut(wave_S, spec, part.path), spec)
-
-
-def _medium(wave_S: Wave, spec: MediaSpec) -> _Medium:
-    return _Medium("audio", conversation.wave_to_mel(wave_S, spec.mel, spec.pad_s))
+SOURCES: dict[str, Callable[[Any, MediaSpec, bool], Array]] = {
+    "image": lambda source, spec, _: read_picture(source, spec.image_size, spec.resample),
+    "audio": _mel,
+}
+"""By modality, the array of a medium that a caller may have in memory; the last argument: it may be cut."""

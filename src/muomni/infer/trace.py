@@ -54,13 +54,13 @@ def _answer(engine: Engine, request: Request) -> list[Hop]:
         counts: dict[str, int] = {}
         if omni is not None and request.images and omni.vision is not None:
             hops.eyes(watch, omni.vision, omni.projectors)
-            counts["of the picture"] = omni.image_tokens
+            counts["of the picture"] = omni.projectors.config.image_tokens
         if omni is not None and request.audios and omni.audio is not None:
             spec = engine.parts.media[0]
             assert spec is not None
             _watch_sound(watch, omni.audio, prompt.heard(request.audios[0], spec), spec.pad_s)
             hops.ears(watch, omni.audio, omni.projectors)
-            counts["of the sound"] = omni.audio_tokens(len(ready.mels[0]))
+            counts["of the sound"] = spec.audio_tokens(len(ready.media["audio"][0]))
         if counts:
             counts["of words and marks"] = len(ready.ids) - sum(counts.values())
             watch.into(thinker.body, "fused", " + ".join(f"{count} {owner}" for owner, count in counts.items()))

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from muomni.data.conversation import wave_to_mel
 from muomni.infer.ctc import CharLM, beam, greedy
+from muomni.media.frames import PAD_S
 from muomni.models import finite
 from muomni.models.audio_encoder import AudioEncoder
-from muomni.models.omni import gather
+from muomni.models.omni import padded
 from muomni.runtime import computing_in
 from muomni.tokens.alphabet import Alphabet
 
@@ -53,13 +54,12 @@ def log_probs(
     device = encoder.head.weight.device
     for first in range(0, len(order), BATCH):
         batch = order[first : first + BATCH]
-        media = gather([], [mels[owner][start:end] for owner, start, end in (pieces[i] for i in batch)]).to(device)
-        assert media.mel_NFM is not None
-        assert media.frames_N is not None
+        sounds = padded([mels[owner][start:end] for owner, start, end in (pieces[i] for i in batch)]).to(device)
+        mel_NFM, frames_N = sounds.values_N, sounds.lengths_N
         with computing_in(dtype, device):
-            states = encoder(media.mel_NFM, media.frames_N)
+            states = encoder(mel_NFM, frames_N)
             symbols_BTC = encoder.symbols(states.states_BTD)
-        finite.demand(symbols_BTC[states.keep_BT], encoder, "scores of symbols", partial(encoder, media.mel_NFM, media.frames_N))
+        finite.demand(symbols_BTC[states.keep_BT], encoder, "scores of symbols", partial(encoder, mel_NFM, frames_N))
         rows = symbols_BTC.cpu().numpy()
         heard |= {i: rows[row, : int(states.lengths_B[row])] for row, i in enumerate(batch)}
     whole: list[list[FloatArray]] = [[] for _ in mels]
@@ -74,7 +74,7 @@ def transcribe(
     encoder: AudioEncoder,
     waves: Sequence[FloatArray],
     *,
-    pad_s: float = 0.1,
+    pad_s: float = PAD_S,
     char_lm: CharLM | None = None,
     beam_width: int = 8,
     dtype: torch.dtype = torch.float32,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from muomni.errors import ShapeError
+from muomni.media.frames import DOWNSAMPLE, num_states
 from muomni.media.mel import MelSpec
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
@@ -28,7 +29,7 @@ class AudioEncoderConfig(BaseModel):
     heads: int = Field(default=3, gt=0)
     hidden: int = Field(default=768, gt=0)
     channels: int = Field(default=64, gt=0)
-    downsample: Literal[2, 4, 8] = 4
+    downsample: Literal[2, 4, 8] = DOWNSAMPLE
     symbols: int = Field(default=99, gt=1)
     range_nats: float = Field(default=14.0, gt=0)
     theta: float = Field(default=1e4, gt=0)
@@ -89,34 +90,28 @@ class AudioEncoder(nn.Module):
         self.config = config
         inputs = [1, *[config.channels] * (config.strides - 1)]
         self.convs = nn.ModuleList(nn.Conv2d(count, config.channels, 3, stride=2, padding=1) for count in inputs)
-        self.proj = nn.Linear(config.channels * self._halved(config.mel.num_mels), config.width)
+        bins = num_states(config.mel.num_mels, config.downsample)  # the strides halve the mel axis, too
+        self.proj = nn.Linear(config.channels * bins, config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.hidden, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.symbols)
 
-    def _halved(self, size: int) -> int:
-        for _ in self.convs:
-            size = (size + 1) // 2
-        return size
-
     def length(self, frames: int) -> int:
-        """States that `frames` mel frames give: the ceiling of a half, once a stride."""
-        return self._halved(frames)
+        """States that `frames` mel frames give."""
+        return num_states(frames, self.config.downsample)
 
     def lengths(self, frames_B: Tensor) -> Tensor:
         """`length` of each row, int64 (B,)."""
-        for _ in self.convs:
-            frames_B = (frames_B + 1) // 2
-        return frames_B
+        return num_states(frames_B, self.config.downsample)
 
     def front(self, mel_BFM: Tensor, frames_B: Tensor) -> Tensor:
         """The strided convolutions alone: (B, F, M) log-mel -> (B, T, width)."""
         x = normalise(mel_BFM, keep(frames_B, mel_BFM.shape[1]), self.config.range_nats)[:, None]
         for conv in self.convs:
             x = F.gelu(conv(x))
-            frames_B = (frames_B + 1) // 2
+            frames_B = num_states(frames_B, 2)
             x = x * keep(frames_B, x.shape[2])[:, None, :, None]
         projected: Tensor = self.proj(x.permute(0, 2, 1, 3).flatten(2))
         return projected

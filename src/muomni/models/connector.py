@@ -44,7 +44,7 @@ class Perceiver(nn.Module):
 
     def __init__(self, config: PerceiverConfig, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.in_features = config, width_in
         self.vision_ln = None if config.vision_ln == "off" else nn.LayerNorm(width_in).requires_grad_(config.vision_ln == "trained")
         self.resampler = Resampler(width_in, tokens=config.tokens, width=config.width, heads=config.heads, depth=config.depth)
         self.projector = GeluMLP(config.width, round(config.mlp_ratio * width_out), width_out)

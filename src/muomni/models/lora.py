@@ -21,7 +21,6 @@ from muomni.models.decoder import Decoder
 from muomni.nn.adapter import effective
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER = "default"  # PEFT's name for the only one; its files leave it out
 PREFIX = "base_model.model."  # what a PeftModel puts in front of the names of the model that it wraps
 # Keys of adapter_config.json that ask for other maths than W + alpha / r * B A on whole layers.
 BEYOND = (
@@ -61,7 +60,7 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
         target_modules=list(settings.targets),
         task_type="CAUSAL_LM",
     )
-    peft.inject_adapter_in_model(config, decoder, adapter_name=ADAPTER)
+    peft.inject_adapter_in_model(config, decoder)
     decoder.requires_grad_(False)
     for _, weight in _adapter(decoder):
         weight.data = weight.data.float()
@@ -85,8 +84,10 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     if plain(decoder):
         raise ConfigError("the decoder has no adapter to save")
     peft_config: Any = decoder.peft_config
-    content = {**peft_config[ADAPTER].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
-    tensors = {_filed(name): weight.detach().cpu().contiguous() for name, weight in _adapter(decoder)}
+    # Not PEFT's save_pretrained: it orders the targets anew in each process, and a kill leaves half a file.
+    content = {**peft_config["default"].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
+    tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
     files.write_bytes(Path(folder) / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
     files.write_json(Path(folder) / CONFIG, {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()})
 
@@ -119,8 +120,8 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
         raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
     finite.demand_weights(tensors, folder)
     attach(decoder, settings)
-    for name, weight in _adapter(decoder):
-        weight.copy_(tensors[_filed(name)])
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    _peft().set_peft_model_state_dict(decoder, state)
     return decoder
 
 
@@ -156,11 +157,6 @@ def _demand_plain(decoder: Decoder) -> None:
 
 def _adapter(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, weight) for name, weight in decoder.named_parameters() if ".lora_" in name)
-
-
-def _filed(name: str) -> str:
-    """A parameter's name in PEFT's file."""
-    return PREFIX + name.replace(f".{ADAPTER}.", ".")
 
 
 def _shapes(decoder: Decoder, settings: LoraSettings) -> dict[str, tuple[int, int]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from muomni.data.batch import Batch
 from muomni.errors import ConfigError, ShapeError
+from muomni.media.modality import Array
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.connector import Perceiver, PerceiverConfig
 from muomni.models.decoder import Decoder
@@ -120,17 +121,20 @@ class Projectors(nn.Module):
         return self
 
 
-@dataclass
-class Media(Batch):
-    """The pictures and sounds of a batch, in the order in which their pads stand in the rows (row by row, left to right).
+@dataclass(frozen=True)
+class MediaBatch(Batch):
+    """The media of one modality in a batch, in the order of their pads (row by row, left to right).
 
-    pixels_N3HW  uint8, or None where no row has a picture
-    mel_NFM      natural-log mel, padded; frames_N the real frames; both None where no row has a sound
+    values_N   what the encoder takes, padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
+    lengths_N  how much of each is real (frames of mel); None: all of it
     """
 
-    pixels_N3HW: Tensor | None = None
-    mel_NFM: Tensor | None = None
-    frames_N: Tensor | None = None
+    values_N: Tensor
+    lengths_N: Tensor | None = None
+
+
+Media = Mapping[str, MediaBatch]
+"""The media of a batch, by modality; those that no row has are absent."""
 
 
 class Omni(nn.Module):
@@ -146,20 +150,9 @@ class Omni(nn.Module):
         super().__init__()
         if vision is not None and max(projectors.config.feature_layers, default=0) > vision.depth:
             raise ConfigError(f"feature_layers {projectors.config.feature_layers}: the vision tower has {vision.depth} blocks")
-        if vision is not None and marks.image is None:
+        if vision is not None and "image" not in marks.media:
             raise ConfigError("this vocabulary has no marks for pictures (Qwen's are <|vision_start|>, <|image_pad|>, <|vision_end|>)")
         self.decoder, self.vision, self.audio, self.projectors, self.marks = decoder, vision, audio, projectors, marks
-
-    @property
-    def image_tokens(self) -> int:
-        """Positions that one picture fills."""
-        return self.projectors.config.image_tokens
-
-    def audio_tokens(self, frames: int) -> int:
-        """Positions that a sound of so many mel frames fills."""
-        if self.audio is None:
-            raise ShapeError("this model has no ears: stage omni was trained without stage hearing")
-        return -(-self.audio.length(frames) // self.projectors.config.audio_pool)
 
     def see(self, pixels_N3HW: Tensor) -> Tensor:
         """Pictures -> (N, image_tokens, D)."""
@@ -198,26 +191,24 @@ class Omni(nn.Module):
         Raises  ShapeError where pads and media tokens do not count the same.
         """
         x_BTD = self.decoder.embed(ids_BT)
-        tokens: dict[str, list[Tensor]] = {"image": [], "audio": []}
-        if media.pixels_N3HW is not None:
-            tokens["image"].append(self.see(media.pixels_N3HW).flatten(0, 1))
-        if media.mel_NFM is not None and media.frames_N is not None:
-            tokens_NTD, lengths_N = self.hear(media.mel_NFM, media.frames_N)
-            tokens["audio"].append(tokens_NTD[torch.arange(tokens_NTD.shape[1], device=ids_BT.device) < lengths_N[:, None]])
-        for kind, projector in (("image", self.projectors.vision), ("audio", self.projectors.audio)):
-            medium = self.marks.medium(kind)
+        tokens = {kind: MEDIA_INPUTS[kind].encode(self, stack) for kind, stack in media.items()}
+        for kind, row in MEDIA_INPUTS.items():
+            projector, medium = row.projector(self), self.marks.media.get(kind)
             if projector is None or medium is None:
                 continue
-            # Absent media go through the projectors as no tokens at all: the loss then still has a gradient where only these train.
-            given_ND = tokens[kind][0] if tokens[kind] else projector(self._nothing(kind, x_BTD)).flatten(0, 1)
-            x_BTD = _fill(x_BTD, ids_BT == medium.pad, given_ND, kind)
+            if kind not in tokens:
+                # Absent media go through the projector as no tokens at all, so that the loss still has a gradient
+                # where projectors alone train.
+                nothing = x_BTD.new_zeros(0, 1, projector.in_features, dtype=torch.float32)
+                tokens[kind] = projector(nothing).flatten(0, 1)
+            x_BTD = _fill(x_BTD, ids_BT == medium.pad, tokens[kind], kind)
         return x_BTD
 
-    def _nothing(self, kind: str, like: Tensor) -> Tensor:
-        """States of no picture, or of no sound, (0, 1, E)."""
-        config = self.projectors.config
-        width = self.projectors.mean_2E.shape[1] if kind == "image" else (config.audio_width or 0) * config.audio_pool
-        return like.new_zeros(0, 1, width, dtype=torch.float32)
+    def _heard(self, stack: MediaBatch) -> Tensor:
+        """The real tokens of sounds, one sound's after another's, (all of them, D)."""
+        assert stack.lengths_N is not None
+        tokens_NTD, lengths_N = self.hear(stack.values_N, stack.lengths_N)
+        return tokens_NTD[torch.arange(tokens_NTD.shape[1], device=tokens_NTD.device) < lengths_N[:, None]]
 
 
 def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tensor:
@@ -228,15 +219,54 @@ def _fill(x_BTD: Tensor, pads_BT: Tensor, tokens_ND: Tensor, kind: str) -> Tenso
     return x_BTD.masked_scatter(pads_BT[..., None], tokens_ND.to(x_BTD.dtype))
 
 
-def gather(pictures: Sequence[Any], mels: Sequence[Any]) -> Media:
-    """Pictures (H,W,3) uint8 and log-mels (F,M) of a batch as padded tensors."""
-    media = Media()
-    if pictures:
-        media.pixels_N3HW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    if mels:
-        media.frames_N = torch.tensor([len(mel) for mel in mels])
-        padded = np.zeros((len(mels), int(media.frames_N.max()), mels[0].shape[1]), dtype=np.float32)
-        for row, mel in enumerate(mels):
-            padded[row, : len(mel)] = mel
-        media.mel_NFM = torch.from_numpy(padded)
-    return media
+def pixels(pictures: Sequence[Array]) -> MediaBatch:
+    """Pictures (H,W,3) uint8, all of one size."""
+    return MediaBatch(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous())
+
+
+def padded(arrays: Sequence[Array]) -> MediaBatch:
+    """Arrays that differ along their first axis, e.g. log-mels (F,M), float32 with zeros behind the shorter ones."""
+    lengths_N = torch.tensor([len(array) for array in arrays])
+    values_N = np.zeros((len(arrays), int(lengths_N.max()), *arrays[0].shape[1:]), dtype=np.float32)
+    for row, array in enumerate(arrays):
+        values_N[row, : len(array)] = array
+    return MediaBatch(torch.from_numpy(values_N), lengths_N)
+
+
+@dataclass(frozen=True)
+class MediaInput:
+    """How the media of one modality enter an Omni.
+
+    stack      the arrays of a batch, at least one
+    encode     their tokens in the Thinker's width, one medium's after another's, (all of them, D)
+    projector  what learns to speak in that width; None: this Omni takes no such media
+    other      the same media with their content changed, on which soundness tries whether they reach the loss
+    """
+
+    stack: Callable[[Sequence[Array]], MediaBatch]
+    encode: Callable[[Omni, MediaBatch], Tensor]
+    projector: Callable[[Omni], nn.Linear | Perceiver | None]
+    other: Callable[[Tensor], Tensor]
+
+
+MEDIA_INPUTS: dict[str, MediaInput] = {
+    "image": MediaInput(
+        pixels,
+        encode=lambda omni, stack: omni.see(stack.values_N).flatten(0, 1),
+        projector=lambda omni: omni.projectors.vision,
+        other=lambda pixels_N3HW: 255 - pixels_N3HW,
+    ),
+    "audio": MediaInput(
+        padded,
+        encode=Omni._heard,
+        projector=lambda omni: omni.projectors.audio,
+        other=lambda mel_NFM: mel_NFM.flip(2),
+    ),
+}
+
+
+def gather(rows: Sequence[Mapping[str, Sequence[Array]]], device: torch.device | None = None) -> Media:
+    """The media of rows as padded tensors, on the CPU or another device."""
+    every = {kind: [array for row in rows for array in row.get(kind, ())] for kind in MEDIA_INPUTS}
+    media = {kind: MEDIA_INPUTS[kind].stack(arrays) for kind, arrays in every.items() if arrays}
+    return media if device is None else {kind: values.to(device) for kind, values in media.items()}

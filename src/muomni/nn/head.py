@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IGNORE = -100
+IGNORE = -100  # torch's ignore_index. tokens.chat has it too: parts import no tokens, a test compares them
 
 
 class Nats(NamedTuple):

@@ -206,11 +206,14 @@ def _add_words(found: Account, missing: Mapping[str, Absent], device: str) -> No
     part = next(part for part in parameters["parts"] if part["part"].startswith("omni.decoder"))
     for counts, key in ((parameters, "all"), (parameters, "frozen"), (part, "count")):
         counts[key] += llm.words_left_out
-    number_format = getattr(torch, found["number_format"])
-    found["memory"]["weights"] += llm.words_left_out * llm.number_format(device).itemsize
+    number_format, held = getattr(torch, found["number_format"]), llm.number_format(device)
+    table = llm.sizes.width * (llm.sizes.vocab_size - CUT_VOCABULARY)  # what is missing of the one that gives logits
+    found["memory"]["weights"] += llm.words_left_out * held.itemsize
     found["phases"]["loss"]["fixed"] += logits_bytes(llm.sizes.vocab_size, found["labels"]["largest"], number_format)
+    if number_format != held:  # the loss takes the whole table in the format that it computes in
+        found["phases"]["loss"]["fixed"] += table * number_format.itemsize
     # A product with the table forward, and one back to the states.
-    found["flops_per_update"] += 4 * found["labels"]["typical"] * llm.sizes.width * (llm.sizes.vocab_size - CUT_VOCABULARY)
+    found["flops_per_update"] += 4 * found["labels"]["typical"] * table
 
 
 def _sum_up(found: Account) -> None:

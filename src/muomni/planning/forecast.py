@@ -20,6 +20,7 @@ from muomni.models import integrity
 from muomni.planning.building import Task, surveyed_as
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
+from muomni.stages.schedule import Schedule
 from muomni.stages.stage import StageSettings
 from muomni.train.timing import MOST
 
@@ -110,18 +111,20 @@ def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """What was found of each stage, each after those that it needs. Without data nothing is timed closely, so two may run at a time."""
-    waiting, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
+    named, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
+    needs = {name: [surveyed_as(read, other) for other in recipes.needs(read.stages, name)] for name in named}
+    schedule = Schedule(needs, side_by_side)
     running: dict[Future[dict[str, Any]], str] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
-        while waiting or running:
-            for name, task in list(waiting.items()):
-                needs = [surveyed_as(read, other) for other in recipes.needs(read.stages, name)]
-                needed = [other for other in needs if other in waiting or other in running.values()]
-                if len(running) < side_by_side and not needed:
-                    say(f"[{name}] {'built untrained, for those that need it' if task.is_stand_in else 'planned'}")
-                    running[pool.submit(_in_own_process, waiting.pop(name))] = name
+        while schedule:
+            for name in schedule.start():
+                how = "built untrained, for those that need it" if named[name].is_stand_in else "planned"
+                say(f"[{name}] {how}")
+                running[pool.submit(_in_own_process, named[name])] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                found[running.pop(future)] = future.result()
+                name = running.pop(future)
+                found[name] = future.result()
+                schedule.done(name)
     return found
 
 
@@ -193,17 +196,14 @@ def _together(read: Recipe, found: list[dict[str, Any]]) -> dict[str, Any]:
     disk = sum(stage["disk"]["total"] for stage in found)
     if any(stage["total_s"] is None for stage in found):
         return {"total_s": None, "disk": disk}
-    left = {stage["stage"]: stage["total_s"] for stage in found}
-    ends: dict[str, float] = {}
-    running: dict[str, float] = {}
-    now, jobs = 0.0, read.header.jobs
-    wide = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in left}
-    while left or running:
-        for name in list(left):
-            needed = recipes.needs(read.stages, surveyed_as(read, name))
-            ready = all(other in ends or other not in {stage["stage"] for stage in found} for other in needed)
-            if ready and (not running or sum(wide[other] for other in running) + wide[name] <= jobs):
-                running[name] = now + left.pop(name)
-        first = min(running, key=lambda name: running[name])
-        now = ends[first] = running.pop(first)
+    took = {stage["stage"]: stage["total_s"] for stage in found}
+    widths = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in took}
+    needs = {name: recipes.needs(read.stages, surveyed_as(read, name)) for name in took}
+    schedule = Schedule(needs, read.header.jobs, widths)
+    now, ends = 0.0, dict[str, float]()
+    while schedule:
+        ends |= {name: now + took[name] for name in schedule.start()}
+        first = min(ends, key=lambda name: ends[name])
+        now = ends.pop(first)
+        schedule.done(first)
     return {"total_s": now, "disk": disk}

@@ -143,9 +143,9 @@ def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset:
     if batch.documents_BT is not None:
         watch.add("documents", batch.documents_BT.shape, "which document of its row each token is of: none sees another")
     watch.out_of(trunk.table, "embeddings", "one vector a token")
-    if omni is not None and media.pixels_N3HW is not None and omni.vision is not None:
+    if omni is not None and "image" in media and omni.vision is not None:
         hops.eyes(watch, omni.vision, omni.projectors)
-    if omni is not None and media.mel_NFM is not None and omni.audio is not None:
+    if omni is not None and "audio" in media and omni.audio is not None:
         _second(watch, omni.audio, dataset.spec.pad_s)
         hops.ears(watch, omni.audio, omni.projectors)
     if omni is not None:

@@ -5,6 +5,7 @@ Each takes the stage's objective (with a checkpoint's weights in place if `is_tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.infer import speech
+from muomni.media.modality import MODALITIES
 from muomni.models.codec import Codec
 from muomni.nn import masks
 from muomni.report import charts, lanes, media
@@ -110,11 +112,12 @@ def _language(subject: Subject) -> Blocks:
     )
     out: Blocks = [("Ids, roles, labels", join(lanes.key([owners[t] for t in first]), lanes.table(rows_of_lanes), told))]
     out.append(("Who looks at whom", lanes.mask(seen_TT, pieces)))
-    for number_, pixels in enumerate(batch.media.pixels_N3HW if batch.media.pixels_N3HW is not None else []):
-        out.append((f"Picture {number_} as the eyes read it", _pixels(pixels)))
-    if batch.media.mel_NFM is not None and batch.media.frames_N is not None:
-        for number_, (sound, frames) in enumerate(zip(batch.media.mel_NFM, batch.media.frames_N)):
-            out.append((f"Sound {number_} as the ears read it", mel(sound[: int(frames)], f"{int(frames)} frames")))
+    for kind, stack in batch.media.items():
+        row = MODALITIES[kind]
+        for number_, values in enumerate(stack.values_N):
+            whole = values if stack.lengths_N is None else values[: int(stack.lengths_N[number_])]
+            title = f"{row.noun.capitalize()} {number_} as the {row.encoder} read it"
+            out.append((title, AS_READ[kind](whole)))
     return out
 
 
@@ -126,6 +129,12 @@ def _pixels(pixels_3HW: Tensor, size: int = 224) -> Html:
     stream = io.BytesIO()
     Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy()).save(stream, "PNG", optimize=True)
     return h("img", src=media.uri(stream.getvalue(), "image/png"), width=size, height=size, alt="picture")
+
+
+AS_READ: dict[str, Callable[[Tensor], Html]] = {  # a medium as its encoder reads it, by modality
+    "image": _pixels,
+    "audio": lambda mel_FM: mel(mel_FM, f"{len(mel_FM)} frames"),
+}
 
 
 def _hearing(subject: Subject) -> Blocks:

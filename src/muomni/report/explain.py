@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample, inline_bytes
+from muomni.data.sample import ImagePart, Sample, inline_bytes
 from muomni.data.source import Source
 from muomni.errors import ConfigError, DataError
 from muomni.models import integrity
@@ -202,11 +202,19 @@ def _shown(sample: Sample) -> Html:
 
 
 def _medium(part: Any) -> Html:
-    """A picture or a sound, or why it can't be shown."""
+    """A medium, or why it can't be shown."""
     try:
-        if part.type == "image":
-            content = inline_bytes(part.path) or Path(part.path).read_bytes()
-            return h("img", src=media.uri(content, "image/png"), alt=Path(part.path).name[:60], style="max-width:100%;max-height:224px")
-        return media.player(read_wave(part, 16_000), 16_000)
+        return ON_DISK[part.type](part)
     except (DataError, OSError) as error:
         return h("p", str(error), cls="quiet")
+
+
+def _picture(part: ImagePart) -> Html:
+    content = inline_bytes(part.path) or Path(part.path).read_bytes()
+    return h("img", src=media.uri(content, "image/png"), alt=Path(part.path).name[:60], style="max-width:100%;max-height:224px")
+
+
+ON_DISK: dict[str, Callable[[Any], Html]] = {  # a medium of a sample as it lies on disk, by modality
+    "image": _picture,
+    "audio": lambda part: media.player(read_wave(part, 16_000), 16_000),
+}

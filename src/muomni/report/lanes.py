@@ -79,11 +79,11 @@ def piece(tokenizer: Tokenizer, index: int) -> str:
 
 
 def roles(ids: Sequence[int], starts: Sequence[int] = (), marks: Marks = OWN) -> list[str]:
-    """Owner of each position: system, user, assistant, image, audio, mark, pad or text.
+    """Owner of each position: system, user, assistant, a modality, mark, pad or text.
 
     Takes   starts: where questions begin that stand apart, each after the same shared beginning: who spoke at its end goes on there.
     """
-    media = {i: kind for kind in ("image", "audio") if (m := marks.medium(kind)) is not None for i in (m.start, m.pad, m.end)}
+    media = {i: kind for kind, medium in marks.media.items() for i in (medium.start, medium.pad, medium.end)}
     out: list[str] = []
     speaker, opened, header_end = "text", "text", 0
     for at, index in enumerate(ids):

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from muomni.media.modality import MODALITIES
 from muomni.report import charts, golden, meaning, seeing, sweep
 from muomni.report.charts import Bar
 from muomni.report.curves import Curve, chart, spark
@@ -167,7 +168,7 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
 def ablations(stage: StageRun) -> Html | None:
     """Nats of answers with correct, swapped, zero and noise media by modality; of speech with right and wrong text."""
     made = []
-    for kind in ("image", "audio"):
+    for kind in MODALITIES:
         rows = [
             Bar(name, value, n=stage.facts[f"{kind}_nats_{name}"].get("n"), look="good" if name == "correct" else "")
             for name in ("correct", "swapped", "zero", "noise")

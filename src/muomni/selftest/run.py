@@ -26,6 +26,7 @@ from muomni.selftest import world
 from muomni.selftest.mutants import MUTANTS, Mutant
 from muomni.stages import recipe as recipes
 from muomni.stages import runner
+from muomni.stages.schedule import Schedule
 from muomni.train import loop
 from muomni.units import told_seconds
 
@@ -125,29 +126,28 @@ def side_by_side(parts: Sequence[Part], folder: Path, jobs: int) -> Iterator[tup
     """
     fresh = multiprocessing.get_context("forkserver")  # each part has a process that ran nothing before, and none loads torch anew
     fresh.set_forkserver_preload(LOADED)
-    waiting, done = list(parts), set[str]()
-    running: dict[connection.Connection, tuple[Part, Any]] = {}
+    named = {part.name: part for part in parts}
+    needs = {part.name: part.needs for part in parts}
+    schedule = Schedule(needs, jobs, {part.name: part.width for part in parts})
+    running: dict[connection.Connection, tuple[str, Any]] = {}
     try:
-        while waiting or running:
-            for part in list(waiting):
-                taken = sum(other.width for other, _ in running.values())
-                if done.issuperset(part.needs) and (not running or taken + part.width <= jobs):
-                    ours, theirs = fresh.Pipe(duplex=False)
-                    process = fresh.Process(target=_give, args=(theirs, part, folder))
-                    process.start()
-                    theirs.close()
-                    running[ours] = part, process
-                    waiting.remove(part)
+        while schedule:
+            for name in schedule.start():
+                ours, theirs = fresh.Pipe(duplex=False)
+                process = fresh.Process(target=_give, args=(theirs, named[name], folder))
+                process.start()
+                theirs.close()
+                running[ours] = name, process
             ready = connection.wait(list(running))
             for ours in [each for each in running if each in ready]:
-                part, process = running.pop(ours)
+                name, process = running.pop(ours)
                 try:
                     given = ours.recv()
                 except EOFError:
                     given = None
                 process.join()
-                done.add(part.name)
-                yield part.name, given if process.exitcode == 0 else f"its process ended with {process.exitcode}"
+                schedule.done(name)
+                yield name, given if process.exitcode == 0 else f"its process ended with {process.exitcode}"
     finally:
         for _, process in running.values():
             process.kill()

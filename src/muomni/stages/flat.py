@@ -6,14 +6,13 @@ working folder share one run folder, `runs/flat`, so that a later stage finds th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from muomni import config
-from muomni.errors import CheckpointError, ConfigError, DataError
+from muomni.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from muomni.infer import folders
 from muomni.media.mel import SPEECH, MelSpec
 from muomni.models import integrity
@@ -193,15 +192,8 @@ class _Reader:
         if key in known or key in refused:
             return ""
         owner = next((stage for stage in keys.STAGES if key in self._known(stage)), None)
-        near_ones = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        way = (
-            f"did you mean {near_ones[0]}?"
-            if near_ones
-            else f"stage {owner} has it"
-            if owner
-            else f"it has {', '.join(self._known(names[-1])[:8])}, ..."
-        )
-        return f"{key}: no key of stage {names[-1]}; {way}"
+        otherwise = f"stage {owner} has it" if owner else f"it has {', '.join(self._known(names[-1])[:8])}, ..."
+        return f"{key}: no key of stage {names[-1]}; {did_you_mean(key, known, otherwise)}"
 
     def _settings(self, stage: str, *, is_alone: bool) -> dict[str, Any]:
         """What the config says of one stage, in the words of a recipe."""
@@ -341,8 +333,8 @@ class _Reader:
             raise self.fault("sft_mix", f"expected an object with {', '.join(keys.MIX)}, got {mix!r:.60}")
         for key in mix:
             if key not in keys.MIX:
-                near = difflib.get_close_matches(str(key), keys.MIX, n=1, cutoff=0.5)
-                raise self.fault(f"sft_mix.{key}", "no such part", f"did you mean {near[0]}?" if near else f"it has {', '.join(keys.MIX)}")
+                way = did_you_mean(key, keys.MIX, f"it has {', '.join(keys.MIX)}", cutoff=0.5)
+                raise self.fault(f"sft_mix.{key}", "no such part", way)
         prompts: Any = self.settings["omni"].model_fields["prompts"].default | self.values.get("prompts", {})
         found: list[dict[str, Any]] = []
         for key, stage in (("image_manifest", "vision"), ("asr_csv", "hearing"), ("text_path", "thinker")):

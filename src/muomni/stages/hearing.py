@@ -31,6 +31,7 @@ from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
 from muomni.evaluate.thresholds import SIGHT, held_out_gap
 from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
+from muomni.media.frames import PAD_S
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.stages import assumed
@@ -50,7 +51,7 @@ class HearingSettings(StageSettings):
 
     model: AudioEncoderConfig = AudioEncoderConfig()
     max_text_len: int = Field(uses.MAX_TEXT_LEN, ge=1)
-    pad_s: float = Field(0.1, ge=0)
+    pad_s: float = Field(PAD_S, ge=0)
     max_s: float = Field(uses.MAX_S, gt=0)
     augment: SpeechAugment = SpeechAugment()
     word_tasks: list[str] = ["digit"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -10,35 +9,32 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
-from muomni import files
 from muomni.data import indexed
-from muomni.data.conversation import Conversations, MediaSpec
+from muomni.data.conversation import MediaSpec, input_media
 from muomni.data.loader import Loader
-from muomni.data.pictures import PictureAugment
 from muomni.data.sample import Sample
-from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting, Senses, Texts, own_texts
+from muomni.evaluate.forgetting import Senses, Texts, own_texts
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, PACKING, SIGHT, ablation, held_out_gap
-from muomni.infer.engine import Engine
-from muomni.infer.parts import Parts
+from muomni.media.frames import PAD_S, STATES_HZ
 from muomni.models import lora, pretrained, store
 from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
-from muomni.models.omni import Omni, Projectors, ProjectorsConfig
+from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig
 from muomni.stages import assumed, initial_weights
-from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, demand_tasks, loaders
+from muomni.stages.fusion import FusionSettings, FusionTraining
+from muomni.stages.stage import BoardRow, Inputs, Stage
 from muomni.stages.statistics import standardise
 from muomni.train.loop import Fitted
-from muomni.train.objectives.language import NextToken, collate
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 
 
-class OmniSettings(StageSettings):
+class OmniSettings(FusionSettings):
     """Settings of stage omni.
 
     pool_grid, feature_layers, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
@@ -47,10 +43,6 @@ class OmniSettings(StageSettings):
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
                        (no star was ever red) it would else believe over its eyes
-    augment            changes of training pictures
-    separate_questions questions about the same media learn without seeing each other, as if each was asked first
-    ablation_tasks     tasks by which swapped media judge whether the model uses them, none: all. For data that hold some of a task that
-                       are too few to learn it from; what each task gains is told all the same
     prompts            what is asked of a lone "image" or "audio"
     """
 
@@ -61,9 +53,6 @@ class OmniSettings(StageSettings):
     audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
-    augment: PictureAugment = PictureAugment()
-    separate_questions: bool = False
-    ablation_tasks: list[str] = []
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
@@ -82,24 +71,18 @@ class OmniSettings(StageSettings):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
 
-    @property
-    def packs(self) -> bool:
-        """Separate questions share a row and do not see each other."""
-        return self.separate_questions
-
     learns_as: ClassVar[str] = "omni"
 
 
-class OmniTraining(Training[OmniSettings]):
+class OmniTraining(FusionTraining[OmniSettings]):
     """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
 
     def vocabulary(self) -> None:
         """The Thinker's tokenizer."""
+        super().vocabulary()
         settings, inputs = self.settings, self.inputs
         self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
         initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
-        demand_tasks(self.corpus, ablation_tasks=settings.ablation_tasks, **named)
         self.words = str(self.tokenizer)
 
     def wire(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
@@ -132,57 +115,44 @@ class OmniTraining(Training[OmniSettings]):
             downsample=audio.config.downsample,
             audio_pool=settings.audio_pool,
             max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
-            pad_s=store.extra_of(needed["hearing"]).get("pad_s", 0.1),
+            pad_s=store.extra_of(needed["hearing"]).get("pad_s", PAD_S),
         )
         networks = {"thinker": self.thinker, "vision": vision, "hearing": audio, "projectors": projectors}
         return NextToken(decoder, self.omni, given=() if settings.lora is None else ("omni.decoder.",)), networks
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Samples of all kinds as rows of tokens, with places for their media."""
-        corpus, omni, apart = self.corpus, self.omni, self.settings.separate_questions
-        shape = (self.tokenizer, self.spec, omni.decoder.config.ctx_len)
-        self.training = Conversations(corpus.train, *shape, apart=apart, changes=self.settings.augment)
-        self.held_out = Conversations(corpus.valid, *shape, apart=apart)
-        for kind, projector in (("image", omni.projectors.vision), ("audio", omni.projectors.audio)):
-            if projector is not None and not any(sample.images if kind == "image" else sample.audios for sample in corpus.train):
+        omni, samples = self.omni, self.corpus.train
+        for kind, row in MEDIA_INPUTS.items():
+            projector = row.projector(omni)
+            if projector is not None and not any(kind in input_media(sample) for sample in samples):
                 projector.requires_grad_(False)  # nothing would ever teach it
-        order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
-        return loaders(self.training, self.held_out, collate, self.settings, **order)
+        return self.rows(self.corpus.valid, omni.decoder.config.ctx_len)
 
     def prepare(self) -> dict[str, Fact]:
         """Statistics of what the eyes give, and how well the Thinker knows held-out text before."""
         inputs, most = self.inputs, self.settings.eval_items
         standardise(self.omni, self.corpus.train, self.spec, inputs.run.device)
-        texts = _texts(self.corpus.valid, inputs, most)
-        objective: Any = self.objective
-        self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
         self.senses = Senses(inputs.needed, inputs.base, inputs.run, most, inputs.place)
-        return {**texts.fact(), **self.forgetting.before()}
-
-    def checks(self) -> dict[str, Fact]:
-        """The labels, against the samples."""
-        return labels.conversations(self.training, self.tokenizer)
+        return self.before(_texts(self.corpus.valid, inputs, most))
 
     def save(self, folder: Path) -> None:
         """All parts of a model that answers, and what its media are."""
-        decoder, spec, networks = self.omni.decoder, self.spec, self.networks
+        networks = self.networks
         store.save(self.thinker, folder / "thinker")
         self.tokenizer.save(folder / "thinker", self.thinker.config.ctx_len)
         if self.settings.lora is not None:
-            lora.save(decoder, folder / "lora", "thinker")
+            lora.save(self.omni.decoder, folder / "lora", "thinker")
         store.save(networks["vision"], folder / "vision")
-        store.save(networks["hearing"], folder / "hearing", extra={"pad_s": spec.pad_s})
+        store.save(networks["hearing"], folder / "hearing", extra={"pad_s": self.spec.pad_s})
         store.save(self.omni.projectors, folder / "projectors")
-        media = {**dataclasses.asdict(spec), "mel": spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": self.settings.prompts})
+        self.save_media(folder)
 
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Answers, whether they come from the media, and what was forgotten."""
-        settings, run, omni = self.settings, self.inputs.run, self.omni
-        omni.eval()
-        media = (self.spec, settings.prompts)
-        parts = Parts.live(run.device, thinker=omni.decoder, tokenizer=self.tokenizer, omni=omni, media=media)
-        examiner = Examiner(Engine(parts), settings.eval_items, run)
+        settings = self.settings
+        self.omni.eval()
+        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run)
         facts = examiner.answers(self.corpus.valid, album) | examiner.ablations(self.held_out, settings.ablation_tasks)
         towers: Any = (self.networks["vision"], self.networks["hearing"])
         return facts | self.forgetting.facts() | self.senses.facts(*towers)
@@ -197,7 +167,7 @@ def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
 def assume(settings: OmniSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
     """Pictures, sounds, both, and text, in turn; every KINDS-th sample is as long as the context allows."""
     room = settings.max_audio_tokens or context // 4
-    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / 25)
+    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / STATES_HZ)
     pictures, text = assumed.pictures(folder, 224), assumed.Text(words)
     rows: list[assumed.Row] = []
     for number in range(assumed.BATCHES * settings.batch_size):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from pydantic import BaseModel, Field
 
 from muomni import config, files
 from muomni.config import Strict
-from muomni.errors import ConfigError, UserError
+from muomni.errors import ConfigError, UserError, did_you_mean
 from muomni.models import integrity
 from muomni.stages import flat, flat_keys, registry
+from muomni.stages.schedule import in_order
 from muomni.stages.stage import Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -149,12 +151,8 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
         if key in header_keys:
             continue
         if key not in known:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), [*known, *header_keys], n=1)
-            raise ConfigError(
-                f"{path}: {key}: no such stage or key" + (f"; did you mean {near[0]}?" if near else f"; stages: {', '.join(known)}")
-            )
+            way = did_you_mean(key, [*known, *header_keys], f"stages: {', '.join(known)}")
+            raise ConfigError(f"{path}: {key}: no such stage or key; {way}")
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
         declared = stage(key)
@@ -321,24 +319,20 @@ def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: 
     """The stages as they are written, but each after those that it needs.
 
     Takes   there: stages that the run folder holds, finished by another recipe or flat config.
-    Raises  ConfigError where a needed stage is neither in the recipe nor there.
+    Raises  ConfigError where a needed stage is neither in the recipe nor there, or needs form a cycle.
     """
-    ordered: dict[str, StageSettings] = {}
-
-    def place(key: str) -> None:
-        for needed in needs(stages, key):
-            if needed in stages:
-                place(needed)
-            elif needed not in there:
-                raise ConfigError(
-                    f"{path}: {key} needs stage {needed}, which the recipe does not have, nor is it finished in {folder}",
-                    hint=f"run the recipe or the config of stage {needed} first",
-                )
-        ordered[key] = stages[key]
-
-    for key in stages:
-        place(key)
-    return ordered
+    needed = {key: needs(stages, key) for key in stages}
+    for key, other in ((key, other) for key, before in needed.items() for other in before):
+        if other not in stages and other not in there:
+            raise ConfigError(
+                f"{path}: {key} needs stage {other}, which the recipe does not have, nor is it finished in {folder}",
+                hint=f"run the recipe or the config of stage {other} first",
+            )
+    try:
+        return {key: stages[key] for key in in_order(needed)}
+    except CycleError as error:
+        cycle = " needs ".join(reversed(error.args[1]))  # graphlib gives each before what needs it
+        raise ConfigError(f"{path}: stages need each other in a circle: {cycle}") from error
 
 
 def _placed(value: Any, world: Path) -> Any:

@@ -1,15 +1,65 @@
-"""Commands side by side: each starts as soon as those that it needs have ended well, at most so many at a time."""
+"""Jobs that need each other: what may start now, in which order, and commands run side by side."""
 
 from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 
 from muomni.errors import GateRed
 from muomni.runtime import stop_on_signals
 
 GRACE_S = 60.0  # how long a command may take to save after it was asked to stop
+
+
+class Schedule:
+    """Which jobs may start: each after those that it needs, in the order given, while there is room.
+
+    Takes   needs: for each job, in order, those that must be done before it; a name that is no job counts as done;
+            room, widths: jobs run together while their widths (else 1) fit the room; a wider one runs alone.
+    Raises  graphlib.CycleError where jobs need each other in a circle.
+    """
+
+    def __init__(self, needs: Mapping[str, Iterable[str]], room: int = 1, widths: Mapping[str, int] | None = None) -> None:
+        inside = {name: [other for other in before if other in needs] for name, before in needs.items()}
+        self._sorter = TopologicalSorter(inside)
+        self._sorter.prepare()
+        self._places = {name: place for place, name in enumerate(needs)}
+        self._room, self._widths = room, widths or {}
+        self._waiting: list[str] = []
+        self._running: dict[str, int] = {}  # their widths
+
+    def __bool__(self) -> bool:
+        """Whether a job is not done yet."""
+        return self._sorter.is_active()
+
+    def start(self) -> Iterator[str]:
+        """The jobs that may start now; each counts as running from when it is given."""
+        self._waiting = sorted([*self._waiting, *self._sorter.get_ready()], key=self._places.__getitem__)
+        for name in list(self._waiting):
+            width = self._widths.get(name, 1)
+            if not self._running or sum(self._running.values()) + width <= self._room:
+                self._waiting.remove(name)
+                self._running[name] = width
+                yield name
+
+    def done(self, name: str) -> None:
+        """A running job has ended well: there is room again, and those that need it may start."""
+        del self._running[name]
+        self._sorter.done(name)
+
+
+def in_order(needs: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """The jobs one after the other, as `Schedule` starts them where there is room for one.
+
+    Raises  as `Schedule`.
+    """
+    schedule = Schedule(needs)
+    while schedule:
+        name = next(schedule.start())
+        yield name
+        schedule.done(name)
 
 
 def side_by_side(
@@ -29,23 +79,19 @@ def side_by_side(
     Gives   None if all ended well, else the first that did not and its exit code; the others were asked to stop, and have saved.
             A signal to this process is passed on: then the name is "" and the code the signal's.
     """
-    waiting, done, widths = list(commands), set[str](), widths or {}
+    schedule = Schedule({name: needs[name] for name in commands}, jobs, widths)
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: tuple[str, int] | None = None
     with stop_on_signals() as stop:
         try:
-            while (waiting and failed is None) or running:
-                for name in list(waiting):
-                    taken = sum(widths.get(other, 1) for other in running)
-                    has_room = not running or taken + widths.get(name, 1) <= jobs
-                    if failed is None and done.issuperset(needs[name]) and has_room:
-                        running[name] = subprocess.Popen(commands[name], env=dict(environment), stdin=subprocess.DEVNULL)
-                        waiting.remove(name)
+            while schedule:
+                for name in schedule.start():
+                    running[name] = subprocess.Popen(commands[name], env=dict(environment), stdin=subprocess.DEVNULL)
                 time.sleep(0.1)
                 for name in [name for name, process in running.items() if process.poll() is not None]:
                     code = running.pop(name).returncode
                     if code == 0 or (code == GateRed.exit_code and name in may_be_red):
-                        done.add(name)
+                        schedule.done(name)
                     elif failed is None:
                         failed = (name, code if code > 0 else 128 - code)
                 if stop and failed is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -10,11 +9,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from pydantic import Field, NonNegativeInt, field_validator
 
-from muomni import files
 from muomni.data import indexed, stratify
-from muomni.data.conversation import Conversations, MediaSpec
 from muomni.data.loader import Loader
-from muomni.data.pictures import PictureAugment
 from muomni.data.quarantine import Quarantine
 from muomni.data.readers import load
 from muomni.data.sample import Sample
@@ -23,27 +19,23 @@ from muomni.evaluate import labels
 from muomni.evaluate.album import Album
 from muomni.evaluate.examiner import Examiner, by_length
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
+from muomni.evaluate.forgetting import Texts, own_texts
 from muomni.evaluate.golden import Golden
-from muomni.infer.engine import Engine
-from muomni.infer.parts import Parts
 from muomni.models import store
-from muomni.models.omni import Omni
-from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
+from muomni.stages.fusion import FusionSettings, FusionTraining
+from muomni.stages.stage import Inputs
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
-from muomni.train.objectives.language import NextToken, collate
+from muomni.train.objectives.language import NextToken
 
 
-class SeeingSettings(StageSettings):
+class SeeingSettings(FusionSettings):
     """Settings of a stage in which a language model learns to see.
 
     max_seq_len         longest row, in tokens; the rest of an answer is cut, never a picture or an end
     length_edges        lengths of answers, in tokens, between which held-out samples are drawn in equal numbers
     watched_items       number of held-out items that are answered at every checkpoint and kept in golden/
     max_new_tokens      longest answer to a held-out item
-    separate_questions  questions about the same pictures learn without seeing each other
-    ablation_tasks      tasks by which swapped pictures judge whether the model uses them; none: all
     exact_match_tasks   tasks of short answers: these must be right more often than a guess from the question alone
     regression_texts    texts, never trained on, that measure what the language model forgets; none: of a language model of ours
                         the texts that its own stage held out. Asked for where the language model trains: a frozen one can't forget
@@ -54,12 +46,10 @@ class SeeingSettings(StageSettings):
     length_edges: list[NonNegativeInt] = [0, 10, 20]
     watched_items: int = Field(64, ge=0)
     max_new_tokens: int = Field(48, ge=1)
-    separate_questions: bool = False
-    augment: PictureAugment = PictureAugment()
-    ablation_tasks: list[str] = []
     exact_match_tasks: list[str] = []
     regression_texts: list[Source] = []
     prompts: dict[Literal["image"], str] = {"image": "what is in the picture?"}
+    of_tasks: ClassVar[tuple[str, ...]] = ("ablation_tasks", "exact_match_tasks")
     decides: ClassVar[frozenset[str]] = frozenset({"eval_items"})  # so many held-out items are drawn, and validated
 
     @field_validator("length_edges")
@@ -68,11 +58,6 @@ class SeeingSettings(StageSettings):
         if edges != sorted(set(edges)) or edges[:1] != [0]:
             raise ValueError("length_edges must begin with 0 and rise")
         return edges
-
-    @property
-    def packs(self) -> bool:
-        """Separate questions share a row and do not see each other."""
-        return self.separate_questions
 
     @property
     def teaches_language(self) -> bool:
@@ -88,7 +73,7 @@ class SeeingSettings(StageSettings):
 V = TypeVar("V", bound=SeeingSettings)
 
 
-class SeeingTraining(Training[V]):
+class SeeingTraining(FusionTraining[V]):
     """Samples with pictures, learned from the assistant's words alone; answers, ablations and regressions at the end.
 
     A stage's `wire` gives the model by `seen`; where the language model learns too, it writes `adapter`.
@@ -97,18 +82,8 @@ class SeeingTraining(Training[V]):
     text_folder  where its language model lies
     """
 
-    omni: Omni
-    tokenizer: Tokenizer
-    spec: MediaSpec
     bases: dict[str, dict[str, Any]]
     text_folder: Path
-
-    def vocabulary(self) -> None:
-        """Nothing is learned; tasks that settings name are looked for."""
-        settings = self.settings
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
-        named |= {name: getattr(settings, name) for name in ("ablation_tasks", "exact_match_tasks")}
-        demand_tasks(self.corpus, **named)
 
     def seen(self) -> tuple[NextToken, dict[str, torch.nn.Module]]:
         """The objective of the model, and what of it is new."""
@@ -119,34 +94,21 @@ class SeeingTraining(Training[V]):
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Conversations as rows of tokens; held-out ones are drawn evenly over the lengths of their answers."""
-        settings, corpus, tokenizer = self.settings, self.corpus, self.tokenizer
-        longest = min(settings.max_seq_len, self.omni.decoder.config.ctx_len)
-        shape, apart = (tokenizer, self.spec, longest), settings.separate_questions
-        self.drawn = _drawn(corpus.valid, tokenizer, settings, self.inputs)
-        self.training = Conversations(corpus.train, *shape, apart=apart, changes=settings.augment)
-        self.held_out = Conversations([sample for sample, _ in self.drawn], *shape, apart=apart)
-        order: Any = {"weights": corpus.weights, "lengths": Conversations.lengths}
-        return loaders(self.training, self.held_out, collate, settings, **order)
+        self.drawn = _drawn(self.corpus.valid, self.tokenizer, self.settings, self.inputs)
+        longest = min(self.settings.max_seq_len, self.omni.decoder.config.ctx_len)
+        return self.rows([sample for sample, _ in self.drawn], longest)
 
     def prepare(self) -> dict[str, Fact]:
         """How well the language model knows held-out text before; the items that are answered at every checkpoint."""
         inputs, settings = self.inputs, self.settings
-        texts = _texts(settings, inputs, self.text_folder)
-        objective: Any = self.objective
-        self.forgetting = Forgetting(objective, texts.samples, self.tokenizer, inputs.folder / "tokens", inputs.run)
-        watched = _golden(self.drawn, settings)
+        found = self.before(_texts(settings, inputs, self.text_folder))
+        watched = self.drawn[: settings.watched_items]  # the first of a fair draw are one themselves
         self.golden = Golden(inputs.folder / "golden", watched, self.engine, settings.max_new_tokens)
-        return {**texts.fact(), **self.forgetting.before()}
-
-    def engine(self) -> Engine:
-        """The model at work, with the weights in place."""
-        media = (self.spec, self.settings.prompts)
-        parts = {"thinker": self.omni.decoder, "tokenizer": self.tokenizer, "omni": self.omni, "media": media}
-        return Engine(Parts.live(self.inputs.run.device, **parts))
+        return found
 
     def checks(self) -> dict[str, Fact]:
-        """The labels, against the samples."""
-        return labels.conversations(self.training, self.tokenizer) | labels.whole(self.training, self.tokenizer)
+        """Beside the labels: whether answers are whole."""
+        return super().checks() | labels.whole(self.training, self.tokenizer)
 
     def saved(self, step: int) -> None:
         """Answers to the watched items."""
@@ -159,8 +121,7 @@ class SeeingTraining(Training[V]):
         """The connector, what the language model has learned, and on what both stand."""
         store.save(self.omni.projectors, folder / "projectors", extra={"bases": self.bases})
         self.adapter(folder / "lora")
-        media = {**dataclasses.asdict(self.spec), "mel": self.spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": self.settings.prompts, "bases": self.bases})
+        self.save_media(folder, bases=self.bases)
 
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Answers, whether they come from the pictures, losses by length, and what was forgotten."""
@@ -180,11 +141,6 @@ def _drawn(samples: Sequence[Sample], tokenizer: Tokenizer, settings: SeeingSett
     chosen = stratify.keep(path, samples, lengths, settings.eval_items, settings.length_edges, settings.seed)
     numbers = stratify.buckets(lengths, settings.length_edges)
     return [(samples[place], numbers[place]) for place in chosen]
-
-
-def _golden(drawn: list[tuple[Sample, int]], settings: SeeingSettings) -> list[tuple[Sample, int]]:
-    """The items that are answered at every checkpoint: of those drawn the first, which are a fair draw themselves."""
-    return drawn[: settings.watched_items]
 
 
 def _texts(settings: SeeingSettings, inputs: Inputs, text_folder: Path) -> Texts:

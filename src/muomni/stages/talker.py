@@ -27,6 +27,7 @@ from muomni.evaluate.gates import Gate
 from muomni.evaluate.listening import free_speech, swap
 from muomni.evaluate.thresholds import CAUSAL, held_out_gap
 from muomni.infer.speech import Think, Voice, listen_to
+from muomni.media.frames import PAD_S
 from muomni.models import pretrained, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -161,7 +162,7 @@ class TalkerTraining(Training[TalkerSettings]):
         inputs, held_out = self.inputs, self.held_out.items
         voice = Voice(self.talker, self.codec, self.tokenizer, think=self.think, names=self.voices)
         ears = inputs.place(store.load(inputs.needed["hearing"]))
-        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", 0.1)
+        pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S)
         facts = {"pace_error_frames": self.pace_error, **swap(self.speech, [*held_out.values()], inputs.run)}
         limits: dict[str, Any] = {"most": self.settings.eval_items, "max_s": self.settings.max_s, "album": album}
         return facts | free_speech(voice, ears, pad_s, self.corpus.valid, held_out, **limits)

@@ -227,8 +227,7 @@ def _marks(library: Library) -> Marks:
         after=plain("\n"),
         bos=document,  # a document begins where another ended
         eos=document,
-        image=None if first is None or pad is None or last is None else Medium(first, pad, last),
-        audio=None,
+        media={} if first is None or pad is None or last is None else {"image": Medium(first, pad, last)},
         speech=None,
         words_from=0,
         words_to=min(added),

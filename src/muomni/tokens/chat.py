@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from muomni.errors import DataError, ShapeError
 from muomni.tokens.bpe import Tokenizer
@@ -14,7 +15,7 @@ IGNORE = -100
 
 
 class Turn(Protocol):
-    """One message: who speaks and what; parts have `type` text (with `text`), image or audio."""
+    """One message: who speaks and what; parts have `type` text (with `text`), or a modality's name."""
 
     @property
     def role(self) -> str: ...
@@ -26,7 +27,7 @@ class Turn(Protocol):
 class Span:
     """Where the features of one medium go: ids[start : start + length] are pads."""
 
-    kind: Literal["image", "audio"]
+    kind: str  # of which modality
     item: int  # counts within its kind, in the order of the conversation
     start: int
     length: int
@@ -57,7 +58,7 @@ class _Writer:
         self.ids += ids
         self.labels += ids if learned else [IGNORE] * len(ids)
 
-    def media(self, kind: Literal["image", "audio"], item: int, length: int, marks: Medium) -> None:
+    def media(self, kind: str, item: int, length: int, marks: Medium) -> None:
         self.spans.append(Span(kind, item, len(self.ids) + 1, length))
         self.write([marks.start, *[marks.pad] * length, marks.end], learned=False)
 
@@ -66,21 +67,19 @@ def render(
     tokenizer: Tokenizer,
     messages: Sequence[Turn],
     *,
-    image_tokens: Sequence[int] = (),
-    audio_tokens: Sequence[int] = (),
+    positions: Mapping[str, Sequence[int]] | None = None,
     reply: bool = False,
 ) -> Rendered:
     """Each turn between its role's header and its end, as the tokenizer's marks say; learned are the assistant's text and its end id.
 
-    Takes   image_tokens, audio_tokens: how many positions each medium fills, in the order of the conversation.
+    Takes   positions: by modality, how many positions each medium fills, in the order of the conversation.
             An assistant's audio part is what it says aloud: one learned `speech` id, no position.
             reply=True stops after the assistant's header (a last assistant turn is left out), ready to generate.
     Gives   Rendered; a medium of N tokens costs N + 2 ids.
     Raises  ShapeError if the counts don't match the media; DataError (bad_row) on an unknown role or part.
     """
     marks = tokenizer.marks
-    lengths = {"image": list(image_tokens), "audio": list(audio_tokens)}
-    used = {"image": 0, "audio": 0}
+    lengths, used = positions or {}, Counter[str]()
     writer = _Writer()
     writer.write(marks.opening, learned=False)
     if reply and messages and messages[-1].role == "assistant":
@@ -100,19 +99,21 @@ def render(
                     writer.write(tokenizer.encode(part.text), learned=learned)
                 elif kind == "audio" and learned and marks.speech is not None:
                     writer.write([marks.speech], learned=True)
-                elif kind in used and not learned and (medium := marks.medium(kind)) is not None:
-                    item = used[kind]
-                    if item >= len(lengths[kind]):
-                        raise ShapeError(f"render: expected a token count for {kind} {item}, got {len(lengths[kind])} counts")
-                    writer.media(kind, item, lengths[kind][item], medium)
+                elif not learned and (medium := marks.media.get(kind)) is not None:
+                    item, counts = used[kind], lengths.get(kind, ())
+                    if item >= len(counts):
+                        got = f"got {len(counts)} counts"
+                        raise ShapeError(f"render: expected a token count for {kind} {item}, {got}")
+                    writer.media(kind, item, counts[item], medium)
                     used[kind] += 1
                 else:
                     raise DataError("bad_row", f"message {number} ({message.role}): can't hold a part of type {kind!r} in this vocabulary")
         writer.write([marks.end], learned=learned)
         writer.write(marks.after, learned=False)
-    for kind, count in used.items():
-        if count != len(lengths[kind]):
-            raise ShapeError(f"render: expected {count} {kind} token counts, as many as the messages have, got {len(lengths[kind])}")
+    for kind, counts in lengths.items():
+        if used[kind] != len(counts):
+            wanted = f"{used[kind]} {kind} token counts, as many as the messages have"
+            raise ShapeError(f"render: expected {wanted}, got {len(counts)}")
     if reply:
         writer.write(marks.headers["assistant"], learned=False)
     return Rendered(writer.ids, writer.labels, writer.spans, 0 if reply else len(marks.after))

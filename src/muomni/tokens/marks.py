@@ -18,7 +18,7 @@ class Special:
     user: int = 5  # opens a turn of the human
     assistant: int = 6  # opens a turn of the model: what follows is learned and generated
     end: int = 7  # closes a turn; generation stops here
-    image: int = 8  # opens an image
+    image: int = 8  # opens an image; any X, X_end and X_pad are the marks of medium X
     image_end: int = 9  # closes an image
     image_pad: int = 10  # a position that holds an image feature
     audio: int = 11  # opens a sound
@@ -53,7 +53,7 @@ class Marks:
     headers     ids that open a turn, by role
     end         closes a turn, and is learned of the assistant's; after: what follows it, never learned
     bos, eos    around a text document
-    image, audio  None where the vocabulary has no marks for them
+    media       by modality, those that the vocabulary has marks for
     speech      the assistant speaks here; None where it can't
     words_from, words_to   the ids of plain text begin and end here; None: they go on to the end of the vocabulary
     spelled     ids beyond these that plain text spells all the same: <think> and others that Qwen3 adds, but not as special
@@ -65,8 +65,7 @@ class Marks:
     after: tuple[int, ...]
     bos: int
     eos: int
-    image: Medium | None
-    audio: Medium | None
+    media: Mapping[str, Medium]
     speech: int | None
     words_from: int
     words_to: int | None
@@ -80,15 +79,11 @@ class Marks:
     @property
     def pads(self) -> tuple[int, ...]:
         """The ids of positions that hold media."""
-        return tuple(medium.pad for medium in (self.image, self.audio) if medium is not None)
+        return tuple(medium.pad for medium in self.media.values())
 
     def is_word(self, token: int) -> bool:
         """Whether an id is plain text."""
         return token in self.spelled or (self.words_from <= token and (self.words_to is None or token < self.words_to))
-
-    def medium(self, kind: str) -> Medium | None:
-        """The marks of a kind of media, `image` or `audio`."""
-        return self.image if kind == "image" else self.audio
 
 
 OWN = Marks(
@@ -98,8 +93,11 @@ OWN = Marks(
     after=(),
     bos=SPECIAL.bos,
     eos=SPECIAL.eos,
-    image=Medium(SPECIAL.image, SPECIAL.image_pad, SPECIAL.image_end),
-    audio=Medium(SPECIAL.audio, SPECIAL.audio_pad, SPECIAL.audio_end),
+    media={
+        kind: Medium(getattr(SPECIAL, kind), getattr(SPECIAL, f"{kind}_pad"), getattr(SPECIAL, f"{kind}_end"))
+        for kind in (field.name for field in fields(SPECIAL))
+        if hasattr(SPECIAL, f"{kind}_pad")
+    },
     speech=SPECIAL.speech,
     words_from=len(SPECIAL.names),
     words_to=None,

@@ -13,17 +13,14 @@ from muomni.data.layouts import placeholders
 from muomni.data.layouts.fields import fold
 from muomni.data.layouts.placeholders import Kind
 from muomni.errors import DataError
+from muomni.media.modality import MODALITIES
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"}
-AUDIO_SUFFIXES = {
-    *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma", ".amr"),
-    *(".aifc", ".snd", ".voc", ".rf64", ".sph", ".nist", ".mp2", ".m4b", ".mka", ".weba", ".wv", ".ape", ".tta"),
-}
 OTHER_SUFFIXES = {  # of media that a field may name and that no reader of ours may know
     *(".ark", ".npy", ".npz", ".pt"),
     *(".heic", ".heif", ".jfif", ".svg", ".ppm", ".pgm", ".psd", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"),
 }
-SUFFIX = re.compile(rf"\.(?:{'|'.join(sorted(s[1:] for s in IMAGE_SUFFIXES | AUDIO_SUFFIXES | OTHER_SUFFIXES))})$", re.IGNORECASE)
+SUFFIXES = OTHER_SUFFIXES.union(*(row.suffixes for row in MODALITIES.values()))
+SUFFIX = re.compile(rf"\.(?:{'|'.join(sorted(suffix[1:] for suffix in SUFFIXES))})$", re.IGNORECASE)
 _NOUNS: dict[Kind, tuple[str, ...]] = {
     "image": ("image", "img", "picture", "pic", "photo", "jpg", "jpeg", "png", "pixelvalues"),
     "audio": ("audio", "wav", "sound", "speech", "recording", "mp3", "flac", "clip", "voice", "utterancefile", "waveform"),

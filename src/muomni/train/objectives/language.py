@@ -15,7 +15,7 @@ from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, ExpertsConfig
-from muomni.models.omni import Media, Omni, gather
+from muomni.models.omni import MEDIA_INPUTS, Media, Omni, gather
 from muomni.nn import masks, moe
 from muomni.nn.head import row_means
 from muomni.nn.moe import MoE, Routing
@@ -31,7 +31,7 @@ class LanguageBatch(Batch):
 
     ids_BT, labels_BT  int64; keep_BT bool, True = a real position, None = all are
     documents_BT       int64, number of the packed document (masks.SHARED: of all), None = one a row
-    media              pictures and sounds in the order of their pads
+    media              by modality, in the order of their pads
     """
 
     sample_ids: list[str]
@@ -39,7 +39,7 @@ class LanguageBatch(Batch):
     labels_BT: Tensor
     keep_BT: Tensor | None = None
     documents_BT: Tensor | None = None
-    media: Media = field(default_factory=Media)
+    media: Media = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -173,9 +173,10 @@ class NextToken(Objective):
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
         found = {**super().contents(batch), "tokens": float(batch.is_real_BT.sum()), "labels": float((targets(batch) != IGNORE).sum())}
         if self.omni is not None and self.omni.vision is not None:
-            found["pictures"] = 0.0 if batch.media.pixels_N3HW is None else float(len(batch.media.pixels_N3HW))
+            found["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
         if self.omni is not None and self.omni.audio is not None:
-            frames = 0.0 if batch.media.frames_N is None else float(batch.media.frames_N.sum())
+            frames_N = batch.media["audio"].lengths_N if "audio" in batch.media else None
+            frames = 0.0 if frames_N is None else float(frames_N.sum())
             found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
         return found
 
@@ -183,8 +184,8 @@ class NextToken(Objective):
         """Positions, positions squared, labels; pictures; mel frames, mel frames squared."""
         rows, length = batch.ids_BT.shape
         media = batch.media
-        pictures = 0 if media.pixels_N3HW is None else len(media.pixels_N3HW)
-        sounds, frames = (0, 0) if media.mel_NFM is None else media.mel_NFM.shape[:2]
+        pictures = len(media["image"].values_N) if "image" in media else 0
+        sounds, frames = media["audio"].values_N.shape[:2] if "audio" in media else (0, 0)
         labels = float((targets(batch) != IGNORE).sum())
         return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
@@ -275,7 +276,7 @@ class NextToken(Objective):
             beside_BT = torch.zeros_like(mine_BT)
             beside_BT[row] = (documents_T >= 0) & ~own_T
             pairs.append((asked, self._with_others(asked, beside_BT, rng)))
-            if batch.media.pixels_N3HW is None and batch.media.mel_NFM is None:
+            if not batch.media:
                 alone_T = own_T | shared_T
                 labels_T = asked.labels_BT[row].masked_fill(shared_T, IGNORE)
                 if shared_T.any():  # its first token is the shared part's successor here, and is not asked for there
@@ -286,12 +287,11 @@ class NextToken(Objective):
         return pairs
 
     def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
-        """The batch with inverted pictures, and with its sounds' spectra upside down."""
-        media, found = batch.media, {}
-        if media.pixels_N3HW is not None:
-            found["image"] = replace(batch, media=replace(media, pixels_N3HW=255 - media.pixels_N3HW))
-        if media.mel_NFM is not None:
-            found["audio"] = replace(batch, media=replace(media, mel_NFM=media.mel_NFM.flip(2)))
+        """The batch with the media of one modality changed, for each that it has."""
+        found = {}
+        for kind, media in batch.media.items():
+            changed = replace(media, values_N=MEDIA_INPUTS[kind].other(media.values_N))
+            found[kind] = replace(batch, media={**batch.media, kind: changed})
         return found
 
     def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
@@ -322,7 +322,7 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
         labels_BT,
         keep_BT,
         documents_BT,
-        gather([picture for item in items for picture in item.pictures], [mel for item in items for mel in item.mels]),
+        gather([item.media for item in items]),
     )
 
 
