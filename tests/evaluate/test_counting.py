@@ -50,7 +50,7 @@ def packed() -> Made:
     for name, ids, documents in rows:
         more = 6 - len(ids)
         labels = np.array([*ids, *[IGNORE] * more])
-        row = Row(np.array([*ids, *[0] * more]), labels, np.array([*documents, *[-1] * more]), np.arange(6))
+        row = Row(np.array([*ids, *[0] * more]), labels, np.array([*documents, *[-1] * more]))
         padded.append((name, row))
     return NextToken(decoder()), collate_rows(padded), {"text": 6, "misses": 6}, {"samples": 2, "tokens": 9, "labels": 6}
 
