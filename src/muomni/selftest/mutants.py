@@ -409,7 +409,7 @@ def average_lost() -> AbstractContextManager[Any]:
 def media_never_swapped() -> Iterator[None]:
     """What is measured as another medium, as none and as noise is the right one: every gap is exactly 0."""
     with ExitStack() as stack:
-        for name in ("_swapped", "_blank", "_noisy"):
+        for name in ("_swapped", "_with"):
             stack.enter_context(patch.object(examiner, name, lambda item, *_: item))
         yield
 

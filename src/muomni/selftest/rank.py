@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
-from muomni.errors import GateRed
+from muomni.errors import GateRed, InternalError
 from muomni.selftest.mutants import MUTANTS
 from muomni.selftest.run import RECIPE, short
 from muomni.stages import runner
@@ -36,7 +37,11 @@ def as_rank(number: int, folder: Path, stage: str, rank: int, port: int) -> None
     os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
     with (folder / f"{stage}-rank-{rank}").open("w", encoding="utf-8") as said, redirect_stderr(said):
         os.dup2(said.fileno(), 2)  # what torch says goes past Python's stream
-        run(number, folder, stage)
+        try:
+            run(number, folder, stage)
+        except Exception:  # a process that falls ends with 1, which is a red gate's code
+            traceback.print_exc()
+            sys.exit(InternalError.exit_code)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ STOP_AT = 50  # the step before which a run is interrupted, where it is to resum
 REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
+PORTS_TRIED = 3
 RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
 LOADED = ["__main__", "muomni.selftest.run"]  # what each run would load
 
@@ -268,22 +269,26 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
     """
     from muomni.selftest import rank as ranks  # which reads this module's recipe
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    twice = multiprocessing.get_context("fork")
-    processes = [twice.Process(target=ranks.as_rank, args=(number, folder, stage, rank, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    until = time.monotonic() + RANKS_S
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-    for process in processes:
-        process.kill()
-        process.join()
-    if any(process.exitcode not in (0, GateRed.exit_code) for process in processes):
-        told = [path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*"))]
-        raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {' '.join(told)[-400:]}")
+    for _ in range(PORTS_TRIED):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        twice = multiprocessing.get_context("fork")
+        processes = [twice.Process(target=ranks.as_rank, args=(number, folder, stage, rank, port)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        until = time.monotonic() + RANKS_S
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+        if all(process.exitcode in (0, GateRed.exit_code) for process in processes):
+            return
+        told = " ".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*")))
+        if "address already in use" not in told.lower():  # another process took the port that was free
+            break
+    raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {told[-400:]}")
 
 
 def _without_avx512(folder: Path, stage: str, number: int) -> None:
