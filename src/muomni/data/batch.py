@@ -17,11 +17,11 @@ class Batch:
         """The same on another device."""
         held: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
         moved: dict[str, Any] = {}
-        for name, each in held.items():
-            if isinstance(each, Tensor):
-                moved[name] = each.to(device, non_blocking=True)
-            elif isinstance(each, Mapping):
-                moved[name] = {key: batch.to(device) for key, batch in each.items()}
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, non_blocking=True)
+            elif isinstance(value, Mapping):
+                moved[name] = {key: batch.to(device) for key, batch in value.items()}
         return replace(self, **moved)  # type: ignore[type-var]
 
 

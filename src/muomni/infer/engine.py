@@ -270,7 +270,7 @@ class Engine:
         """Unit vectors of texts."""
         _, tower, tokenizer = self.parts.vision
         padded = right_padded([tokenizer.encode(text) for text in texts], PAD)
-        ids_BT, keep_BT = (each.to(self.device) for each in padded)
+        ids_BT, keep_BT = (tensor.to(self.device) for tensor in padded)
         if tower.config.kind != "thinker":
             return tower.embed(ids_BT, keep_BT)
         reader = self.parts.reader
