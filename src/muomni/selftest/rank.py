@@ -22,7 +22,8 @@ def main() -> None:
 def run(number: int, folder: Path, stage: str) -> None:
     """The stage with a mutant planted.
 
-    Raises  SystemExit with the code of GateRed where a gate is red.
+    Raises  SystemExit with the code of GateRed where a gate is red, with that of InternalError where anything else goes wrong: a
+            process that falls by itself ends with 1, which is a red gate's code.
     """
     plant = next((mutant.plants[0][0] for mutant in MUTANTS if mutant.number == number), nullcontext)
     try:
@@ -30,6 +31,9 @@ def run(number: int, folder: Path, stage: str) -> None:
             runner.run(str(RECIPE), stages=[stage], out=folder, overrides=short(stage))
     except GateRed as error:
         sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(InternalError.exit_code)
 
 
 def as_rank(number: int, folder: Path, stage: str, rank: int, port: int) -> None:
@@ -37,11 +41,7 @@ def as_rank(number: int, folder: Path, stage: str, rank: int, port: int) -> None
     os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
     with (folder / f"{stage}-rank-{rank}").open("w", encoding="utf-8") as said, redirect_stderr(said):
         os.dup2(said.fileno(), 2)  # what torch says goes past Python's stream
-        try:
-            run(number, folder, stage)
-        except Exception:  # a process that falls ends with 1, which is a red gate's code
-            traceback.print_exc()
-            sys.exit(InternalError.exit_code)
+        run(number, folder, stage)
 
 
 if __name__ == "__main__":
