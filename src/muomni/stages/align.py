@@ -10,24 +10,13 @@ from torch import nn
 
 from muomni.data.conversation import MediaSpec
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.thresholds import (
-    CAUSAL,
-    COVERAGE,
-    LABELS,
-    MEASURABLE_IF_TAUGHT,
-    NAMES,
-    PACKING,
-    SIGHT,
-    ablation,
-    held_out_gap,
-    language,
-)
+from muomni.evaluate.thresholds import MEASURABLE_IF_TAUGHT, held_out_gap, language
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.models.connector import PerceiverConfig
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.stages import assumed
-from muomni.stages.seeing import SeeingSettings, SeeingTraining
+from muomni.stages.seeing import SEEING, SeeingSettings, SeeingTraining
 from muomni.stages.stage import Stage
 from muomni.stages.statistics import standardise
 from muomni.train.objectives.language import NextToken
@@ -149,13 +138,7 @@ STAGE = Stage(
     AlignSettings,
     AlignTraining,
     gates=(
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        *COVERAGE,
-        *SIGHT,
-        *ablation("image"),
-        NAMES,
+        *SEEING,
         MEASURABLE_IF_TAUGHT,
         language(0.0),
         held_out_gap(1.5, "nats a token"),

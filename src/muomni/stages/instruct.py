@@ -10,23 +10,12 @@ from torch import nn
 
 from muomni.errors import ConfigError
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.thresholds import (
-    CAUSAL,
-    COVERAGE,
-    LABELS,
-    MEASURABLE_IF_TAUGHT,
-    NAMES,
-    PACKING,
-    SIGHT,
-    ablation,
-    held_out_gap,
-    language,
-)
+from muomni.evaluate.thresholds import MEASURABLE_IF_TAUGHT, held_out_gap, language
 from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
 from muomni.stages import assumed
-from muomni.stages.seeing import SeeingSettings, SeeingTraining
+from muomni.stages.seeing import SEEING, SeeingSettings, SeeingTraining
 from muomni.stages.stage import Stage
 from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
@@ -145,13 +134,7 @@ STAGE = Stage(
     InstructSettings,
     InstructTraining,
     gates=(
-        *CAUSAL,
-        *PACKING,
-        *LABELS,
-        *COVERAGE,
-        *SIGHT,
-        *ablation("image"),
-        NAMES,
+        *SEEING,
         Gate(
             "above_question",
             "above_question_only",

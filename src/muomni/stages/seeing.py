@@ -21,12 +21,15 @@ from muomni.evaluate.examiner import Examiner, by_length
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Texts, own_texts
 from muomni.evaluate.golden import Golden
+from muomni.evaluate.thresholds import CAUSAL, COVERAGE, LABELS, NAMES, PACKING, SIGHT, ablation
 from muomni.models import store
 from muomni.stages.fusion import FusionSettings, FusionTraining
 from muomni.stages.stage import Inputs
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken
+
+SEEING = (*CAUSAL, *PACKING, *LABELS, *COVERAGE, *SIGHT, *ablation("image"), NAMES)  # gates of both stages
 
 
 class SeeingSettings(FusionSettings):
