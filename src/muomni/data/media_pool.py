@@ -28,9 +28,9 @@ class MediaPool:
     """Opens pictures and sounds; `with` ends its workers."""
 
     def __init__(self, workers: int | None = None, few: int = FEW) -> None:
-        """Takes workers: None: as many as this process has cores; few: how many media are opened before there are any."""
-        self._workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-        self._workers = self._workers if workers is None else workers
+        """Takes workers: None: as many as this process has cores, up to 8; few: how many media are opened before there are any."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        self._workers = min(MOST_WORKERS, cores) if workers is None else workers
         self._left = few
         self._executor: Executor | None = None
 

@@ -21,7 +21,7 @@ Split = Literal["train", "valid"]
 
 
 class _Row(BaseModel):
-    # Kinds of parts are told by `type`: asking a class of pydantic whether it has an instance costs ten times as much.
+    # Kinds of parts are told by `type`: asking a class of pydantic whether it has an instance takes twice as long.
     # Keys alone are kept between rows: the parser would hold 16,000 values too.
     # JSON of Python's own kind, in which NaN and Infinity are numbers: `extra` may hold what it read.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants", cache_strings="keys")
