@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from muomni.errors import ConfigError
 from muomni.stages.stage import BoardRow, Stage
 
-OURS = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+OURS = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct")
 GROUP = "muomni.stages"  # of entry points: `NAME = "package.module:STAGE"`
 
 
