@@ -22,11 +22,11 @@ from muomni.evaluate.album import MOST, Album, Picture, Sound, chosen
 from muomni.evaluate.attention import watched
 from muomni.evaluate.eyes import Eyes, readable
 from muomni.evaluate.metrics import levenshtein
-from muomni.infer import speech
 from muomni.infer.engine import Engine
 from muomni.infer.generate import generate
 from muomni.infer.prompt import Prompt
 from muomni.infer.speech import Speech, Voice
+from muomni.media import griffin_lim
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.omni import gather
@@ -164,7 +164,7 @@ def round_trips(
         sample = held_out.samples[indices[place]]
         mel_FM = torch.from_numpy(held_out.item(indices[place], np.random.default_rng(0)).mel_FM)
         codes = codec.encode(mel_FM[None].to(device), torch.tensor([len(mel_FM)], device=device))
-        rebuilt = speech.sound(codec.decode(codes)[0].cpu(), spec)
+        rebuilt = griffin_lim.sound(codec.decode(codes)[0].cpu(), spec)
         row = {"id": sample.id, "why": why, "text": spoken(sample)[1], "error": errors[place], "codes": codes[0].tolist()}
         album.add("round_trip", **row, audio=_sound(sample, spec.rate_hz), rebuilt=Sound(rebuilt, spec.rate_hz))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muomni.infer import speech
+from muomni.media import griffin_lim
 from muomni.media.modality import MODALITIES
 from muomni.models.codec import Codec
 from muomni.nn import masks
@@ -239,7 +239,7 @@ def _codec(subject: Subject) -> Blocks:
     told = ", ".join(f"{name} {number(value, 3)}" for name, value in terms.items())
     spec = codec.config.mel
     sounds = [
-        media.player(speech.sound(each, spec), spec.rate_hz, name)
+        media.player(griffin_lim.sound(each, spec), spec.rate_hz, name)
         for each, name in ((batch.mel_BFM[0, :frames], "mel"), (rebuilt, "rebuilt"))
     ]
     out.append(("Rebuilt from the codes", join(mel(rebuilt, "log-mel, rebuilt"), h("div", sounds, cls="line"))))
