@@ -29,6 +29,7 @@ from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import LanguageBatch, NextToken, targets
 from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
 
@@ -223,6 +224,22 @@ def _codec(watch: Watch, objective: CodecObjective, batch: CodecBatch, _: Any) -
     return lambda: None
 
 
+def _image_codec(watch: Watch, objective: ImageCodecObjective, batch: ImageCodecBatch, _: Any) -> After:
+    codec = objective.codec
+    config, side = codec.config, codec.config.side
+    levels = " x ".join(map(str, config.levels))
+    watch.add("pixels", batch.pixels_BHW3.shape, "bytes, as they were read and changed")
+    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch} x {config.fine_patch} pixels")
+    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch} x {config.patch} pixels")
+    watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
+    told = f"of {codec.codebook_size}: each latent at the nearest of its levels, {levels}"
+    watch.out_of(codec.quantiser, "codes", told, lambda made: made.codes_BT)
+    watch.out_of(codec.quantiser, "quantised", "the middles of these levels; gradients go past it", lambda made: made.values_BTD)
+    watch.out_of(codec.unfold, "fine grid again", "after as many blocks")
+    watch.out_of(codec.to_pixels, "rebuilt", "pixels from -1 to 1")
+    return lambda: None
+
+
 def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any) -> After:
     talker = objective.talker
     config = talker.config
@@ -258,5 +275,6 @@ WALKS: dict[type, Callable[[Watch, Any, Any, Any], After]] = {
     Hearing: _hearing,
     Contrast: _contrast,
     CodecObjective: _codec,
+    ImageCodecObjective: _image_codec,
     TalkerObjective: _talker,
 }
