@@ -117,14 +117,14 @@ def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
     assert old.stages == new.stages
     assert not any(is_old(new.values[name], recipes.stage(name).settings) for name in OLD), "and is stored by its new names"
     assert old.values == new.values
-    align, point = old.stages["align"].model_dump(), old.stages["sweep/feature_layers--0-2-_lr-0.001"].model_dump()
+    align, point = old.stages["align"].settings.model_dump(), old.stages["sweep/feature_layers--0-2-_lr-0.001"].settings.model_dump()
     assert (align["separate_questions"], align["watched_items"], align["data"][0]["class_name"]) == (True, 3, "{label}")
     assert point["feature_layers"] == (0, 2)
 
 
 def test_digests_are_those_of_before_the_rename(tmp_path: Path) -> None:
     read = recipes.read(write(tmp_path, OLD), out=tmp_path / "run")
-    assert {name: recipes.digest(settings, {}, "")[:16] for name, settings in read.stages.items()} == DIGESTS
+    assert {name: recipes.digest(entry.settings, {}, "")[:16] for name, entry in read.stages.items()} == DIGESTS
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     sources = [Source(path="a.jsonl", captions_as_text=True), Source(path="a.jsonl", class_name="{a}"), Source(path="a.jsonl")]
     assert readers.fingerprint(sources, tmp_path)[:16] == FINGERPRINT
@@ -137,7 +137,7 @@ def test_an_override_by_an_old_name_meets_the_new_one(tmp_path: Path) -> None:
     }
     by_old = ["thinker.model.experts.number=5", "thinker.data.0.told=true", "vision.negatives=4", "vision.augment.flip=[x]"]
     read = recipes.read(write(tmp_path, values), by_old, out=tmp_path / "run")
-    thinker, vision = (read.stages[name].model_dump() for name in ("thinker", "vision"))
+    thinker, vision = (read.stages[name].settings.model_dump() for name in ("thinker", "vision"))
     assert thinker["model"]["experts"]["num_experts"] == 5
     assert thinker["data"][0]["captions_as_text"]
     assert (vision["num_negatives"], vision["augment"]["flip_tasks"]) == (4, ["x"])
@@ -180,7 +180,7 @@ def test_a_flat_config_may_use_an_old_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n")
     path = tmp_path / "flat.json"
     path.write_text(json.dumps({"d_model": 16, "n_heads": 2, "ctx_len": 16, "train_text": "a.txt", "demands": {"steps": ">= 1"}}))
-    assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].extra_gates == {"steps": ">= 1"}
+    assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].settings.extra_gates == {"steps": ">= 1"}
 
 
 def test_projectors_of_old_names_open(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_point_of_a_sweep_that_has_an_old_name_keeps_it(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_old_names_goes_on_and_says_what_differs_by_new_ones(tmp_path: Path) -> None:
-    align = recipes.read(write(tmp_path, OLD)).stages["align"]
+    align = recipes.read(write(tmp_path, OLD)).stages["align"].settings
     before = config.first_names(align.model_dump(mode="json"), type(align))
     (tmp_path / "manifest.json").write_text("{}")  # of a version that kept no digest
 

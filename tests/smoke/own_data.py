@@ -129,7 +129,7 @@ def cut(recipe: str, out: Path) -> list[str]:
     small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
     stages = recipes.read(recipe, out=out).stages
     omni: Any = stages.get("omni") or stages.get("align")
-    levels = getattr(omni, "feature_layers", ()) or (1,)
+    levels = getattr(omni and omni.settings, "feature_layers", ()) or (1,)
     models: dict[str, dict[str, Any]] = {
         "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48},
         "hearing": {**small, "channels": 4},

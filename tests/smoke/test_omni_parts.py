@@ -158,7 +158,7 @@ def test_what_has_no_effect_is_refused(recipe_file: Path, tmp_path: Path, how: d
 
 def test_sources_of_a_stage_are_drawn_by_tempered_size(recipe_file: Path, tmp_path: Path) -> None:
     """Counts of an epoch's batches, source by source, as a hand reckons them from the sizes of the training sides."""
-    settings: Any = recipe.read(str(changed(recipe_file, tmp_path, "omni", mix_temperature=3.0))).stages["omni"]
+    settings: Any = recipe.read(str(changed(recipe_file, tmp_path, "omni", mix_temperature=3.0))).stages["omni"].settings
     inputs = Inputs(tmp_path, {}, recipe_file.parent, Runtime(torch.device("cpu"), torch.float32))
     corpus = inputs.corpus(settings)
     plain = inputs.corpus(settings.model_copy(update={"mix_temperature": None}))

@@ -526,7 +526,7 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
     for name, value in changed.items():
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**recipe, "align": {"data": [{"path": "x"}]}, "sweep": {**base, name: value}}))
-        point = recipes.read(str(path)).stages["sweep/lr-0.5"].model_dump(mode="json")
+        point = recipes.read(str(path)).stages["sweep/lr-0.5"].settings.model_dump(mode="json")
         assert point["lr"] == 0.5
         wanted = {"name": "vision", "revision": None, "dtype": "auto"} if name == "llm" else value
         assert point[name] == wanted if not isinstance(value, dict) or name == "llm" else point[name]["shift"] == 4

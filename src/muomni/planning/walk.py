@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from muomni import runtime
-from muomni.errors import ConfigError, DataError
+from muomni.errors import DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
@@ -45,15 +45,13 @@ def trace(source: str, stage: str, overrides: list[str] | None = None, *, out: P
     if (origin := Path(source) / "recipe.json").is_file():
         content, out = recipes.origin(origin.parent, "recipe", "overrides"), Path(source)
         source, overrides = content["recipe"], [*content["overrides"], *(overrides or [])]
-    recipe = recipes.read(source, overrides, out=out)
-    if stage not in recipe.stages:
-        raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(recipe.stages)}")
+    recipe = building.planned(recipes.read(source, overrides, out=out))
+    recipe.entry(stage)
     folder = (out or Path("runs") / recipe.name).resolve()
-    stage = building.surveyed_as(recipe, stage)
     with tempfile.TemporaryDirectory(prefix="muomni-trace-") as temporary:
         forecast.link(recipe, folder, Path(temporary))
         missing = forecast.stood_in_for(recipe, [stage], folder)
-        for name in [name for name in recipe.stages if name in {building.surveyed_as(recipe, other) for other in missing}]:
+        for name in [name for name in recipe.stages if name in missing]:
             _built(recipe, _task(source, overrides, name, folder, temporary)).plan.save(Path(temporary) / name / "final")
         built = _built(recipe, _task(source, overrides, stage, folder, temporary))
         return walk(built), built.notes
