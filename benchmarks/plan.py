@@ -60,10 +60,8 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
         },
         "omni": {
             "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
-            "pool_grid": 7,
-            "feature_layers": [0, 4],
+            "projectors": {"pool_grid": 7, "feature_layers": [0, 4], "audio_pool": 2},
             "separate_questions": True,
-            "audio_pool": 2,
             "batch_size": 16,
             "eval_items": 8,
             "optimizer": "muon",

@@ -78,7 +78,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "omni": {
             **common,
             "data": [*of("questions", "speech"), {**of("text")[0], "weight": 0.2}],
-            "pool_grid": 2,
+            "projectors": {"pool_grid": 2},
             "separate_questions": True,
             "max_audio_tokens": 64,
             "eval_items": 6,
@@ -87,12 +87,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "align": {
             **seeing,
             "data": of("captions"),
-            "num_image_tokens": 4,
-            "resampler_width": 16,
-            "resampler_heads": 2,
-            "resampler_depth": 1,
-            "mlp_ratio": 1.0,
-            "vision_ln": "trained",
+            "connector": {"tokens": 4, "width": 16, "heads": 2, "depth": 1, "mlp_ratio": 1.0, "vision_ln": "trained"},
             "lr": 1e-3,
         },
         "sweep": {"grid": {"lr": [1e-3]}},

@@ -52,20 +52,30 @@ OLD: dict[str, dict[str, Any]] = {
         "proof": ["flower"],
         "exact": ["flower"],
         "regression": [{"path": "t.txt"}],
+        "num_image_tokens": 16,
+        "resampler_width": 64,
+        "resampler_heads": 4,
+        "mlp_ratio": 2.0,
+        "vision_ln": False,
     },
-    "sweep": {"grid": {"levels": [[], [0, 2]], "lr": [1e-3, 2e-3]}},
+    "sweep": {"resampler_depth": 1, "grid": {"levels": [[], [0, 2]], "vision_ln": ["trained"], "lr": [1e-3, 2e-3]}},
+    "omni": {"data": [{"path": "a.jsonl"}], "grid": 2, "levels": [0, 2], "audio_pool": 2},
+    "instruct": {"data": [{"path": "a.jsonl"}], "connector": "align"},
 }
-# The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe took them, before any rename.
+# The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe took them, before any
+# rename (from align on as 0f7ae50 did, before keys moved into blocks).
 DIGESTS = {
     "vision": "a17c2ba739aa2b44",
     "thinker": "a034ddf2c181d761",
     "hearing": "366e4182a086e9a1",
-    "align": "87d1cc7c5ad56deb",
-    "sweep/feature_layers--_lr-0.001": "3a2c1204715ca8bf",
-    "sweep/feature_layers--_lr-0.002": "ab988bbf92baf905",
-    "sweep/feature_layers--0-2-_lr-0.001": "36e43b60063be340",
-    "sweep/feature_layers--0-2-_lr-0.002": "d8db1fe6d605f444",
-    "sweep": "a50d2c38fcf7574e",
+    "align": "cc47edeefd9ed58b",
+    "sweep/feature_layers--_connector.vision_ln-trained_lr-0.001": "18d9fe04417ebe80",
+    "sweep/feature_layers--_connector.vision_ln-trained_lr-0.002": "80e279bd4ff6c586",
+    "sweep/feature_layers--0-2-_connector.vision_ln-trained_lr-0.001": "7ac94ad1c0def11d",
+    "sweep/feature_layers--0-2-_connector.vision_ln-trained_lr-0.002": "767f1c29971b595e",
+    "sweep": "61d3d9830ff5d599",
+    "omni": "a359cbda3442ee53",
+    "instruct": "22ac153e59589470",
 }
 FINGERPRINT = "b4a1dfca57461606"
 
@@ -88,6 +98,13 @@ def classes() -> dict[str, type]:
     return found
 
 
+def is_field(model: Any, path: str) -> bool:
+    *parents, last = path.split(".")
+    for part in parents:
+        (model,) = config._models_at(model, part)
+    return last in model.model_fields
+
+
 def write(folder: Path, content: Any, name: str = "mine.yaml") -> str:
     (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
     return str(folder / name)
@@ -106,7 +123,7 @@ def test_every_new_name_is_a_field_and_no_old_one_is() -> None:
     assert renamed.KEYS.keys() == renamed.PLACES.keys()
     for name, keys in renamed.KEYS.items():
         fields = known[name].model_fields  # type: ignore[attr-defined]
-        assert set(keys.values()) <= fields.keys(), name
+        assert all(is_field(known[name], new) for new in keys.values()), name
         assert not keys.keys() & fields.keys(), name
 
 
@@ -117,9 +134,21 @@ def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
     assert old.stages == new.stages
     assert not any(is_old(new.values[name], recipes.stage(name).settings) for name in OLD), "and is stored by its new names"
     assert old.values == new.values
-    align, point = old.stages["align"].settings.model_dump(), old.stages["sweep/feature_layers--0-2-_lr-0.001"].settings.model_dump()
+    align, point = (
+        old.stages["align"].settings.model_dump(),
+        old.stages["sweep/feature_layers--0-2-_connector.vision_ln-trained_lr-0.001"].settings.model_dump(),
+    )
     assert (align["separate_questions"], align["watched_items"], align["data"][0]["class_name"]) == (True, 3, "{label}")
+    connector = {"tokens": 16, "width": 64, "heads": 4, "depth": 2, "mlp_ratio": 2.0, "vision_ln": "off"}
+    assert align["connector"] == connector
     assert point["feature_layers"] == (0, 2)
+    assert point["connector"] == {**connector, "depth": 1, "vision_ln": "trained"}, "align's, the sweep's, and the grid's"
+    assert old.stages["omni"].settings.model_dump()["projectors"] == {
+        "pool_grid": 2,
+        "perceiver": None,
+        "feature_layers": (0, 2),
+        "audio_pool": 2,
+    }
 
 
 def test_digests_are_those_of_before_the_rename(tmp_path: Path) -> None:
@@ -134,18 +163,25 @@ def test_an_override_by_an_old_name_meets_the_new_one(tmp_path: Path) -> None:
     values = {
         "thinker": {"data": [{"path": "a.jsonl"}], "model": {"vocab_size": 300}},
         "vision": {"data": [{"path": "a.jsonl"}], "num_negatives": 1},
+        "align": {"data": [{"path": "a.jsonl"}], "connector": {"width": 32, "heads": 2}},
+        "sweep": {"grid": {"lr": [1e-3]}},
     }
     by_old = ["thinker.model.experts.number=5", "thinker.data.0.told=true", "vision.negatives=4", "vision.augment.flip=[x]"]
+    by_old += ["align.resampler_width=64", "sweep.grid.vision_ln=[trained]"]
     read = recipes.read(write(tmp_path, values), by_old, out=tmp_path / "run")
     thinker, vision = (read.stages[name].settings.model_dump() for name in ("thinker", "vision"))
     assert thinker["model"]["experts"]["num_experts"] == 5
     assert thinker["data"][0]["captions_as_text"]
     assert (vision["num_negatives"], vision["augment"]["flip_tasks"]) == (4, ["x"])
+    point: Any = read.stages["sweep/lr-0.001_connector.vision_ln-trained"].settings
+    assert (point.connector.width, point.connector.heads, point.connector.vision_ln) == (64, 2, "trained")
     assert read.overrides == [
         "thinker.model.experts.num_experts=5",
         "thinker.data.0.captions_as_text=true",
         "vision.num_negatives=4",
         "vision.augment.flip_tasks=[x]",
+        "align.connector.width=64",
+        "sweep.grid.connector.vision_ln=[trained]",
     ]
 
 
@@ -157,8 +193,16 @@ def test_a_new_name_is_said_once_a_key(tmp_path: Path, monkeypatch: pytest.Monke
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "apart" in line] == ["'align.apart=false': apart is now separate_questions (docs/renamed.md)"]
     assert [line for line in lines if "told" in line] == [f"{path}: thinker: told is now captions_as_text (docs/renamed.md)"]
-    every = {old for keys in renamed.KEYS.values() for old in keys} - {"book_weights", "grid", "summaries"}  # which it doesn't have
-    assert sorted(line.split(": ")[-1].split(" is now ")[0] for line in lines) == sorted(every)
+    every = {old for keys in renamed.KEYS.values() for old in keys} - {
+        "book_weights",
+        "pool_grid",
+        "summaries",
+        "feature_layers",
+        "resampler",
+    }  # which it doesn't have
+    said = [line.split(": ")[-1].split(" (docs")[0] for line in lines]
+    assert len(said) == len(set(said))
+    assert {line.split(" is now ")[0] for line in said} == every
 
 
 @pytest.mark.parametrize(
@@ -169,6 +213,11 @@ def test_a_new_name_is_said_once_a_key(tmp_path: Path, monkeypatch: pytest.Monke
         ({"separate_question": True}, "did you mean separate_questions"),
         ({"apartt": True}, "apartt: extra inputs"),
         ({"zero_shot": []}, "zero_shot: extra inputs"),  # of another stage
+        ({"pool_grid": 2, "projectors": {"pool_grid": 3}}, "pool_grid: given twice \\(it means the same as projectors.pool_grid\\)"),
+        ({"projectors": {"pool_grid": 3}, "grid": 2}, "grid: given twice"),
+        ({"grid": 2, "pool_grid": 3}, "pool_grid: given twice"),
+        ({"projectors": 3, "pool_grid": 2}, "projectors"),
+        ({"projectors": {"poolgrid": 3}, "audio_pool": 2}, "projectors.poolgrid: extra inputs .* did you mean pool_grid"),
     ],
 )
 def test_doubled_and_unknown_keys_are_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -193,9 +242,12 @@ def test_projectors_of_old_names_open(tmp_path: Path) -> None:
 
 
 def test_a_point_of_a_sweep_that_has_an_old_name_keeps_it(tmp_path: Path) -> None:
-    (tmp_path / "run" / "sweep" / "levels--0-2-_lr-0.001").mkdir(parents=True)
+    (tmp_path / "run" / "sweep" / "levels--0-2-_vision_ln-trained_lr-0.001").mkdir(parents=True)
     stages = recipes.read(write(tmp_path, OLD), out=tmp_path / "run").stages
-    assert {"sweep/levels--0-2-_lr-0.001", "sweep/feature_layers--0-2-_lr-0.002"} <= stages.keys()
+    assert {
+        "sweep/levels--0-2-_vision_ln-trained_lr-0.001",
+        "sweep/feature_layers--0-2-_connector.vision_ln-trained_lr-0.002",
+    } <= stages.keys()
 
 
 def test_a_checkpoint_of_old_names_goes_on_and_says_what_differs_by_new_ones(tmp_path: Path) -> None:

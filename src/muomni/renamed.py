@@ -2,7 +2,8 @@
 
 A key is renamed within its settings class, by the class's name; what inherits from the class has the renamed key too. Digests of
 runs are taken over the names that a key had first (`config.first_names`), so a rename leaves the digest of a finished run as it
-was. No line ever leaves this table; a key that is renamed twice has two, the first name first.
+was. A key that has moved into a block is named by its path there. No line ever leaves this table; a key that is renamed twice has
+two, the first name first, both to the name of today.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ KEYS: dict[str, dict[str, str]] = {
     "OmniSettings": {
         "apart": "separate_questions",
         "proof": "ablation_tasks",
-        "levels": "feature_layers",
-        "grid": "pool_grid",
+        "levels": "projectors.feature_layers",
+        "feature_layers": "projectors.feature_layers",
+        "grid": "projectors.pool_grid",
+        "pool_grid": "projectors.pool_grid",
+        "resampler": "projectors.perceiver",
+        "audio_pool": "projectors.audio_pool",
     },
     "SeeingSettings": {
         "apart": "separate_questions",
@@ -48,7 +53,16 @@ KEYS: dict[str, dict[str, str]] = {
         "max_new": "max_new_tokens",
         "regression": "regression_texts",
     },
-    "AlignSettings": {"eyes": "vision_tower", "levels": "feature_layers"},
+    "AlignSettings": {
+        "eyes": "vision_tower",
+        "levels": "feature_layers",
+        "num_image_tokens": "connector.tokens",
+        "resampler_width": "connector.width",
+        "resampler_heads": "connector.heads",
+        "resampler_depth": "connector.depth",
+        "mlp_ratio": "connector.mlp_ratio",
+        "vision_ln": "connector.vision_ln",
+    },
     "PictureAugment": {"flip": "flip_tasks", "spared": "shift_only_tasks"},
     "SpeechAugment": {
         "formants": "formant_scale",

@@ -129,7 +129,8 @@ def cut(recipe: str, out: Path) -> list[str]:
     small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
     stages = recipes.read(recipe, out=out).stages
     omni: Any = stages.get("omni") or stages.get("align")
-    levels = getattr(omni and omni.settings, "feature_layers", ()) or (1,)
+    read = omni and getattr(omni.settings, "projectors", omni.settings)
+    levels = getattr(read, "feature_layers", ()) or (1,)
     models: dict[str, dict[str, Any]] = {
         "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48},
         "hearing": {**small, "channels": 4},
@@ -140,10 +141,10 @@ def cut(recipe: str, out: Path) -> list[str]:
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 1, "val_freq": STEPS, "checkpoint_freq": STEPS, "num_workers": 0}
     common |= {"print_freq": 1, "precision": "fp32", "threads": 1}
     seeing = {
-        "resampler_width": 16,
-        "resampler_heads": 2,
-        "resampler_depth": 1,
-        "num_image_tokens": 4,
+        "connector.width": 16,
+        "connector.heads": 2,
+        "connector.depth": 1,
+        "connector.tokens": 4,
         "watched_items": 2,
         "max_new_tokens": 4,
     }
@@ -155,8 +156,9 @@ def cut(recipe: str, out: Path) -> list[str]:
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
-    for name, settings in stages.items():
-        if "/" in name:
+    for name, entry in stages.items():
+        settings = entry.settings
+        if entry.may_be_red:
             continue
         values = {**common, **{f"model.{key}": value for key, value in models.get(name, {}).items()}, **own.get(name, {})}
         if "eval_items" not in settings.idle():

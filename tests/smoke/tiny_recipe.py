@@ -83,10 +83,9 @@ def recipe(world: Path) -> dict[str, Any]:
         "omni": {
             **common,
             "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
-            "pool_grid": 2,
+            "projectors": {"pool_grid": 2, "audio_pool": 2},
             "separate_questions": True,
             "optimizer": "muon",
-            "audio_pool": 2,
             "max_audio_tokens": 128,
             "eval_items": 8,
             "gates": {

@@ -84,7 +84,7 @@ def nested(prefix: str, cases: dict[str, Case]) -> dict[str, Case]:
 
 
 EXPERTS = {"model.experts": {"num_experts": 3}}
-RESAMPLER = {"pool_grid": 0, "resampler": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}
+PERCEIVER = {"projectors": {"perceiver": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}}
 LORA = {"lora": {"r": 2, "alpha": 4}}
 SHARED: dict[str, Case | list[Case]] = {
     "max_steps": Case(2),
@@ -257,19 +257,19 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "max_s": Case(0.8, {"quarantine_limit": 1.0}),
     },
     "omni": {
-        "pool_grid": [Case(1), Case(2, {**RESAMPLER, "refused": True})],
-        "resampler.tokens": Case(2, RESAMPLER),
-        "resampler.width": Case(32, RESAMPLER),
-        "resampler.heads": Case(1, RESAMPLER),
-        "resampler.depth": Case(2, RESAMPLER),
-        "resampler.mlp_ratio": Case(2.0, RESAMPLER),
-        "resampler.vision_ln": [Case(name, RESAMPLER) for name in ("frozen", "trained")],
+        "projectors.pool_grid": [Case(1), Case(2, {**PERCEIVER, "refused": True})],
+        "projectors.perceiver.tokens": Case(2, PERCEIVER),
+        "projectors.perceiver.width": Case(32, PERCEIVER),
+        "projectors.perceiver.heads": Case(1, PERCEIVER),
+        "projectors.perceiver.depth": Case(2, PERCEIVER),
+        "projectors.perceiver.mlp_ratio": Case(2.0, PERCEIVER),
+        "projectors.perceiver.vision_ln": [Case(name, PERCEIVER) for name in ("frozen", "trained")],
         "lora.r": Case(4, LORA),
         "lora.alpha": Case(16, LORA),
         "lora.dropout": Case(0.5, LORA),
         "lora.targets": Case(["q_proj"], LORA),
-        "feature_layers": Case([0, 1]),
-        "audio_pool": Case(2),
+        "projectors.feature_layers": Case([0, 1]),
+        "projectors.audio_pool": Case(2),
         "max_audio_tokens": Case(12, {"quarantine_limit": 1.0}),
         "dropout": Case(0.6),
         **nested("augment", CHANGES),
@@ -285,11 +285,11 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "vision_tower.name": Case("vision"),
         "vision_tower.revision": Case("main", {"vision_tower.name": "vision", "refused": True}),
         "vision_tower.dtype": Case("bf16", {"vision_tower.name": "vision"}),
-        "num_image_tokens": Case(2),
-        "resampler_width": Case(32),
-        "resampler_heads": Case(1),
-        "resampler_depth": Case(2),
-        "mlp_ratio": Case(2.0),
+        "connector.tokens": Case(2),
+        "connector.width": Case(32),
+        "connector.heads": Case(1),
+        "connector.depth": Case(2),
+        "connector.mlp_ratio": Case(2.0),
         "feature_layers": Case([0, 1]),
     },
     "instruct": {
@@ -321,7 +321,7 @@ SEEING: dict[str, Case | list[Case]] = {
 }
 OWN["align"] |= SEEING
 OWN["instruct"] |= SEEING
-OWN["align"]["max_seq_len"] = Case(16, {"num_image_tokens": 14})
+OWN["align"]["max_seq_len"] = Case(16, {"connector.tokens": 14})
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -517,7 +517,7 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
     base = {"data": [{"path": "x"}], "grid": {"lr": [0.5]}}
     changed = {
         "max_steps": 77,
-        "num_image_tokens": 5,
+        "connector": {"tokens": 5},
         "llm": {"name": "vision"},
         "watched_items": 3,
         "augment": {"shift": 4},

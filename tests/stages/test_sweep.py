@@ -125,7 +125,7 @@ def test_the_order_of_the_table_is_the_rules_whatever_the_grids(tmp_path: Path) 
 # --- the end of a sweep -------------------------------------------------------------------------------------------------------------------
 
 
-def made_recipe(home: Path, **grid: list[Any]) -> Path:
+def made_recipe(home: Path, **grid: Any) -> Path:
     """A recipe whose stages are never built."""
     (home / "data.jsonl").write_text("")
     common = {"data": [{"path": str(home / "data.jsonl")}], "llm": "qwen3", "vision_tower": "siglip"}
@@ -156,12 +156,14 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
 def test_points_have_folders_of_their_own(tmp_path: Path) -> None:
     """The original's six runs wrote into one folder (lumo C16)."""
     eyes = ["google/siglip2-base", "google/siglip-base"]
-    plan = recipe.read(str(made_recipe(tmp_path, vision_tower=eyes, vision_ln=[False, "trained"], feature_layers=[[], [0, 2]])))
+    plan = recipe.read(
+        str(made_recipe(tmp_path, vision_tower=eyes, connector={"vision_ln": [False, "trained"]}, feature_layers=[[], [0, 2]]))
+    )
     points = plan.stages["sweep"].needs
     assert len(points) == len(set(points)) == 8
     settings_of_points: list[Any] = [plan.stages[name].settings for name in points]
     assert all(name.count("/") == 1 and not set(name) & set(" ,[]'") for name in points)
-    assert {(settings.vision_tower.name, settings.vision_ln) for settings in settings_of_points} == {
+    assert {(settings.vision_tower.name, settings.connector.vision_ln) for settings in settings_of_points} == {
         (e, ln) for e in eyes for ln in ("off", "trained")
     }
     with pytest.raises(ConfigError, match="a/b"):
@@ -229,11 +231,7 @@ def colour_world(home: Path) -> Path:
             **common,
             "llm": str(home / "llm"),
             "vision_tower": str(home / "eyes"),
-            "num_image_tokens": 2,
-            "resampler_width": 16,
-            "resampler_heads": 2,
-            "resampler_depth": 1,
-            "mlp_ratio": 1.0,
+            "connector": {"tokens": 2, "width": 16, "heads": 2, "depth": 1, "mlp_ratio": 1.0},
             "lr": 0.02,
         },
         "sweep": {"grid": {"max_steps": [2, 3]}},

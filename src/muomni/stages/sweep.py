@@ -6,6 +6,7 @@ All others see stages: the points, and after them one that needs them (`winner`)
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import field_validator
 
 from muomni import config
 from muomni.errors import ConfigError
@@ -31,9 +32,17 @@ COLUMNS = ("point", "verdict", "loss", "swap_gap", "swap_gap_low", "zero_gap", "
 class SweepSettings(AlignSettings):
     """As stage align in this recipe, but for what is said here; `grid` gives values to try for any of its settings."""
 
-    grid: dict[str, list[Any]] = Field({"lr": [5e-5, 1e-4, 2e-4], "vision_ln": ["off", "trained"]}, min_length=1)
+    grid: dict[str, Any] = {"lr": [5e-5, 1e-4, 2e-4], "connector": {"vision_ln": ["off", "trained"]}}
 
     names_settings: ClassVar[frozenset[str]] = frozenset({"grid"})
+
+    @field_validator("grid")
+    @classmethod
+    def _tries_something(cls, grid: dict[str, Any]) -> dict[str, Any]:
+        tried = config.leaves(grid)
+        if not tried or not all(isinstance(values, list) and values for values in tried.values()):
+            raise ValueError("give a list of values for each setting")
+        return grid
 
 
 WINNER = Gate(
@@ -58,7 +67,9 @@ def with_those_of_align(settings: Mapping[str, Any], recipe: Mapping[str, Any], 
     """
     if SWEPT.name not in recipe:
         raise ConfigError(f"{where} does as {SWEPT.name} does, which the recipe does not have")
-    return {**(recipe[SWEPT.name] or {}), **settings}
+    of_align = recipe[SWEPT.name] or {}
+    connector = {**of_align.get("connector", {}), **settings.get("connector", {})}
+    return {**of_align, **settings, "connector": connector}
 
 
 def expand(sweep: Entry, values: Mapping[str, Any], where: str) -> list[Entry]:
@@ -72,22 +83,25 @@ def expand(sweep: Entry, values: Mapping[str, Any], where: str) -> list[Entry]:
     shared = {key: value for key, value in values.items() if key != "grid"}
     points = []
     for name, changes in grid_points(sweep.settings, sweep.folder).items():
-        settings = config.build(SWEPT.settings, shared | changes, f"{where.removesuffix(NAME)}{name}")
+        own = copy.deepcopy(shared)
+        for path, value in changes.items():
+            config.put(own, path, value)
+        settings = config.build(SWEPT.settings, own, f"{where.removesuffix(NAME)}{name}")
         points.append(Entry(name, SWEPT, settings, sweep.run, may_be_red=True))
     return [*points, replace(sweep, points=tuple(point.name for point in points))]
 
 
 def grid_points(settings: Any, folder: Path) -> dict[str, dict[str, Any]]:
-    """Every combination of a sweep's grid by the name of its stage, e.g. sweep/lr-0.0001_vision_ln-off.
+    """Every combination of a sweep's grid, values by the paths of settings, by the name of its stage, e.g. sweep/lr-0.0001_max_steps-50.
 
     Takes   folder: the sweep's; a point that lies there under the old names of its keys keeps that name, so that it is reused.
     Raises  ConfigError where two would have one name.
     """
-    keys = list(settings.grid)
+    tried, first_tried = (config.leaves(grid) for grid in (settings.grid, config.first_names(settings.grid, type(settings))))
     points: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*settings.grid.values()):
-        point = dict(zip(keys, values))
-        name, first_name = _folder_name(point), _folder_name(config.first_names(point, type(settings)))
+    for values in itertools.product(*tried.values()):
+        point = dict(zip(tried, values))
+        name, first_name = _folder_name(point), _folder_name(dict(zip(first_tried, values)))
         name = f"{NAME}/{first_name if (folder / first_name).is_dir() else name}"
         if name in points:
             raise ConfigError(f"grid: {points[name]} and {point} would share the folder {name}", hint="give values that differ in letters")
