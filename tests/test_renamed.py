@@ -14,7 +14,12 @@ from muomni.data import readers
 from muomni.data.source import Source
 from muomni.errors import CheckpointError, ConfigError
 from muomni.models import store
+from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
+from muomni.models.codec import Codec, CodecConfig
 from muomni.models.omni import Projectors, ProjectorsConfig
+from muomni.models.talker import Talker, TalkerConfig
+from muomni.models.text_tower import TextTower, TextTowerConfig
+from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.stages import recipe as recipes
 from muomni.stages import registry, runner
 from muomni.train import checkpoint
@@ -29,11 +34,26 @@ OLD: dict[str, dict[str, Any]] = {
         "word_weight": 0.5,
         "negatives": 2,
         "augment": {"flip": ["flower"], "spared": ["caption"], "jitter": True},
+        "model": {"patch": 8, "hidden": 64},
+        "text": {"kind": "transformer", "hidden": 32},
         "demands": {"retrieval_r1": ">= 0.5"},
     },
     "thinker": {
         "data": [{"path": "a.jsonl", "told": True}],
-        "model": {"vocab_size": 300, "experts": {"number": 3, "per_token": 1, "normalise": False, "dense": [0], "balance": 0.5}},
+        "model": {
+            "vocab_size": 300,
+            "hidden": 64,
+            "theta": 100.0,
+            "experts": {
+                "number": 3,
+                "per_token": 1,
+                "normalise": False,
+                "dense": [0],
+                "balance": 0.5,
+                "hidden": 16,
+                "every": 2,
+            },
+        },
         "epoch": "1h",
         "max_epochs": 2,
     },
@@ -41,6 +61,8 @@ OLD: dict[str, dict[str, Any]] = {
         "data": [{"path": "a.jsonl"}],
         "augment": {"formants": [0.9, 1.1], "narrow_hz": 4000, "time_masks": 1, "time_frames": 5, "bin_masks": 2, "bins": 4},
     },
+    "codec": {"data": [{"path": "a.jsonl"}], "model": {"entries": 8, "latent": 4, "kernel": 3, "decay": 0.9}},
+    "talker": {"data": [{"path": "a.jsonl"}], "model": {"text_vocab": 1, "hidden": 64, "theta": 100.0}},
     "align": {
         "data": [{"path": "a.jsonl", "names": "{label}"}],
         "eyes": "vision",
@@ -63,11 +85,13 @@ OLD: dict[str, dict[str, Any]] = {
     "instruct": {"data": [{"path": "a.jsonl"}], "connector": "align"},
 }
 # The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe took them, before any
-# rename (from align on as 0f7ae50 did, before keys moved into blocks).
+# rename (all but hearing's as 0f7ae50 did, whose digests are a3f18fe's too).
 DIGESTS = {
-    "vision": "a17c2ba739aa2b44",
-    "thinker": "a034ddf2c181d761",
+    "vision": "faedd8be9cbac75c",
+    "thinker": "0ac4e3763f86aa1a",
     "hearing": "366e4182a086e9a1",
+    "codec": "1f7f878162604154",
+    "talker": "96c4671474315e07",
     "align": "cc47edeefd9ed58b",
     "sweep/feature_layers--_connector.vision_ln-trained_lr-0.001": "18d9fe04417ebe80",
     "sweep/feature_layers--_connector.vision_ln-trained_lr-0.002": "80e279bd4ff6c586",
@@ -232,13 +256,25 @@ def test_a_flat_config_may_use_an_old_name(tmp_path: Path) -> None:
     assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].settings.extra_gates == {"steps": ">= 1"}
 
 
-def test_projectors_of_old_names_open(tmp_path: Path) -> None:
-    shape = ProjectorsConfig(width=8, vision_width=4, audio_width=None, pool_grid=1, num_cls_tokens=0, feature_layers=(0, 1))
-    store.save(Projectors(shape), tmp_path)
+SMALL = {"width": 8, "layers": 1, "heads": 1, "ffn_width": 16}
+NETWORKS = [
+    Projectors(ProjectorsConfig(width=8, vision_width=4, audio_width=None, pool_grid=1, num_cls_tokens=0, feature_layers=(0, 1))),
+    AudioEncoder(AudioEncoderConfig(**SMALL, channels=2)),
+    VisionEncoder(VisionEncoderConfig(**SMALL, image_size=16, patch_size=8, embed_dim=4)),
+    TextTower(TextTowerConfig(**SMALL, vocab_size=20, embed_dim=4)),
+    Codec(CodecConfig(codebook_size=4, width=8, latent_width=4, kernel_size=3, blocks=1, fine_width=4, fine_blocks=1)),
+    Talker(TalkerConfig(**SMALL, text_vocab=20, codebook_size=4)),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.model_type)
+def test_a_network_of_old_names_opens(tmp_path: Path, network: Any) -> None:
+    store.save(network, tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    back = {new: old for old, new in renamed.KEYS["ProjectorsConfig"].items()}
-    (tmp_path / "config.json").write_text(json.dumps({back.get(key, key): value for key, value in content.items()}))
-    assert store.load(tmp_path).config == shape
+    old = config.first_names(content, type(network.config))
+    assert old != content
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert store.load(tmp_path).config == network.config
 
 
 def test_a_point_of_a_sweep_that_has_an_old_name_keeps_it(tmp_path: Path) -> None:
@@ -269,7 +305,7 @@ def test_a_run_of_old_names_is_reused_and_measured_again(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("".join(f"the ball number {n} is red\n" for n in range(40)))
     thinker = {
         "data": [{"path": "a.txt"}],
-        "model": {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "hidden": 32, "ctx_len": 32},
+        "model": {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "ffn_width": 32, "ctx_len": 32},
         "max_steps": 2,
         "batch_size": 2,
         "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},

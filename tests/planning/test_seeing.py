@@ -22,7 +22,7 @@ from muomni.stages import recipe as recipes
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-LLM = DecoderConfig(vocab_size=20_000, width=256, layers=8, heads=4, kv_heads=2, hidden=768, ctx_len=2048, dropout=0.0)
+LLM = DecoderConfig(vocab_size=20_000, width=256, layers=8, heads=4, kv_heads=2, ffn_width=768, ctx_len=2048, dropout=0.0)
 EYES = Tower(width=192, layers=6, heads=3, hidden=768, size=112, patch=16)
 LETTERS = Sample(id="letters", group="letters", task="text", text=" ".join("abcdefghijklmnopqrstuvwxyz") + " what is this?")
 COMMON = {"data": [{"path": "nowhere.json"}], "batch_size": 4, "max_steps": 6, "warmup_steps": 2}

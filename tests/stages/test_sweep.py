@@ -177,7 +177,7 @@ def colour_world(home: Path) -> Path:
     """Pictures of one colour with captions that name it, a frozen random language model and eyes, and a sweep of two points over them."""
     torch.manual_seed(8)
     tokenizer = Tokenizer.train([f"what colour? it is {colour}" for colour in COLOURS] * 9, 298)
-    sizes = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0, "tied": False}
+    sizes = {"width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0, "tied": False}
     decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
     with torch.no_grad():  # blocks loud enough that what is read is heard at the end
         for name, parameter in decoder.named_parameters():
@@ -188,7 +188,8 @@ def colour_world(home: Path) -> Path:
     store.save(decoder, home / "llm")
     tokenizer.save(home / "llm")
     store.save(
-        VisionEncoder(VisionEncoderConfig(image_size=32, patch=16, width=16, layers=1, heads=2, hidden=32, embed_dim=8)), home / "eyes"
+        VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8)),
+        home / "eyes",
     )
     rng, rows = np.random.default_rng(0), []
     (home / "pictures").mkdir()

@@ -212,7 +212,9 @@ def _codec(watch: Watch, objective: CodecObjective, batch: CodecBatch, _: Any) -
     watch.out_of(codec.patch, "code frames", f"{config.stride_frames} mel frames in one: {codec.rate_hz:g} a second")
     watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
     by_books: Callable[[Any], Tensor] = lambda made: made.codes_BKT.transpose(1, 2)  # noqa: E731
-    watch.out_of(codec.quantiser, "codes", f"the nearest of {config.entries} entries in each of {config.codebooks} codebooks", by_books)
+    watch.out_of(
+        codec.quantiser, "codes", f"the nearest of {config.codebook_size} entries in each of {config.codebooks} codebooks", by_books
+    )
     watch.out_of(
         codec.quantiser, "quantised", "the sum of these entries; gradients go past it to the latents", lambda made: made.vectors_BTD
     )
@@ -242,10 +244,10 @@ def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any
 
     def after() -> None:
         for book in range(books):
-            said = laid_BKS[:, book] < config.entries + (book == 0)
-            classes = config.entries + (book == 0)
+            said = laid_BKS[:, book] < config.codebook_size + (book == 0)
+            classes = config.codebook_size + (book == 0)
             end = " and the end" if book == 0 else ""
-            meaning = f"{config.entries} codes{end} at every step; {int(said.sum())} of {said.numel()} steps have something to say"
+            meaning = f"{config.codebook_size} codes{end} at every step; {int(said.sum())} of {said.numel()} steps have something to say"
             watch.add(f"head {book + 1}", (rows, steps, classes), meaning)
 
     return after

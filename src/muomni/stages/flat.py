@@ -227,7 +227,7 @@ class _Reader:
             made["model"]["kv_heads"] = max(1, int(made["model"].get("heads", 4)) // 2)  # as the sources do
         if self.values.get("use_moe"):
             experts = {"num_experts": self.values.get("num_experts", 8), "experts_per_token": self.values.get("num_experts_per_tok", 2)}
-            made["model"].setdefault("experts", {**experts, "hidden": made["model"].get("hidden", 1024)})
+            made["model"].setdefault("experts", {**experts, "ffn_width": made["model"].get("ffn_width", 1024)})
 
     def _hearing(self, made: dict[str, Any]) -> None:
         """The mel's numbers, and that they agree with the rate that is promised."""
@@ -450,7 +450,7 @@ class _Reader:
         said = {**said, **({"ctx_len": self.values["ctx_len"]} if "ctx_len" in self.values else {})}
         folder = next((theirs for own, theirs in self.out.links if own.name == "thinker"), self.root / "thinker")
         try:
-            real = config.read_yaml(folder / "config.yaml")["model"]
+            real = config.current(config.read_yaml(folder / "config.yaml"), self.settings["thinker"])["model"]
         except (ConfigError, KeyError):
             return  # there is none yet, which is told where it is needed
         for key, name in keys.RENAMED["thinker"].items():
