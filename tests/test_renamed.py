@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muomni import config, renamed
+from muomni import config, files, renamed
 from muomni.data import readers
 from muomni.data.source import Source
 from muomni.errors import CheckpointError, ConfigError
@@ -323,3 +323,41 @@ def test_a_run_of_old_names_is_reused_and_measured_again(tmp_path: Path) -> None
     assert weights.stat().st_mtime_ns == when, "reused"
     ((again),) = runner.gate(run)
     assert again["verdict"] == "green"
+
+
+def test_a_run_from_before_an_option_is_reused_until_the_option_is_used(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"the ball number {n} is red\n" for n in range(40)))
+    content: dict[str, Any] = {
+        "threads": 1,
+        "device": "cpu",
+        "thinker": {
+            "data": [{"path": "a.txt"}],
+            "model": {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "hidden": 32, "ctx_len": 32},
+            "max_steps": 2,
+            "batch_size": 2,
+            "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},
+        },
+    }
+    path, own = write(tmp_path, content), tmp_path / "run" / "thinker"
+    runner.run(path, out=tmp_path / "run")
+    # A version that knew neither of these options would have left these files.
+    settings = yaml.safe_load((own / "config.yaml").read_text())
+    del settings["mix_temperature"], settings["model"]["qk_norm"], settings["data"][0]["expand"]
+    (own / "config.yaml").write_text(yaml.safe_dump(settings))
+    result = {key: value for key, value in settings.items() if key not in recipes.HARMLESS | {"epoch_duration", "samples_per_epoch"}}
+    result["data"] = [{key: value for key, value in result["data"][0].items() if key not in ("path", "root")}]
+    thinker = recipes.stage("thinker").settings
+    sources = readers.fingerprint([Source(path=str(tmp_path / "a.txt"))], tmp_path)
+    digest = files.sha256_json([config.first_names(result, thinker), {}, sources])
+    before = json.loads((own / "digest.json").read_text())
+    assert digest != before
+    for changed in [own / "digest.json", own / "certificate.json", *own.glob("step_*/manifest.json")]:
+        changed.write_text(changed.read_text().replace(before, digest))
+    weights = own / "final" / "model.safetensors"
+    when = weights.stat().st_mtime_ns
+    for _ in range(2):
+        runner.run(path, out=tmp_path / "run")
+        assert weights.stat().st_mtime_ns == when, "reused"
+    content["thinker"]["model"]["qk_norm"] = False
+    with pytest.raises(ConfigError, match=r"made with other settings: model\.qk_norm: None -> False"):
+        runner.run(write(tmp_path, content), out=tmp_path / "run")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from muomni import renamed as renames
 from muomni.errors import ConfigError, did_you_mean
@@ -212,6 +213,27 @@ def first_names(values: Any, model: type[BaseModel]) -> Any:
         return next((old for old, new in renames.keys_of(of).items() if new == path), path)
 
     return _reworded(values, [model], old_name)
+
+
+def as_stored(values: Mapping[str, Any], stored: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Values of a settings model without the keys that stored ones lack and that stand at their defaults.
+
+    This is what the version that wrote `stored` would write now: options that came later change no digest while nobody uses them.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is not None and key not in stored and value == to_jsonable_python(field.get_default(call_default_factory=True)):
+            continue
+        before, inside = stored.get(key), [] if field is None else _models_in(field.annotation)
+        pairs: Any = [(value, before)] if isinstance(value, Mapping) else []
+        if isinstance(value, list) and isinstance(before, list) and len(value) == len(before):
+            pairs = zip(value, before)
+        if inside and (both := list(pairs)) and all(isinstance(part, Mapping) for pair in both for part in pair):
+            pruned = [as_stored(now, then, inside[0]) for now, then in both]
+            value = pruned if isinstance(value, list) else pruned[0]
+        kept[key] = value
+    return kept
 
 
 def _reworded(value: Any, models: list[type[BaseModel]], name: Callable[[str, type[BaseModel]], str]) -> Any:

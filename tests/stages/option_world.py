@@ -86,7 +86,7 @@ class World:
     def _stand(self, stage: str) -> None:
         settings, own = self.settings(stage, {}), self.folder / stage
         built = self.built(stage, settings, own)
-        one.write_settings(own, settings, "")
+        one.write_settings(own, settings.model_dump(mode="json"), "")
         built.objective.settle(next(iter(built.train.numbers(range(1)))).batch)
         with files.fresh_folder(own / "final") as part:
             built.save(part)

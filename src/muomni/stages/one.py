@@ -58,6 +58,7 @@ class Claim:
 
     entry       the stage; its settings get an epoch in samples before it trains
     named       the settings that its folder goes by (see `named_by`)
+    stored      the settings that lie in its folder, None where it starts anew
     bases       digests of the weights that it stands on, of its run and from outside, by name
     inherited   what was waived of these
     sources     a fingerprint of its data
@@ -66,6 +67,7 @@ class Claim:
 
     entry: Entry
     named: StageSettings
+    stored: dict[str, Any] | None
     bases: dict[str, str]
     inherited: certificate.Waivers
     sources: str
@@ -74,7 +76,21 @@ class Claim:
     @property
     def digest(self) -> str:
         """Of all that its result depends on."""
-        return recipes.digest(self.named, self.bases, self.sources)
+        return self._digest()
+
+    @property
+    def digests(self) -> set[str]:
+        """The digest, and what it was while `val_batches` counted as harmless (up to c8b428a)."""
+        return {self.digest, self._digest(without=["val_batches"])}
+
+    def _digest(self, without: Collection[str] = ()) -> str:
+        return recipes.digest(self.named, self.bases, self.sources, self.stored, without=without)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The settings as they are to lie in its folder."""
+        values = self.named.model_dump(mode="json")
+        return values if self.stored is None else config.as_stored(values, self.stored, type(self.named))
 
     def judge(self, modalities: Collection[str], facts: dict[str, Fact]) -> list[gates.Judged]:
         """The verdicts on facts of data of these modalities."""
@@ -133,7 +149,9 @@ def _claimed(plan: Recipe, entry: Entry, machine: Runtime, fresh: bool, waived: 
     settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
     sources = readers.fingerprint(settings.data, plan.base)
-    return Claim(replace(entry, settings=settings), named, bases, inherited, sources, waived_here(entry, waived))
+    is_new = fresh or not (own / "config.yaml").exists()
+    stored = _on_main(lambda: None if is_new else recipes.stored_settings(own, type(settings)), machine)
+    return Claim(replace(entry, settings=settings), named, stored, bases, inherited, sources, waived_here(entry, waived))
 
 
 def _done(claim: Claim, machine: Runtime) -> dict[str, Any] | None:
@@ -157,7 +175,7 @@ def _measure_epoch(claim: Claim, built: Training[Any]) -> None:
     built.settings, claim.named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (built.settings, claim.named))
     claim.entry = replace(claim.entry, settings=built.settings)
     if run.is_main:
-        write_settings(claim.entry.folder, claim.named, claim.digest)
+        write_settings(claim.entry.folder, claim.written, claim.digest)
     _tell_length(claim.entry.name, built, run, how=how)
 
 
@@ -564,23 +582,22 @@ def _open_folder(claim: Claim, world: int, fresh: bool) -> None:
     own, settings, digest = claim.entry.folder, claim.named, claim.digest
     if fresh and own.exists():
         files.put_away(own)
-    if (own / "config.yaml").exists():
-        old, harmless = recipes.stored_settings(own, type(settings)), recipes.harmless(settings)
-        lines = config.difference(old, settings.model_dump(mode="json"))
+    if claim.stored is not None:
+        lines, harmless = config.difference(claim.stored, claim.written), recipes.harmless(settings)
         changed = [line for line in lines if line.split(":")[0].split(".")[0] not in harmless]
         stored = own / DIGEST
-        if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):
+        if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) not in claim.digests):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
             raise ConfigError(f"{own}: made with other settings: {what}", hint=ANEW)
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
-    write_settings(own, settings, digest)
+    write_settings(own, claim.written, digest)
     files.write_json(own / BATCH, claim.entry.settings.gradient_accumulation_steps * world)
 
 
-def write_settings(own: Path, settings: StageSettings, digest: str) -> None:
+def write_settings(own: Path, settings: dict[str, Any], digest: str) -> None:
     """Put a stage's settings, and their digest, into its folder."""
-    files.write_text(own / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    files.write_text(own / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     files.write_json(own / DIGEST, digest)
 
 

@@ -304,12 +304,26 @@ def _placed(value: Any, world: Path) -> Any:
     return value.replace("{world}", str(world)) if isinstance(value, str) else value
 
 
-def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str:
+def digest(
+    settings: StageSettings,
+    needed: dict[str, str],
+    sources: str,
+    stored: dict[str, Any] | None = None,
+    *,
+    without: Collection[str] = (),
+) -> str:
     """What a stage's result depends on: settings that matter, the weights it builds upon, and its data.
 
-    It is taken over the first name that each key had, so a finished run outlives a key that is renamed.
+    It is taken over the first name that each key had, and without options that are not used and that the stage's `stored` settings
+    lack. So a finished run outlives a renamed key and a new option.
+
+    Takes   without: settings that are left out as well.
     """
-    return files.sha256_json([config.first_names(result_settings(settings), type(settings)), needed, sources])
+    values = result_settings(settings)
+    if stored is not None:
+        values = config.as_stored(values, stored, type(settings))
+    values = {key: value for key, value in values.items() if key not in without}
+    return files.sha256_json([config.first_names(values, type(settings)), needed, sources])
 
 
 # Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order), and not

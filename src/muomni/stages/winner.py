@@ -45,7 +45,7 @@ def conclude(plan: Recipe, entry: Entry, machine: Runtime, *, fresh: bool, waive
         every = one.judge(entry, modalities, facts, one.waived_here(entry, waived))
         judged = every if found else [row for row in every if row.is_known(facts)]
         files.clear_leftovers(own)
-        one.write_settings(own, settings, digests["settings"])
+        one.write_settings(own, settings.model_dump(mode="json"), digests["settings"])
         if winner is None:
             shutil.rmtree(own / "final", ignore_errors=True)  # of another winner, before
         else:
