@@ -156,7 +156,7 @@ def round_trips(
     album: Album, codec: Codec, held_out: Utterances, indices: Sequence[int], errors: Sequence[float], codes_KF: Tensor
 ) -> None:
     """Speech before and after the codec, with each item's error, and how often each entry of each book was used over `codes_KF`."""
-    counts = [torch.bincount(book, minlength=codec.config.entries).tolist() for book in codes_KF]
+    counts = [torch.bincount(book, minlength=codec.config.codebook_size).tolist() for book in codes_KF]
     album.add("codebooks", counts=counts)
     device = next(codec.parameters()).device
     spec = codec.config.mel

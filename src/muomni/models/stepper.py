@@ -61,7 +61,7 @@ class Stepper:
         self.floor_D, self.floor_d = (self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim))
         self.layers = [self._arrange(block) for block in model.blocks]
         self.output_DV = (model.head.weight.detach() * _gains(model.body.norm)).T.contiguous()
-        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
+        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta)
         half = self.dim // 2
         # With the sign in the table, a turn is x * cos + swapped(x) * sin.
         self.cos = cos.to(self.embedding_VD.dtype)

@@ -293,7 +293,7 @@ def _talker(subject: Subject) -> Blocks:
     nats: list[float] = []
     for book in range(talker.config.codebooks):
         codes = grid_BKS[0, book].tolist()
-        said = [s for s, code in enumerate(codes) if code < talker.config.entries + (book == 0)]
+        said = [s for s, code in enumerate(codes) if code < talker.config.codebook_size + (book == 0)]
         rows.append(
             (f"book {book}", [Cell(str(named.get(code, code)), "role-audio" if s in said else "masked") for s, code in enumerate(codes)])
         )
