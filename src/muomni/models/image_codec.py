@@ -32,9 +32,9 @@ class ImageCodecConfig(BaseModel):
     image_size: int = Field(default=64, gt=0)
     patch: int = Field(default=8, gt=0)
     fine_patch: int = Field(default=4, gt=0)
-    width: int = Field(default=192, gt=0)
-    fine_width: int = Field(default=64, gt=0)
-    blocks: int = Field(default=2, ge=0)
+    width: int = Field(default=128, gt=0)
+    fine_width: int = Field(default=48, gt=0)
+    blocks: int = Field(default=1, ge=0)
     fine_blocks: int = Field(default=1, ge=0)
     levels: tuple[int, ...] = (4, 4, 4, 4, 4)
 
