@@ -18,6 +18,7 @@ from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.grown import GrownEmbedding, GrownHead
 from muomni.nn.head import OwnHead, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
@@ -294,6 +295,8 @@ class Decoder(CausalLM):
         self.model = Body(config)
         self.lm_head = None if config.tied else OwnHead(config.width, config.vocab_size)
         self._tied_head = TiedHead(self.model.embed_tokens) if config.tied else None
+        self.grown_embed: GrownEmbedding | None = None
+        self.grown_head: GrownHead | None = None
         self._start()
 
     @classmethod
@@ -350,9 +353,17 @@ class Decoder(CausalLM):
     @property
     def head(self) -> TableHead:  # type: ignore[override]
         """What turns hidden states into logits, or into the nats of labels."""
-        head = self.lm_head if self._tied_head is None else self._tied_head
+        head = self.grown_head or self.lm_head or self._tied_head
         assert head is not None
         return head
+
+    def grow(self, rows: int) -> None:
+        """Add `rows` ids behind those of the config, with rows of their own in input and output (`nn.grown`).
+
+        The scores of the other ids keep all their bits.
+        """
+        self.grown_head = GrownHead(self.head, rows)
+        self.grown_embed = GrownEmbedding(self.table, rows)
 
     @property
     def table(self) -> nn.Embedding:
@@ -391,7 +402,7 @@ class Decoder(CausalLM):
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """int64 (B,T) -> (B,T,D)."""
-        out: Tensor = self.model.embed_tokens(ids_BT)
+        out: Tensor = (self.grown_embed or self.model.embed_tokens)(ids_BT)
         return out
 
     def hidden(self, x_BTD: Tensor, **how: Any) -> Tensor:

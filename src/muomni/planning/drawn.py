@@ -192,7 +192,7 @@ def logits_bytes(words: int, labels: int, number_format: torch.dtype) -> int:
     states = torch.zeros(min(labels, TWO_CHUNKS), NARROW, dtype=number_format, requires_grad=True)
     table, wanted = torch.zeros(words, NARROW, dtype=number_format), torch.zeros(len(states), dtype=torch.long)
     with cost.LiveTensors([states, table, wanted]) as live:
-        linear_cross_entropy(states, table, wanted)
+        linear_cross_entropy(states, [table], wanted)
     return int(live.peak)
 
 
