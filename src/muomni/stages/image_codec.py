@@ -81,9 +81,7 @@ def assume(settings: ImageCodecSettings, context: int, words: list[str], folder:
     pictures = assumed.pictures(folder, settings.model.image_size)
     count = 2 * settings.batch_size * settings.gradient_accumulation_steps
     task = (settings.checked_tasks or ["image_codec"])[0]
-    return [
-        {**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task} for number in range(count)
-    ]
+    return [{**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task} for number in range(count)]
 
 
 STAGE = Stage(
