@@ -10,7 +10,7 @@ from muomni.models.stepper import Stepper
 
 def tiny(**changes):
     torch.manual_seed(0)
-    settings = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 64, "ctx_len": 64} | changes
+    settings = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64} | changes
     model = Decoder(DecoderConfig(**settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

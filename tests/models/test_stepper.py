@@ -22,7 +22,7 @@ IDS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
 
 def decoder(**changes: object) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "hidden": 64} | changes))
+    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "ffn_width": 64} | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)

@@ -15,9 +15,9 @@ from muomni.evaluate import exhibits
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, paired
-from muomni.infer import speech
 from muomni.infer.speech import Voice
 from muomni.infer.transcribe import transcribe
+from muomni.media import griffin_lim
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.runtime import Runtime
 from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
@@ -93,9 +93,9 @@ def free_speech(
     spec = voice.codec.config.mel
     utterances = Utterances(samples, spec, downsample=0, pad_s=0.0, max_text_len=0, max_s=max_s)
     mels = [torch.from_numpy(utterances.item(i, np.random.default_rng(0)).mel_FM) for i in few]
-    copies = heard([speech.sound(mel, spec) for mel in mels])
+    copies = heard([griffin_lim.sound(mel, spec) for mel in mels])
     decoded = [voice.codec.decode(coded[i].codes_KF[None].to(voice.device))[0] for i in few]
-    rebuilt = heard([speech.sound(mel, spec) for mel in decoded])
+    rebuilt = heard([griffin_lim.sound(mel, spec) for mel in decoded])
     few_texts = [spoken(samples[i])[1] for i in few]
     copy_cer, codec_cer, own_cer = cer(few_texts, copies), cer(few_texts, rebuilt), cer(texts, guesses)
     ratios = [each.codes_KF.shape[1] / frames for each, frames in zip(said, true_frames, strict=True)]

@@ -64,7 +64,7 @@ class Stepper:
         gains = _gains(model.body.norm)
         # Inputs by outputs in memory, and each part on its own: further rows then change no bit of the other scores.
         self.tables = [(table.detach().to(gains.dtype) * gains).T.contiguous().T for table in model.head.tables]
-        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
+        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta)
         half = self.dim // 2
         # With the sign in the table, a turn is x * cos + swapped(x) * sin.
         self.cos = cos.to(self.embedding_VD.dtype)
