@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -19,7 +20,7 @@ from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
 from muomni.nn.grown import GrownEmbedding, GrownHead
-from muomni.nn.head import OwnHead, TableHead, TiedHead
+from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -414,9 +415,9 @@ class Decoder(CausalLM):
         out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def reading(self) -> Read:
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
         """By its stepper, which is kept with it."""
-        return stepper.kept(self).read
+        return partial(stepper.kept(self).read, legal=None if legal is None else legal[0])
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""
