@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -19,7 +20,7 @@ from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
 from muomni.nn.grown import GrownEmbedding, GrownHead
-from muomni.nn.head import OwnHead, TableHead, TiedHead
+from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -356,13 +357,18 @@ class Decoder(CausalLM):
         assert head is not None
         return head
 
-    def grow(self, rows: int) -> None:
-        """Add `rows` ids behind those of the config, with rows of their own in input and output (`nn.grown`).
+    def grow(self, rows: int, first: int | None = None, streams: int = 1) -> None:
+        """Add `rows` ids from `first` on, with rows of their own in input and output (`nn.grown`).
 
-        The scores of the other ids keep all their bits.
+        The scores of the ids before them keep all their bits.
+
+        Takes   first: None = behind those of the config; streams: ids at one place.
+        Raises  ConfigError where it has grown already; ShapeError where ids before `first` have no rows.
         """
-        self.grown_head = GrownHead(self.head, rows)
-        self.grown_embed = GrownEmbedding(self.table, rows)
+        if self.grown_head is not None:
+            raise ConfigError("this decoder has new rows already: open its base again")
+        self.grown_head = GrownHead(self.head, rows, first, streams)
+        self.grown_embed = GrownEmbedding(self.table, rows, first)
 
     @property
     def table(self) -> nn.Embedding:
@@ -409,9 +415,9 @@ class Decoder(CausalLM):
         out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def reading(self) -> Read:
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
         """By its stepper, which is kept with it."""
-        return stepper.kept(self).read
+        return partial(stepper.kept(self).read, legal=None if legal is None else legal[0])
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""

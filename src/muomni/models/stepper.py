@@ -18,7 +18,7 @@ from muomni.nn.adapter import effective, ingredients
 from muomni.nn.attention import attend
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
-from muomni.nn.head import joined
+from muomni.nn.head import Ranges, joined, rows_of
 from muomni.nn.moe import MoE
 from muomni.nn.norm import RMSNorm
 from muomni.nn.swiglu import SwiGLU
@@ -128,8 +128,11 @@ class Stepper:
 
         return add
 
-    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None) -> list[Tensor]:
-        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`."""
+    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Ranges | None = None) -> list[Tensor]:
+        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`.
+
+        Takes   legal: the ids whose scores are wanted, None = all.
+        """
         batch, length, width = x_BTD.shape
         heads, both, dim = self.heads, self.heads + self.kv_heads, self.dim
         cache.take(length, keep_BT)
@@ -151,7 +154,7 @@ class Stepper:
             x_ND = feed_forward(torch.addmm(x_ND, heard.reshape(len(x_ND), -1), out))
         x_BD = x_ND if len(x_ND) == batch else last(x_ND.view(batch, length, width), keep_BT)
         x_BD = _even(x_BD, self.floor_D)
-        return [joined([torch.mm(x_BD, table.T) for table in self.tables])]
+        return [joined([torch.mm(x_BD, table.T) for table in rows_of(self.tables, legal)])]
 
 
 def _even(x: Tensor, floor: Tensor) -> Tensor:
