@@ -36,9 +36,8 @@ def quality(
     if not indices:
         return {}
     image_N3HW = as_image(torch.from_numpy(np.stack(pixels))).to(device)
-    parts = image_N3HW.split(BATCH)
-    codes_NKF = torch.cat([codec.encode(part) for part in parts])
-    rebuilt_N3HW = torch.cat([_shown(codec.decode(codes)) for codes in codes_NKF.split(BATCH)])
+    codes_NKF = torch.cat([codec.encode(part) for part in torch.split(image_N3HW, BATCH)])
+    rebuilt_N3HW = torch.cat([_shown(codec.decode(codes)) for codes in torch.split(codes_NKF, BATCH)])
     flat_N3HW = image_N3HW.mean((2, 3), keepdim=True).expand_as(image_N3HW)
     psnr_N, flat_psnr_N = psnr_B(rebuilt_N3HW, image_N3HW), psnr_B(flat_N3HW, image_N3HW)
     ssim_N, flat_ssim_N = ssim_B(rebuilt_N3HW, image_N3HW), ssim_B(flat_N3HW, image_N3HW)

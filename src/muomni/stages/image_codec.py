@@ -38,6 +38,10 @@ class ImageCodecSettings(StageSettings):
 
     learns_as: ClassVar[str] = "image_codec"
 
+    def width(self, needed: dict[str, Path], base: Path) -> int:
+        """Inner size of its smallest products, which decides the number format: nine places of a 3x3 convolution."""
+        return 9 * min(self.model.fine_width, self.model.width)
+
 
 def collate(items: list[Still]) -> ImageCodecBatch:
     """A batch of pictures."""
