@@ -124,8 +124,8 @@ def test_the_checker_is_asked_about_named_tasks_alone(held_out: Stills) -> None:
 
 
 def test_what_can_not_be_read_is_left_out_and_nothing_at_all_gives_no_fact(held_out: Stills, tmp_path: Path) -> None:
-    torn = held_out.samples[0].model_copy(deep=True)
-    torn.messages[0].content[0].path = str(tmp_path / "missing.png")  # type: ignore[index,union-attr]
+    content: Any = [{"type": "image", "path": str(tmp_path / "missing.png")}]
+    torn = Sample.model_validate({**held_out.samples[0].model_dump(), "messages": [{"role": "user", "content": content}]})
     facts = picture_codes.quality(Perfect(), Stills([torn, *held_out.samples[1:4]], 64), CPU, Album(), most=COUNT)
     assert facts["psnr"].n == 3
     assert picture_codes.quality(Perfect(), Stills([torn], 64), CPU, Album(), most=COUNT) == {}
