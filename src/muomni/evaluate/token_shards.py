@@ -32,6 +32,7 @@ from muomni.errors import ConfigError, MuomniError
 from muomni.media.mel import MelSpec, log_mel
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.tokens import sequences
+from muomni.tokens.chat import IGNORE
 from muomni.tokens.space import TokenSpace
 from muomni.tokens.unified import UnifiedTokenizer
 
@@ -341,8 +342,9 @@ def _rows(
         except MuomniError as error:
             found.add("H", sets[side].shard_of(place), record.key, str(error))
             continue
-        taught = row.labels != sequences.IGNORE
-        if not bool(taught.any()) or not bool((row.labels[taught] == row.ids[taught]).all()) or bool(taught[..., 0].any()):
+        taught = row.labels.ne(IGNORE)
+        is_target = bool(row.labels[taught].eq(row.ids[taught]).all()) and not bool(taught[..., 0].any())
+        if not bool(taught.any()) or not is_target:
             found.add("H", sets[side].shard_of(place), record.key, "labels are not the ids of the target span")
             continue
         rows.append(row)
@@ -360,10 +362,10 @@ def _forward(vocab: int, streams: int, pad: int, rows: Sequence[sequences.TokenR
     """Nats a label of an untrained decoder of one block, over rows of K streams whose embeddings are
     added."""
     length = max(len(row) for row in rows)
-    grids = [torch.atleast_2d(row.ids) for row in rows]
-    marks = [torch.atleast_2d(row.labels) for row in rows]
+    grids = [row.ids.reshape(streams, -1) for row in rows]
+    marks = [row.labels.reshape(streams, -1) for row in rows]
     ids_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=pad) for each in grids])
-    labels_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=sequences.IGNORE) for each in marks])
+    labels_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=IGNORE) for each in marks])
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         model = Decoder(DecoderConfig(vocab_size=vocab, width=32, layers=1, heads=2, hidden=64, ctx_len=length, dropout=0.0)).eval()

@@ -317,10 +317,10 @@ class _Sides:
 
     def finish(self, folder: Path, found: Findings) -> None:
         """What stands on both sides, or twice."""
-        both = {name: np.intersect1d(*(np.array(held[side], np.int64) for side in SIDES)) for name, held in self._held()}
+        train, valid = (np.array(self._groups[side], np.int64) for side in SIDES)
         everything = np.sort(np.concatenate([np.array(self._ids[side], np.int64) for side in SIDES]))
         twice = np.unique(everything[1:][everything[1:] == everything[:-1]])
-        ids, groups = set(twice.tolist()), set(both["group"].tolist())
+        ids, groups = set(twice.tolist()), set(np.intersect1d(train, valid).tolist())
         if not (ids or groups):
             return
         seen: dict[str, str] = {}
@@ -336,10 +336,6 @@ class _Sides:
                 first = sides_of.setdefault(group, side)
                 if first != side:
                     found.add("E", shard, record.key, f"group {group!r} stands in {first} and in {side}")
-
-    def _held(self) -> Iterator[tuple[str, dict[Side, array[int]]]]:
-        yield "id", self._ids
-        yield "group", self._groups
 
 
 def _walk(folder: Path) -> Iterator[tuple[Side, str, Record]]:
