@@ -21,7 +21,7 @@ def items(texts: list[list[int]]) -> list[TalkerItem]:
 @pytest.fixture
 def objective() -> TalkerObjective:
     torch.manual_seed(0)
-    return TalkerObjective(Talker(TalkerConfig(text_vocab=12, codebooks=2, entries=8, width=16, layers=1, heads=2, hidden=32)))
+    return TalkerObjective(Talker(TalkerConfig(text_vocab=12, codebooks=2, codebook_size=8, width=16, layers=1, heads=2, ffn_width=32)))
 
 
 def test_only_pairs_of_different_texts_count(objective: TalkerObjective) -> None:

@@ -69,7 +69,7 @@ def loader(**more: Any) -> Loader[Any, Any]:
 
 def reader() -> NextToken:
     torch.manual_seed(0)
-    return NextToken(Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, hidden=32, ctx_len=32, dropout=0.2)))
+    return NextToken(Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, ctx_len=32, dropout=0.2)))
 
 
 def facts_of(objective: Objective, settings: TrainSettings = SETTINGS, **more: Any) -> dict[str, float]:

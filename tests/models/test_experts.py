@@ -21,13 +21,13 @@ from muomni.train.objectives.language import LanguageBatch, NextToken
 from muomni.train.settings import TrainSettings
 from pretended_device import DEVICE, pretended_device
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0}
+SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
 
 
 def made(*, number: int = 5, per_token: int = 2, **more: Any) -> Decoder:
     torch.manual_seed(0)
     experts = ExpertsConfig(
-        num_experts=number, experts_per_token=per_token, hidden=16, **{"dense_layers": (1,), "balance_weight": 0.5, **more}
+        num_experts=number, experts_per_token=per_token, ffn_width=16, **{"dense_layers": (1,), "balance_weight": 0.5, **more}
     )
     decoder = Decoder(DecoderConfig(**{**SIZES, "experts": experts})).eval()
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_lora_stands_beside_experts_too(tmp_path: Path) -> None:
     ("experts", "told"),
     [
         ({"num_experts": 2, "experts_per_token": 3}, "experts_per_token 3 must be at most"),
-        ({"num_experts": 4, "every": 9}, "no layer of 3 has any"),
+        ({"num_experts": 4, "every_n_layers": 9}, "no layer of 3 has any"),
         ({"num_experts": 4, "dense_layers": [0, 1, 2]}, "no layer of 3 has any"),
         ({"num_experts": 0}, "greater than 0"),
         ({"num_experts": 4, "top_k": 2}, "Extra inputs"),

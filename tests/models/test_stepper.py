@@ -22,7 +22,7 @@ IDS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
 
 def decoder(**changes: object) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "hidden": 64} | changes))
+    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "ffn_width": 64} | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
@@ -157,4 +157,29 @@ def test_it_reads_prompts_as_the_model_does(padding: str, before: int) -> None:
         fast, slow = (read(model.embed(IDS), cache, keep_BT)[0] for cache, read in zip(caches, reads))
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
         fast, slow = (read(model.embed(IDS[:, :1]), cache, None)[0] for cache, read in zip(caches, reads))
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_change_no_bit_of_the_old_scores(tied: bool) -> None:
+    model = decoder(tied=tied)
+    grown = copy.deepcopy(model)
+    grown.grow(3)
+    assert grown.grown_head is not None
+    assert grown.grown_embed is not None
+    with torch.inference_mode():
+        both = [stepper.kept(each).read(each.embed(IDS), each.new_cache(2, 9))[0] for each in (model, grown)]
+        assert both[1].shape == (2, 43)
+        assert both[1][:, :40].equal(both[0])
+        assert grown(IDS)[..., :40].equal(model(IDS))
+        h_BD = grown.hidden(grown.embed(IDS))[:, -1]
+    with torch.no_grad():
+        grown.grown_head.new_head[1] = 100 * h_BD[0]
+        grown.grown_embed.new_embed.normal_()
+    assert answer(grown)[0][0] == 41
+    with torch.inference_mode():
+        caches = [grown.new_cache(2, 20), grown.new_cache(2, 20)]
+        ids_BT = torch.tensor([[41, 3, 42], [5, 40, 1]])
+        reads = [stepper.kept(grown).read, super(Decoder, grown).reading()]
+        fast, slow = (read(grown.embed(ids_BT), cache, None)[0] for cache, read in zip(caches, reads))
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)

@@ -19,7 +19,16 @@ KEEP = torch.tensor([[True] * 4, [True, True, False, False]])
 
 def small(seed: int = 0, **changes: object) -> Talker:
     torch.manual_seed(seed)
-    sizes = {"text_vocab": 12, "entries": 10, "width": 24, "layers": 2, "heads": 3, "hidden": 32, "condition_width": 6, "num_speakers": 3}
+    sizes = {
+        "text_vocab": 12,
+        "codebook_size": 10,
+        "width": 24,
+        "layers": 2,
+        "heads": 3,
+        "ffn_width": 32,
+        "condition_width": 6,
+        "num_speakers": 3,
+    }
     talker = Talker(TalkerConfig.model_validate(sizes | changes))
     talker.pace.durations_V.uniform_(1, 4)
     return talker.eval()

@@ -22,9 +22,9 @@ def ours(number, per_token, normalise, every, dense, tied, **more):
     experts = ExpertsConfig(
         num_experts=number,
         experts_per_token=per_token,
-        hidden=24,
+        ffn_width=24,
         normalise_weights=normalise,
-        every=every,
+        every_n_layers=every,
         dense_layers=dense,
         balance_weight=0.01,
     )
@@ -35,11 +35,11 @@ def ours(number, per_token, normalise, every, dense, tied, **more):
         "heads": 4,
         "kv_heads": 2,
         "head_dim": 16,
-        "hidden": 64,
+        "ffn_width": 64,
         "ctx_len": 64,
         "dropout": 0.0,
     }
-    return Decoder(DecoderConfig(**{**sizes, **more}, tied=tied, theta=5e4, eps=1e-5, experts=experts))
+    return Decoder(DecoderConfig(**{**sizes, **more}, tied=tied, rope_theta=5e4, eps=1e-5, experts=experts))
 
 
 def theirs(number, per_token, normalise, every, dense, tied):
@@ -88,9 +88,9 @@ def test_we_open_theirs(kind, shard, tmp_path):
     assert opened.config.experts == ExpertsConfig(
         num_experts=kind[0],
         experts_per_token=kind[1],
-        hidden=24,
+        ffn_width=24,
         normalise_weights=kind[2],
-        every=kind[3],
+        every_n_layers=kind[3],
         dense_layers=kind[4],
         balance_weight=0.02,
     )

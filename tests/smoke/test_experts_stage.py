@@ -22,7 +22,7 @@ from muomni.stages.stage import Inputs
 from muomni.train.objectives.language import LanguageBatch, NextToken
 from shared import once
 
-EXPERTS = {"num_experts": 3, "experts_per_token": 2, "hidden": 32, "balance_weight": 0.1}
+EXPERTS = {"num_experts": 3, "experts_per_token": 2, "ffn_width": 32, "balance_weight": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_omni_stands_on_it_and_answers(with_experts: Path) -> None:
 
 def test_an_expert_that_nobody_uses_is_red(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=2, heads=2, hidden=32, experts=ExpertsConfig(num_experts=4, hidden=8)))
+    decoder = Decoder(
+        DecoderConfig(vocab_size=40, width=16, layers=2, heads=2, ffn_width=32, experts=ExpertsConfig(num_experts=4, ffn_width=8))
+    )
     objective = NextToken(decoder)
     ids = torch.randint(15, 40, (4, 30))
     inputs = Inputs(tmp_path, {}, tmp_path, Runtime(torch.device("cpu"), torch.float32))

@@ -19,7 +19,7 @@ from muomni.train.flops import Counted, UpdateFlops
 from muomni.train.objectives.language import LanguageBatch, NextToken
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
-CONFIG = DecoderConfig(vocab_size=50, width=16, layers=2, heads=2, hidden=32, ctx_len=64, dropout=0.0)
+CONFIG = DecoderConfig(vocab_size=50, width=16, layers=2, heads=2, ffn_width=32, ctx_len=64, dropout=0.0)
 
 
 def batch(rows: int, length: int, labelled: int) -> LanguageBatch:

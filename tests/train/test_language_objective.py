@@ -24,7 +24,7 @@ from muomni.tokens.marks import SPECIAL
 from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
 
 VOCAB = 40
-SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 32}
+SMALL = {"width": 16, "layers": 2, "heads": 2, "ffn_width": 32}
 
 
 def decoder() -> Decoder:
@@ -163,7 +163,7 @@ def audio_tokens(model: Omni, frames: int) -> int:
 
 def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
     body = decoder()
-    vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)).eval() if eyes else None
+    vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL)).eval() if eyes else None
     audio = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)).eval() if ears else None
     shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, pool_grid=1, audio_pool=2)
     return Omni(body, vision, audio, Projectors(shape).start_at(body.embedding_rms)).eval()

@@ -16,7 +16,16 @@ from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObject
 
 def small(**changes: object) -> TalkerObjective:
     torch.manual_seed(0)
-    sizes = {"text_vocab": 12, "entries": 16, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "dropout": 0.0, "code_noise": 0.0}
+    sizes = {
+        "text_vocab": 12,
+        "codebook_size": 16,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "ffn_width": 64,
+        "dropout": 0.0,
+        "code_noise": 0.0,
+    }
     return TalkerObjective(Talker(TalkerConfig.model_validate(sizes | changes)))
 
 

@@ -14,7 +14,7 @@ from muomni.train.objectives.language import LanguageBatch, NextToken
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_training_step_reaches_every_part_of_a_decoder_through_its_call(tied: bool) -> None:
-    decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=3, heads=2, hidden=32, tied=tied))
+    decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=3, heads=2, ffn_width=32, tied=tied))
     parts = {"embed": decoder.table, "hidden": decoder.body, "head": decoder.head}
     parts |= {f"block {number}": block for number, block in enumerate(decoder.blocks)}
     calls: Counter[str] = Counter()
@@ -33,7 +33,7 @@ def test_a_training_step_reaches_every_part_of_a_decoder_through_its_call(tied: 
 
 def test_weights_are_read_nowhere_else() -> None:
     """With a table that is there only during the call of the module it belongs to, as sharding leaves it, a step works."""
-    decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, hidden=32, tied=False))
+    decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, tied=False))
     head = decoder.head
     whole, none = head.weight, nn.Parameter(torch.empty(0, 16))
     head.weight = none

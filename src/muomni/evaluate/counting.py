@@ -13,6 +13,7 @@ from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import LanguageBatch, NextToken
 from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
 
@@ -67,6 +68,11 @@ def _codec(objective: CodecObjective, batch: CodecBatch) -> tuple[Counts, Counts
     return terms, {"samples": len(frames), "audio_s": _seconds(sum(frames), config.mel)}
 
 
+def _image_codec(objective: ImageCodecObjective, batch: ImageCodecBatch) -> tuple[Counts, Counts]:
+    values = sum(len(pixel) for picture in batch.pixels_BHW3.tolist() for row in picture for pixel in row)
+    return {"l1": values, "mse": values}, {"samples": len(batch.sample_ids), "pictures": len(batch.pixels_BHW3.tolist())}
+
+
 def _talker(objective: TalkerObjective, batch: TalkerBatch) -> tuple[Counts, Counts]:
     """A code a frame and book; the first book also says where speech ends."""
     frames, text = batch.frames_B.tolist(), batch.text_keep_BT.tolist()
@@ -95,6 +101,7 @@ COUNTS: dict[type[Objective], Callable[[Any, Any], tuple[Counts, Counts]]] = {
     NextToken: _language,
     Hearing: _hearing,
     CodecObjective: _codec,
+    ImageCodecObjective: _image_codec,
     TalkerObjective: _talker,
     Contrast: _contrast,
 }

@@ -5,6 +5,7 @@ Everything here only looks. Networks are in evaluation mode and stay as they are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.data.conversation import read_wave
-from muomni.data.pictures import Pictures
+from muomni.data.pictures import Pictures, Stills
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
@@ -155,7 +156,7 @@ def round_trips(
     album: Album, codec: Codec, held_out: Utterances, indices: Sequence[int], errors: Sequence[float], codes_KF: Tensor
 ) -> None:
     """Speech before and after the codec, with each item's error, and how often each entry of each book was used over `codes_KF`."""
-    counts = [torch.bincount(book, minlength=codec.config.entries).tolist() for book in codes_KF]
+    counts = [torch.bincount(book, minlength=codec.config.codebook_size).tolist() for book in codes_KF]
     album.add("codebooks", counts=counts)
     device = next(codec.parameters()).device
     spec = codec.config.mel
@@ -166,6 +167,26 @@ def round_trips(
         rebuilt = griffin_lim.sound(codec.decode(codes)[0].cpu(), spec)
         row = {"id": sample.id, "why": why, "text": spoken(sample)[1], "error": errors[place], "codes": codes[0].tolist()}
         album.add("round_trip", **row, audio=_sound(sample, spec.rate_hz), rebuilt=Sound(rebuilt, spec.rate_hz))
+
+
+def pictures_rebuilt(
+    album: Album,
+    held_out: Stills,
+    indices: Sequence[int],
+    pixels: Sequence[np.ndarray],
+    rebuilt: Sequence[np.ndarray],
+    psnr: Sequence[float],
+    codes_NKF: Tensor,
+    codebook_size: int,
+) -> None:
+    """Pictures before and after their codes, worst first, with the codes as a grid; and how often each code was used."""
+    album.add("codebooks", counts=[torch.bincount(codes_NKF.flatten().cpu(), minlength=codebook_size).tolist()])
+    side = math.isqrt(codes_NKF.shape[2])
+    for place, why in chosen([-each for each in psnr]):
+        sample = held_out.samples[indices[place]]
+        grid = codes_NKF[place, 0].view(side, side).tolist()
+        row = {"id": sample.id, "task": sample.task, "why": why, "caption": sample.answer, "psnr": psnr[place], "codes": grid}
+        album.add("rebuilt", **row, picture=Picture(pixels[place]), rebuilt=Picture(rebuilt[place]))
 
 
 @torch.inference_mode()

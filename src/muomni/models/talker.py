@@ -33,13 +33,13 @@ class TalkerConfig(BaseModel):
     text_vocab: int = Field(ge=1)
     text_units: Literal["bpe", "char"] = "bpe"
     codebooks: int = Field(default=2, ge=1)
-    entries: int = Field(default=128, ge=2)
+    codebook_size: int = Field(default=128, ge=2)
     layout: Literal["delay", "parallel"] = "delay"
     width: int = Field(default=192, ge=1)
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=3, ge=1)
-    hidden: int = Field(default=768, ge=1)
-    theta: float = Field(default=1e4, gt=0)
+    ffn_width: int = Field(default=768, ge=1)
+    rope_theta: float = Field(default=1e4, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     condition_width: int = Field(default=0, ge=0)  # width of the Thinker's hidden states; 0 = the Talker reads text tokens alone
     condition_dropout: float = Field(default=0.2, ge=0, le=1)  # training rows that must do without hidden states
@@ -78,14 +78,14 @@ class Talker(CausalLM):
         width = config.width
         self.text_table = nn.Embedding(config.text_vocab, width)
         self.start = nn.Parameter(torch.randn(width) * 0.3)
-        self.tables = nn.ModuleList(nn.Embedding(config.entries + 2, width) for _ in range(config.codebooks))
-        self.heads = BookHeads(width, [config.entries + (book == 0) for book in range(config.codebooks)])
+        self.tables = nn.ModuleList(nn.Embedding(config.codebook_size + 2, width) for _ in range(config.codebooks))
+        self.heads = BookHeads(width, [config.codebook_size + (book == 0) for book in range(config.codebooks)])
         self.condition = (
             nn.Sequential(RMSNorm(config.condition_width), nn.Linear(config.condition_width, width)) if config.condition_width else None
         )
         self.speakers = nn.Embedding(config.num_speakers, width) if config.num_speakers else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.hidden, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.ffn_width, dropout=config.dropout) for _ in range(config.layers))
         self.norm = RMSNorm(width)
         self.pace = Pace(config.text_vocab)
         for part in self.modules():
@@ -105,12 +105,12 @@ class Talker(CausalLM):
     @property
     def end(self) -> int:
         """The symbol of book 0 that says the speech is over."""
-        return self.config.entries
+        return self.config.codebook_size
 
     @property
     def pad(self) -> int:
         """The input symbol where a delayed book has not begun, or is over."""
-        return self.config.entries + 1
+        return self.config.codebook_size + 1
 
     @property
     def tail(self) -> int:
@@ -143,7 +143,7 @@ class Talker(CausalLM):
 
         Raises  ShapeError on another number of books; TokenRangeError for a code outside its book.
         """
-        books, entries = self.config.codebooks, self.config.entries
+        books, entries = self.config.codebooks, self.config.codebook_size
         if codes_BKF.dim() != 3 or codes_BKF.shape[1] != books:
             raise ShapeError(f"codes: expected (B, {books}, F), got {tuple(codes_BKF.shape)}")
         length = codes_BKF.shape[-1]
@@ -245,7 +245,7 @@ class Talker(CausalLM):
         self, x_BTD: Tensor, at_BT: Tensor, skipped: int, *, mask: Tensor | None = None, cache: SpeechCache | None = None
     ) -> Tensor:
         """The blocks, and the last norm of all but the first so many positions."""
-        turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.theta)
+        turns = rope.angles(at_BT, self.config.width // self.config.heads, self.config.rope_theta)
         x_BTD = x_BTD.to(self.norm.weight.dtype)
         for index, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope=turns, mask=mask, cache=None if cache is None else cache.layer(index))

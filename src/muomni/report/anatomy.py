@@ -26,6 +26,7 @@ from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import LanguageBatch, NextToken, targets
 from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
 
@@ -249,6 +250,27 @@ def _codec(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
+def _image_codec(subject: Subject) -> Blocks:
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, ImageCodecBatch)
+    out: Blocks = [("What is to be rebuilt", _pixels(batch.pixels_BHW3[0].permute(2, 0, 1)))]
+    if not (subject.is_trained and isinstance(objective, ImageCodecObjective)):
+        return out
+    codec = objective.codec
+    codes = codec.encode(batch.image_B3HW)
+    rebuilt_3HW = (255 * codec.decode(codes)[0]).round().byte()
+    grid = codes[0, 0].view(codec.grid).tolist()
+    rows = [(f"row {number}", [Cell(str(code), "role-image") for code in row]) for number, row in enumerate(grid)]
+    terms = {name: float(term.total) / max(1, term.count) for name, term in objective(batch).items()}
+    told = ", ".join(f"{name} {number(value, 3)}" for name, value in terms.items())
+    return [
+        *out,
+        ("Rebuilt from the codes", _pixels(rebuilt_3HW)),
+        (f"{codec.config.tokens} codes, one each {codec.config.patch} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
+    ]
+
+
+@torch.no_grad()
 def _talker(subject: Subject) -> Blocks:
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
     assert isinstance(batch, TalkerBatch)
@@ -271,7 +293,7 @@ def _talker(subject: Subject) -> Blocks:
     nats: list[float] = []
     for book in range(talker.config.codebooks):
         codes = grid_BKS[0, book].tolist()
-        said = [s for s, code in enumerate(codes) if code < talker.config.entries + (book == 0)]
+        said = [s for s, code in enumerate(codes) if code < talker.config.codebook_size + (book == 0)]
         rows.append(
             (f"book {book}", [Cell(str(named.get(code, code)), "role-audio" if s in said else "masked") for s, code in enumerate(codes)])
         )
@@ -298,5 +320,6 @@ KINDS: dict[type, Any] = {
     HearingBatch: _hearing,
     VisionBatch: _vision,
     CodecBatch: _codec,
+    ImageCodecBatch: _image_codec,
     TalkerBatch: _talker,
 }

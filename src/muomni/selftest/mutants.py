@@ -26,7 +26,6 @@ from muomni.models.talker import Talker
 from muomni.nn import masks
 from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import one
-from muomni.stages import recipe as recipes
 from muomni.stages import talker as talker_stage
 from muomni.stages.placement import Placement
 from muomni.tokens import chat
@@ -295,9 +294,9 @@ def swapped_final() -> AbstractContextManager[Any]:
     """
     true = one._foundation
 
-    def foundation(plan: Any, name: str, folder: Path) -> Any:
-        for needed in recipes.needs(plan.stages, name):
-            stage = folder / needed
+    def foundation(entry: Any, base: Path) -> Any:
+        for needed in entry.needs:
+            stage = entry.run / needed
             if stage.is_symlink():
                 certified = stage.resolve()
                 stage.unlink()
@@ -307,7 +306,7 @@ def swapped_final() -> AbstractContextManager[Any]:
                 for parameter in network.parameters():
                     parameter.add_(0.01)
             store.save(network, stage / "final", extra=store.extra_of(stage / "final"))
-        return true(plan, name, folder)
+        return true(entry, base)
 
     return patch.object(one, "_foundation", foundation)
 

@@ -44,7 +44,11 @@ from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
 WINDOW, WINDOW_BYTES = 1024, 128 << 20  # samples, and bytes of their spectra, among which equal lengths are looked for
-KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_width": "Thinker"}  # sizes that a recipe need not give
+KNOWN = {
+    "model.codebooks": "codec",
+    "model.codebook_size": "codec",
+    "model.condition_width": "Thinker",
+}  # sizes that a recipe need not give
 
 
 class TalkerSettings(StageSettings):
@@ -106,7 +110,7 @@ class TalkerTraining(Training[TalkerSettings]):
         known = {
             "text_vocab": self.tokenizer.vocab_size,
             "codebooks": self.codec.config.codebooks,
-            "entries": self.codec.config.entries,
+            "codebook_size": self.codec.config.codebook_size,
             "condition_width": self.thinker.config.width if self.thinker else 0,
             "num_speakers": len(self.voices),
         }

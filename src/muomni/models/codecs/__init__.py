@@ -20,6 +20,7 @@ GROUP = "muomni.codecs"  # of entry points: `MODEL_TYPE = "package.module:opener
 # model_type of config.json -> its opener, imported when such a folder is opened.
 OPENERS = {
     "muomni_codec": "muomni.models.codecs.speech:open_folder",
+    "muomni_image_codec": "muomni.models.image_codec:open_folder",
 }
 
 

@@ -138,7 +138,7 @@ class TalkerObjective(Objective):
 
     def _said(self, batch: TalkerBatch, target_BS: Tensor, book: int) -> Tensor:
         """Where a book has something to say: a code or, for book 0, the end; of these the learned places."""
-        said_BS = target_BS < self.talker.config.entries + (book == 0)
+        said_BS = target_BS < self.talker.config.codebook_size + (book == 0)
         if batch.learned_BP is None:
             return said_BS
         lag, steps = (book if self.talker.config.layout == "delay" else 0), target_BS.shape[1]
@@ -168,7 +168,7 @@ class TalkerObjective(Objective):
 
     def _hearing(self, batch: TalkerBatch, where: Any, rng: np.random.Generator) -> TalkerBatch:
         """The batch with other codes heard in the given places."""
-        entries = self.talker.config.entries
+        entries = self.talker.config.codebook_size
         heard_BKF = batch.codes_BKF.clone()
         turn = torch.from_numpy(rng.integers(1, entries, tuple(heard_BKF[where].shape))).to(heard_BKF)
         heard_BKF[where] = (heard_BKF[where] + turn) % entries
@@ -177,5 +177,5 @@ class TalkerObjective(Objective):
     def noisy(self, grid_BKS: Tensor) -> Tensor:
         """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""
         config = self.talker.config
-        hit_BKS = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < config.code_noise) & (grid_BKS < config.entries)
-        return torch.where(hit_BKS, torch.randint_like(grid_BKS, config.entries), grid_BKS)
+        hit_BKS = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < config.code_noise) & (grid_BKS < config.codebook_size)
+        return torch.where(hit_BKS, torch.randint_like(grid_BKS, config.codebook_size), grid_BKS)
