@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,7 @@ def shard(
     processes: int = 1,
     engine: str = "local",
     fresh: bool = False,
+    provenance: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Make a set of shards, or finish one; what `index.json` of the set says.
@@ -169,7 +170,7 @@ def shard(
         corpus = readers.load(sources, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
         _refuse_leaks(corpus)
         _settle_contract(out, opened, corpus.digest, settings)
-        files.write_json(out / PROVENANCE, _provenance(sources, base))
+        files.write_json(out / PROVENANCE, _provenance(sources, base, provenance or {}))
         sides: dict[Side, Sequence[Sample]] = {"train": corpus.train, "valid": corpus.valid}
         count = {side: -(-len(samples) // settings.samples_per_shard) for side, samples in sides.items()}
         total = sum(len(samples) for samples in sides.values())
@@ -275,12 +276,13 @@ def _build(tokens: Tokens) -> dict[str, str]:
     return {**found, "libsndfile": soundfile.__libsndfile_version__}
 
 
-def _provenance(sources: Sequence[Source], base: Path) -> dict[str, Any]:
+def _provenance(sources: Sequence[Source], base: Path, more: Mapping[str, Any]) -> dict[str, Any]:
     """Where the samples came from, on this machine: `data verify` tokenises some of them again. It is part
     of no digest."""
     return {
         "sources": [{**source.model_dump(), "path": str(readers.locate(source, base).absolute())} for source in sources],
         "base": str(Path(base).absolute()),
+        **more,
     }
 
 
