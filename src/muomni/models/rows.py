@@ -93,8 +93,8 @@ class TokenModel(CausalLM):
         first = self.space.text_size
         for rows, table in ((self.new_embed, self.decoder.table.weight), (self.new_head, self.head.tables[0])):
             text = table[:first].float()
-            noise = torch.randn(rows.shape, generator=generator).to(rows.device)
-            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise)
+            noise_RD = torch.randn(rows.shape, generator=generator).to(rows.device)
+            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise_RD)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (B, T), or (B, K, T), int64 -> (B, T, D)."""
@@ -257,7 +257,7 @@ def open_folder(
     if (folder / ADAPTER).is_dir():
         lora.load(decoder, folder / ADAPTER)
         decoder = lora.merged(decoder)
-    model = TokenModel(decoder, space).to(device).eval()
+    model = TokenModel(decoder, space).eval()
     load_rows(model, folder, base_digest=pretrained.digest(place))
     finite.came_from(model, folder)
     return model, tokenizer, note

@@ -7,7 +7,7 @@ import hashlib
 import errno
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,7 @@ def shard(
     processes: int = 1,
     engine: str = "local",
     fresh: bool = False,
+    provenance: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Make a set of shards, or finish one; what `index.json` of the set says.
@@ -164,7 +165,7 @@ def shard(
         return corpus
 
     how: dict[str, Any] = {"processes": processes, "engine": engine, "fresh": fresh, "say": say}
-    return _shard(load, out, tokens, settings, provenance=_provenance(sources, base), **how)
+    return _shard(load, out, tokens, settings, provenance=_provenance(sources, base, provenance or {}), **how)
 
 
 def shard_corpus(corpus: readers.Corpus, out: Path, tokens: Callable[[], Tokens], settings: ShardSettings) -> None:
@@ -319,12 +320,13 @@ def _build(tokens: Tokens) -> dict[str, str]:
     return {**found, "libsndfile": soundfile.__libsndfile_version__}
 
 
-def _provenance(sources: Sequence[Source], base: Path) -> dict[str, Any]:
+def _provenance(sources: Sequence[Source], base: Path, more: Mapping[str, Any]) -> dict[str, Any]:
     """Where the samples came from, on this machine: `data verify` tokenises some of them again. It is part
     of no digest."""
     return {
         "sources": [{**source.model_dump(), "path": str(readers.locate(source, base).absolute())} for source in sources],
         "base": str(Path(base).absolute()),
+        **more,
     }
 
 
