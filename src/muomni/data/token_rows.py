@@ -70,7 +70,9 @@ class TokenRows:
         words_N = np.where(columns["text_out"] > 0, columns["text_out"], columns["text_in"])
         media_N = np.maximum(columns["image"], columns["audio"]) // self.space.streams
         own_N = (words_N + media_N + FRAMING_IDS)[[place for _, place in self.places]]
-        texts_N = [] if self.texts is None else [sum(stop - start for start, stop in self.texts.packed.pieces(i)) for i in range(len(self.texts))]
+        texts_N = (
+            [] if self.texts is None else [sum(stop - start for start, stop in self.texts.packed.pieces(i)) for i in range(len(self.texts))]
+        )
         return np.concatenate([own_N, np.asarray(texts_N, np.int64)])
 
     def name(self, index: int) -> str:
@@ -90,7 +92,9 @@ class TokenRows:
             _, row = self.texts.item(index - len(self.places), rng)
             is_real_T = row.documents_T >= 0
             ids, labels = (torch.from_numpy(values_T[is_real_T]) for values_T in (row.ids_T, row.labels_T))
-            return TokenItem(self.name(index), TEXT, *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100))))
+            return TokenItem(
+                self.name(index), TEXT, *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100)))
+            )
         row = self.row(index)
         return TokenItem(self.name(index), row.task, row.ids, row.labels)
 

@@ -136,5 +136,3 @@ def _nats(objective: TokenTasks, rows: Sequence[TokenItem], run: Runtime) -> lis
             for place, value in zip(some, objective.nats(batch).tolist(), strict=True):
                 nats[place] = value
     return nats
-
-

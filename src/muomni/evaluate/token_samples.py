@@ -96,7 +96,9 @@ def rules_of(model: TokenModel, tokens: UnifiedTokenizer, writes: str, most: dic
 
 
 def _written(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
-    return [ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)]
+    return [
+        ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)
+    ]
 
 
 def _free(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
@@ -122,14 +124,15 @@ def _drawn(
     """How many pictures show what their prompt names; those of held-out pairs of colour and shape beside."""
     hits: list[tuple[bool, str]] = []
     for pixels, text, sample in zip(media, texts, samples):
-        seen = None if pixels is None else shape_checker.only(pixels)
-        if sample.task in checked:
+        is_checked = sample.task in checked
+        seen = shape_checker.only(pixels) if is_checked and pixels is not None else None
+        if is_checked:
             wanted = (sample.extra.get("colour"), sample.extra.get("shape"))
             is_right = seen is not None and (seen.colour, seen.shape) == wanted
             hits.append((is_right, str(sample.extra.get("pairs", ""))))
         if pixels is not None:
             shown = "nothing that it knows" if seen is None else f"{seen.size} {seen.colour} {seen.shape}, {seen.place}"
-            album.add("drawn", prompt=text, picture=Picture(pixels), seen=shown if sample.task in checked else None)
+            album.add("drawn", prompt=text, picture=Picture(pixels), seen=shown if is_checked else None)
     if not hits:
         return {}
     found = {"drawn_right": share(sum(hit for hit, _ in hits), len(hits))}
@@ -139,7 +142,9 @@ def _drawn(
     return found
 
 
-def _spoken(media: Sequence[np.ndarray | None], texts: Sequence[str], tokens: UnifiedTokenizer, hear: Hear | None, album: Album) -> dict[str, Any]:
+def _spoken(
+    media: Sequence[np.ndarray | None], texts: Sequence[str], tokens: UnifiedTokenizer, hear: Hear | None, album: Album
+) -> dict[str, Any]:
     """What an ear that was trained apart understands of the sounds."""
     waves = [np.zeros(1600, np.float32) if wave is None else wave for wave in media]
     heard = [None] * len(waves) if hear is None else hear(waves)

@@ -21,7 +21,7 @@ from muomni.models.base import Base
 from muomni.models.lora import LoraSettings
 from muomni.stages.rows import TEXT_KEPT, USED, assume
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining
+from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 
@@ -78,8 +78,7 @@ class MmptTraining(TokenTraining[MmptSettings]):
         decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=bases.as_stored(inputs.run.device))
         codecs = rows.open_codecs(start, device=inputs.run.device)
         for codec in codecs:
-            if isinstance(codec, nn.Module):
-                inputs.place(codec)
+            place(codec, inputs)
         if settings.lora is not None:
             lora.attach(decoder, settings.lora)
         model = self.opened(decoder, pretrained.open_tokenizer(folder), codecs, space)
@@ -87,7 +86,8 @@ class MmptTraining(TokenTraining[MmptSettings]):
         self.bases = {"thinker": note.base, **note.codecs}
         self.text_folder = folder
         if settings.lora is None:
-            self.plain = inputs.place(lora.base_of(decoder))
+            # What is saved: the same tensors under Qwen3's names, without the new rows. They learn through the model.
+            self.plain = inputs.place(lora.base_of(decoder)).requires_grad_(True)
             return self.tasks(frozen=False), {rows.THINKER: self.plain}
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)

@@ -96,7 +96,11 @@ def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[
     sounds = assumed.sounds(folder, 1.0)
     rows = []
     for number in range(4 * assumed.BATCHES * settings.batch_size):
-        medium = assumed.part("image", pictures[number % assumed.KINDS]) if number % 2 else assumed.part("audio", sounds[number % assumed.KINDS][0])
+        medium = (
+            assumed.part("image", pictures[number % assumed.KINDS])
+            if number % 2
+            else assumed.part("audio", sounds[number % assumed.KINDS][0])
+        )
         said = text.take(8)
         is_read = number % 4 < 2
         rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))

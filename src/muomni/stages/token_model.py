@@ -150,7 +150,7 @@ class TokenTraining(Training[T]):
         late = {name: settings.ramp_steps for name in ("t2i", "t2a") if name in settings.tasks and settings.ramp_steps}
         legal = choices(self.model.space, self.unified.words) if settings.legal_loss else None
         given = ("decoder.decoder.",) if frozen else ()
-        return TokenTasks(self.model, settings.tasks, legal=legal, ramp=late, given=given)
+        return self.inputs.place(TokenTasks(self.model, settings.tasks, legal=legal, ramp=late, given=given))
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """The samples as ids, made once and kept as shards in the stage's folder, and the texts that are replayed."""
@@ -168,16 +168,14 @@ class TokenTraining(Training[T]):
         weights = shares(self.sides["train"].blocks, {name: float(weight) for name, weight in settings.tasks.items()})
         by_row = [weight for weight, size in weights for _ in range(size)]
         gather = partial(collate, pad=space.pad)
-        return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row, lengths=TokenRows.lengths)
+        return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
 
     def _replayed(self, longest: int) -> dict[str, Rows | None]:
         settings, inputs = self.settings, self.inputs
         if not settings.replay:
             return {"train": None, "valid": None}
         quarantine = Quarantine(None, settings.quarantine_limit)
-        corpus = readers.load(
-            settings.replay, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine
-        )
+        corpus = readers.load(settings.replay, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
         found: dict[str, Rows | None] = {}
         for side, samples in (("train", corpus.train), ("valid", corpus.valid)):
             texts = [sample for sample in samples if not sample.media]
@@ -259,6 +257,13 @@ class TokenTraining(Training[T]):
         return super().changed(folder) + rows.changed(self.model, folder)
 
 
+def place(codec: Codec, inputs: Inputs) -> None:
+    """Tell the run of a codec's networks, which were opened on its device."""
+    for network in [codec] if isinstance(codec, nn.Module) else vars(codec).values():
+        if isinstance(network, nn.Module):
+            inputs.place(network)
+
+
 def _writing(facts: Mapping[str, Fact]) -> dict[str, Fact]:
     """The nats of what is written as a share of those of a blind choice, the largest of the tasks that write a medium."""
     told = [facts[name] for name in ("t2i_nats", "t2a_nats") if name in facts]
@@ -276,8 +281,7 @@ def open_codecs(
         codec = open_codec(folder, codebooks.get(modality), inputs.run.device)
         if codec.modality != modality:
             raise ConfigError(f"{modality}_codec: {folder} is a codec of {codec.modality}s", hint="name a codec of the right medium")
-        if isinstance(codec, nn.Module):
-            inputs.place(codec)
+        place(codec, inputs)
         codecs.append(codec)
         entries.append(CodecEntry.of(codec, name=base.name, layout="interleaved" if codec.codebooks == 1 else layout))
         told[modality] = base.told(folder, is_stage=base.name in inputs.needed)

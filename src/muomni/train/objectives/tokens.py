@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.data.batch import SequenceBatch
-from muomni.data.token_rows import TEXT, TokenItem
+from muomni.data.token_rows import TokenItem
 from muomni.models.rows import TokenModel
 from muomni.nn.head import IGNORE, Nats, is_in, row_means
 from muomni.tokens import grammar
@@ -95,6 +96,10 @@ class TokenTasks(NextToken):
             terms[task] = Term(each.total, each.num_labels, self.terms[task].weight * share)
         return terms
 
+    def settle(self, batch: Any) -> None:
+        """All tasks have joined."""
+        self.updates.fill_(max([0, *self.ramp.values()]))
+
     def after_step(self, step: int) -> None:
         """Count the updates."""
         super().after_step(step)
@@ -160,6 +165,3 @@ def collate(items: Sequence[TokenItem], pad: int) -> TokenBatch:
         torch.arange(longest) < lengths_B[:, None],
         tasks=[item.task for item in items],
     )
-
-
-__all__ = ["TEXT", "TokenBatch", "TokenTasks", "choices", "collate"]
