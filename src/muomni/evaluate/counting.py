@@ -16,8 +16,8 @@ from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
 from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import NextToken
-from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 
 Counts = dict[str, float]
 

@@ -19,7 +19,7 @@ from muomni.evaluate.metrics import cer
 from muomni.evaluate.token_ablations import readable
 from muomni.infer import spans
 from muomni.models.rows import TokenModel
-from muomni.tokens import grammar, sequences
+from muomni.tokens import grammar
 from muomni.tokens.grammar import Grammar
 from muomni.tokens.sequences import TASKS
 from muomni.tokens.unified import UnifiedTokenizer

@@ -25,7 +25,7 @@ from muomni.evaluate import token_ablations, token_labels, token_samples
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
-from muomni.models import pretrained, rows
+from muomni.models import rows
 from muomni.models.base import Base
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder

@@ -3,8 +3,8 @@ that a kill costs a shard."""
 
 from __future__ import annotations
 
-import hashlib
 import errno
+import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
