@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from muomni import config
-from muomni.data import ahead
+from muomni.data import ahead, media_pool
 from muomni.errors import MuomniError
 from muomni.train.settings import TrainSettings
 
@@ -20,7 +20,7 @@ def read_ahead(recipe: str, stages: list[str], overrides: list[str], out: Path |
     its data anew where it was begun otherwise.
     """
     path = Path(recipe)
-    if ahead.cores() < 2 or not path.is_file() or "WORLD_SIZE" in os.environ:
+    if media_pool.cores() < 2 or not path.is_file() or "WORLD_SIZE" in os.environ:
         return
     try:
         values = config.override(config.read_yaml(path), overrides)

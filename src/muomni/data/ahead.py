@@ -18,11 +18,6 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.source import Source
 
 
-def cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 class Recorded(Quarantine):
     """A quarantine that another one can repeat."""
 
