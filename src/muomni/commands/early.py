@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from muomni import config
@@ -20,7 +21,7 @@ def read_ahead(recipe: str, stages: list[str], overrides: list[str], out: Path |
     its data anew where it was begun otherwise.
     """
     path = Path(recipe)
-    if media_pool.cores() < 2 or not path.is_file() or "WORLD_SIZE" in os.environ:
+    if media_pool.cores() < 2 or "torch" in sys.modules or "WORLD_SIZE" in os.environ or not path.is_file() or sys.platform != "linux":
         return
     try:
         values = config.override(config.read_yaml(path), overrides)

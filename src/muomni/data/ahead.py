@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -50,9 +49,11 @@ class Reader:
 
     def corpus(self, quarantine: Quarantine) -> readers.Corpus | None:
         """The corpus, what was set aside put into the quarantine; None where the child has failed, for whatever reason."""
+        corpus: readers.Corpus
         try:
             corpus, calls = self._ours.recv()
             self._ours.send("taken")
+            self._child.join()
         except (EOFError, OSError):
             return None
         for name, args in calls:
@@ -79,7 +80,7 @@ _reader: Reader | None = None
 
 
 def begin(sources: Sequence[Source], **how: Any) -> None:
-    """Have a child begin to read what `load` will be asked for; for a process that has no threads yet.
+    """Have a child begin to read what the next `load` will be asked for; for a process that has no threads yet.
 
     Takes   how: base, val_split, seed, limit (of the quarantine).
     """

@@ -264,6 +264,9 @@ def _pieces_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[_Pie
     yield from (_encoded(samples[start : start + ENCODED_AT_ONCE], tokenizer) for start in starts[done:])
 
 
+_HELD: tuple[Sequence[Sample], Tokenizer] | None = None  # in a worker: what it encodes pieces of
+
+
 def _hold(samples: Sequence[Sample], tokenizer: Tokenizer) -> None:
     global _HELD
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not here, and it would say so
@@ -271,6 +274,7 @@ def _hold(samples: Sequence[Sample], tokenizer: Tokenizer) -> None:
 
 
 def _held(start: int) -> _Piece:
+    assert _HELD is not None
     samples, tokenizer = _HELD
     return _encoded(samples[start : start + ENCODED_AT_ONCE], tokenizer)
 
