@@ -54,7 +54,7 @@ class Writer:
 
         Raises  UserError where the temporary folder is full.
         """
-        line = sample.model_dump_json().encode()
+        line = sample.__pydantic_serializer__.to_json(sample)  # what `model_dump_json` decodes
         try:
             self._stream.write(line)
         except OSError as error:
