@@ -45,9 +45,7 @@ def network(kind: str, **changes: Any) -> Any:
     """A tiny network in evaluation mode, stirred so that every table counts and codes vary."""
     torch.manual_seed(0)
     made: Any = {
-        "encodec": lambda: transformers.EncodecModel(
-            transformers.EncodecConfig(**{**ENCODEC, "target_bandwidths": BANDWIDTHS, **changes})
-        ),
+        "encodec": lambda: transformers.EncodecModel(transformers.EncodecConfig(**{**ENCODEC, "target_bandwidths": BANDWIDTHS, **changes})),
         "mimi": lambda: transformers.MimiModel(transformers.MimiConfig(**{**MIMI, **changes})),
         "dac": lambda: transformers.DacModel(transformers.DacConfig(**{**DAC, **changes})),
         "janus_vq": lambda: transformers.JanusVQVAE(transformers.JanusVQVAEConfig(**{**JANUS, **changes})),
@@ -56,6 +54,9 @@ def network(kind: str, **changes: Any) -> Any:
         for name, tensor in made.state_dict().items():  # what is not saved stays as it is
             if name.endswith((".embed", ".embed_sum", "codebook.weight")):
                 tensor.normal_()
+            elif kind == "encodec":
+                # Its random start forgets the wave on the way down: twice the gain of every convolution keeps it.
+                tensor.mul_(2 if name.endswith("weight.original0") else 1)
             elif tensor.is_floating_point() and "cluster" not in name:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     return made.eval()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_codecs import JANUS, network, pictures, saved, transformers
 from torch.nn import functional as F
 
 from muomni.errors import CheckpointError, ConfigError, DataError, ShapeError, TokenRangeError
 from muomni.models import codecs
+from tiny_codecs import JANUS, network, pictures, saved, transformers
 
 
 def test_a_folder_of_the_library_is_opened_as_what_it_is(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_bad_pictures_and_codes_are_refused(tmp_path: Path) -> None:
     own = codecs.open_codec(tmp_path)
     with pytest.raises(ShapeError, match=r"\(B, 3, 8, 8\)"):
         own.encode(pictures(size=16))
-    with pytest.raises(DataError, match="0 to 255|divide bytes"):
+    with pytest.raises(DataError, match="divide bytes by 255"):
         own.encode(255 * pictures())
     with pytest.raises(TokenRangeError):
         own.decode(torch.full((1, 1, 16), 64))

@@ -154,7 +154,7 @@ class MimiCodec(ResidualCodec):
 
 
 class DacCodec(ResidualCodec):
-    """DAC, as descript/dac_16khz: 50 Hz, 12 books of 1,024; other ratios give other rates (8, 5, 4, 2, 3: 25 Hz)."""
+    """DAC, by default 31.25 Hz at 16 kHz, 9 books of 1,024; ratios (8, 5, 4, 2, 3) give 25 Hz at 24 kHz."""
 
     kind, class_name = "dac", "DacModel"
 
