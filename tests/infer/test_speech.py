@@ -8,8 +8,8 @@ import torch
 
 from muomni.errors import DataError
 from muomni.infer.sampling import SamplingConfig
-from muomni.infer.speech import Voice, sound
-from muomni.media import mel
+from muomni.infer.speech import Voice
+from muomni.media import griffin_lim, mel
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.talker import Talker, TalkerConfig
 
@@ -20,7 +20,7 @@ def voice(end_bias: float = 0.0) -> Voice:
     codec.quantiser.codebooks_KND.normal_()
     codec.mel_mean.fill_(-2.0)
     talker = Talker(TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32))
-    talker.heads[0].bias.data[talker.end] = end_bias
+    talker.heads[0].bias.data[talker.config.end] = end_bias
     return Voice(talker, codec)
 
 
@@ -92,7 +92,7 @@ def test_pieces_make_up_the_whole() -> None:
     spec = mel.SPEECH
     frames = min(len(joined), len(whole.wave_S)) // 160
     target = speaker.codec.decode(whole.codes_KF[None])[0]
-    other = sound(target, spec, seed=1)
+    other = griffin_lim.sound(target, spec, seed=1)
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         one, two = (mel.log_mel(torch.from_numpy(wave[: frames * 160])[None], spec) for wave in (first, second))
@@ -112,6 +112,6 @@ def test_seams_do_not_click() -> None:
 
 def test_sound_is_as_loud_as_its_frames() -> None:
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(16_000) / 16_000)
-    wave = sound(mel.log_mel(tone[None], mel.SPEECH)[0], mel.SPEECH)
+    wave = griffin_lim.sound(mel.log_mel(tone[None], mel.SPEECH)[0], mel.SPEECH)
     assert float(np.sqrt((wave[2000:-2000] ** 2).mean())) == pytest.approx(0.3 / 2**0.5, rel=0.1)
-    assert not sound(torch.full((20, 80), mel.SPEECH.log_floor), mel.SPEECH).any()
+    assert not griffin_lim.sound(torch.full((20, 80), mel.SPEECH.log_floor), mel.SPEECH).any()

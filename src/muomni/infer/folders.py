@@ -17,6 +17,7 @@ KINDS = {
     "muomni_audio_encoder": "hearing",
     "muomni_vision_encoder": "vision",
     "muomni_codec": "codec",
+    "muomni_image_codec": "image_codec",
     "muomni_talker": "talker",
 }
 

@@ -81,7 +81,7 @@ def _grow(watch: Watch, engine: Engine, x_BTD: Tensor) -> None:
     cache = thinker.new_cache(1, length + room)
     ids: list[int] = []
     steps = []
-    how = {"stop_ids": tokenizer.marks.stops, "size": tokenizer.vocab_size}
+    how = {"stop_ids": tokenizer.marks.stops, "legal": (range(tokenizer.vocab_size),)}
     for token in generate.stream(thinker, x_BTD, max_new=room, cache=cache, **how):  # type: ignore[arg-type]
         ids.append(token)
         steps.append((cache.length, tokenizer.token(token)))

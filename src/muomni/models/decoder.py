@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -18,7 +19,8 @@ from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
-from muomni.nn.head import OwnHead, TableHead, TiedHead
+from muomni.nn.grown import GrownEmbedding, GrownHead
+from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -293,6 +295,8 @@ class Decoder(CausalLM):
         self.model = Body(config)
         self.lm_head = None if config.tied else OwnHead(config.width, config.vocab_size)
         self._tied_head = TiedHead(self.model.embed_tokens) if config.tied else None
+        self.grown_embed: GrownEmbedding | None = None
+        self.grown_head: GrownHead | None = None
         self._start()
 
     @classmethod
@@ -349,9 +353,22 @@ class Decoder(CausalLM):
     @property
     def head(self) -> TableHead:  # type: ignore[override]
         """What turns hidden states into logits, or into the nats of labels."""
-        head = self.lm_head if self._tied_head is None else self._tied_head
+        head = self.grown_head or self.lm_head or self._tied_head
         assert head is not None
         return head
+
+    def grow(self, rows: int, first: int | None = None, streams: int = 1) -> None:
+        """Add `rows` ids from `first` on, with rows of their own in input and output (`nn.grown`).
+
+        The scores of the ids before them keep all their bits.
+
+        Takes   first: None = behind those of the config; streams: ids at one place.
+        Raises  ConfigError where it has grown already; ShapeError where ids before `first` have no rows.
+        """
+        if self.grown_head is not None:
+            raise ConfigError("this decoder has new rows already: open its base again")
+        self.grown_head = GrownHead(self.head, rows, first, streams)
+        self.grown_embed = GrownEmbedding(self.table, rows, first)
 
     @property
     def table(self) -> nn.Embedding:
@@ -390,7 +407,7 @@ class Decoder(CausalLM):
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """int64 (B,T) -> (B,T,D)."""
-        out: Tensor = self.model.embed_tokens(ids_BT)
+        out: Tensor = (self.grown_embed or self.model.embed_tokens)(ids_BT)
         return out
 
     def hidden(self, x_BTD: Tensor, **how: Any) -> Tensor:
@@ -398,9 +415,9 @@ class Decoder(CausalLM):
         out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def reading(self) -> Read:
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
         """By its stepper, which is kept with it."""
-        return stepper.kept(self).read
+        return partial(stepper.kept(self).read, legal=None if legal is None else legal[0])
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""

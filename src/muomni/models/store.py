@@ -30,6 +30,7 @@ CLASSES = {
     "muomni_vision_encoder": "muomni.models.vision_encoder:VisionEncoder",
     "muomni_text_tower": "muomni.models.text_tower:TextTower",
     "muomni_codec": "muomni.models.codec:Codec",
+    "muomni_image_codec": "muomni.models.image_codec:ImageCodec",
     "muomni_talker": "muomni.models.talker:Talker",
     "muomni_projectors": "muomni.models.omni:Projectors",
 }

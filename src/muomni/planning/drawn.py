@@ -27,7 +27,8 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
-from muomni.train.objectives.language import NextToken, targets
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import targets
 from muomni.train.step import update
 
 ROWS = (1, 2)  # of the largest batch, through which a line is drawn to all
@@ -192,7 +193,7 @@ def logits_bytes(words: int, labels: int, number_format: torch.dtype) -> int:
     states = torch.zeros(min(labels, TWO_CHUNKS), NARROW, dtype=number_format, requires_grad=True)
     table, wanted = torch.zeros(words, NARROW, dtype=number_format), torch.zeros(len(states), dtype=torch.long)
     with cost.LiveTensors([states, table, wanted]) as live:
-        linear_cross_entropy(states, table, wanted)
+        linear_cross_entropy(states, [table], wanted)
     return int(live.peak)
 
 

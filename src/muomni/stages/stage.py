@@ -226,6 +226,10 @@ class Training(ABC, Generic[S]):
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Facts on held-out data; only the main rank asks. What was measured on goes into the album."""
 
+    def changed(self, folder: Path) -> list[str]:
+        """Tensors of what `save` writes that are others in a folder than in memory."""
+        return [f"{place}/{name}" for place, network in self.networks.items() for name in store.changed(network, folder / place)]
+
     @property
     def export(self) -> Export:
         """How its weights are written so that they can be opened, before the end too."""
