@@ -16,11 +16,11 @@ from muomni.models.talker import Talker, TalkerConfig
 
 def voice(end_bias: float = 0.0) -> Voice:
     torch.manual_seed(0)
-    codec = Codec(CodecConfig(width=16, latent=8, blocks=1, fine_width=8, fine_blocks=1, entries=10))
+    codec = Codec(CodecConfig(width=16, latent_width=8, blocks=1, fine_width=8, fine_blocks=1, codebook_size=10))
     codec.quantiser.codebooks_KND.normal_()
     codec.mel_mean.fill_(-2.0)
-    talker = Talker(TalkerConfig(text_vocab=99, text_units="char", entries=10, width=24, layers=1, heads=2, hidden=32))
-    talker.heads[0].bias.data[talker.end] = end_bias
+    talker = Talker(TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32))
+    talker.heads[0].bias.data[talker.config.end] = end_bias
     return Voice(talker, codec)
 
 
@@ -71,7 +71,9 @@ def test_hidden_states_are_asked_for() -> None:
         asked.append(ids_BT.shape)
         return torch.ones(*ids_BT.shape, 6)
 
-    listener = Talker(TalkerConfig(text_vocab=99, text_units="char", entries=10, width=24, layers=1, heads=2, hidden=32, condition_width=6))
+    listener = Talker(
+        TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32, condition_width=6)
+    )
     Voice(listener, voice().codec, think=think).speak(["yes"], max_frames=3)
     assert asked == [(1, 3)]
 

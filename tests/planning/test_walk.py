@@ -99,7 +99,7 @@ def test_every_stage_is_walked_through(recipe: Path, tmp_path: Path, stage: str)
 
 def test_two_codebooks_go_from_previous_codes_to_two_heads(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The sources' way: what was said before (B, T, 2) leads to a score for each of 128 codes by each of two heads."""
-    settings = ["codec.model.entries=128", "talker.model.layout=parallel"]
+    settings = ["codec.model.codebook_size=128", "talker.model.layout=parallel"]
     with pytest.raises(SystemExit) as left:
         cli.main(["trace", str(recipe), "talker", "--training", "--json", "--out", str(tmp_path / "run"), *settings])
     told = capsys.readouterr()

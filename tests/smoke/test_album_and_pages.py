@@ -19,6 +19,7 @@ from muomni.report import explain
 from muomni.report.build import report
 from muomni.report.explain import Wanted
 from muomni.stages import one
+from muomni.stages import recipe as recipes
 from shared import timeless
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def test_looking_changes_no_fact_and_no_generator(
     looked, state = measured(stage)["told"]["facts"], measured(stage)["generator"]
     for name in ("texts", "transcripts", "pictures", "pictures_rebuilt", "round_trips", "said_aloud", "answers"):
         monkeypatch.setattr(exhibits, name, lambda *given, **how: None)
-    blind = json.loads(json.dumps(one.gate_stage(finished, stage)["facts"]))
+    blind = json.loads(json.dumps(one.gate_stage(recipes.stored(finished, stage))["facts"]))
     assert torch.get_rng_state().tolist() == state
     assert timeless(looked) == timeless(blind)
 

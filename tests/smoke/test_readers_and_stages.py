@@ -125,7 +125,7 @@ def test_a_reader_goes_through_a_stage(
 
 @pytest.mark.parametrize(("reader", "stage"), ELSEWHERE)
 def test_what_a_shipped_recipe_runs_is_what_the_table_says(reader: str, stage: str) -> None:
-    told = [source.format for source in recipes.read(ELSEWHERE[reader, stage]).stages[stage].data]
+    told = [source.format for source in recipes.read(ELSEWHERE[reader, stage]).stages[stage].settings.data]
     assert reader in told or reader == "llava"  # whose rows tell themselves
 
 

@@ -75,9 +75,9 @@ def test_a_run_is_red_where_its_board_lacks_what_the_header_asks(
     (tmp_path / "d.jsonl").write_text("")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
 
-    def run_stage(plan: Any, name: str, folder: Path, *_: Any, **__: Any) -> None:
+    def run_stage(plan: Any, entry: Any, *_: Any, **__: Any) -> None:
         facts = {} if value is None else {"digit_exact": {"value": value}}
-        files.write_json(folder / name / "certificate.json", {"stage": name, "verdict": "green", "gates": [], "facts": facts})
+        files.write_json(entry.folder / "certificate.json", {"stage": entry.name, "verdict": "green", "gates": [], "facts": facts})
 
     monkeypatch.setattr(runner, "run_stage", run_stage)
     if is_red:

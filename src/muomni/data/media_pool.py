@@ -66,11 +66,11 @@ def _executor(workers: int) -> Executor:
     # A forked worker has all modules at once, and needs no guarded main module. macOS's own libraries don't stand a fork.
     if sys.platform == "linux":
         context = multiprocessing.get_context("fork")
-        return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(workers, context, initializer=follow_parent, initargs=(os.getpid(),))
     return ThreadPoolExecutor(workers)
 
 
-def _begin(parent: int) -> None:
+def follow_parent(parent: int) -> None:
     """In a worker: an interrupt is its parent's matter, and it ends with its parent, even where that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()

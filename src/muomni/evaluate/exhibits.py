@@ -32,6 +32,7 @@ from muomni.models.decoder import Decoder
 from muomni.models.omni import gather
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import document
+from muomni.train.objectives.symbols import before
 
 TEXTS, LEAST_CHARACTERS = 12, 40  # continued, and spelt out token by token
 PROMPT_SHARE, CONTINUATION_TOKENS, SPELT_TOKENS = 3, 32, 96  # a third of a text is its prompt
@@ -156,7 +157,7 @@ def round_trips(
     album: Album, codec: Codec, held_out: Utterances, indices: Sequence[int], errors: Sequence[float], codes_KF: Tensor
 ) -> None:
     """Speech before and after the codec, with each item's error, and how often each entry of each book was used over `codes_KF`."""
-    counts = [torch.bincount(book, minlength=codec.config.entries).tolist() for book in codes_KF]
+    counts = [torch.bincount(book, minlength=codec.config.codebook_size).tolist() for book in codes_KF]
     album.add("codebooks", counts=counts)
     device = next(codec.parameters()).device
     spec = codec.config.mel
@@ -220,9 +221,9 @@ def _reading(voice: Voice, text: str, said: Speech) -> tuple[list[str], list[lis
     ids = talker.text_ids(text, voice.tokenizer)
     ids_BT, keep_BT = torch.tensor([ids], device=device), torch.ones(1, len(ids), dtype=torch.bool, device=device)
     frames = said.codes_KF.shape[1]
-    laid = talker.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
+    laid = talker.config.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
     with watched(talker.blocks) as weights:
-        talker(ids_BT, keep_BT, laid, hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
+        talker(ids_BT, keep_BT, before(laid), hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
     looks = torch.stack([each[0].mean(0) for each in weights]).mean(0)[len(ids) : len(ids) + frames, : len(ids)]
     pieces = [voice.tokenizer.decode([each]) for each in ids] if talker.config.text_units == "bpe" and voice.tokenizer else list(text)
     return pieces, _rows(looks / looks.sum(1, keepdim=True).clamp(min=1e-9), 3)

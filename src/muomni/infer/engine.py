@@ -157,7 +157,7 @@ class Engine:
     @property
     def _vocabulary(self) -> dict[str, Any]:
         """What is said: the tokenizer's ids alone, up to one that ends."""
-        return {"stop_ids": self.tokenizer.marks.stops, "size": self.tokenizer.vocab_size}
+        return {"stop_ids": self.tokenizer.marks.stops, "legal": (range(self.tokenizer.vocab_size),)}
 
     def _room(self, length: int, max_new: int) -> int:
         if max_new < 1:
