@@ -240,6 +240,15 @@ def _read(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again") from error
 
 
+def base_of(folder: Path) -> Path:
+    """The folder of the base of a folder of rows: within it, or found again and compared by its digest.
+
+    Raises  CheckpointError where it lies nowhere, or is another.
+    """
+    inside = Path(folder) / THINKER
+    return inside if inside.is_dir() else base.find(Note.read(folder).base, Path(folder))[1]
+
+
 def open_folder(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[TokenModel, Tokenizer, Note]:
@@ -252,8 +261,8 @@ def open_folder(
             tokenizer is not the space's.
     """
     folder = Path(folder)
-    note, space = Note.read(folder), TokenSpace.load(folder)
-    place = folder / THINKER if (folder / THINKER).is_dir() else base.find(note.base, folder)[1]
+    space = TokenSpace.load(folder)
+    place = base_of(folder)
     tokenizer = pretrained.open_tokenizer(place)
     UnifiedTokenizer(tokenizer, space)  # refuses another tokenizer
     decoder = pretrained.open_decoder(place, device=device, dtype=dtype)
@@ -261,7 +270,7 @@ def open_folder(
         lora.load(decoder, folder / ADAPTER)
         decoder = lora.merged(decoder)
     model = TokenModel(decoder, space).eval()
-    load_rows(model, folder, base_digest=pretrained.digest(place))
+    note = load_rows(model, folder, base_digest=pretrained.digest(place))
     finite.came_from(model, folder)
     return model, tokenizer, note
 
