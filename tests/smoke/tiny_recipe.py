@@ -11,7 +11,9 @@ import yaml
 
 STEPS = 6
 ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
-STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni")
+READING = {f"{task}_{gate}": -9.0 for task in ("i2t", "a2t") for gate in ("swap_gap", "swap_wins", "noise_wins")}
+WRITING = {f"{task}_{gate}": -9.0 for task in ("t2i", "t2a") for gate in ("swap_wins", "swap_sure", "empty_wins")}
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni")
 
 
 def recipe(world: Path) -> dict[str, Any]:
@@ -81,6 +83,24 @@ def recipe(world: Path) -> dict[str, Any]:
                 "colour_kept": 0.0,
                 "shape_kept": 0.0,
             },
+        },
+        "rows": {
+            **common,
+            "data": data("captions", "speak"),
+            "tasks": {"i2t": 1.0, "a2t": 1.0, "t2i": 0.2, "t2a": 0.2},
+            "eval_items": 8,
+            "gates": {"overfits": 9.0, **READING, "head_learns": 9.0, "text_kept": 9.0},
+        },
+        "mmpt": {
+            **common,
+            "data": data("captions", "speak", "probe"),
+            "tasks": {"i2t": 0.5, "a2t": 0.5, "t2i": 1.0, "t2a": 1.0, "text": 0.5},
+            "replay": data("text"),
+            "ramp_steps": 2,
+            "checked_tasks": ["probe"],
+            "judge": "hearing",
+            "eval_items": 8,
+            "gates": {"overfits": 9.0, **READING, **WRITING, "text_kept": 9.0, "reading_kept": 9.0, "drawn_right": 0.0},
         },
         "talker": {
             **common,

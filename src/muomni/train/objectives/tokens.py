@@ -126,6 +126,13 @@ class TokenTasks(NextToken):
             found.append(replace(probe, term=batch.tasks[row]))
         return found
 
+    def _with_others(self, batch: TokenBatch, where_BT: Tensor, rng: np.random.Generator) -> TokenBatch:  # type: ignore[override]
+        """The batch with other words in the given places: at first new rows are all but equal, so one of them would change nothing."""
+        size = self.model.space.text_size
+        drawn_BT = torch.from_numpy(rng.integers(0, size, tuple(batch.ids_BT.shape))).to(batch.ids_BT)
+        drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT + 1) % size, drawn_BT)
+        return replace(batch, ids_BT=torch.where(where_BT, drawn_BT, batch.ids_BT))
+
     def _unforced(self, batch: TokenBatch) -> TokenBatch:
         special = self.model.space.region("special").ids
         is_special_BT = (batch.labels_BT >= special.start) & (batch.labels_BT < special.stop)
