@@ -186,7 +186,7 @@ def compare(codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], ba
     judged = [_judged("codec_baseline", not differences, float(len(differences)), "<= 0", why)]
     stored = [torch.tensor(each) for each in baseline["codes"]]
     if baseline["clips"] == _digest(clips):
-        now = [each.cpu() for each in encode_by_length(codec, clips[: len(stored)], most=1)]
+        now = [codes_KF.cpu() for codes_KF in encode_by_length(codec, clips[: len(stored)], most=1)]
         share = _differ(stored, now)
         why = "the same clips get other codes than when the baseline was made: another codec, library or build"
         judged.append(_judged("codec_codes", share <= DRIFT, share, f"<= {DRIFT:g}", why))
@@ -224,7 +224,10 @@ def _in_batches(codec: Codec, clips: Sequence[Tensor]) -> Iterator[list[Tensor]]
 def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """The share of codes that differ; 1 for a clip whose codes have another shape."""
     pairs = list(zip(first, second, strict=True))
-    wrong = sum(a.numel() if a.shape != b.shape else int((a != b.to(a.device)).sum()) for a, b in pairs)
+    wrong = 0
+    for a_KF, b_KF in pairs:
+        is_same_shape = a_KF.shape == b_KF.shape
+        wrong += int((a_KF != b_KF.to(a_KF.device)).sum()) if is_same_shape else a_KF.numel()
     return wrong / max(1, sum(a.numel() for a, _ in pairs))
 
 

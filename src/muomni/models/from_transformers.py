@@ -20,11 +20,12 @@ def open_network(
     name: str,
     what: str,
     *,
+    device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     config: Any = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """A network of transformers in evaluation mode, on the CPU.
+    """A network of transformers in evaluation mode.
 
     Takes   name of its class in transformers; what: its name for people; dtype None: as stored;
             config and tensors: those of a part, where the folder holds more than the network.
@@ -50,7 +51,7 @@ def open_network(
     if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
         raise CheckpointError(f"{folder} does not fit {name}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
     finite.demand_weights(network.state_dict(), folder)
-    opened: nn.Module = network.eval()
+    opened: nn.Module = network.to(device).eval()
     return opened
 
 

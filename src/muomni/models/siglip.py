@@ -69,8 +69,8 @@ class SiglipTower(Eyes):
         kind = store.read_config(folder).get("model_type")
         if kind not in CLASSES:
             raise CheckpointError(f"{folder}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}")
-        network = from_transformers.open_network(folder, CLASSES[kind], "SigLIP", dtype=dtype)
-        tower = cls(network, _processor(folder)).to(device).eval()
+        network = from_transformers.open_network(folder, CLASSES[kind], "SigLIP", device=device, dtype=dtype)
+        tower = cls(network, _processor(folder)).eval()
         finite.came_from(tower, folder)
         return tower
 

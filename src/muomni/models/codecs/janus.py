@@ -91,10 +91,11 @@ def open_folder(folder: Path, codebooks: int | None, device: torch.device | str)
         folder,
         "JanusVQVAE",
         "Janus' quantiser",
+        device=device,
         dtype=torch.float32,
         config=library.JanusVQVAEConfig.from_dict(stored),
         tensors=tensors,
     )
-    codec = JanusCodec(network.to(device), store.digest_of_all(tensors), stored)
+    codec = JanusCodec(network, store.digest_of_all(tensors), stored)
     finite.came_from(network, folder)
     return codec

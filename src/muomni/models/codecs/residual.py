@@ -194,7 +194,7 @@ def open_folder(folder: Path, codebooks: int | None, device: torch.device | str)
     """A codec that transformers saved (models.codecs.Opener); its number of codebooks must be said."""
     stored = store.read_config(folder)
     own = CLASSES[stored["model_type"]]
-    network: Any = from_transformers.open_network(folder, own.class_name, own.class_name, dtype=torch.float32)
+    network: Any = from_transformers.open_network(folder, own.class_name, own.class_name, device=device, dtype=torch.float32)
     if why := own.refusal(network.config):
         raise CheckpointError(f"{folder}: this {own.class_name} is not taken: {why}")
     most = own.most_codebooks(network.config)
@@ -202,6 +202,6 @@ def open_folder(folder: Path, codebooks: int | None, device: torch.device | str)
         asked = "nobody said how many" if codebooks is None else f"got {codebooks}"
         message = f"{folder}: expected 1 to {most} codebooks, {asked}"
         raise ConfigError(message, hint="more books: a truer sound, and as many more tokens")
-    codec = own(network.to(device), codebooks, store.digest_of_all(store.read_tensors(folder)), stored)
+    codec = own(network, codebooks, store.digest_of_all(store.read_tensors(folder)), stored)
     finite.came_from(network, folder)
     return codec
