@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from muomni.data.batch import SequenceBatch, right_padded
 from muomni.errors import ConfigError
@@ -35,17 +36,12 @@ def collate(items: Sequence[TalkerItem], config: TalkerConfig) -> SequenceBatch:
     """
     ids_BT, keep_BT = right_padded([item.text_ids for item in items])
     frames_B = torch.tensor([item.codes_KF.shape[1] for item in items])
-    codes_BKF = torch.zeros(len(items), items[0].codes_KF.shape[0], int(frames_B.max()), dtype=torch.int64)
+    codes_BKF = pad_sequence([item.codes_KF.T for item in items], batch_first=True).transpose(1, 2)
     hidden = [item.hidden_TD for item in items if item.hidden_TD is not None]
     speakers = [item.speaker for item in items if item.speaker is not None]
     for name, given in (("hidden states", hidden), ("speakers", speakers)):
         if given and len(given) != len(items):
             raise ConfigError(f"talker batch: {name} for {len(given)} of {len(items)} items, expected all or none")
-    hidden_BTD = torch.zeros(*ids_BT.shape, hidden[0].shape[1]) if hidden else None
-    for row, item in enumerate(items):
-        codes_BKF[row, :, : item.codes_KF.shape[1]] = item.codes_KF
-        if hidden_BTD is not None:
-            hidden_BTD[row, : len(item.text_ids)] = hidden[row]
     grid_BKS = config.lay_out(codes_BKF, frames_B)
     return SequenceBatch(
         [item.sample_id for item in items],
@@ -55,7 +51,7 @@ def collate(items: Sequence[TalkerItem], config: TalkerConfig) -> SequenceBatch:
         codes_BKS=grid_BKS,
         code_labels_BKS=config.said(grid_BKS),
         frames_B=frames_B,
-        hidden_BTD=hidden_BTD,
+        hidden_BTD=pad_sequence(hidden, batch_first=True).float() if hidden else None,
         speaker_B=torch.tensor(speakers) if speakers else None,
     )
 
