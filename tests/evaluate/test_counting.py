@@ -19,6 +19,7 @@ from muomni.evaluate.soundness import Bench
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
@@ -31,6 +32,7 @@ from muomni.train.objective import Objective
 from muomni.train.objectives import ctc
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import NextToken, collate, collate_rows
 from muomni.train.objectives.talker import TalkerItem, TalkerObjective
 from muomni.train.objectives.talker import collate as collate_speech
@@ -99,6 +101,12 @@ def codec() -> Made:
     return CodecObjective(model), batch, terms, {"samples": 2, "audio_s": 0.36}
 
 
+def image_codec() -> Made:
+    model = ImageCodec(ImageCodecConfig(image_size=16, width=8, fine_width=8))
+    batch = ImageCodecBatch(["a", "b"], torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    return ImageCodecObjective(model), batch, {"l1": 1536, "mse": 1536}, {"samples": 2, "pictures": 2}
+
+
 def talker() -> Made:
     model = Talker(TalkerConfig(text_vocab=30, codebooks=2, codebook_size=8, **SMALL))
     items = [
@@ -127,7 +135,7 @@ def contrast() -> Made:
     return Contrast(eyes, words, word_weight=1.0), batch, {"contrast": 2, "words": 4}, {"samples": 2, "pictures": 2, "tokens": 8}
 
 
-KINDS = [packed, questions, fused, hearing, codec, talker, contrast]
+KINDS = [packed, questions, fused, hearing, codec, image_codec, talker, contrast]
 
 
 def checked(objective: Objective, batch: Any) -> Any:

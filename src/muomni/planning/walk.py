@@ -231,8 +231,8 @@ def _image_codec(watch: Watch, objective: ImageCodecObjective, batch: ImageCodec
     config, side = codec.config, codec.config.side
     levels = " x ".join(map(str, config.levels))
     watch.add("pixels", batch.pixels_BHW3.shape, "bytes, as they were read and changed")
-    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch} x {config.fine_patch} pixels")
-    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch} x {config.patch} pixels")
+    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch_size} x {config.fine_patch_size} pixels")
+    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch_size} x {config.patch_size} pixels")
     watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
     told = f"of {codec.codebook_size}: each latent at the nearest of its levels, {levels}"
     watch.out_of(codec.quantiser, "codes", told, lambda made: made.codes_BT)

@@ -268,7 +268,7 @@ def _image_codec(subject: Subject) -> Blocks:
     return [
         *out,
         ("Rebuilt from the codes", _pixels(rebuilt_3HW)),
-        (f"{codec.config.tokens} codes, one each {codec.config.patch} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
+        (f"{codec.config.tokens} codes, one each {codec.config.patch_size} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
     ]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standins
 
 from muomni.data.tokenized import engines, make
 from muomni.errors import ConfigError, DataError, UserError
