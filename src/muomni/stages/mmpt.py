@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import soxr
 from pydantic import Field
 from torch import nn
 
+from muomni.errors import ConfigError
 from muomni.evaluate import token_samples
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.infer.transcribe import transcribe
 from muomni.media.frames import PAD_S
 from muomni.models import base as bases
@@ -41,6 +42,7 @@ class MmptSettings(TokenSettings):
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
+    learns_as: ClassVar[str] = "mmpt"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,7 +64,12 @@ class MmptSettings(TokenSettings):
 
 
 def _thinker(folder: Path) -> Path:
-    """The language model that a folder of rows stands on."""
+    """The language model that a folder of rows stands on.
+
+    Raises  ConfigError for rows that were trained with a LoRA, which is not opened here.
+    """
+    if (folder / rows.ADAPTER).is_dir():
+        raise ConfigError(f"rows: {folder} has a LoRA of its own", hint="start from the rows that it started from")
     own = folder / rows.THINKER
     return own if own.is_dir() else bases.find(rows.Note.read(folder).base, folder)[1]
 
@@ -154,6 +161,7 @@ STAGE = Stage(
     gates=(
         *CAUSAL,
         *LABELS,
+        *CODED,
         *USED,
         *_prompted("t2i", "image"),
         *_prompted("t2a", "sound"),

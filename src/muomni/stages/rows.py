@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.stages import assumed
@@ -40,6 +40,7 @@ class RowsSettings(TokenSettings):
     special_size: int = Field(SPECIAL_SIZE, ge=10)
     spread: float = Field(0.02, ge=0)
     train: list[str] = [*NEW_ROWS]
+    learns_as: ClassVar[str] = "rows"
 
     @property
     def codecs(self) -> dict[str, Base]:
@@ -158,7 +159,7 @@ STAGE = Stage(
     "what tokens of images and sounds mean, to a language model that stays as it is",
     RowsSettings,
     RowsTraining,
-    gates=(*CAUSAL, *LABELS, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
+    gates=(*CAUSAL, *LABELS, *CODED, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
     board=(
         BoardRow("rows.image_swap_wins", "i2t_swap_win_rate", 0.8),
         BoardRow("rows.audio_swap_wins", "a2t_swap_win_rate", 0.8),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -14,10 +15,8 @@ from muomni.data import readers
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.loader import Loader
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.data.token_rows import TEXT, TokenRows, shares
-from muomni.data.tokenized import encode
 from muomni.data.tokenized.index import ShardSet
 from muomni.data.tokenized.make import ShardSettings, name_of, shard_corpus
 from muomni.errors import ConfigError
@@ -66,7 +65,6 @@ class TokenSettings(StageSettings):
     legal_loss: bool = False
     regression_texts: list[Source] = []
     checked_tasks: list[str] = []
-    learns_as: ClassVar[str] = ""
 
     @model_validator(mode="after")
     def _has_tasks(self) -> Self:
@@ -80,10 +78,10 @@ class TokenSettings(StageSettings):
         """Beside those of all stages: a ramp without a task that it holds back."""
         return {**super().idle(), **({} if self.writes else {"ramp_steps": "no task writes a medium"})}
 
-    def refusal(self, sample: Sample) -> str | None:
-        """What a sample lacks for a task."""
-        found = encode.wanted(sample)
-        return found if isinstance(found, str) else None
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside the data: the texts that are replayed are assumed too."""
+        beside = {"replay": sources if self.replay else [], "regression_texts": []}
+        return super().assuming(sources).model_copy(update=beside)
 
     @property
     def reads(self) -> bool:
@@ -166,9 +164,19 @@ class TokenTraining(Training[T]):
             self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])  # type: ignore[arg-type]
         self._demand_tasks(names)
         weights = shares(self.sides["train"].blocks, {name: float(weight) for name, weight in settings.tasks.items()})
-        by_row = [weight for weight, size in weights for _ in range(size)]
+        by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
+
+    def _by_row(self, shares_of: Sequence[tuple[float, int]]) -> list[float]:
+        """The weight of each training row: that of its task, shared by the weights of the sources of its samples."""
+        rows_of, given = self.sides["train"], self.corpus.weights
+        own = np.array([given[rows_of.sample(place)] for place in range(len(rows_of.places))])
+        found: list[float] = []
+        for weight, size in shares_of:
+            here = own[len(found) : len(found) + size]
+            found += (weight * here / here.mean()).tolist() if len(here) else [weight] * size  # replayed texts come last
+        return found
 
     def _replayed(self, longest: int) -> dict[str, Rows | None]:
         settings, inputs = self.settings, self.inputs
@@ -181,6 +189,8 @@ class TokenTraining(Training[T]):
             texts = [sample for sample in samples if not sample.media]
             tokens = TokenCorpus.build(inputs.folder / "tokens", texts, self.tokenizer) if texts else None
             found[side] = None if tokens is None else Rows(tokens.pack(longest, single=True))
+        if found["train"] is None:
+            raise ConfigError("replay: no sample without media to learn from", hint="name sources of texts, or leave task text out")
         return found
 
     def _demand_tasks(self, names: Sequence[str]) -> None:
@@ -217,7 +227,9 @@ class TokenTraining(Training[T]):
 
     def checks(self) -> dict[str, Fact]:
         """The rows, against the samples that they were made from."""
-        return token_labels.facts(self.sides["train"], self.corpus.train, self.unified)
+        train, valid, corpus = self.sides["train"], self.sides["valid"], self.corpus
+        found = token_labels.facts(train, corpus.train, self.unified)
+        return {**found, "shard_leaks": token_labels.leaks(train.shards, valid.shards, corpus.train, corpus.valid)}
 
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Nats of each task, whether media and prompts are used, what is written, and what was forgotten."""
