@@ -17,13 +17,14 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
     "hearing": (),
     "vision": ("thinker",),
     "codec": (),
+    "image_codec": (),
     "talker": ("thinker", "hearing", "codec"),
     "omni": ("thinker", "hearing", "vision"),
     "align": ("thinker", "vision"),
     "sweep": ("thinker", "vision"),
     "instruct": ("thinker", "vision", "align"),
 }
-ORDER = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+ORDER = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct")
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -73,6 +74,12 @@ def recipe(folder: Path) -> dict[str, Any]:
             "model": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
             "crop_frames": 64,
             "quantise_after": 2,
+        },
+        "image_codec": {
+            **common,
+            "data": of("captions"),
+            "model": {"image_size": 32, "width": 16, "fine_width": 8, "blocks": 1},
+            "gradient_accumulation_steps": 2,
         },
         "talker": {**common, "data": of("speech"), "model": {**small, "text_vocab": 1, "guard_frames_per_token": 2}, "eval_items": 2},
         "omni": {

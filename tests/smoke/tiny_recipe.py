@@ -11,11 +11,11 @@ import yaml
 
 STEPS = 6
 ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni")
 
 
 def recipe(world: Path) -> dict[str, Any]:
-    """All six stages on a tiny toy world; bounds that six updates can meet."""
+    """All stages of one network on a tiny toy world; bounds that six updates can meet."""
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 2, "checkpoint_freq": 2, "val_freq": 3, "print_freq": 1}
 
     def data(*names: str) -> list[dict[str, Any]]:
@@ -64,6 +64,23 @@ def recipe(world: Path) -> dict[str, Any]:
             "crop_frames": 64,
             "quantise_after": 3,
             "gates": {"overfits": 9.0, "round_trip": 9.0, "usage": 0.0},
+        },
+        "image_codec": {
+            **common,
+            "data": data("captions", "probe"),
+            "checked_tasks": ["probe"],
+            "model": {"image_size": 64, "width": 16, "fine_width": 8},
+            "augment": {"shift": 2},
+            "eval_items": 16,
+            "gates": {
+                "overfits": 9.0,
+                "round_trip": -99.0,
+                "structure": -9.0,
+                "codes_used": 0.0,
+                "entropy": 0.0,
+                "colour_kept": 0.0,
+                "shape_kept": 0.0,
+            },
         },
         "talker": {
             **common,

@@ -27,7 +27,7 @@ from muomni.models.talker import NO_VOICE
 from muomni.stages import recipe as recipes
 from muomni.train import loop
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "instruct")
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "instruct")
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
 # By their nature these change no result: the test asks that they don't.
@@ -235,6 +235,22 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "crop_frames": Case(32),
         "quantise_after": Case(1),
         "max_s": Case(0.8, {"quarantine_limit": 1.0}),
+    },
+    "image_codec": {
+        "len_buckets": refused([4]),
+        "optimizer": refused("muon"),
+        "model.image_size": Case(48),
+        "model.patch": Case(16),
+        "model.fine_patch": Case(2),
+        "model.width": Case(24),
+        "model.fine_width": Case(16),
+        "model.blocks": Case(2),
+        "model.fine_blocks": Case(2),
+        "model.levels": Case([3, 5]),
+        **nested("augment", CHANGES),
+        "augment.flip_tasks": [Case(["caption"]), refused(["no such task"])],
+        "augment.shift_only_tasks": [Case(["caption"], {"augment.jitter": True}), refused(["no such task"])],
+        "checked_tasks": [Case(["caption"], {"model.image_size": 64}), refused(["no such task"])],
     },
     "talker": {
         "model.text_vocab": refused(5),

@@ -16,6 +16,7 @@ from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
 from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
 from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 from muomni.train.objectives.talker import TalkerObjective
 
 Counts = dict[str, float]
@@ -55,6 +56,16 @@ def _language(objective: NextToken, batch: SequenceBatch) -> tuple[Counts, Count
         name: sum(term.ids is None or any(label in ids for ids in term.ids) for label in learned) for name, term in objective.terms.items()
     }
     return {**terms, "misses": len(learned), **balance}, contents
+
+
+def _tokens(objective: TokenTasks, batch: TokenBatch) -> tuple[Counts, Counts]:
+    """A label is learned where an id stands before it, under the task of its row."""
+    terms: Counts = dict.fromkeys(objective.terms, 0)
+    for task, labels in zip(batch.tasks, batch.labels_BT.tolist(), strict=True):
+        terms[task] += sum(label != IGNORE for label in labels[1:])
+    tokens = sum(is_real for row in batch.is_real_BT.tolist() for is_real in row)
+    learned = sum(terms.values())
+    return {**terms, "misses": learned}, {"samples": len(batch.tasks), "tokens": tokens, "labels": learned}
 
 
 def _hearing(objective: Hearing, batch: HearingBatch) -> tuple[Counts, Counts]:
@@ -106,6 +117,7 @@ def _seconds(frames: int, mel: Any) -> float:
 
 
 COUNTS: dict[type[Objective], Callable[[Any, Any], tuple[Counts, Counts]]] = {
+    TokenTasks: _tokens,
     NextToken: _language,
     Hearing: _hearing,
     CodecObjective: _codec,

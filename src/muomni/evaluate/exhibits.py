@@ -181,7 +181,7 @@ def pictures_rebuilt(
     codebook_size: int,
 ) -> None:
     """Pictures before and after their codes, worst first, with the codes as a grid; and how often each code was used."""
-    album.add("codebooks", counts=[torch.bincount(codes_NKF.flatten().cpu(), minlength=codebook_size).tolist()])
+    album.add("codebooks", counts=[torch.bincount(codes_NKF.cpu().flatten(), minlength=codebook_size).tolist()])
     side = math.isqrt(codes_NKF.shape[2])
     for place, why in chosen([-each for each in psnr]):
         sample = held_out.samples[indices[place]]

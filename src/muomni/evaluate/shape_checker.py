@@ -68,7 +68,9 @@ def recognise(pixels: Pixels) -> list[Recognised]:
     if len(pixels) != SIDE:
         pixels = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
     values = pixels.astype(np.float32)
-    edge = np.concatenate([values[:2].reshape(-1, 3), values[-2:].reshape(-1, 3), values[:, :2].reshape(-1, 3), values[:, -2:].reshape(-1, 3)])
+    edge = np.concatenate(
+        [values[:2].reshape(-1, 3), values[-2:].reshape(-1, 3), values[:, :2].reshape(-1, 3), values[:, -2:].reshape(-1, 3)]
+    )
     ground = np.median(edge, axis=0)  # no object covers half of the edge
     stands_out = np.linalg.norm(values - ground, axis=-1) > GROUND_DISTANCE
     found = [_named(values, part) for part in _parts(stands_out)]

@@ -357,13 +357,18 @@ class Decoder(CausalLM):
         assert head is not None
         return head
 
-    def grow(self, rows: int) -> None:
-        """Add `rows` ids behind those of the config, with rows of their own in input and output (`nn.grown`).
+    def grow(self, rows: int, first: int | None = None, streams: int = 1) -> None:
+        """Add `rows` ids from `first` on, with rows of their own in input and output (`nn.grown`).
 
-        The scores of the other ids keep all their bits.
+        The scores of the ids before them keep all their bits.
+
+        Takes   first: None = behind those of the config; streams: ids at one place.
+        Raises  ConfigError where it has grown already; ShapeError where ids before `first` have no rows.
         """
-        self.grown_head = GrownHead(self.head, rows)
-        self.grown_embed = GrownEmbedding(self.table, rows)
+        if self.grown_head is not None:
+            raise ConfigError("this decoder has new rows already: open its base again")
+        self.grown_head = GrownHead(self.head, rows, first, streams)
+        self.grown_embed = GrownEmbedding(self.table, rows, first)
 
     @property
     def table(self) -> nn.Embedding:

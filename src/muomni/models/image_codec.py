@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muomni.errors import ShapeError
+from muomni.errors import CheckpointError, ConfigError, ShapeError
 from muomni.models import store
 from muomni.nn.fsq import FiniteScalarQuantiser
 from muomni.tokens.codec import check_codes, check_media, digest_of, encode_by_length
@@ -31,9 +32,9 @@ class ImageCodecConfig(BaseModel):
     image_size: int = Field(default=64, gt=0)
     patch: int = Field(default=8, gt=0)
     fine_patch: int = Field(default=4, gt=0)
-    width: int = Field(default=192, gt=0)
-    fine_width: int = Field(default=64, gt=0)
-    blocks: int = Field(default=2, ge=0)
+    width: int = Field(default=128, gt=0)
+    fine_width: int = Field(default=48, gt=0)
+    blocks: int = Field(default=1, ge=0)
     fine_blocks: int = Field(default=1, ge=0)
     levels: tuple[int, ...] = (4, 4, 4, 4, 4)
 
@@ -111,7 +112,7 @@ class ImageCodec(nn.Module):
         self.unfold = nn.Sequential(_conv(width, fold**2 * fine, kernel=1), nn.PixelShuffle(fold))
         self.fine_decoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
         self.to_pixels = nn.Sequential(_conv(fine, pixels), nn.PixelShuffle(config.fine_patch))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no stub for it
 
     @property
     def codebook_size(self) -> int:
@@ -178,3 +179,16 @@ class ImageCodec(nn.Module):
 
 def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
+def open_folder(folder: Path, codebooks: int | None, device: torch.device | str) -> ImageCodec:
+    """The codec that stage image_codec left (models.codecs.Opener).
+
+    Raises  CheckpointError for a folder of another network; ConfigError for another number of books than its one.
+    """
+    network: Any = store.load(folder, device)
+    if not isinstance(network, ImageCodec):
+        raise CheckpointError(f"{folder}: expected {ImageCodec.model_type}, got a {type(network).__name__}")
+    if codebooks not in (None, 1):
+        raise ConfigError(f"{folder}: this codec has one codebook, got {codebooks}")
+    return network

@@ -33,16 +33,9 @@ class FiniteScalarQuantiser(nn.Module):
     # For z of unit normal distribution sigmoid(1.6 z) is nearly uniform, so all levels are used alike; tanh(z) is slope 2.
     SLOPE = 1.6
 
-    levels_D: Tensor
-    radix_D: Tensor
-
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         self.levels, self.codebook_size = tuple(levels), math.prod(levels)
-        # Constants of the settings: not saved, so they can't differ from the settings in a file.
-        self.register_buffer("levels_D", torch.tensor(self.levels, dtype=torch.int64), persistent=False)
-        radix = [math.prod(self.levels[:place]) for place in range(len(self.levels))]
-        self.register_buffer("radix_D", torch.tensor(radix, dtype=torch.int64), persistent=False)
 
     def forward(self, z_BTD: Tensor) -> Scalars:
         """Quantise; the gradient passes as if nothing had been rounded.
@@ -53,11 +46,11 @@ class FiniteScalarQuantiser(nn.Module):
         share_BTD, level_BTD = self._levels_of(z_BTD)
         bounded_BTD = 2 * share_BTD - 1
         values_BTD = bounded_BTD + (self._values_of(level_BTD) - bounded_BTD).detach()
-        return Scalars(values_BTD, (level_BTD * self.radix_D).sum(-1))
+        return Scalars(values_BTD, self._codes_of(level_BTD))
 
     def encode(self, z_BTD: Tensor) -> Tensor:
         """Codes (B, T) int64; raises as `forward`."""
-        return (self._levels_of(z_BTD)[1] * self.radix_D).sum(-1)
+        return self._codes_of(self._levels_of(z_BTD)[1])
 
     def decode(self, codes_BT: Tensor) -> Tensor:
         """Values (B, T, D) float32 of codes.
@@ -67,7 +60,13 @@ class FiniteScalarQuantiser(nn.Module):
         if codes_BT.numel() and (int(codes_BT.min()) < 0 or int(codes_BT.max()) >= self.codebook_size):
             low, high = int(codes_BT.min()), int(codes_BT.max())
             raise TokenRangeError(f"codes: expected 0 to {self.codebook_size - 1}, got {low} to {high}")
-        return self._values_of(codes_BT[..., None] // self.radix_D % self.levels_D)
+        levels_D, radix_D = self._constants(codes_BT)
+        return self._values_of(codes_BT[..., None] // radix_D % levels_D)
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels of each dimension, and what a level of it counts in a code; made anew, since a network's state is its file."""
+        radix = [math.prod(self.levels[:place]) for place in range(len(self.levels))]
+        return torch.tensor(self.levels, device=like.device), torch.tensor(radix, device=like.device)
 
     def _levels_of(self, z_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The bounded latents in (0, 1), float32, and the level of each, int64."""
@@ -76,8 +75,12 @@ class FiniteScalarQuantiser(nn.Module):
         with torch.autocast(z_BTD.device.type, enabled=False):
             share_BTD = torch.sigmoid(self.SLOPE * z_BTD.float())
             # sigmoid rounds to 1 for a large latent, which would be a level too many; of NaN no level is asked for.
-            level_BTD = (share_BTD.nan_to_num() * self.levels_D).long()
-            return share_BTD, torch.minimum(level_BTD, self.levels_D - 1)
+            levels_D, _ = self._constants(z_BTD)
+            level_BTD = (share_BTD.nan_to_num() * levels_D).long()
+            return share_BTD, torch.minimum(level_BTD, levels_D - 1)
+
+    def _codes_of(self, level_BTD: Tensor) -> Tensor:
+        return (level_BTD * self._constants(level_BTD)[1]).sum(-1)
 
     def _values_of(self, level_BTD: Tensor) -> Tensor:
-        return (2 * level_BTD + 1).float() / self.levels_D - 1
+        return (2 * level_BTD + 1).float() / self._constants(level_BTD)[0] - 1

@@ -120,7 +120,9 @@ def _round_trip(stage: StageRun, row: Row) -> Html:
 def _rebuilt(stage: StageRun, row: Row) -> Html:
     sides = (("picture", "original"), ("rebuilt", "rebuilt from its codes"))
     views = [h("figure", media.picture(stage.media(row.get(key)), alt=label), h("figcaption", label)) for key, label in sides]
-    caption = h("p", row.get("caption") or "", " ", _tag(f"{len(row['codes'])} × {len(row['codes'][0])} codes, {number(row['psnr'], 3)} dB"))
+    caption = h(
+        "p", row.get("caption") or "", " ", _tag(f"{len(row['codes'])} × {len(row['codes'][0])} codes, {number(row['psnr'], 3)} dB")
+    )
     return _card(row, h("div", views, cls="views"), caption)
 
 

@@ -24,6 +24,7 @@ from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.talker import TalkerConfig
 from muomni.nn import masks
+from muomni.nn.fsq import FiniteScalarQuantiser, Scalars
 from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import one
 from muomni.stages import talker as talker_stage
@@ -167,6 +168,17 @@ def cut_quantiser() -> AbstractContextManager[Any]:
         return replace(out, vectors_BTD=out.vectors_BTD.detach())
 
     return patch.object(ResidualVQ, "forward", forward)
+
+
+def cut_scalars() -> AbstractContextManager[Any]:
+    """What leaves the scalar quantiser carries no gradient back: values are rounded, and not passed straight through."""
+    true = FiniteScalarQuantiser.forward
+
+    def forward(self: FiniteScalarQuantiser, *args: Any) -> Scalars:
+        out = true(self, *args)
+        return out._replace(values_BTD=out.values_BTD.detach())
+
+    return patch.object(FiniteScalarQuantiser, "forward", forward)
 
 
 def still_codebooks() -> AbstractContextManager[Any]:
@@ -474,4 +486,5 @@ MUTANTS = (
         ((guesses_for_answers, "above_question"), (four_lucky_answers, "above_question")),
         how="judged",
     ),
+    Mutant(28, "scalar quantiser without its straight-through gradient", "image_codec", ((cut_scalars, "gradient_reach"),)),
 )

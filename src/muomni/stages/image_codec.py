@@ -38,6 +38,10 @@ class ImageCodecSettings(StageSettings):
 
     learns_as: ClassVar[str] = "image_codec"
 
+    def width(self, needed: dict[str, Path], base: Path) -> int:
+        """Inner size of its smallest products, which decides the number format: nine places of a 3x3 convolution."""
+        return 9 * min(self.model.fine_width, self.model.width)
+
 
 def collate(items: list[Still]) -> ImageCodecBatch:
     """A batch of pictures."""
@@ -81,9 +85,7 @@ def assume(settings: ImageCodecSettings, context: int, words: list[str], folder:
     pictures = assumed.pictures(folder, settings.model.image_size)
     count = 2 * settings.batch_size * settings.gradient_accumulation_steps
     task = (settings.checked_tasks or ["image_codec"])[0]
-    return [
-        {**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task} for number in range(count)
-    ]
+    return [{**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task} for number in range(count)]
 
 
 STAGE = Stage(
