@@ -34,7 +34,7 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
     stages: dict[str, Any] = {
         "thinker": {
             "data": data("text"),
-            "model": {"vocab_size": 2048, "width": 256, "layers": 4, "heads": 4, "hidden": 1024, "ctx_len": 512, "dropout": 0.0},
+            "model": {"vocab_size": 2048, "width": 256, "layers": 4, "heads": 4, "ffn_width": 1024, "ctx_len": 512, "dropout": 0.0},
             "row_len": 128,
             "batch_size": 16,
             "gates": {"floor": 9.0, "held_out_gap": 9.0},
@@ -43,7 +43,7 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
         "vision": {
             "data": data("captions"),
             "probe_data": data("probe"),
-            "model": {"image_size": 112, "patch": 16, "stem": "conv"},
+            "model": {"image_size": 112, "patch_size": 16, "stem": "conv"},
             "precision": "bf16",
             "word_loss_weight": 4.4,
             "num_negatives": 2,
@@ -60,10 +60,8 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
         },
         "omni": {
             "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
-            "pool_grid": 7,
-            "feature_layers": [0, 4],
+            "projectors": {"pool_grid": 7, "feature_layers": [0, 4], "audio_pool": 2},
             "separate_questions": True,
-            "audio_pool": 2,
             "batch_size": 16,
             "eval_items": 8,
             "optimizer": "muon",
@@ -79,12 +77,12 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
     if large:
         # ten times the activations, or the weights
         stages["thinker"].update(row_len=512, batch_size=12)
-        stages["thinker"]["model"].update(width=768, layers=8, heads=12, hidden=3072, dropout=0.1)
-        stages["hearing"].update(batch_size=128, optimizer="adamw", model={"width": 384, "heads": 6, "hidden": 1536, "dropout": 0.1})
+        stages["thinker"]["model"].update(width=768, layers=8, heads=12, ffn_width=3072, dropout=0.1)
+        stages["hearing"].update(batch_size=128, optimizer="adamw", model={"width": 384, "heads": 6, "ffn_width": 1536, "dropout": 0.1})
         stages["vision"].update(batch_size=32, gradient_accumulation_steps=2, optimizer="adamw")
-        stages["vision"]["model"] = {"image_size": 224, "patch": 16, "width": 256, "layers": 6, "heads": 4, "hidden": 1024}
+        stages["vision"]["model"] = {"image_size": 224, "patch_size": 16, "width": 256, "layers": 6, "heads": 4, "ffn_width": 1024}
         stages["codec"].update(batch_size=256, model={"width": 512, "fine_width": 192})
-        stages["talker"].update(batch_size=64, model={"text_vocab": 1, "width": 384, "heads": 6, "hidden": 1536, "layers": 6})
+        stages["talker"].update(batch_size=64, model={"text_vocab": 1, "width": 384, "heads": 6, "ffn_width": 1536, "layers": 6})
         stages["omni"].update(batch_size=32)
     stages = {name: {**common, **settings} for name, settings in stages.items()}
     if large:

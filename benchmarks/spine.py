@@ -116,7 +116,7 @@ def training(vocab_size: int, is_half: bool, turns: int) -> dict[str, Any]:
 
 def training_flops(config: DecoderConfig, tokens: int) -> float:
     """Multiply-adds count as two; the backward as two forwards; attention over the mean of seen positions."""
-    weights = config.layers * config.width * (2 * config.dim_of_head * (config.heads + config.num_kv_heads) + 3 * config.hidden)
+    weights = config.layers * config.width * (2 * config.dim_of_head * (config.heads + config.num_kv_heads) + 3 * config.ffn_width)
     weights += config.vocab_size * config.width
     attention = config.layers * 2 * config.heads * config.dim_of_head * LENGTH / 2
     return 6.0 * tokens * (weights + attention)

@@ -31,9 +31,9 @@ from benchmarks.first_contact import python
 MEDIA = 400
 WORDS = "a the red blue green small large circle square star heart ring left right under over two three seven birds".split()  # noqa: SIM905
 MODEL = {
-    "thinker": {"model": {"vocab_size": 400, "width": 64, "layers": 2, "heads": 2, "hidden": 128, "ctx_len": 128}, "row_len": 64},
-    "hearing": {"model": {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "channels": 8}, "max_text_len": 200},
-    "vision": {"model": {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "image_size": 32, "patch": 8}},
+    "thinker": {"model": {"vocab_size": 400, "width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "ctx_len": 128}, "row_len": 64},
+    "hearing": {"model": {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "channels": 8}, "max_text_len": 200},
+    "vision": {"model": {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "image_size": 32, "patch_size": 8}},
 }
 
 
@@ -41,7 +41,7 @@ VOICE = {
     "thinker": {"max_steps": 4, **MODEL["thinker"]},
     "hearing": {"max_steps": 4, **MODEL["hearing"]},
     "codec": {"max_steps": 4},
-    "talker": {"max_steps": 4, "model": {"text_vocab": 1, "width": 64, "layers": 2, "heads": 2, "hidden": 128}},
+    "talker": {"max_steps": 4, "model": {"text_vocab": 1, "width": 64, "layers": 2, "heads": 2, "ffn_width": 128}},
 }
 
 

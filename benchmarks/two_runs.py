@@ -41,7 +41,7 @@ def make(folder: Path, steps: int = STEPS) -> Path:
         rows.append({"id": f"r{number}", "messages": turns})
     folder.mkdir(parents=True)
     (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0}
+    sizes = {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
     often = {"val_freq": 20, "checkpoint_freq": 5, "print_freq": 5, "warmup_steps": 4}
     bounds = {"overfits": 99.0, "floor": 99.0, "held_out_gap": 99.0}
     thinker = {"data": [{"path": str(folder / "chat.jsonl")}], "model": sizes, "row_len": 48, "max_steps": steps, "lr": RATES[0]}

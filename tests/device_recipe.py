@@ -17,13 +17,14 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
     "hearing": (),
     "vision": ("thinker",),
     "codec": (),
+    "image_codec": (),
     "talker": ("thinker", "hearing", "codec"),
     "omni": ("thinker", "hearing", "vision"),
     "align": ("thinker", "vision"),
     "sweep": ("thinker", "vision"),
     "instruct": ("thinker", "vision", "align"),
 }
-ORDER = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+ORDER = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct")
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "val_split": 0.25,
         "use_amp": False,
     }
-    small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    small = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
 
     def of(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(data / f"{name}.jsonl")} for name in names]
@@ -53,7 +54,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "thinker": {
             **common,
             "data": of("text"),
-            "model": {"vocab_size": 330, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 128, "dropout": 0.1},
+            "model": {"vocab_size": 330, "width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 128, "dropout": 0.1},
             "row_len": 96,
             "ema_decay": 0.8,
             "final": "best",
@@ -62,7 +63,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "vision": {
             **common,
             "data": of("captions"),
-            "model": {**small, "image_size": 32, "patch": 8, "stem": "conv", "embed_dim": 8},
+            "model": {**small, "image_size": 32, "patch_size": 8, "stem": "conv", "embed_dim": 8},
             "text": {"kind": "thinker", "embed_dim": 8},
             "word_loss_weight": 0.1,
             "gradient_accumulation_steps": 2,
@@ -70,15 +71,21 @@ def recipe(folder: Path) -> dict[str, Any]:
         "codec": {
             **common,
             "data": of("speech"),
-            "model": {"entries": 8, "width": 16, "latent": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+            "model": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
             "crop_frames": 64,
             "quantise_after": 2,
+        },
+        "image_codec": {
+            **common,
+            "data": of("captions"),
+            "model": {"image_size": 32, "width": 16, "fine_width": 8, "blocks": 1},
+            "gradient_accumulation_steps": 2,
         },
         "talker": {**common, "data": of("speech"), "model": {**small, "text_vocab": 1, "guard_frames_per_token": 2}, "eval_items": 2},
         "omni": {
             **common,
             "data": [*of("questions", "speech"), {**of("text")[0], "weight": 0.2}],
-            "pool_grid": 2,
+            "projectors": {"pool_grid": 2},
             "separate_questions": True,
             "max_audio_tokens": 64,
             "eval_items": 6,
@@ -87,12 +94,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         "align": {
             **seeing,
             "data": of("captions"),
-            "num_image_tokens": 4,
-            "resampler_width": 16,
-            "resampler_heads": 2,
-            "resampler_depth": 1,
-            "mlp_ratio": 1.0,
-            "vision_ln": "trained",
+            "connector": {"tokens": 4, "width": 16, "heads": 2, "depth": 1, "mlp_ratio": 1.0, "vision_ln": "trained"},
             "lr": 1e-3,
         },
         "sweep": {"grid": {"lr": [1e-3]}},

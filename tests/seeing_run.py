@@ -24,7 +24,7 @@ from muomni.models.omni import Projectors, ProjectorsConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.tokens.bpe import Tokenizer
 
-SIZES = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 128, "dropout": 0.0}
+SIZES = {"width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 128, "dropout": 0.0}
 TEXTS = ["the red circle is left of the blue square"] * 4
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 
@@ -74,7 +74,7 @@ def save_bases(run: Path) -> None:
     torch.nn.init.normal_(thinker.lm_head.weight)
     store.save(thinker, run / "thinker" / "final")
     tokenizer.save(run / "thinker" / "final", thinker.config.ctx_len)
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=32, layers=2, heads=2, hidden=64, embed_dim=8))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=2, heads=2, ffn_width=64, embed_dim=8))
     store.save(eyes, run / "vision" / "final")
     certify(run / "thinker")
 

@@ -125,7 +125,9 @@ def samples(tmp_path: Path) -> list[Sample]:
 @pytest.fixture
 def omni(tokenizer: Tokenizer) -> Omni:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size + 3, width=32, layers=1, heads=2, hidden=64, ctx_len=96, dropout=0.0))
+    decoder = Decoder(
+        DecoderConfig(vocab_size=tokenizer.vocab_size + 3, width=32, layers=1, heads=2, ffn_width=64, ctx_len=96, dropout=0.0)
+    )
     projectors = Projectors(ProjectorsConfig(width=32, vision_width=8, audio_width=None))
     made = Omni(decoder, None, None, projectors, tokenizer.marks)
     made.fingertip = Fingertip(32)

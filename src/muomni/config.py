@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from muomni import renamed as renames
 from muomni.errors import ConfigError, did_you_mean
@@ -194,44 +195,108 @@ def current(values: Any, model: type[BaseModel], where: str | None = None) -> An
     Raises  ConfigError where a key stands under its old and its new name.
     """
 
-    def new_name(key: str, of: type[BaseModel]) -> str:
-        new = key if key in of.model_fields else renames.keys_of(of).get(key, key)
-        if new != key and where is not None:
-            say_renamed(key, new, where)
-        return new
+    return _reworded(values, [model], lambda key, of: _new_name(key, of, where))
 
-    return _reworded(values, [model], new_name)
+
+def _new_name(key: str, of: type[BaseModel], where: str | None) -> str:
+    """The key by its name of today, as a path where it has moved into a block: resampler_width is connector.width."""
+    new = key if key in of.model_fields else renames.keys_of(of).get(key, key)
+    if new != key and where is not None:
+        say_renamed(key, new, where)
+    return new
 
 
 def first_names(values: Any, model: type[BaseModel]) -> Any:
-    """Values of a settings model with every key under the first name that it had, for digests."""
+    """Values of a settings model with every key under the first name that it had, and where it stood, for digests."""
 
-    def old_name(key: str, of: type[BaseModel]) -> str:
-        return next((old for old, new in renames.keys_of(of).items() if new == key), key)
+    def old_name(path: str, of: type[BaseModel]) -> str:
+        return next((old for old, new in renames.keys_of(of).items() if new == path), path)
 
     return _reworded(values, [model], old_name)
 
 
+def as_stored(values: Mapping[str, Any], stored: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Values of a settings model without the keys that stored ones lack and that stand at their defaults.
+
+    This is what the version that wrote `stored` would write now: options that came later change no digest while nobody uses them.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is not None and key not in stored and value == to_jsonable_python(field.get_default(call_default_factory=True)):
+            continue
+        before, inside = stored.get(key), [] if field is None else _models_in(field.annotation)
+        pairs: Any = [(value, before)] if isinstance(value, Mapping) else []
+        if isinstance(value, list) and isinstance(before, list) and len(value) == len(before):
+            pairs = zip(value, before)
+        if inside and (both := list(pairs)) and all(isinstance(part, Mapping) for pair in both for part in pair):
+            pruned = [as_stored(now, then, inside[0]) for now, then in both]
+            value = pruned if isinstance(value, list) else pruned[0]
+        kept[key] = value
+    return kept
+
+
 def _reworded(value: Any, models: list[type[BaseModel]], name: Callable[[str, type[BaseModel]], str]) -> Any:
     """A value that one of these models checks, with each key renamed; so are the values inside of it."""
-    if not models:
-        return value
     if isinstance(value, list | tuple):
         return [_reworded(part, models, name) for part in value]
-    if not isinstance(value, dict):
+    if not models or not isinstance(value, dict):
         return value
     model = models[0]
-    fields = {**renames.keys_of(model), **{field: field for field in model.model_fields}}  # by both names
+    moved = renames.keys_of(model)
+    blocks = {new.partition(".")[0] for new in moved.values() if "." in new}
     out: dict[Any, Any] = {}
     for key, part in value.items():
-        new = name(key, model) if isinstance(key, str) else key
-        if new in out or (new != key and new in value):
-            raise ConfigError(f"{key}: given twice (it means the same as {new})")
-        field = model.model_fields.get(fields.get(key, ""))
-        inside = [] if field is None else _models_in(field.annotation)
-        lists_settings = isinstance(part, dict) and key in getattr(model, "names_settings", ())
-        out[new] = _reworded(part, [model] if lists_settings else inside, name)
+        # A block into which keys have moved is gone through key by key: each may have its own place.
+        paths = {f"{key}.{inner}": each for inner, each in part.items()} if key in blocks and isinstance(part, dict) else {key: part}
+        for path, each in paths.items():
+            new = name(path, model) if isinstance(path, str) else path
+            if new == path != key:
+                new = f"{key}.{name(path.removeprefix(f'{key}.'), _models_at(model, key)[0])}"
+            if has(out, new) or (new != path and has(value, new)):
+                raise ConfigError(f"{path}: given twice (it means the same as {new})")
+            lists_settings = isinstance(each, dict) and key in getattr(model, "names_settings", ())
+            put(out, new, _reworded(each, [model] if lists_settings else _models_at(model, moved.get(path, path)), name))
     return out
+
+
+def _models_at(model: type[BaseModel], path: Any) -> list[type[BaseModel]]:
+    """The models that check the value at a path of a settings model; none for a key that it does not have."""
+    models = [model]
+    for part in str(path).split("."):
+        field = models[0].model_fields.get(part) if models else None
+        models = [] if field is None else _models_in(field.annotation)
+    return models
+
+
+def has(values: Any, path: Any) -> bool:
+    """Whether nested settings have a value at a path."""
+    for part in str(path).split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def put(values: dict[Any, Any], path: Any, value: Any) -> None:
+    """Put a value at a path of nested settings.
+
+    Raises  ConfigError where the path goes through a value.
+    """
+    *parents, last = path.split(".") if isinstance(path, str) else [path]
+    for part in parents:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {part} is {values!r:.60}, it has no keys")
+    values[last] = value
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their path; what is no mapping stays whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def current_path(path: str, model: type[BaseModel], where: str) -> str:
@@ -241,10 +306,8 @@ def current_path(path: str, model: type[BaseModel], where: str) -> str:
     for part in path.split("."):
         if models and not part.isdecimal():
             of = models[0]
-            (part,) = current({part: None}, of, where)
-            if part not in getattr(of, "names_settings", ()):
-                field = of.model_fields.get(part)
-                models = [] if field is None else _models_in(field.annotation)
+            part = _new_name(part, of, where)
+            models = models if part in getattr(of, "names_settings", ()) else _models_at(of, part)
         parts.append(part)
     return ".".join(parts)
 

@@ -65,6 +65,10 @@ class TokenRangeError(UserError):
     """An id lies outside of its vocabulary or codebook."""
 
 
+class TokenSpaceError(UserError):
+    """Two token spaces that must be one differ, or a stored one is not what it says."""
+
+
 class ContextError(UserError):
     """A sequence does not fit the model's context."""
 

@@ -2,7 +2,8 @@
 
 A key is renamed within its settings class, by the class's name; what inherits from the class has the renamed key too. Digests of
 runs are taken over the names that a key had first (`config.first_names`), so a rename leaves the digest of a finished run as it
-was. No line ever leaves this table; a key that is renamed twice has two, the first name first.
+was. A key that has moved into a block is named by its path there. No line ever leaves this table; a key that is renamed twice has
+two, the first name first, both to the name of today.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ PLACES: dict[str, str] = {
     "AlignSettings": "align, sweep",
     "PictureAugment": "`augment` of stages with pictures",
     "SpeechAugment": "`augment` of hearing",
+    "DecoderConfig": "`model` of thinker",
+    "AudioEncoderConfig": "`model` of hearing",
+    "VisionEncoderConfig": "`model` of vision",
+    "TextTowerConfig": "`text` of vision",
+    "CodecConfig": "`model` of codec",
+    "TalkerConfig": "`model` of talker",
     "ExpertsConfig": "`model.experts` of thinker",
     "ProjectorsConfig": "config.json of projectors",
 }
@@ -36,8 +43,12 @@ KEYS: dict[str, dict[str, str]] = {
     "OmniSettings": {
         "apart": "separate_questions",
         "proof": "ablation_tasks",
-        "levels": "feature_layers",
-        "grid": "pool_grid",
+        "levels": "projectors.feature_layers",
+        "feature_layers": "projectors.feature_layers",
+        "grid": "projectors.pool_grid",
+        "pool_grid": "projectors.pool_grid",
+        "resampler": "projectors.perceiver",
+        "audio_pool": "projectors.audio_pool",
     },
     "SeeingSettings": {
         "apart": "separate_questions",
@@ -48,7 +59,16 @@ KEYS: dict[str, dict[str, str]] = {
         "max_new": "max_new_tokens",
         "regression": "regression_texts",
     },
-    "AlignSettings": {"eyes": "vision_tower", "levels": "feature_layers"},
+    "AlignSettings": {
+        "eyes": "vision_tower",
+        "levels": "feature_layers",
+        "num_image_tokens": "connector.tokens",
+        "resampler_width": "connector.width",
+        "resampler_heads": "connector.heads",
+        "resampler_depth": "connector.depth",
+        "mlp_ratio": "connector.mlp_ratio",
+        "vision_ln": "connector.vision_ln",
+    },
     "PictureAugment": {"flip": "flip_tasks", "spared": "shift_only_tasks"},
     "SpeechAugment": {
         "formants": "formant_scale",
@@ -57,7 +77,20 @@ KEYS: dict[str, dict[str, str]] = {
         "bin_masks": "freq_masks",
         "bins": "freq_mask_bins",
     },
+    "DecoderConfig": {"hidden": "ffn_width", "theta": "rope_theta"},
+    "AudioEncoderConfig": {"hidden": "ffn_width", "theta": "rope_theta"},
+    "VisionEncoderConfig": {"hidden": "ffn_width", "patch": "patch_size"},
+    "TextTowerConfig": {"hidden": "ffn_width"},
+    "CodecConfig": {
+        "entries": "codebook_size",
+        "latent": "latent_width",
+        "kernel": "kernel_size",
+        "decay": "codebook_decay",
+    },
+    "TalkerConfig": {"entries": "codebook_size", "hidden": "ffn_width", "theta": "rope_theta"},
     "ExpertsConfig": {
+        "hidden": "ffn_width",
+        "every": "every_n_layers",
         "number": "num_experts",
         "per_token": "experts_per_token",
         "normalise": "normalise_weights",

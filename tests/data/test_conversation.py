@@ -67,7 +67,7 @@ def test_pads_are_as_many_as_the_media_fill(tokenizer: Tokenizer, folder: Path) 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_the_count_of_a_sound_is_that_of_the_ears(downsample: int, pool: int) -> None:
-    ears = AudioEncoder(AudioEncoderConfig(width=16, layers=1, heads=2, hidden=32, channels=2, downsample=downsample))  # type: ignore[arg-type]
+    ears = AudioEncoder(AudioEncoderConfig(width=16, layers=1, heads=2, ffn_width=32, channels=2, downsample=downsample))  # type: ignore[arg-type]
     spec = MediaSpec(downsample=downsample, audio_pool=pool)
     for frames in [*range(1, 40), 99, 100, 101]:
         assert spec.audio_tokens(frames) == -(-ears.length(frames) // pool)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.conversation import Item
 from muomni.data.corpus import Row
 from muomni.data.loader import Loader
@@ -30,12 +31,13 @@ from muomni.train.objective import Objective
 from muomni.train.objectives import ctc
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken, collate, collate_rows
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.language import NextToken, collate, collate_rows
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import collate as collate_speech
 from muomni.train.settings import TrainSettings
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
-SMALL = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
 Made = tuple[Objective, Any, dict[str, float], dict[str, float]]  # objective, batch, targets, contents
 
 
@@ -68,7 +70,7 @@ def questions() -> Made:
 def fused() -> Made:
     """A picture, two sounds of 8 and 12 mel frames (at 100 a second), and a row of text."""
     body = decoder()
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL))
     ears = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL))
     model = Omni(body, eyes, ears, Projectors(ProjectorsConfig(width=16, vision_width=16, audio_width=16)))  # type: ignore[arg-type]
     picture = np.zeros((16, 16, 3), np.uint8)
@@ -90,7 +92,7 @@ def hearing() -> Made:
 
 def codec() -> Made:
     """Clips of 16 and 20 frames: 2 and 3 codes at 8 frames a code."""
-    model = Codec(CodecConfig(entries=8, width=16, latent=4, blocks=1, fine_width=8, fine_blocks=1))
+    model = Codec(CodecConfig(codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1))
     bins = model.config.mel.num_mels
     batch = CodecBatch(["a", "b"], torch.randn(2, 20, bins), torch.tensor([16, 20]))
     terms = {"l1": 36 * bins, "mse": 36 * bins, "delta": 34 * bins, "commitment": 5}
@@ -98,18 +100,18 @@ def codec() -> Made:
 
 
 def talker() -> Made:
-    model = Talker(TalkerConfig(text_vocab=30, codebooks=2, entries=8, **SMALL))
+    model = Talker(TalkerConfig(text_vocab=30, codebooks=2, codebook_size=8, **SMALL))
     items = [
         TalkerItem("a", [3, 4], torch.zeros(2, 5, dtype=torch.int64)),
         TalkerItem("b", [3, 4, 5], torch.zeros(2, 7, dtype=torch.int64)),
     ]
     contents = {"samples": 2, "tokens": 5, "code_frames": 12}
-    return TalkerObjective(model), TalkerBatch.of(items), {"book0": 14, "book1": 12}, contents
+    return TalkerObjective(model), collate_speech(items, model.config), {"book0": 14, "book1": 12}, contents
 
 
 def contrast() -> Made:
     """Captions of 3 tokens (one twice) and 2; the first picture has a false caption of 3."""
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL))
     words = TextTower(TextTowerConfig(kind="bow", vocab_size=30, width=16, embed_dim=8))
     keep = torch.tensor([[True, True, True], [True, True, False]])
     false = torch.tensor([[[5, 6, 9]], [[0, 0, 0]]])
@@ -162,10 +164,10 @@ def test_each_number_that_is_doubled_is_seen_by_its_name(make: Callable[[], Made
 
 def test_targets_given_twice_are_seen_though_they_were_announced_so() -> None:
     class Twice(NextToken):
-        def counts(self, batch: LanguageBatch) -> dict[str, int]:
+        def counts(self, batch: SequenceBatch) -> dict[str, int]:
             return {name: 2 * count for name, count in super().counts(batch).items()}
 
-        def forward(self, batch: LanguageBatch) -> Any:
+        def forward(self, batch: SequenceBatch) -> Any:
             terms = super().forward(batch)
             for term in terms.values():
                 term.count *= 2

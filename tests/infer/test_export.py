@@ -158,7 +158,7 @@ DIALOGUE = [("say one", "the red circle"), ("say two", "the blue square is left 
 def taught(folder: Path, tokenizer: Tokenizer, rows: int) -> Decoder:
     """A decoder that has learned DIALOGUE by heart, and to stop, saved in a folder; transformers' own default is 20 ids in all."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "hidden": 64, "ctx_len": 128, "dropout": 0.0}
+    sizes: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "ffn_width": 64, "ctx_len": 128, "dropout": 0.0}
     decoder = Decoder(DecoderConfig(vocab_size=rows, **sizes))
     said = [
         chat.render(tokenizer, [Message(role="user", content=asked), Message(role="assistant", content=answer)])

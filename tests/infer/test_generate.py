@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from muomni.errors import ContextError, ShapeError
+from muomni.errors import ContextError, ShapeError, TokenRangeError
 from muomni.infer.generate import generate, stream
 from muomni.infer.sampling import SamplingConfig
 from muomni.models.decoder import Decoder, DecoderConfig
@@ -10,7 +10,7 @@ from muomni.models.stepper import Stepper
 
 def tiny(**changes):
     torch.manual_seed(0)
-    settings = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 64, "ctx_len": 64} | changes
+    settings = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64} | changes
     model = Decoder(DecoderConfig(**settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -116,9 +116,41 @@ def test_a_strong_penalty_forbids_repeating_prompt_and_answer():
 def test_rows_without_an_id_are_never_said(sampling):
     model, ids = tiny(tied=False), ids_of(2, 7).clamp(max=29)
     assert max(max(row) for row in generate(model, ids, max_new=20, sampling=sampling)) >= 30
-    rows = generate(model, ids, max_new=20, sampling=sampling, size=30)
+    rows = generate(model, ids, max_new=20, sampling=sampling, legal=(range(30),))
     assert max(max(row) for row in rows) < 30
-    assert list(stream(model, ids[:1], max_new=20, size=30)) == generate(model, ids[:1], max_new=20, size=30)[0]
+    assert list(stream(model, ids[:1], max_new=20, legal=(range(30),))) == generate(model, ids[:1], max_new=20, legal=(range(30),))[0]
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)])
+def test_legal_ids_may_lie_in_several_ranges(sampling):
+    model, ids = tiny(tied=False), ids_of(2, 7)
+    legal = (range(3, 5), range(20, 31))
+    free, bound = generate(model, ids, max_new=9, sampling=sampling), generate(model, ids, max_new=9, sampling=sampling, legal=legal)
+    assert not {each for row in free for each in row} <= {*legal[0], *legal[1]}
+    assert {each for row in bound for each in row} <= {*legal[0], *legal[1]}
+
+
+def test_each_row_keeps_to_what_its_grammar_allows():
+    model, ids = tiny(tied=False), ids_of(2, 7)
+
+    def allowed(said):
+        """Row 0: an even id, then odd ones; row 1: what it said before plus 1."""
+        mask_BV = torch.zeros(2, 40, dtype=torch.bool)
+        mask_BV[0, len(said[0]) % 2 :: 2] = True
+        mask_BV[1, (said[1][-1] + 1) % 40 if said[1] else slice(10, 20)] = True
+        return mask_BV
+
+    first, second = generate(model, ids, max_new=8, allowed=allowed)
+    assert [each % 2 for each in first] == [0, 1] * 4
+    assert second == list(range(second[0], second[0] + 8))
+    assert 10 <= second[0] < 20
+    whole = model(ids)[0, -1, ::2]
+    assert first[0] == 2 * int(whole.argmax())  # the best of those that are allowed
+    narrow = generate(model, ids, max_new=1, allowed=allowed, legal=(range(12, 14), range(30, 40)))
+    assert narrow[0][0] in range(12, 40, 2)
+    assert narrow[1][0] in (12, 13)
+    with pytest.raises(TokenRangeError, match="the next token: no id is allowed in row 1"):
+        generate(model, ids, max_new=1, allowed=allowed, legal=(range(30, 40),))
 
 
 def test_the_model_keeps_its_mode_and_its_gradients():

@@ -39,7 +39,9 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         tokenizer = Tokenizer.train([*GOLDEN, *GOLDEN.values()] * 4, 290)
         torch.manual_seed(0)
-        decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, hidden=64, ctx_len=64, dropout=0.0))
+        decoder = Decoder(
+            DecoderConfig(vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, ffn_width=64, ctx_len=64, dropout=0.0)
+        )
         turns = [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in GOLDEN.items()]
         samples = [parse({"id": str(number), "messages": messages}) for number, messages in enumerate(turns)]
         batch = collate([prepare(sample, tokenizer, MediaSpec(), 64) for sample in samples])

@@ -8,19 +8,19 @@ import torch
 
 from muomni.errors import DataError
 from muomni.infer.sampling import SamplingConfig
-from muomni.infer.speech import Voice, sound
-from muomni.media import mel
+from muomni.infer.speech import Voice
+from muomni.media import griffin_lim, mel
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.talker import Talker, TalkerConfig
 
 
 def voice(end_bias: float = 0.0) -> Voice:
     torch.manual_seed(0)
-    codec = Codec(CodecConfig(width=16, latent=8, blocks=1, fine_width=8, fine_blocks=1, entries=10))
+    codec = Codec(CodecConfig(width=16, latent_width=8, blocks=1, fine_width=8, fine_blocks=1, codebook_size=10))
     codec.quantiser.codebooks_KND.normal_()
     codec.mel_mean.fill_(-2.0)
-    talker = Talker(TalkerConfig(text_vocab=99, text_units="char", entries=10, width=24, layers=1, heads=2, hidden=32))
-    talker.heads[0].bias.data[talker.end] = end_bias
+    talker = Talker(TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32))
+    talker.heads[0].bias.data[talker.config.end] = end_bias
     return Voice(talker, codec)
 
 
@@ -71,7 +71,9 @@ def test_hidden_states_are_asked_for() -> None:
         asked.append(ids_BT.shape)
         return torch.ones(*ids_BT.shape, 6)
 
-    listener = Talker(TalkerConfig(text_vocab=99, text_units="char", entries=10, width=24, layers=1, heads=2, hidden=32, condition_width=6))
+    listener = Talker(
+        TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32, condition_width=6)
+    )
     Voice(listener, voice().codec, think=think).speak(["yes"], max_frames=3)
     assert asked == [(1, 3)]
 
@@ -90,7 +92,7 @@ def test_pieces_make_up_the_whole() -> None:
     spec = mel.SPEECH
     frames = min(len(joined), len(whole.wave_S)) // 160
     target = speaker.codec.decode(whole.codes_KF[None])[0]
-    other = sound(target, spec, seed=1)
+    other = griffin_lim.sound(target, spec, seed=1)
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         one, two = (mel.log_mel(torch.from_numpy(wave[: frames * 160])[None], spec) for wave in (first, second))
@@ -110,6 +112,6 @@ def test_seams_do_not_click() -> None:
 
 def test_sound_is_as_loud_as_its_frames() -> None:
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(16_000) / 16_000)
-    wave = sound(mel.log_mel(tone[None], mel.SPEECH)[0], mel.SPEECH)
+    wave = griffin_lim.sound(mel.log_mel(tone[None], mel.SPEECH)[0], mel.SPEECH)
     assert float(np.sqrt((wave[2000:-2000] ** 2).mean())) == pytest.approx(0.3 / 2**0.5, rel=0.1)
-    assert not sound(torch.full((20, 80), mel.SPEECH.log_floor), mel.SPEECH).any()
+    assert not griffin_lim.sound(torch.full((20, 80), mel.SPEECH.log_floor), mel.SPEECH).any()

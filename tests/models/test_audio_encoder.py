@@ -15,7 +15,7 @@ def encoder() -> AudioEncoder:
 
 def small(downsample: int = 4) -> AudioEncoder:
     torch.manual_seed(0)
-    return AudioEncoder(AudioEncoderConfig(width=32, layers=2, heads=2, hidden=64, channels=8, downsample=downsample)).eval()
+    return AudioEncoder(AudioEncoderConfig(width=32, layers=2, heads=2, ffn_width=64, channels=8, downsample=downsample)).eval()
 
 
 def test_the_front_has_the_shapes_of_the_specification(encoder: AudioEncoder) -> None:

@@ -15,7 +15,9 @@ from muomni.models.codec import Codec, CodecConfig
 
 def small(**changes: int) -> Codec:
     torch.manual_seed(0)
-    codec = Codec(CodecConfig(**{"width": 16, "latent": 8, "blocks": 2, "fine_width": 8, "fine_blocks": 1, "entries": 12, **changes}))
+    codec = Codec(
+        CodecConfig(**{"width": 16, "latent_width": 8, "blocks": 2, "fine_width": 8, "fine_blocks": 1, "codebook_size": 12, **changes})
+    )
     codec.quantiser.codebooks_KND.normal_()
     return codec.eval()
 

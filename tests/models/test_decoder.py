@@ -16,7 +16,7 @@ def tiny(seed=0, **changes):
         "layers": 2,
         "heads": 4,
         "kv_heads": 2,
-        "hidden": 64,
+        "ffn_width": 64,
         "ctx_len": 32,
         "dropout": 0.1,
     } | changes
@@ -150,7 +150,7 @@ def test_config_refuses_what_does_not_fit():
 
 
 def test_config_file_goes_both_ways_and_refuses_foreign_maths():
-    config = DecoderConfig(vocab_size=10, kv_heads=2, theta=5e5, ctx_len=99, tied=False, dropout=0.2, head_dim=48, eps=1e-5)
+    config = DecoderConfig(vocab_size=10, kv_heads=2, rope_theta=5e5, ctx_len=99, tied=False, dropout=0.2, head_dim=48, eps=1e-5)
     assert DecoderConfig.from_file(config.to_file()) == config
     with pytest.raises(CheckpointError, match="rope type"):
         DecoderConfig.from_file(config.to_file() | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}})

@@ -13,7 +13,7 @@ from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.lora import LoraSettings
 from muomni.train.cost import LiveTensors
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 96, "ctx_len": 64}
+SIZES = {"vocab_size": 40, "width": 32, "layers": 6, "heads": 4, "kv_heads": 2, "ffn_width": 96, "ctx_len": 64}
 IDS = torch.randint(0, 40, (4, 48), generator=torch.Generator().manual_seed(1))
 
 

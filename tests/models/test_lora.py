@@ -19,9 +19,9 @@ from muomni.models.lora import LoraSettings
 
 peft = pytest.importorskip("peft")
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0}
-QWEN3_8B = {"width": 4096, "layers": 36, "heads": 32, "kv_heads": 8, "head_dim": 128, "hidden": 12288, "tied": False}
-QWEN3_06B = {"width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "hidden": 3072, "tied": True}
+SIZES = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
+QWEN3_8B = {"width": 4096, "layers": 36, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn_width": 12288, "tied": False}
+QWEN3_06B = {"width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "ffn_width": 3072, "tied": True}
 
 
 def tiny(**changes: Any) -> Decoder:
@@ -229,7 +229,7 @@ def test_training_moves_the_adapter_alone_and_dropout_rests_in_evaluation() -> N
 
 @pytest.mark.parametrize(("sizes", "base", "adapter"), [(QWEN3_8B, 8_190_735_360, 43_646_976), (QWEN3_06B, 596_049_920, 10_092_544)])
 def test_parameters_of_the_real_sizes(sizes: dict[str, Any], base: int, adapter: int) -> None:
-    vocabulary, width, layers, hidden, dim = 151_936, sizes["width"], sizes["layers"], sizes["hidden"], sizes["head_dim"]
+    vocabulary, width, layers, hidden, dim = 151_936, sizes["width"], sizes["layers"], sizes["ffn_width"], sizes["head_dim"]
     ends = [
         (width, sizes["heads"] * dim),
         (width, sizes["kv_heads"] * dim),

@@ -14,8 +14,8 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 def omni(grid: int = 0, levels: tuple[int, ...] = ()) -> Omni:
     torch.manual_seed(0)
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=32, layers=2, heads=2, hidden=64, embed_dim=16)).eval()
-    thinker = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, hidden=32, dropout=0.0))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=2, heads=2, ffn_width=64, embed_dim=16)).eval()
+    thinker = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, dropout=0.0))
     shape = ProjectorsConfig(width=16, vision_width=32, audio_width=8, pool_grid=grid, feature_layers=levels)
     return Omni(thinker, eyes, None, Projectors(shape).start_at(0.3))
 

@@ -30,7 +30,7 @@ def one_line(error):
 @pytest.fixture
 def thinker(tmp_path):
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, hidden=32)).eval()
+    model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, ffn_width=32)).eval()
     store.save(model, tmp_path / "thinker")
     return model
 
@@ -38,7 +38,7 @@ def thinker(tmp_path):
 @pytest.fixture
 def eyes(tmp_path):
     torch.manual_seed(0)
-    model = VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=32, layers=3, heads=2, hidden=64)).eval()
+    model = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=3, heads=2, ffn_width=64)).eval()
     store.save(model, tmp_path / "eyes")
     return model
 
@@ -257,7 +257,7 @@ print(anonymous_kb() - before, sum(each.nbytes for each in model.parameters()) /
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="NOT MEASURED: no /proc here to read a process's memory from")
 def test_opening_in_the_stored_dtype_costs_no_memory(thinker, tmp_path):
-    config = DecoderConfig(vocab_size=65536, width=1024, layers=2, heads=8, hidden=4096)
+    config = DecoderConfig(vocab_size=65536, width=1024, layers=2, heads=8, ffn_width=4096)
     with torch.device("meta"):
         names = {name: each.shape for name, each in Decoder(config).state_dict().items()}
     (tmp_path / "large").mkdir()
@@ -311,7 +311,7 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(tmp_path, 
     """Before, the first sentence that used such an id ended in an IndexError."""
     save_qwen(tmp_path)
     ids = Tokenizer.load(tmp_path).num_ids
-    store.save(Decoder(DecoderConfig(vocab_size=ids + rows, width=16, layers=1, heads=2, hidden=32)), tmp_path)
+    store.save(Decoder(DecoderConfig(vocab_size=ids + rows, width=16, layers=1, heads=2, ffn_width=32)), tmp_path)
     if rows >= 0:
         tokenizer = pretrained.open_tokenizer(tmp_path)
         assert tokenizer.num_ids == ids

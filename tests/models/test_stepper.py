@@ -10,19 +10,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.infer.generate import generate
 from muomni.models import lora, stepper
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.lora import LoraSettings
 from muomni.train.average import Average
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 IDS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
 
 
 def decoder(**changes: object) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "hidden": 64} | changes))
+    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "ffn_width": 64} | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
@@ -41,7 +42,7 @@ def fresh(model: Decoder) -> list[list[int]]:
 
 def train(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
     """A step whose forward comes first, so that the stepper that is made between it and the update must be seen to be stale."""
-    NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))["text"].total.backward()
+    NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))["text"].total.backward()
     answer(model)
     optimizer.step()
 
@@ -128,9 +129,9 @@ def test_training_gives_its_memory_back_and_a_copy_has_none() -> None:
     kept = weakref.ref(stepper.kept(model))
     assert copy.deepcopy(model).body not in stepper._KEPT
     with torch.no_grad():
-        NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))
+        NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))
     assert kept() is not None
-    NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))
+    NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))
     assert kept() is None
 
 
@@ -157,4 +158,29 @@ def test_it_reads_prompts_as_the_model_does(padding: str, before: int) -> None:
         fast, slow = (read(model.embed(IDS), cache, keep_BT)[0] for cache, read in zip(caches, reads))
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
         fast, slow = (read(model.embed(IDS[:, :1]), cache, None)[0] for cache, read in zip(caches, reads))
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_change_no_bit_of_the_old_scores(tied: bool) -> None:
+    model = decoder(tied=tied)
+    grown = copy.deepcopy(model)
+    grown.grow(3)
+    assert grown.grown_head is not None
+    assert grown.grown_embed is not None
+    with torch.inference_mode():
+        both = [stepper.kept(each).read(each.embed(IDS), each.new_cache(2, 9))[0] for each in (model, grown)]
+        assert both[1].shape == (2, 43)
+        assert both[1][:, :40].equal(both[0])
+        assert grown(IDS)[..., :40].equal(model(IDS))
+        h_BD = grown.hidden(grown.embed(IDS))[:, -1]
+    with torch.no_grad():
+        grown.grown_head.new_head[1] = 100 * h_BD[0]
+        grown.grown_embed.new_embed.normal_()
+    assert answer(grown)[0][0] == 41
+    with torch.inference_mode():
+        caches = [grown.new_cache(2, 20), grown.new_cache(2, 20)]
+        ids_BT = torch.tensor([[41, 3, 42], [5, 40, 1]])
+        reads = [stepper.kept(grown).read, super(Decoder, grown).reading()]
+        fast, slow = (read(grown.embed(ids_BT), cache, None)[0] for cache, read in zip(caches, reads))
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ from muomni.models.decoder import Decoder, DecoderConfig
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, hidden=32))
+    return Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, ffn_width=32))
 
 
 def test_what_is_saved_is_opened(model, tmp_path):

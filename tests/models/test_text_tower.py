@@ -14,7 +14,7 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 def tower(kind: str) -> TextTower:
     torch.manual_seed(0)
-    return TextTower(TextTowerConfig(kind=kind, vocab_size=50, width=32, heads=2, hidden=64, source_width=24, embed_dim=16))
+    return TextTower(TextTowerConfig(kind=kind, vocab_size=50, width=32, heads=2, ffn_width=64, source_width=24, embed_dim=16))
 
 
 def captions(kind: str) -> torch.Tensor:
@@ -63,8 +63,8 @@ def test_wrong_captions_are_refused() -> None:
 def test_towers_and_encoders_are_kept_whole(tmp_path: Path) -> None:
     networks = [
         tower("transformer"),
-        VisionEncoder(VisionEncoderConfig(image_size=32, patch=8, width=16, layers=1, heads=2, hidden=32, stem="conv")),
-        AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, hidden=64, channels=8)),
+        VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, stem="conv")),
+        AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn_width=64, channels=8)),
     ]
     for number, network in enumerate(networks):
         store.save(network, tmp_path / str(number))

@@ -10,7 +10,9 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig, sin
 
 def small(stem: str = "conv", patch: int = 8) -> VisionEncoder:
     torch.manual_seed(0)
-    return VisionEncoder(VisionEncoderConfig(image_size=32, patch=patch, width=32, layers=2, heads=2, hidden=64, stem=stem, embed_dim=16))
+    return VisionEncoder(
+        VisionEncoderConfig(image_size=32, patch_size=patch, width=32, layers=2, heads=2, ffn_width=64, stem=stem, embed_dim=16)
+    )
 
 
 @pytest.mark.parametrize("stem", ["linear", "conv"])
@@ -60,7 +62,7 @@ def test_the_embedding_is_unit_and_teaches_every_patch() -> None:
     assert all(p.grad is not None for p in vision.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"image_size": 30}, {"stem": "conv", "patch": 14, "image_size": 28}, {"width": 30}, {"wdith": 3}])
+@pytest.mark.parametrize("changes", [{"image_size": 30}, {"stem": "conv", "patch_size": 14, "image_size": 28}, {"width": 30}, {"wdith": 3}])
 def test_impossible_sizes_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         VisionEncoderConfig(**changes)  # type: ignore[arg-type]

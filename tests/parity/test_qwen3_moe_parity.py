@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_qwen3_parity import assert_agree, stirred
 
+from muomni.data.batch import SequenceBatch
 from muomni.errors import CheckpointError
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
@@ -22,9 +23,9 @@ def ours(number, per_token, normalise, every, dense, tied, **more):
     experts = ExpertsConfig(
         num_experts=number,
         experts_per_token=per_token,
-        hidden=24,
+        ffn_width=24,
         normalise_weights=normalise,
-        every=every,
+        every_n_layers=every,
         dense_layers=dense,
         balance_weight=0.01,
     )
@@ -35,11 +36,11 @@ def ours(number, per_token, normalise, every, dense, tied, **more):
         "heads": 4,
         "kv_heads": 2,
         "head_dim": 16,
-        "hidden": 64,
+        "ffn_width": 64,
         "ctx_len": 64,
         "dropout": 0.0,
     }
-    return Decoder(DecoderConfig(**{**sizes, **more}, tied=tied, theta=5e4, eps=1e-5, experts=experts))
+    return Decoder(DecoderConfig(**{**sizes, **more}, tied=tied, rope_theta=5e4, eps=1e-5, experts=experts))
 
 
 def theirs(number, per_token, normalise, every, dense, tied):
@@ -88,9 +89,9 @@ def test_we_open_theirs(kind, shard, tmp_path):
     assert opened.config.experts == ExpertsConfig(
         num_experts=kind[0],
         experts_per_token=kind[1],
-        hidden=24,
+        ffn_width=24,
         normalise_weights=kind[2],
-        every=kind[3],
+        every_n_layers=kind[3],
         dense_layers=kind[4],
         balance_weight=0.02,
     )
@@ -106,7 +107,7 @@ def test_the_loss_of_balance_is_theirs(kind, tmp_path):
     keep = torch.ones_like(ids, dtype=torch.bool)
     keep[0, 11:] = False
     objective = NextToken(decoder)
-    for batch in (LanguageBatch(["a", "b", "c"], ids, ids), LanguageBatch(["a", "b", "c"], ids, ids, keep)):
+    for batch in (SequenceBatch(["a", "b", "c"], ids, ids), SequenceBatch(["a", "b", "c"], ids, ids, keep)):
         objective.zero_grad()
         model.zero_grad()
         term = objective(batch)["balance"]

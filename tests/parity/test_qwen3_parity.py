@@ -38,7 +38,7 @@ def assert_agree(ours, theirs):
 @pytest.mark.parametrize(("tied", "kv_heads", "head_dim"), SIZES)
 def test_transformers_opens_ours(tied, kv_heads, head_dim, tmp_path):
     config = DecoderConfig(
-        vocab_size=50, width=32, layers=2, heads=4, kv_heads=kv_heads, head_dim=head_dim, hidden=64, tied=tied, theta=5e4, eps=1e-5
+        vocab_size=50, width=32, layers=2, heads=4, kv_heads=kv_heads, head_dim=head_dim, ffn_width=64, tied=tied, rope_theta=5e4, eps=1e-5
     )
     ours = stirred(Decoder(config))
     store.save(ours, tmp_path)

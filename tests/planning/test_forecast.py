@@ -35,7 +35,7 @@ def recipe(folder: Path, **thinker: Any) -> str:
     """A recipe of one small thinker on `texts`, or on data that are not there."""
     settings = {
         "data": [{"path": str(texts(folder))}],
-        "model": {"vocab_size": 300, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0},
+        "model": {"vocab_size": 300, "width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0},
         "batch_size": 8,
         "max_steps": 6,
         "warmup_steps": 2,
@@ -189,7 +189,7 @@ def test_all_stages_before_any_is_trained(tiny_world: Path, tmp_path: Path) -> N
 def test_memory_is_within_a_fifth_of_what_a_run_takes(stage: str, tiny_world: Path, tmp_path: Path) -> None:
     content = tiny_recipe.recipe(tiny_world)
     content[stage]["batch_size"] = 32
-    content["thinker"]["model"] = {"vocab_size": 700, "width": 256, "layers": 4, "heads": 4, "hidden": 1024, "ctx_len": 256}
+    content["thinker"]["model"] = {"vocab_size": 700, "width": 256, "layers": 4, "heads": 4, "ffn_width": 1024, "ctx_len": 256}
     path = tiny_recipe.write(tmp_path / "recipe.yaml", content)
     found = forecast.plan(str(path), stages=[stage], out=tmp_path / "run", probe=0)["stages"][0]
     process = subprocess.Popen([sys.executable, "-m", "muomni", "run", str(path), stage, "--out", str(tmp_path / "run")])

@@ -22,7 +22,7 @@ from muomni.stages import recipe as recipes
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-LLM = DecoderConfig(vocab_size=20_000, width=256, layers=8, heads=4, kv_heads=2, hidden=768, ctx_len=2048, dropout=0.0)
+LLM = DecoderConfig(vocab_size=20_000, width=256, layers=8, heads=4, kv_heads=2, ffn_width=768, ctx_len=2048, dropout=0.0)
 EYES = Tower(width=192, layers=6, heads=3, hidden=768, size=112, patch=16)
 LETTERS = Sample(id="letters", group="letters", task="text", text=" ".join("abcdefghijklmnopqrstuvwxyz") + " what is this?")
 COMMON = {"data": [{"path": "nowhere.json"}], "batch_size": 4, "max_steps": 6, "warmup_steps": 2}
@@ -30,7 +30,7 @@ COMMON = {"data": [{"path": "nowhere.json"}], "batch_size": 4, "max_steps": 6, "
 
 def write(folder: Path, llm: str, eyes: str, **stages: dict[str, Any]) -> Path:
     """A recipe of the given stages; align upon these bases."""
-    small = {"resampler_width": 128, "num_image_tokens": 16, "max_seq_len": 256}
+    small = {"connector": {"width": 128, "tokens": 16}, "max_seq_len": 256}
     content = {
         "threads": 1,
         "device": "cpu",  # not a GPU that is planned for: what is drawn out is then held in the format of this chip
@@ -88,8 +88,8 @@ def test_a_sweep_costs_as_often_as_it_has_points(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         *whole(tmp_path),
-        align={"max_seq_len": 64, "num_image_tokens": 4},
-        sweep={"grid": {"lr": [1e-3, 2e-3], "vision_ln": ["off", "trained"]}},
+        align={"max_seq_len": 64, "connector": {"tokens": 4, "width": 128}},
+        sweep={"grid": {"lr": [1e-3, 2e-3], "connector": {"vision_ln": ["off", "trained"]}}},
         instruct={"max_seq_len": 192},
     )
     found = forecast.plan(str(path), stages=["sweep", "instruct"], out=tmp_path / "run", probe=1, probe_s=0.1)

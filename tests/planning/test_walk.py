@@ -36,6 +36,15 @@ EXPECTED: dict[str, list[tuple[str, tuple[int | None, ...]]]] = {
         ("quantised", (4, 8, 4)),
         ("rebuilt", (4, 64, 80)),
     ],
+    "image_codec": [
+        ("pixels", (4, 32, 32, 3)),
+        ("fine grid", (4, 8, 8, 8)),
+        ("token grid", (4, 16, 4, 4)),
+        ("latents", (4, 5, 4, 4)),
+        ("codes", (4, 16)),
+        ("quantised", (4, 16, 5)),
+        ("rebuilt", (4, 3, 32, 32)),
+    ],
     "omni": [("ids", (4, None)), ("picture tokens", (None, 5, 32)), ("fused", (4, None, 32)), ("hidden", (4, None, 32))],
     "align": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("fused", (4, None, 32)), ("logits", (None, 330))],
     "sweep": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("logits", (None, 330))],
@@ -45,6 +54,7 @@ TERMS = {
     "hearing": {"ctc"},
     "vision": {"contrast", "words"},
     "codec": {"l1", "mse", "delta", "commitment"},
+    "image_codec": {"l1", "mse"},
     "talker": {"book0", "book1"},
 }
 
@@ -89,7 +99,7 @@ def test_every_stage_is_walked_through(recipe: Path, tmp_path: Path, stage: str)
 
 def test_two_codebooks_go_from_previous_codes_to_two_heads(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The sources' way: what was said before (B, T, 2) leads to a score for each of 128 codes by each of two heads."""
-    settings = ["codec.model.entries=128", "talker.model.layout=parallel"]
+    settings = ["codec.model.codebook_size=128", "talker.model.layout=parallel"]
     with pytest.raises(SystemExit) as left:
         cli.main(["trace", str(recipe), "talker", "--training", "--json", "--out", str(tmp_path / "run"), *settings])
     told = capsys.readouterr()

@@ -126,37 +126,39 @@ def of_pack(data: Path) -> Path:
 
 def cut(recipe: str, out: Path) -> list[str]:
     """Overrides that leave a recipe its paths, its sources and its kind of everything, and make it small."""
-    small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    small = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
     stages = recipes.read(recipe, out=out).stages
     omni: Any = stages.get("omni") or stages.get("align")
-    levels = getattr(omni, "feature_layers", ()) or (1,)
+    read = omni and getattr(omni.settings, "projectors", omni.settings)
+    levels = getattr(read, "feature_layers", ()) or (1,)
     models: dict[str, dict[str, Any]] = {
-        "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48},
+        "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "ffn_width": 48},
         "hearing": {**small, "channels": 4},
         "vision": {**small, "layers": max(levels), "embed_dim": 8},
-        "codec": {"entries": 8, "width": 16, "latent": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+        "codec": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
     }
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 1, "val_freq": STEPS, "checkpoint_freq": STEPS, "num_workers": 0}
     common |= {"print_freq": 1, "precision": "fp32", "threads": 1}
     seeing = {
-        "resampler_width": 16,
-        "resampler_heads": 2,
-        "resampler_depth": 1,
-        "num_image_tokens": 4,
+        "connector.width": 16,
+        "connector.heads": 2,
+        "connector.depth": 1,
+        "connector.tokens": 4,
         "watched_items": 2,
         "max_new_tokens": 4,
     }
     own: dict[str, dict[str, Any]] = {
-        "vision": {"text.width": 16, "text.layers": 1, "text.heads": 2, "text.hidden": 32, "text.embed_dim": 8, "vocab_size": 400},
+        "vision": {"text.width": 16, "text.layers": 1, "text.heads": 2, "text.ffn_width": 32, "text.embed_dim": 8, "vocab_size": 400},
         "codec": {"crop_frames": 64, "quantise_after": 1},
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
-    for name, settings in stages.items():
-        if "/" in name:
+    for name, entry in stages.items():
+        settings = entry.settings
+        if entry.may_be_red:
             continue
         values = {**common, **{f"model.{key}": value for key, value in models.get(name, {}).items()}, **own.get(name, {})}
         if "eval_items" not in settings.idle():

@@ -29,8 +29,7 @@ from shared import once
 
 pytest.importorskip("peft")
 HOW: dict[str, Any] = {
-    "pool_grid": 0,
-    "resampler": {"tokens": 3, "width": 16, "heads": 2, "depth": 1},
+    "projectors": {"perceiver": {"tokens": 3, "width": 16, "heads": 2, "depth": 1}},
     "lora": {"r": 4, "alpha": 8, "targets": ["q_proj", "down_proj"]},
     "lr": 1e-2,
 }
@@ -142,10 +141,10 @@ def test_killed_it_ends_with_the_same_weights(loaded: Any, with_parts: Path, fin
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"pool_grid": 2}, "pool_grid has no effect beside a resampler"),
+        ({"projectors": {"pool_grid": 2, "perceiver": {}}}, "pool_grid has no effect beside a perceiver"),
         ({"train": ["omni.projectors.*"]}, "lora has no effect where train names none of it"),
         ({"lora": {"rank": 4}}, "lora.rank: extra inputs are not permitted"),
-        ({"resampler": {"width": 15, "heads": 2}}, "width 15 must be a multiple of heads 2"),
+        ({"projectors": {"perceiver": {"width": 15, "heads": 2}}}, "width 15 must be a multiple of heads 2"),
         ({"mix_temperature": 0.5}, "mix_temperature"),
         ({"mix_temperature": 2.0, "data": [{"path": "one.jsonl"}]}, "mix_temperature has an effect with two sources or more, here are 1"),
     ],
@@ -158,7 +157,7 @@ def test_what_has_no_effect_is_refused(recipe_file: Path, tmp_path: Path, how: d
 
 def test_sources_of_a_stage_are_drawn_by_tempered_size(recipe_file: Path, tmp_path: Path) -> None:
     """Counts of an epoch's batches, source by source, as a hand reckons them from the sizes of the training sides."""
-    settings: Any = recipe.read(str(changed(recipe_file, tmp_path, "omni", mix_temperature=3.0))).stages["omni"]
+    settings: Any = recipe.read(str(changed(recipe_file, tmp_path, "omni", mix_temperature=3.0))).stages["omni"].settings
     inputs = Inputs(tmp_path, {}, recipe_file.parent, Runtime(torch.device("cpu"), torch.float32))
     corpus = inputs.corpus(settings)
     plain = inputs.corpus(settings.model_copy(update={"mix_temperature": None}))

@@ -59,7 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_seq_len": 64,
         "gates": {"overfits": 9.0, "held_out_gap": 99.0, **{f"image_{gate}": -9.0 for gate in GAPS}},
     }
-    connector = {"num_image_tokens": 4, "resampler_width": 16, "resampler_heads": 2, "resampler_depth": 1}
+    connector = {"connector": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}
     content = {
         "seed": 1,
         "threads": 1,

@@ -55,7 +55,7 @@ class Calls:
 
 def build(finished: Path, recipe_file: Path, own: Path) -> TalkerTraining:
     """Stage talker, built on the finished stages."""
-    settings: Any = recipe.read(str(recipe_file)).stages["talker"]
+    settings: Any = recipe.read(str(recipe_file)).stages["talker"].settings
     needed = {name: finished / name / "final" for name in recipe.stage("talker").needs}
     built = stages.build(recipe.stage("talker"), settings, own, needed, recipe_file.parent, Runtime(CPU, torch.float32))
     assert isinstance(built, TalkerTraining)

@@ -50,7 +50,7 @@ class Run:
 
     def samples(self, stage: str) -> readers.Corpus:
         """The samples of a stage, split as it split them."""
-        settings = recipe.read(str(self.recipe)).stages[stage]
+        settings = recipe.read(str(self.recipe)).stages[stage].settings
         quarantine = Quarantine(None, 1.0)
         return readers.load(settings.data, base=self.home, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
 

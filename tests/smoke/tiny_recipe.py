@@ -11,17 +11,17 @@ import yaml
 
 STEPS = 6
 ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni")
 
 
 def recipe(world: Path) -> dict[str, Any]:
-    """All six stages on a tiny toy world; bounds that six updates can meet."""
+    """All stages of one network on a tiny toy world; bounds that six updates can meet."""
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 2, "checkpoint_freq": 2, "val_freq": 3, "print_freq": 1}
 
     def data(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(world / f"{name}.jsonl")} for name in names]
 
-    small = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    small = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
     return {
         "seed": 3,
         "threads": 1,
@@ -30,7 +30,7 @@ def recipe(world: Path) -> dict[str, Any]:
             **common,
             "data": data("text"),
             "tokenizer_data": data("questions", "speak", "transcripts"),
-            "model": {"vocab_size": 700, "width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 256, "dropout": 0.1},
+            "model": {"vocab_size": 700, "width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 256, "dropout": 0.1},
             "row_len": 128,
             "ema_decay": 0.8,
             "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},
@@ -49,7 +49,7 @@ def recipe(world: Path) -> dict[str, Any]:
             **common,
             "data": data("captions"),
             "probe_data": data("probe"),
-            "model": {**small, "image_size": 112, "patch": 16, "embed_dim": 8, "stem": "conv"},
+            "model": {**small, "image_size": 112, "patch_size": 16, "embed_dim": 8, "stem": "conv"},
             "text": {**small, "kind": "transformer", "embed_dim": 8},
             "vocab_size": 400,
             "num_negatives": 2,
@@ -60,10 +60,27 @@ def recipe(world: Path) -> dict[str, Any]:
         "codec": {
             **common,
             "data": data("speak"),
-            "model": {"entries": 8, "width": 16, "latent": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+            "model": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
             "crop_frames": 64,
             "quantise_after": 3,
             "gates": {"overfits": 9.0, "round_trip": 9.0, "usage": 0.0},
+        },
+        "image_codec": {
+            **common,
+            "data": data("captions", "probe"),
+            "checked_tasks": ["probe"],
+            "model": {"image_size": 64, "width": 16, "fine_width": 8},
+            "augment": {"shift": 2},
+            "eval_items": 16,
+            "gates": {
+                "overfits": 9.0,
+                "round_trip": -99.0,
+                "structure": -9.0,
+                "codes_used": 0.0,
+                "entropy": 0.0,
+                "colour_kept": 0.0,
+                "shape_kept": 0.0,
+            },
         },
         "talker": {
             **common,
@@ -83,10 +100,9 @@ def recipe(world: Path) -> dict[str, Any]:
         "omni": {
             **common,
             "data": [*data("questions", "spoken_questions", "digits"), {**data("text")[0], "weight": 0.2}],
-            "pool_grid": 2,
+            "projectors": {"pool_grid": 2, "audio_pool": 2},
             "separate_questions": True,
             "optimizer": "muon",
-            "audio_pool": 2,
             "max_audio_tokens": 128,
             "eval_items": 8,
             "gates": {

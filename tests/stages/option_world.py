@@ -21,7 +21,7 @@ from muomni.models import store
 from muomni.runtime import Runtime
 from muomni.stages import one
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import StageSettings, Training
+from muomni.stages.stage import Entry, StageSettings, Training
 from muomni.train import checkpoint, loop
 from muomni.units import METERS
 from shared import swap_weights
@@ -56,9 +56,6 @@ class World:
         files.write_jsonl(self.folder / "world" / "rich.jsonl", named)
         (self.folder / "world" / "torn.jsonl").write_text("{\n{\n" + (self.folder / "world" / "text.jsonl").read_text())
 
-    def needs(self, settings: dict[str, StageSettings], stage: str) -> dict[str, Path]:
-        return {name: self.folder / name / "final" for name in recipes.needs(settings, stage)}
-
     def settings(self, stage: str, values: dict[str, Any]) -> StageSettings:
         """The stage's settings with some of them (`model.width`) changed.
 
@@ -75,7 +72,13 @@ class World:
 
     def built(self, stage: str, settings: StageSettings, own: Path) -> Training[Any]:
         own.mkdir(parents=True, exist_ok=True)
-        return one._begun(recipes.stage(stage), settings, own, self.needs({stage: settings}, stage), self.folder, CPU)
+        entry = self.entry(stage, settings)
+        needed = {name: self.folder / name / "final" for name in entry.needs}
+        with patch.object(Entry, "folder", own), patch.object(Entry, "needed", needed):
+            return one._begun(entry, self.folder, CPU)
+
+    def entry(self, stage: str, settings: StageSettings) -> Entry:
+        return Entry(stage, recipes.stage(stage), settings, self.folder)
 
     def source(self, name: str, **more: Any) -> dict[str, Any]:
         return {"path": str(self.folder / "world" / f"{name}.jsonl"), "limit": ROWS, **more}
@@ -83,7 +86,7 @@ class World:
     def _stand(self, stage: str) -> None:
         settings, own = self.settings(stage, {}), self.folder / stage
         built = self.built(stage, settings, own)
-        one.write_settings(own, settings, "")
+        one.write_settings(own, settings.model_dump(mode="json"), "")
         built.objective.settle(next(iter(built.train.numbers(range(1)))).batch)
         with files.fresh_folder(own / "final") as part:
             built.save(part)
@@ -129,7 +132,7 @@ class World:
         facts = {**built.notes, **one._sound(built, fitted, settings), **built.measure(fitted, Album())}
         clock = {"rtf"}
         yield "facts", {name: (fact.value, fact.n) for name, fact in facts.items() if name not in clock}
-        judged = one.judge(recipes.stage(stage), settings, built.modalities, facts, {})
+        judged = one.judge(self.entry(stage, settings), built.modalities, facts, {})
         yield "verdicts", [(row.name, row.verdict, row.threshold) for row in judged]
 
 

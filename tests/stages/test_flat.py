@@ -63,10 +63,10 @@ def refused(content: Any, *words: str, overrides: list[str] | None = None) -> No
 def test_the_printed_thinker_config_comes_to_its_values(project: Path) -> None:
     read = recipe.read(config("thinker_tiny.json", THINKER))
     assert list(read.stages) == ["thinker"]
-    settings: Any = read.stages["thinker"]
+    settings: Any = read.stages["thinker"].settings
     model = settings.model
-    assert (model.vocab_size, model.layers, model.width, model.heads, model.hidden) == (32000, 4, 256, 4, 1024)
-    assert (model.dropout, model.theta, model.ctx_len, model.kv_heads) == (0.1, 10000, 512, None)
+    assert (model.vocab_size, model.layers, model.width, model.heads, model.ffn_width) == (32000, 4, 256, 4, 1024)
+    assert (model.dropout, model.rope_theta, model.ctx_len, model.kv_heads) == (0.1, 10000, 512, None)
     assert [(source.path, source.format) for source in settings.data] == [("data/text/corpus.txt", "text")]
     assert (settings.batch_size, settings.max_epochs, settings.max_steps, settings.lr) == (16, 10, None, 3e-4)
     assert (settings.warmup_steps, settings.max_grad_norm, settings.checkpoint_freq, settings.val_freq) == (1000, 1.0, 1000, 500)
@@ -77,7 +77,7 @@ def test_the_printed_thinker_config_comes_to_its_values(project: Path) -> None:
 def test_the_printed_training_config_serves_any_stage_that_is_named(stage: str) -> None:
     path = config("train.json", TRAINING)
     read = recipe.read(path, [f"stage={stage}"])
-    settings = read.stages[stage]
+    settings = read.stages[stage].settings
     assert {key: getattr(settings, key) for key in TRAINING} == TRAINING
     assert settings.max_epochs is None
     assert settings.data[0].path.startswith("data/"), "it lies where the sources keep it"
@@ -95,25 +95,42 @@ def finished(*names: str) -> None:
 
 
 def test_the_sizes_of_every_stage_find_their_settings() -> None:
-    hearing: Any = recipe.read(
-        config(
-            "audio_enc_tiny.json",
-            {**SPEECH, "dropout": 0.1, "mel_bins": 128, "sample_rate": 16000, "frame_hop": 160, "frame_win": 400, "downsample_time": 8}
-            | {"target_hz": 12.5, "ctc_vocab_size": 98, "max_text_len": 64, "train_csv": "data/audio/asr.csv", "max_mel_length": 1500},
+    hearing: Any = (
+        recipe.read(
+            config(
+                "audio_enc_tiny.json",
+                {**SPEECH, "dropout": 0.1, "mel_bins": 128, "sample_rate": 16000, "frame_hop": 160, "frame_win": 400, "downsample_time": 8}
+                | {"target_hz": 12.5, "ctc_vocab_size": 98, "max_text_len": 64, "train_csv": "data/audio/asr.csv", "max_mel_length": 1500},
+            )
         )
-    ).stages["hearing"]
-    assert (hearing.model.width, hearing.model.layers, hearing.model.heads, hearing.model.hidden) == (192, 4, 3, 768)
+        .stages["hearing"]
+        .settings
+    )
+    assert (hearing.model.width, hearing.model.layers, hearing.model.heads, hearing.model.ffn_width) == (192, 4, 3, 768)
     assert (hearing.model.downsample, hearing.model.dropout, hearing.max_text_len, hearing.max_s) == (8, 0.1, 64, 15.0)
     assert hearing.data[0].format == "asr_csv"
 
-    vision: Any = recipe.read(
-        config(
-            "vision_tiny.json",
-            {"img_size": 224, "patch": 16, "d_model": 128, "n_layers": 4, "n_heads": 2, "d_ff": 512, "embed_dim": 96, "vocab_size": 10000}
-            | {"temperature": 0.05, "train_manifest": "data/images/annotations.json", "image_root": "data/images/images"},
+    vision: Any = (
+        recipe.read(
+            config(
+                "vision_tiny.json",
+                {
+                    "img_size": 224,
+                    "patch": 16,
+                    "d_model": 128,
+                    "n_layers": 4,
+                    "n_heads": 2,
+                    "d_ff": 512,
+                    "embed_dim": 96,
+                    "vocab_size": 10000,
+                }
+                | {"temperature": 0.05, "train_manifest": "data/images/annotations.json", "image_root": "data/images/images"},
+            )
         )
-    ).stages["vision"]
-    assert (vision.model.image_size, vision.model.patch, vision.model.width, vision.model.embed_dim) == (224, 16, 128, 96)
+        .stages["vision"]
+        .settings
+    )
+    assert (vision.model.image_size, vision.model.patch_size, vision.model.width, vision.model.embed_dim) == (224, 16, 128, 96)
     assert (vision.text.kind, vision.text.width, vision.text.embed_dim, vision.vocab_size) == ("bow", 128, 96, 10000)
     assert (vision.temperature, vision.data[0].format, vision.data[0].root) == (0.05, "captions", "data/images/images")
 
@@ -133,18 +150,20 @@ def test_the_sizes_of_every_stage_find_their_settings() -> None:
             | {"use_gqa": False, "lr": 1e-3},
         )
     )
-    codec, talker = read.stages["codec"], read.stages["talker"]
+    codec, talker = read.stages["codec"].settings, read.stages["talker"].settings
     assert list(read.stages) == ["codec", "talker"]
-    assert (codec.model.codebooks, codec.model.entries, codec.model.stride_frames, codec.model.mel.num_mels) == (2, 64, 4, 128)  # type: ignore[attr-defined]
+    assert (codec.model.codebooks, codec.model.codebook_size, codec.model.stride_frames, codec.model.mel.num_mels) == (2, 64, 4, 128)  # type: ignore[attr-defined]
     assert codec.model.mel.scale == "htk", "the rest of the mel is the codec's own"  # type: ignore[attr-defined]
     assert (talker.model.width, talker.model.heads, talker.lr, codec.lr) == (192, 3, 1e-3, 1e-3)  # type: ignore[attr-defined]
     assert {source.format for stage in (codec, talker) for source in stage.data} == {"tts_csv"}
     assert list(recipe.read(config("codec.json", {"tts_csv": "data/audio/tts.csv", "codebooks": 4})).stages) == ["codec"]
 
     mix = {"text_path": "data/text/corpus.txt", "image_manifest": "data/images/annotations.json", "asr_csv": "data/audio/asr.csv"}
-    omni: Any = recipe.read(config("omni_sft_tiny.json", {"sft_mix": {**mix, "image_root": "data/images/images"}, "lr": 5e-5})).stages[
-        "omni"
-    ]
+    omni: Any = (
+        recipe.read(config("omni_sft_tiny.json", {"sft_mix": {**mix, "image_root": "data/images/images"}, "lr": 5e-5}))
+        .stages["omni"]
+        .settings
+    )
     assert [source.format for source in omni.data] == ["captions", "asr_csv", "text"]
     assert [source.prompt for source in omni.data] == [omni.prompts["image"], omni.prompts["audio"], None], "as it is asked later"
     assert omni.data[0].root == "data/images/images"
@@ -162,16 +181,16 @@ def test_the_sizes_of_every_stage_find_their_settings() -> None:
 )
 def test_kv_groups_are_key_heads(content: dict[str, Any], heads: int | None) -> None:
     read = recipe.read(config("mine.json", {"train_text": "data/text/corpus.txt", **content}))
-    assert read.stages["thinker"].model.kv_heads == heads  # type: ignore[attr-defined]
+    assert read.stages["thinker"].settings.model.kv_heads == heads  # type: ignore[attr-defined]
     told = any("kv_groups: left out" in line for line in read.notes)
     assert told == (content.get("use_gqa") is False)
 
 
 def test_experts_are_as_many_and_as_wide_as_the_config_says() -> None:
     moe = {"train_text": "data/text/corpus.txt", "num_experts": 4, "num_experts_per_tok": 1, "d_ff": 96}
-    experts = recipe.read(config("mine.json", {**moe, "use_moe": True})).stages["thinker"].model.experts  # type: ignore[attr-defined]
-    assert (experts.num_experts, experts.experts_per_token, experts.hidden) == (4, 1, 96)
-    assert recipe.read(config("mine.json", {**moe, "use_moe": False})).stages["thinker"].model.experts is None  # type: ignore[attr-defined]
+    experts = recipe.read(config("mine.json", {**moe, "use_moe": True})).stages["thinker"].settings.model.experts  # type: ignore[attr-defined]
+    assert (experts.num_experts, experts.experts_per_token, experts.ffn_width) == (4, 1, 96)
+    assert recipe.read(config("mine.json", {**moe, "use_moe": False})).stages["thinker"].settings.model.experts is None  # type: ignore[attr-defined]
 
 
 def test_what_changes_nothing_is_left_out_and_told() -> None:
@@ -196,12 +215,12 @@ def test_a_folder_of_text_is_its_text_files(project: Path) -> None:
     (project / "data/text/more/b.txt").write_text("b\n")
     (project / "data/text/notes.md").write_text("no data\n")
     read = recipe.read(config("mine.json", {"data_path": "data/text", "max_steps": 5}))
-    assert [source.path for source in read.stages["thinker"].data] == ["data/text/corpus.txt", "data/text/more/b.txt"]
+    assert [source.path for source in read.stages["thinker"].settings.data] == ["data/text/corpus.txt", "data/text/more/b.txt"]
 
 
 def test_the_command_line_goes_before_the_file() -> None:
     path = config("mine.json", {"train_text": "data/text/corpus.txt", "n_layers": 4, "lr": 1e-3})
-    settings: Any = recipe.read(path, ["n_layers=2", "thinker.lr=2e-3", "seed=7", "max_steps=5"]).stages["thinker"]
+    settings: Any = recipe.read(path, ["n_layers=2", "thinker.lr=2e-3", "seed=7", "max_steps=5"]).stages["thinker"].settings
     assert (settings.model.layers, settings.lr, settings.seed, settings.max_steps) == (2, 2e-3, 7, 5)
 
 
@@ -251,7 +270,7 @@ def test_a_folder_is_no_recipe() -> None:
 def test_a_recipe_in_json_stays_a_recipe(project: Path) -> None:
     path = config("mine.json", '{"seed": 3, /* a recipe */ "thinker": {"data": [{"path": "data/text/corpus.txt"}]}}')
     read = recipe.read(path)
-    assert (read.stages["thinker"].seed, read.folder) == (3, project / "runs" / "mine")
+    assert (read.stages["thinker"].settings.seed, read.folder) == (3, project / "runs" / "mine")
     with pytest.raises(ConfigError, match="--stage says what a flat JSON config is for"):
         recipe.read(path, ["stage=thinker"])
     with pytest.raises(ConfigError, match=r"sead.*did you mean seed"):
@@ -290,7 +309,7 @@ def test_an_omni_config_finds_the_stages_that_it_names(project: Path) -> None:
         omni(thinker_ckpt="checkpoints/thinker_tiny", audio_ckpt="checkpoints/nowhere", thinker={"d_model": 256, "dropout": 0.1})
     )
     assert not read.links
-    assert read.stages["omni"].dropout == 0.1
+    assert read.stages["omni"].settings.dropout == 0.1
     assert any(line.startswith("audio_ckpt: checkpoints/nowhere is not there: runs/flat/hearing is taken") for line in read.notes)
     with pytest.raises(ConfigError, match=r"thinker.d_model: 192, but the Thinker in runs/flat/thinker has 256"):
         recipe.read(omni(thinker={"d_model": 192}))
@@ -328,7 +347,7 @@ def test_a_migrated_config_is_a_recipe_of_the_same_settings(project: Path) -> No
     read = recipe.read("mine.yaml")
     assert list(read.stages) == ["thinker", "hearing"]
     for path, stage in ((one, "thinker"), (two, "hearing")):
-        assert read.stages[stage] == recipe.read(path, ["seed=7"]).stages[stage]
+        assert read.stages[stage].settings == recipe.read(path, ["seed=7"]).stages[stage].settings
     assert set(yaml.safe_load(text)["thinker"]) & {"learning_rate", "num_epochs", "save_every"} == set(), "in our own names"
 
 

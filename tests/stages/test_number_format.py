@@ -17,7 +17,7 @@ from muomni.models.base import Base, as_stored
 from muomni.runtime import Runtime
 from muomni.stages import one
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Inputs
+from muomni.stages.stage import Entry, Inputs
 from muomni.train.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -110,12 +110,14 @@ def test_a_stage_says_what_it_is_and_what_it_emulates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: torch.dtype
 ) -> None:
     chip(monkeypatch, has=False, gain=0.02)
-    plan: Any = SimpleNamespace(stages=dict.fromkeys(["thinker", "hearing", "sweep/a", "sweep"]))
-    train = SimpleNamespace(order=SimpleNamespace(batches_per_epoch=100))
-    built: Any = SimpleNamespace(objective=torch.nn.Linear(2, 2).to(held), train=train)
     chosen: Any = TrainSettings(max_steps=850)
+    names = {"thinker": (), "hearing": (), "sweep/a": (), "sweep": ("sweep/a",)}
+    entries = {name: Entry(name, recipes.stage(name), chosen, Path(), points) for name, points in names.items()}
+    plan: Any = SimpleNamespace(stages=entries)
+    train = SimpleNamespace(order=SimpleNamespace(batches_per_epoch=100))
+    built: Any = SimpleNamespace(objective=torch.nn.Linear(2, 2).to(held), train=train, settings=chosen)
     monkeypatch.setattr(one.introduction, "lines", lambda *_: [])  # what trains, and on what: test_curriculum.py
-    one._introduce(plan, "hearing", chosen, built, RUN, [])
+    one._introduce(plan, entries["hearing"], built, RUN, [])
     first, *more = capsys.readouterr().err.splitlines()
     assert first.startswith("[hearing] stage 2 of 3: ")
     assert recipes.stage("hearing").teaches in first

@@ -27,7 +27,7 @@ from muomni.models.talker import NO_VOICE
 from muomni.stages import recipe as recipes
 from muomni.train import loop
 
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "instruct")
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "instruct")
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
 # By their nature these change no result: the test asks that they don't.
@@ -84,7 +84,7 @@ def nested(prefix: str, cases: dict[str, Case]) -> dict[str, Case]:
 
 
 EXPERTS = {"model.experts": {"num_experts": 3}}
-RESAMPLER = {"pool_grid": 0, "resampler": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}
+PERCEIVER = {"projectors": {"perceiver": {"tokens": 4, "width": 16, "heads": 2, "depth": 1}}}
 LORA = {"lora": {"r": 2, "alpha": 4}}
 SHARED: dict[str, Case | list[Case]] = {
     "max_steps": Case(2),
@@ -143,16 +143,16 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "model.heads": Case(4),
         "model.kv_heads": Case(1),
         "model.head_dim": Case(8),
-        "model.hidden": Case(48),
-        "model.theta": Case(100.0),
+        "model.ffn_width": Case(48),
+        "model.rope_theta": Case(100.0),
         "model.ctx_len": Case(112),
         "model.dropout": Case(0.5),
         "model.eps": Case(0.1),
         "model.experts.num_experts": Case(4, EXPERTS),
         "model.experts.experts_per_token": Case(1, EXPERTS),
-        "model.experts.hidden": Case(48, EXPERTS),
+        "model.experts.ffn_width": Case(48, EXPERTS),
         "model.experts.normalise_weights": Case(False, EXPERTS),
-        "model.experts.every": Case(2, EXPERTS),
+        "model.experts.every_n_layers": Case(2, EXPERTS),
         "model.experts.dense_layers": Case([0], EXPERTS),
         "model.experts.balance_weight": Case(0.5, EXPERTS),
         "mix_temperature": refused(3.0, two=True),
@@ -165,11 +165,11 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "model.width": Case(32),
         "model.layers": Case(2),
         "model.heads": Case(1),
-        "model.hidden": Case(48),
+        "model.ffn_width": Case(48),
         "model.channels": Case(8),
         "model.symbols": Case(100),
         "model.range_nats": Case(3.0),
-        "model.theta": Case(100.0),
+        "model.rope_theta": Case(100.0),
         "model.dropout": Case(0.5),
         "max_text_len": Case(15, {"quarantine_limit": 1.0}),
         "pad_s": Case(0.3),
@@ -190,11 +190,11 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "eval_items": refused(2),
         "len_buckets": refused([4]),
         "model.image_size": Case(48),
-        "model.patch": Case(16),
+        "model.patch_size": Case(16),
         "model.width": Case(32),
         "model.layers": Case(2),
         "model.heads": Case(1),
-        "model.hidden": Case(48),
+        "model.ffn_width": Case(48),
         "model.embed_dim": Case(16, {}, {"text.embed_dim": 16}),
         "model.dropout": Case(0.5),
         "text.vocab_size": refused(400),
@@ -202,7 +202,7 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "text.width": [Case(32, {"text.kind": "transformer"}), refused(32)],
         "text.layers": [Case(1, {"text.kind": "transformer"}), refused(1), refused(1, text__kind="bow")],
         "text.heads": [Case(4, {"text.kind": "transformer"}), refused(4)],
-        "text.hidden": [Case(48, {"text.kind": "transformer"}), refused(48)],
+        "text.ffn_width": [Case(48, {"text.kind": "transformer"}), refused(48)],
         "text.embed_dim": Case(16, {}, {"model.embed_dim": 16}),
         "temperature": Case(0.5),
         "word_loss_weight": Case(0.0),
@@ -222,30 +222,46 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "optimizer": refused("muon"),
         **nested("model.mel", MEL),
         "model.codebooks": Case(3),
-        "model.entries": Case(4),
+        "model.codebook_size": Case(4),
         "model.stride_frames": Case(4),
         "model.width": Case(24),
-        "model.latent": Case(8),
+        "model.latent_width": Case(8),
         "model.blocks": Case(2),
         "model.fine_width": Case(16),
         "model.fine_blocks": Case(2),
-        "model.kernel": Case(3),
-        "model.decay": Case(0.5),
+        "model.kernel_size": Case(3),
+        "model.codebook_decay": Case(0.5),
         "model.revive_below": Case(0.9),
         "crop_frames": Case(32),
         "quantise_after": Case(1),
         "max_s": Case(0.8, {"quarantine_limit": 1.0}),
     },
+    "image_codec": {
+        "len_buckets": refused([4]),
+        "optimizer": refused("muon"),
+        "model.image_size": Case(48),
+        "model.patch": Case(16),
+        "model.fine_patch": Case(2),
+        "model.width": Case(24),
+        "model.fine_width": Case(16),
+        "model.blocks": Case(2),
+        "model.fine_blocks": Case(2),
+        "model.levels": Case([3, 5]),
+        **nested("augment", CHANGES),
+        "augment.flip_tasks": [Case(["caption"]), refused(["no such task"])],
+        "augment.shift_only_tasks": [Case(["caption"], {"augment.jitter": True}), refused(["no such task"])],
+        "checked_tasks": [Case(["caption"], {"model.image_size": 64}), refused(["no such task"])],
+    },
     "talker": {
         "model.text_vocab": refused(5),
         "model.text_units": [Case("char", {"condition": "text"}), Case("char", {"refused": True})],
         "model.codebooks": refused(3),
-        "model.entries": refused(16),
+        "model.codebook_size": refused(16),
         "model.width": Case(32),
         "model.layers": Case(2),
         "model.heads": Case(1),
-        "model.hidden": Case(48),
-        "model.theta": Case(100.0),
+        "model.ffn_width": Case(48),
+        "model.rope_theta": Case(100.0),
         "model.dropout": Case(0.5),
         "model.condition_width": refused(32),
         "model.condition_dropout": [Case(0.9), refused(0.9, condition="text")],
@@ -257,19 +273,19 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "max_s": Case(0.8, {"quarantine_limit": 1.0}),
     },
     "omni": {
-        "pool_grid": [Case(1), Case(2, {**RESAMPLER, "refused": True})],
-        "resampler.tokens": Case(2, RESAMPLER),
-        "resampler.width": Case(32, RESAMPLER),
-        "resampler.heads": Case(1, RESAMPLER),
-        "resampler.depth": Case(2, RESAMPLER),
-        "resampler.mlp_ratio": Case(2.0, RESAMPLER),
-        "resampler.vision_ln": [Case(name, RESAMPLER) for name in ("frozen", "trained")],
+        "projectors.pool_grid": [Case(1), Case(2, {**PERCEIVER, "refused": True})],
+        "projectors.perceiver.tokens": Case(2, PERCEIVER),
+        "projectors.perceiver.width": Case(32, PERCEIVER),
+        "projectors.perceiver.heads": Case(1, PERCEIVER),
+        "projectors.perceiver.depth": Case(2, PERCEIVER),
+        "projectors.perceiver.mlp_ratio": Case(2.0, PERCEIVER),
+        "projectors.perceiver.vision_ln": [Case(name, PERCEIVER) for name in ("frozen", "trained")],
         "lora.r": Case(4, LORA),
         "lora.alpha": Case(16, LORA),
         "lora.dropout": Case(0.5, LORA),
         "lora.targets": Case(["q_proj"], LORA),
-        "feature_layers": Case([0, 1]),
-        "audio_pool": Case(2),
+        "projectors.feature_layers": Case([0, 1]),
+        "projectors.audio_pool": Case(2),
         "max_audio_tokens": Case(12, {"quarantine_limit": 1.0}),
         "dropout": Case(0.6),
         **nested("augment", CHANGES),
@@ -285,11 +301,11 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "vision_tower.name": Case("vision"),
         "vision_tower.revision": Case("main", {"vision_tower.name": "vision", "refused": True}),
         "vision_tower.dtype": Case("bf16", {"vision_tower.name": "vision"}),
-        "num_image_tokens": Case(2),
-        "resampler_width": Case(32),
-        "resampler_heads": Case(1),
-        "resampler_depth": Case(2),
-        "mlp_ratio": Case(2.0),
+        "connector.tokens": Case(2),
+        "connector.width": Case(32),
+        "connector.heads": Case(1),
+        "connector.depth": Case(2),
+        "connector.mlp_ratio": Case(2.0),
         "feature_layers": Case([0, 1]),
     },
     "instruct": {
@@ -321,7 +337,7 @@ SEEING: dict[str, Case | list[Case]] = {
 }
 OWN["align"] |= SEEING
 OWN["instruct"] |= SEEING
-OWN["align"]["max_seq_len"] = Case(16, {"num_image_tokens": 14})
+OWN["align"]["max_seq_len"] = Case(16, {"connector.tokens": 14})
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -517,7 +533,7 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
     base = {"data": [{"path": "x"}], "grid": {"lr": [0.5]}}
     changed = {
         "max_steps": 77,
-        "num_image_tokens": 5,
+        "connector": {"tokens": 5},
         "llm": {"name": "vision"},
         "watched_items": 3,
         "augment": {"shift": 4},
@@ -526,7 +542,7 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
     for name, value in changed.items():
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**recipe, "align": {"data": [{"path": "x"}]}, "sweep": {**base, name: value}}))
-        point = recipes.read(str(path)).stages["sweep/lr-0.5"].model_dump(mode="json")
+        point = recipes.read(str(path)).stages["sweep/lr-0.5"].settings.model_dump(mode="json")
         assert point["lr"] == 0.5
         wanted = {"name": "vision", "revision": None, "dtype": "auto"} if name == "llm" else value
         assert point[name] == wanted if not isinstance(value, dict) or name == "llm" else point[name]["shift"] == 4

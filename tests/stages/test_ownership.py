@@ -28,7 +28,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from muomni.stages import ownership, recipe
-plan = SimpleNamespace(name="first", stages={"thinker": recipe.stage("thinker").settings(lr=float(sys.argv[2]))})
+settings = recipe.stage("thinker").settings(lr=float(sys.argv[2]))
+plan = SimpleNamespace(name="first", stages={"thinker": SimpleNamespace(settings=settings)})
 with ownership.of_folder(Path(sys.argv[1]), plan, fresh=False):
     print("held", flush=True)
     sys.stdin.read()
@@ -36,7 +37,8 @@ with ownership.of_folder(Path(sys.argv[1]), plan, fresh=False):
 
 
 def plan(lr: float = 0.1, **others: Any) -> Any:
-    return SimpleNamespace(name="second", stages={"thinker": recipes.stage("thinker").settings(lr=lr), **others})
+    stages = {"thinker": recipes.stage("thinker").settings(lr=lr), **others}
+    return SimpleNamespace(name="second", stages={name: SimpleNamespace(settings=each) for name, each in stages.items()})
 
 
 @pytest.fixture
@@ -79,7 +81,9 @@ def test_runs_that_say_the_same_of_their_stages_work_together(holder: Any, tmp_p
     with ownership.of_folder(tmp_path, plan(vision=vision), fresh=False, patience_s=0.0):
         said = files.read_json(tmp_path / "locks" / "owner.json")
         assert (said["pid"], set(said["stages"])) == (holder.pid, {"thinker", "vision"})
-    with ownership.of_folder(tmp_path, SimpleNamespace(name="x", stages={"vision": vision}), fresh=False, patience_s=0.0):  # type: ignore[arg-type]
+    with ownership.of_folder(
+        tmp_path, SimpleNamespace(name="x", stages={"vision": SimpleNamespace(settings=vision)}), fresh=False, patience_s=0.0
+    ):  # type: ignore[arg-type]
         pass
     monkeypatch.setenv(runtime.PARENT, str(holder.pid))  # a stage that this very run has started, with its --fresh
     with ownership.of_folder(tmp_path, plan(), fresh=True, patience_s=0.0):

@@ -109,7 +109,7 @@ def test_what_was_never_placed_is_found_wherever_it_hides(hide: Callable[[nn.Mod
 
 
 def test_a_thinker_that_only_a_talker_hears_is_found() -> None:
-    thinker = Decoder(DecoderConfig(vocab_size=16, width=8, layers=1, heads=1, hidden=8))
+    thinker = Decoder(DecoderConfig(vocab_size=16, width=8, layers=1, heads=1, ffn_width=8))
     found = Placement(CPU).misplaced(measure=listen_to(thinker, 1))
     assert any("model.embed_tokens (Embedding) was never placed" in line for line in found)
 

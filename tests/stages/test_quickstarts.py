@@ -42,7 +42,8 @@ def test_the_head_of_a_quickstart_tells_a_board_that_its_recipe_accepts(size: st
             seen, least = values.get(column), values.get("least")
             assert seen is None or least is None or (seen >= least if more else seen <= least), (name, column)
     if size == "small":  # the recipe was run whole, so every row is known
-        assert set(board) == set(registry.board())
+        stages = recipes.read(str(path), out=tmp_path).stages
+        assert set(board) == {name for name, (stage, _) in registry.board().items() if stage in stages}
         assert columns[0] == "seed_1"
         assert all(set(values) >= set(columns[:-1]) for values in board.values())
 
@@ -74,9 +75,9 @@ def test_a_run_is_red_where_its_board_lacks_what_the_header_asks(
     (tmp_path / "d.jsonl").write_text("")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
 
-    def run_stage(plan: Any, name: str, folder: Path, *_: Any, **__: Any) -> None:
+    def run_stage(plan: Any, entry: Any, *_: Any, **__: Any) -> None:
         facts = {} if value is None else {"digit_exact": {"value": value}}
-        files.write_json(folder / name / "certificate.json", {"stage": name, "verdict": "green", "gates": [], "facts": facts})
+        files.write_json(entry.folder / "certificate.json", {"stage": entry.name, "verdict": "green", "gates": [], "facts": facts})
 
     monkeypatch.setattr(runner, "run_stage", run_stage)
     if is_red:

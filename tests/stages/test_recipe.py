@@ -32,14 +32,14 @@ def test_stages_come_in_the_order_in_which_they_build_on_each_other(tmp_path: Pa
     found = list(read.stages)
     assert sorted(name for name in found if "/" not in name) == sorted(STAGES)
     for name in found:
-        assert all(found.index(needed) < found.index(name) for needed in recipe.needs(read.stages, name))
+        assert all(found.index(needed) < found.index(name) for needed in read.stages[name].needs)
     as_written = ["vision", "codec", "thinker", "hearing", "talker", "omni"]
     assert list(recipe.read(write(tmp_path, {name: {"data": DATA} for name in as_written})).stages) == as_written
 
 
 def test_stages_that_need_each_other_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = {"thinker": ("codec",), "codec": ("hearing",), "hearing": ("thinker",), "vision": ()}
-    monkeypatch.setattr(recipe, "needs", lambda stages, name: needs[name])
+    monkeypatch.setattr(recipe.Entry, "needs", property(lambda entry: needs[entry.name]))
     with pytest.raises(ConfigError, match="in a circle") as caught:
         recipe.read(write(tmp_path, {name: {"data": DATA} for name in needs}))
     told = str(caught.value).partition("circle: ")[2].partition("\n")[0].split(" needs ")
@@ -50,15 +50,15 @@ def test_stages_that_need_each_other_are_named(tmp_path: Path, monkeypatch: pyte
 
 def test_the_seed_of_the_recipe_is_that_of_its_stages(tmp_path: Path) -> None:
     read = recipe.read(write(tmp_path, {"seed": 5, "thinker": {"data": DATA}, "codec": {"data": DATA, "seed": 9}}))
-    assert (read.stages["thinker"].seed, read.stages["codec"].seed) == (5, 9)
+    assert (read.stages["thinker"].settings.seed, read.stages["codec"].settings.seed) == (5, 9)
 
 
 def test_the_world_is_put_in_its_place(tmp_path: Path) -> None:
     content = {"world": {"size": "tiny"}, "thinker": {"data": [{"path": "{world}/text.jsonl", "tasks": ["{world}"]}]}}
     read = recipe.read(write(tmp_path, content), out=tmp_path / "out")
     world = (tmp_path / "out" / "data" / "world").resolve()
-    assert read.stages["thinker"].data[0].path == str(world / "text.jsonl")
-    assert recipe.read(write(tmp_path, content)).stages["thinker"].data[0].path.endswith("runs/mine/data/world/text.jsonl")
+    assert read.stages["thinker"].settings.data[0].path == str(world / "text.jsonl")
+    assert recipe.read(write(tmp_path, content)).stages["thinker"].settings.data[0].path.endswith("runs/mine/data/world/text.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_faults_are_one_line_that_helps(tmp_path: Path, content: Any, words: lis
 def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, {"thinker": {"data": DATA}})
     read = recipe.read(path, ["thinker.max_steps=20", "thinker.lr=3e-3", "thinker.data.0.path=b.txt", "seed=8"])
-    settings = read.stages["thinker"]
+    settings = read.stages["thinker"].settings
     assert (settings.max_steps, settings.lr, settings.data[0].path, settings.seed) == (20, 3e-3, "b.txt", 8)
     with pytest.raises(ConfigError, match="did you mean max_steps"):
         recipe.read(path, ["thinker.max_stps=20"])
@@ -117,7 +117,7 @@ def test_a_recipe_is_found_by_path_or_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 def settings(folder: Path, **values: Any) -> Any:
-    return recipe.read(write(folder, {"hearing": {"data": DATA, **values}})).stages["hearing"]
+    return recipe.read(write(folder, {"hearing": {"data": DATA, **values}})).stages["hearing"].settings
 
 
 def test_the_digest_changes_with_what_changes_the_result_only(tmp_path: Path) -> None:
@@ -155,6 +155,6 @@ def test_shipped_recipes_can_be_read() -> None:
     found = sorted(recipe.SHIPPED.glob("*.yaml"))
     for path in found:
         read = recipe.read(str(path))
-        for name, values in read.stages.items():
-            known = {gate.name for gate in (*thresholds.SOUND, *recipe.stage(name).gates)}
-            assert set(values.gates) <= known, path
+        for entry in read.stages.values():
+            known = {gate.name for gate in (*thresholds.SOUND, *entry.stage.gates)}
+            assert set(entry.settings.gates) <= known, path

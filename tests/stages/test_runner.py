@@ -22,11 +22,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, red: str) -> Path:
     recipe = {"name": "r", "scoreboard": True, "device": "cpu", **dict.fromkeys(STAGES, stage)}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
-    def run_stage(plan: Any, name: str, folder: Path, *_: Any, **__: Any) -> None:
+    def run_stage(plan: Any, entry: Any, *_: Any, **__: Any) -> None:
+        name = entry.name
         facts = {"bits_per_byte": {"value": 2.0}} if name == "thinker" else {"cer": {"value": 0.5}}
         certificate = {"stage": name, "verdict": "red" if name == red else "green", "gates": [], "facts": facts}
-        (folder / name).mkdir(exist_ok=True)
-        files.write_json(folder / name / "certificate.json", certificate)
+        entry.folder.mkdir(exist_ok=True)
+        files.write_json(entry.folder / "certificate.json", certificate)
         if name == red:
             raise GateRed(name)
 

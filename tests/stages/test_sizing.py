@@ -19,7 +19,7 @@ TEXT = [
     f"the {colour} {shape} is number {n}" for n in range(6) for colour in ("red", "blue", "green") for shape in ("ring", "star", "cross")
 ]
 UPDATES = sizing._updates
-TINY = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "hidden": 32, "ctx_len": 32, "dropout": 0.1}
+TINY = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "ffn_width": 32, "ctx_len": 32, "dropout": 0.1}
 
 
 def recipe(folder: Path, **settings: Any) -> str:

@@ -24,7 +24,7 @@ from muomni.infer.engine import Engine
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.stages import align, recipe, runner, sweep
+from muomni.stages import align, recipe, runner, sweep, winner
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
 
@@ -48,6 +48,10 @@ def sure(gap: float) -> Fact:
 BLIND = Fact(0.02, 64, (-0.1, 0.2))
 
 
+def picked(folder: Path, points: list[str]) -> list[dict[str, Any]]:
+    return sweep.pick({point: certificate.read(folder / point) for point in points})
+
+
 def winners(rows: list[dict[str, Any]]) -> list[str]:
     return [row["point"] for row in rows if row["wins"]]
 
@@ -62,7 +66,7 @@ def test_the_lowest_loss_does_not_win_without_looking(tmp_path: Path) -> None:
         point(tmp_path, "lr-0.0001", 2.0, sure(0.3)),
         point(tmp_path, "lr-5e-05", 1.5, sure(0.2)),
     ]
-    rows = sweep.table(tmp_path, points)
+    rows = picked(tmp_path, points)
     assert [row["point"] for row in rows] == ["lr-5e-05", "lr-0.0001", "lr-0.0002"]
     assert [row["looks"] for row in rows] == [True, True, False]
     assert winners(rows) == ["lr-5e-05"]
@@ -86,7 +90,7 @@ def test_the_lowest_loss_does_not_win_without_looking(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_who_loses_to_a_worse_one_that_looks(tmp_path: Path, loss: float | None, swap: Fact | None, verdict: str, first: bool) -> None:
     points = [point(tmp_path, "fine", 9.0, sure(0.2)), point(tmp_path, "odd", loss, swap, verdict)]
-    rows = sweep.table(tmp_path, points[::-1] if first else points)
+    rows = picked(tmp_path, points[::-1] if first else points)
     assert winners(rows) == ["fine"]
     assert rows[0]["point"] == "fine"
     json.loads(json.dumps(rows, allow_nan=False))
@@ -94,25 +98,25 @@ def test_who_loses_to_a_worse_one_that_looks(tmp_path: Path, loss: float | None,
 
 def test_a_waived_point_may_win_and_a_missing_one_never(tmp_path: Path) -> None:
     points = [point(tmp_path, "waived", 1.0, sure(0.2), "waived"), point(tmp_path, "fine", 2.0, sure(0.2)), "sweep/missing"]
-    rows = sweep.table(tmp_path, points)
+    rows = picked(tmp_path, points)
     assert winners(rows) == ["waived"]
     assert (rows[-1]["point"], rows[-1]["verdict"], rows[-1]["loss"], rows[-1]["looks"]) == ("missing", "missing", None, False)
 
 
 def test_of_equals_the_first_of_the_grid_wins(tmp_path: Path) -> None:
     points = [point(tmp_path, name, 1.0, sure(gap)) for name, gap in (("b", 0.1), ("a", 0.9), ("c", 0.5))]
-    assert winners(sweep.table(tmp_path, points)) == ["b"]
+    assert winners(picked(tmp_path, points)) == ["b"]
 
 
 def test_the_order_of_the_table_is_the_rules_whatever_the_grids(tmp_path: Path) -> None:
     swaps = [sure(0.2), BLIND, None]
     losses = [0.5, 1.0, 1.5, 2.0, None, math.inf]
     points = [point(tmp_path, f"{i}-{j}", loss, swap) for i, loss in enumerate(losses) for j, swap in enumerate(swaps)]
-    wanted = [row["point"] for row in sweep.table(tmp_path, points)]
+    wanted = [row["point"] for row in picked(tmp_path, points)]
     assert [name for name in wanted if name.endswith("-0")] == wanted[:6]
     assert wanted[:4] == ["0-0", "1-0", "2-0", "3-0"]
     for seed in range(10):
-        rows = sweep.table(tmp_path, random.Random(seed).sample(points, len(points)))
+        rows = picked(tmp_path, random.Random(seed).sample(points, len(points)))
         assert [row["point"] for row in rows if row["loss"] is not None and row["eligible"]] == wanted[:4]
         losses_here = [row["loss"] if row["loss"] is not None else math.inf for row in rows if not row["eligible"]]
         assert losses_here == sorted(losses_here)
@@ -121,7 +125,7 @@ def test_the_order_of_the_table_is_the_rules_whatever_the_grids(tmp_path: Path) 
 # --- the end of a sweep -------------------------------------------------------------------------------------------------------------------
 
 
-def made_recipe(home: Path, **grid: list[Any]) -> Path:
+def made_recipe(home: Path, **grid: Any) -> Path:
     """A recipe whose stages are never built."""
     (home / "data.jsonl").write_text("")
     common = {"data": [{"path": str(home / "data.jsonl")}], "llm": "qwen3", "vision_tower": "siglip"}
@@ -132,18 +136,18 @@ def made_recipe(home: Path, **grid: list[Any]) -> Path:
 
 
 def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: Path) -> None:
-    plan = recipe.read(str(made_recipe(tmp_path, lr=[1e-4, 2e-4])))
+    plan = recipe.read(str(made_recipe(tmp_path, lr=[1e-4, 2e-4])), out=tmp_path)
     for name in ("lr-0.0001", "lr-0.0002"):
         point(tmp_path, name, 0.1, BLIND)
     files.write_text(tmp_path / "sweep" / "final" / "name", "the winner of an earlier sweep")
     with pytest.raises(GateRed, match=r"winner.*not what pictures show"):
-        sweep.conclude(plan, "sweep", tmp_path, runtime.start(device="cpu"), fresh=False, waived={})
+        winner.conclude(plan, plan.stages["sweep"], runtime.start(device="cpu"), fresh=False, waived={})
     found = certificate.read(tmp_path / "sweep")
     assert found is not None
     assert found["verdict"] == "red"
     assert [(gate["name"], gate["verdict"]) for gate in found["gates"]] == [("bases", "green"), ("winner", "red")]
     assert (found["facts"]["eligible"]["value"], found["facts"]["eligible"]["n"]) == (0.0, 2)
-    assert winners(files.read_json(tmp_path / "sweep" / sweep.TABLE)) == []
+    assert winners(files.read_json(tmp_path / "sweep" / winner.TABLE)) == []
     assert not (tmp_path / "sweep" / "final").exists()
     with pytest.raises(GateRed, match="refuses to build on sweep"):
         certificate.demand(tmp_path / "sweep", "instruct")
@@ -152,11 +156,14 @@ def test_where_nobody_looks_the_gate_is_red_and_nothing_is_handed_on(tmp_path: P
 def test_points_have_folders_of_their_own(tmp_path: Path) -> None:
     """The original's six runs wrote into one folder (lumo C16)."""
     eyes = ["google/siglip2-base", "google/siglip-base"]
-    plan = recipe.read(str(made_recipe(tmp_path, vision_tower=eyes, vision_ln=[False, "trained"], feature_layers=[[], [0, 2]])))
-    points = recipe.needs(plan.stages, "sweep")
+    plan = recipe.read(
+        str(made_recipe(tmp_path, vision_tower=eyes, connector={"vision_ln": [False, "trained"]}, feature_layers=[[], [0, 2]]))
+    )
+    points = plan.stages["sweep"].needs
     assert len(points) == len(set(points)) == 8
+    settings_of_points: list[Any] = [plan.stages[name].settings for name in points]
     assert all(name.count("/") == 1 and not set(name) & set(" ,[]'") for name in points)
-    assert {(plan.stages[name].vision_tower.name, plan.stages[name].vision_ln) for name in points} == {
+    assert {(settings.vision_tower.name, settings.connector.vision_ln) for settings in settings_of_points} == {
         (e, ln) for e in eyes for ln in ("off", "trained")
     }
     with pytest.raises(ConfigError, match="a/b"):
@@ -170,7 +177,7 @@ def colour_world(home: Path) -> Path:
     """Pictures of one colour with captions that name it, a frozen random language model and eyes, and a sweep of two points over them."""
     torch.manual_seed(8)
     tokenizer = Tokenizer.train([f"what colour? it is {colour}" for colour in COLOURS] * 9, 298)
-    sizes = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "ctx_len": 64, "dropout": 0.0, "tied": False}
+    sizes = {"width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0, "tied": False}
     decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
     with torch.no_grad():  # blocks loud enough that what is read is heard at the end
         for name, parameter in decoder.named_parameters():
@@ -181,7 +188,8 @@ def colour_world(home: Path) -> Path:
     store.save(decoder, home / "llm")
     tokenizer.save(home / "llm")
     store.save(
-        VisionEncoder(VisionEncoderConfig(image_size=32, patch=16, width=16, layers=1, heads=2, hidden=32, embed_dim=8)), home / "eyes"
+        VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8)),
+        home / "eyes",
     )
     rng, rows = np.random.default_rng(0), []
     (home / "pictures").mkdir()
@@ -224,11 +232,7 @@ def colour_world(home: Path) -> Path:
             **common,
             "llm": str(home / "llm"),
             "vision_tower": str(home / "eyes"),
-            "num_image_tokens": 2,
-            "resampler_width": 16,
-            "resampler_heads": 2,
-            "resampler_depth": 1,
-            "mlp_ratio": 1.0,
+            "connector": {"tokens": 2, "width": 16, "heads": 2, "depth": 1, "mlp_ratio": 1.0},
             "lr": 0.02,
         },
         "sweep": {"grid": {"max_steps": [2, 3]}},
@@ -249,7 +253,7 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
             swap, loss = (BLIND, 1.0) if self.settings.max_steps == 3 else (sure(0.3), 2.0)
             return {**super().measure(fitted, album), "image_swap_gap_nats": swap, "held_out_loss": Fact(loss, 72)}
 
-    monkeypatch.setattr(sweep, "STAGE", replace(sweep.STAGE, over=replace(align.STAGE, training=Planted)))
+    monkeypatch.setattr(sweep, "SWEPT", replace(align.STAGE, training=Planted))
     out = tmp_path / "run"
     runner.run(str(world), stages=["sweep", "instruct"], out=out)
     first, second = files.read_json(out / "sweep" / "table.json")
@@ -258,11 +262,11 @@ def test_a_blind_point_speaks_better_and_loses(tmp_path: Path, monkeypatch: pyte
     assert second["loss"] < first["loss"]  # by loss alone it would have won
     assert second["verdict"] == first["verdict"] == "green"  # and nothing else told
     assert second["swap_gap_low"] <= 0 < first["swap_gap_low"]
-    found, winner = certificate.read(out / "sweep"), certificate.read(out / "sweep" / "max_steps-2")
+    found, of_winner = certificate.read(out / "sweep"), certificate.read(out / "sweep" / "max_steps-2")
     assert found is not None
-    assert winner is not None
+    assert of_winner is not None
     assert {gate["name"]: gate["verdict"] for gate in found["gates"]}["winner"] == "green"
-    assert (found["weights"], found["facts"]["eligible"]["value"]) == (winner["weights"], 1.0)
+    assert (found["weights"], found["facts"]["eligible"]["value"]) == (of_winner["weights"], 1.0)
     final = {
         path.relative_to(out / "sweep" / "final"): path.read_bytes() for path in (out / "sweep" / "final").rglob("*") if path.is_file()
     }

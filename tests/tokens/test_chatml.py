@@ -112,7 +112,7 @@ def test_a_vocabulary_without_vision_marks_refuses_pictures_in_one_line(qwen_fol
     assert chat.render(blind, turns("", "hi", "a dog")).ids
     with pytest.raises(DataError) as refused:
         chat.render(blind, THREE, positions={"image": [4, 4]})
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch=16, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
     with pytest.raises(ConfigError) as unwired:
         Omni(pretrained.open_decoder(qwen_llm), eyes, None, Projectors(ProjectorsConfig(width=32, vision_width=16)), blind.marks)
     assert "\n" not in str(refused.value) + str(unwired.value)

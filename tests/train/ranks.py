@@ -15,6 +15,7 @@ from torch import Tensor
 from toy_training import Toy, fit, settings
 
 from muomni import runtime
+from muomni.data.batch import SequenceBatch
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
 from muomni.models.omni import MediaBatch, Omni, Projectors, ProjectorsConfig
@@ -25,11 +26,11 @@ from muomni.tokens.marks import SPECIAL
 from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 
 UPDATES = 3
-SMALL = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
 DECODER = DecoderConfig(vocab_size=40, ctx_len=32, dropout=0.0, **SMALL)
 
 
@@ -37,13 +38,13 @@ def decoder() -> Decoder:
     return Decoder(DECODER)
 
 
-def texts(number: int) -> LanguageBatch:
+def texts(number: int) -> SequenceBatch:
     """Two rows, of which ever more is labelled."""
     draw = torch.Generator().manual_seed(number)
     ids = torch.randint(15, 40, (2, 9), generator=draw)
     labels = ids.clone()
     labels[:, : 8 - 2 * (number % 4)] = -100
-    return LanguageBatch([f"{number}a", f"{number}b"], ids, labels)
+    return SequenceBatch([f"{number}a", f"{number}b"], ids, labels)
 
 
 def next_token() -> tuple[Objective, list[Any]]:
@@ -52,12 +53,12 @@ def next_token() -> tuple[Objective, list[Any]]:
 
 def experts() -> tuple[Objective, list[Any]]:
     """Routers that are asked, loudly, to use all experts alike: over all rows of an update, whoever has them."""
-    config = DECODER.model_copy(update={"experts": ExpertsConfig(num_experts=4, experts_per_token=2, hidden=8, balance_weight=3.0)})
+    config = DECODER.model_copy(update={"experts": ExpertsConfig(num_experts=4, experts_per_token=2, ffn_width=8, balance_weight=3.0)})
     return NextToken(Decoder(config)), [texts(n) for n in range(4)]
 
 
 def contrast() -> tuple[Objective, list[Any]]:
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL))
+    eyes = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL))
     words = TextTower(TextTowerConfig(kind="transformer", vocab_size=30, embed_dim=8, **SMALL))
 
     def batch(number: int) -> VisionBatch:
@@ -75,7 +76,7 @@ def contrast() -> tuple[Objective, list[Any]]:
 def omni() -> tuple[Objective, list[Any]]:
     """Rank 0 sees pictures, then text; rank 1 hears sounds, then text: each leaves a projector without gradients."""
     body = decoder()
-    eyes = freeze(VisionEncoder(VisionEncoderConfig(image_size=16, patch=8, embed_dim=8, **SMALL)))
+    eyes = freeze(VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL)))
     ears = freeze(AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)))
     model = Omni(body, eyes, ears, Projectors(ProjectorsConfig(width=16, vision_width=16, audio_width=16)))  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(5)

@@ -139,7 +139,7 @@ class Two(Objective):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.decoder = Decoder(DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, hidden=16, ctx_len=8))
+        self.decoder = Decoder(DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, ffn_width=16, ctx_len=8))
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.register_buffer("empty", torch.zeros(0))
 

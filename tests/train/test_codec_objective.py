@@ -13,7 +13,7 @@ from muomni.train.objectives.codec import CodecBatch, CodecObjective
 
 def small() -> CodecObjective:
     torch.manual_seed(0)
-    config = CodecConfig(width=16, latent=8, blocks=1, fine_width=8, fine_blocks=1, entries=8)
+    config = CodecConfig(width=16, latent_width=8, blocks=1, fine_width=8, fine_blocks=1, codebook_size=8)
     return CodecObjective(Codec(config), warmup=3, ring=64)
 
 

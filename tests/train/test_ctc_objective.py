@@ -17,7 +17,7 @@ from muomni.train.objectives import ctc
 @pytest.fixture
 def hearing() -> ctc.Hearing:
     torch.manual_seed(0)
-    return ctc.Hearing(AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, hidden=64, channels=8, symbols=5)))
+    return ctc.Hearing(AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn_width=64, channels=8, symbols=5)))
 
 
 def mels(*frames: int) -> list[torch.Tensor]:

@@ -167,7 +167,7 @@ def test_tied_weights_train_once() -> None:
 
 def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, hidden=32, ctx_len=16))
+    model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=2, heads=2, ffn_width=32, ctx_len=16))
     chosen = settings(optimizer="muon", param_groups=[{"pattern": "*q_proj*", "lr": 0.5}])
     optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
     assert isinstance(optimizer, optim.Both)
@@ -209,7 +209,7 @@ def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
     def made() -> tuple[Decoder, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=1, heads=2, hidden=32, ctx_len=16, dropout=0.0))
+        model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=1, heads=2, ffn_width=32, ctx_len=16, dropout=0.0))
         chosen = settings(optimizer="muon", lr=0.01)
         return model, optim.make_optimizer(model, optim.select(model, chosen), chosen)
 

@@ -1,10 +1,11 @@
-"""Pictures with their captions, true and false: what the eyes learn from."""
+"""Pictures alone, as a codec learns from them, and with their captions, true and false, as the eyes do."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from muomni import files
 from muomni.config import Strict
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_picture
-from muomni.data.sample import Sample
+from muomni.data.sample import ImagePart, Sample
 from muomni.errors import DataError
 from muomni.media import augment
 from muomni.tokens.bpe import Tokenizer
@@ -64,8 +65,63 @@ class Captioned:
     key: int
 
 
-class Pictures:
-    """Samples with one picture and a caption (the answer) as a dataset; pixels are kept in the cache.
+@dataclass
+class Still:
+    """A picture (H,W,3) uint8."""
+
+    sample_id: str
+    pixels: Pixels
+
+
+class Stills:
+    """Samples with one picture, which the user shows or the assistant draws, as a dataset; pixels are kept in the cache.
+
+    A picture is stretched to the square (media.image, "squash"), whatever its aspect.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], image_size: int, *, changes: PictureAugment | None = None, cache: Cache | None = None
+    ) -> None:
+        self.samples, self.image_size, self.changes = samples, image_size, changes
+        self.kept = (cache or shared()).part()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def pixels(self, index: int) -> Pixels:
+        """The picture as it is.
+
+        Raises  DataError
+        """
+        sample = self.samples[index]
+        parts = self._parts(sample)
+        if len(parts) != 1:
+            raise DataError("bad_row", f"{sample.id}: expected one picture, got {len(parts)}")
+        part = parts[0]
+        return self.kept.get(part.path, lambda: [read_picture(part, self.image_size)])[0]
+
+    def changed(self, index: int, rng: np.random.Generator) -> Pixels:
+        """The picture with the changes that training asks for, drawn anew; raises DataError."""
+        pixels = self.pixels(index)
+        if self.changes is not None:
+            pixels = self.changes.change(pixels, rng, self.samples[index].task)
+        return np.ascontiguousarray(pixels)
+
+    def item(self, index: int, rng: np.random.Generator) -> Any:
+        """One picture."""
+        return Still(self.samples[index].id, self.changed(index, rng))
+
+    def _parts(self, sample: Sample) -> list[ImagePart]:
+        """The pictures of a sample that count."""
+        return [part for part in sample.media if part.type == "image"]
+
+
+class Pictures(Stills):
+    """Samples with one picture that is shown and a caption (the answer) as a dataset.
 
     negatives   false captions drawn for each picture; max_tokens longer captions lose their end
     """
@@ -81,28 +137,9 @@ class Pictures:
         changes: PictureAugment | None = None,
         cache: Cache | None = None,
     ) -> None:
-        self.samples, self.tokenizer, self.image_size = samples, tokenizer, image_size
-        self.negatives, self.max_tokens, self.changes = negatives, max_tokens, changes
-        self.kept = (cache or shared()).part()
+        super().__init__(samples, image_size, changes=changes, cache=cache)
+        self.tokenizer, self.negatives, self.max_tokens = tokenizer, negatives, max_tokens
         self._ids: OrderedDict[str, list[int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
-
-    def pixels(self, index: int) -> Pixels:
-        """The picture as it is.
-
-        Raises  DataError
-        """
-        sample = self.samples[index]
-        if len(sample.images) != 1:
-            raise DataError("bad_row", f"{sample.id}: expected one picture, got {len(sample.images)}")
-        part = sample.images[0]
-        return self.kept.get(part.path, lambda: [read_picture(part, self.image_size)])[0]
 
     def ids(self, text: str) -> list[int]:
         """Ids of a caption; those of the last few thousand are kept, since many captions say the same."""
@@ -117,10 +154,11 @@ class Pictures:
         sample = self.samples[index]
         if not sample.answer.strip():
             raise DataError("empty", f"{sample.id}: expected a caption, got none")
-        pixels = self.pixels(index)
-        if self.changes is not None:
-            pixels = self.changes.change(pixels, rng, sample.task)
+        pixels = self.changed(index, rng)
         false = [n.text for n in sample.negatives]
         chosen = rng.permutation(len(false))[: self.negatives].tolist()
         key = int(files.sha256_bytes(sample.answer.encode())[:15], 16)
-        return Captioned(sample.id, np.ascontiguousarray(pixels), self.ids(sample.answer), [self.ids(false[i]) for i in chosen], key)
+        return Captioned(sample.id, pixels, self.ids(sample.answer), [self.ids(false[i]) for i in chosen], key)
+
+    def _parts(self, sample: Sample) -> list[ImagePart]:
+        return sample.images

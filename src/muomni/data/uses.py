@@ -62,7 +62,7 @@ class Shape(NamedTuple):
     images: int  # shown to the model, as `audios`
     audios: int
     speech: int  # said by the assistant
-    others: int  # media of the assistant's that are no sound
+    others: int  # media of the assistant's that are no sound: pictures that it draws
     has_answer: bool  # words in the assistant's last turn
     says_words: bool  # in any of its turns
     has_transcript: bool  # of its one sound
@@ -98,6 +98,13 @@ def _picture(shape: Shape) -> str | None:
     return None if shape.has_answer else "no caption"
 
 
+def _still(shape: Shape) -> str | None:
+    pictures = shape.images + shape.others  # a codec learns from what is to be drawn, too
+    if pictures != 1:
+        return "more than one picture" if pictures else "no picture"
+    return None
+
+
 def _language(shape: Shape) -> str | None:
     if shape.images or shape.audios or shape.speech or shape.others:
         return "pictures or sound"
@@ -123,6 +130,7 @@ RULES: dict[str, Callable[[Shape], str | None]] = {
     "hearing": _speech,
     "vision": _picture,
     "codec": _speech,
+    "image_codec": _still,
     "talker": _speech,
     "omni": _conversation,
     "align": _captioned,

@@ -5,6 +5,7 @@ Everything here only looks. Networks are in evaluation mode and stay as they are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muomni.data.conversation import read_wave
-from muomni.data.pictures import Pictures
+from muomni.data.pictures import Pictures, Stills
 from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken
 from muomni.errors import DataError
@@ -21,16 +22,17 @@ from muomni.evaluate.album import MOST, Album, Picture, Sound, chosen
 from muomni.evaluate.attention import watched
 from muomni.evaluate.eyes import Eyes, readable
 from muomni.evaluate.metrics import levenshtein
-from muomni.infer import speech
 from muomni.infer.engine import Engine
 from muomni.infer.generate import generate
 from muomni.infer.prompt import Prompt
 from muomni.infer.speech import Speech, Voice
+from muomni.media import griffin_lim
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.models.omni import gather
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import document
+from muomni.train.objectives.symbols import before
 
 TEXTS, LEAST_CHARACTERS = 12, 40  # continued, and spelt out token by token
 PROMPT_SHARE, CONTINUATION_TOKENS, SPELT_TOKENS = 3, 32, 96  # a third of a text is its prompt
@@ -155,7 +157,7 @@ def round_trips(
     album: Album, codec: Codec, held_out: Utterances, indices: Sequence[int], errors: Sequence[float], codes_KF: Tensor
 ) -> None:
     """Speech before and after the codec, with each item's error, and how often each entry of each book was used over `codes_KF`."""
-    counts = [torch.bincount(book, minlength=codec.config.entries).tolist() for book in codes_KF]
+    counts = [torch.bincount(book, minlength=codec.config.codebook_size).tolist() for book in codes_KF]
     album.add("codebooks", counts=counts)
     device = next(codec.parameters()).device
     spec = codec.config.mel
@@ -163,9 +165,29 @@ def round_trips(
         sample = held_out.samples[indices[place]]
         mel_FM = torch.from_numpy(held_out.item(indices[place], np.random.default_rng(0)).mel_FM)
         codes = codec.encode(mel_FM[None].to(device), torch.tensor([len(mel_FM)], device=device))
-        rebuilt = speech.sound(codec.decode(codes)[0].cpu(), spec)
+        rebuilt = griffin_lim.sound(codec.decode(codes)[0].cpu(), spec)
         row = {"id": sample.id, "why": why, "text": spoken(sample)[1], "error": errors[place], "codes": codes[0].tolist()}
         album.add("round_trip", **row, audio=_sound(sample, spec.rate_hz), rebuilt=Sound(rebuilt, spec.rate_hz))
+
+
+def pictures_rebuilt(
+    album: Album,
+    held_out: Stills,
+    indices: Sequence[int],
+    pixels: Sequence[np.ndarray],
+    rebuilt: Sequence[np.ndarray],
+    psnr: Sequence[float],
+    codes_NKF: Tensor,
+    codebook_size: int,
+) -> None:
+    """Pictures before and after their codes, worst first, with the codes as a grid; and how often each code was used."""
+    album.add("codebooks", counts=[torch.bincount(codes_NKF.cpu().flatten(), minlength=codebook_size).tolist()])
+    side = math.isqrt(codes_NKF.shape[2])
+    for place, why in chosen([-each for each in psnr]):
+        sample = held_out.samples[indices[place]]
+        grid = codes_NKF[place, 0].view(side, side).tolist()
+        row = {"id": sample.id, "task": sample.task, "why": why, "caption": sample.answer, "psnr": psnr[place], "codes": grid}
+        album.add("rebuilt", **row, picture=Picture(pixels[place]), rebuilt=Picture(rebuilt[place]))
 
 
 @torch.inference_mode()
@@ -199,9 +221,9 @@ def _reading(voice: Voice, text: str, said: Speech) -> tuple[list[str], list[lis
     ids = talker.text_ids(text, voice.tokenizer)
     ids_BT, keep_BT = torch.tensor([ids], device=device), torch.ones(1, len(ids), dtype=torch.bool, device=device)
     frames = said.codes_KF.shape[1]
-    laid = talker.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
+    laid = talker.config.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
     with watched(talker.blocks) as weights:
-        talker(ids_BT, keep_BT, laid, hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
+        talker(ids_BT, keep_BT, before(laid), hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
     looks = torch.stack([each[0].mean(0) for each in weights]).mean(0)[len(ids) : len(ids) + frames, : len(ids)]
     pieces = [voice.tokenizer.decode([each]) for each in ids] if talker.config.text_units == "bpe" and voice.tokenizer else list(text)
     return pieces, _rows(looks / looks.sum(1, keepdim=True).clamp(min=1e-9), 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muomni.models import finite
 from muomni.models.causal import CausalLM
+from muomni.nn.head import Ranges
 
 
 class Layout(Protocol):
@@ -19,11 +20,15 @@ class Layout(Protocol):
     def steps(self) -> int:
         """Columns at most."""
 
+    @property
+    def legal(self) -> Sequence[Ranges | None]:
+        """The ids of each stream that may be chosen at any step, None = all."""
+
     def name(self, step: int) -> str:
         """What is chosen at a step, for errors."""
 
     def column(self, step: int, scores: list[Tensor]) -> Tensor:
-        """The symbols of a step, chosen by the scores (B,V) of each stream, as `embed` takes them: (B,1) or (B,K,1)."""
+        """The symbols of a step, chosen by the scores (B,V) of each stream's legal ids, as `embed` takes them: (B,1) or (B,K,1)."""
 
     @property
     def is_over(self) -> bool:
@@ -42,7 +47,7 @@ def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | 
         # inference_mode must not stay open between yields, where the caller's code runs.
         with torch.inference_mode():
             cache = model.new_cache(x_BTD.shape[0], x_BTD.shape[1] + layout.steps) if cache is None else cache
-            read = model.reading()
+            read = model.reading(layout.legal)
             scores = read(x_BTD, cache, keep_BT)
             for each in scores:
                 finite.demand(each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT))

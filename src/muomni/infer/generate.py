@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from muomni.errors import ContextError, ShapeError
+from muomni.errors import ContextError, ShapeError, TokenRangeError
 from muomni.infer.decode import decode
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.models.causal import CausalLM
+from muomni.nn.head import Ranges
 
 GREEDY = SamplingConfig()
+Allowed = Callable[[Sequence[Sequence[int]]], Tensor]
+"""(ids said so far by each row) -> bool (B,V) over all ids, True = may follow; an id or more in every row."""
 
 
 def generate(
@@ -26,18 +29,21 @@ def generate(
     stop_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
     cache: Any = None,
-    size: int | None = None,
+    legal: Ranges | None = None,
+    allowed: Allowed | None = None,
 ) -> list[list[int]]:
     """The ids that follow each row, without the stop id that ended it.
 
     Takes   prompt int64 ids (B,T) or embeddings (B,T,D); keep_BT bool, True = a real position (padding left or right);
             on_token(row, id) is told every id as it comes; cache: what stood before the prompt;
-            size: ids from here on are never chosen (a table may have more rows than its tokenizer has ids), None: all may be.
-    Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of another shape, or without
-            a real position in some row; CheckpointError where the scores of the next token are no numbers.
+            legal: no other ids are chosen (a table may have more rows than its tokenizer has ids), None = all may be;
+            allowed: those of them that may follow in each row, as a grammar has it.
+    Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of another shape,
+            or without a real position in some row; TokenRangeError where no id may follow; CheckpointError where the
+            scores of the next token are no numbers.
     """
     rows: list[list[int]] = [[] for _ in range(prompt.shape[0])]
-    for ids in _steps(model, prompt, max_new, keep_BT, sampling, stop_ids, cache, size):
+    for ids in _steps(model, prompt, max_new, keep_BT, sampling, stop_ids, cache, legal, allowed):
         for row, each in enumerate(ids):
             if each is not None:
                 rows[row].append(each)
@@ -54,31 +60,36 @@ def stream(
     sampling: SamplingConfig = GREEDY,
     stop_ids: Collection[int] = (),
     cache: Any = None,
-    size: int | None = None,
+    legal: Ranges | None = None,
+    allowed: Allowed | None = None,
 ) -> Iterator[int]:
     """The ids that follow one sequence (prompt (1,T) or (1,T,D)), each as soon as it is known; takes and raises as `generate`."""
     if prompt.shape[0] != 1:
         raise ShapeError(f"stream follows one row, got a batch of {prompt.shape[0]}", hint="use generate with on_token")
-    for (each,) in _steps(model, prompt, max_new, None, sampling, stop_ids, cache, size):
+    for (each,) in _steps(model, prompt, max_new, None, sampling, stop_ids, cache, legal, allowed):
         if each is not None:
             yield each
 
 
 class Text:
-    """Text as a grid of one stream (see `decode.Layout`): no id from `size` on, and a row ends with one of `stop_ids`."""
+    """Text as a grid of one stream (see `decode.Layout`): a row ends with one of `stop_ids`."""
 
     def __init__(
         self,
         steps: int,
         sampling: SamplingConfig,
         stop_ids: Collection[int],
-        size: int | None,
+        legal: Ranges | None,
+        allowed: Allowed | None,
         seen_BV: Tensor | None,
         device: torch.device,
     ) -> None:
-        self.steps, self.sampling, self.stop_ids, self.size = steps, sampling, frozenset(stop_ids), size
+        self.steps, self.sampling, self.stop_ids = steps, sampling, frozenset(stop_ids)
+        self.legal, self.allowed = [legal], allowed
+        self.ids_V = None if legal is None else torch.tensor([each for ids in legal for each in ids], device=device)
         self.generator = torch.Generator(device).manual_seed(sampling.seed)
-        self.seen_BV = seen_BV  # ids that stood before, where that makes them less probable
+        self.seen_BV = seen_BV if seen_BV is None else self._of_legal(seen_BV)
+        self.said: list[list[int]] = []
         self.ended: list[bool] = []
 
     def name(self, step: int) -> str:
@@ -87,12 +98,26 @@ class Text:
 
     def column(self, step: int, scores: list[Tensor]) -> Tensor:
         """The id of each row, of those that have ended too."""
-        ids_B = pick(scores[0][:, : self.size], self.sampling, generator=self.generator, seen_BV=self.seen_BV)
+        (scores_BV,) = scores
+        self.said = self.said or [[] for _ in scores_BV]
+        if self.allowed is not None:
+            allowed_BV = self._of_legal(self.allowed(self.said).to(scores_BV.device))
+            if not bool(allowed_BV.any(1).all()):
+                raise TokenRangeError(f"{self.name(step)}: no id is allowed in row {int(allowed_BV.any(1).int().argmin())}")
+            scores_BV = scores_BV.masked_fill(~allowed_BV, -torch.inf)
+        place_B = pick(scores_BV, self.sampling, generator=self.generator, seen_BV=self.seen_BV)
         if self.seen_BV is not None:
-            self.seen_BV.scatter_(1, ids_B[:, None], True)
+            self.seen_BV.scatter_(1, place_B[:, None], True)
+        ids_B = place_B if self.ids_V is None else self.ids_V[place_B]
         self.ids = ids_B.tolist()
-        self.ended = [is_over or each in self.stop_ids for is_over, each in zip(self.ended or [False] * len(self.ids), self.ids)]
+        for row, each in zip(self.said, self.ids):
+            row.append(each)
+        ended = self.ended or [False] * len(self.ids)
+        self.ended = [is_over or each in self.stop_ids for is_over, each in zip(ended, self.ids)]
         return ids_B[:, None]
+
+    def _of_legal(self, mask_BV: Tensor) -> Tensor:
+        return mask_BV if self.ids_V is None else mask_BV[:, self.ids_V]
 
     @property
     def is_over(self) -> bool:
@@ -108,14 +133,15 @@ def _steps(
     sampling: SamplingConfig,
     stop_ids: Collection[int],
     cache: Any,
-    size: int | None,
+    legal: Ranges | None,
+    allowed: Allowed | None,
 ) -> Iterator[list[int | None]]:
     """Each step's ids; None for a row that has ended."""
     _check(model, prompt, max_new, keep_BT, cache)
     with torch.inference_mode():
-        seen_BV = _seen(prompt, keep_BT, model.head.size if size is None else size) if sampling.repetition_penalty != 1 else None
+        seen_BV = _seen(prompt, keep_BT, model.head.size) if sampling.repetition_penalty != 1 else None
         x_BTD = model.embed(prompt) if prompt.dim() == 2 else prompt
-    text = Text(max_new, sampling, stop_ids, size, seen_BV, prompt.device)
+    text = Text(max_new, sampling, stop_ids, legal, allowed, seen_BV, prompt.device)
     for _ in decode(model, x_BTD, text, keep_BT=keep_BT, cache=cache):
         yield [None if is_over else each for each, is_over in zip(text.ids, text.ended)]
 

@@ -15,7 +15,7 @@ from muomni.errors import ConfigError
 from muomni.infer import codes
 from muomni.infer.codes import Choose
 from muomni.infer.sampling import SamplingConfig, pick
-from muomni.media import griffin_lim, mel
+from muomni.media import griffin_lim
 from muomni.models import finite
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -37,7 +37,6 @@ def listen_to(thinker: Decoder, layer: int | None) -> Think:
     return think
 
 
-LOUDEST = 0.95
 REPETITION_WINDOW_FRAMES = 8
 FIRST_PIECE_FRAMES = 2
 FADE_S = 0.02
@@ -121,7 +120,7 @@ class Voice:
             mel_BFM = self.codec.decode(spoken.codes_BKF, spoken.frames_B)
             finite.demand(mel_BFM, self.codec, "values of the log-mel")
             for row, frames in enumerate(spoken.frames_B.tolist()):
-                wave_S = sound(mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel)
+                wave_S = griffin_lim.sound(mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel)
                 said.append(Speech(wave_S, spoken.codes_BKF[row, :, :frames].cpu(), bool(spoken.ended_B[row])))
         return said
 
@@ -160,18 +159,6 @@ class Voice:
         return None if speakers is None else torch.tensor(list(speakers[first : first + count]), device=self.device)
 
 
-def sound(log_mel_FM: Tensor, spec: mel.MelSpec, *, seed: int = 0) -> Wave:
-    """A wave (F * hop,) of log-mel frames, as loud as the frames say (Griffin-Lim alone gives every wave the same peak)."""
-    wave_S = griffin_lim.invert(log_mel_FM, spec, seed=seed).cpu()
-    target_FM = log_mel_FM.float().cpu()
-    loud_FM = target_FM > target_FM.max() - 3.0
-    if not bool(wave_S.any()):
-        return np.asarray(wave_S.numpy(), np.float32)
-    gain = float((target_FM - mel.log_mel(wave_S[None], spec)[0])[loud_FM].mean()) / spec.power
-    scaled_S = wave_S.numpy() * np.exp(gain)
-    return np.asarray(np.clip(scaled_S, -LOUDEST, LOUDEST), np.float32)
-
-
 class _Pieces:
     """Turns growing codes into consecutive pieces of one wave."""
 
@@ -191,7 +178,7 @@ class _Pieces:
         # The decoder looks back once more as far, so that the piece's own frames are decoded as in the whole.
         context = max(0, first - self.codec.reach_frames)
         mel_FM = self.codec.decode(codes_KF[None, :, context:])[0, (first - context) * stride :]
-        wave_S = sound(mel_FM, self.codec.config.mel)
+        wave_S = griffin_lim.sound(mel_FM, self.codec.config.mel)
         start = self.sent - first * self.frame_samples  # where the tail begins, in this piece's samples
         stop = len(wave_S) if is_last else (frames - 1 - first) * self.frame_samples
         self.sent = first * self.frame_samples + stop

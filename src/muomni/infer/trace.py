@@ -81,7 +81,7 @@ def _grow(watch: Watch, engine: Engine, x_BTD: Tensor) -> None:
     cache = thinker.new_cache(1, length + room)
     ids: list[int] = []
     steps = []
-    how = {"stop_ids": tokenizer.marks.stops, "size": tokenizer.vocab_size}
+    how = {"stop_ids": tokenizer.marks.stops, "legal": (range(tokenizer.vocab_size),)}
     for token in generate.stream(thinker, x_BTD, max_new=room, cache=cache, **how):  # type: ignore[arg-type]
         ids.append(token)
         steps.append((cache.length, tokenizer.token(token)))
@@ -129,7 +129,7 @@ def _speak(engine: Engine, text: str) -> list[Hop]:
         watch.into(talker.blocks[0], "text and start", "the whole text in view, then the vector from which speech begins")
         watch.out_of(talker.norm, "state", f"after {talker.config.layers} blocks; its last place says the next frame")
         for book, head in enumerate(talker.heads):
-            watch.out_of(head, f"head {book + 1}", f"a score for each of {talker.config.entries} codes{' and the end' * (book == 0)}")
+            watch.out_of(head, f"head {book + 1}", f"a score for each of {talker.config.codebook_size} codes{' and the end' * (book == 0)}")
         previous = "the frame just said, from a table of its own for every book: all that is computed of each further step"
         watch.into(talker.tables[0], "previous codes", previous, lambda x: x.new_empty(1, 1, talker.config.codebooks, device="meta"))
         said = voice.speak([text])[0]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.errors import DataError, ShapeError
-from muomni.media.mel import MelSpec, filter_bank
+from muomni.media.mel import MelSpec, filter_bank, log_mel
 
 NNLS_UPDATES = 60
 PEAK = 0.95
+LOUDEST = 0.95  # where a wave as loud as its frames would go beyond full scale
+LOUD_NATS = 3.0  # bins so far below the loudest one still count when the loudness is compared
 MAX_GAIN = 30.0  # a whole utterance of near-silence stays near-silent instead of becoming loud noise
 
 
@@ -37,6 +41,23 @@ def invert(log_mel_FM: Tensor, spec: MelSpec, *, iterations: int = 32, momentum:
         wave_S = _with_phase(magnitude_FN, spec, iterations, momentum, seed)[:samples]
         peak = float(wave_S.abs().max())
         return wave_S * min(PEAK / peak, MAX_GAIN) if peak > 0.0 else wave_S
+
+
+def sound(log_mel_FM: Tensor, spec: MelSpec, *, seed: int = 0) -> NDArray[np.float32]:
+    """A wave of log-mel frames, as loud as the frames say (`invert` alone gives every wave the same peak).
+
+    Takes   log_mel_FM (F, M) on any device.
+    Gives   (F * hop,) float32 at spec.rate_hz, in [-0.95, 0.95]; equal for equal seeds.
+    Raises  ShapeError and DataError as `invert`.
+    """
+    wave_S = invert(log_mel_FM, spec, seed=seed).cpu()
+    target_FM = log_mel_FM.float().cpu()
+    loud_FM = target_FM > target_FM.max() - LOUD_NATS
+    if not bool(wave_S.any()):
+        return np.asarray(wave_S.numpy(), np.float32)
+    gain = float((target_FM - log_mel(wave_S[None], spec)[0])[loud_FM].mean()) / spec.power
+    scaled_S = wave_S.numpy() * np.exp(gain)
+    return np.asarray(np.clip(scaled_S, -LOUDEST, LOUDEST), np.float32)
 
 
 def _linear(mel_FM: Tensor, spec: MelSpec) -> Tensor:

@@ -27,12 +27,12 @@ class AudioEncoderConfig(BaseModel):
     width: int = Field(default=192, gt=0)
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=3, gt=0)
-    hidden: int = Field(default=768, gt=0)
+    ffn_width: int = Field(default=768, gt=0)
     channels: int = Field(default=64, gt=0)
     downsample: Literal[2, 4, 8] = DOWNSAMPLE
     symbols: int = Field(default=99, gt=1)
     range_nats: float = Field(default=14.0, gt=0)
-    theta: float = Field(default=1e4, gt=0)
+    rope_theta: float = Field(default=1e4, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @property
@@ -93,7 +93,7 @@ class AudioEncoder(nn.Module):
         bins = num_states(config.mel.num_mels, config.downsample)  # the strides halve the mel axis, too
         self.proj = nn.Linear(config.channels * bins, config.width)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.hidden, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
+            Block(config.width, config.heads, config.ffn_width, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.symbols)
@@ -133,7 +133,7 @@ class AudioEncoder(nn.Module):
         x_BTD = self.front(mel_BFM, frames_B)
         size = x_BTD.shape[1]
         mask = masks.build(size, keep_BT=keep(lengths_B, size))
-        turn = rope.angles(torch.arange(size, device=x_BTD.device), self.config.width // self.config.heads, self.config.theta)
+        turn = rope.angles(torch.arange(size, device=x_BTD.device), self.config.width // self.config.heads, self.config.rope_theta)
         for block in self.blocks:
             x_BTD = block(x_BTD, rope=turn, mask=mask)
         return Heard(self.norm(x_BTD), lengths_B)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muomni.nn.head import Head
+from muomni.nn.head import Head, Ranges
 
 Read = Callable[[Tensor, Any, Tensor | None], list[Tensor]]
 """(embeddings (B,T,D), cache of what stands before them, keep (B,T) or None) -> for each stream the scores (B,V) of
@@ -41,12 +41,16 @@ class CausalLM(nn.Module):
         """An empty cache for `batch` rows of up to `capacity` positions; its `length` says how many it holds."""
         raise NotImplementedError
 
-    def reading(self) -> Read:
-        """How decoding reads a prompt and then one place after another; a model may know a faster way than `hidden`."""
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
+        """How decoding reads a prompt and then one place after another; a model may know a faster way than `hidden`.
+
+        Takes   legal: of each stream the ids whose scores are wanted, None = all.
+        """
+        by_stream = [None] * self.head.streams if legal is None else legal
 
         def read(x_BTD: Tensor, cache: Any, keep_BT: Tensor | None = None) -> list[Tensor]:
             h_BD = last(self.hidden(x_BTD, keep_BT=keep_BT, cache=cache), keep_BT)
-            return [self.head.logits(h_BD, stream) for stream in range(self.head.streams)]
+            return [self.head.logits(h_BD, stream, ids) for stream, ids in enumerate(by_stream)]
 
         return read
 

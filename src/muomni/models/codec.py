@@ -18,15 +18,15 @@ class CodecConfig(BaseModel):
 
     mel: MelSpec = SPEECH
     codebooks: int = Field(default=2, ge=1)
-    entries: int = Field(default=128, ge=2)
+    codebook_size: int = Field(default=128, ge=2)
     stride_frames: int = Field(default=8, ge=1)  # mel frames a code frame
     width: int = Field(default=192, ge=1)
-    latent: int = Field(default=48, ge=1)
+    latent_width: int = Field(default=48, ge=1)
     blocks: int = Field(default=3, ge=0)  # each side of the quantiser, at the code rate: that is where compute is cheap
     fine_width: int = Field(default=96, ge=1)
     fine_blocks: int = Field(default=2, ge=0)  # at the mel rate
-    kernel: int = Field(default=5, ge=1)
-    decay: float = Field(default=0.97, ge=0, lt=1)
+    kernel_size: int = Field(default=5, ge=1)
+    codebook_decay: float = Field(default=0.97, ge=0, lt=1)
     revive_below: float = Field(default=0.03, ge=0, lt=1)
 
 
@@ -63,13 +63,15 @@ class Codec(nn.Module):
         self.config = config
         mels, stride = config.mel.num_mels, config.stride_frames
         self.patch = nn.Linear(stride * mels, config.width)
-        self.encoder = nn.ModuleList(ConvBlock(config.width, config.kernel) for _ in range(config.blocks))
-        self.to_latent = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.latent))
-        self.quantiser = ResidualVQ(config.codebooks, config.entries, config.latent, decay=config.decay, revive_below=config.revive_below)
-        self.from_latent = nn.Linear(config.latent, config.width)
-        self.decoder = nn.ModuleList(ConvBlock(config.width, config.kernel) for _ in range(config.blocks))
+        self.encoder = nn.ModuleList(ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks))
+        self.to_latent = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.latent_width))
+        self.quantiser = ResidualVQ(
+            config.codebooks, config.codebook_size, config.latent_width, decay=config.codebook_decay, revive_below=config.revive_below
+        )
+        self.from_latent = nn.Linear(config.latent_width, config.width)
+        self.decoder = nn.ModuleList(ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks))
         self.unpatch = nn.Linear(config.width, stride * config.fine_width)
-        self.fine = nn.ModuleList(ConvBlock(config.fine_width, config.kernel) for _ in range(config.fine_blocks))
+        self.fine = nn.ModuleList(ConvBlock(config.fine_width, config.kernel_size) for _ in range(config.fine_blocks))
         self.to_mel = nn.Linear(config.fine_width, mels)
         self.register_buffer("mel_mean", torch.zeros(()))
         self.register_buffer("mel_std", torch.ones(()))
@@ -82,7 +84,7 @@ class Codec(nn.Module):
     @property
     def codebook_size(self) -> int:
         """Entries of every codebook."""
-        return self.config.entries
+        return self.config.codebook_size
 
     @property
     def rate_hz(self) -> float:
@@ -92,7 +94,7 @@ class Codec(nn.Module):
     @property
     def reach_frames(self) -> int:
         """Code frames on either side that the decoder looks at: with so much context, a piece decodes as in the whole."""
-        half = self.config.kernel // 2
+        half = self.config.kernel_size // 2
         return half * self.config.blocks + -(-half * self.config.fine_blocks // self.config.stride_frames)
 
     def fit_statistics(self, log_mels_BFM: Tensor, frames_B: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ class PerceiverConfig(BaseModel):
     """Sizes of a connector; the start is the source's (SPEC V2).
 
     tokens     positions that one picture fills
+    width, heads, depth   of the resampler
     mlp_ratio  hidden width of the projector, in widths of the decoder
     vision_ln  a LayerNorm on what the tower gives: none, with its gains left at 1, or with gains that train
     """
@@ -29,6 +30,11 @@ class PerceiverConfig(BaseModel):
     depth: int = Field(2, gt=0)
     mlp_ratio: float = Field(4.0, gt=0)
     vision_ln: Literal["off", "frozen", "trained"] = "off"
+
+    @field_validator("vision_ln", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: object) -> object:
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

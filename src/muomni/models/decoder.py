@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -18,7 +19,8 @@ from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
-from muomni.nn.head import OwnHead, TableHead, TiedHead
+from muomni.nn.grown import GrownEmbedding, GrownHead
+from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
@@ -33,9 +35,9 @@ class ExpertsConfig(BaseModel):
 
     num_experts: int = Field(gt=0, description="experts of a layer (num_experts)")
     experts_per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
-    hidden: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
+    ffn_width: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
     normalise_weights: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
-    every: int = Field(1, gt=0, description="layers every, 2 x every, ... have experts, the first being layer 1 (decoder_sparse_step)")
+    every_n_layers: int = Field(1, gt=0, description="layers n, 2 x n, ... have experts, the first being layer 1 (decoder_sparse_step)")
     dense_layers: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
     balance_weight: float = Field(0.001, ge=0)
 
@@ -47,7 +49,7 @@ class ExpertsConfig(BaseModel):
 
     def are_in(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts."""
-        return layer not in self.dense_layers and (layer + 1) % self.every == 0
+        return layer not in self.dense_layers and (layer + 1) % self.every_n_layers == 0
 
 
 class DecoderConfig(BaseModel):
@@ -61,8 +63,8 @@ class DecoderConfig(BaseModel):
     heads: int = Field(4, gt=0)
     kv_heads: int | None = Field(None, gt=0, description="key heads; None: as many as heads")
     head_dim: int | None = Field(None, gt=0, description="None: width / heads")
-    hidden: int = Field(1024, gt=0, description="width inside of the feed-forward network")
-    theta: float = Field(1e4, gt=0, description="base of the rotary frequencies")
+    ffn_width: int = Field(1024, gt=0, description="width inside of the feed-forward network")
+    rope_theta: float = Field(1e4, gt=0, description="base of the rotary frequencies")
     ctx_len: int = Field(512, gt=0, description="longest sequence, in positions")
     dropout: float = Field(0.1, ge=0, lt=1)
     tied: bool = Field(True, description="the output projection is the embedding table")
@@ -73,9 +75,8 @@ class DecoderConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.experts is not None and not any(self.experts.are_in(layer) for layer in range(self.layers)):
-            raise ValueError(
-                f"experts: no layer of {self.layers} has any (every {self.experts.every}, dense_layers {list(self.experts.dense_layers)})"
-            )
+            said = f"every_n_layers {self.experts.every_n_layers}, dense_layers {list(self.experts.dense_layers)}"
+            raise ValueError(f"experts: no layer of {self.layers} has any ({said})")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.width % self.heads:
@@ -100,7 +101,7 @@ class DecoderConfig(BaseModel):
             "dtype": "float32",
             "vocab_size": self.vocab_size,
             "hidden_size": self.width,
-            "intermediate_size": self.hidden,
+            "intermediate_size": self.ffn_width,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.num_kv_heads,
@@ -108,7 +109,7 @@ class DecoderConfig(BaseModel):
             "hidden_act": "silu",
             "max_position_embeddings": self.ctx_len,
             "rms_norm_eps": self.eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
             "attention_bias": False,
             "attention_dropout": 0.0,
             "use_sliding_window": False,
@@ -122,9 +123,9 @@ class DecoderConfig(BaseModel):
             "model_type": "qwen3_moe",
             "num_experts": self.experts.num_experts,
             "num_experts_per_tok": self.experts.experts_per_token,
-            "moe_intermediate_size": self.experts.hidden,
+            "moe_intermediate_size": self.experts.ffn_width,
             "norm_topk_prob": self.experts.normalise_weights,
-            "decoder_sparse_step": self.experts.every,
+            "decoder_sparse_step": self.experts.every_n_layers,
             "mlp_only_layers": list(self.experts.dense_layers),
             "router_aux_loss_coef": self.experts.balance_weight,
         }
@@ -159,8 +160,8 @@ class DecoderConfig(BaseModel):
                 heads=content["num_attention_heads"],
                 kv_heads=content.get("num_key_value_heads", 4 if is_moe else 32),
                 head_dim=content.get("head_dim", None if is_moe else 128),
-                hidden=content["intermediate_size"],
-                theta=positions.get("rope_theta", content.get("rope_theta", 1e4)),
+                ffn_width=content["intermediate_size"],
+                rope_theta=positions.get("rope_theta", content.get("rope_theta", 1e4)),
                 ctx_len=content.get("max_position_embeddings", 32768),
                 dropout=content.get("dropout", 0.0),
                 tied=content.get("tie_word_embeddings", False),
@@ -183,9 +184,9 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     return ExpertsConfig(
         num_experts=number,
         experts_per_token=content["num_experts_per_tok"],
-        hidden=content["moe_intermediate_size"],
+        ffn_width=content["moe_intermediate_size"],
         normalise_weights=content.get("norm_topk_prob", False),
-        every=content.get("decoder_sparse_step", 1),
+        every_n_layers=content.get("decoder_sparse_step", 1),
         dense_layers=tuple(content.get("mlp_only_layers") or ()),
         balance_weight=content.get("router_aux_loss_coef", 0.001),
     )
@@ -207,7 +208,7 @@ class Body(nn.Module):
             Block(
                 config.width,
                 config.heads,
-                config.hidden,
+                config.ffn_width,
                 kv_heads=config.kv_heads,
                 head_dim=config.head_dim,
                 mlp=self._mlp(config, layer),
@@ -224,7 +225,7 @@ class Body(nn.Module):
         experts = config.experts
         if experts is None or not experts.are_in(layer):
             return "swiglu"
-        return MoE(config.width, experts.hidden, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
+        return MoE(config.width, experts.ffn_width, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
 
     def forward(
         self,
@@ -261,7 +262,7 @@ class Body(nn.Module):
             positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
         else:
             mask, positions = None, cache.begin(length, keep_BT)
-        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.theta)
+        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.rope_theta)
         blocks = list(self.layers)[:layer]
         how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
         if self.checkpointing and cache is None and self._is_taught(x_BTD):
@@ -294,6 +295,8 @@ class Decoder(CausalLM):
         self.model = Body(config)
         self.lm_head = None if config.tied else OwnHead(config.width, config.vocab_size)
         self._tied_head = TiedHead(self.model.embed_tokens) if config.tied else None
+        self.grown_embed: GrownEmbedding | None = None
+        self.grown_head: GrownHead | None = None
         self._start()
 
     @classmethod
@@ -350,9 +353,22 @@ class Decoder(CausalLM):
     @property
     def head(self) -> TableHead:  # type: ignore[override]
         """What turns hidden states into logits, or into the nats of labels."""
-        head = self.lm_head if self._tied_head is None else self._tied_head
+        head = self.grown_head or self.lm_head or self._tied_head
         assert head is not None
         return head
+
+    def grow(self, rows: int, first: int | None = None, streams: int = 1) -> None:
+        """Add `rows` ids from `first` on, with rows of their own in input and output (`nn.grown`).
+
+        The scores of the ids before them keep all their bits.
+
+        Takes   first: None = behind those of the config; streams: ids at one place.
+        Raises  ConfigError where it has grown already; ShapeError where ids before `first` have no rows.
+        """
+        if self.grown_head is not None:
+            raise ConfigError("this decoder has new rows already: open its base again")
+        self.grown_head = GrownHead(self.head, rows, first, streams)
+        self.grown_embed = GrownEmbedding(self.table, rows, first)
 
     @property
     def table(self) -> nn.Embedding:
@@ -391,7 +407,7 @@ class Decoder(CausalLM):
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """int64 (B,T) -> (B,T,D)."""
-        out: Tensor = self.model.embed_tokens(ids_BT)
+        out: Tensor = (self.grown_embed or self.model.embed_tokens)(ids_BT)
         return out
 
     def hidden(self, x_BTD: Tensor, **how: Any) -> Tensor:
@@ -399,9 +415,9 @@ class Decoder(CausalLM):
         out: Tensor = self.model(x_BTD, **how)
         return out
 
-    def reading(self) -> Read:
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
         """By its stepper, which is kept with it."""
-        return stepper.kept(self).read
+        return partial(stepper.kept(self).read, legal=None if legal is None else legal[0])
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""

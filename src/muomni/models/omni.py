@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muomni.data.batch import Batch
+from muomni.data.batch import Media, MediaBatch
 from muomni.errors import ConfigError, ShapeError
 from muomni.media.modality import Array
 from muomni.models.audio_encoder import AudioEncoder
@@ -23,33 +23,44 @@ from muomni.models.eyes import Eyes
 from muomni.tokens.marks import OWN, Marks
 
 
-class ProjectorsConfig(BaseModel):
-    """How pictures and sounds become tokens of the Thinker.
+class ProjectorSettings(BaseModel):
+    """How pictures and sounds become tokens of the Thinker, as far as it can be chosen.
 
     pool_grid       0: a picture is its CLS token alone (1 token); g: the CLS token and g x g pooled patches, each projected by itself
     perceiver       in place of pool_grid: learned queries attend to all features, so a picture fills a fixed number of tokens
-    num_cls_tokens  1 for vision towers that give a CLS token before their patches, 0 for those that don't
     feature_layers  after how many blocks of the vision tower its states are read; they are concatenated. () reads the last alone.
                     Late layers know what is in the picture, early ones where it is (Yao et al. 2024, Dense Connector)
-    audio_width     None for a model without an audio encoder
     audio_pool      states of the audio encoder in one token: 1 = 25 Hz, 2 = 12.5 Hz
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(default=256, gt=0)
-    vision_width: int = Field(default=128, gt=0)
-    audio_width: int | None = Field(default=192, gt=0)
     pool_grid: int = Field(default=0, ge=0)
     perceiver: PerceiverConfig | None = None
-    num_cls_tokens: int = Field(default=1, ge=0, le=1)
     feature_layers: tuple[NonNegativeInt, ...] = ()
     audio_pool: int = Field(default=1, ge=1, le=4)
 
     @model_validator(mode="after")
-    def _fills_a_token(self) -> Self:
+    def _one_way(self) -> Self:
         if self.perceiver is not None and self.pool_grid:
             raise ValueError("pool_grid has no effect beside a perceiver")
+        return self
+
+
+class ProjectorsConfig(ProjectorSettings):
+    """How pictures and sounds become tokens of the Thinker, between networks of these sizes.
+
+    audio_width     None for a model without an audio encoder
+    num_cls_tokens  1 for vision towers that give a CLS token before their patches, 0 for those that don't
+    """
+
+    width: int = Field(default=256, gt=0)
+    vision_width: int = Field(default=128, gt=0)
+    audio_width: int | None = Field(default=192, gt=0)
+    num_cls_tokens: int = Field(default=1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _fills_a_token(self) -> Self:
         if not self.image_tokens:
             raise ValueError("a vision tower without a CLS token needs pool_grid or a perceiver")
         return self
@@ -119,22 +130,6 @@ class Projectors(nn.Module):
                 nn.init.normal_(layer.weight, std=rms / math.sqrt(layer.in_features))
                 nn.init.zeros_(layer.bias)
         return self
-
-
-@dataclass(frozen=True)
-class MediaBatch(Batch):
-    """The media of one modality in a batch, in the order of their pads (row by row, left to right).
-
-    values_N   what the encoder takes, padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
-    lengths_N  how much of each is real (frames of mel); None: all of it
-    """
-
-    values_N: Tensor
-    lengths_N: Tensor | None = None
-
-
-Media = Mapping[str, MediaBatch]
-"""The media of a batch, by modality; those that no row has are absent."""
 
 
 class Omni(nn.Module):

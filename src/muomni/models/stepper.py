@@ -18,6 +18,7 @@ from muomni.nn.adapter import effective, ingredients
 from muomni.nn.attention import attend
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
+from muomni.nn.head import Ranges, joined, rows_of
 from muomni.nn.moe import MoE
 from muomni.nn.norm import RMSNorm
 from muomni.nn.swiglu import SwiGLU
@@ -60,8 +61,10 @@ class Stepper:
         self.embedding_VD = model.table.weight.detach()
         self.floor_D, self.floor_d = (self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim))
         self.layers = [self._arrange(block) for block in model.blocks]
-        self.output_DV = (model.head.weight.detach() * _gains(model.body.norm)).T.contiguous()
-        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.theta)
+        gains = _gains(model.body.norm)
+        # Inputs by outputs in memory, and each part on its own: further rows then change no bit of the other scores.
+        self.tables = [(table.detach().to(gains.dtype) * gains).T.contiguous().T for table in model.head.tables]
+        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta)
         half = self.dim // 2
         # With the sign in the table, a turn is x * cos + swapped(x) * sin.
         self.cos = cos.to(self.embedding_VD.dtype)
@@ -125,8 +128,11 @@ class Stepper:
 
         return add
 
-    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None) -> list[Tensor]:
-        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`."""
+    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Ranges | None = None) -> list[Tensor]:
+        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`.
+
+        Takes   legal: the ids whose scores are wanted, None = all.
+        """
         batch, length, width = x_BTD.shape
         heads, both, dim = self.heads, self.heads + self.kv_heads, self.dim
         cache.take(length, keep_BT)
@@ -147,7 +153,8 @@ class Stepper:
             heard = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1).transpose(1, 2)
             x_ND = feed_forward(torch.addmm(x_ND, heard.reshape(len(x_ND), -1), out))
         x_BD = x_ND if len(x_ND) == batch else last(x_ND.view(batch, length, width), keep_BT)
-        return [torch.mm(_even(x_BD, self.floor_D), self.output_DV)]
+        x_BD = _even(x_BD, self.floor_D)
+        return [joined([torch.mm(x_BD, table.T) for table in rows_of(self.tables, legal)])]
 
 
 def _even(x: Tensor, floor: Tensor) -> Tensor:
@@ -163,7 +170,7 @@ def _gains(norm: RMSNorm) -> Tensor:
 
 def _ingredients(model: Decoder) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
     """All tensors that a stepper copies or looks at, and how adapters are put to work."""
-    weights = [model.table.weight, model.head.weight, model.body.norm.weight]
+    weights = [model.table.weight, *model.head.tables, model.body.norm.weight]
     how = []
     for block in model.blocks:
         attention, mlp = block.self_attn, block.mlp

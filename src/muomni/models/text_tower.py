@@ -28,7 +28,7 @@ class TextTowerConfig(BaseModel):
     width: int = Field(default=128, gt=0)
     layers: int = Field(default=2, gt=0)
     heads: int = Field(default=2, gt=0)
-    hidden: int = Field(default=512, gt=0)
+    ffn_width: int = Field(default=512, gt=0)
     source_width: int = Field(default=256, gt=0)
     embed_dim: int = Field(default=128, gt=0)
 
@@ -49,7 +49,7 @@ class TextTower(nn.Module):
             self.tokens = nn.Embedding(config.vocab_size, width)
             nn.init.normal_(self.tokens.weight, std=0.5)
         layers = config.layers if config.kind == "transformer" else 0
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.hidden, mlp="gelu") for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.ffn_width, mlp="gelu") for _ in range(layers))
         self.norm = RMSNorm(width)
         self.proj = nn.Linear(width, config.embed_dim, bias=False)
 

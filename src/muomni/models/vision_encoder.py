@@ -27,21 +27,21 @@ class VisionEncoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int = Field(default=224, gt=0)
-    patch: int = Field(default=16, gt=0)
+    patch_size: int = Field(default=16, gt=0)
     width: int = Field(default=128, gt=0)
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=2, gt=0)
-    hidden: int = Field(default=512, gt=0)
+    ffn_width: int = Field(default=512, gt=0)
     stem: Literal["linear", "conv"] = "linear"
     embed_dim: int = Field(default=128, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
-        if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
-            raise ValueError(f"stem conv needs a patch that is a power of two, got {self.patch}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"stem conv needs a patch_size that is a power of two, got {self.patch_size}")
         if self.width % 4:
             raise ValueError(f"width must be a multiple of 4 for 2-D positions, got {self.width}")
         return self
@@ -49,7 +49,7 @@ class VisionEncoderConfig(BaseModel):
     @property
     def side(self) -> int:
         """Patches along an edge."""
-        return self.image_size // self.patch
+        return self.image_size // self.patch_size
 
 
 @dataclass
@@ -130,14 +130,14 @@ class VisionEncoder(Eyes):
         self.config = config
         self.image_size, self.side, self.width, self.depth = config.image_size, config.side, config.width, config.layers
         if config.stem == "conv":
-            self.stem: nn.Module = ConvStem(config.width, config.patch.bit_length() - 1)
+            self.stem: nn.Module = ConvStem(config.width, config.patch_size.bit_length() - 1)
         else:
-            self.stem = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+            self.stem = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.cls = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         positions = torch.cat([torch.zeros(1, config.width), sincos_2d(config.side, config.width)])
         self.positions = nn.Parameter(POSITION_AMPLITUDE * positions)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.hidden, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
+            Block(config.width, config.heads, config.ffn_width, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.proj = nn.Linear(2 * config.width, config.embed_dim, bias=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from muomni.errors import TokenRangeError
 
 IGNORE = -100  # torch's ignore_index. tokens.chat has it too: parts import no tokens, a test compares them
 
@@ -23,8 +26,12 @@ class Nats(NamedTuple):
     correct: Tensor  # int64 scalar, labels that are the one most probable symbol; on the device, so that nobody waits for it
 
 
+Ranges = Sequence[range]
+"""Ids that may stand at a place: a few ranges, in ascending order. Their scores have a column for each of these ids."""
+
+
 class Head(nn.Module):
-    """The output of a causal language model: it owns the table, so tying, sharding or further rows are its matter.
+    """The output of a causal language model. It owns the table, so it alone knows of tying, shards and new rows.
 
     size     symbols of a stream
     streams  symbols at one place, each with scores of its own: 1 for text, K for frames of K codebooks
@@ -35,23 +42,35 @@ class Head(nn.Module):
     size: int
     streams: int = 1
 
-    def logits(self, h: Tensor, stream: int = 0) -> Tensor:
-        """States (..., D) -> scores (..., V) of a stream."""
-        out: Tensor = self(h, stream)
+    def logits(self, h: Tensor, stream: int = 0, legal: Ranges | None = None) -> Tensor:
+        """States (..., D) -> scores (..., V) of a stream, or with `legal` those of its ids alone."""
+        out: Tensor = self(h, stream, legal=legal)
         return out
 
-    def nats(self, h: Tensor, labels: Tensor, stream: int = 0) -> Nats:
-        """Cross entropy of states (..., D) against a stream's labels (...) int64, -100 where there is none."""
-        out: Nats = self(h, stream, labels)
+    def nats(self, h: Tensor, labels: Tensor, stream: int = 0, legal: Ranges | None = None) -> Nats:
+        """Cross entropy of states (..., D) against a stream's labels (...) int64, -100 where there is none.
+
+        Takes   legal: the ids that share the probability, None = all. Only labelled places are scored.
+        Raises  TokenRangeError for a label that is not legal.
+        """
+        out: Nats = self(h, stream, labels, legal=legal)
         return out
 
-    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0) -> tuple[Tensor, Tensor]:
+    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0, legal: Ranges | None = None) -> tuple[Tensor, Tensor]:
         """The nats (N,) float32 of each label, and its row (N,); it holds the scores of all labelled places."""
         rows_N, places_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
-        scores_NV = self.logits(h_BTD[rows_N, places_N], stream).float()
-        return F.cross_entropy(scores_NV, labels_BT[rows_N, places_N], reduction="none"), rows_N
+        scores_NV = self.logits(h_BTD[rows_N, places_N], stream, legal).float()
+        wanted_N = columns(labels_BT[rows_N, places_N], legal)
+        return F.cross_entropy(scores_NV, wanted_N, reduction="none"), rows_N
 
-    def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
+    def forward(
+        self,
+        h: Tensor,
+        stream: int = 0,
+        labels: Tensor | None = None,
+        *,
+        legal: Ranges | None = None,
+    ) -> Tensor | Nats:
         """What `logits` or, with labels, `nats` gives."""
         raise NotImplementedError
 
@@ -61,16 +80,29 @@ class TableHead(Head):
 
     weight: Tensor
 
-    def forward(self, h: Tensor, stream: int = 0, labels: Tensor | None = None) -> Tensor | Nats:
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """The rows of all symbols in their order, in parts where they have several owners."""
+        return (self.weight,)
+
+    def forward(
+        self,
+        h: Tensor,
+        stream: int = 0,
+        labels: Tensor | None = None,
+        *,
+        legal: Ranges | None = None,
+    ) -> Tensor | Nats:
         """See Head; nats never hold the scores of all positions (`linear_cross_entropy`)."""
+        parts = rows_of(self.tables, legal)
         if labels is None:
-            return F.linear(h, self.weight)
-        return Nats(*linear_cross_entropy(h.flatten(0, -2), self.weight, labels.flatten()))
+            return joined([F.linear(h, part) for part in parts])
+        return Nats(*linear_cross_entropy(h.flatten(0, -2), parts, columns(labels.flatten(), legal)))
 
     @property
     def size(self) -> int:  # type: ignore[override]
         """Rows of the table."""
-        return self.weight.shape[0]
+        return sum(len(table) for table in self.tables)
 
 
 class OwnHead(TableHead, nn.Linear):  # type: ignore[misc]  # two signatures of forward: the first counts
@@ -103,15 +135,69 @@ class BookHeads(Head, nn.ModuleList):
         nn.ModuleList.__init__(self, (nn.Linear(width, size) for size in sizes))
         self.size, self.streams = max(sizes), len(sizes)
 
-    def forward(self, h: Tensor, stream: int, labels: Tensor | None = None) -> Tensor | Nats:
-        """See Head; only labelled places are scored."""
+    def forward(
+        self,
+        h: Tensor,
+        stream: int = 0,
+        labels: Tensor | None = None,
+        *,
+        legal: Ranges | None = None,
+    ) -> Tensor | Nats:
+        """See Head."""
+        is_labelled = None if labels is None else labels != IGNORE
+        scores: Tensor = self[stream](h if is_labelled is None else h[is_labelled]).float()
+        if legal is not None:
+            scores = joined([scores[..., each.start : each.stop] for each in legal])
         if labels is None:
-            out: Tensor = self[stream](h).float()
-            return out
-        is_labelled = labels != IGNORE
-        scores_NV, wanted_N = self[stream](h[is_labelled]).float(), labels[is_labelled]
-        correct = (scores_NV.argmax(-1) == wanted_N).sum()
-        return Nats(F.cross_entropy(scores_NV, wanted_N, reduction="none").sum(), len(wanted_N), correct)
+            return scores
+        wanted_N = columns(labels[is_labelled], legal)
+        correct = (scores.argmax(-1) == wanted_N).sum()
+        return Nats(F.cross_entropy(scores, wanted_N, reduction="none").sum(), len(wanted_N), correct)
+
+
+def joined(scores: Sequence[Tensor]) -> Tensor:
+    """Scores of several parts of a table as one tensor; those of a whole table as they are."""
+    return scores[0] if len(scores) == 1 else torch.cat(list(scores), -1)
+
+
+def rows_of(tables: Sequence[Tensor], legal: Ranges | None) -> list[Tensor]:
+    """The rows of the legal ids, None = of all; views of the tables, in the dtype of the first one."""
+    tables = [table.to(tables[0].dtype) for table in tables]
+    if legal is None:
+        return tables
+    starts = [0, *accumulate(map(len, tables))]
+    parts = []
+    for each in legal:
+        for start, table in zip(starts, tables):
+            parts.append(table[max(0, each.start - start) : max(0, each.stop - start)])
+    return [part for part in parts if len(part)]
+
+
+def is_in(ids: Tensor, ranges: Ranges) -> Tensor:
+    """bool, True = an id of these ranges."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for each in ranges:
+        found |= (ids >= each.start) & (ids < each.stop)
+    return found
+
+
+def columns(labels_N: Tensor, legal: Ranges | None) -> Tensor:
+    """Where labels (N,) stand among the scores of legal ids; -100 stays.
+
+    Raises  TokenRangeError for a label that is not legal.
+    """
+    if legal is None:
+        return labels_N
+    columns_N, before = labels_N.masked_fill(labels_N != IGNORE, -1), 0
+    for each in legal:
+        is_inside_N = (labels_N >= each.start) & (labels_N < each.stop)
+        columns_N = torch.where(is_inside_N, labels_N - each.start + before, columns_N)
+        before += len(each)
+    if bool((columns_N == -1).any()):
+        odd = int(labels_N[columns_N == -1][0])
+        ids = ", ".join(f"{each.start} to {each.stop - 1}" for each in legal)
+        raise TokenRangeError(f"label {odd} is not legal: expected {ids}")
+    return columns_N
 
 
 def row_means(nats_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
@@ -120,33 +206,32 @@ def row_means(nats_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
     return sums_B / torch.bincount(rows_N, minlength=rows).clamp(min=1)
 
 
-def linear_cross_entropy(
-    h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk: int = 512, weights_N: Tensor | None = None
-) -> tuple[Tensor, int, Tensor]:
+def linear_cross_entropy(h_ND: Tensor, tables: Sequence[Tensor], labels_N: Tensor, chunk: int = 512) -> tuple[Tensor, int, Tensor]:
     """Cross entropy of softmax(h W^T) against labels, without ever holding the (N,V) logits.
 
-    Takes   h_ND states; weight_VD the output table; labels_N int64, -100 = no label (such rows are not even projected);
-            chunk rows projected at a time; weights_N float, a factor on each row's nats.
-    Gives   sum in nats (float32, differentiable in h and weight), number of labelled rows, number of them whose label is the
-            one most probable entry (int64 tensor, so that a GPU need not be waited for).
+    Takes   h_ND states; tables: the output table W, (V,D) in one part or in several along V; labels_N int64,
+            -100 = no label (such rows are not even projected); chunk rows projected at a time.
+    Gives   sum in nats (float32, differentiable in h and tables), number of labelled rows, number of them whose
+            label is the one most probable entry (int64 tensor, so that a GPU need not be waited for).
     Source  SPEC M-A; gradients are taken in the forward, chunk by chunk, as Liger and Cut Cross-Entropy do. torch's own
             F.linear_cross_entropy is as fast, but can't tell the hits, for which it would have to project twice.
     """
     rows = (labels_N != IGNORE).nonzero().squeeze(-1)
     count = rows.numel()
+    learning = [table for table in tables if table.requires_grad]
     if count == 0:
         # Zero that still reaches every parameter: a rank without labels must take part in the gradient exchange.
-        return h_ND.float().sum() * 0.0 + weight_VD.float().sum() * 0.0, 0, rows.new_zeros(())
+        reached = (each.float().sum() * 0.0 for each in (h_ND, *learning))
+        return sum(reached, h_ND.new_zeros((), dtype=torch.float32)), 0, rows.new_zeros(())
     if count < labels_N.numel():
         h_ND, labels_N = h_ND[rows], labels_N[rows]
-        weights_N = None if weights_N is None else weights_N[rows]
     kind = h_ND.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
-    is_training = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
+    is_training = torch.is_grad_enabled() and (h_ND.requires_grad or bool(learning))
     with torch.autocast(kind, enabled=False):
-        total, correct = _Chunked.apply(  # type: ignore[no-untyped-call]
-            h_ND.to(dtype), weight_VD.to(dtype), labels_N, weights_N, chunk, is_training
-        )
+        parts = [table.to(dtype) for table in tables]
+        apply = cast("Callable[..., tuple[Tensor, Tensor]]", _Chunked.apply)
+        total, correct = apply(h_ND.to(dtype), labels_N, chunk, is_training, *parts)
     return total, count, correct
 
 
@@ -157,43 +242,43 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         h_ND: Tensor,
-        weight_VD: Tensor,
         labels_N: Tensor,
-        weights_N: Tensor | None,
         chunk: int,
         is_training: bool,
+        *tables: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        needs_h, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        needs = [is_training and needed for needed in ctx.needs_input_grad]  # type: ignore[attr-defined]
+        needs_h, needs_table = needs[0], needs[-len(tables) :]
         grad_h = torch.empty_like(h_ND) if needs_h else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grads = [torch.zeros_like(table, dtype=torch.float32) if needed else None for table, needed in zip(tables, needs_table)]
         total = torch.zeros((), device=h_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=h_ND.device)
         for start in range(0, len(labels_N), chunk):
             part = slice(start, start + chunk)
             h, labels = h_ND[part], labels_N[part, None]
-            log_p = F.log_softmax(h @ weight_VD.T, dim=-1, dtype=torch.float32)
+            log_p = F.log_softmax(joined([h @ table.T for table in tables]), dim=-1, dtype=torch.float32)
             hits = log_p.gather(1, labels)
             correct += (log_p >= hits).sum(-1).eq(1).sum()
-            factors = None if weights_N is None else weights_N[part, None].float()
-            total -= (hits if factors is None else hits * factors).sum()
-            if not (needs_h or needs_weight):
+            total -= hits.sum()
+            if not any(needs):
                 continue
-            error = log_p.exp_().scatter_add_(1, labels, torch.full_like(hits, -1.0))
-            if factors is not None:
-                error *= factors
-            error = error.to(h.dtype)
+            error = log_p.exp_().scatter_add_(1, labels, torch.full_like(hits, -1.0)).to(h.dtype)
+            errors = torch.split(error, [len(table) for table in tables], -1)
             if grad_h is not None:
-                torch.mm(error, weight_VD, out=grad_h[part])
-            if grad_weight is not None:
-                grad_weight += error.T @ h
+                torch.mm(errors[0], tables[0], out=grad_h[part])
+                for error, table in zip(errors[1:], tables[1:]):
+                    grad_h[part].addmm_(error, table)
+            for grad, error in zip(grads, errors):
+                if grad is not None:
+                    grad += error.T @ h
         ctx.mark_non_differentiable(correct)
-        ctx.save_for_backward(grad_h, grad_weight)  # type: ignore[arg-type]
-        ctx.dtype = weight_VD.dtype  # type: ignore[attr-defined]
+        ctx.save_for_backward(grad_h, *grads)  # type: ignore[arg-type]
+        ctx.dtype = tables[0].dtype  # type: ignore[attr-defined]
         return total, correct
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        by_h = None if grad_h is None else grad_h * grad.to(grad_h.dtype)
-        by_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.dtype)  # type: ignore[attr-defined]
-        return by_h, by_weight, None, None, None, None
+        by_h, *by_table = ctx.saved_tensors  # type: ignore[attr-defined]
+        given = None if by_h is None else by_h * grad.to(by_h.dtype)
+        dtype: torch.dtype = ctx.dtype  # type: ignore[attr-defined]
+        return given, None, None, None, *(None if each is None else (each * grad).to(dtype) for each in by_table)

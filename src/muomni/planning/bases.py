@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,7 +16,6 @@ from muomni.models import pretrained, siglip, store
 from muomni.models.base import Base
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.planning import known
-from muomni.planning.building import surveyed_as
 from muomni.planning.known import Tower
 from muomni.stages.align import STAGES
 from muomni.stages.recipe import Recipe
@@ -54,9 +52,9 @@ class Absent:
 
 
 def connector_of(recipe: Recipe, stage: str) -> str | None:
-    """The stage whose connector this one starts from, as a plan surveys it; None for one that makes its own, or takes a folder's."""
-    settings: Any = recipe.stages[stage]
-    return surveyed_as(recipe, settings.connector) if getattr(settings, "connector", None) in recipe.stages else None
+    """The stage whose connector this one starts from; None for one that makes its own, or takes a folder's."""
+    connector: str | None = getattr(recipe.stages[stage].settings, "connector", None)
+    return connector if connector in recipe.stages else None
 
 
 def absent(recipe: Recipe, stage: str, folder: Path) -> dict[str, Absent]:
@@ -67,7 +65,7 @@ def absent(recipe: Recipe, stage: str, folder: Path) -> dict[str, Absent]:
     connector = connector_of(recipe, stage)
     if connector is not None and (folder / recipe.stages[stage].needs[0] / "final").is_dir():
         return {}
-    settings = recipe.stages[connector or stage]
+    settings = recipe.stages[connector or stage].settings
     named: dict[str, Base] = {name: getattr(settings, name) for name in SETTINGS if hasattr(settings, name)}
     found = {}
     for name, base in named.items():

@@ -18,7 +18,6 @@ from muomni.errors import DataError
 from muomni.models.decoder import DecoderConfig
 from muomni.planning.trial import Built
 from muomni.stages import assumed
-from muomni.stages import recipe as recipes
 from muomni.stages.one import default_threads
 from muomni.stages.recipe import Recipe
 from muomni.stages.stage import StageSettings
@@ -59,13 +58,21 @@ class Ready:
     notes: list[str]
 
 
+def planned(recipe: Recipe) -> Recipe:
+    """The recipe with its sweep as the first point that this picks from, since all cost the same."""
+    entries = recipe.stages
+    tried = {name: replace(entries[entry.points[0]], name=name) for name, entry in entries.items() if entry.points}
+    return replace(recipe, stages=entries | tried)
+
+
 def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
     """A stage's settings as a plan tries them."""
-    settings = recipe.stages[task.stage]
+    entry = recipe.stages[task.stage]
+    settings = entry.settings
     notes: list[str] = []
     missing = absent(settings, recipe.base)
     if missing:
-        sources = assumed.make(recipes.stage(task.stage), settings, *_language(settings, recipe), own / "assumed")
+        sources = assumed.make(entry.stage, settings, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
         settings = settings.assuming(sources)
     return Ready(settings, bool(missing), notes)
@@ -74,7 +81,8 @@ def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
     """Positions of a row and words of the language model that a stage builds upon, or is."""
     thinker: Any = recipe.stages.get("thinker")
-    model: Any = DecoderConfig(vocab_size=2000, ctx_len=getattr(settings, "max_seq_len", 512)) if thinker is None else thinker.model
+    sizes = DecoderConfig(vocab_size=2000, ctx_len=getattr(settings, "max_seq_len", 512))
+    model: Any = sizes if thinker is None else thinker.settings.model
     return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(settings, "vocab_size", model.vocab_size)
 
 
@@ -83,7 +91,7 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
 
     Takes   needed: folders that stand for stages, in place of those that `found` gives.
     """
-    stage, settings, notes = recipes.stage(task.stage), made.settings, list(made.notes)
+    stage, settings, notes = recipe.stages[task.stage].stage, made.settings, list(made.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
     folders = dict(needed) if needed is not None else found(task, recipe, notes)
     read: list[Corpus] = []
@@ -108,16 +116,11 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
 def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
     """The folders of the stages that this one builds upon, finished ones or stand-ins, which the notes then tell."""
     folders = {}
-    for name in recipes.needs(recipe.stages, task.stage):
-        folders[name] = Path(task.temporary) / surveyed_as(recipe, name) / "final"
+    for name in recipe.stages[task.stage].needs:
+        folders[name] = Path(task.temporary) / name / "final"
         if not folders[name].is_symlink():
             notes.append(f"stage {name} is not trained yet: an untrained network of its size stands in")
     return folders
-
-
-def surveyed_as(recipe: Recipe, name: str) -> str:
-    """The stage that is built where another is asked for: of a sweep its first point, since all cost the same."""
-    return next(iter(recipes.points(recipe.stages, name)), name)
 
 
 def absent(settings: StageSettings, base: Path) -> list[str]:

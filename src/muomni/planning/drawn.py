@@ -27,7 +27,8 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
-from muomni.train.objectives.language import NextToken, targets
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import targets
 from muomni.train.step import update
 
 ROWS = (1, 2)  # of the largest batch, through which a line is drawn to all
@@ -103,14 +104,14 @@ def _tried(
     folder = own / "_".join(f"{name}-{count}" for name, count in blocks.items())
     standing_in: dict[str, Any] = dict(bases.cut(missing, blocks, samples, recipe.header.device, folder))
     connector = bases.connector_of(recipe, task.stage)
-    levels = getattr(recipe.stages[connector or task.stage], "feature_layers", ())
+    levels = getattr(recipe.stages[connector or task.stage].settings, "feature_layers", ())
     if "vision_tower" in blocks:
         standing_in["feature_layers"] = tuple(min(level, blocks["vision_tower"]) for level in levels)
     if connector is None:
         built = building.build(task, recipe, folder, replace(made, settings=building.changed(made.settings, **standing_in)))
     else:
         place = folder / "connector"
-        settings = building.changed(recipe.stages[connector], data=made.settings.data, **standing_in)
+        settings = building.changed(recipe.stages[connector].settings, data=made.settings.data, **standing_in)
         building.build(replace(task, stage=connector), recipe, place, replace(made, settings=settings)).plan.save(place / "final")
         built = building.build(task, recipe, folder, made, {recipe.stages[task.stage].needs[0]: place / "final"})
     found = _account(built, folder)
@@ -192,7 +193,7 @@ def logits_bytes(words: int, labels: int, number_format: torch.dtype) -> int:
     states = torch.zeros(min(labels, TWO_CHUNKS), NARROW, dtype=number_format, requires_grad=True)
     table, wanted = torch.zeros(words, NARROW, dtype=number_format), torch.zeros(len(states), dtype=torch.long)
     with cost.LiveTensors([states, table, wanted]) as live:
-        linear_cross_entropy(states, table, wanted)
+        linear_cross_entropy(states, [table], wanted)
     return int(live.peak)
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from muomni import files, units
 from muomni.data import readers
 from muomni.errors import ConfigError, DataError, MuomniError
 from muomni.models import integrity
-from muomni.planning.building import Task, surveyed_as
+from muomni.planning.building import Task, planned
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import Schedule
@@ -49,12 +49,12 @@ def plan(
     target_s = units.seconds(epoch, "--epoch") if epoch else None
     if probe < 0 or (samples is not None and samples < 1):
         raise ConfigError(f"--probe and --samples: expected numbers of updates and samples, got {probe} and {samples}")
-    read = recipes.read(recipe, overrides, out=out)
-    chosen = recipes.chosen(read.stages, stages or [])
-    chosen = [name for name in chosen if recipes.sweep_of(name) not in chosen]
-    folder = read.folder
-    stood_in = {surveyed_as(read, name) for name in stood_in_for(read, chosen, folder)}
-    asked = {surveyed_as(read, name) for name in chosen}
+    as_written = recipes.read(recipe, overrides, out=out)
+    read, folder = planned(as_written), as_written.folder
+    entries = as_written.chosen(stages or [])
+    points = {point for entry in entries for point in entry.points}
+    chosen = {entry.name: entry.points for entry in entries if entry.name not in points}
+    stood_in = stood_in_for(read, chosen, folder)
     with tempfile.TemporaryDirectory(prefix="muomni-plan-") as temporary:
         tasks = [
             Task(
@@ -67,22 +67,22 @@ def plan(
                 probe_s,
                 limit,
                 is_needed=name in stood_in,
-                is_stand_in=name not in asked,
+                is_stand_in=name not in chosen,
             )
             for name in read.stages
-            if name in asked or name in stood_in
+            if name in chosen or name in stood_in
         ]
         link(read, folder, Path(temporary))
         surveyed = _survey(read, tasks, 1 if any(_has_data(read, task.stage) for task in tasks) else 2, say)
-    found = [_of_all(read, name, surveyed[surveyed_as(read, name)]) for name in chosen]
+    found = [_of_all(surveyed[name], points) for name, points in chosen.items()]
     for stage in found:
-        _add_times(stage, read.stages[stage["stage"]], target_s, samples)
+        _add_times(stage, read.stages[stage["stage"]].settings, target_s, samples)
     return {"recipe": read.name, "stages": found, **_together(read, found)}
 
 
 def _has_data(read: Recipe, stage: str) -> bool:
     try:
-        return all(readers.locate(source, read.base).exists() for source in read.stages[stage].data)
+        return all(readers.locate(source, read.base).exists() for source in read.stages[stage].settings.data)
     except DataError:
         return False
 
@@ -90,30 +90,28 @@ def _has_data(read: Recipe, stage: str) -> bool:
 def link(read: Recipe, folder: Path, temporary: Path) -> None:
     """Have finished stages stand in the temporary folder too, where stand-ins look for what they build upon."""
     elsewhere = {name.name: target for name, target in read.links if name.parent == folder}
-    for name in {*read.stages, *(needed for each in read.stages for needed in recipes.needs(read.stages, each))}:
-        place, final = temporary / surveyed_as(read, name) / "final", elsewhere.get(name, folder / name) / "final"
+    for name in {*read.stages, *(needed for each in read.stages.values() for needed in each.needs)}:
+        place, final = temporary / name / "final", elsewhere.get(name, folder / name) / "final"
         if final.is_dir() and not place.is_symlink():
             integrity.verify(final)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(final)
 
 
-def _of_all(read: Recipe, name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _of_all(found: dict[str, Any], points: Sequence[str]) -> dict[str, Any]:
     """The account of a stage: of a sweep, its first point's, as often on the disk as it has points, and the winner's copy."""
-    points = recipes.points(read.stages, name)
     if not points:
         return {**found, "points": 1}
     disk = found["disk"]
-    note = f"{points[0].partition('/')[2]} was tried: its {len(points)} points are taken to cost the same"
+    note = f"{points[0]} was tried: its {len(points)} points are taken to cost the same"
     whole = {**disk, "total": len(points) * disk["total"] + disk["final"]}
-    return {**found, "stage": name, "points": len(points), "disk": whole, "notes": [note, *found["notes"]]}
+    return {**found, "points": len(points), "disk": whole, "notes": [note, *found["notes"]]}
 
 
 def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """What was found of each stage, each after those that it needs. Without data nothing is timed closely, so two may run at a time."""
     named, found = {task.stage: task for task in tasks}, dict[str, dict[str, Any]]()
-    needs = {name: [surveyed_as(read, other) for other in recipes.needs(read.stages, name)] for name in named}
-    schedule = Schedule(needs, side_by_side)
+    schedule = Schedule({name: read.stages[name].needs for name in named}, side_by_side)
     running: dict[Future[dict[str, Any]], str] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         while schedule:
@@ -128,12 +126,12 @@ def _survey(read: Recipe, tasks: list[Task], side_by_side: int, say: Callable[[s
     return found
 
 
-def stood_in_for(read: Recipe, chosen: list[str], folder: Path) -> set[str]:
+def stood_in_for(read: Recipe, chosen: Iterable[str], folder: Path) -> set[str]:
     """The stages that chosen ones build upon, and that are not finished in the run's folder."""
     needed: set[str] = set()
-    open_ones = [surveyed_as(read, name) for name in chosen]
+    open_ones = list(chosen)
     while open_ones:
-        for name in recipes.needs(read.stages, surveyed_as(read, open_ones.pop())):
+        for name in read.stages[open_ones.pop()].needs:
             if name not in needed and not (folder / name / "final").is_dir():
                 needed.add(name)
                 open_ones.append(name)
@@ -197,9 +195,8 @@ def _together(read: Recipe, found: list[dict[str, Any]]) -> dict[str, Any]:
     if any(stage["total_s"] is None for stage in found):
         return {"total_s": None, "disk": disk}
     took = {stage["stage"]: stage["total_s"] for stage in found}
-    widths = {name: -(-(read.stages[name].threads or read.threads) // read.threads) for name in took}
-    needs = {name: recipes.needs(read.stages, surveyed_as(read, name)) for name in took}
-    schedule = Schedule(needs, read.header.jobs, widths)
+    widths = {name: -(-(read.stages[name].settings.threads or read.threads) // read.threads) for name in took}
+    schedule = Schedule({name: read.stages[name].needs for name in took}, read.header.jobs, widths)
     now, ends = 0.0, dict[str, float]()
     while schedule:
         ends |= {name: now + took[name] for name in schedule.start()}

@@ -29,7 +29,7 @@ def survey(task: Task) -> dict[str, Any]:
     Raises  whatever the stage itself would, before it trains; ConfigError for a network that is neither there nor known.
     """
     holding.warm_up()
-    recipe = recipes.read(task.recipe, task.overrides, out=Path(task.folder))
+    recipe = building.planned(recipes.read(task.recipe, task.overrides, out=Path(task.folder)))
     own = Path(task.temporary) / task.stage
     made = building.ready(task, recipe, own)
     if absent := bases.absent(recipe, task.stage, Path(task.folder)):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from muomni import runtime
-from muomni.errors import ConfigError, DataError
+from muomni.data.batch import SequenceBatch
+from muomni.errors import DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
@@ -29,8 +30,10 @@ from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken, targets
-from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import targets
+from muomni.train.objectives.talker import TalkerObjective
 
 FIRST_BATCHES = 64  # that are looked through for one with a readable sample
 
@@ -45,15 +48,13 @@ def trace(source: str, stage: str, overrides: list[str] | None = None, *, out: P
     if (origin := Path(source) / "recipe.json").is_file():
         content, out = recipes.origin(origin.parent, "recipe", "overrides"), Path(source)
         source, overrides = content["recipe"], [*content["overrides"], *(overrides or [])]
-    recipe = recipes.read(source, overrides, out=out)
-    if stage not in recipe.stages:
-        raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(recipe.stages)}")
+    recipe = building.planned(recipes.read(source, overrides, out=out))
+    recipe.entry(stage)
     folder = (out or Path("runs") / recipe.name).resolve()
-    stage = building.surveyed_as(recipe, stage)
     with tempfile.TemporaryDirectory(prefix="muomni-trace-") as temporary:
         forecast.link(recipe, folder, Path(temporary))
         missing = forecast.stood_in_for(recipe, [stage], folder)
-        for name in [name for name in recipe.stages if name in {building.surveyed_as(recipe, other) for other in missing}]:
+        for name in [name for name in recipe.stages if name in missing]:
             _built(recipe, _task(source, overrides, name, folder, temporary)).plan.save(Path(temporary) / name / "final")
         built = _built(recipe, _task(source, overrides, stage, folder, temporary))
         return walk(built), built.notes
@@ -130,7 +131,7 @@ def _any(watch: Watch, objective: Objective, batch: Any, dataset: Any) -> After:
     return lambda: None
 
 
-def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset: Any) -> After:
+def _language(watch: Watch, objective: NextToken, batch: SequenceBatch, dataset: Any) -> After:
     trunk, omni, media = objective.trunk, objective.omni, batch.media
     assert isinstance(trunk, Decoder)
     watch.add(
@@ -214,7 +215,9 @@ def _codec(watch: Watch, objective: CodecObjective, batch: CodecBatch, _: Any) -
     watch.out_of(codec.patch, "code frames", f"{config.stride_frames} mel frames in one: {codec.rate_hz:g} a second")
     watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
     by_books: Callable[[Any], Tensor] = lambda made: made.codes_BKT.transpose(1, 2)  # noqa: E731
-    watch.out_of(codec.quantiser, "codes", f"the nearest of {config.entries} entries in each of {config.codebooks} codebooks", by_books)
+    watch.out_of(
+        codec.quantiser, "codes", f"the nearest of {config.codebook_size} entries in each of {config.codebooks} codebooks", by_books
+    )
     watch.out_of(
         codec.quantiser, "quantised", "the sum of these entries; gradients go past it to the latents", lambda made: made.vectors_BTD
     )
@@ -223,16 +226,33 @@ def _codec(watch: Watch, objective: CodecObjective, batch: CodecBatch, _: Any) -
     return lambda: None
 
 
-def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any) -> After:
+def _image_codec(watch: Watch, objective: ImageCodecObjective, batch: ImageCodecBatch, _: Any) -> After:
+    codec = objective.codec
+    config, side = codec.config, codec.config.side
+    levels = " x ".join(map(str, config.levels))
+    watch.add("pixels", batch.pixels_BHW3.shape, "bytes, as they were read and changed")
+    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch} x {config.fine_patch} pixels")
+    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch} x {config.patch} pixels")
+    watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
+    told = f"of {codec.codebook_size}: each latent at the nearest of its levels, {levels}"
+    watch.out_of(codec.quantiser, "codes", told, lambda made: made.codes_BT)
+    watch.out_of(codec.quantiser, "quantised", "the middles of these levels; gradients go past it", lambda made: made.values_BTD)
+    watch.out_of(codec.unfold, "fine grid again", "after as many blocks")
+    watch.out_of(codec.to_pixels, "rebuilt", "pixels from -1 to 1")
+    return lambda: None
+
+
+def _talker(watch: Watch, objective: TalkerObjective, batch: SequenceBatch, _: Any) -> After:
     talker = objective.talker
     config = talker.config
-    books, laid_BKS = config.codebooks, talker.lay_out(batch.codes_BKF, batch.frames_B)
-    rows, _, steps = laid_BKS.shape
+    labels_BKS = batch.code_labels_BKS
+    assert labels_BKS is not None
+    rows, books, steps = labels_BKS.shape
     lag = "each book a frame after the one before it" if config.layout == "delay" and books > 1 else "all books in one step"
-    watch.add("text ids", batch.text_ids_BT.shape, "what is said, padded")
+    watch.add("text ids", batch.ids_BT.shape, "what is said, padded")
     if batch.hidden_BTD is not None:
         watch.add("Thinker's states", batch.hidden_BTD.shape, "how its middle layer understands these tokens")
-    watch.add("codes", batch.codes_BKF.transpose(1, 2).shape, f"of the speech, by the codec: frames x {books} codebooks")
+    watch.add("codes", (rows, batch.length, books), f"of the speech, by the codec: frames x {books} codebooks")
     watch.add("targets", (rows, steps, books), f"laid out in steps, {lag}; book 1 also says the end")
     told = f"what stood one step before (first the start vector); of 100 codes {100 * config.code_noise:g} are random"
     watch.fixed(talker.tables[0], "previous codes", (rows, steps, books), told)
@@ -244,10 +264,10 @@ def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any
 
     def after() -> None:
         for book in range(books):
-            said = laid_BKS[:, book] < config.entries + (book == 0)
-            classes = config.entries + (book == 0)
+            said = labels_BKS[:, book] != IGNORE
+            classes = config.codebook_size + (book == 0)
             end = " and the end" if book == 0 else ""
-            meaning = f"{config.entries} codes{end} at every step; {int(said.sum())} of {said.numel()} steps have something to say"
+            meaning = f"{config.codebook_size} codes{end} at every step; {int(said.sum())} of {said.numel()} steps have something to say"
             watch.add(f"head {book + 1}", (rows, steps, classes), meaning)
 
     return after
@@ -258,5 +278,6 @@ WALKS: dict[type, Callable[[Watch, Any, Any, Any], After]] = {
     Hearing: _hearing,
     Contrast: _contrast,
     CodecObjective: _codec,
+    ImageCodecObjective: _image_codec,
     TalkerObjective: _talker,
 }

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muomni.infer import speech
+from muomni.data.batch import SequenceBatch
+from muomni.media import griffin_lim
 from muomni.media.modality import MODALITIES
 from muomni.models.codec import Codec
 from muomni.nn import masks
@@ -26,8 +27,10 @@ from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken, targets
-from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import before, targets
+from muomni.train.objectives.talker import TalkerObjective
 
 Blocks = list[tuple[str, Html]]
 SHOWN = 200  # characters of a value that is no tensor
@@ -71,7 +74,7 @@ def mel(mel_FM: Tensor, caption: str) -> Html:
 @torch.no_grad()
 def _language(subject: Subject) -> Blocks:
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
-    assert isinstance(batch, LanguageBatch)
+    assert isinstance(batch, SequenceBatch)
     assert tokenizer is not None
     ids = batch.ids_BT[0].tolist()
     wanted = [IGNORE, *targets(batch)[0].tolist()]
@@ -238,7 +241,7 @@ def _codec(subject: Subject) -> Blocks:
     told = ", ".join(f"{name} {number(value, 3)}" for name, value in terms.items())
     spec = codec.config.mel
     sounds = [
-        media.player(speech.sound(each, spec), spec.rate_hz, name)
+        media.player(griffin_lim.sound(each, spec), spec.rate_hz, name)
         for each, name in ((batch.mel_BFM[0, :frames], "mel"), (rebuilt, "rebuilt"))
     ]
     out.append(("Rebuilt from the codes", join(mel(rebuilt, "log-mel, rebuilt"), h("div", sounds, cls="line"))))
@@ -249,29 +252,51 @@ def _codec(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
+def _image_codec(subject: Subject) -> Blocks:
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, ImageCodecBatch)
+    out: Blocks = [("What is to be rebuilt", _pixels(batch.pixels_BHW3[0].permute(2, 0, 1)))]
+    if not (subject.is_trained and isinstance(objective, ImageCodecObjective)):
+        return out
+    codec = objective.codec
+    codes = codec.encode(batch.image_B3HW)
+    rebuilt_3HW = (255 * codec.decode(codes)[0]).round().byte()
+    grid = codes[0, 0].view(codec.grid).tolist()
+    rows = [(f"row {number}", [Cell(str(code), "role-image") for code in row]) for number, row in enumerate(grid)]
+    terms = {name: float(term.total) / max(1, term.count) for name, term in objective(batch).items()}
+    told = ", ".join(f"{name} {number(value, 3)}" for name, value in terms.items())
+    return [
+        *out,
+        ("Rebuilt from the codes", _pixels(rebuilt_3HW)),
+        (f"{codec.config.tokens} codes, one each {codec.config.patch} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
+    ]
+
+
+@torch.no_grad()
 def _talker(subject: Subject) -> Blocks:
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
-    assert isinstance(batch, TalkerBatch)
+    assert isinstance(batch, SequenceBatch)
+    assert batch.codes_BKS is not None
     assert isinstance(objective, TalkerObjective)
     talker = objective.talker
-    ids = batch.text_ids_BT[0].tolist()
+    ids = batch.ids_BT[0].tolist()
     letters = talker.config.text_units == "char"
     pieces = [Alphabet().decode([each]) if letters or tokenizer is None else lanes.piece(tokenizer, each) for each in ids]
-    times = talker.pace.positions(batch.text_ids_BT, batch.text_keep_BT)[0].tolist()
+    times = talker.pace.positions(batch.ids_BT, batch.is_real_BT)[0].tolist()
     text_rows = [
         ("piece", [Cell(each, "piece role-user") for each in pieces]),
         ("id", [Cell(str(each), "masked") for each in ids]),
         ("at frame", [Cell(f"{each:.1f}", tip="the middle of the time in which it is likely spoken") for each in times]),
     ]
-    grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
+    grid_BKS = batch.codes_BKS
     steps = grid_BKS.shape[-1]
-    named = {talker.end: "end", talker.pad: "·"}
-    states = talker(batch.text_ids_BT, batch.text_keep_BT, grid_BKS, hidden_BTD=batch.hidden_BTD) if subject.is_trained else None
+    named = {talker.config.end: "end", talker.config.pad: "·"}
+    states = talker(batch.ids_BT, batch.is_real_BT, before(grid_BKS), hidden_BTD=batch.hidden_BTD) if subject.is_trained else None
     rows: list[tuple[str, list[Cell]]] = [("step", [Cell(str(step), "masked") for step in range(steps)])]
     nats: list[float] = []
     for book in range(talker.config.codebooks):
         codes = grid_BKS[0, book].tolist()
-        said = [s for s, code in enumerate(codes) if code < talker.config.entries + (book == 0)]
+        said = [s for s, code in enumerate(codes) if code < talker.config.codebook_size + (book == 0)]
         rows.append(
             (f"book {book}", [Cell(str(named.get(code, code)), "role-audio" if s in said else "masked") for s, code in enumerate(codes)])
         )
@@ -294,9 +319,9 @@ def _talker(subject: Subject) -> Blocks:
 
 
 KINDS: dict[type, Any] = {
-    LanguageBatch: _language,
+    SequenceBatch: lambda subject: (_language if subject.batch.codes_BKS is None else _talker)(subject),
     HearingBatch: _hearing,
     VisionBatch: _vision,
     CodecBatch: _codec,
-    TalkerBatch: _talker,
+    ImageCodecBatch: _image_codec,
 }

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni import config
 from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
@@ -31,7 +30,7 @@ from muomni.report.html import Html, h, join, words
 from muomni.report.page import page
 from muomni.runtime import Runtime
 from muomni.stages import recipe as recipes
-from muomni.stages.stage import Stage, StageSettings, Training, build
+from muomni.stages.stage import Entry, Stage, Training, build
 from muomni.tokens.bpe import Tokenizer
 from muomni.train import loop
 from muomni.train.objectives.language import collate
@@ -52,15 +51,15 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
     Raises  ConfigError for an unknown stage or sample; CheckpointError where a run lacks what the stage needs; DataError for a bad sample.
     """
     run = checkpoint if checkpoint is not None else Path(source) if (Path(source) / "recipe.json").is_file() else None
-    settings, base = _settings(source, stage, run)
+    entry, base = _entry(source, stage, run)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = _built(settings, stage, base, Path(scratch) / stage, run, wanted)
+        plan = _built(entry, base, Path(scratch) / stage, run, wanted)
         own = run / stage if run is not None else None
         is_trained = own is not None and any(own.glob("step_*"))
         if is_trained and own is not None:
-            loop.restore(plan.objective, None, settings, _machine(), own, export=plan.export)
+            loop.restore(plan.objective, None, entry.settings, _machine(), own, export=plan.export)
         plan.objective.eval()
-        loader, index = _find(plan, wanted, stage)
+        loader, index = _find(plan, wanted, entry)
         item = loader.dataset.item(index, np.random.default_rng(0))
         subject = Subject(loader.collate([item]), plan.objective, getattr(plan, "tokenizer", None), is_trained)
         return _page(stage, loader.dataset.name(index), _sample(loader.dataset, index), subject, own if is_trained else None)
@@ -82,19 +81,16 @@ def _machine() -> Runtime:
     return Runtime(torch.device("cpu"), torch.float32)
 
 
-def _settings(source: str, stage: str, run: Path | None) -> tuple[StageSettings, Path]:
-    """The stage's settings and where its paths start: a run's own, where it has the stage, else the recipe's."""
-    if recipes.stage(stage).over is not None:
-        raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"{stage}/POINT, as the folders in it are called")
+def _entry(source: str, stage: str, run: Path | None) -> tuple[Entry, Path]:
+    """The stage and where its paths start: as it lies in a run's folder, where it does, else as the recipe has it."""
     if run is not None and (run / stage / "config.yaml").is_file():
-        path = run / stage / "config.yaml"
-        return config.build(recipes.stage(stage).settings, config.read_yaml(path), str(path), is_stored=True), Path(
-            recipes.origin(run, "base")["base"]
-        )
-    plan = recipes.read(source, out=run)
-    if stage not in plan.stages:
-        raise ConfigError(f"{source}: no stage {stage}", hint=f"it has {', '.join(plan.stages)}")
-    return plan.stages[stage], plan.base
+        entry, base = recipes.stored(run, stage), Path(recipes.origin(run, "base")["base"])
+    else:
+        plan = recipes.read(source, out=run)
+        entry, base = plan.entry(stage), plan.base
+    if entry.points:
+        raise ConfigError(f"{stage} learns nothing itself, its points do", hint=f"one of {', '.join(entry.points)}")
+    return entry, base
 
 
 def _alone(corpus: readers.Corpus, wanted: Wanted, where: str) -> readers.Corpus:
@@ -110,22 +106,20 @@ def _alone(corpus: readers.Corpus, wanted: Wanted, where: str) -> readers.Corpus
     return dataclasses.replace(corpus, train=kept, valid=kept, weights=[1.0])
 
 
-def _built(settings: StageSettings, stage: str, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Training[Any]:
+def _built(entry: Entry, base: Path, folder: Path, run: Path | None, wanted: Wanted) -> Training[Any]:
     """The stage, built as for training; what it caches goes to `folder`."""
-    declared = recipes.stage(stage)
-    needs = (*declared.needs, *settings.needs)
-    if needs and run is None:
-        raise ConfigError(f"{stage} is built on {', '.join(needs)}", hint="--checkpoint RUN_DIR says where these are")
-    if run is not None and (run / stage / "final" / "tokenizer.json").is_file():
-        settings = settings.model_copy(update={"init_from": (run / stage).resolve()})  # its tokenizer, not one trained anew
-    needed = {name: run / name / "final" for name in needs} if run is not None else {}
-    for final in needed.values():
+    settings, declared = entry.settings, entry.stage
+    if entry.needs and run is None:
+        raise ConfigError(f"{entry.name} is built on {', '.join(entry.needs)}", hint="--checkpoint RUN_DIR says where these are")
+    if run is not None and (run / entry.name / "final" / "tokenizer.json").is_file():
+        settings = settings.model_copy(update={"init_from": (run / entry.name).resolve()})  # its tokenizer, not one trained anew
+    for final in entry.needed.values():
         integrity.verify(final)
 
     def part(corpus: readers.Corpus) -> readers.Corpus:
         return _alone(corpus, wanted, settings.data[0].path) if _is_alone(declared) else corpus
 
-    return build(declared, settings, folder, needed, base, _machine(), part=part)
+    return build(declared, settings, folder, entry.needed, base, _machine(), part=part)
 
 
 def _is_alone(stage: Stage) -> bool:
@@ -133,9 +127,9 @@ def _is_alone(stage: Stage) -> bool:
     return stage.enough is not None and stage.is_row_a_sample
 
 
-def _find(plan: Training[Any], wanted: Wanted, stage: str) -> tuple[Loader[Any, Any], int]:
+def _find(plan: Training[Any], wanted: Wanted, entry: Entry) -> tuple[Loader[Any, Any], int]:
     """The loader and the number of the wanted sample."""
-    if _is_alone(recipes.stage(stage)):
+    if _is_alone(entry.stage):
         return plan.train, 0
     sides = {"train": plan.train} if plan.valid is None else {"train": plan.train, "valid": plan.valid}
     if wanted.sample is not None:
@@ -143,10 +137,10 @@ def _find(plan: Training[Any], wanted: Wanted, stage: str) -> tuple[Loader[Any, 
             for index in range(len(loader.dataset)):
                 if loader.dataset.name(index) == wanted.sample:
                     return loader, index
-        raise _unknown(wanted, stage)
+        raise _unknown(wanted, entry.name)
     size = len(sides[wanted.split].dataset) if wanted.split in sides else 0
     if not 0 <= wanted.index < size:
-        raise ConfigError(f"{stage}: expected a number below {size} of split {wanted.split}, got {wanted.index}")
+        raise ConfigError(f"{entry.name}: expected a number below {size} of split {wanted.split}, got {wanted.index}")
     return sides[wanted.split], wanted.index
 
 

@@ -14,7 +14,7 @@ from muomni import config, files, units
 from muomni.errors import ConfigError
 from muomni.evaluate.album import ROWS
 from muomni.stages import recipe as recipes
-from muomni.stages import registry
+from muomni.stages import registry, sweep
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
 METERS = ("lr", "grad_norm", *units.METERS)
@@ -138,8 +138,7 @@ def _is_stage(folder: Path) -> bool:
 
 
 def _is_point(folder: Path) -> bool:
-    stages = registry.names()
-    return folder.parent.name in stages and folder.name not in stages and _has_run(folder)
+    return sweep.is_point(f"{folder.parent.name}/{folder.name}") and _has_run(folder)
 
 
 def _has_run(folder: Path) -> bool:
@@ -193,9 +192,7 @@ def _settings(path: Path, name: str) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    if not isinstance(found, dict) or name.partition("/")[0] not in registry.names():
-        return found if isinstance(found, dict) else {}
-    settings: dict[str, Any] = config.current(found, recipes.stage(name).settings)
+    settings: dict[str, Any] = config.current(found, recipes.stage(name).settings) if isinstance(found, dict) else {}
     return settings
 
 

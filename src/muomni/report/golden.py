@@ -117,6 +117,15 @@ def _round_trip(stage: StageRun, row: Row) -> Html:
     return _card(row, h("div", both, cls="line"), h("p", row["text"], " ", _tag(f"{shown}error {number(row['error'], 3)}")))
 
 
+def _rebuilt(stage: StageRun, row: Row) -> Html:
+    sides = (("picture", "original"), ("rebuilt", "rebuilt from its codes"))
+    views = [h("figure", media.picture(stage.media(row.get(key)), alt=label), h("figcaption", label)) for key, label in sides]
+    caption = h(
+        "p", row.get("caption") or "", " ", _tag(f"{len(row['codes'])} × {len(row['codes'][0])} codes, {number(row['psnr'], 3)} dB")
+    )
+    return _card(row, h("div", views, cls="views"), caption)
+
+
 def _speech(stage: StageRun, row: Row) -> Html:
     ends = "" if row.get("ended", True) else ", cut off by the guard"
     length = _tag(f"{row['frames']} frames for {row['true_frames']}{ends}")
@@ -168,5 +177,6 @@ CARDS: dict[str, tuple[str, Callable[[StageRun, Row], Html]]] = {
     "transcript": ("Heard", _transcript),
     "speech": ("Said, and understood by our own ears", _speech),
     "round_trip": ("There and back through the codes", _round_trip),
+    "rebuilt": ("Pictures, and what their codes give back", _rebuilt),
     "text": ("Continued", _text),
 }

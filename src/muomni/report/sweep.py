@@ -40,12 +40,12 @@ def part(stage: StageRun, place: Path, page: str) -> Html | None:
 
 def _so_far(stage: StageRun) -> list[dict[str, Any]]:
     """The rows of points whose sweep is not concluded: none of them has won."""
-    rows = sweep.table(stage.folder.parent, [point.name for point in stage.points])
+    rows = sweep.pick({point.name: point.certificate for point in stage.points})
     return [{**row, "wins": False} for row in rows]
 
 
 def _table(stage: StageRun, rows: Sequence[dict[str, Any]], place: Path, page: str) -> Html:
-    known = {point.name.partition("/")[2]: point for point in stage.points}
+    known = {point.folder.name: point for point in stage.points}
     made = []
     for row in rows:
         name, verdict = str(row.get("point")), str(row.get("verdict"))

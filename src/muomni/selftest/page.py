@@ -9,7 +9,7 @@ from typing import Any
 from muomni import files
 from muomni.evaluate import thresholds
 from muomni.evaluate.gates import Gate
-from muomni.stages import registry
+from muomni.stages import registry, sweep
 
 INTRODUCTION = """# Gates
 
@@ -52,6 +52,7 @@ WHEN = {
     "ema_decay": "a moving average (`ema_decay`)",
     "num_negatives": "changed captions",
     "probe_data": "probe data",
+    "checked_tasks": "tasks named by `checked_tasks`",
     "exact_match_tasks": "tasks named by `exact_match_tasks`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",
@@ -87,8 +88,7 @@ def gates() -> str:
     """All gates, by when they are judged and of which stage."""
     parts = ["\n## Every stage, before the first step\n", table(thresholds.START), "\n## Every stage, of its run\n", table(thresholds.RUN)]
     for name in registry.OURS:
-        stage = registry.find(name)
-        parts += [f"\n## {name}\n", table(tuple(gate for gate in stage.gates if stage.over is None or gate not in stage.over.gates))]
+        parts += [f"\n## {name}\n", table((sweep.WINNER,) if name == sweep.NAME else registry.find(name).gates)]
     return "".join(parts)
 
 

@@ -109,11 +109,11 @@ def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
     stages = recipes.read(str(RECIPE), out=folder / "run").stages
     concerned = {mutant.stage for mutant in chosen if mutant.how != "judged"}
     for name in reversed(stages):  # they stand in the order of need
-        concerned.update(recipes.needs(stages, name) if name in concerned else ())
-    parts = [Part(name, tuple(recipes.needs(stages, name)), _unmutated) for name in stages if name in concerned]
+        concerned.update(stages[name].needs if name in concerned else ())
+    parts = [Part(name, entry.needs, _unmutated) for name, entry in stages.items() if name in concerned]
     if TWINS_STAGE in concerned:
         parts.append(Part(TWINS, (), _twins, width=2))
-    needs = {mutant.number: tuple(recipes.needs(stages, mutant.stage)) for mutant in chosen if mutant.how != "judged"}
+    needs = {mutant.number: stages[mutant.stage].needs for mutant in chosen if mutant.how != "judged"}
     return parts + [
         Part(str(mutant.number), needs.get(mutant.number, ()), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
         for mutant in chosen
@@ -303,7 +303,7 @@ def _without_avx512(folder: Path, stage: str, number: int) -> None:
 def _copy(run: Path, folder: Path, stage: str) -> Path:
     """The run without one stage: what that stage needs is linked, its data are the run's."""
     folder.mkdir(parents=True)
-    for name in ("data", *recipes.needs(recipes.read(str(RECIPE), out=run).stages, stage)):
+    for name in ("data", *recipes.read(str(RECIPE), out=run).stages[stage].needs):
         (folder / name).symlink_to(run / name)
     return folder
 

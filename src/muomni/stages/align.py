@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import NonNegativeInt
 from torch import nn
 
 from muomni.data.conversation import MediaSpec
@@ -29,29 +29,17 @@ class AlignSettings(SeeingSettings):
     """Settings of stage align.
 
     llm, vision_tower    what it stands on, frozen: a stage of this recipe, a folder or a hub id
-    num_image_tokens     tokens that a picture fills, whatever its size
-    resampler_*          the Perceiver that makes them; mlp_ratio: width inside of the projector, in widths of the language model
-    vision_ln            a LayerNorm on what the vision tower gives: off, frozen (as it starts), trained
-    feature_layers       after how many blocks the vision tower is read (see ProjectorsConfig)
+    connector            the Perceiver that makes tokens of what the vision tower gives, always as many, whatever the picture's size
+    feature_layers       after how many blocks the vision tower is read (see ProjectorSettings)
     standardise          bring what the vision tower gives to mean 0 and spread 1 first, by statistics of training pictures
     """
 
     llm: Base = Base(name="thinker")
     vision_tower: Base = Base(name="vision")
-    num_image_tokens: int = Field(64, ge=1)
-    resampler_width: int = Field(512, ge=8)
-    resampler_heads: int = Field(8, ge=1)
-    resampler_depth: int = Field(2, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)
-    vision_ln: Literal["off", "frozen", "trained"] = "off"
+    connector: PerceiverConfig = PerceiverConfig()
     feature_layers: tuple[NonNegativeInt, ...] = ()
     standardise: bool = True
     train: list[str] = ["omni.projectors.*"]
-
-    @field_validator("vision_ln", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, value: object) -> object:
-        return "off" if value is False else value
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -88,20 +76,12 @@ class AlignTraining(SeeingTraining[AlignSettings]):
         decoder = place(pretrained.open_decoder(folders["thinker"], device=device, dtype=llm_dtype))
         eyes = place(pretrained.open_tower(folders["vision"], device=device, dtype=eyes_dtype))
         self.tokenizer = pretrained.open_tokenizer(folders["thinker"])
-        perceiver = PerceiverConfig(
-            tokens=settings.num_image_tokens,
-            width=settings.resampler_width,
-            heads=settings.resampler_heads,
-            depth=settings.resampler_depth,
-            mlp_ratio=settings.mlp_ratio,
-            vision_ln=settings.vision_ln,
-        )
         shape = ProjectorsConfig(
             width=decoder.config.width,
             vision_width=eyes.width,
             audio_width=None,
             num_cls_tokens=eyes.summaries,
-            perceiver=perceiver,
+            perceiver=settings.connector,
             feature_layers=settings.feature_layers,
         )
         projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
@@ -126,7 +106,7 @@ def assume(settings: AlignSettings, context: int, words: list[str], folder: Path
     rows = []
     for number in range(assumed.BATCHES * settings.batch_size):
         kind = number % assumed.KINDS
-        count = assumed.room(settings, context) if kind == assumed.KINDS - 1 else assumed.WORDS_OF_CAPTION
+        count = assumed.room(context, settings.connector.tokens) if kind == assumed.KINDS - 1 else assumed.WORDS_OF_CAPTION
         asked = [assumed.part("image", pictures[kind]), assumed.part("text", "what is this?")]
         rows.append(assumed.turns(asked, text.take(count)))
     return rows

@@ -111,6 +111,6 @@ def speech(settings: Any, context: int, words: list[str], folder: Path) -> list[
     return rows
 
 
-def room(settings: Any, context: int) -> int:
+def room(context: int, image_tokens: int = 64) -> int:
     """Letters that fill the rest of a row beside its picture; what is too much is cut off."""
-    return max(WORDS_OF_CAPTION, int((context - getattr(settings, "num_image_tokens", 64)) / TOKENS_PER_LETTER))
+    return max(WORDS_OF_CAPTION, int((context - image_tokens) / TOKENS_PER_LETTER))

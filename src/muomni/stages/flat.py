@@ -169,9 +169,9 @@ class _Reader:
         renamed = {old: new for name in names for old, new in keys_of(self.settings[name]).items() if old not in known}
         for old in [key for key in self.values if key in renamed]:
             config.say_renamed(old, renamed[old], str(self.path))
-            if renamed[old] in self.values:
+            if config.has(self.values, renamed[old]):
                 raise self.fault(old, f"given twice (it means the same as {renamed[old]})")
-            self.values[renamed[old]] = self.values.pop(old)
+            config.put(self.values, renamed[old], self.values.pop(old))
 
     def _refuse_unknown(self, names: list[str]) -> None:
         """Name all keys that can't be had, or that nobody knows, each with the nearest that is known."""
@@ -201,15 +201,15 @@ class _Reader:
         own = self._own(stage)
         for key, value in self.values.items():
             if key in keys.RENAMED[stage]:
-                _put(made, keys.RENAMED[stage][key], value)
+                config.put(made, keys.RENAMED[stage][key], value)
             elif key in own and key not in (*keys.DATA[stage], "data"):
                 if stage == "codec" and not is_alone and key in ("model", "gates", "extra_gates"):
                     continue  # of a file that is the Talker's too, these are the Talker's
                 name = config.SYNONYMS.get(key, key)
                 if name in made and key != "model":
                     raise self.fault(key, f"given twice (it means the same as {name})")
-                for path, part in _leaves(name, value) if key == "model" else [(name, value)]:
-                    _put(made, path, part)
+                for path, part in (config.leaves({name: value}) if key == "model" else {name: value}).items():
+                    config.put(made, path, part)
         {"thinker": self._thinker, "hearing": self._hearing, "vision": self._vision, "codec": self._codec, "talker": self._talker}.get(
             stage, lambda _: None
         )(made)
@@ -227,7 +227,7 @@ class _Reader:
             made["model"]["kv_heads"] = max(1, int(made["model"].get("heads", 4)) // 2)  # as the sources do
         if self.values.get("use_moe"):
             experts = {"num_experts": self.values.get("num_experts", 8), "experts_per_token": self.values.get("num_experts_per_tok", 2)}
-            made["model"].setdefault("experts", {**experts, "hidden": made["model"].get("hidden", 1024)})
+            made["model"].setdefault("experts", {**experts, "ffn_width": made["model"].get("ffn_width", 1024)})
 
     def _hearing(self, made: dict[str, Any]) -> None:
         """The mel's numbers, and that they agree with the rate that is promised."""
@@ -235,7 +235,7 @@ class _Reader:
             MelSpec(), {"mel_bins": "num_mels", "sample_rate": "rate_hz", "frame_hop": "hop_samples", "frame_win": "window_samples"}
         )
         if mel != MelSpec():
-            _put(made, "model.mel", mel.model_dump())
+            config.put(made, "model.mel", mel.model_dump())
         downsample = made.get("model", {}).get("downsample", 4)
         promised, real = self.values.get("target_hz"), mel.frame_rate_hz / downsample if isinstance(downsample, int) else 0.0
         if promised is not None and abs(float(promised) - real) > CLOSE * real:
@@ -263,19 +263,19 @@ class _Reader:
         """The mel's numbers, and how many of its frames are a code frame."""
         mel = self._mel(SPEECH, {"n_mels": "num_mels", "sample_rate": "rate_hz"})
         if mel != SPEECH:
-            _put(made, "model.mel", mel.model_dump())
+            config.put(made, "model.mel", mel.model_dump())
         if (rate := self._code_rate()) is not None:
             stride = mel.frame_rate_hz / rate
             if stride < 1 or abs(stride - round(stride)) > CLOSE:
                 raise self.fault(
                     "frame_rate", f"{rate:g} Hz can't be made of {mel.frame_rate_hz:g} mel frames a second", "give 12.5, 25 or 50"
                 )
-            _put(made, "model.stride_frames", round(stride))
+            config.put(made, "model.stride_frames", round(stride))
         self._longest(made, 1 / (rate or mel.frame_rate_hz / 8))
 
     def _talker(self, made: dict[str, Any]) -> None:
         """Codebooks are the codec's; the rest is the network's."""
-        _put(made, "model.text_vocab", made.get("model", {}).get("text_vocab", 1))  # the tokenizer's number takes its place
+        config.put(made, "model.text_vocab", made.get("model", {}).get("text_vocab", 1))  # the tokenizer's number takes its place
         self._longest(made, 1 / (self._code_rate() or 12.5))
 
     def _code_rate(self) -> float | None:
@@ -450,7 +450,7 @@ class _Reader:
         said = {**said, **({"ctx_len": self.values["ctx_len"]} if "ctx_len" in self.values else {})}
         folder = next((theirs for own, theirs in self.out.links if own.name == "thinker"), self.root / "thinker")
         try:
-            real = config.read_yaml(folder / "config.yaml")["model"]
+            real = config.current(config.read_yaml(folder / "config.yaml"), self.settings["thinker"])["model"]
         except (ConfigError, KeyError):
             return  # there is none yet, which is told where it is needed
         for key, name in keys.RENAMED["thinker"].items():
@@ -498,17 +498,3 @@ def _near(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _put(values: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        values = values.setdefault(part, {})
-    values[last] = value
-
-
-def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    """Nested settings by their path; what is no mapping stays whole."""
-    if not isinstance(value, dict):
-        return [(prefix, value)]
-    return [leaf for key, part in value.items() for leaf in _leaves(f"{prefix}.{key}", part)]

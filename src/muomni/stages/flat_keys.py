@@ -14,18 +14,18 @@ _BLOCKS = {
     "d_model": "model.width",
     "n_layers": "model.layers",
     "n_heads": "model.heads",
-    "d_ff": "model.hidden",
+    "d_ff": "model.ffn_width",
     "dropout": "model.dropout",
 }
-_CODEC = {"codebooks": "model.codebooks", "codebook_size": "model.entries"}
+_CODEC = {"codebooks": "model.codebooks", "codebook_size": "model.codebook_size"}
 
 # By stage: the key, and the setting that it is. What needs more than a new name is done by `flat` itself.
 RENAMED: dict[str, dict[str, str]] = {
-    "thinker": {**_BLOCKS, "rope_theta": "model.theta", "ctx_len": "model.ctx_len", "vocab_size": "model.vocab_size"},
-    "hearing": {**_BLOCKS, "rope_theta": "model.theta", "downsample_time": "model.downsample"},
-    "vision": {**_BLOCKS, "img_size": "model.image_size", "patch": "model.patch", "embed_dim": "model.embed_dim"},
+    "thinker": {**_BLOCKS, "rope_theta": "model.rope_theta", "ctx_len": "model.ctx_len", "vocab_size": "model.vocab_size"},
+    "hearing": {**_BLOCKS, "rope_theta": "model.rope_theta", "downsample_time": "model.downsample"},
+    "vision": {**_BLOCKS, "img_size": "model.image_size", "patch": "model.patch_size", "embed_dim": "model.embed_dim"},
     "codec": _CODEC,
-    "talker": {**_BLOCKS, "rope_theta": "model.theta"},
+    "talker": {**_BLOCKS, "rope_theta": "model.rope_theta"},
     "omni": {},
 }
 

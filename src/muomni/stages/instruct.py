@@ -115,7 +115,7 @@ class InstructTraining(SeeingTraining[InstructSettings]):
 def assume(settings: InstructSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
     """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
     pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
-    room = assumed.room(settings, context)
+    room = assumed.room(context)
     short = min(assumed.WORDS_OF_ANSWER, room // (3 * assumed.TURNS))
     rows = []
     for number in range(assumed.BATCHES * settings.batch_size):

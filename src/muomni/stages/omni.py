@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from muomni.data import indexed
 from muomni.data.conversation import MediaSpec, input_media
@@ -21,10 +21,9 @@ from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, PACKING, SIGHT, ablation, held_out_gap
 from muomni.media.frames import PAD_S, STATES_HZ
 from muomni.models import lora, pretrained, store
-from muomni.models.connector import PerceiverConfig
 from muomni.models.decoder import Decoder
 from muomni.models.lora import LoraSettings
-from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig
+from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig, ProjectorSettings
 from muomni.stages import assumed, initial_weights
 from muomni.stages.fusion import FusionSettings, FusionTraining
 from muomni.stages.stage import BoardRow, Inputs, Stage
@@ -37,8 +36,7 @@ from muomni.train.optim import freeze
 class OmniSettings(FusionSettings):
     """Settings of stage omni.
 
-    pool_grid, feature_layers, audio_pool   how a picture and a sound become tokens (see ProjectorsConfig)
-    resampler          in place of pool_grid: a Perceiver of so many tokens a picture, as stage align has it
+    projectors         how a picture and a sound become tokens
     lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
     dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
@@ -46,11 +44,8 @@ class OmniSettings(FusionSettings):
     prompts            what is asked of a lone "image" or "audio"
     """
 
-    pool_grid: int = Field(0, ge=0)
-    feature_layers: tuple[NonNegativeInt, ...] = ()
-    resampler: PerceiverConfig | None = None
+    projectors: ProjectorSettings = ProjectorSettings()
     lora: LoraSettings | None = None
-    audio_pool: int = Field(1, ge=1, le=4)
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
     prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
@@ -64,9 +59,7 @@ class OmniSettings(FusionSettings):
         return {"train": [lora.NAMES, "omni.projectors.*"], **values} if has_lora else values
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if self.resampler is not None and self.pool_grid:
-            raise ValueError("pool_grid has no effect beside a resampler")
+    def _lora_learns(self) -> Self:
         if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
@@ -97,10 +90,7 @@ class OmniTraining(FusionTraining[OmniSettings]):
             width=decoder.config.width,
             vision_width=vision.config.width,
             audio_width=audio.config.width,
-            pool_grid=settings.pool_grid,
-            perceiver=settings.resampler,
-            feature_layers=settings.feature_layers,
-            audio_pool=settings.audio_pool,
+            **dict(settings.projectors),
         )
         projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
         self.thinker = decoder
@@ -113,7 +103,7 @@ class OmniTraining(FusionTraining[OmniSettings]):
             image_tokens=shape.image_tokens,
             mel=audio.config.mel,
             downsample=audio.config.downsample,
-            audio_pool=settings.audio_pool,
+            audio_pool=shape.audio_pool,
             max_audio_tokens=settings.max_audio_tokens or decoder.config.ctx_len // 4,
             pad_s=store.extra_of(needed["hearing"]).get("pad_s", PAD_S),
         )
@@ -167,13 +157,13 @@ def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
 def assume(settings: OmniSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
     """Pictures, sounds, both, and text, in turn; every KINDS-th sample is as long as the context allows."""
     room = settings.max_audio_tokens or context // 4
-    sounds = assumed.sounds(folder, (room - 4) * settings.audio_pool / STATES_HZ)
+    sounds = assumed.sounds(folder, (room - 4) * settings.projectors.audio_pool / STATES_HZ)
     pictures, text = assumed.pictures(folder, 224), assumed.Text(words)
     rows: list[assumed.Row] = []
     for number in range(assumed.BATCHES * settings.batch_size):
         picture, (sound, _) = assumed.part("image", pictures[number % assumed.KINDS]), sounds[number % assumed.KINDS]
         media = [[picture], [assumed.part("audio", sound)], [picture, assumed.part("audio", sound)], []][number % 4]
-        used = len(media) * 4 + (1 + settings.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
+        used = len(media) * 4 + (1 + settings.projectors.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
         if number % assumed.KINDS == assumed.KINDS - 2:
             long = text.take(max(8, int((context - used - 16) / assumed.TOKENS_PER_WORD)))  # what is too much is cut off
             rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], long))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from muomni.runtime import Runtime
 from muomni.stages import initial_weights, introduction, ownership, sizing
 from muomni.stages import recipe as recipes
 from muomni.stages.recipe import Recipe
-from muomni.stages.stage import Stage, StageSettings, Training, build
+from muomni.stages.stage import Entry, StageSettings, Training, build
 from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
@@ -39,19 +39,11 @@ ANEW = "--fresh deletes it and starts anew, --out DIR keeps it"
 T = TypeVar("T")
 
 
-def all_gates(stage: Stage, settings: StageSettings) -> tuple[gates.Gate, ...]:
-    """The gates that every stage has, the stage's own, and the recipe's `extra_gates`."""
-    return (*thresholds.SOUND, *stage.gates, *gates.demanded(settings.extra_gates))
-
-
-def judge(
-    stage: Stage, settings: StageSettings, modalities: Collection[str], facts: dict[str, Fact], waived: dict[str, str]
-) -> list[gates.Judged]:
-    """The verdicts of all gates that apply to a stage of these settings on data of these modalities."""
-    every = all_gates(stage, settings)
-    applying = [gate for gate in every if gate.applies(settings, modalities)]
-    names = {gate.name for gate in every} - {gate.name for gate in applying}
-    bounds = {name: bound for name, bound in settings.gates.items() if name not in names}
+def judge(entry: Entry, modalities: Collection[str], facts: dict[str, Fact], waived: dict[str, str]) -> list[gates.Judged]:
+    """The verdicts of all gates that apply to a stage on data of these modalities."""
+    applying = [gate for gate in entry.gates if gate.applies(entry.settings, modalities)]
+    names = {gate.name for gate in entry.gates} - {gate.name for gate in applying}
+    bounds = {name: bound for name, bound in entry.settings.gates.items() if name not in names}
     return gates.judge(applying, facts, bounds, {name: why for name, why in waived.items() if name not in names})
 
 
@@ -64,63 +56,80 @@ def default_threads(plan: Recipe) -> int:
 class Claim:
     """What a stage of a run is made of, and what names it.
 
-    own       its folder; sources: a fingerprint of its data
-    named     the settings that its folder goes by (see `named_by`)
-    waived    reasons by gate, of those waivers that speak of its gates
+    entry       the stage; its settings get an epoch in samples before it trains
+    named       the settings that its folder goes by (see `named_by`)
+    stored      the settings that lie in its folder, None where it starts anew
+    bases       digests of the weights that it stands on, of its run and from outside, by name
+    inherited   what was waived of these
+    sources     a fingerprint of its data
+    waived      reasons by gate, of those waivers that speak of its gates
     """
 
-    name: str
-    stage: Stage
-    settings: StageSettings
+    entry: Entry
     named: StageSettings
-    own: Path
-    base: Foundation
+    stored: dict[str, Any] | None
+    bases: dict[str, str]
+    inherited: certificate.Waivers
     sources: str
     waived: dict[str, str]
 
     @property
     def digest(self) -> str:
         """Of all that its result depends on."""
-        return recipes.digest(self.named, self.base.digests, self.sources)
+        return self._digest()
+
+    @property
+    def digests(self) -> set[str]:
+        """The digest, and what it was while `val_batches` counted as harmless (up to c8b428a)."""
+        return {self.digest, self._digest(without=["val_batches"])}
+
+    def _digest(self, without: Collection[str] = ()) -> str:
+        return recipes.digest(self.named, self.bases, self.sources, self.stored, without=without)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The settings as they are to lie in its folder."""
+        values = self.named.model_dump(mode="json")
+        return values if self.stored is None else config.as_stored(values, self.stored, type(self.named))
 
     def judge(self, modalities: Collection[str], facts: dict[str, Fact]) -> list[gates.Judged]:
         """The verdicts on facts of data of these modalities."""
-        return judge(self.stage, self.settings, modalities, facts, self.waived)
+        return judge(self.entry, modalities, facts, self.waived)
 
 
-def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
+def run_stage(plan: Recipe, entry: Entry, machine: Runtime, *, fresh: bool, waived: dict[str, str]) -> dict[str, Any]:
     """Train, measure, judge and save one stage; give its certificate.
 
     Raises  GateRed where it, or one that it needs, is red.
     """
     # 1. claim: what it is made of; a finished stage that is made of the same is reused
-    runtime.use_threads(plan.stages[name].threads or default_threads(plan))
-    claim = _claimed(plan, name, folder, machine, fresh, waived)
+    runtime.use_threads(entry.settings.threads or default_threads(plan))
+    claim = _claimed(plan, entry, machine, fresh, waived)
+    entry, own = claim.entry, entry.folder
     if not fresh and (done := _done(claim, machine)) is not None:
         return _reuse(claim, done, machine)
     _on_main(lambda: _open_folder(claim, machine.world, fresh), machine)
 
     # 2. prepare: networks, data, and what must be known of both before they train
     begin = time.perf_counter()
-    needed = {other: folder / other / "final" for other in claim.base.needs}
-    built = _begun(claim.stage, claim.settings, claim.own, needed, plan.base, machine)
-    rows = optim.select(built.objective, claim.settings)
-    _introduce(plan, name, claim.settings, built, built.inputs.run, rows)
+    built = _begun(entry, plan.base, machine)
+    rows = optim.select(built.objective, entry.settings)
+    _introduce(plan, entry, built, built.inputs.run, rows)
     if machine.is_main:
-        files.write_json(claim.own / "account.json", account.to_json(rows))
+        files.write_json(own / "account.json", account.to_json(rows))
 
     # 3. prove, on six rows, that it can learn what it is to learn and nothing else
     resting = _frozen(built)  # before the trials too: they share what is given
-    start = {"base_mismatch": claim.base.fact(), **_start(built)}
+    start = {"base_mismatch": base_mismatch(entry), **_start(built)}
     _refuse_early(claim, built, start)
-    if claim.settings.epoch_duration is not None and claim.settings.samples_per_epoch is None:
+    if entry.settings.epoch_duration is not None and entry.settings.samples_per_epoch is None:
         _measure_epoch(claim, built)
 
     # 4. fit
-    settings, run = claim.settings, built.inputs.run
-    how: dict[str, Any] = {"name": name, "saved": built.saved, "export": built.export}
+    settings, run = claim.entry.settings, built.inputs.run
+    how: dict[str, Any] = {"name": entry.name, "saved": built.saved, "export": built.export}
     how["identity"] = Identity(claim.digest, recipes.result_settings(claim.named), type(claim.named))
-    fitted = loop.fit(built.objective, built.train, built.valid, settings, run, claim.own, **how)
+    fitted = loop.fit(built.objective, built.train, built.valid, settings, run, own, **how)
 
     # 5. certify
     spread = distributed.spread(store.digest(built.objective, parameters_only=True), run)
@@ -133,38 +142,41 @@ def run_stage(plan: Recipe, name: str, folder: Path, machine: Runtime, *, fresh:
     return result
 
 
-def _claimed(plan: Recipe, name: str, folder: Path, machine: Runtime, fresh: bool, waived: dict[str, str]) -> Claim:
+def _claimed(plan: Recipe, entry: Entry, machine: Runtime, fresh: bool, waived: dict[str, str]) -> Claim:
     """The stage, with all that it stands on looked through; epochs and accumulation as its folder has them, unless `fresh`."""
-    stage, settings, own = recipes.stage(name), plan.stages[name], folder / name
-    base = _on_main(lambda: _foundation(plan, name, folder), machine)
+    settings, own = entry.settings, entry.folder
+    bases, inherited = _on_main(lambda: _foundation(entry, plan.base), machine)
     settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
     sources = readers.fingerprint(settings.data, plan.base)
-    return Claim(name, stage, settings, named, own, base, sources, waived_here(stage, settings, waived))
+    is_new = fresh or not (own / "config.yaml").exists()
+    stored = _on_main(lambda: None if is_new else recipes.stored_settings(own, type(settings)), machine)
+    return Claim(replace(entry, settings=settings), named, stored, bases, inherited, sources, waived_here(entry, waived))
 
 
 def _done(claim: Claim, machine: Runtime) -> dict[str, Any] | None:
     """The certificate of a finished stage that was made of the same; one that names no files is told, and counts for nothing."""
-    done = certificate.read(claim.own)
-    if not done or done.get("settings") != claim.digest or not (claim.own / "final").is_dir() or "modalities" not in done:
+    own = claim.entry.folder
+    done = certificate.read(own)
+    if not done or done.get("settings") != claim.digest or not (own / "final").is_dir() or "modalities" not in done:
         return None
     if integrity.names_files(done):
         return done
     if machine.is_main:
         line = "its certificate names no files (it is of an older version): measured again"
-        print(f"[{claim.name}] {line}", file=sys.stderr, flush=True)
+        print(f"[{claim.entry.name}] {line}", file=sys.stderr, flush=True)
     return None
 
 
 def _measure_epoch(claim: Claim, built: Training[Any]) -> None:
     """Have the stage go by the samples that fit `epoch_duration` on this machine, as its folder says from now on."""
     run = built.inputs.run
-    samples, how = sizing.measured(claim.settings, built, run)
-    claim.settings, claim.named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (claim.settings, claim.named))
-    built.settings = claim.settings
+    samples, how = sizing.measured(built.settings, built, run)
+    built.settings, claim.named = (each.model_copy(update={"samples_per_epoch": samples}) for each in (built.settings, claim.named))
+    claim.entry = replace(claim.entry, settings=built.settings)
     if run.is_main:
-        write_settings(claim.own, claim.named, claim.digest)
-    _tell_length(claim.name, claim.settings, built, run, how=how)
+        write_settings(claim.entry.folder, claim.written, claim.digest)
+    _tell_length(claim.entry.name, built, run, how=how)
 
 
 def _concluded(
@@ -176,24 +188,24 @@ def _concluded(
     """
     album = Album()
     facts = {**start, **_measure(built, fitted, resting, album)}
-    album.write(claim.own / "samples")
-    with files.fresh_folder(claim.own / "final") as part:
+    album.write(claim.entry.folder / "samples")
+    with files.fresh_folder(claim.entry.folder / "final") as part:
         built.save(part)
         facts["saved_error"] = _saved(built, part)
-    facts["base_mismatch"] = claim.base.fact()  # once more: hours have passed, and measuring opened some of them
+    facts["base_mismatch"] = base_mismatch(claim.entry)  # once more: hours have passed, and measuring opened some of them
     facts["wall_s"] = Fact(time.perf_counter() - begin)
     return _certify(claim, built, facts, claim.judge(built.modalities, facts))
 
 
 @contextmanager
-def alone(folder: Path, name: str, machine: Runtime) -> Iterator[None]:
+def alone(entry: Entry, machine: Runtime) -> Iterator[None]:
     """Hold a stage of a run's folder for this process (or its ranks): what two would write there, neither could stand for.
 
     Raises  UserError where another process doesn't let go of it.
     """
     lock = files.only_writer(
-        folder / ownership.LOCKS / name.replace("/", "-"),
-        say=lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True),
+        entry.run / ownership.LOCKS / entry.name.replace("/", "-"),
+        say=lambda line: print(f"[{entry.name}] {line}", file=sys.stderr, flush=True),
     )
     with on_main(lock, machine):
         yield
@@ -207,30 +219,12 @@ def on_main(lock: AbstractContextManager[None], machine: Runtime) -> Iterator[No
         yield
 
 
-@dataclass(frozen=True)
-class Foundation:
-    """What a stage stands on: stages of its recipe, what comes from outside, and what was waived of all these.
-
-    folder    the run's
-    digests   of the weights of each, by name
-    """
-
-    folder: Path
-    needs: tuple[str, ...]
-    digests: dict[str, str]
-    waivers: certificate.Waivers
-
-    def fact(self) -> Fact:
-        """How many files of these stages are not what their certificates name, now."""
-        return base_mismatch(self.folder, self.needs)
+def base_mismatch(entry: Entry) -> Fact:
+    """How many files of the stages that this one needs are not what their certificates name, now."""
+    return _mismatch([f"{name}: {line}" for name, final in entry.needed.items() for line in integrity.changed(final)], len(entry.needs))
 
 
-def base_mismatch(folder: Path, needs: Sequence[str]) -> Fact:
-    """How many files of needed stages, by their names in a run's folder, are not what the stages' certificates name."""
-    return mismatch([f"{name}: {line}" for name in needs for line in integrity.changed(folder / name / "final")], len(needs))
-
-
-def mismatch(lines: Sequence[str], among: int) -> Fact:
+def _mismatch(lines: Sequence[str], among: int) -> Fact:
     """The fact behind gate `bases`: so many files of so many stages are others, and which."""
     return Fact(float(len(lines)), among, note=integrity.shown(list(lines)))
 
@@ -242,25 +236,27 @@ def also_changed(saved_error: Fact, own: Path) -> Fact:
     return Fact(saved_error.value + len(lines), saved_error.n, note=note)
 
 
-def _foundation(plan: Recipe, name: str, folder: Path) -> Foundation:
-    """What a stage stands on, every file of it checked.
+def _foundation(entry: Entry, base: Path) -> tuple[dict[str, str], certificate.Waivers]:
+    """Digests of the weights that a stage stands on, every file of them checked, and what was waived of these.
+
+    Takes   base: where the paths of its settings start.
 
     Raises  GateRed where a needed stage is missing, red, or other than its certificate says: then this stage's certificate,
             unless it is finished, says so too; CheckpointError where what comes from outside is other.
     """
-    stage, settings, needs = recipes.stage(name), plan.stages[name], recipes.needs(plan.stages, name)
+    name, settings, needs = entry.name, entry.settings, entry.needs
     try:
-        certificates = {other: certificate.demand(folder / other, name) for other in needs}
+        certificates = {other: certificate.demand(entry.run / other, name) for other in needs}
     except certificate.BaseChanged as error:
-        own, done = folder / name, certificate.read(folder / name)
+        own, done = entry.folder, certificate.read(entry.folder)
         if done is None or not integrity.names_files(done):
-            facts = {"base_mismatch": mismatch(error.lines, len(needs))}
-            judged = [row for row in judge(stage, settings, (), facts, {}) if row.is_known(facts)]
+            facts = {"base_mismatch": _mismatch(error.lines, len(needs))}
+            judged = [row for row in judge(entry, (), facts, {}) if row.is_known(facts)]
             tell(name, certificate.write(own, own.name, facts, judged, weights="", data="", settings="", seed=settings.seed))
         raise
-    digests = {other: found["weights"] for other, found in certificates.items()} | settings.given(plan.base)
+    digests = {other: found["weights"] for other, found in certificates.items()} | settings.given(base)
     inherited = [integrity.waivers(found) for found in certificates.values()]
-    return Foundation(folder, needs, digests, integrity.merged(*inherited, _outside(settings, plan.base, name)))
+    return digests, integrity.merged(*inherited, _outside(settings, base, name))
 
 
 def _outside(settings: StageSettings, base: Path, name: str) -> certificate.Waivers:
@@ -301,14 +297,15 @@ def _on_main(work: Callable[[], T], machine: Runtime) -> T:
     return found
 
 
-def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Training[Any], run: Runtime, rows: Sequence[optim.Row]) -> None:
+def _introduce(plan: Recipe, entry: Entry, built: Training[Any], run: Runtime, rows: Sequence[optim.Row]) -> None:
     """Say what the stage is, which of how many, in what it computes (what is emulated in a line of its own), what trains, and on what."""
     if not run.is_main:
         return
-    trained = [other for other in plan.stages if recipes.stage(other).over is None]
+    name, settings = entry.name, entry.settings
+    trained = [other.name for other in plan.stages.values() if not other.points]
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if run.device.type == "cpu" else ""
-    what = f"stage {trained.index(name) + 1} of {len(trained)}: {recipes.stage(name).teaches}"
+    what = f"stage {trained.index(name) + 1} of {len(trained)}: {entry.stage.teaches}"
     is_known = settings.epoch_duration is None or settings.samples_per_epoch is not None
     steps = steps_in_all(settings, built.train.order, settings.gradient_accumulation_steps * run.world) if is_known else None
     length = f"epochs of {settings.epoch_duration}" if steps is None else f"{steps} steps"
@@ -317,37 +314,36 @@ def _introduce(plan: Recipe, name: str, settings: StageSettings, built: Training
     lines += introduction.lines(built, settings, rows, run.world, steps)
     print("\n".join(f"[{name}] {line}" for line in lines), file=sys.stderr, flush=True)
     if is_known:
-        _tell_length(name, settings, built, run)
+        _tell_length(name, built, run)
 
 
-def _tell_length(name: str, settings: StageSettings, built: Training[Any], run: Runtime, **how: str) -> None:
+def _tell_length(name: str, built: Training[Any], run: Runtime, **how: str) -> None:
     """Say what an epoch is, where it is no pass through the data, and that the warm-up is cut, where it is longer than the run."""
     if not run.is_main:
         return
-    order, per_step = built.train.order, settings.gradient_accumulation_steps * run.world
+    settings, order = built.settings, built.train.order
+    per_step = settings.gradient_accumulation_steps * run.world
     lines = [] if settings.samples_per_epoch is None else [sizing.told(settings, order, per_step, **how)]
     lines += clipped(settings, sized(settings, order, per_step))
     for line in lines:
         print(f"[{name}] {line}", file=sys.stderr, flush=True)
 
 
-def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def gate_stage(entry: Entry, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Build a finished stage from its own settings, put its weights in place, measure and judge it; nothing is written.
 
     Takes   earlier: the facts of another report, by stage, behind which these must not fall.
     """
-    origin, stage, own = recipes.origin(folder, "base", "device", "threads"), recipes.stage(name), folder / name
-    settings = config.build(stage.settings, config.read_yaml(own / "config.yaml"), str(own / "config.yaml"), is_stored=True)
+    origin, settings, own = recipes.origin(entry.run, "base", "device", "threads"), entry.settings, entry.folder
     machine = runtime.start(device=origin["device"], threads=int(os.environ.get("MUOMNI_THREADS", origin["threads"])))
-    needed = {n: folder / n / "final" for n in recipes.needs({name: settings}, name)}
     stored = certificate.read(own) or {"gates": [], "facts": {}}
-    known = [certificate.read(folder / n) for n in needed]
+    known = [certificate.read(entry.run / name) for name in entry.needs]
     inherited = integrity.merged(*(integrity.waivers(each) for each in known if each is not None), outside_waivers(settings, origin))
-    start = {"base_mismatch": base_mismatch(folder, tuple(needed))}
+    start = {"base_mismatch": base_mismatch(entry)}
     if start["base_mismatch"].value:  # to measure upon other weights would tell nothing
-        judged = [row for row in judge(stage, settings, stored.get("modalities", ()), start, {}) if row.is_known(start)]
-        return told_again(name, settings, start, judged, earlier, inherited)
-    built = _begun(stage, settings, own, needed, Path(origin["base"]), machine)
+        judged = [row for row in judge(entry, stored.get("modalities", ()), start, {}) if row.is_known(start)]
+        return told_again(entry, start, judged, earlier, inherited)
+    built = _begun(entry, Path(origin["base"]), machine)
     before = _frozen(built)
     start |= _start(built)
     is_known = (own / DIGEST).exists()
@@ -358,7 +354,7 @@ def gate_stage(folder: Path, name: str, earlier: Mapping[str, Any] | None = None
     facts["saved_error"] = also_changed(facts["saved_error"], own)
     if "rank_spread" in stored["facts"]:  # of the run itself: its ranks are gone
         facts["rank_spread"] = Fact.from_json(stored["facts"]["rank_spread"])
-    return told_again(name, settings, facts, judge(stage, settings, built.modalities, facts, waived_before(stored)), earlier, inherited)
+    return told_again(entry, facts, judge(entry, built.modalities, facts, waived_before(stored)), earlier, inherited)
 
 
 def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
@@ -367,19 +363,19 @@ def waived_before(stored: Mapping[str, Any]) -> dict[str, str]:
 
 
 def told_again(
-    name: str,
-    settings: StageSettings,
+    entry: Entry,
     facts: dict[str, Fact],
     judged: list[gates.Judged],
     earlier: Mapping[str, Any] | None,
     inherited: certificate.Waivers,
 ) -> dict[str, Any]:
     """What `muomni gate` tells of a stage, compared with the facts of an earlier report where there is one."""
-    stage = recipes.stage(name)
+    name = entry.name
     if earlier is not None:
         if name not in earlier:
             raise ConfigError(f"the baseline has no stage {name}", hint=f"it has {', '.join(earlier) or 'none'}")
-        judged += baseline.compare([*stage.gates, *gates.demanded(settings.extra_gates)], facts, earlier[name])
+        compared = [gate for gate in entry.gates if gate not in thresholds.SOUND]
+        judged += baseline.compare(compared, facts, earlier[name])
     return {
         "stage": name,
         "verdict": certificate.overall(judged, inherited),
@@ -389,12 +385,14 @@ def told_again(
     }
 
 
-def _begun(stage: Stage, settings: StageSettings, own: Path, needed: dict[str, Path], base: Path, machine: Runtime) -> Training[Any]:
-    """The stage of a folder, built, with the weights that `init_from` names.
+def _begun(entry: Entry, base: Path, machine: Runtime) -> Training[Any]:
+    """The stage, built, with the weights that `init_from` names.
 
+    Takes   base: where the paths of its settings start.
     Raises  ConfigError for settings that would have no effect.
     """
-    built = build(stage, settings, own, needed, base, machine)
+    settings, own = entry.settings, entry.folder
+    built = build(entry.stage, settings, own, entry.needed, base, machine)
     if settings.init_from is not None:
         taken = initial_weights.take_over(built.objective, settings.init_from, base, own, is_main=machine.is_main)
         built.notes["init_share"] = taken
@@ -454,9 +452,9 @@ def _refuse_early(claim: Claim, built: Training[Any], start: dict[str, Fact]) ->
 
 def _certify(claim: Claim, built: Training[Any], facts: dict[str, Fact], judged: list[gates.Judged]) -> dict[str, Any]:
     """Store and tell the certificate of a stage that is built."""
-    own, weights = claim.own, store.digest(built.objective)
+    own, weights = claim.entry.folder, store.digest(built.objective)
     digests: dict[str, Any] = {"weights": weights, "data": built.corpus.digest, "settings": claim.digest}
-    more: dict[str, Any] = {"modalities": built.modalities, "seed": claim.settings.seed, "inherited": claim.base.waivers}
+    more: dict[str, Any] = {"modalities": built.modalities, "seed": claim.named.seed, "inherited": claim.inherited}
     more["init_from"] = initial_weights.origin(own)
     result = certificate.write(own, own.name, facts, judged, **digests, **more)
     tell(own.name, result)
@@ -492,7 +490,7 @@ def _gap(built: Training[Any], fitted: Fitted) -> dict[str, Fact]:
 
 def _saved(built: Training[Any], folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
-    wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
+    wrong = built.changed(folder)
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 
@@ -536,9 +534,9 @@ def _kept(progress: loop.Progress, settings: StageSettings) -> dict[str, Fact]:
     return found
 
 
-def waived_here(stage: Stage, settings: StageSettings, waived: dict[str, str]) -> dict[str, str]:
+def waived_here(entry: Entry, waived: dict[str, str]) -> dict[str, str]:
     """Those of the waivers, by gate name, that speak of this stage's gates."""
-    names = {gate.name for gate in all_gates(stage, settings)}
+    names = {gate.name for gate in entry.gates}
     return {gate: why for gate, why in waived.items() if gate in names}
 
 
@@ -547,17 +545,17 @@ def _reuse(claim: Claim, done: dict[str, Any], machine: Runtime) -> dict[str, An
 
     Raises  CheckpointError where its `final/` is not what its certificate speaks of.
     """
-    own = claim.own
+    own = claim.entry.folder
     _on_main(lambda: integrity.verify(own / "final"), machine)
     facts = {key: Fact.from_json(row) for key, row in done["facts"].items()}
-    judged = judge(claim.stage, claim.settings, done["modalities"], facts, {**waived_before(done), **claim.waived})
+    judged = judge(claim.entry, done["modalities"], facts, {**waived_before(done), **claim.waived})
     if machine.is_main:
         digests: dict[str, Any] = {key: done[key] for key in ("weights", "data", "settings")}
-        more: dict[str, Any] = {"modalities": done["modalities"], "seed": claim.settings.seed, "inherited": claim.base.waivers}
+        more: dict[str, Any] = {"modalities": done["modalities"], "seed": claim.named.seed, "inherited": claim.inherited}
         more["init_from"] = done.get("init_from")
         done = certificate.write(own, own.name, facts, judged, **digests, **more)
-        print(f"[{claim.stage.name}] done before: reused", file=sys.stderr)
-        tell(claim.stage.name, done)
+        print(f"[{claim.entry.name}] done before: reused", file=sys.stderr)
+        tell(claim.entry.name, done)
     done = distributed.from_main(done, machine)
     refuse(done)
     return done
@@ -581,26 +579,25 @@ def _open_folder(claim: Claim, world: int, fresh: bool) -> None:
 
     Raises  ConfigError where it was made with others.
     """
-    own, settings, digest = claim.own, claim.named, claim.digest
+    own, settings, digest = claim.entry.folder, claim.named, claim.digest
     if fresh and own.exists():
         files.put_away(own)
-    if (own / "config.yaml").exists():
-        old, harmless = recipes.stored_settings(own, type(settings)), recipes.harmless(settings)
-        lines = config.difference(old, settings.model_dump(mode="json"))
+    if claim.stored is not None:
+        lines, harmless = config.difference(claim.stored, claim.written), recipes.harmless(settings)
         changed = [line for line in lines if line.split(":")[0].split(".")[0] not in harmless]
         stored = own / DIGEST
-        if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) != digest):
+        if changed or (stored.exists() and files.read_stored(stored, str, hint=ANEW) not in claim.digests):
             what = "; ".join(changed) or "its data, a stage that it needs, or weights of others that it stands on"
             raise ConfigError(f"{own}: made with other settings: {what}", hint=ANEW)
     files.clear_leftovers(own, deep=True)  # of a run that was killed while it wrote
     (own / certificate.NAME).unlink(missing_ok=True)  # what is trained or measured again has none until it is done
-    write_settings(own, settings, digest)
-    files.write_json(own / BATCH, claim.settings.gradient_accumulation_steps * world)
+    write_settings(own, claim.written, digest)
+    files.write_json(own / BATCH, claim.entry.settings.gradient_accumulation_steps * world)
 
 
-def write_settings(own: Path, settings: StageSettings, digest: str) -> None:
+def write_settings(own: Path, settings: dict[str, Any], digest: str) -> None:
     """Put a stage's settings, and their digest, into its folder."""
-    files.write_text(own / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    files.write_text(own / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     files.write_json(own / DIGEST, digest)
 
 

@@ -117,4 +117,4 @@ def _difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def _digests(plan: Recipe) -> dict[str, str]:
-    return {name: files.sha256_json(settings.model_dump(mode="json")) for name, settings in plan.stages.items()}
+    return {name: files.sha256_json(entry.settings.model_dump(mode="json")) for name, entry in plan.stages.items()}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError
 from pathlib import Path
@@ -17,53 +15,24 @@ from muomni import config, files
 from muomni.config import Strict
 from muomni.errors import ConfigError, UserError, did_you_mean
 from muomni.models import integrity
-from muomni.stages import flat, flat_keys, registry
+from muomni.stages import flat, flat_keys, registry, sweep
 from muomni.stages.schedule import in_order
-from muomni.stages.stage import Stage, StageSettings
+from muomni.stages.stage import Entry, Stage, StageSettings
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 RUN = "recipe.json"  # in a run's folder: what the run was made of
 
 
 def stage(name: str) -> Stage:
-    """The stage of that name (see `registry.find`). `sweep/POINT` is a run of the stage that is swept."""
-    sweep = sweep_of(name)
-    found = registry.find(sweep or name)
-    return found if sweep is None or found.over is None else found.over
-
-
-def points(stages: Iterable[str], name: str) -> tuple[str, ...]:
-    """The runs that a sweep of a recipe chooses among, by their names `NAME/POINT`; none for any other stage."""
-    return tuple(other for other in stages if sweep_of(other) == name)
-
-
-def sweep_of(name: str) -> str | None:
-    """The sweep that a run is a point of; None for a stage."""
-    sweep, _, point = name.partition("/")
-    return sweep if point else None
-
-
-def needs(stages: Mapping[str, StageSettings], name: str) -> tuple[str, ...]:
-    """The stages of a recipe that must be done before this one: those it builds upon, or the points that it chooses among."""
-    return points(stages, name) or (*stage(name).needs, *stages[name].needs)
-
-
-def chosen(stages: Mapping[str, StageSettings], names: Sequence[str], *, alone: bool = False) -> list[str]:
-    """The stages that a user names (none: all), a sweep with its points, unless `alone`.
-
-    Raises  ConfigError for a name that the recipe does not have.
-    """
-    unknown = [name for name in names if name not in stages]
-    if unknown:
-        raise ConfigError(f"no stage {', '.join(unknown)} in the recipe", hint=f"it has {', '.join(stages)}")
-    return [name for name in stages if not names or name in names or (not alone and sweep_of(name) in names)]
+    """The stage that runs under that name, in a recipe and in a run's folder."""
+    return sweep.SWEPT if sweep.is_point(name) else registry.find(name)
 
 
 class World(Strict):
     """The toy world that a recipe makes for itself; its sources then start with `{world}/`."""
 
     seed: int = Field(1, ge=0)
-    size: Literal["tiny", "small", "quick", "full"] = "quick"
+    size: Literal["tiny", "small", "tokens", "quick", "full"] = "quick"
 
 
 class Header(Strict):
@@ -98,7 +67,7 @@ class Recipe:
     name: str
     base: Path
     header: Header
-    stages: dict[str, StageSettings]
+    stages: dict[str, Entry]
     folder: Path
     source: Path
     overrides: list[str]
@@ -110,6 +79,24 @@ class Recipe:
     def threads(self) -> int:
         """Threads of one stage."""
         return self.header.threads or max(1, (os.cpu_count() or 1) // self.header.jobs)
+
+    def entry(self, name: str) -> Entry:
+        """The stage of that name.
+
+        Raises  ConfigError where the recipe does not have it.
+        """
+        if name not in self.stages:
+            raise ConfigError(f"{self.source}: no stage {name}", hint=f"it has {', '.join(self.stages)}")
+        return self.stages[name]
+
+    def chosen(self, names: Sequence[str], *, alone: bool = False) -> list[Entry]:
+        """The stages that a user names (none: all), each with the points that it picks from, unless `alone`.
+
+        Raises  ConfigError for a name that the recipe does not have.
+        """
+        named = [self.entry(name) for name in names]
+        points = set[str]() if alone else {point for each in named for point in each.points}
+        return [each for each in self.stages.values() if not names or each in named or each.name in points]
 
 
 def find(name: str) -> Path:
@@ -145,7 +132,7 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
     header = config.build(Header, {k: v for k, v in values.items() if k in header_keys}, str(path))
     title = header.name or path.stem
     folder = (out or said.folder or Path("runs") / (title if found is None else flat.NAME)).resolve()
-    stages: dict[str, StageSettings] = {}
+    stages: dict[str, Entry] = {}
     known = registry.names()
     for key, settings in values.items():
         if key in header_keys:
@@ -155,18 +142,15 @@ def read(name: str, overrides: list[str] | None = None, *, out: Path | None = No
             raise ConfigError(f"{path}: {key}: no such stage or key; {way}")
         if not isinstance(settings, dict | None):
             raise ConfigError(f"{path}: {key}: expected settings, got {settings!r}")
-        declared = stage(key)
-        if declared.like is not None and declared.like not in values:
-            raise ConfigError(f"{path}: {key} does as {declared.like} does, which the recipe does not have")
-        like = (values[declared.like] or {}) if declared.like is not None else {}
-        filled = {"seed": header.seed, **_placed({**like, **(settings or {})}, folder / "data" / "world")}
-        made = config.build(declared.settings, filled, f"{path}: {key}")
-        _check_epoch(made, declared, f"{path}: {key}")
-        if declared.over is not None:
-            for point, changes in grid_points(made, folder / key).items():
-                of_point = {k: v for k, v in filled.items() if k != "grid"} | changes
-                stages[f"{key}/{point}"] = config.build(declared.over.settings, of_point, f"{path}: {key}/{point}")
-        stages[key] = made
+        where, settings = f"{path}: {key}", settings or {}
+        if key == sweep.NAME:
+            settings = sweep.with_those_of_align(settings, values, where)
+        filled = {"seed": header.seed, **_placed(settings, folder / "data" / "world")}
+        made = Entry(key, stage(key), config.build(stage(key).settings, filled, where), folder)
+        if made.settings.epoch_duration is not None and made.settings.samples_per_epoch is not None:
+            raise ConfigError(f"{where}: epoch_duration and samples_per_epoch say the same thing twice", hint="leave one of them out")
+        entries = sweep.expand(made, filled, where) if key == sweep.NAME else [made]
+        stages |= {each.name: each for each in entries}
     if not stages:
         raise ConfigError(f"{path}: no stages", hint=f"name at least one of {', '.join(known)}")
     if is_part:
@@ -213,6 +197,17 @@ def stored_settings(own: Path, model: type[BaseModel]) -> dict[str, Any]:
         raise ConfigError(f"{path}: torn: it holds no settings", hint=hint)
     stored: dict[str, Any] = config.current(found, model)
     return stored
+
+
+def stored(run: Path, name: str) -> Entry:
+    """A stage as it lies in a run's folder.
+
+    Raises  ConfigError where its settings can't be read.
+    """
+    path, declared = run / name / "config.yaml", stage(name)
+    settings = config.build(declared.settings, config.read_yaml(path), str(path), is_stored=True)
+    points = tuple(sweep.grid_points(settings, path.parent)) if name == sweep.NAME else ()
+    return Entry(name, declared, settings, run, points, sweep.is_point(name))
 
 
 def origin(run: Path, *needed: str) -> dict[str, Any]:
@@ -280,48 +275,13 @@ def _current_assignment(assignment: str) -> str:
     return f"{name}.{config.current_path(rest, stage(name).settings, repr(assignment))}{equals}{value}"
 
 
-def _check_epoch(settings: StageSettings, declared: Stage, where: str) -> None:
-    """Refuse an epoch that is said twice, or that every point of a sweep would measure for itself."""
-    if settings.epoch_duration is None:
-        return
-    if settings.samples_per_epoch is not None:
-        raise ConfigError(f"{where}: epoch_duration and samples_per_epoch say the same thing twice", hint="leave one of them out")
-    if declared.over is not None:
-        raise ConfigError(f"{where}: epoch_duration: each point of a sweep would have another length", hint="give samples_per_epoch")
-
-
-def grid_points(settings: Any, folder: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Every combination of a sweep's grid by a name that is also a folder's, e.g. lr-0.0001_vision_ln-off.
-
-    Takes   folder: the sweep's; a point that lies there under the old names of its keys keeps that name, so that it is reused.
-    Raises  ConfigError where two would have one name.
-    """
-    keys = list(settings.grid)
-    combined = [dict(zip(keys, values)) for values in itertools.product(*(settings.grid[key] for key in keys))]
-    points: dict[str, dict[str, Any]] = {}
-    for point in combined:
-        name, first_name = _point_name(point), _point_name(config.first_names(point, type(settings)))
-        if folder is not None and (folder / first_name).is_dir():
-            name = first_name
-        if name in points:
-            raise ConfigError(f"grid: {points[name]} and {point} would share the folder {name}", hint="give values that differ in letters")
-        points[name] = point
-    return points
-
-
-def _point_name(point: Mapping[str, Any]) -> str:
-    """A point of a sweep as the name of a folder."""
-    words = "_".join(f"{key}-{'off' if value is False else value}" for key, value in point.items())
-    return re.sub(r"[^\w.+-]+", "-", words)  # hub ids have slashes, lists have commas
-
-
-def _ordered(stages: dict[str, StageSettings], path: Path, folder: Path, there: Collection[str]) -> dict[str, StageSettings]:
+def _ordered(stages: dict[str, Entry], path: Path, folder: Path, there: Collection[str]) -> dict[str, Entry]:
     """The stages as they are written, but each after those that it needs.
 
     Takes   there: stages that the run folder holds, finished by another recipe or flat config.
     Raises  ConfigError where a needed stage is neither in the recipe nor there, or needs form a cycle.
     """
-    needed = {key: needs(stages, key) for key in stages}
+    needed = {key: entry.needs for key, entry in stages.items()}
     for key, other in ((key, other) for key, before in needed.items() for other in before):
         if other not in stages and other not in there:
             raise ConfigError(
@@ -344,12 +304,26 @@ def _placed(value: Any, world: Path) -> Any:
     return value.replace("{world}", str(world)) if isinstance(value, str) else value
 
 
-def digest(settings: StageSettings, needed: dict[str, str], sources: str) -> str:
+def digest(
+    settings: StageSettings,
+    needed: dict[str, str],
+    sources: str,
+    stored: dict[str, Any] | None = None,
+    *,
+    without: Collection[str] = (),
+) -> str:
     """What a stage's result depends on: settings that matter, the weights it builds upon, and its data.
 
-    It is taken over the first name that each key had, so a finished run outlives a key that is renamed.
+    It is taken over the first name that each key had, and without options that are not used and that the stage's `stored` settings
+    lack. So a finished run outlives a renamed key and a new option.
+
+    Takes   without: settings that are left out as well.
     """
-    return files.sha256_json([config.first_names(result_settings(settings), type(settings)), needed, sources])
+    values = result_settings(settings)
+    if stored is not None:
+        values = config.as_stored(values, stored, type(settings))
+    values = {key: value for key, value in values.items() if key not in without}
+    return files.sha256_json([config.first_names(values, type(settings)), needed, sources])
 
 
 # Settings that change how a run looks or is kept, not its weights (but for their last bits, where threads sum in another order), and not

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
+from muomni import plugins
 from muomni.errors import ConfigError
 from muomni.stages.stage import BoardRow, Stage
 
-OURS = ("thinker", "hearing", "vision", "codec", "talker", "omni", "align", "sweep", "instruct")
+OURS = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni", "align", "sweep", "instruct")
 GROUP = "muomni.stages"  # of entry points: `NAME = "package.module:STAGE"`
 
 
@@ -41,10 +40,4 @@ def board() -> dict[str, tuple[str, BoardRow]]:
 
 def _others() -> dict[str, EntryPoint]:
     """What installed packages bring, by name; none of them takes the name of one of ours."""
-    return _installed(tuple(sys.path))
-
-
-@lru_cache(maxsize=4)  # names are asked for all over a recipe and a page, and a look costs milliseconds
-def _installed(paths: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """The same for packages on these paths, the interpreter's."""
-    return {each.name: each for each in entry_points(group=GROUP) if each.name not in OURS}
+    return plugins.installed(GROUP, OURS)

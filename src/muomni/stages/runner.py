@@ -11,11 +11,12 @@ from typing import Any
 from muomni import files, runtime
 from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate, gates
-from muomni.stages import flat, one, ownership, registry, scoreboard, sweep
+from muomni.stages import flat, one, ownership, registry, scoreboard, winner
 from muomni.stages import recipe as recipes
-from muomni.stages.one import all_gates, default_threads, gate_stage, refuse, run_stage, waived_here
+from muomni.stages.one import default_threads, gate_stage, refuse, run_stage, waived_here
 from muomni.stages.recipe import Recipe
 from muomni.stages.schedule import side_by_side
+from muomni.stages.stage import Entry
 from muomni.train import distributed, loop
 from muomni.units import told_seconds
 
@@ -39,11 +40,11 @@ def run(
     runtime.end_with_parent()
     plan = recipes.read(recipe, overrides, out=out)
     folder = plan.folder
-    chosen = recipes.chosen(plan.stages, stages or [], alone=alone)
+    chosen = plan.chosen(stages or [], alone=alone)
     waived = dict.fromkeys(waive or [], reason or "")
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
-    _check_gates(waived, plan, chosen)
+    _check_gates(waived, chosen)
     scoreboard.least_values(plan)  # an unknown row is told before anything is spent
     begin = time.perf_counter()
     machine = runtime.start(device=plan.header.device, threads=default_threads(plan))
@@ -67,7 +68,7 @@ def run(
             for line in plan.notes:
                 print(f"[{plan.name}] {line}", file=sys.stderr, flush=True)
             if not alone:
-                ahead = [name for name in chosen if recipes.stage(name).over is None]
+                ahead = [entry.name for entry in chosen if not entry.points]
                 print(
                     f"[{plan.name}] {len(ahead)} {'stage' if len(ahead) == 1 else 'stages'}: {', '.join(ahead)}",
                     file=sys.stderr,
@@ -79,13 +80,13 @@ def run(
             if plan.header.jobs > 1 and len(chosen) > 1 and machine.world == 1:
                 _side_by_side(plan, chosen, recipe, folder, overrides or [], fresh, waived, reason)
             else:
-                for name in chosen:
+                for entry in chosen:
                     try:
-                        run_one = run_stage if recipes.stage(name).over is None else sweep.conclude
-                        with one.alone(folder, name, machine):
-                            run_one(plan, name, folder, machine, fresh=fresh, waived=waived)
+                        with one.alone(entry, machine):
+                            run_one = winner.conclude if entry.points else run_stage
+                            run_one(plan, entry, machine, fresh=fresh, waived=waived)
                     except GateRed:
-                        if recipes.sweep_of(name) is None:  # a sweep goes on: its red points are told in its table, and can't win
+                        if not entry.may_be_red:
                             raise
         except GateRed as error:
             red = error
@@ -131,10 +132,10 @@ def quickstart_recipe(size: str) -> str:
     return QUICKSTARTS[size]
 
 
-def _check_gates(waived: dict[str, str], plan: Recipe, chosen: list[str]) -> None:
-    for name in chosen:  # judged on nothing: a bound for no gate is found before anything is spent
-        gates.judge(all_gates(recipes.stage(name), plan.stages[name]), {}, plan.stages[name].gates)
-    known = {gate.name for name in chosen for gate in all_gates(recipes.stage(name), plan.stages[name])}
+def _check_gates(waived: dict[str, str], chosen: list[Entry]) -> None:
+    for entry in chosen:  # judged on nothing: a bound for no gate is found before anything is spent
+        gates.judge(entry.gates, {}, entry.settings.gates)
+    known = {gate.name for entry in chosen for gate in entry.gates}
     for gate in waived:
         if gate not in known:
             raise ConfigError(f"--waive {gate}: no such gate", hint=f"the gates are {', '.join(sorted(known))}")
@@ -157,7 +158,7 @@ def _make_world(plan: Recipe, folder: Path) -> None:
 
 def _side_by_side(
     plan: Recipe,
-    chosen: list[str],
+    chosen: list[Entry],
     recipe: str,
     folder: Path,
     overrides: list[str],
@@ -176,16 +177,16 @@ def _side_by_side(
         "MUOMNI_PLAIN": "1",
         runtime.PARENT: str(os.getpid()),
     }
-    commands, needs = {}, {}
-    for name in chosen:
-        command = [sys.executable, "-m", "muomni", "run", recipe, name, *overrides, "--out", str(folder), "--alone"]
+    commands = {}
+    for entry in chosen:
+        command = [sys.executable, "-m", "muomni", "run", recipe, entry.name, *overrides, "--out", str(folder), "--alone"]
         command += ["--fresh"] if fresh else []
-        for gate in waived_here(recipes.stage(name), plan.stages[name], waived):
+        for gate in waived_here(entry, waived):
             command += ["--waive", gate, "--reason", reason or ""]
-        commands[name] = command
-        needs[name] = [other for other in recipes.needs(plan.stages, name) if other in chosen]
-    widths = {name: -(-(plan.stages[name].threads or plan.threads) // plan.threads) for name in chosen}
-    may_be_red = {name for name in chosen if recipes.sweep_of(name) is not None}
+        commands[entry.name] = command
+    needs = {entry.name: [name for name in entry.needs if name in commands] for entry in chosen}
+    widths = {entry.name: -(-(entry.settings.threads or plan.threads) // plan.threads) for entry in chosen}
+    may_be_red = {entry.name for entry in chosen if entry.may_be_red}
     failed = side_by_side(commands, needs, jobs=plan.header.jobs, environment=environment, widths=widths, may_be_red=may_be_red)
     if failed is None:
         return
@@ -221,7 +222,8 @@ def gate(path: Path | str, *, baseline: Path | None = None) -> dict[str, Any] | 
 
 
 def _gate(run: Path, name: str, before: dict[str, Any] | None) -> dict[str, Any]:
-    return (gate_stage if recipes.stage(name).over is None else sweep.gate)(run, name, before)
+    entry = recipes.stored(run, name)
+    return (winner.gate if entry.points else gate_stage)(entry, before)
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def least_values(plan: Recipe) -> dict[str, float | None]:
         raise ConfigError(f"scoreboard: no row {unknown}", hint=f"the rows are {', '.join(rows)}")
     found: dict[str, float | None] = {}
     for name, (stage, row) in rows.items():
-        settings = plan.stages.get(stage)
-        demanded = gates.demanded(settings.extra_gates if settings is not None else {})
+        entry = plan.stages.get(stage)
+        demanded = gates.demanded(entry.settings.extra_gates if entry is not None else {})
         asked = next((gate for gate in demanded if gate.fact == row.fact), None)
         found[name] = row.least if asked is None else asked.at_least if asked.at_least is not None else asked.at_most
     return found | header
@@ -57,7 +57,7 @@ def write(folder: Path, plan: Recipe, wall_s: float) -> dict[str, Any]:
         if found is not None and row.fact in found["facts"]:
             metrics[name] = found["facts"][row.fact]["value"]
     if {"omni", "talker", "hearing"} <= set(plan.stages):
-        metrics["omni.speech_to_speech_exact"] = speech_to_speech(folder, plan.stages["omni"], plan.base, plan.header.device)
+        metrics["omni.speech_to_speech_exact"] = speech_to_speech(folder, plan.stages["omni"].settings, plan.base, plan.header.device)
     least = least_values(plan)
     known = [name for name in rows if name in metrics]
     board = {"wall_s": wall_s, "metrics": {name: metrics[name] for name in known}, "least": {name: least[name] for name in known}}

@@ -24,9 +24,10 @@ from muomni.data.sample import Sample
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.errors import ConfigError
+from muomni.evaluate import thresholds
 from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate
+from muomni.evaluate.gates import Gate, demanded
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import coded, initial_weights
@@ -225,6 +226,10 @@ class Training(ABC, Generic[S]):
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Facts on held-out data; only the main rank asks. What was measured on goes into the album."""
 
+    def changed(self, folder: Path) -> list[str]:
+        """Tensors of what `save` writes that are others in a folder than in memory."""
+        return [f"{place}/{name}" for place, network in self.networks.items() for name in store.changed(network, folder / place)]
+
     @property
     def export(self) -> Export:
         """How its weights are written so that they can be opened, before the end too."""
@@ -260,8 +265,6 @@ class Stage:
     assume   rows of data in the shapes that its settings allow, for a plan that is made before its data are there
     enough   for a stage that encodes all of its samples before it begins: so many show what it costs
     is_row_a_sample   whether a row is made of one sample alone
-    like     settings that a recipe leaves out are those that it gives to this other stage
-    over     the stage whose runs it chooses among, one for each point of its settings' `grid`; it trains nothing itself
     """
 
     name: str
@@ -274,8 +277,44 @@ class Stage:
     assume: Assume | None = None
     enough: int | None = None
     is_row_a_sample: bool = True
-    like: str | None = None
-    over: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage of a run: which one, with which settings, where, and what must be done before it.
+
+    name        its key in the recipe, and its folder in the run's
+    run         the run's folder
+    points      the entries among which it picks one, and trains nothing itself; of all others none
+    may_be_red  whether the run goes on where its gates are red
+    """
+
+    name: str
+    stage: Stage
+    settings: StageSettings
+    run: Path
+    points: tuple[str, ...] = ()
+    may_be_red: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Its own."""
+        return self.run / self.name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The entries that must be done before it."""
+        return self.points or (*self.stage.needs, *self.settings.needs)
+
+    @property
+    def needed(self) -> dict[str, Path]:
+        """The `final/` of each of these."""
+        return {name: self.run / name / "final" for name in self.needs}
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates that every stage has, the stage's own, and the recipe's `extra_gates`."""
+        return (*thresholds.SOUND, *self.stage.gates, *demanded(self.settings.extra_gates))
 
 
 @indexed.seldom_collected()

@@ -39,12 +39,16 @@ from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loader
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
 WINDOW, WINDOW_BYTES = 1024, 128 << 20  # samples, and bytes of their spectra, among which equal lengths are looked for
-KNOWN = {"model.codebooks": "codec", "model.entries": "codec", "model.condition_width": "Thinker"}  # sizes that a recipe need not give
+KNOWN = {
+    "model.codebooks": "codec",
+    "model.codebook_size": "codec",
+    "model.condition_width": "Thinker",
+}  # sizes that a recipe need not give
 
 
 class TalkerSettings(StageSettings):
@@ -106,7 +110,7 @@ class TalkerTraining(Training[TalkerSettings]):
         known = {
             "text_vocab": self.tokenizer.vocab_size,
             "codebooks": self.codec.config.codebooks,
-            "entries": self.codec.config.entries,
+            "codebook_size": self.codec.config.codebook_size,
             "condition_width": self.thinker.config.width if self.thinker else 0,
             "num_speakers": len(self.voices),
         }
@@ -126,7 +130,7 @@ class TalkerTraining(Training[TalkerSettings]):
         if cache == shared_cache():
             thin_out(cache, most_bytes())
         order: Any = {"weights": corpus.weights, "lengths": Coded.lengths}
-        return loaders(self.coded, self.held_out, TalkerBatch.of, self.settings, **order)
+        return loaders(self.coded, self.held_out, partial(collate, config=self.talker.config), self.settings, **order)
 
     def _coded(self, samples: Sequence[Sample], key: list[Any]) -> Coded:
         speaker = partial(_number, {name: number for number, name in enumerate(self.voices)}) if self.voices else None

@@ -71,7 +71,7 @@ class VisionSettings(StageSettings):
             found["vocab_size"] = "the Thinker's tokenizer reads the captions"
             found["text.width"] = "the tower is as wide as the Thinker"
         if self.text.kind != "transformer":
-            found |= dict.fromkeys(("text.layers", "text.heads", "text.hidden"), f"a text tower of kind {self.text.kind} has no blocks")
+            found |= dict.fromkeys(("text.layers", "text.heads", "text.ffn_width"), f"a text tower of kind {self.text.kind} has no blocks")
         if not self.probe_data:
             found["probe_keys"] = "there is no `probe_data`"
         return {**super().idle(), **found}

@@ -1,11 +1,18 @@
-"""The delay pattern: codebook k of a code grid starts k steps later, so that it may depend on the books before it."""
+"""Layouts of a grid of K codebooks by F frames: delayed, interleaved or parallel, each with its inverse.
+
+interleaved  one stream, frame by frame: book k of frame f stands at f * K + k
+delay        K streams; book k starts k steps later, so that it may depend on the books before it
+parallel     K streams, the grid as it is: all books of a frame stand in one step
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from muomni.errors import ShapeError
+from muomni.errors import ConfigError, ShapeError
+
+LAYOUTS = ("interleaved", "delay", "parallel")
 
 
 def delay(codes_BKF: Tensor, fill: int) -> Tensor:
@@ -31,6 +38,34 @@ def undelay(grid_BKF: Tensor) -> Tensor:
     if F < 0:
         raise ShapeError(f"undelay: expected at least {K - 1} steps for {K} codebooks, got {length}")
     return torch.stack([grid_BKF[:, k, k : k + F] for k in range(K)], dim=1)
+
+
+def interleave(codes_BKF: Tensor) -> Tensor:
+    """Codes (B, K, F) as one stream (B, F * K): all books of frame 0, then all books of frame 1."""
+    B, K, F = _shape(codes_BKF)
+    return codes_BKF.transpose(1, 2).reshape(B, F * K)
+
+
+def deinterleave(ids_BT: Tensor, K: int) -> Tensor:
+    """The codes that `interleave` flattened: (B, F * K) -> (B, K, F).
+
+    Raises  ShapeError if the stream ends within a frame.
+    """
+    if ids_BT.ndim != 2 or K < 1 or ids_BT.shape[1] % K:
+        raise ShapeError(f"deinterleave: expected (B, T) with T a multiple of {K} codebooks, got {tuple(ids_BT.shape)}")
+    return ids_BT.reshape(len(ids_BT), -1, K).transpose(1, 2).contiguous()
+
+
+def lags(layout: str, K: int) -> tuple[int, ...] | None:
+    """Steps by which each of K streams starts late; None where the layout has one stream, whatever K is.
+
+    Raises  ConfigError for a layout that is none of LAYOUTS.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout: expected {', '.join(LAYOUTS)}, got {layout!r}")
+    if layout == "interleaved" or K == 1:  # one book is one stream in each layout
+        return None
+    return tuple(range(K)) if layout == "delay" else (0,) * K
 
 
 def _shape(codes: Tensor) -> tuple[int, int, int]:

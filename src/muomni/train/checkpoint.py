@@ -170,7 +170,9 @@ def verify(folder: Path) -> None:
     try:
         manifest = files.read_json(folder / MANIFEST)
         if absent := sorted(WHOLE - manifest["files"].keys()):
-            raise CheckpointError(f"{folder}: torn checkpoint: its manifest lacks {', '.join(absent)}")
+            kind = "of an older version" if absent == ["drawn.npy"] else "torn checkpoint"
+            hint = "run its stage again with --fresh" if absent == ["drawn.npy"] else ""
+            raise CheckpointError(f"{folder}: {kind}: its manifest lacks {', '.join(absent)}", hint=hint)
         for name, digest in manifest["files"].items():
             if files.sha256_file(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: torn checkpoint: the content differs from its manifest")

@@ -6,6 +6,7 @@ import io
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from muomni.data.world.lexicon import HELD_OUT_PAIRS
@@ -126,6 +127,25 @@ def _layout(rng: np.random.Generator, scene: Scene) -> list[tuple[float, float, 
         if apart:
             return spots
     raise ValueError(f"no free layout for {scene}: two big objects side by side?")
+
+
+def silhouette(shape: str, side: int, x: float, y: float, radius: float, angle: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where an object would lie: shares of each pixel (side, side) in [0, 1] that it covers, rim included, and that its paint covers.
+
+    Takes   x, y, radius in widths, as `picture` lays them out; angle in radians.
+    """
+    large = side * _OVERSAMPLE
+    image = Image.new("RGB", (large, large), (0, 0, 0))
+    thing = Thing("", "", shape, "")
+    _draw(ImageDraw.Draw(image), thing, x * large, y * large, radius * large, angle, (0, 0, 0), PAINT["white"])
+    drawn = np.asarray(image)[..., 0].reshape(side, _OVERSAMPLE, side, _OVERSAMPLE)
+    covered, painted = ((drawn >= least).mean((1, 3), dtype=np.float32) for least in (1, 255))
+    return covered, painted
+
+
+def radii(size: str) -> tuple[float, float]:
+    """The least and the largest radius of objects of a size, in widths."""
+    return _RADIUS[size]
 
 
 def picture(rng: np.random.Generator, scene: Scene, side: int) -> Image.Image:

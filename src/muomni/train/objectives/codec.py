@@ -51,7 +51,7 @@ class CodecObjective(Objective):
         self.warmup, self.seed = warmup, seed
         self.weights = {"l1": 1.0, "mse": mse, "delta": delta, "commitment": commitment}
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))  # updates done
-        self.register_buffer("ring_ND", torch.zeros(ring, codec.config.latent))
+        self.register_buffer("ring_ND", torch.zeros(ring, codec.config.latent_width))
         self.register_buffer("ring_seen", torch.zeros((), dtype=torch.int64))
 
     def counts(self, batch: CodecBatch) -> dict[str, int]:
