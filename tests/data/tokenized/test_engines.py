@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standins
 
-from muomni.data.tokenized import engines, make
+from muomni.data.tokenized import engines
 from muomni.errors import ConfigError, DataError, UserError
-
-SETTINGS = make.ShardSettings(samples_per_shard=20, val_split=0.2, bad_limit=0.2)
 
 
 def square(number: int) -> int:
