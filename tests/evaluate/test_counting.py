@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.conversation import Item
 from muomni.data.corpus import Row
 from muomni.data.loader import Loader
@@ -30,8 +31,9 @@ from muomni.train.objective import Objective
 from muomni.train.objectives import ctc
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken, collate, collate_rows
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.language import NextToken, collate, collate_rows
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import collate as collate_speech
 from muomni.train.settings import TrainSettings
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -104,7 +106,7 @@ def talker() -> Made:
         TalkerItem("b", [3, 4, 5], torch.zeros(2, 7, dtype=torch.int64)),
     ]
     contents = {"samples": 2, "tokens": 5, "code_frames": 12}
-    return TalkerObjective(model), TalkerBatch.of(items), {"book0": 14, "book1": 12}, contents
+    return TalkerObjective(model), collate_speech(items, model.config), {"book0": 14, "book1": 12}, contents
 
 
 def contrast() -> Made:
@@ -162,10 +164,10 @@ def test_each_number_that_is_doubled_is_seen_by_its_name(make: Callable[[], Made
 
 def test_targets_given_twice_are_seen_though_they_were_announced_so() -> None:
     class Twice(NextToken):
-        def counts(self, batch: LanguageBatch) -> dict[str, int]:
+        def counts(self, batch: SequenceBatch) -> dict[str, int]:
             return {name: 2 * count for name, count in super().counts(batch).items()}
 
-        def forward(self, batch: LanguageBatch) -> Any:
+        def forward(self, batch: SequenceBatch) -> Any:
             terms = super().forward(batch)
             for term in terms.values():
                 term.count *= 2

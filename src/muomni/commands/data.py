@@ -1,14 +1,18 @@
-"""`muomni data`: make the toy world, check a dataset, explain a sample, list the formats."""
+"""`muomni data`: make the toy world, check a dataset, explain a sample, make and audit token shards, list
+the formats."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muomni.commands import console
 from muomni.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from muomni.data.source import Source
 
 app = typer.Typer(help="Make, validate and describe data.")
 
@@ -30,8 +34,14 @@ def world(
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")],
-    form: Annotated[str | None, typer.Option("--format", help="see `muomni data formats`; detected from the file if left out")] = None,
-    template: Annotated[str | None, typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="see `muomni data formats`; detected from the file if left out"),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe"),
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
     ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
     val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share held out")] = 0.05,
@@ -40,20 +50,11 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
     """Read every row and open every file of a dataset; exit 1 on errors."""
-    from muomni.config import build, parse_yaml
     from muomni.data import report as reports
     from muomni.data.check import check as examine
-    from muomni.data.formats import READERS
-    from muomni.data.source import Source
     from muomni.tokens.bpe import Tokenizer
 
-    if form is not None and form not in READERS:
-        raise ConfigError(f"--format: expected one of {', '.join(READERS)}, got {form!r}")
-    if not path.exists():
-        raise DataError("missing", f"{path}: expected a manifest or a folder, found nothing there")
-    asked = parse_yaml(template, "--template") if template else {}
-    given = {"format": form, "root": str(root.absolute()) if root else None}
-    source = build(Source, {**given, **asked, "path": str(path.absolute())}, where="--template")
+    source = _source(path, form, template, root)
     found = Tokenizer.load(tokenizer) if tokenizer else None
     report = examine(source, Path(), tokenizer=found, ctx_len=ctx_len, val_split=val_split, seed=seed)
     if as_json:
@@ -71,13 +72,17 @@ def explain(
     source: Annotated[str, typer.Argument(help="a recipe, a run's folder, or with --tokenizer a manifest")],
     stage: Annotated[str | None, typer.Argument(help="the stage that would train on it")] = None,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes")] = Path("sample.html"),
-    sample: Annotated[str | None, typer.Option(metavar="ID", help="the sample's id; `row-7` for a packed row of stage thinker")] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="the sample's id; `row-7` for a packed row of stage thinker"),
+    ] = None,
     index: Annotated[int, typer.Option(min=0, help="else its number")] = 0,
     split: Annotated[str, typer.Option(help="train or valid: where --index counts")] = "train",
     checkpoint: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights give the loss of every token")] = None,
     tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for a manifest")] = None,
 ) -> None:
-    """Show one sample as a stage reads it: media, ids, labels, attention mask, and a checkpoint's loss a token."""
+    """Show one sample as a stage reads it: media, ids, labels, attention mask, and a checkpoint's loss a
+    token."""
     from muomni import files
     from muomni.report import explain as pages
 
@@ -89,6 +94,159 @@ def explain(
     else:
         raise ConfigError("explain: which stage?", hint="RECIPE STAGE, or MANIFEST --tokenizer DIR")
     console.result(str(out))
+
+
+@app.command()
+def shard(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="what `data check` reads: manifests, folders, tars"),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="the folder of the shards; a run that was stopped goes on there"),
+    ],
+    tokenizer: Annotated[str, typer.Option(metavar="DIR", help="a folder with tokenizer.json")],
+    codec: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DIR[:BOOKS[:LAYOUT]]",
+            help="a stage or folder with a codec; at most one for images and one for audio",
+        ),
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="see `muomni data formats`; detected from the file if left out"),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe"),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="at work side by side, one thread each")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="of a shard")] = 1000,
+    val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share of the groups that is held out")] = 0.05,
+    seed: Annotated[int, typer.Option(help="of the split")] = 0,
+    bad_limit: Annotated[float, typer.Option(min=0, max=1, help="largest share of unreadable samples")] = 0.01,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="encode each medium alone, deterministic algorithms only: slower, recorded"),
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="local, or ray (pip install 'muomni[scale]'): many machines, one shared folder"),
+    ] = "local",
+    device: Annotated[str, typer.Option(help="cpu or cuda; where the codecs compute")] = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="remove the shards that are there and begin anew")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the index as JSON")] = False,
+) -> None:
+    """Turn samples into token shards: WebDataset tars of ids with an index (docs/shards.md)."""
+    from functools import partial
+
+    from muomni.data.tokenized import make
+    from muomni.models import unified
+
+    sources = [_source(path, form, template, root) for path in paths]
+    codecs = [unified.CodecReference.parse(each) for each in codec]
+    settings = make.ShardSettings(samples, val_split, seed, audit, bad_limit)
+    about = make.shard(
+        sources,
+        out,
+        partial(unified.open_unified, tokenizer, codecs, device),
+        settings,
+        processes=processes,
+        engine=engine,
+        fresh=fresh,
+        provenance={"tokens": unified.to_json(tokenizer, codecs)},
+        say=console.note,
+    )
+    if as_json:
+        console.result_json(about)
+        return
+    rows = [
+        [
+            side,
+            str(found["samples"]),
+            str(len(found["shards"])),
+            _counts(found["bad"]),
+            _counts(found["skipped"]),
+        ]
+        for side, found in about["sides"].items()
+    ]
+    console.table(f"token shards in {out}", ["side", "samples", "shards", "unreadable", "without a task"], rows)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `muomni data shard` made")],
+    level: Annotated[str, typer.Option(help="integrity (every sample, no codec) or full")] = "full",
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="instead of the one that made the shards")] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR[:BOOKS[:LAYOUT]]", help="instead of those that made the shards"),
+    ] = None,
+    retokenise: Annotated[int, typer.Option(min=1, help="samples whose media are tokenised again")] = 512,
+    decode: Annotated[int, typer.Option(min=1, help="samples of each modality whose ids are decoded")] = 64,
+    max_len: Annotated[int | None, typer.Option(min=1, help="most positions of a row")] = None,
+    seed: Annotated[int, typer.Option(help="of the samples that are chosen")] = 0,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="compare with it instead of the set's own baseline.json"),
+    ] = None,
+    set_baseline: Annotated[str | None, typer.Option(metavar="REASON", help="make this set the baseline, and say why")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="of report.json and errors.jsonl; DIR/verify if left out"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Audit token shards; exit 2 where they must not be used, 1 where another check is red."""
+    from muomni import files
+    from muomni.data.tokenized.make import PROVENANCE
+    from muomni.evaluate import token_shards
+    from muomni.models import unified
+    from muomni.tokens.space import TokenSpace
+
+    settings = token_shards.AuditSettings(level, retokenise, decode, max_len=max_len, seed=seed)
+    tokens = None
+    if level == "full" or codec or tokenizer:
+        hint = "name --tokenizer and --codec, or --level integrity"
+        made_by = files.read_stored(folder / PROVENANCE, dict, hint=hint).get("tokens", {})
+        references = [unified.CodecReference.parse(each) for each in codec or []]
+        references = references or [unified.CodecReference(*each) for each in made_by.get("codecs", [])]
+        text = tokenizer or made_by.get("tokenizer")
+        if text is None or not references:
+            raise ConfigError(f"{folder / PROVENANCE}: it names no tokenizer and codecs", hint=hint)
+        tokens = unified.open_unified(text, references)
+    space = TokenSpace.load(folder) if tokens is None else tokens.space
+    report = token_shards.audit(folder, space, tokens, settings, baseline=baseline, set_baseline=set_baseline, out=out)
+    if as_json:
+        console.result_json(report)
+    else:
+        console.table(f"audit of {folder}", ["check", "kind", "verdict", "wrong", "what"], token_shards.summary(report))
+        for problem in token_shards.first_problems(out or folder / "verify"):
+            console.result(problem)
+    if report["exit_code"]:
+        raise typer.Exit(report["exit_code"])
+
+
+def _source(path: Path, form: str | None, template: str | None, root: Path | None) -> Source:
+    """The source of a manifest as `check` and `shard` are told to read it."""
+    from muomni.config import build, parse_yaml
+    from muomni.data.formats import READERS
+    from muomni.data.source import Source
+
+    if form is not None and form not in READERS:
+        raise ConfigError(f"--format: expected one of {', '.join(READERS)}, got {form!r}")
+    if not path.exists():
+        raise DataError("missing", f"{path}: expected a manifest or a folder, found nothing there")
+    asked = parse_yaml(template, "--template") if template else {}
+    given = {"format": form, "root": str(root.absolute()) if root else None}
+    return build(Source, {**given, **asked, "path": str(path.absolute())}, where="--template")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
 @app.command()

@@ -228,13 +228,16 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
         )
     if (note.row_start, note.row_end) != (new.start, new.stop):
         raise CheckpointError(f"{folder / NOTE}: expected rows {new.start}..{new.stop}, got {note.row_start}..{note.row_end}")
+    _fill(model, _read(folder), str(folder / ROWS))
+    return note
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
     try:
         with safe_open(folder / ROWS, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again") from error
-    _fill(model, tensors, str(folder / ROWS))
-    return note
 
 
 def base_of(folder: Path) -> Path:
@@ -270,6 +273,21 @@ def open_folder(
     note = load_rows(model, folder, base_digest=pretrained.digest(place))
     finite.came_from(model, folder)
     return model, tokenizer, note
+
+
+def digest(folder: Path) -> str:
+    """sha256 that names a folder of rows: its rows, and on what they stand."""
+    folder = Path(folder)
+    return files.sha256_json([Note.read(folder).base.get("digest"), files.sha256_once(folder / ROWS), TokenSpace.load(folder).hash])
+
+
+def changed(model: TokenModel, folder: Path) -> list[str]:
+    """The new rows that are others in a folder than in the model.
+
+    Raises  CheckpointError where the folder's file is missing or torn.
+    """
+    tensors = _read(Path(folder))
+    return [name for name in NAMES if name not in tensors or not torch.equal(tensors[name], getattr(model, name).detach().float().cpu())]
 
 
 def open_codecs(folder: Path, *, device: torch.device | str = "cpu") -> list[Codec]:

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from muomni.data.media_pool import follow_parent
+from muomni.data.media_pool import end_with
 from muomni.errors import ConfigError, MuomniError, UserError
 
 J = TypeVar("J")
@@ -72,7 +72,7 @@ _work: Work | None = None
 
 def _begin(parent: int, work: bytes) -> None:
     global _work
-    follow_parent(parent)
+    end_with(parent)
     _work = pickle.loads(work)
 
 
@@ -97,7 +97,7 @@ def on_ray(work: Callable[[J], P], jobs: Iterator[J], processes: int) -> Generat
         rows = [{"place": place, "job": pickle.dumps(job)} for place, job in enumerate(wave)]
         done = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
-            .map(_Actor, fn_constructor_args=(packed,), concurrency=min(processes, len(rows)))
+            .map(_Actor, fn_constructor_args=(packed,), compute=ray.data.ActorPoolStrategy(size=min(processes, len(rows))))
             .take_all()
         )
         for row in sorted(done, key=lambda row: row["place"]):

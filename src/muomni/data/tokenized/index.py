@@ -204,9 +204,11 @@ class ShardSet(Sequence[Record]):
     The index is mapped, not read; nothing is held between two accesses, so loader workers may share one.
     """
 
-    def __init__(self, folder: Path, side: Side) -> None:
+    def __init__(self, folder: Path, side: Side, *, check_sizes: bool = True) -> None:
         """Open a side.
 
+        Takes   check_sizes: refuse shards of another size at once; without it, the samples tell when they
+                are read.
         Raises  UserError (not finished, torn index, other version); DataError where a shard is missing or
                 has another size.
         """
@@ -229,7 +231,8 @@ class ShardSet(Sequence[Record]):
             raise UserError(f"{path}: torn index: {error}", hint=hint) from error
         if self.rows.shape != (self.about["samples"], len(COLUMNS)):
             raise UserError(f"{path}: expected {self.about['samples']} samples, got shape {self.rows.shape}", hint=hint)
-        self.check_sizes()
+        if check_sizes:
+            self.check_sizes()
 
     def check_sizes(self) -> None:
         """Raises  DataError for the first shard that is not as long as the index says: torn, or packed
@@ -264,6 +267,10 @@ class ShardSet(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return map(self.read, range(len(self)))
+
+    def shard_of(self, place: int) -> str:
+        """The tar of a sample, relative to the set."""
+        return f"{self.side}/{shard_name(int(self.rows[place][0]))}"
 
     def where(self, place: int) -> str:
         """What messages call a sample: its shard and key."""
