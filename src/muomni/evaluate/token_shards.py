@@ -368,7 +368,7 @@ def _forward(vocab: int, streams: int, pad: int, rows: Sequence[sequences.TokenR
     labels_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=IGNORE) for each in marks])
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        model = Decoder(DecoderConfig(vocab_size=vocab, width=32, layers=1, heads=2, hidden=64, ctx_len=length, dropout=0.0)).eval()
+        model = Decoder(DecoderConfig(vocab_size=vocab, width=32, layers=1, heads=2, ffn_width=64, ctx_len=length, dropout=0.0)).eval()
         x_BTD = sum((model.embed(ids_BKT[:, stream]) for stream in range(streams)), torch.zeros(()))
         h_BTD = model.hidden(x_BTD)
         total, count = 0.0, 0
