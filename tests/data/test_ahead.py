@@ -1,4 +1,4 @@
-"""A corpus that a child reads ahead: the same as without it, whatever becomes of the child, and no child outlives its parent."""
+"""A corpus that a child reads: the same as without it, whatever becomes of the child, which outlives no parent."""
 
 from __future__ import annotations
 

@@ -17,20 +17,24 @@ ENOUGH_BYTES = 4 * 2**20  # of manifests: a process takes longer to begin than t
 def read_ahead(recipe: str, stages: list[str], overrides: list[str], out: Path | None, *, fresh: bool) -> None:
     """Begin to read the data of the first stage that will train, beside the imports.
 
-    It is a guess: what is not plain here (a toy world, a run folder, a flat config, a mistake) is left to the run itself, which reads
-    its data anew where it was begun otherwise.
+    It is a guess: what is not plain here (a toy world, a run folder, a flat config, a mistake) is left to the
+    run, which reads its data itself where it asks for something else.
     """
     path = Path(recipe)
-    if media_pool.cores() < 2 or "torch" in sys.modules or "WORLD_SIZE" in os.environ or not path.is_file() or sys.platform != "linux":
+    is_alone = "torch" not in sys.modules and "WORLD_SIZE" not in os.environ  # nothing to wait for; ranks read too
+    if not (is_alone and sys.platform == "linux" and media_pool.cores() > 1 and path.is_file()):
         return
     try:
         values = config.override(config.read_yaml(path), overrides)
         folder = out or Path("runs") / str(values.get("name") or path.stem)
-        names = [name for name, value in values.items() if isinstance(value, dict) and "data" in value and (not stages or name in stages)]
-        name = next((name for name in names if fresh or not (folder / name / "certificate.json").exists()), None)
+        chosen = {name: value for name, value in values.items() if not stages or name in stages}
+        names = [name for name, value in chosen.items() if isinstance(value, dict) and "data" in value]
+        is_due = {name: fresh or not (folder / name / "certificate.json").exists() for name in names}
+        name = next((name for name in names if is_due[name]), None)
         if name is None or name == "hearing":  # which cuts its samples as its own settings say
             return
-        said = {key: values[name][key] for key in ("data", "val_split", "seed", "quarantine_limit") if key in values[name]}
+        keys = ("data", "val_split", "seed", "quarantine_limit")
+        said = {key: value for key, value in values[name].items() if key in keys}
         settings = config.build(TrainSettings, {"seed": values.get("seed", 42), **said}, str(path))
         base = path.parent.resolve()
         files = [base / source.path for source in settings.data]

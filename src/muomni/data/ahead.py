@@ -36,10 +36,16 @@ class Recorded(Quarantine):
 
 
 class Reader:
-    """A child that reads a corpus. It ends with this process, and where it fails, the corpus is read here as if there were none."""
+    """A child that reads a corpus. It ends with this process.
+
+    Where it fails, the corpus is read here as if there were none.
+    """
 
     def __init__(self, **asked: Any) -> None:
-        """Takes asked: what `readers.load` is asked for; in the place of its quarantine the `limit` of one."""
+        """Start it.
+
+        Takes   asked: what `readers.load` is asked for; in the place of its quarantine the `limit` of one.
+        """
         self.asked = asked
         context = multiprocessing.get_context("fork")
         self._ours, theirs = context.Pipe()
@@ -48,7 +54,7 @@ class Reader:
         theirs.close()
 
     def corpus(self, quarantine: Quarantine) -> readers.Corpus | None:
-        """The corpus, what was set aside put into the quarantine; None where the child has failed, for whatever reason."""
+        """The corpus; what was set aside goes to the quarantine. None where the child has failed, for whatever reason."""
         corpus: readers.Corpus
         try:
             corpus, calls = self._ours.recv()
@@ -80,7 +86,7 @@ _reader: Reader | None = None
 
 
 def begin(sources: Sequence[Source], **how: Any) -> None:
-    """Have a child begin to read what the next `load` will be asked for; for a process that has no threads yet.
+    """Have a child read what the next `load` will be asked for; for a process that has no threads yet.
 
     Takes   how: base, val_split, seed, limit (of the quarantine).
     """
@@ -93,7 +99,8 @@ def load(sources: Sequence[Source], *, quarantine: Quarantine, **how: Any) -> re
     global _reader
     reader, _reader = _reader, None
     if reader is not None:
-        asked = {"sources": list(sources), "limit": quarantine.limit, **{name: value for name, value in how.items() if value is not None}}
+        asked = {"sources": list(sources), "limit": quarantine.limit}
+        asked |= {name: value for name, value in how.items() if value is not None}
         corpus = reader.corpus(quarantine) if reader.asked == asked else None
         reader.close()
         if corpus is not None:

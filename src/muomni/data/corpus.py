@@ -216,8 +216,13 @@ def _digest(samples: Sequence[Sample], tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some samples encoded, one behind the other: their ids as they lie in the file, how many tokens each has, a byte a token (1: it is
-    learned; None: all are), and the bytes of learned text."""
+    """Some samples encoded, one behind the other.
+
+    ids         as they lie in the file
+    lengths     tokens of each sample, (samples,)
+    learned     a byte a token, 1 where it is learned; None: all are
+    num_bytes   of learned text in UTF-8
+    """
 
     ids: bytes
     lengths: Ints
@@ -254,7 +259,8 @@ def _pieces_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[_Pie
     done = 0
     if len(samples) >= MANY and cores() > 1 and sys.platform == "linux":
         waiting: deque[Future[_Piece]] = deque()
-        with contextlib.suppress(BrokenProcessPool), forked(2, _hold, samples, tokenizer) as pool:  # what a dead worker leaves is done here
+        # What a worker that dies leaves is encoded here.
+        with contextlib.suppress(BrokenProcessPool), forked(2, _hold, samples, tokenizer) as pool:
             for number, start in enumerate(starts, 1):
                 waiting.append(pool.submit(_held, start))
                 while waiting and (len(waiting) > AHEAD or number == len(starts)):

@@ -158,7 +158,7 @@ def lines(samples: Sequence[Sample]) -> Iterator[bytes]:
 
 
 def rows(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
-    """Each sample as JSON says it: where many are walked through for a few words, a third of the time that samples take."""
+    """Each sample as JSON says it: for a walk through many, a third of the time that samples take."""
     return map(from_json, lines(samples))
 
 

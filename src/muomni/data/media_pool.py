@@ -73,7 +73,10 @@ def cores() -> int:
 
 
 def forked(workers: int, begin: Callable[..., None] | None = None, *args: Any) -> Executor:
-    """Processes that have all modules at once, and need no guarded main module; each calls `begin(*args)` first, which nothing pickles."""
+    """Processes that have all modules at once, and need no guarded main module.
+
+    Takes   begin: what each calls first, with args; neither is pickled.
+    """
     context = multiprocessing.get_context("fork")
     return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), begin, args))
 

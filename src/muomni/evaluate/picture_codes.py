@@ -19,7 +19,7 @@ from muomni.models.image_codec import ImageCodec
 from muomni.train.objectives.image_codec import as_image
 
 BATCH = 32
-REPEATED = 64  # pictures that are coded again, one at a time and with another number of threads
+REPEATED = 16  # pictures that are coded again, one at a time and with another number of threads
 
 
 @torch.inference_mode()

@@ -29,6 +29,7 @@ from muomni.data.tokenized.make import PROVENANCE
 from muomni.data.tokenized.record import FIELDS, Record
 from muomni.data.tokenized.verify import Findings, laid_out
 from muomni.errors import ConfigError, MuomniError
+from muomni.evaluate.picture_metrics import psnr_B, ssim_B
 from muomni.media.mel import MelSpec, log_mel
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.tokens import sequences
@@ -46,7 +47,6 @@ LEAST_SNR_DB, MOST_LOG_MEL, LEAST_PSNR_DB, LEAST_SSIM = (
     -0.02,
 )  # against the baseline (lumo.md B20)
 BATCH = 8
-WINDOW_PX = 7  # of the SSIM's mean, where a picture has as many
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def first_problems(out: Path, most: int = 20) -> list[str]:
     """The first problems of an audit in lines: check, file, sample, what."""
     lines = (out / ERRORS).read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines[:most]]
-    told = [f"{each['check']} {each['file']}{': sample ' + each['sample'] if each['sample'] else ''}: {each['what']}" for each in found]
+    places = [f"{each['file']}: sample {each['sample']}" if each["sample"] else each["file"] for each in found]
+    told = [f"{each['check']} {place}: {each['what']}" for each, place in zip(found, places, strict=True)]
     return told + ([f"... {len(lines) - most} more in {out / ERRORS}"] if len(lines) > most else [])
 
 
@@ -261,7 +262,8 @@ def _decode(
         if what:
             found.add("G", sets[side].shard_of(place), record.key, what)
         elif (medium := media.get((side, place))) is not None:
-            for name, value in _round_trip(modality, medium, decoded, tokens.space.codec(modality).sample_rate_hz).items():
+            rate_hz = tokens.space.codec(modality).sample_rate_hz
+            for name, value in _round_trip(modality, medium, decoded, rate_hz).items():
                 trips.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in trips.items()}
 
@@ -293,31 +295,17 @@ def _decoded(tokens: UnifiedTokenizer, record: Record, modality: str) -> tuple[s
 def _round_trip(modality: str, medium: encode.Medium, decoded: Tensor, rate_hz: int | None) -> dict[str, float]:
     """How near a decoded medium is to what was encoded, at the codec's own rate or size."""
     if modality == "image":
-        error = float((medium.values - decoded).square().mean())
-        return {"psnr_db": 10 * math.log10(1 / max(error, 1e-10)), "ssim": ssim(medium.values, decoded)}
+        both = medium.values[None], decoded[None].clamp(0, 1)
+        return {"psnr_db": float(psnr_B(*both)[0]), "ssim": float(ssim_B(*both)[0])}
     wave_S = medium.values[: len(decoded)]
     noise, power = float((wave_S - decoded).square().mean()), float(wave_S.square().mean())
     sizes = {"n_fft": 1024, "window_samples": 1024, "hop_samples": 256, "num_mels": 80}  # lumo.md B19
     spec = MelSpec(rate_hz=rate_hz or 0, f_max_hz=(rate_hz or 0) / 2, **sizes)
     found = {"snr_db": 10 * math.log10(max(power, 1e-10) / max(noise, 1e-10))}
     if len(wave_S) >= spec.window_samples:
-        both = [log_mel(each[None].float(), spec) for each in (wave_S, decoded)]
-        found["log_mel_l1"] = float((both[0] - both[1]).abs().mean())
+        pair = [log_mel(each[None].float(), spec) for each in (wave_S, decoded)]
+        found["log_mel_l1"] = float((pair[0] - pair[1]).abs().mean())
     return found
-
-
-def ssim(one_3HW: Tensor, two_3HW: Tensor) -> float:
-    """Structural similarity of two pictures in [0, 1], by windows.
-
-    Source  Wang et al. 2004, with a uniform window of 7 pixels instead of a Gaussian one.
-    """
-    size = min(WINDOW_PX, one_3HW.shape[1], one_3HW.shape[2])
-    mean = nn.AvgPool2d(size, 1)
-    a, b = mean(one_3HW), mean(two_3HW)
-    vary_a, vary_b = mean(one_3HW**2) - a**2, mean(two_3HW**2) - b**2
-    together = mean(one_3HW * two_3HW) - a * b
-    c1, c2 = 0.01**2, 0.03**2
-    return float((((2 * a * b + c1) * (2 * together + c2)) / ((a**2 + b**2 + c1) * (vary_a + vary_b + c2))).mean())
 
 
 def _rows(
@@ -368,7 +356,8 @@ def _forward(vocab: int, streams: int, pad: int, rows: Sequence[sequences.TokenR
     labels_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=IGNORE) for each in marks])
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        model = Decoder(DecoderConfig(vocab_size=vocab, width=32, layers=1, heads=2, hidden=64, ctx_len=length, dropout=0.0)).eval()
+        sizes = {"width": 32, "layers": 1, "heads": 2, "ffn_width": 64, "ctx_len": length}
+        model = Decoder(DecoderConfig(vocab_size=vocab, dropout=0.0, **sizes)).eval()
         x_BTD = sum((model.embed(ids_BKT[:, stream]) for stream in range(streams)), torch.zeros(()))
         h_BTD = model.hidden(x_BTD)
         total, count = 0.0, 0

@@ -170,20 +170,22 @@ class Tokenizer:
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text. Words of ASCII texts are looked up among those that were encoded before: the library takes longer."""
+        """`encode` of each text; words of ASCII texts are looked up among those that were encoded before."""
         split = [WORD.findall(text) if self.is_own and text.isascii() else None for text in texts]
-        new = [*{word for words in split if words is not None for word in words}.difference(self._ids)]
-        encoded = self.encode_whole([*new, *(text for text, words in zip(texts, split) if words is None)])
-        self._ids.update(zip(new, encoded))
+        known = self._ids  # another thread may begin a new one
+        new = [*{word for words in split if words is not None for word in words}.difference(known)]
+        whole = [text for text, words in zip(texts, split) if words is None]
+        encoded = self.encode_whole([*new, *whole])
+        known.update(zip(new, encoded))
         others = iter(encoded[len(new) :])
-        ids = [next(others) if words is None else [one for word in words for one in self._ids[word]] for words in split]
+        ids = [next(others) if words is None else [one for word in words for one in known[word]] for words in split]
         self._held += sum(map(len, new))
         if self._held > LETTERS_HELD:
             self._ids, self._held = {}, 0
         return ids
 
     def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in one call of the library."""
+        """`encode` of each text, in one call of the library and without what it knows already."""
         try:
             return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:

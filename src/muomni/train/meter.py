@@ -38,7 +38,7 @@ class Meter:
         self.objective, self.run, self.clock, self.counts = objective, run, clock, counts
         self.reckoner = reckoner or UpdateFlops()
         if run.device.type == "cuda":
-            flops.peak(run)  # on a CPU it is measured when the first rate is told, so that the first step need not wait for it
+            flops.peak(run)  # here, for its memory; on a CPU when the first rate is told: the first step need not wait
             torch.cuda.reset_peak_memory_stats(run.device)  # what came before is not this stage's
         self.is_counted = False
         self._clear()

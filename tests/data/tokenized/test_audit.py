@@ -20,7 +20,6 @@ from muomni.data.tokenized import index, make
 from muomni.data.tokenized.index import SIDES, Piece, ShardSet, write_index, write_shard
 from muomni.data.tokenized.record import FIELDS, Record, digest_of
 from muomni.errors import ConfigError, UserError
-from muomni.evaluate import token_shards
 from muomni.evaluate.token_shards import AuditSettings, audit
 
 SETTINGS = make.ShardSettings(samples_per_shard=20, val_split=0.2, bad_limit=0.2)
@@ -277,15 +276,6 @@ def test_books_side_by_side_are_audited_too(tmp_path: Path) -> None:
 def test_a_folder_without_a_finished_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.json"):
         audited(tmp_path)
-
-
-def test_similarity_of_a_picture_with_itself_is_one_and_falls_with_noise() -> None:
-    import torch
-
-    one = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    noisy = (one + 0.6 * torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    assert token_shards.ssim(one, one) == pytest.approx(1.0, abs=1e-5)
-    assert token_shards.ssim(one, noisy) < 0.95
 
 
 def test_pieces_and_sides_are_all_walked(whole: Path) -> None:

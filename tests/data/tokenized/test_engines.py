@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-from muomni.data.tokenized import engines, make
+from muomni.data.tokenized import engines
 from muomni.errors import ConfigError, DataError, UserError
-
-SETTINGS = make.ShardSettings(samples_per_shard=20, val_split=0.2, bad_limit=0.2)
 
 
 def square(number: int) -> int:

@@ -25,6 +25,9 @@ HELD_BYTES = 64 << 20  # of decoded media that wait for their batch
 BATCH_NUMBERS = 1 << 18  # samples or pixel values of a batch, 11 s at 24 kHz: larger ones leave a CPU's cache
 MAX_S = 60.0
 NONE = np.zeros(0, np.int32)
+Numbers = dict[str, float | int]
+PlaceOf = tuple[str, ...]
+Failed = dict[PlaceOf, DataError]
 
 
 class Tokens(Protocol):
@@ -47,7 +50,7 @@ class Wanted:
     text_out: str
 
     @property
-    def place(self) -> tuple[str, ...]:
+    def place(self) -> PlaceOf:
         """What is equal for samples that share a medium."""
         if isinstance(self.medium, ImagePart):
             return (self.medium.path,)
@@ -59,7 +62,7 @@ class Medium:
     """A decoded medium: values (S,) or (3, H, W) float32, and what its sample's JSON says of it."""
 
     values: Tensor
-    about: dict[str, float | int]
+    about: Numbers
 
 
 def wanted(sample: Sample) -> Wanted | str:
@@ -93,7 +96,8 @@ def read(medium: ImagePart | AudioPart, codec: Codec) -> Medium:
         assert codec.size_px is not None
         assert codec.grid is not None
         picture = image.read(source)
-        values = torch.from_numpy(image.to_array(picture, codec.size_px)).permute(2, 0, 1).float().div(255).contiguous()
+        pixels_HW3 = torch.from_numpy(image.to_array(picture, codec.size_px))
+        values = pixels_HW3.permute(2, 0, 1).float().div(255).contiguous()
         rows, columns = codec.grid
         sizes = {"file_height": picture.height, "file_width": picture.width, "size_px": codec.size_px}
         return Medium(values, {**sizes, "codebooks": codec.codebooks, "rows": rows, "columns": columns})
@@ -149,7 +153,7 @@ class Encoder:
             return f"no codec of the token space for its {task.medium.type}"
         return task
 
-    def _record(self, sample: Sample, task: Wanted, side: Side, number: int, ids: Ids, about: dict[str, float | int]) -> Record:
+    def _record(self, sample: Sample, task: Wanted, side: Side, number: int, ids: Ids, about: Numbers) -> Record:
         modality = task.medium.type
         texts = {"text_in": task.text_in, "text_out": task.text_out}
         held: dict[str, Ids] = dict.fromkeys(FIELDS, NONE)
@@ -172,12 +176,10 @@ class Encoder:
             held,
         )
 
-    def _media(
-        self, tasks: Sequence[Wanted]
-    ) -> tuple[dict[tuple[str, ...], tuple[Ids, dict[str, float | int]]], dict[tuple[str, ...], DataError]]:
+    def _media(self, tasks: Sequence[Wanted]) -> tuple[dict[PlaceOf, tuple[Ids, Numbers]], Failed]:
         """The ids of each medium, and what is wrong with those that have none."""
-        made: dict[tuple[str, ...], tuple[Ids, dict[str, float | int]]] = {}
-        failed: dict[tuple[str, ...], DataError] = {}
+        made: dict[PlaceOf, tuple[Ids, Numbers]] = {}
+        failed: Failed = {}
         for modality in BLANK:
             here = [task for task in tasks if task.medium.type == modality]
             for batch in self._windows(here, failed):
@@ -186,7 +188,7 @@ class Encoder:
                     made[task.place] = ids.reshape(-1).numpy().astype(np.int32), medium.about
         return made, failed
 
-    def _windows(self, tasks: Sequence[Wanted], failed: dict[tuple[str, ...], DataError]) -> Iterator[list[tuple[Wanted, Medium]]]:
+    def _windows(self, tasks: Sequence[Wanted], failed: Failed) -> Iterator[list[tuple[Wanted, Medium]]]:
         """Decoded media, as many at a time as may wait; those that can't be read go to `failed`."""
         held: list[tuple[Wanted, Medium]] = []
         size = 0
@@ -204,9 +206,7 @@ class Encoder:
         if held:
             yield held
 
-    def _codes(
-        self, modality: str, batch: list[tuple[Wanted, Medium]], failed: dict[tuple[str, ...], DataError]
-    ) -> Iterator[tuple[Wanted, Medium, Tensor]]:
+    def _codes(self, modality: str, batch: list[tuple[Wanted, Medium]], failed: Failed) -> Iterator[tuple[Wanted, Medium, Tensor]]:
         """The codes (K, F) of decoded media; a medium that its codec refuses is found by encoding each
         alone."""
         try:
@@ -214,7 +214,9 @@ class Encoder:
         except (DataError, ShapeError) as error:
             if len(batch) == 1:
                 task = batch[0][0]
-                failed[task.place] = error if isinstance(error, DataError) else DataError("undecodable", f"{task.medium.path}: {error}")
+                if not isinstance(error, DataError):
+                    error = DataError("undecodable", f"{stored.shown(task.medium.path)}: {error}")
+                failed[task.place] = error
                 return
             for each in batch:
                 yield from self._codes(modality, [each], failed)

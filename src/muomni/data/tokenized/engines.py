@@ -97,7 +97,11 @@ def on_ray(work: Callable[[J], P], jobs: Iterator[J], processes: int) -> Generat
         rows = [{"place": place, "job": pickle.dumps(job)} for place, job in enumerate(wave)]
         done = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
-            .map(_Actor, fn_constructor_args=(packed,), compute=ray.data.ActorPoolStrategy(size=min(processes, len(rows))))
+            .map(
+                _Actor,
+                fn_constructor_args=(packed,),
+                compute=ray.data.ActorPoolStrategy(size=min(processes, len(rows))),
+            )
             .take_all()
         )
         for row in sorted(done, key=lambda row: row["place"]):

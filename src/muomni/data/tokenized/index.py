@@ -193,7 +193,8 @@ def _write_rows(path: Path, pieces: Sequence[Path], count: int) -> None:
 def percentiles(lengths_N: NDArray[np.int64]) -> dict[str, float]:
     """p50, p90, p99 of the lengths of those samples that have any, and how many have."""
     found = lengths_N[lengths_N > 0]
-    marks = {name: float(np.percentile(found, share)) if len(found) else 0.0 for name, share in (("p50", 50), ("p90", 90), ("p99", 99))}
+    shares = {"p50": 50, "p90": 90, "p99": 99}
+    marks = {name: float(np.percentile(found, share)) if len(found) else 0.0 for name, share in shares.items()}
     return {"samples": float(len(found)), **marks}
 
 

@@ -252,13 +252,14 @@ def _refuse_leaks(corpus: readers.Corpus) -> None:
             f"sources: training and validation share {corpus.leaks}",
             hint="mend `split` of these rows, or leave it to the hash of the group",
         )
-    hashes = np.sort(np.fromiter((hash(sample.id) for side in (corpus.train, corpus.valid) for sample in side), np.int64))
+    sides = (corpus.train, corpus.valid)
+    hashes = np.sort(np.fromiter((hash(sample.id) for side in sides for sample in side), np.int64))
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not twice:
         return
     seen: set[str] = set()
     again: list[str] = []
-    for side in (corpus.train, corpus.valid):
+    for side in sides:
         for sample in side:
             if hash(sample.id) in twice:
                 again += [sample.id] if sample.id in seen else []

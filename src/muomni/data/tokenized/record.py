@@ -66,7 +66,8 @@ def key_of(number: int) -> str:
 
 def digest_of(ids: Mapping[str, Ids]) -> str:
     """Hex sha256 over all arrays of a sample, their lengths among it."""
-    return files.sha256_bytes(b"".join(f"{name}:{len(ids[name])}:".encode() + _little(ids[name]).tobytes() for name in FIELDS))
+    pieces = (f"{name}:{len(ids[name])}:".encode() + _little(ids[name]).tobytes() for name in FIELDS)
+    return files.sha256_bytes(b"".join(pieces))
 
 
 def members(record: Record) -> bytes:
