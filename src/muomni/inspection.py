@@ -26,8 +26,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Facts about a file or folder as one JSON object: `path`, `kind`, and the fields of that kind.
 
     kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank, targets, parameters) |
-            omni (what sees, hears and answers, and the bases that it stands on) | rows (of a token space, on what base and
-            codecs) | token space (regions, codecs, hash) | token shards (samples, ids, token space) | checkpoint | stage | run (stages with verdicts) |
+            omni (what sees, hears and answers, and the bases that it stands on) |
+            rows (of a token space, on what base and codecs) | token space (regions, codecs, hash) |
+            token shards (samples, ids, token space) | checkpoint | stage | run (stages with verdicts) |
             tokenizer | data | sound | picture | jsonl | json | text.
     Raises  UserError where nothing is there, the content is torn, or the kind is unknown.
     """

@@ -87,9 +87,7 @@ def shape(sample: Sample) -> Shape:
             does_say |= has_answer
     has_transcript = (audios or speech) == 1 and bool(transcript(sample).strip())
     is_one_turn = turns == ["user", "assistant"]
-    return Shape(
-        sample.text is not None, images, audios, speech, others, has_answer, has_question, is_one_turn, does_say, has_transcript
-    )
+    return Shape(sample.text is not None, images, audios, speech, others, has_answer, has_question, is_one_turn, does_say, has_transcript)
 
 
 def _speech(shape: Shape) -> str | None:

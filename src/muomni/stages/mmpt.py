@@ -22,7 +22,7 @@ from muomni.models.base import Base
 from muomni.models.lora import LoraSettings
 from muomni.stages.rows import TEXT_KEPT, USED, assume
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place
+from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place, without_dtype
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 
@@ -43,6 +43,11 @@ class MmptSettings(TokenSettings):
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
     learns_as: ClassVar[str] = "mmpt"
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all such stages: a judge of sounds that nobody writes."""
+        found = {**super().idle(), **without_dtype(self.rows, "rows"), **without_dtype(self.judge, "judge")}
+        return found if self.teaches_t2a else {**found, "judge": "no task speaks (t2a)"}
 
     @property
     def needs(self) -> tuple[str, ...]:

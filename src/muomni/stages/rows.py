@@ -15,7 +15,7 @@ from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs
+from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs, without_dtype
 from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 from muomni.train.optim import freeze
@@ -41,6 +41,15 @@ class RowsSettings(TokenSettings):
     spread: float = Field(0.02, ge=0)
     train: list[str] = [*NEW_ROWS]
     learns_as: ClassVar[str] = "rows"
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all such stages: how the books of a codec are used that is not named."""
+        found = super().idle()
+        for name in ("image_codec", "audio_codec"):
+            found |= without_dtype(getattr(self, name), name)
+        if self.audio_codec is None:
+            found |= dict.fromkeys(("audio_codebooks", "layout"), "there is no audio_codec")
+        return found
 
     @property
     def codecs(self) -> dict[str, Base]:

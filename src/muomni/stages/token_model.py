@@ -29,7 +29,7 @@ from muomni.models.base import Base
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
 from muomni.models.rows import TokenModel
-from muomni.stages.stage import Inputs, StageSettings, Training, loaders
+from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.codec import Codec, CodecEntry
 from muomni.tokens.sequences import TASKS
@@ -75,8 +75,13 @@ class TokenSettings(StageSettings):
         return self
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all stages: a ramp without a task that it holds back."""
-        return {**super().idle(), **({} if self.writes else {"ramp_steps": "no task writes a medium"})}
+        """Beside those of all stages: what belongs to tasks that are not taught."""
+        found = super().idle()
+        if not self.writes:
+            found["ramp_steps"] = "no task writes a medium"
+        if not self.teaches_t2i:
+            found["checked_tasks"] = "no task draws (t2i)"
+        return found
 
     def assuming(self, sources: list[Source]) -> Self:
         """Beside the data: the texts that are replayed are assumed too."""
@@ -114,6 +119,11 @@ class TokenSettings(StageSettings):
         return "t2a" in self.tasks
 
 
+def without_dtype(base: Base | None, setting: str) -> dict[str, str]:
+    """The number format among a setting's options without effect: what it names is opened in one of its own."""
+    return {} if base is None else {f"{setting}.dtype": "it is opened in its own number format"}
+
+
 T = TypeVar("T", bound=TokenSettings)
 
 
@@ -128,6 +138,10 @@ class TokenTraining(Training[T]):
     codecs: list[Codec]
     bases: dict[str, dict[str, Any]]
     text_folder: Path
+
+    def vocabulary(self) -> None:
+        """Refuses tasks that no sample has."""
+        demand_tasks(self.corpus, checked_tasks=self.settings.checked_tasks)
 
     def opened(self, decoder: Decoder, tokenizer: Tokenizer, codecs: Sequence[Codec], space: TokenSpace) -> TokenModel:
         """The model of a space upon a decoder, and what turns samples into its ids."""

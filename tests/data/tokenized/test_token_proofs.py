@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from tokenized_corpus import ALL, corpus_of, sets
 
 from muomni.data.token_rows import TokenRows
 from muomni.data.tokenized import make
@@ -21,7 +22,6 @@ from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.sequences import TokenRow
 from muomni.train.objectives.tokens import TokenTasks
-from tokenized_corpus import ALL, corpus_of, sets
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import standins
 import torch
+from tokenized_corpus import ALL, corpus_of, sets
 
 from muomni.data import readers
 from muomni.data.corpus import Rows, TokenCorpus
@@ -17,7 +18,6 @@ from muomni.data.tokenized import encode
 from muomni.data.tokenized.index import ShardSet
 from muomni.errors import DataError
 from muomni.tokens.chat import IGNORE
-from tokenized_corpus import ALL, corpus_of, sets
 
 RNG = np.random.default_rng(0)
 
