@@ -24,10 +24,9 @@ from muomni.evaluate import certificate
 from muomni.evaluate.album import ROWS as ALBUM
 from muomni.infer.engine import Engine
 from muomni.inspection import inspect
-from muomni.models import pretrained, rows, store
+from muomni.models import lora, pretrained, rows, store
 from muomni.report import explain
 from muomni.report.build import report
-from muomni.stages import recipe as recipes
 from muomni.stages import runner
 from muomni.tokens.space import TOKEN_SPACE, TokenSpace
 from muomni.train import checkpoint
@@ -187,12 +186,14 @@ def test_a_lora_of_another_stage_is_no_start(finished: Path, beside: Path, recip
 
 @pytest.fixture(scope="module")
 def by_lora(finished: Path, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose mmpt trains LoRA."""
+    """A run whose mmpt trains LoRA, on texts that lie beside it."""
     folder = tmp_path_factory.mktemp("lora") / "run"
     folder.mkdir()
     for stage in NEEDED:
         (folder / stage).symlink_to(finished / stage)
-    path = changed(recipe_file, folder, lora={"r": 4, "alpha": 8})
+    replayed = yaml.safe_load(recipe_file.read_text())["mmpt"]["replay"][0]["path"]
+    shutil.copy(replayed, folder / "text.jsonl")
+    path = changed(recipe_file, folder, lora={"r": 4, "alpha": 8}, replay=[{"path": str(folder / "text.jsonl")}])
     return runner.run(str(path), stages=["mmpt"], out=folder)
 
 
@@ -217,14 +218,17 @@ def test_lora_is_saved_light_and_opens(finished: Path, by_lora: Path) -> None:
 
 
 def test_a_saved_lora_that_is_another_is_found(by_lora: Path, tmp_path: Path) -> None:
-    """Gate `saved` compares the adapter too."""
-    entry = recipes.stored(by_lora, "mmpt")
-    other = Path(shutil.copytree(by_lora / "mmpt" / "final", tmp_path / "final"))
-    file = other / "lora" / "adapter_model.safetensors"
+    """Gate `saved` compares the adapter, and a folder's digest names it."""
+    final = by_lora / "mmpt" / "final"
+    decoder = lora.load(pretrained.open_decoder(rows.base_of(final), dtype=torch.float32), final / "lora")
+    assert lora.changed(decoder, final / "lora") == []
+    other = Path(shutil.copytree(final, tmp_path / "final"))
+    file = other / "lora" / lora.WEIGHTS
     tensors = load_file(file)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
-    assert rows.digest(other) != rows.digest(by_lora / "mmpt" / "final")
-    assert entry.settings.lora.r == 4
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name] + 1}, file, metadata={"format": "pt"})
+    assert lora.changed(decoder, other / "lora") == [name]
+    assert rows.digest(other) != rows.digest(final)
 
 
 def test_a_killed_lora_ends_with_the_same_weights(by_lora: Path, tmp_path: Path) -> None:
@@ -245,6 +249,18 @@ def test_a_killed_lora_ends_with_the_same_weights(by_lora: Path, tmp_path: Path)
         whole, broken = load_file(file), load_file(folder / "mmpt" / "final" / file.relative_to(by_lora / "mmpt" / "final"))
         assert all(whole[name].equal(broken[name]) for name in whole), file.name
     assert len([path for path in os.listdir(folder / "mmpt") if path.startswith("step_")]) >= 1
+
+
+def test_a_replayed_file_that_changes_is_seen(by_lora: Path) -> None:
+    """It is learned from like the data, though it is not among them."""
+    text = by_lora / "text.jsonl"
+    before = text.read_text()
+    text.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    try:
+        with pytest.raises(ConfigError, match="--fresh"):
+            runner.run(str(by_lora / "tiny.yaml"), stages=["mmpt"], out=by_lora)
+    finally:
+        text.write_text(before)
 
 
 # --- what people see ------------------------------------------------------------------------------------------------------------
@@ -290,4 +306,4 @@ def test_a_token_model_alone_is_not_exported(finished: Path, tmp_path: Path) -> 
 
     with pytest.raises(ConfigError, match="a token model is not exported"):
         export.answering(finished / "rows")
-    assert STEPS == files.read_json(finished / "rows" / "training_log.json")[-1]["step"]
+    assert files.read_json(finished / "rows" / "training_log.json")[-1]["step"] == STEPS

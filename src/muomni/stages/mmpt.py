@@ -132,6 +132,11 @@ class MmptTraining(TokenTraining[MmptSettings]):
         self.tokenizer.save(own, self.model.ctx_len)
         self.save_rows(folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)})
 
+    def changed(self, folder: Path) -> list[str]:
+        """Beside the rows: the adapter."""
+        adapter = [] if self.settings.lora is None else lora.changed(self.model.decoder, folder / rows.ADAPTER)
+        return super().changed(folder) + adapter
+
 
 def _prompted(task: str, medium: str) -> tuple[Gate, ...]:
     ignored = f"{medium}s ignore the prompt: a larger weight for {task}, longer training"

@@ -89,6 +89,11 @@ class TokenSettings(StageSettings):
         return super().assuming(sources).model_copy(update=beside)
 
     @property
+    def learned(self) -> list[Source]:
+        """The texts that are replayed too."""
+        return [*self.data, *self.replay]
+
+    @property
     def reads(self) -> bool:
         """Whether a task reads a medium."""
         return any(name in self.tasks for name in ("i2t", "a2t"))
