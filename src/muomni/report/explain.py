@@ -23,6 +23,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import ImagePart, Sample, inline_bytes
 from muomni.data.source import Source
 from muomni.data.token_rows import TokenRows
+from muomni.data.tokenized.index import ABOUT
 from muomni.errors import ConfigError, DataError
 from muomni.models import integrity
 from muomni.report import anatomy, media
@@ -116,6 +117,10 @@ def _built(entry: Entry, base: Path, folder: Path, run: Path | None, wanted: Wan
         settings = settings.model_copy(update={"init_from": (run / entry.name).resolve()})  # its tokenizer, not one trained anew
     for final in entry.needed.values():
         integrity.verify(final)
+    if run is not None:
+        for made in (run / entry.name / "shards").glob(f"*/{ABOUT}"):  # of the same samples and token space: not made again
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            (folder / "shards" / made.parent.name).symlink_to(made.parent.resolve())
 
     def part(corpus: readers.Corpus) -> readers.Corpus:
         return _alone(corpus, wanted, settings.data[0].path) if _is_alone(declared) else corpus

@@ -201,4 +201,6 @@ STAGE = Stage(
         BoardRow("mmpt.text_change", "text_change", 0.02, more_is_better=False),
     ),
     assume=assume,
+    enough=512,
+    is_row_a_sample=False,
 )

@@ -174,4 +174,6 @@ STAGE = Stage(
         BoardRow("rows.audio_swap_wins", "a2t_swap_win_rate", 0.8),
     ),
     assume=assume,
+    enough=512,
+    is_row_a_sample=False,
 )
