@@ -101,7 +101,7 @@ class RowsTraining(TokenTraining[RowsSettings]):
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Captions of pictures and words of sounds, by turns, and prompts to draw and to say."""
+    """Captions of pictures and words of sounds, by turns, prompts to draw and to say, and texts to replay."""
     pictures, text = assumed.pictures(folder, 64), assumed.Text(words)
     sounds = assumed.sounds(folder, 1.0)
     rows = []
@@ -114,7 +114,8 @@ def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[
         said = text.take(8)
         is_read = number % 4 < 2
         rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
-    return rows
+    texts = 2 * settings.batch_size if settings.replay else 0
+    return [*rows, *({"text": text.take(assumed.WORDS_OF_ANSWER)} for _ in range(texts))]
 
 
 USED = tuple(
