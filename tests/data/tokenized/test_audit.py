@@ -297,7 +297,7 @@ def test_the_commands_make_audit_and_renew_a_set_with_our_own_codec(tmp_path: Pa
     standins.make_data(tmp_path, 40)
     standins.text_tokenizer().save(tmp_path / "text")
     torch.manual_seed(0)
-    config = CodecConfig(width=16, latent=8, fine_width=8, blocks=1, fine_blocks=1, entries=16)
+    config = CodecConfig(width=16, blocks=1, fine_width=8, fine_blocks=1)
     store.save(Codec(config).eval(), tmp_path / "codec")
     monkeypatch.chdir(tmp_path)
     made = [
