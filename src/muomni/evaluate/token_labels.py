@@ -37,8 +37,8 @@ def facts(rows: TokenRows, samples: Sequence[Sample], tokens: UnifiedTokenizer) 
         first_T = item.labels if item.labels.ndim == 1 else item.labels[0]
         taught = first_T[first_T != IGNORE].tolist()
         ended += taught[-1:] == [end]
-        is_tail = first_T[-1] != IGNORE and not bool((first_T[len(first_T) - len(taught) :] == IGNORE).any())
-        right += is_tail and taught[:1] == [start] and _says(tokens, task, sample, item.ids, len(taught))
+        is_tail = int(first_T[-1]) != IGNORE and not bool((first_T[len(first_T) - len(taught) :] == IGNORE).any())
+        right += int(is_tail and taught[:1] == [start] and _says(tokens, task, sample, item.ids, len(taught)))
     return {"taught_right": share(right, n), "ends_taught": share(ended, n)}
 
 
