@@ -32,7 +32,7 @@ def save_run(run: Path) -> None:
     thinker.lm_head.weight.data[: len(SPECIAL.names)] = 0.0  # words rather than marks
     ears = AudioEncoder(AudioEncoderConfig(mel=HEARING, width=32, layers=1, heads=2, ffn_width=64, channels=8))
     eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
-    tower = TextTower(TextTowerConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
+    tower = TextTower(TextTowerConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
     codec = Codec(CodecConfig(mel=SPEECH, codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1))
     talker = Talker(
         TalkerConfig(text_vocab=tokenizer.vocab_size, codebook_size=8, width=16, layers=1, heads=2, ffn_width=32, condition_width=32)

@@ -58,10 +58,14 @@ def run(
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
 ) -> None:
     """Run a recipe, some of its stages, or a flat JSON config; finished stages are reused, interrupted ones resume."""
-    from muomni.stages import runner
+    from muomni.commands.early import read_ahead
+    from muomni.data.indexed import seldom_collected
 
     stages = [arg for arg in args or [] if "=" not in arg]
     overrides = [*([f"stage={stage}"] if stage else []), *(arg for arg in args or [] if "=" in arg)]
+    read_ahead(recipe, stages, overrides, out, fresh=fresh)
+    with seldom_collected():  # torch makes 200,000 objects as it is imported
+        from muomni.stages import runner
 
     how: dict[str, Any] = {"fresh": fresh, "waive": waive or [], "reason": reason, "alone": alone}
     with with_pages(stages, alone=alone) as trained:
@@ -118,6 +122,7 @@ app.command()(plan.plan)
 app.command()(use.chat)
 app.command()(use.transcribe)
 app.command()(use.speak)
+app.command()(use.draw)
 app.command()(use.trace)
 app.command()(report)
 app.command()(export)

@@ -1,8 +1,11 @@
 """The token file: every token once, whole documents, the same rows always, nothing half built."""
 
+import os
 import pickle
+import signal
 from bisect import bisect_left, insort
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -149,3 +152,73 @@ def test_a_large_vocabulary_takes_four_bytes(tokenizer, tmp_path, monkeypatch):
     corpus = TokenCorpus.build(tmp_path, texts("a cat"), tokenizer)
     assert corpus.ids.dtype == np.uint32
     assert corpus.ids.tolist() == chat.document(tokenizer, "a cat")
+
+
+def written_one_by_one(samples, tokenizer):
+    """The files as they were first written, a document at a time and in one process: the slow twin."""
+    ids, learned, offsets = [], [], [0]
+    for one in samples:
+        if one.text is not None:
+            tokens = [tokenizer.marks.bos, *tokenizer.encode(one.text), tokenizer.marks.eos]
+            labels = tokens
+        else:
+            rendered = chat.render(tokenizer, one.messages)
+            tokens, labels = rendered.ids, rendered.labels
+        ids += tokens
+        learned += [label != IGNORE for label in labels]
+        offsets.append(len(ids))
+    return ids, learned, offsets
+
+
+TALK = {"id": "talk", "messages": [{"role": "user", "content": "the mat"}, {"role": "assistant", "content": "a cat"}]}
+
+
+def mixed():
+    return [*texts(*DOCUMENTS * 3), parse(TALK), *texts(*DOCUMENTS)]
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Pieces of four, by two processes on any machine."""
+    monkeypatch.setattr(module, "ENCODED_AT_ONCE", 4)
+    monkeypatch.setattr(module, "MANY", 5)
+    monkeypatch.setattr(module, "cores", lambda: 2)
+
+
+def files_of(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("span", [(0, 25), (0, 6), (0, 18), (18, 25)], ids=["mixed", "few", "texts", "talk first"])
+def test_two_processes_write_what_one_does(span, tokenizer, tmp_path, in_pieces, monkeypatch):
+    samples = mixed()[slice(*span)]
+    by_two = TokenCorpus.build(tmp_path / "two", samples, tokenizer)
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    by_one = TokenCorpus.build(tmp_path / "one", samples, tokenizer)
+    assert files_of(by_two.folder) == files_of(by_one.folder)
+    ids, learned, offsets = written_one_by_one(samples, tokenizer)
+    assert by_two.ids.tolist() == ids
+    assert by_two.offsets.tolist() == offsets
+    assert (by_two.learned is None) == all(learned)
+    assert by_two.learned is None or by_two.learned.tolist() == learned
+
+
+@pytest.mark.parametrize("fatal", [0, 8, 24])
+def test_what_a_worker_that_dies_leaves_is_encoded_here(fatal, tokenizer, tmp_path, in_pieces, monkeypatch):
+    whole = TokenCorpus.build(tmp_path / "whole", mixed(), tokenizer)
+    monkeypatch.setattr(module, "_held", partial(_die_at, fatal))
+    assert files_of(TokenCorpus.build(tmp_path / "broken", mixed(), tokenizer).folder) == files_of(whole.folder)
+
+
+def _die_at(fatal, start):
+    if start == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    samples, tokenizer = module._HELD
+    return module._encoded(samples[start : start + module.ENCODED_AT_ONCE], tokenizer)
+
+
+def test_what_can_not_be_encoded_is_named_by_a_worker_too(tokenizer, tmp_path, in_pieces):
+    shown = [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}, {"role": "assistant", "content": "cat"}]
+    with pytest.raises(DataError, match="sample shown: has media"):
+        TokenCorpus.build(tmp_path, [*mixed(), parse({"id": "shown", "messages": shown}), *mixed()], tokenizer)
+    assert not list(tmp_path.glob("*/corpus.json"))

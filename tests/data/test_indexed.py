@@ -25,6 +25,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample, parse
 from muomni.data.source import Source
 from muomni.errors import DataError
+from muomni.stages import vision
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False) | st.text(),
@@ -109,6 +110,23 @@ def _open(samples: Samples) -> None:
 
 def _id_of(number: int) -> str:
     return _samples[number].id
+
+
+def test_captions_are_read_from_the_lines_as_from_the_samples() -> None:
+    """Its twin makes a sample of each line."""
+    picture = {"type": "image", "path": "a.png"}
+    shown, false = {"role": "user", "content": [picture]}, [{"kind": "word", "text": "a hat"}, {"kind": "word", "text": "é"}]
+    parts = [{"type": "text", "text": "two "}, picture, {"type": "text", "text": "parts"}]
+    answers: list[Any] = ["a cat", 'a "dog"\n', parts, [{"type": "text", "text": "alone"}]]
+    rows = [{"id": str(n), "messages": [shown, {"role": "assistant", "content": said}]} for n, said in enumerate(answers)]
+    rows[1]["negatives"] = false
+    rows.append({"id": "more", "messages": [*rows[0]["messages"], {"role": "user", "content": "and?"}, *rows[2]["messages"][1:]]})  # type: ignore[index, misc]
+    rows.append({"id": "none", "messages": [shown, {"role": "user", "content": "nobody answers"}]})
+    samples = stored([parse(row) for row in rows])
+    corpus = readers.Corpus(samples, samples, "", [1.0], split.Leaks(), set())
+    expected = [caption for sample in samples for caption in (sample.answer, *(n.text for n in sample.negatives))]
+    assert list(vision._texts(corpus)) == expected
+    assert expected == ["a cat", 'a "dog"\n', "a hat", "é", "two parts", "alone", "two parts", ""]
 
 
 def test_a_full_folder_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.conversation import Item
 from muomni.data.corpus import Row
 from muomni.data.loader import Loader
@@ -18,6 +19,7 @@ from muomni.evaluate.soundness import Bench
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 from muomni.models.omni import Omni, Projectors, ProjectorsConfig
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
@@ -30,8 +32,10 @@ from muomni.train.objective import Objective
 from muomni.train.objectives import ctc
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken, collate, collate_rows
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
+from muomni.train.objectives.language import NextToken, collate, collate_rows
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import collate as collate_speech
 from muomni.train.settings import TrainSettings
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -97,6 +101,12 @@ def codec() -> Made:
     return CodecObjective(model), batch, terms, {"samples": 2, "audio_s": 0.36}
 
 
+def image_codec() -> Made:
+    model = ImageCodec(ImageCodecConfig(image_size=16, width=8, fine_width=8))
+    batch = ImageCodecBatch(["a", "b"], torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    return ImageCodecObjective(model), batch, {"l1": 1536, "mse": 1536}, {"samples": 2, "pictures": 2}
+
+
 def talker() -> Made:
     model = Talker(TalkerConfig(text_vocab=30, codebooks=2, codebook_size=8, **SMALL))
     items = [
@@ -104,7 +114,7 @@ def talker() -> Made:
         TalkerItem("b", [3, 4, 5], torch.zeros(2, 7, dtype=torch.int64)),
     ]
     contents = {"samples": 2, "tokens": 5, "code_frames": 12}
-    return TalkerObjective(model), TalkerBatch.of(items), {"book0": 14, "book1": 12}, contents
+    return TalkerObjective(model), collate_speech(items, model.config), {"book0": 14, "book1": 12}, contents
 
 
 def contrast() -> Made:
@@ -125,7 +135,7 @@ def contrast() -> Made:
     return Contrast(eyes, words, word_weight=1.0), batch, {"contrast": 2, "words": 4}, {"samples": 2, "pictures": 2, "tokens": 8}
 
 
-KINDS = [packed, questions, fused, hearing, codec, talker, contrast]
+KINDS = [packed, questions, fused, hearing, codec, image_codec, talker, contrast]
 
 
 def checked(objective: Objective, batch: Any) -> Any:
@@ -162,10 +172,10 @@ def test_each_number_that_is_doubled_is_seen_by_its_name(make: Callable[[], Made
 
 def test_targets_given_twice_are_seen_though_they_were_announced_so() -> None:
     class Twice(NextToken):
-        def counts(self, batch: LanguageBatch) -> dict[str, int]:
+        def counts(self, batch: SequenceBatch) -> dict[str, int]:
             return {name: 2 * count for name, count in super().counts(batch).items()}
 
-        def forward(self, batch: LanguageBatch) -> Any:
+        def forward(self, batch: SequenceBatch) -> Any:
             terms = super().forward(batch)
             for term in terms.values():
                 term.count *= 2

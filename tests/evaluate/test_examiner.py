@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.conversation import Conversations
 from muomni.data.sample import Sample, parse
 from muomni.evaluate.examiner import Examiner, _partner
 from muomni.infer.engine import Engine
 from muomni.runtime import Runtime
-from muomni.train.objectives.language import LanguageBatch
 
 
 def asked(media: Path, task: str, number: int, colour: str, *, picture: str | None = None) -> Sample:
@@ -43,7 +43,7 @@ def test_tasks_of_proof_judge_and_all_are_told(
 ) -> None:
     colours = {sample.id: sample.answer for sample in samples}
 
-    def nats(batch: LanguageBatch) -> torch.Tensor:
+    def nats(batch: SequenceBatch) -> torch.Tensor:
         """Cheap for the right picture in one task, the same for any in the other."""
         brightness_N3 = batch.media["image"].values_N.float().mean((2, 3))
         is_red = brightness_N3[:, 0] > brightness_N3[:, 2]

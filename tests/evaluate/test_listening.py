@@ -8,7 +8,7 @@ import torch
 from muomni.evaluate.listening import by_length, swap
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.runtime import Runtime
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -35,7 +35,8 @@ def test_only_pairs_of_different_texts_count(objective: TalkerObjective) -> None
 
 def test_nats_are_the_mean_over_a_row_s_codes_and_its_end(objective: TalkerObjective) -> None:
     objective.eval()
-    batch = TalkerBatch.of(items([[1, 2], [3], [4, 5, 6]]))
+    batch = collate(items([[1, 2], [3], [4, 5, 6]]), objective.talker.config)
+    assert batch.frames_B is not None
     terms, counts = objective(batch), objective.counts(batch)
     per_row = torch.tensor([2 * frames + 1 for frames in batch.frames_B.tolist()])
     assert torch.allclose((objective.nats(batch) * per_row).sum(), sum(term.total for term in terms.values()), rtol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import DataError
@@ -23,7 +24,7 @@ from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
 from muomni.train import checkpoint, loop, optim
 from muomni.train.objective import Objective, Term
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from muomni.train.settings import TrainSettings
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -50,7 +51,7 @@ class Packed:
         return str(index), ids, np.repeat([0, 1], size)
 
 
-def collate(items: list[Any]) -> LanguageBatch:
+def collate(items: list[Any]) -> SequenceBatch:
     longest = max(len(ids) for _, ids, _ in items)
 
     def padded(row: Any, value: int) -> Tensor:
@@ -59,7 +60,7 @@ def collate(items: list[Any]) -> LanguageBatch:
     ids = torch.stack([padded(ids, 0) for _, ids, _ in items])
     labels = torch.stack([padded(ids, IGNORE) for _, ids, _ in items])
     documents = torch.stack([padded(documents, -1) for _, _, documents in items])
-    return LanguageBatch([name for name, _, _ in items], ids, labels, documents_BT=documents)
+    return SequenceBatch([name for name, _, _ in items], ids, labels, documents_BT=documents)
 
 
 def loader(**more: Any) -> Loader[Any, Any]:
@@ -110,7 +111,7 @@ class Spoilt(NextToken):
         super().__init__(reader().decoder)
         self.aside = nn.Linear(2, 2)
 
-    def forward(self, batch: LanguageBatch) -> dict[str, Term]:
+    def forward(self, batch: SequenceBatch) -> dict[str, Term]:
         terms = super().forward(batch)
         if self.fault == "companions":
             terms["text"] = replace(terms["text"], total=terms["text"].total * len(batch.sample_ids))

@@ -20,7 +20,7 @@ def voice(end_bias: float = 0.0) -> Voice:
     codec.quantiser.codebooks_KND.normal_()
     codec.mel_mean.fill_(-2.0)
     talker = Talker(TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32))
-    talker.heads[0].bias.data[talker.end] = end_bias
+    talker.heads[0].bias.data[talker.config.end] = end_bias
     return Voice(talker, codec)
 
 

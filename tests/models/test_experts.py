@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from muomni.data.batch import SequenceBatch
 from muomni.infer.generate import generate
 from muomni.inspection import inspect
 from muomni.models import lora, store
@@ -17,7 +18,7 @@ from muomni.models.stepper import Stepper
 from muomni.runtime import Runtime
 from muomni.train import step
 from muomni.train.flops import Counted
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from muomni.train.settings import TrainSettings
 from pretended_device import DEVICE, pretended_device
 
@@ -92,23 +93,23 @@ def test_operations_are_those_of_the_experts_that_are_used() -> None:
     assert of(made(number=20)) - two == 2 * 11 * 2 * 15 * 32  # other experts cost their place in the router alone
 
 
-def batches() -> list[LanguageBatch]:
+def batches() -> list[SequenceBatch]:
     parts = []
     for number, (rows, length) in enumerate([(2, 9), (1, 5), (3, 7)]):
         ids, keep = ids_of(rows, length, seed=number), torch.ones(rows, length, dtype=torch.bool)
         keep[-1, length - 2 :] = False
-        parts.append(LanguageBatch([f"{number}-{row}" for row in range(rows)], ids, ids.masked_fill(~keep, -100), keep))
+        parts.append(SequenceBatch([f"{number}-{row}" for row in range(rows)], ids, ids.masked_fill(~keep, -100), keep))
     return parts
 
 
-def together(parts: list[LanguageBatch]) -> LanguageBatch:
+def together(parts: list[SequenceBatch]) -> SequenceBatch:
     longest = max(part.length for part in parts)
     pad = torch.nn.functional.pad
     ids, labels, keep = (
         torch.cat([pad(getattr(part, name), (0, longest - part.length), value=value) for part in parts])
         for name, value in (("ids_BT", 0), ("labels_BT", -100), ("keep_BT", False))
     )
-    return LanguageBatch([name for part in parts for name in part.sample_ids], ids, labels, keep)
+    return SequenceBatch([name for part in parts for name in part.sample_ids], ids, labels, keep)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -143,7 +144,7 @@ def test_balance_evens_out_what_is_used() -> None:
         for layer in (0, 2):
             decoder.model.layers[layer].mlp.gate.weight[0].copy_(decoder.model.layers[layer].mlp.gate.weight[0] * 4)
     objective = NextToken(decoder)
-    batch = LanguageBatch(["a"] * 8, ids_of(8, 20), ids_of(8, 20))
+    batch = SequenceBatch(["a"] * 8, ids_of(8, 20), ids_of(8, 20))
     routers = [p for name, p in decoder.named_parameters() if name.endswith("mlp.gate.weight")]
     optimizer = torch.optim.Adam(routers, lr=0.02)
     spreads = []

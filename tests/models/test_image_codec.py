@@ -33,9 +33,9 @@ def pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
     ("changes", "size", "grid", "entries"),
     [
         ({}, 32, (4, 4), 1024),
-        ({"image_size": 64, "patch": 16}, 64, (4, 4), 1024),
-        ({"image_size": 48, "patch": 4, "levels": (8, 5, 5, 5)}, 48, (12, 12), 1000),
-        ({"patch": 8, "fine_patch": 8, "blocks": 0, "fine_blocks": 0}, 32, (4, 4), 1024),
+        ({"image_size": 64, "patch_size": 16}, 64, (4, 4), 1024),
+        ({"image_size": 48, "patch_size": 4, "levels": (8, 5, 5, 5)}, 48, (12, 12), 1000),
+        ({"patch_size": 8, "fine_patch_size": 8, "blocks": 0, "fine_blocks": 0}, 32, (4, 4), 1024),
     ],
 )
 def test_sizes_are_those_of_the_settings(changes: dict[str, Any], size: int, grid: tuple[int, int], entries: int) -> None:
@@ -103,7 +103,7 @@ def test_another_network_in_its_folder_is_refused(tmp_path: Path) -> None:
     from muomni.models.image_codec import open_folder
     from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
-    store.save(VisionEncoder(VisionEncoderConfig(image_size=32, width=16, layers=1, hidden=16)), tmp_path)
+    store.save(VisionEncoder(VisionEncoderConfig(image_size=32, width=16, layers=1, ffn_width=16)), tmp_path)
     with pytest.raises(CheckpointError, match="expected muomni_image_codec, got a VisionEncoder"):
         open_folder(tmp_path, None, "cpu")
 
@@ -129,8 +129,8 @@ def test_what_it_can_not_code_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 36}, "no multiple of patch 8"),
-        ({"fine_patch": 3}, "no multiple of fine_patch 3"),
+        ({"image_size": 36}, "no multiple of patch_size 8"),
+        ({"fine_patch_size": 3}, "no multiple of fine_patch_size 3"),
         ({"levels": ()}, "at least one dimension"),
         ({"levels": (4, 1)}, "at least 2 levels"),
     ],

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from muomni.data.batch import SequenceBatch
 from muomni.errors import ConfigError, ContextError
 from muomni.infer.generate import generate, stream
 from muomni.models.causal import CausalLM
 from muomni.nn.head import TiedHead
 from muomni.runtime import Runtime
 from muomni.train import step
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from muomni.train.settings import TrainSettings
 
 transformers = pytest.importorskip("transformers")
@@ -74,14 +75,14 @@ def foreign(kind: str) -> Foreign:
     return Foreign(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 
-def rows(seed: int) -> LanguageBatch:
+def rows(seed: int) -> SequenceBatch:
     """Each row counts on by a step of its own; the last one is shorter."""
     draw = torch.Generator().manual_seed(seed)
     starts, strides = torch.randint(0, VOCAB, (6, 1), generator=draw), torch.randint(1, 4, (6, 1), generator=draw)
     ids_BT = (starts + strides * torch.arange(16)) % VOCAB
     keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     keep_BT[-1, 11:] = False
-    return LanguageBatch([str(row) for row in range(6)], ids_BT, ids_BT.masked_fill(~keep_BT, -100), keep_BT)
+    return SequenceBatch([str(row) for row in range(6)], ids_BT, ids_BT.masked_fill(~keep_BT, -100), keep_BT)
 
 
 def trained(model: Foreign, updates: int) -> list[float]:

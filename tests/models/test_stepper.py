@@ -10,12 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from muomni.data.batch import SequenceBatch
 from muomni.infer.generate import generate
 from muomni.models import lora, stepper
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.lora import LoraSettings
 from muomni.train.average import Average
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 IDS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
 
@@ -41,7 +42,7 @@ def fresh(model: Decoder) -> list[list[int]]:
 
 def train(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
     """A step whose forward comes first, so that the stepper that is made between it and the update must be seen to be stale."""
-    NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))["text"].total.backward()
+    NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))["text"].total.backward()
     answer(model)
     optimizer.step()
 
@@ -128,9 +129,9 @@ def test_training_gives_its_memory_back_and_a_copy_has_none() -> None:
     kept = weakref.ref(stepper.kept(model))
     assert copy.deepcopy(model).body not in stepper._KEPT
     with torch.no_grad():
-        NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))
+        NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))
     assert kept() is not None
-    NextToken(model)(LanguageBatch(["a", "b"], IDS, IDS))
+    NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))
     assert kept() is None
 
 

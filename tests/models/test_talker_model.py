@@ -39,14 +39,14 @@ def codes(books: int = 2, frames: int = 6) -> Tensor:
 
 
 def every_logit(talker: Talker, grid: Tensor, text: Tensor = TEXT, keep: Tensor = KEEP, **conditions: Tensor) -> list[Tensor]:
-    states = talker(text, keep, grid, **conditions)
+    states = talker(text, keep, grid[..., :-1], **conditions)
     return [talker.logits(states, book) for book in range(talker.config.codebooks)]
 
 
 @pytest.mark.parametrize("layout", ["delay", "parallel"])
 def test_the_future_is_unseen(layout: str) -> None:
     talker = small(layout=layout)
-    grid = talker.lay_out(codes(), torch.tensor([6, 6]))
+    grid = talker.config.lay_out(codes(), torch.tensor([6, 6]))
     changed = grid.clone()
     changed[:, :, 3] = (changed[:, :, 3] + 1) % 10
     for before, after in zip(every_logit(talker, grid), every_logit(talker, changed)):
@@ -56,7 +56,7 @@ def test_the_future_is_unseen(layout: str) -> None:
 
 def test_text_padding_is_unseen_wherever_it_stands() -> None:
     talker = small()
-    grid = talker.lay_out(codes(), torch.tensor([6, 6]))
+    grid = talker.config.lay_out(codes(), torch.tensor([6, 6]))
     plain = every_logit(talker, grid)[0][1]
     poisoned = every_logit(talker, grid, text=torch.where(KEEP, TEXT, 11))[0][1]
     left = every_logit(talker, grid, TEXT.roll(2, 1), KEEP.roll(2, 1))[0][1]
@@ -74,39 +74,39 @@ def test_swapped_codebooks_sound_different() -> None:
 
 def test_the_text_matters_and_its_order_too() -> None:
     talker = small()
-    grid = talker.lay_out(codes(), torch.tensor([6, 6]))
+    grid = talker.config.lay_out(codes(), torch.tensor([6, 6]))
     first = every_logit(talker, grid)[0][0]
     assert not torch.allclose(first, every_logit(talker, grid, TEXT.flip(1), KEEP)[0][0])
 
 
 def test_delay_lays_book_k_k_steps_later_and_the_end_in_book_0() -> None:
     talker = small(codebooks=3)
-    laid = talker.lay_out(codes(3, 4), torch.tensor([4, 2]))
-    c, end, pad = codes(3, 4)[1], talker.end, talker.pad
+    laid = talker.config.lay_out(codes(3, 4), torch.tensor([4, 2]))
+    c, end, pad = codes(3, 4)[1], talker.config.end, talker.config.pad
     assert laid.shape == (2, 3, 6)
     assert laid[1, 0].tolist() == [c[0, 0], c[0, 1], end, pad, pad, pad]
     assert laid[1, 1].tolist() == [pad, c[1, 0], c[1, 1], pad, pad, pad]
     assert laid[1, 2].tolist() == [pad, pad, c[2, 0], c[2, 1], pad, pad]
-    parallel = small(layout="parallel").lay_out(codes(2, 4), torch.tensor([4, 2]))
+    parallel = small(layout="parallel").config.lay_out(codes(2, 4), torch.tensor([4, 2]))
     assert parallel[1, 1].tolist() == [*codes(2, 4)[1, 1, :2].tolist(), pad, pad, pad]
-    assert parallel[0, 0, 4] == small().end
+    assert parallel[0, 0, 4] == small().config.end
 
 
 def test_codes_behind_a_rows_end_may_be_anything() -> None:
     talker = small()
     junk = codes()
     junk[1, :, 3:] = -7
-    assert torch.equal(talker.lay_out(junk, torch.tensor([6, 3])), talker.lay_out(codes(), torch.tensor([6, 3])))
+    assert torch.equal(talker.config.lay_out(junk, torch.tensor([6, 3])), talker.config.lay_out(codes(), torch.tensor([6, 3])))
     with pytest.raises(TokenRangeError):
-        talker.lay_out(junk, torch.tensor([6, 4]))
+        talker.config.lay_out(junk, torch.tensor([6, 4]))
     with pytest.raises(ShapeError):
-        talker.lay_out(codes(3), torch.tensor([6, 6]))
+        talker.config.lay_out(codes(3), torch.tensor([6, 6]))
 
 
 def speak_slowly(talker: Talker, limit: int, **conditions: Tensor) -> Spoken:
     """Greedy speech that reads everything anew at every step."""
     books, lag = talker.config.codebooks, (talker.config.codebooks - 1 if talker.config.layout == "delay" else 0)
-    grid = torch.full((2, books, limit + lag + 1), talker.pad)
+    grid = torch.full((2, books, limit + lag + 1), talker.config.pad)
     ends = torch.full((2,), limit)
     for step in range(limit + lag):
         for book, logits in enumerate(every_logit(talker, grid, **conditions)):
@@ -114,13 +114,13 @@ def speak_slowly(talker: Talker, limit: int, **conditions: Tensor) -> Spoken:
             for row in range(2):
                 here = logits[row, step].clone()
                 if step == 0 and book == 0:
-                    here[talker.end] = -torch.inf
-                if book == 0 and step < ends[row] and here.argmax() == talker.end:
+                    here[talker.config.end] = -torch.inf
+                if book == 0 and step < ends[row] and here.argmax() == talker.config.end:
                     ends[row] = step
                 if first <= step < ends[row] + first:
                     grid[row, book, step] = here.argmax()
                 elif book == 0 and step == ends[row]:
-                    grid[row, book, step] = talker.end
+                    grid[row, book, step] = talker.config.end
     out = torch.zeros(2, books, int(ends.max()), dtype=torch.int64)
     for row in range(2):
         for book in range(books):
@@ -134,7 +134,7 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
     lengths = set()
     for seed in range(4):
         talker = small(seed, layout=layout, codebooks=books)
-        talker.heads[0].bias.data[talker.end] = 1.5
+        talker.heads[0].bias.data[talker.config.end] = 1.5
         conditions = {"hidden_BTD": torch.randn(2, 4, 6), "speaker_B": torch.tensor([0, 2])}
         slow, fast = speak_slowly(talker, 12, **conditions), speak(talker, TEXT, KEEP, max_frames=12, **conditions)
         assert torch.equal(fast.frames_B, slow.frames_B)
@@ -146,7 +146,7 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
 
 def test_the_guard_stops_who_never_ends() -> None:
     talker = small()
-    talker.heads[0].bias.data[talker.end] = -1e4
+    talker.heads[0].bias.data[talker.config.end] = -1e4
     assert speak(talker, TEXT, KEEP, max_frames=7).frames_B.tolist() == [7, 7]
     free = speak(talker, TEXT, KEEP)
     assert not free.ended_B.any()
@@ -155,7 +155,7 @@ def test_the_guard_stops_who_never_ends() -> None:
 
 def test_who_ends_at_once_still_says_one_frame() -> None:
     talker = small()
-    talker.heads[0].bias.data[talker.end] = 1e4
+    talker.heads[0].bias.data[talker.config.end] = 1e4
     spoken = speak(talker, TEXT, KEEP)
     assert spoken.frames_B.tolist() == [1, 1]
     assert spoken.ended_B.all()
@@ -163,7 +163,7 @@ def test_who_ends_at_once_still_says_one_frame() -> None:
 
 def test_hidden_states_and_speakers_are_heard() -> None:
     talker = small()
-    grid = talker.lay_out(codes(), torch.tensor([6, 6]))
+    grid = talker.config.lay_out(codes(), torch.tensor([6, 6]))
     without = every_logit(talker, grid)[0]
     assert not torch.allclose(without, every_logit(talker, grid, hidden_BTD=torch.randn(2, 4, 6))[0])
     speakers = [every_logit(talker, grid, speaker_B=torch.tensor([one, one]))[0] for one in (0, 1)]
@@ -212,6 +212,6 @@ def test_a_talker_comes_back_from_disk(tmp_path: Path) -> None:
 
 def test_the_source_preset_has_two_heads_of_128() -> None:
     talker = Talker(TalkerConfig(text_vocab=20, layout="parallel"))
-    states = talker(TEXT, KEEP, talker.lay_out(codes(), torch.tensor([6, 6])))
+    states = talker(TEXT, KEEP, talker.config.lay_out(codes(), torch.tensor([6, 6]))[..., :-1])
     assert talker.logits(states, 0).shape == (2, 7, 129)
     assert talker.logits(states, 1).shape == (2, 7, 128)

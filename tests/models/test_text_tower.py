@@ -14,7 +14,7 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 def tower(kind: str) -> TextTower:
     torch.manual_seed(0)
-    return TextTower(TextTowerConfig(kind=kind, vocab_size=50, width=32, heads=2, hidden=64, source_width=24, embed_dim=16))
+    return TextTower(TextTowerConfig(kind=kind, vocab_size=50, width=32, heads=2, ffn_width=64, source_width=24, embed_dim=16))
 
 
 def captions(kind: str) -> torch.Tensor:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_qwen3_parity import assert_agree, stirred
 
+from muomni.data.batch import SequenceBatch
 from muomni.errors import CheckpointError
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
@@ -106,7 +107,7 @@ def test_the_loss_of_balance_is_theirs(kind, tmp_path):
     keep = torch.ones_like(ids, dtype=torch.bool)
     keep[0, 11:] = False
     objective = NextToken(decoder)
-    for batch in (LanguageBatch(["a", "b", "c"], ids, ids), LanguageBatch(["a", "b", "c"], ids, ids, keep)):
+    for batch in (SequenceBatch(["a", "b", "c"], ids, ids), SequenceBatch(["a", "b", "c"], ids, ids, keep)):
         objective.zero_grad()
         model.zero_grad()
         term = objective(batch)["balance"]

@@ -36,6 +36,15 @@ EXPECTED: dict[str, list[tuple[str, tuple[int | None, ...]]]] = {
         ("quantised", (4, 8, 4)),
         ("rebuilt", (4, 64, 80)),
     ],
+    "image_codec": [
+        ("pixels", (4, 32, 32, 3)),
+        ("fine grid", (4, 8, 8, 8)),
+        ("token grid", (4, 16, 4, 4)),
+        ("latents", (4, 5, 4, 4)),
+        ("codes", (4, 16)),
+        ("quantised", (4, 16, 5)),
+        ("rebuilt", (4, 3, 32, 32)),
+    ],
     "omni": [("ids", (4, None)), ("picture tokens", (None, 5, 32)), ("fused", (4, None, 32)), ("hidden", (4, None, 32))],
     "align": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("fused", (4, None, 32)), ("logits", (None, 330))],
     "sweep": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("logits", (None, 330))],
@@ -45,6 +54,7 @@ TERMS = {
     "hearing": {"ctc"},
     "vision": {"contrast", "words"},
     "codec": {"l1", "mse", "delta", "commitment"},
+    "image_codec": {"l1", "mse"},
     "talker": {"book0", "book1"},
 }
 

@@ -30,7 +30,7 @@ def recipe_file(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of all six stages; tests that change something copy it."""
+    """The run folder of all stages of the tiny recipe; tests that change something copy it."""
     os.environ["MUOMNI_PLAIN"] = "1"
     return once(tmp_path_factory, "finished", lambda folder: runner.run(str(recipe_file), out=folder))
 

@@ -29,6 +29,7 @@ KINDS = {
     "hearing": {"transcript", "confusion"},
     "vision": {"picture"},
     "codec": {"codebooks", "round_trip"},
+    "image_codec": {"codebooks", "rebuilt"},
     "talker": {"speech"},
     "omni": {"answer", "confusion"},
 }
@@ -51,7 +52,7 @@ def test_looking_changes_no_fact_and_no_generator(
     finished: Path, measured: Callable[[str], dict[str, Any]], stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked, state = measured(stage)["told"]["facts"], measured(stage)["generator"]
-    for name in ("texts", "transcripts", "pictures", "round_trips", "said_aloud", "answers"):
+    for name in ("texts", "transcripts", "pictures", "pictures_rebuilt", "round_trips", "said_aloud", "answers"):
         monkeypatch.setattr(exhibits, name, lambda *given, **how: None)
     blind = json.loads(json.dumps(one.gate_stage(recipes.stored(finished, stage))["facts"]))
     assert torch.get_rng_state().tolist() == state
@@ -62,7 +63,15 @@ def test_the_page_of_a_run_shows_its_samples(finished: Path, tmp_path: Path) -> 
     path = report(finished, out=tmp_path / "report.html")
     text = path.read_text()
     assert path.stat().st_size < 15_000_000
-    for title in ("Asked", "Heard", "Continued", "There and back", "Said, and understood", "captions that they find"):
+    for title in (
+        "Asked",
+        "Heard",
+        "Continued",
+        "There and back",
+        "what their codes give back",
+        "Said, and understood",
+        "captions that they find",
+    ):
         assert title in text
 
 
@@ -75,6 +84,7 @@ def test_a_sample_is_explained_as_its_stage_reads_it(finished: Path, stage: str,
         "hearing": ("Where it is heard", "As the ears read it", "<audio"),
         "vision": ("Captions, true and false", "similarity", "<img"),
         "codec": ("Rebuilt from the codes", "book 0", "<audio"),
+        "image_codec": ("Rebuilt from the codes", "64 codes, one each 8 px", "row 7", "<img"),
         "talker": ("The delayed grid", "nats 0", "Who looks at whom"),
         "omni": ("Who looks at whom", "nats", "learned"),
     }

@@ -1,4 +1,4 @@
-"""All six stages, one after another: each ends with a certificate, and the next believes only that."""
+"""All stages of the tiny recipe, one after another: each ends with a certificate, and the next believes only that."""
 
 from __future__ import annotations
 

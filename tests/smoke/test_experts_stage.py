@@ -12,6 +12,7 @@ import yaml
 from test_curriculum import changed
 
 from muomni import files
+from muomni.data.batch import SequenceBatch
 from muomni.evaluate import certificate
 from muomni.infer.engine import Engine
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
@@ -19,7 +20,7 @@ from muomni.runtime import Runtime
 from muomni.stages import runner, thinker
 from muomni.stages.recipe import stage
 from muomni.stages.stage import Inputs
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from shared import once
 
 EXPERTS = {"num_experts": 3, "experts_per_token": 2, "ffn_width": 32, "balance_weight": 0.1}
@@ -91,10 +92,10 @@ def test_an_expert_that_nobody_uses_is_red(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, {}, tmp_path, Runtime(torch.device("cpu"), torch.float32))
     gate = next(gate for gate in stage("thinker").gates if gate.name == "experts")
     assert gate.at_least is not None
-    alive = thinker._experts(objective, [LanguageBatch(["a"] * 4, ids, ids)], inputs)
+    alive = thinker._experts(objective, [SequenceBatch(["a"] * 4, ids, ids)], inputs)
     assert alive["least_expert"].value > gate.at_least
     decoder.model.layers[1].mlp.gate = Silenced(decoder.model.layers[1].mlp.gate)
-    dead = thinker._experts(objective, [LanguageBatch(["a"] * 4, ids, ids)], inputs)
+    dead = thinker._experts(objective, [SequenceBatch(["a"] * 4, ids, ids)], inputs)
     assert dead["least_expert"].value < gate.at_least
     assert "of the 2. layer" in dead["least_expert"].note
     assert dead["least_expert"].n == 120

@@ -11,11 +11,13 @@ import yaml
 
 STEPS = 6
 ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
-STAGES = ("thinker", "hearing", "vision", "codec", "talker", "omni")
+READING = {f"{task}_{gate}": -9.0 for task in ("i2t", "a2t") for gate in ("swap_gap", "swap_wins", "noise_wins")}
+WRITING = {f"{task}_{gate}": -9.0 for task in ("t2i", "t2a") for gate in ("swap_wins", "swap_sure", "empty_wins")}
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni")
 
 
 def recipe(world: Path) -> dict[str, Any]:
-    """All six stages on a tiny toy world; bounds that six updates can meet."""
+    """All stages of one network on a tiny toy world; bounds that six updates can meet."""
     common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 2, "checkpoint_freq": 2, "val_freq": 3, "print_freq": 1}
 
     def data(*names: str) -> list[dict[str, Any]]:
@@ -64,6 +66,41 @@ def recipe(world: Path) -> dict[str, Any]:
             "crop_frames": 64,
             "quantise_after": 3,
             "gates": {"overfits": 9.0, "round_trip": 9.0, "usage": 0.0},
+        },
+        "image_codec": {
+            **common,
+            "data": data("captions", "probe"),
+            "checked_tasks": ["probe"],
+            "model": {"image_size": 64, "width": 16, "fine_width": 8},
+            "augment": {"shift": 2},
+            "eval_items": 16,
+            "gates": {
+                "overfits": 9.0,
+                "round_trip": -99.0,
+                "structure": -9.0,
+                "codes_used": 0.0,
+                "entropy": 0.0,
+                "colour_kept": 0.0,
+                "shape_kept": 0.0,
+            },
+        },
+        "rows": {
+            **common,
+            "data": data("captions", "speak"),
+            "tasks": {"i2t": 1.0, "a2t": 1.0, "t2i": 0.2, "t2a": 0.2},
+            "eval_items": 8,
+            "gates": {"overfits": 9.0, **READING, "head_learns": 9.0, "text_kept": 9.0},
+        },
+        "mmpt": {
+            **common,
+            "data": data("captions", "speak", "probe"),
+            "tasks": {"i2t": 0.5, "a2t": 0.5, "t2i": 1.0, "t2a": 1.0, "text": 0.5},
+            "replay": data("text"),
+            "ramp_steps": 2,
+            "checked_tasks": ["probe"],
+            "judge": "hearing",
+            "eval_items": 8,
+            "gates": {"overfits": 9.0, **READING, **WRITING, "text_kept": 9.0, "reading_kept": 9.0, "drawn_right": 0.0},
         },
         "talker": {
             **common,

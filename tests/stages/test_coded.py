@@ -17,8 +17,9 @@ import torch
 
 from muomni.data.sample import Sample, parse
 from muomni.errors import ConfigError, DataError
+from muomni.models.talker import TalkerConfig
 from muomni.stages import coded
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem
+from muomni.train.objectives.talker import TalkerItem, collate
 
 BOOKS, WIDTH = 4, 24
 
@@ -76,7 +77,7 @@ def test_items_come_back_as_they_were_made(tmp_path: Path, hidden: bool) -> None
                 back.hidden_TD.zero_()  # a writer spoils nothing for the next reader of the file
     assert list(found.items) == [n for n, item in made.items() if isinstance(item, TalkerItem)]
     again = coded.build(tmp_path, samples(60), "key", never())
-    TalkerBatch.of(list(again.items.values()))
+    collate(list(again.items.values()), TalkerConfig(text_vocab=100, codebooks=BOOKS, codebook_size=512))
     for index, item in made.items():
         if isinstance(item, TalkerItem) and item.hidden_TD is not None:
             assert torch.equal(again.items[index].hidden_TD, item.hidden_TD)  # type: ignore[arg-type]

@@ -65,8 +65,8 @@ def test_the_printed_thinker_config_comes_to_its_values(project: Path) -> None:
     assert list(read.stages) == ["thinker"]
     settings: Any = read.stages["thinker"].settings
     model = settings.model
-    assert (model.vocab_size, model.layers, model.width, model.heads, model.hidden) == (32000, 4, 256, 4, 1024)
-    assert (model.dropout, model.theta, model.ctx_len, model.kv_heads) == (0.1, 10000, 512, None)
+    assert (model.vocab_size, model.layers, model.width, model.heads, model.ffn_width) == (32000, 4, 256, 4, 1024)
+    assert (model.dropout, model.rope_theta, model.ctx_len, model.kv_heads) == (0.1, 10000, 512, None)
     assert [(source.path, source.format) for source in settings.data] == [("data/text/corpus.txt", "text")]
     assert (settings.batch_size, settings.max_epochs, settings.max_steps, settings.lr) == (16, 10, None, 3e-4)
     assert (settings.warmup_steps, settings.max_grad_norm, settings.checkpoint_freq, settings.val_freq) == (1000, 1.0, 1000, 500)
@@ -106,7 +106,7 @@ def test_the_sizes_of_every_stage_find_their_settings() -> None:
         .stages["hearing"]
         .settings
     )
-    assert (hearing.model.width, hearing.model.layers, hearing.model.heads, hearing.model.hidden) == (192, 4, 3, 768)
+    assert (hearing.model.width, hearing.model.layers, hearing.model.heads, hearing.model.ffn_width) == (192, 4, 3, 768)
     assert (hearing.model.downsample, hearing.model.dropout, hearing.max_text_len, hearing.max_s) == (8, 0.1, 64, 15.0)
     assert hearing.data[0].format == "asr_csv"
 
@@ -130,7 +130,7 @@ def test_the_sizes_of_every_stage_find_their_settings() -> None:
         .stages["vision"]
         .settings
     )
-    assert (vision.model.image_size, vision.model.patch, vision.model.width, vision.model.embed_dim) == (224, 16, 128, 96)
+    assert (vision.model.image_size, vision.model.patch_size, vision.model.width, vision.model.embed_dim) == (224, 16, 128, 96)
     assert (vision.text.kind, vision.text.width, vision.text.embed_dim, vision.vocab_size) == ("bow", 128, 96, 10000)
     assert (vision.temperature, vision.data[0].format, vision.data[0].root) == (0.05, "captions", "data/images/images")
 
@@ -152,7 +152,7 @@ def test_the_sizes_of_every_stage_find_their_settings() -> None:
     )
     codec, talker = read.stages["codec"].settings, read.stages["talker"].settings
     assert list(read.stages) == ["codec", "talker"]
-    assert (codec.model.codebooks, codec.model.entries, codec.model.stride_frames, codec.model.mel.num_mels) == (2, 64, 4, 128)  # type: ignore[attr-defined]
+    assert (codec.model.codebooks, codec.model.codebook_size, codec.model.stride_frames, codec.model.mel.num_mels) == (2, 64, 4, 128)  # type: ignore[attr-defined]
     assert codec.model.mel.scale == "htk", "the rest of the mel is the codec's own"  # type: ignore[attr-defined]
     assert (talker.model.width, talker.model.heads, talker.lr, codec.lr) == (192, 3, 1e-3, 1e-3)  # type: ignore[attr-defined]
     assert {source.format for stage in (codec, talker) for source in stage.data} == {"tts_csv"}
@@ -189,7 +189,7 @@ def test_kv_groups_are_key_heads(content: dict[str, Any], heads: int | None) -> 
 def test_experts_are_as_many_and_as_wide_as_the_config_says() -> None:
     moe = {"train_text": "data/text/corpus.txt", "num_experts": 4, "num_experts_per_tok": 1, "d_ff": 96}
     experts = recipe.read(config("mine.json", {**moe, "use_moe": True})).stages["thinker"].settings.model.experts  # type: ignore[attr-defined]
-    assert (experts.num_experts, experts.experts_per_token, experts.hidden) == (4, 1, 96)
+    assert (experts.num_experts, experts.experts_per_token, experts.ffn_width) == (4, 1, 96)
     assert recipe.read(config("mine.json", {**moe, "use_moe": False})).stages["thinker"].settings.model.experts is None  # type: ignore[attr-defined]
 
 

@@ -150,7 +150,7 @@ def test_a_frozen_network_is_found_once_and_data_are_not_looked_into() -> None:
 # --- nothing else moves a network: by reading the code ----------------------------------------------------------------------------------
 
 # Who may call `.to`, `.cuda` or `.cpu` with a device: the one place, and those that open a folder on a device that they are told.
-OWNERS = {"stages/placement.py:__call__", "models/siglip.py:open"}
+OWNERS = {"stages/placement.py:__call__", "models/from_transformers.py:open_network"}
 TENSORS = {"batch", "tensor", "tensors", "pixels", "ids", "keep", "part", "rows", "value", "wave_S", "shares", "values", "t", "x", "media"}
 MAKERS = {"collate", "gather", "of", "from_numpy", "tensor", "encode", "decode", "look", "view", "unsqueeze", "permute", "detach"}
 MAKERS |= {

@@ -42,7 +42,8 @@ def test_the_head_of_a_quickstart_tells_a_board_that_its_recipe_accepts(size: st
             seen, least = values.get(column), values.get("least")
             assert seen is None or least is None or (seen >= least if more else seen <= least), (name, column)
     if size == "small":  # the recipe was run whole, so every row is known
-        assert set(board) == set(registry.board())
+        stages = recipes.read(str(path), out=tmp_path).stages
+        assert set(board) == {name for name, (stage, _) in registry.board().items() if stage in stages}
         assert columns[0] == "seed_1"
         assert all(set(values) >= set(columns[:-1]) for values in board.values())
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,21 @@ from muomni.stages import registry, runner
 STEPS = 60
 
 
+def install(name: str, source: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage, installed as a package brings it: by an entry point, in this process and in those that it starts."""
+    about = site / f"{name}-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {name}:STAGE\n")
+    for place in (site, source):
+        monkeypatch.syspath_prepend(str(place))
+    paths = [str(site), str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+
+
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage, installed as a package brings it: by an entry point, in this process and in those that it starts."""
-    about = tmp_path / "site" / "colour-1.0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: colour\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\ncolour = colour:STAGE\n")
-    for place in (about.parent, Path(__file__).parent):
-        monkeypatch.syspath_prepend(str(place))
-    paths = [str(about.parent), str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    install("colour", Path(__file__).parent, tmp_path / "site", monkeypatch)
 
 
 @pytest.fixture
@@ -88,3 +95,31 @@ def test_without_the_package_there_is_no_such_stage(recipe: Path) -> None:
         recipes.read(str(recipe))
     with pytest.raises(ConfigError, match="no such stage"):
         registry.find("colour")
+
+
+def test_the_exercise_of_the_page_is_a_stage_of_60_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text().split("## Exercise: add a stage in 60 lines")[1]
+    (code, content) = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 60
+    (tmp_path / "words.py").write_text(code)
+    (tmp_path / "words.yaml").write_text(content)
+    install("words", tmp_path, tmp_path / "site", monkeypatch)
+    runner.run(str(tmp_path / "words.yaml"), out=tmp_path / "run")
+    made: Any = certificate.read(tmp_path / "run" / "words")
+    assert made["verdict"] == "green"
+    again: Any = runner.gate(tmp_path / "run" / "words")
+    assert again["facts"]["words_off"]["value"] == made["facts"]["words_off"]["value"]
+
+    # What the page says of breaking it: a mean in place of a sum, and a row that is not counted.
+    breaks = {
+        "errors_B.abs().sum()": ("errors_B.abs().mean()", "accumulation"),
+        "batch.words_B.numel()": ("batch.words_B.numel() - 1", "counts"),
+    }
+    words = import_module("words")
+    for right, (wrong, gate) in breaks.items():
+        assert code.count(right) == 1
+        (tmp_path / "broken.py").write_text(code.replace(right, wrong))
+        for name, value in runpy.run_path(str(tmp_path / "broken.py")).items():
+            monkeypatch.setattr(words, name, value, raising=False)
+        with pytest.raises(GateRed, match=f"gate {gate} is red"):
+            runner.run(str(tmp_path / "words.yaml"), out=tmp_path / "run", fresh=True)

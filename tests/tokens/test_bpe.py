@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError, UserError
+from muomni.tokens import bpe
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.marks import SPECIAL
 
@@ -105,3 +106,33 @@ def test_a_foreign_tokenizer_is_refused():
 
     with pytest.raises(CheckpointError, match="special ids"):
         Tokenizer.from_json(Library(BPE()).to_str())
+
+
+ASCII = st.text(st.characters(max_codepoint=127))
+NEAR_CUTS = st.text("aB1 '\t\n\r\x0b\x0c\x1c\x1f.,<|>slmtrevd")
+
+
+@given(st.lists(st.one_of(st.text(), ASCII, NEAR_CUTS), max_size=8))
+@settings(max_examples=500)
+def test_words_that_are_looked_up_have_the_ids_that_the_library_gives(tokenizer, texts):
+    """Its twin is the library's own way through whole texts."""
+    assert tokenizer.encode_many(texts) == tokenizer.encode_whole(texts)
+
+
+@given(st.one_of(ASCII, NEAR_CUTS))
+@settings(max_examples=1000)
+def test_ascii_texts_are_cut_where_the_library_cuts_them(tokenizer, text):
+    def cut(part):
+        return [part[start:stop] for _, (start, stop) in tokenizer._library.pre_tokenizer.pre_tokenize_str(part)]
+
+    words = bpe.WORD.findall(text)
+    assert words == cut(text)
+    assert all(cut(word) == [word] for word in words)
+
+
+def test_the_words_that_are_remembered_are_bounded(tokenizer, monkeypatch):
+    monkeypatch.setattr(bpe, "LETTERS_HELD", 40)
+    texts = [f"word {number} of many" for number in range(50)]
+    assert [tokenizer.encode(text) for text in texts] == tokenizer.encode_whole(texts)
+    assert sum(map(len, tokenizer._ids)) <= 40
+    assert tokenizer._held <= 40

@@ -15,6 +15,7 @@ from torch import Tensor
 from toy_training import Toy, fit, settings
 
 from muomni import runtime
+from muomni.data.batch import SequenceBatch
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
 from muomni.models.omni import MediaBatch, Omni, Projectors, ProjectorsConfig
@@ -25,7 +26,7 @@ from muomni.tokens.marks import SPECIAL
 from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 
 UPDATES = 3
@@ -37,13 +38,13 @@ def decoder() -> Decoder:
     return Decoder(DECODER)
 
 
-def texts(number: int) -> LanguageBatch:
+def texts(number: int) -> SequenceBatch:
     """Two rows, of which ever more is labelled."""
     draw = torch.Generator().manual_seed(number)
     ids = torch.randint(15, 40, (2, 9), generator=draw)
     labels = ids.clone()
     labels[:, : 8 - 2 * (number % 4)] = -100
-    return LanguageBatch([f"{number}a", f"{number}b"], ids, labels)
+    return SequenceBatch([f"{number}a", f"{number}b"], ids, labels)
 
 
 def next_token() -> tuple[Objective, list[Any]]:

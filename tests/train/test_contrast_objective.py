@@ -19,7 +19,7 @@ from muomni.train.objectives.contrast import Contrast, VisionBatch
 def contrast(word_weight: float = 0.0) -> Contrast:
     torch.manual_seed(0)
     vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
-    text = TextTower(TextTowerConfig(vocab_size=30, width=16, layers=1, heads=2, hidden=32, embed_dim=8))
+    text = TextTower(TextTowerConfig(vocab_size=30, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
     return Contrast(vision, text, word_weight=word_weight)
 
 

@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muomni.data.batch import SequenceBatch
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.nn.attention import attend_plainly
 from muomni.nn.block import Block
 from muomni.runtime import Runtime
 from muomni.train import flops
 from muomni.train.flops import Counted, UpdateFlops
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 CONFIG = DecoderConfig(vocab_size=50, width=16, layers=2, heads=2, ffn_width=32, ctx_len=64, dropout=0.0)
 
 
-def batch(rows: int, length: int, labelled: int) -> LanguageBatch:
+def batch(rows: int, length: int, labelled: int) -> SequenceBatch:
     ids_BT = torch.randint(15, 50, (rows, length), generator=torch.Generator().manual_seed(rows * 100 + length))
     labels_BT = ids_BT.clone()
     labels_BT[:, : length - labelled] = -100
-    return LanguageBatch([str(row) for row in range(rows)], ids_BT, labels_BT)
+    return SequenceBatch([str(row) for row in range(rows)], ids_BT, labels_BT)
 
 
-def counted(objective: NextToken, *batches: LanguageBatch) -> int:
+def counted(objective: NextToken, *batches: SequenceBatch) -> int:
     with Counted() as counter:
         for each in batches:
             objective(each)["text"].total.backward()
@@ -96,7 +97,7 @@ def test_counting_changes_no_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(plainly, under_count, strict=True))
 
 
-def sizes_of(objective: NextToken, *batches: LanguageBatch) -> tuple[float, ...]:
+def sizes_of(objective: NextToken, *batches: SequenceBatch) -> tuple[float, ...]:
     return tuple(map(sum, zip(*(objective.sizes(each) for each in batches), strict=True)))
 
 

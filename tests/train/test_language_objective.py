@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muomni.data.batch import SequenceBatch
 from muomni.data.conversation import Item
 from muomni.errors import ShapeError
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
@@ -21,7 +22,8 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.nn.head import OwnHead
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import SPECIAL
-from muomni.train.objectives.language import LanguageBatch, NextToken, collate, targets
+from muomni.train.objectives.language import NextToken, collate
+from muomni.train.objectives.symbols import targets
 
 VOCAB = 40
 SMALL = {"width": 16, "layers": 2, "heads": 2, "ffn_width": 32}
@@ -63,7 +65,7 @@ def test_the_shift_is_by_one_exactly() -> None:
     objective = NextToken(Counting())
     for step, is_right in ((1, True), (0, False), (2, False)):
         ids = torch.arange(15, 15 + 8 * max(step, 1), max(step, 1))[None] if step else torch.full((1, 8), 20)
-        terms = objective(LanguageBatch(["a"], ids, ids.clone()))
+        terms = objective(SequenceBatch(["a"], ids, ids.clone()))
         assert terms["text"].count == 7
         assert (float(terms["text"].total) < 1e-6) == is_right
         assert (float(terms["misses"].total) == 0) == is_right
@@ -95,10 +97,10 @@ def test_packed_documents_cost_what_they_cost_apart() -> None:
     parts = [[20, 21, 22, 2], [30, 31, 2], [25, 26, 27, 28, 2]]
     ids = torch.tensor([[i for part in parts for i in part]])
     documents = torch.tensor([[n for n, part in enumerate(parts) for _ in part]])
-    packed = NextToken(model)(LanguageBatch(["a"], ids, ids.clone(), documents_BT=documents))["text"]
+    packed = NextToken(model)(SequenceBatch(["a"], ids, ids.clone(), documents_BT=documents))["text"]
     assert packed.count == sum(len(part) - 1 for part in parts)
     assert float(packed.total.detach()) == pytest.approx(sum(nats(model, part, part) for part in parts), abs=1e-4)
-    merged = NextToken(model)(LanguageBatch(["a"], ids, ids.clone()))["text"]
+    merged = NextToken(model)(SequenceBatch(["a"], ids, ids.clone()))["text"]
     assert merged.count == packed.count + 2  # without the document mask, ends are asked to foretell beginnings
 
 

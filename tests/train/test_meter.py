@@ -127,6 +127,17 @@ def test_a_peak_that_is_outdone_is_measured_anew(clock: Clock, monkeypatch: pyte
     assert made.read()["mfu"] == 0.5
 
 
+def test_the_peak_is_measured_when_the_first_rate_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Runtime] = []
+    monkeypatch.setattr(flops, "peak", lambda run, again=False: asked.append(run) or 1000.0)
+    made = ready(clock)
+    made.read()
+    assert not asked
+    passes(made, clock, [Held(1, 2)], takes=1.0)
+    assert made.read()["mfu"] == 0.2
+    assert asked == [CPU]
+
+
 def test_two_ranks_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank has the same number of updates, fewer tokens, and waited longer."""
     other = {"samples": 1.0, "tokens": 5.0, "pictures": 2.0, "seconds": 4.0, "waited": 3.0, "flops": 500.0, "possible": 4000.0}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from muomni.data.batch import SequenceBatch
 from muomni.models.decoder import Decoder, DecoderConfig
-from muomni.train.objectives.language import LanguageBatch, NextToken
+from muomni.train.objectives.language import NextToken
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -27,7 +28,7 @@ def test_a_training_step_reaches_every_part_of_a_decoder_through_its_call(tied: 
     for name, module in parts.items():
         count(name, module)
     ids = torch.randint(0, 40, (2, 9))
-    NextToken(decoder)(LanguageBatch(["a", "b"], ids, ids))["text"].total.backward()
+    NextToken(decoder)(SequenceBatch(["a", "b"], ids, ids))["text"].total.backward()
     assert calls == {f"{moment} {name}": 1 for name in parts for moment in ("before", "after", "backward")}
 
 
@@ -40,6 +41,6 @@ def test_weights_are_read_nowhere_else() -> None:
     head.register_forward_pre_hook(lambda *_: setattr(head, "weight", whole))
     head.register_forward_hook(lambda *_: setattr(head, "weight", none))
     ids = torch.randint(0, 40, (2, 9))
-    NextToken(decoder)(LanguageBatch(["a", "b"], ids, ids))["text"].total.backward()
+    NextToken(decoder)(SequenceBatch(["a", "b"], ids, ids))["text"].total.backward()
     assert whole.grad is not None
     assert bool(whole.grad.any())

@@ -1,4 +1,4 @@
-"""Commands on a trained folder: chat, transcribe, speak, trace."""
+"""Commands on a trained folder: chat, transcribe, speak, draw, trace."""
 
 from __future__ import annotations
 
@@ -129,6 +129,34 @@ def speak(
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} spoken -> {out}")
 
 
+def draw(
+    folder: Folder,
+    text: Annotated[str | None, typer.Argument(help="what to draw")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="F.png|FOLDER", help="where the picture goes; a folder with --batch")] = None,
+    batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="draw each line: 0000.png, 0001.png, ...")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    precision: Precision = "auto",
+) -> None:
+    """Text to image, by a token model."""
+    if (text is None) == (batch is None):
+        raise ConfigError("draw: expected TEXT or --batch F.txt, one of both")
+    if out is None:
+        raise ConfigError("draw: --out is missing", hint="--out F.png, or with --batch --out FOLDER")
+    texts = [text] if text is not None else _lines(batch)
+    from muomni.infer.engine import Engine
+    from muomni.media import image
+
+    engine = Engine.load(folder, precision=precision)
+    sampling = _sampling(temperature, top_k, top_p, 1.0, seed)
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        for place, pixels in enumerate(engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling), start=first):
+            image.write(out if batch is None else out / f"{place:04d}.png", pixels)
+        console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} drawn -> {out}")
+
+
 def trace(
     source: Annotated[str, typer.Argument(metavar="DIR|RECIPE", help="a run's folder, a stage's, or a final/; with --training a recipe")],
     args: Annotated[
@@ -203,7 +231,7 @@ def _lines(path: Path | None) -> list[str]:
         raise DataError("undecodable", f"{path}: expected UTF-8 text: {error}") from error
     for number, line in enumerate(texts, start=1):
         if not line.strip():
-            raise DataError("empty", f"{path}:{number}: expected words to say, got a blank line", hint="each line becomes one file")
+            raise DataError("empty", f"{path}:{number}: expected words, got a blank line", hint="each line becomes one file")
     if not texts:
-        raise DataError("empty", f"{path}: no line to say")
+        raise DataError("empty", f"{path}: no line with words")
     return texts

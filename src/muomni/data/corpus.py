@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import sys
 from array import array
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,7 @@ from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data import indexed
+from muomni.data.media_pool import cores, forked
 from muomni.data.sample import Sample
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
@@ -23,6 +29,8 @@ from muomni.tokens.chat import IGNORE
 
 FORMAT = 3  # of the files; part of the key, so that an older build is made again
 ENCODED_AT_ONCE = 1024
+MANY = 16 * ENCODED_AT_ONCE  # samples from which on processes encode them
+AHEAD = 4  # pieces that wait for their turn
 NO_DOCUMENT = -1
 
 Ints = NDArray[np.int64]
@@ -206,44 +214,100 @@ def _digest(samples: Sequence[Sample], tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int] | None, int]]:
-    """(ids, labels or None, bytes of learned text) of each sample."""
-    left = indexed.texts(samples)
-    while some := list(islice(left, ENCODED_AT_ONCE)):
-        encoded = iter(tokenizer.encode_many([one for one in some if isinstance(one, str)]))
-        for one in some:
-            if isinstance(one, str):
-                # bos in front, so that the first word is predicted too, and bits per byte count every byte.
-                yield [tokenizer.marks.bos, *next(encoded), tokenizer.marks.eos], None, len(one.encode())
-            elif one.media:
-                raise DataError("bad_row", f"sample {one.id}: has media, which a token corpus can't hold", hint="use the omni stage")
-            else:
-                rendered = chat.render(tokenizer, one.messages)
-                num_bytes = sum(len(m.text.encode()) for m in one.messages if m.role == "assistant")
-                yield rendered.ids, rendered.labels, num_bytes
+@dataclass(frozen=True)
+class _Piece:
+    """Some samples encoded, one behind the other.
+
+    ids         as they lie in the file
+    lengths     tokens of each sample, (samples,)
+    learned     a byte a token, 1 where it is learned; None: all are
+    num_bytes   of learned text in UTF-8
+    """
+
+    ids: bytes
+    lengths: Ints
+    learned: bytes | None
+    num_bytes: int
+
+
+def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> _Piece:
+    texts = list(indexed.texts(samples))
+    encoded = iter(tokenizer.encode_many([one for one in texts if isinstance(one, str)]))
+    ids, lengths, learned, num_bytes = array("H" if tokenizer.vocab_size <= 2**16 else "I"), array("q"), bytearray(), 0
+    has_labels = False
+    for one in texts:
+        if isinstance(one, str):
+            # bos in front, so that the first word is predicted too, and bits per byte count every byte.
+            tokens = [tokenizer.marks.bos, *next(encoded), tokenizer.marks.eos]
+            learned += len(tokens) * b"\1"
+            num_bytes += len(one.encode())
+        elif one.media:
+            raise DataError("bad_row", f"sample {one.id}: has media, which a token corpus can't hold", hint="use the omni stage")
+        else:
+            rendered = chat.render(tokenizer, one.messages)
+            tokens, has_labels = rendered.ids, True
+            learned += bytes(label != IGNORE for label in rendered.labels)
+            num_bytes += sum(len(m.text.encode()) for m in one.messages if m.role == "assistant")
+        ids.extend(tokens)
+        lengths.append(len(tokens))
+    return _Piece(ids.tobytes(), np.array(lengths, np.int64), bytes(learned) if has_labels else None, num_bytes)
+
+
+def _pieces_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[_Piece]:
+    """All samples in pieces; where they are many, by two processes, since most of the work holds Python's lock."""
+    starts = range(0, len(samples), ENCODED_AT_ONCE)
+    done = 0
+    if len(samples) >= MANY and cores() > 1 and sys.platform == "linux":
+        waiting: deque[Future[_Piece]] = deque()
+        # What a worker that dies leaves is encoded here.
+        with contextlib.suppress(BrokenProcessPool), forked(2, _hold, samples, tokenizer) as pool:
+            for number, start in enumerate(starts, 1):
+                waiting.append(pool.submit(_held, start))
+                while waiting and (len(waiting) > AHEAD or number == len(starts)):
+                    piece = waiting.popleft().result()
+                    done += 1
+                    yield piece
+    yield from (_encoded(samples[start : start + ENCODED_AT_ONCE], tokenizer) for start in starts[done:])
+
+
+_HELD: tuple[Sequence[Sample], Tokenizer] | None = None  # in a worker: what it encodes pieces of
+
+
+def _hold(samples: Sequence[Sample], tokenizer: Tokenizer) -> None:
+    global _HELD
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not here, and it would say so
+    _HELD = samples, tokenizer
+
+
+def _held(start: int) -> _Piece:
+    assert _HELD is not None
+    samples, tokenizer = _HELD
+    return _encoded(samples[start : start + ENCODED_AT_ONCE], tokenizer)
 
 
 def _write(folder: Path, samples: Sequence[Sample], tokenizer: Tokenizer, digest: str) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    offsets, num_bytes = array("q", [0]), 0
+    lengths: list[Ints] = []
+    num_tokens = num_bytes = 0
     has_labels = False
     with (folder / "ids.bin").open("wb") as ids_file, (folder / "learned.bin").open("wb") as learned_file:
-        for ids, labels, length in _encoded(samples, tokenizer):
-            ids_file.write(array("H" if dtype == np.uint16 else "I", ids).tobytes())
-            if labels is not None and not has_labels:
+        for piece in _pieces_of(samples, tokenizer):
+            ids_file.write(piece.ids)
+            if piece.learned is not None and not has_labels:
                 has_labels = True
-                learned_file.writelines(int(stop - start) * b"\1" for start, stop in pairwise(offsets))  # of the documents before it
+                learned_file.writelines(int(each.sum()) * b"\1" for each in lengths)  # of the pieces before it
+            here = int(piece.lengths.sum())
             if has_labels:
-                learned_file.write(len(ids) * b"\1" if labels is None else bytes(label != IGNORE for label in labels))
-            offsets.append(offsets[-1] + len(ids))
-            num_bytes += length
-    np.save(folder / "offsets.npy", np.asarray(offsets, np.int64), allow_pickle=False)
+                learned_file.write(here * b"\1" if piece.learned is None else piece.learned)
+            lengths.append(piece.lengths)
+            num_tokens += here
+            num_bytes += piece.num_bytes
+    np.save(folder / "offsets.npy", np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64), allow_pickle=False)
     meta = {
         "digest": digest,
         "tokenizer": tokenizer.digest,
-        "dtype": np.dtype(dtype).name,
-        "documents": len(offsets) - 1,
-        "tokens": offsets[-1],
+        "dtype": np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32).name,
+        "documents": len(samples),
+        "tokens": num_tokens,
         "bytes": num_bytes,
         "has_labels": has_labels,
     }

@@ -27,7 +27,10 @@ AT_ONCE = 256  # lines that a walk through all samples reads at once, where they
 
 @contextlib.contextmanager
 def seldom_collected() -> Iterator[None]:
-    """While many samples are made: none holds a cycle, so Python looks for cycles a thirtieth as often (that took 8 % of a check)."""
+    """While many samples are made or encoded: none holds a cycle, so Python looks for cycles a thirtieth as often.
+
+    That took 8 % of a check, and 30 % of encoding where torch's 200,000 objects are looked through each time.
+    """
     before = gc.get_threshold()
     gc.set_threshold(20_000, 20, 20)
     try:
@@ -51,7 +54,7 @@ class Writer:
 
         Raises  UserError where the temporary folder is full.
         """
-        line = sample.model_dump_json().encode()
+        line = sample.__pydantic_serializer__.to_json(sample)  # what `model_dump_json` decodes
         try:
             self._stream.write(line)
         except OSError as error:
@@ -152,6 +155,11 @@ def pick(samples: Sequence[Sample], places: Sequence[int] | NDArray[Any]) -> Seq
 def lines(samples: Sequence[Sample]) -> Iterator[bytes]:
     """Each sample as JSON, as it lies in the file where it does."""
     return samples.lines() if isinstance(samples, Samples) else (sample.model_dump_json().encode() for sample in samples)
+
+
+def rows(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """Each sample as JSON says it: for a walk through many, a third of the time that samples take."""
+    return map(from_json, lines(samples))
 
 
 def texts(samples: Sequence[Sample]) -> Iterator[str | Sample]:

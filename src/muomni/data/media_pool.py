@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
+from typing import Any
 
 from muomni.data import medium
 from muomni.data.medium import Medium
@@ -29,8 +30,7 @@ class MediaPool:
 
     def __init__(self, workers: int | None = None, few: int = FEW) -> None:
         """Takes workers: None: as many as this process has cores, up to 8; few: how many media are opened before there are any."""
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        self._workers = min(MOST_WORKERS, cores) if workers is None else workers
+        self._workers = min(MOST_WORKERS, cores()) if workers is None else workers
         self._left = few
         self._executor: Executor | None = None
 
@@ -63,15 +63,32 @@ class MediaPool:
 
 
 def _executor(workers: int) -> Executor:
-    # A forked worker has all modules at once, and needs no guarded main module. macOS's own libraries don't stand a fork.
-    if sys.platform == "linux":
-        context = multiprocessing.get_context("fork")
-        return ProcessPoolExecutor(workers, context, initializer=follow_parent, initargs=(os.getpid(),))
-    return ThreadPoolExecutor(workers)
+    # macOS's own libraries don't stand a fork.
+    return forked(workers) if sys.platform == "linux" else ThreadPoolExecutor(workers)
 
 
-def follow_parent(parent: int) -> None:
-    """In a worker: an interrupt is its parent's matter, and it ends with its parent, even where that was killed."""
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def forked(workers: int, begin: Callable[..., None] | None = None, *args: Any) -> Executor:
+    """Processes that have all modules at once, and need no guarded main module.
+
+    Takes   begin: what each calls first, with args; neither is pickled.
+    """
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), begin, args))
+
+
+def _begin(parent: int, begin: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
+    end_with(parent)
+    if begin is not None:
+        begin(*args)
+
+
+def end_with(parent: int) -> None:
+    """In a child: an interrupt is its parent's matter, and it ends with its parent, even where that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 

@@ -337,7 +337,7 @@ class Sides:
         is_free = False
         if sample.split is not None:
             is_valid = sample.split == "valid"
-        elif any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
+        elif source.held_out_groups and any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
             is_valid = True
         else:
             is_valid, is_free = split.assign(sample.group, share, self.seed) == "valid", share > 0

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from muomni.data.batch import SequenceBatch
 from muomni.tokens.chat import IGNORE
 from muomni.train.objective import Objective
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
 from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
-from muomni.train.objectives.language import LanguageBatch, NextToken
-from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 
 Counts = dict[str, float]
 
@@ -26,12 +28,13 @@ def by_hand(objective: Objective, batch: Any) -> tuple[Counts, Counts] | None:
     return objective.by_hand(batch) if count is None else count(objective, batch)
 
 
-def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Counts]:
+def _language(objective: NextToken, batch: SequenceBatch) -> tuple[Counts, Counts]:
     """A label is learned where a token of the same document stands before it."""
     labels, ids = batch.labels_BT.tolist(), batch.ids_BT.tolist()
     documents = None if batch.documents_BT is None else batch.documents_BT.tolist()
     keep = None if batch.keep_BT is None else batch.keep_BT.tolist()
-    learned = tokens = 0
+    learned: list[int] = []
+    tokens = 0
     for row in range(len(ids)):
         for t in range(len(ids[row])):
             if keep is not None:
@@ -39,8 +42,9 @@ def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Count
             else:
                 tokens += documents is None or documents[row][t] != -1
             has_before = t > 0 and (documents is None or documents[row][t] == documents[row][t - 1])
-            learned += has_before and labels[row][t] != IGNORE
-    contents: Counts = {"samples": len(ids), "tokens": tokens, "labels": learned}
+            if has_before and labels[row][t] != IGNORE:
+                learned.append(labels[row][t])
+    contents: Counts = {"samples": len(ids), "tokens": tokens, "labels": len(learned)}
     if objective.omni is not None and objective.omni.vision is not None:
         contents["pictures"] = batch.media["image"].values_N.shape[0] if "image" in batch.media else 0
     if objective.omni is not None and objective.omni.audio is not None:
@@ -48,7 +52,20 @@ def _language(objective: NextToken, batch: LanguageBatch) -> tuple[Counts, Count
         frames = [] if frames_N is None else frames_N.tolist()
         contents["audio_s"] = _seconds(sum(frames), objective.omni.audio.config.mel)
     balance: Counts = {"balance": tokens} if objective.balances else {}
-    return {"text": learned, "misses": learned, **balance}, contents
+    terms: Counts = {
+        name: sum(term.ids is None or any(label in ids for ids in term.ids) for label in learned) for name, term in objective.terms.items()
+    }
+    return {**terms, "misses": len(learned), **balance}, contents
+
+
+def _tokens(objective: TokenTasks, batch: TokenBatch) -> tuple[Counts, Counts]:
+    """A label is learned where an id stands before it, under the task of its row."""
+    terms: Counts = dict.fromkeys(objective.terms, 0)
+    for task, labels in zip(batch.tasks, batch.labels_BT.tolist(), strict=True):
+        terms[task] += sum(label != IGNORE for label in labels[1:])
+    tokens = sum(is_real for row in batch.is_real_BT.tolist() for is_real in row)
+    learned = sum(terms.values())
+    return {**terms, "misses": learned}, {"samples": len(batch.tasks), "tokens": tokens, "labels": learned}
 
 
 def _hearing(objective: Hearing, batch: HearingBatch) -> tuple[Counts, Counts]:
@@ -73,10 +90,12 @@ def _image_codec(objective: ImageCodecObjective, batch: ImageCodecBatch) -> tupl
     return {"l1": values, "mse": values}, {"samples": len(batch.sample_ids), "pictures": len(batch.pixels_BHW3.tolist())}
 
 
-def _talker(objective: TalkerObjective, batch: TalkerBatch) -> tuple[Counts, Counts]:
+def _talker(objective: TalkerObjective, batch: SequenceBatch) -> tuple[Counts, Counts]:
     """A code a frame and book; the first book also says where speech ends."""
-    frames, text = batch.frames_B.tolist(), batch.text_keep_BT.tolist()
-    terms: Counts = {f"book{book}": sum(frames) + (len(frames) if book == 0 else 0) for book in range(batch.codes_BKF.shape[1])}
+    assert batch.frames_B is not None
+    assert batch.keep_BT is not None
+    frames, text, books = batch.frames_B.tolist(), batch.keep_BT.tolist(), objective.talker.config.codebooks
+    terms: Counts = {f"book{book}": sum(frames) + (len(frames) if book == 0 else 0) for book in range(books)}
     tokens = sum(is_real for row in text for is_real in row)
     return terms, {"samples": len(frames), "tokens": tokens, "code_frames": sum(frames)}
 
@@ -98,6 +117,7 @@ def _seconds(frames: int, mel: Any) -> float:
 
 
 COUNTS: dict[type[Objective], Callable[[Any, Any], tuple[Counts, Counts]]] = {
+    TokenTasks: _tokens,
     NextToken: _language,
     Hearing: _hearing,
     CodecObjective: _codec,

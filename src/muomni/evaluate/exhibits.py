@@ -32,6 +32,7 @@ from muomni.models.decoder import Decoder
 from muomni.models.omni import gather
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import document
+from muomni.train.objectives.symbols import before
 
 TEXTS, LEAST_CHARACTERS = 12, 40  # continued, and spelt out token by token
 PROMPT_SHARE, CONTINUATION_TOKENS, SPELT_TOKENS = 3, 32, 96  # a third of a text is its prompt
@@ -180,7 +181,7 @@ def pictures_rebuilt(
     codebook_size: int,
 ) -> None:
     """Pictures before and after their codes, worst first, with the codes as a grid; and how often each code was used."""
-    album.add("codebooks", counts=[torch.bincount(codes_NKF.flatten().cpu(), minlength=codebook_size).tolist()])
+    album.add("codebooks", counts=[torch.bincount(codes_NKF.cpu().flatten(), minlength=codebook_size).tolist()])
     side = math.isqrt(codes_NKF.shape[2])
     for place, why in chosen([-each for each in psnr]):
         sample = held_out.samples[indices[place]]
@@ -220,9 +221,9 @@ def _reading(voice: Voice, text: str, said: Speech) -> tuple[list[str], list[lis
     ids = talker.text_ids(text, voice.tokenizer)
     ids_BT, keep_BT = torch.tensor([ids], device=device), torch.ones(1, len(ids), dtype=torch.bool, device=device)
     frames = said.codes_KF.shape[1]
-    laid = talker.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
+    laid = talker.config.lay_out(said.codes_KF[None].to(device), torch.tensor([frames], device=device))
     with watched(talker.blocks) as weights:
-        talker(ids_BT, keep_BT, laid, hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
+        talker(ids_BT, keep_BT, before(laid), hidden_BTD=voice.think(ids_BT, keep_BT) if voice.think else None)
     looks = torch.stack([each[0].mean(0) for each in weights]).mean(0)[len(ids) : len(ids) + frames, : len(ids)]
     pieces = [voice.tokenizer.decode([each]) for each in ids] if talker.config.text_units == "bpe" and voice.tokenizer else list(text)
     return pieces, _rows(looks / looks.sum(1, keepdim=True).clamp(min=1e-9), 3)

@@ -22,7 +22,7 @@ from muomni.runtime import Runtime
 from muomni.tokens.alphabet import Alphabet, min_frames
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 
 LOOKED_AT = 64  # samples of a source of labels that are read back
 
@@ -154,15 +154,16 @@ def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Cod
 @torch.no_grad()
 def speech_ends(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime) -> dict[str, Fact]:
     """Share of utterances whose end alone, asked of the objective (on the run's device), has a loss."""
-    batch = TalkerBatch.of(items).to(run.device)
+    batch = collate(items, objective.talker.config).to(run.device)
+    assert batch.frames_B is not None
+    assert batch.code_labels_BKS is not None
     was_training = objective.training
     objective.eval()
     taught = 0
     for row, frames in enumerate(batch.frames_B.tolist()):
-        learned_BP = torch.zeros(len(items), batch.codes_BKF.shape[2] + 1, dtype=torch.bool, device=run.device)
-        learned_BP[row, frames] = True
-        alone = TalkerBatch(**{**vars(batch), "learned_BP": learned_BP})
-        taught += float(objective(alone)["book0"].total) > 0
+        labels_BKS = torch.full_like(batch.code_labels_BKS, IGNORE)
+        labels_BKS[row, 0, frames] = batch.code_labels_BKS[row, 0, frames]
+        taught += float(objective(dataclasses.replace(batch, code_labels_BKS=labels_BKS))["book0"].total) > 0
     objective.train(was_training)
     return {"ends_taught": Fact(taught / len(items), len(items))}
 

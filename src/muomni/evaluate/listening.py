@@ -20,21 +20,22 @@ from muomni.infer.transcribe import transcribe
 from muomni.media import griffin_lim
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.runtime import Runtime
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 
 
 @torch.inference_mode()
 def swap(objective: TalkerObjective, items: Sequence[TalkerItem], run: Runtime, *, batch_size: int = 16) -> dict[str, Fact]:
     """Does the text matter? Nats a code of held-out speech with its own text and with another of speech of like length, in pairs."""
     objective.eval()
+    config = objective.talker.config
     items = sorted(items, key=lambda item: item.codes_KF.shape[1])
     pairs = [(item, other) for place, item in enumerate(items) if (other := _other_text(items, place)) is not None]
     nats: dict[str, list[float]] = {"own": [], "other": []}
     for first in range(0, len(pairs), batch_size):
         some = pairs[first : first + batch_size]
         swapped = [replace(item, text_ids=other.text_ids, hidden_TD=other.hidden_TD) for item, other in some]
-        nats["own"] += objective.nats(TalkerBatch.of([item for item, _ in some]).to(run.device)).tolist()
-        nats["other"] += objective.nats(TalkerBatch.of(swapped).to(run.device)).tolist()
+        nats["own"] += objective.nats(collate([item for item, _ in some], config).to(run.device)).tolist()
+        nats["other"] += objective.nats(collate(swapped, config).to(run.device)).tolist()
     if not nats["own"]:
         return {}
     gaps, n = np.array(nats["other"]) - np.array(nats["own"]), len(nats["own"])

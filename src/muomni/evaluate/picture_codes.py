@@ -19,7 +19,7 @@ from muomni.models.image_codec import ImageCodec
 from muomni.train.objectives.image_codec import as_image
 
 BATCH = 32
-REPEATED = 64  # pictures that are coded again, one at a time and with another number of threads
+REPEATED = 16  # pictures that are coded again, one at a time and with another number of threads
 
 
 @torch.inference_mode()
@@ -35,7 +35,8 @@ def quality(
     indices, pixels = _readable(held_out, most)
     if not indices:
         return {}
-    image_N3HW = as_image(torch.from_numpy(np.stack(pixels))).to(device)
+    pixels_NHW3 = torch.from_numpy(np.stack(pixels))
+    image_N3HW = as_image(pixels_NHW3.to(device))
     codes_NKF = torch.cat([codec.encode(part) for part in torch.split(image_N3HW, BATCH)])
     rebuilt_N3HW = torch.cat([_shown(codec.decode(codes)) for codes in torch.split(codes_NKF, BATCH)])
     flat_N3HW = image_N3HW.mean((2, 3), keepdim=True).expand_as(image_N3HW)
@@ -48,7 +49,7 @@ def quality(
         **_use(codec, codes_NKF),
         **_repeats(codec, image_N3HW, codes_NKF, rebuilt_N3HW),
     }
-    rebuilt = (255 * rebuilt_N3HW).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    rebuilt = (255 * rebuilt_N3HW.cpu()).round().byte().permute(0, 2, 3, 1).numpy()
     facts |= _recognised(held_out, indices, pixels, list(rebuilt), checked_tasks)
     exhibits.pictures_rebuilt(album, held_out, indices, pixels, list(rebuilt), psnr_N.tolist(), codes_NKF, codec.codebook_size)
     return facts

@@ -262,7 +262,7 @@ def reach(bench: Bench) -> dict[str, Fact]:
     named = {name: p for name, p in bench.objective.named_parameters() if p.requires_grad}
     bench.objective.begin([bench.batch], 1)
     terms: dict[str, Term] = bench.objective(bench.batch)
-    reached = {name: _reached(term, named) for name, term in terms.items() if term.weight}
+    reached = {name: _reached(term, named) for name, term in terms.items() if term.weight and term.count}
     wanted = {name: bench.objective.teaches().get(name, ("*",)) for name in reached}
     lost = [
         f"{name} does not reach {pattern}"

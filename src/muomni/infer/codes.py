@@ -45,8 +45,8 @@ class Codes:
     """
 
     def __init__(self, talker: Talker, guard_B: Tensor, choose: Choose) -> None:
-        self.books, self.end, self.pad = talker.config.codebooks, talker.end, talker.pad
-        self.lags = list(range(self.books)) if talker.config.layout == "delay" else [0] * self.books
+        self.books, self.end, self.pad = talker.config.codebooks, talker.config.end, talker.config.pad
+        self.lags = talker.config.lags
         self.steps = int(guard_B.max()) + self.lags[-1]
         self.choose = choose
         self.legal = [None] * self.books

@@ -1,4 +1,4 @@
-"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, embed, logits."""
+"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, draw, embed, logits."""
 
 from __future__ import annotations
 
@@ -236,14 +236,26 @@ class Engine:
     def speak(
         self, texts: Sequence[str], *, voice: str | None = None, sampling: SamplingConfig = GREEDY, seed: int | None = None
     ) -> list[tuple[NDArray[np.float32], int]]:
-        """Speech of each text, (wave (S,) float32, rate in Hz).
+        """Speech of each text, (wave (S,) float32, rate in Hz): by a Talker, or where there is none by a token model.
 
         Takes   voice: the name of one of a Talker of several; None: the voice of nobody, a mean of all.
         Raises  DataError for a text without words; CheckpointError without a Talker; ConfigError for a voice that it does not have.
         """
+        if "talker" not in self.parts.stages and "rows" in self.parts.stages:
+            if voice is not None:
+                raise ConfigError(f"voice {voice}: a token model has no voices by name", hint="leave it out")
+            return self.parts.writer.speak(texts, _seeded(sampling, seed))
         mouth = self.parts.voice
         speakers = None if voice is None else [mouth.number(voice)] * len(texts)
         return [(said.wave_S, mouth.rate_hz) for said in mouth.speak(texts, sampling=_seeded(sampling, seed), speakers=speakers)]
+
+    def draw(self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None) -> list[NDArray[np.uint8]]:
+        """A picture (H, W, 3) uint8 of each text, written by a token model under its grammar.
+
+        Raises  DataError for a text without words; ContextError for one too long; CheckpointError without a token
+                model; TokenSpaceError for one without image tokens.
+        """
+        return self.parts.writer.draw(texts, _seeded(sampling, seed))
 
     @torch.no_grad()
     def embed(self, *, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None) -> Tensor:

@@ -9,6 +9,8 @@ from muomni.errors import CheckpointError
 
 SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
+WRITING = ("mmpt", "rows")  # stages that leave a token model: new rows, by reference to base and codecs; the last one first
+ROWS = "trainable_rows.json"
 VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
 # model_type in a folder's config.json -> the stage that ends in such a folder
 KINDS = {
@@ -39,8 +41,11 @@ def find(folder: Path | str) -> dict[str, Path]:
     for name in SEEING:
         if kind(folder / name / "final") == "omni":
             stages.setdefault("omni", folder / name / "final")
+    for name in WRITING:
+        if kind(folder / name / "final") == "rows":
+            stages.setdefault("rows", folder / name / "final")
     if not stages:
-        places = f"{folder.name}/{{{','.join((*answering, *SEEING))}}}/final"
+        places = f"{folder.name}/{{{','.join((*answering, *SEEING, *WRITING))}}}/final"
         raise CheckpointError(
             f"{folder}: holds no finished stage (expected {places}, a stage's final/, or one of these)",
             hint="train it: muomni run RECIPE",
@@ -52,6 +57,8 @@ def kind(folder: Path) -> str | None:
     """The stage whose `final/` this folder is, None where it is none."""
     if (folder / OMNI).is_file():
         return "omni"
+    if (folder / ROWS).is_file():
+        return "rows"
     try:
         content = files.read_json(folder / "config.json")
     except (OSError, ValueError):

@@ -101,7 +101,8 @@ class Text:
         (scores_BV,) = scores
         self.said = self.said or [[] for _ in scores_BV]
         if self.allowed is not None:
-            allowed_BV = self._of_legal(self.allowed(self.said).to(scores_BV.device))
+            all_BV = self.allowed(self.said)
+            allowed_BV = self._of_legal(all_BV.to(scores_BV.device))
             if not bool(allowed_BV.any(1).all()):
                 raise TokenRangeError(f"{self.name(step)}: no id is allowed in row {int(allowed_BV.any(1).int().argmin())}")
             scores_BV = scores_BV.masked_fill(~allowed_BV, -torch.inf)

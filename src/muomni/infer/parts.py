@@ -15,9 +15,10 @@ from muomni.errors import CheckpointError, ConfigError
 from muomni.infer import folders
 from muomni.infer.ctc import CharLM
 from muomni.infer.speech import Think, Voice, listen_to
+from muomni.infer.writer import MediaWriter
 from muomni.media.frames import PAD_S
 from muomni.media.mel import MelSpec
-from muomni.models import base, finite, integrity, lora, pretrained, store
+from muomni.models import base, finite, integrity, lora, pretrained, rows, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
 from muomni.models.eyes import Eyes
@@ -25,6 +26,7 @@ from muomni.models.omni import Omni
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import VisionEncoder
 from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.unified import UnifiedTokenizer
 
 
 class Parts:
@@ -216,6 +218,20 @@ class Parts:
         think = self._think(folder) if talker.config.condition_width else None
         names = store.extra_of(folder).get("voices", [])
         return Voice(talker, store.load(codec, self.device), tokenizer, think=think, names=names)
+
+    @cached_property
+    def writer(self) -> MediaWriter:
+        """The token model with its codecs: it draws, and speaks where it has audio tokens."""
+        folder = self.stage("rows", ability="draw, or speak by tokens")[1]
+        dtype = self._writing_format(folder)
+        model, tokenizer, note = rows.open_folder(folder, device=self.device, dtype=dtype)
+        codecs = rows.open_codecs(folder, device=self.device)
+        return MediaWriter(model, UnifiedTokenizer(tokenizer, model.space, codecs), note.longest)
+
+    def _writing_format(self, folder: Path) -> torch.dtype:
+        """The format of a token model's base."""
+        place = rows.base_of(folder)
+        return self.number_format(int(store.read_config(place).get("hidden_size", 0)), by_steps=True)
 
     def _think(self, folder: Path) -> Think:
         """The states of the Thinker's layer that the Talker in `folder` was trained with."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from muomni.errors import DataError, ShapeError
+from muomni.files import write_bytes
 from muomni.media import foreign
 
 if TYPE_CHECKING:
@@ -118,6 +119,18 @@ def to_pixels(array: NDArray[np.uint8] | Tensor) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
         raise ShapeError(f"to_pixels: expected uint8 (..., H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}")
     return pixels.movedim(-1, -3).float().div(127.5).sub(1.0).contiguous()
+
+
+def write(path: str | Path, pixels_HW3: NDArray[np.uint8]) -> None:
+    """Write a picture as a PNG file, whole or not at all.
+
+    Raises  ShapeError for other than (H, W, 3) uint8.
+    """
+    if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
+        raise ShapeError(f"image.write: expected pixels (H, W, 3) uint8, got {pixels_HW3.shape} {pixels_HW3.dtype}")
+    stream = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(stream, "PNG", optimize=True)
+    write_bytes(Path(path), stream.getvalue())
 
 
 def _bytes(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from muomni.tokens.codec import check_codes, check_media, digest_of, encode_by_l
 class ImageCodecConfig(BaseModel):
     """Sizes of the codec; the defaults turn 64 px into 8 x 8 tokens of 4^5 = 1,024 codes.
 
-    patch, fine_patch   pixels of a side that one token covers, and one cell of the finer grid, where edges are drawn
+    patch_size, fine_patch_size   pixels of a side that one token covers, and one cell of the finer grid, where edges are drawn
     width, fine_width   channels of the two grids; there are none at full resolution, where channels cost most
     blocks, fine_blocks residual blocks of each grid, on each side of the quantiser
     levels              of each dimension of a token's latent; their product is the number of codes
@@ -30,8 +30,8 @@ class ImageCodecConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int = Field(default=64, gt=0)
-    patch: int = Field(default=8, gt=0)
-    fine_patch: int = Field(default=4, gt=0)
+    patch_size: int = Field(default=8, gt=0)
+    fine_patch_size: int = Field(default=4, gt=0)
     width: int = Field(default=128, gt=0)
     fine_width: int = Field(default=48, gt=0)
     blocks: int = Field(default=1, ge=0)
@@ -40,10 +40,10 @@ class ImageCodecConfig(BaseModel):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
-        if self.patch % self.fine_patch:
-            raise ValueError(f"patch {self.patch} is no multiple of fine_patch {self.fine_patch}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.patch_size % self.fine_patch_size:
+            raise ValueError(f"patch_size {self.patch_size} is no multiple of fine_patch_size {self.fine_patch_size}")
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"levels: expected at least one dimension of at least 2 levels, got {list(self.levels)}")
         return self
@@ -51,7 +51,7 @@ class ImageCodecConfig(BaseModel):
     @property
     def side(self) -> int:
         """Tokens along an edge."""
-        return self.image_size // self.patch
+        return self.image_size // self.patch_size
 
     @property
     def tokens(self) -> int:
@@ -84,7 +84,7 @@ class Block(nn.Module):
 class ImageCodec(nn.Module):
     """Pictures <-> codes; satisfies `tokens.codec.Codec`. Training goes through `latents`, `quantiser` and `rebuild`.
 
-    Weights and pictures lie channels-last in memory, which is what a CPU's convolutions are fast in.
+    Activations lie channels-last in memory, which is what a CPU's convolutions are fast in.
     """
 
     model_type = "muomni_image_codec"
@@ -97,10 +97,10 @@ class ImageCodec(nn.Module):
     def __init__(self, config: ImageCodecConfig) -> None:
         super().__init__()
         self.config = config
-        width, fine, pixels = config.width, config.fine_width, 3 * config.fine_patch**2
-        fold = config.patch // config.fine_patch
+        width, fine, pixels = config.width, config.fine_width, 3 * config.fine_patch_size**2
+        fold = config.patch_size // config.fine_patch_size
         latent = len(config.levels)
-        self.patch = nn.Sequential(nn.PixelUnshuffle(config.fine_patch), _conv(pixels, fine))
+        self.patch = nn.Sequential(nn.PixelUnshuffle(config.fine_patch_size), _conv(pixels, fine))
         self.fine_encoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
         self.fold = nn.Sequential(nn.PixelUnshuffle(fold), _conv(fold**2 * fine, width, kernel=1))
         self.encoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)))
@@ -111,8 +111,7 @@ class ImageCodec(nn.Module):
         self.decoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)))
         self.unfold = nn.Sequential(_conv(width, fold**2 * fine, kernel=1), nn.PixelShuffle(fold))
         self.fine_decoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
-        self.to_pixels = nn.Sequential(_conv(fine, pixels), nn.PixelShuffle(config.fine_patch))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no stub for it
+        self.to_pixels = nn.Sequential(_conv(fine, pixels), nn.PixelShuffle(config.fine_patch_size))
 
     @property
     def codebook_size(self) -> int:

@@ -141,7 +141,7 @@ def base_of(decoder: Decoder) -> Decoder:
 def _rewired(decoder: Decoder, weight_of: Callable[[Any], Tensor]) -> Decoder:
     """A plain decoder whose wrapped projections have the weights that are told; all else is shared."""
     wrapped = {name: layer for name, layer in decoder.named_modules() if hasattr(layer, "base_layer")}
-    inside = tuple(f"{name}." for name in wrapped)
+    inside = ("grown_", *(f"{name}." for name in wrapped))  # new rows of a token space are no part of the decoder
     state = {name: tensor for name, tensor in decoder.state_dict().items() if not name.startswith(inside)}
     state |= {f"{name}.weight": weight_of(layer) for name, layer in wrapped.items()}
     with torch.device("meta"):

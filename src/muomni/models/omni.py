@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muomni.data.batch import Batch
+from muomni.data.batch import Media, MediaBatch
 from muomni.errors import ConfigError, ShapeError
 from muomni.media.modality import Array
 from muomni.models.audio_encoder import AudioEncoder
@@ -130,22 +130,6 @@ class Projectors(nn.Module):
                 nn.init.normal_(layer.weight, std=rms / math.sqrt(layer.in_features))
                 nn.init.zeros_(layer.bias)
         return self
-
-
-@dataclass(frozen=True)
-class MediaBatch(Batch):
-    """The media of one modality in a batch, in the order of their pads (row by row, left to right).
-
-    values_N   what the encoder takes, padded to the longest: pixels (N,3,H,W) uint8, natural-log mel (N,F,M)
-    lengths_N  how much of each is real (frames of mel); None: all of it
-    """
-
-    values_N: Tensor
-    lengths_N: Tensor | None = None
-
-
-Media = Mapping[str, MediaBatch]
-"""The media of a batch, by modality; those that no row has are absent."""
 
 
 class Omni(nn.Module):

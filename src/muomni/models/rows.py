@@ -93,8 +93,8 @@ class TokenModel(CausalLM):
         first = self.space.text_size
         for rows, table in ((self.new_embed, self.decoder.table.weight), (self.new_head, self.head.tables[0])):
             text = table[:first].float()
-            noise = torch.randn(rows.shape, generator=generator).to(rows.device)
-            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise)
+            noise_RD = torch.randn(rows.shape, generator=generator).to(rows.device)
+            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise_RD)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (B, T), or (B, K, T), int64 -> (B, T, D)."""
@@ -228,13 +228,25 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
         )
     if (note.row_start, note.row_end) != (new.start, new.stop):
         raise CheckpointError(f"{folder / NOTE}: expected rows {new.start}..{new.stop}, got {note.row_start}..{note.row_end}")
+    _fill(model, _read(folder), str(folder / ROWS))
+    return note
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
     try:
         with safe_open(folder / ROWS, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again") from error
-    _fill(model, tensors, str(folder / ROWS))
-    return note
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of the base of a folder of rows: within it, or found again and compared by its digest.
+
+    Raises  CheckpointError where it lies nowhere, or is another.
+    """
+    inside = Path(folder) / THINKER
+    return inside if inside.is_dir() else base.find(Note.read(folder).base, Path(folder))[1]
 
 
 def open_folder(
@@ -249,18 +261,33 @@ def open_folder(
             tokenizer is not the space's.
     """
     folder = Path(folder)
-    note, space = Note.read(folder), TokenSpace.load(folder)
-    place = folder / THINKER if (folder / THINKER).is_dir() else base.find(note.base, folder)[1]
+    space = TokenSpace.load(folder)
+    place = base_of(folder)
     tokenizer = pretrained.open_tokenizer(place)
     UnifiedTokenizer(tokenizer, space)  # refuses another tokenizer
     decoder = pretrained.open_decoder(place, device=device, dtype=dtype)
     if (folder / ADAPTER).is_dir():
         lora.load(decoder, folder / ADAPTER)
         decoder = lora.merged(decoder)
-    model = TokenModel(decoder, space).to(device).eval()
-    load_rows(model, folder, base_digest=pretrained.digest(place))
+    model = TokenModel(decoder, space).eval()
+    note = load_rows(model, folder, base_digest=pretrained.digest(place))
     finite.came_from(model, folder)
     return model, tokenizer, note
+
+
+def digest(folder: Path) -> str:
+    """sha256 that names a folder of rows: its rows, and on what they stand."""
+    folder = Path(folder)
+    return files.sha256_json([Note.read(folder).base.get("digest"), files.sha256_once(folder / ROWS), TokenSpace.load(folder).hash])
+
+
+def changed(model: TokenModel, folder: Path) -> list[str]:
+    """The new rows that are others in a folder than in the model.
+
+    Raises  CheckpointError where the folder's file is missing or torn.
+    """
+    tensors = _read(Path(folder))
+    return [name for name in NAMES if name not in tensors or not torch.equal(tensors[name], getattr(model, name).detach().float().cpu())]
 
 
 def open_codecs(folder: Path, *, device: torch.device | str = "cpu") -> list[Codec]:

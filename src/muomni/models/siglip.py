@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muomni import files
-from muomni.errors import CheckpointError, ConfigError, ShapeError
-from muomni.models import finite, store
+from muomni.errors import CheckpointError, ShapeError
+from muomni.models import finite, from_transformers, store
 from muomni.models.eyes import Eyes
 
 # model_type -> the class of its vision model. "siglip2" is the NaFlex one; SigLIP 2 of a fixed resolution calls itself "siglip".
@@ -67,34 +66,18 @@ class SiglipTower(Eyes):
         Raises  CheckpointError where the folder is torn, or lacks weights or holds some that are no numbers; ConfigError where the extra
                 `hf` is not installed.
         """
-        try:
-            import transformers
-        except ImportError as error:
-            raise ConfigError(f"{folder}: SigLIP needs transformers, which is not installed", hint="pip install 'muomni[hf]'") from error
         kind = store.read_config(folder).get("model_type")
         if kind not in CLASSES:
             raise CheckpointError(f"{folder}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}")
-        store.weight_files(folder)
-        try:
-            with _quiet():
-                network, report = getattr(transformers, CLASSES[kind]).from_pretrained(
-                    folder, dtype="auto" if dtype is None else dtype, output_loading_info=True, local_files_only=True
-                )
-        except Exception as error:  # safetensors and transformers raise kinds of their own, none of them ours
-            why = (str(error).strip() or repr(error)).splitlines()[0]
-            raise CheckpointError(f"{folder} can't be opened as {CLASSES[kind]}: {why}") from error
-        # transformers fills what a file lacks at random, and only warns.
-        if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
-            raise CheckpointError(f"{folder} does not fit {CLASSES[kind]}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
-        tower = cls(network, _processor(folder)).to(device).eval()
-        finite.demand_weights(network.state_dict(), folder)
+        network = from_transformers.open_network(folder, CLASSES[kind], "SigLIP", device=device, dtype=dtype)
+        tower = cls(network, _processor(folder)).eval()
         finite.came_from(tower, folder)
         return tower
 
     def save(self, folder: Path) -> None:
         """Write the vision model and its processor, so that transformers and `open` open them."""
         network: Any = self.network
-        with _quiet():
+        with from_transformers.quiet():
             network.save_pretrained(folder)
         kind = "Siglip2ImageProcessor" if self.is_naflex else "SiglipImageProcessor"
         edges = {"height": self.image_size, "width": self.image_size}
@@ -139,20 +122,3 @@ def _processor(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / PROCESSOR} is not JSON: {error}") from error
     return {name: value for name, value in content.items() if value is not None}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no table of the text weights that a vision model rightly leaves unread."""
-    from transformers import utils
-
-    logging: Any = utils.logging
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -306,8 +307,13 @@ def check(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
 
 def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
     """sha256 over names, dtypes, shapes and bytes of all parameters (and buffers), in the order of their names."""
+    return digest_of_all(dict(module.named_parameters()) if parameters_only else module.state_dict())
+
+
+def digest_of_all(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names."""
     whole = hashlib.sha256()
-    for name, tensor in sorted(dict(module.named_parameters()).items() if parameters_only else module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         whole.update(_bytes(tensor))
     return whole.hexdigest()

@@ -16,7 +16,7 @@ from muomni.models.pace import Pace
 from muomni.nn import masks, rope
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
-from muomni.nn.head import BookHeads
+from muomni.nn.head import IGNORE, BookHeads
 from muomni.nn.norm import RMSNorm
 from muomni.tokens import grid
 from muomni.tokens.alphabet import Alphabet
@@ -47,6 +47,49 @@ class TalkerConfig(BaseModel):
     speaker_dropout: float = Field(default=0.1, ge=0, lt=1)  # training rows whose voice is not told: they teach the voice of nobody
     code_noise: float = Field(default=0.1, ge=0, lt=1)  # input codes replaced by random ones in training
     guard_frames_per_token: int = Field(default=30, ge=1)  # upper guard only: the learned end symbol decides
+
+    @property
+    def end(self) -> int:
+        """The symbol of book 0 that says the speech is over."""
+        return self.codebook_size
+
+    @property
+    def pad(self) -> int:
+        """The input symbol where a delayed book has not begun, or is over."""
+        return self.codebook_size + 1
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """Steps by which each book starts late."""
+        return tuple(range(self.codebooks)) if self.layout == "delay" else (0,) * self.codebooks
+
+    @property
+    def tail(self) -> int:
+        """Steps that a grid has more than frames: room for the end symbol and for the delay."""
+        return max(1, self.lags[-1])
+
+    def lay_out(self, codes_BKF: Tensor, frames_B: Tensor) -> Tensor:
+        """Grid (B, K, F + tail) of codes, with `end` in book 0 and `pad` elsewhere: what the steps say, and then read.
+
+        Raises  ShapeError on another number of books; TokenRangeError for a code outside its book.
+        """
+        books, entries = self.codebooks, self.codebook_size
+        if codes_BKF.dim() != 3 or codes_BKF.shape[1] != books:
+            raise ShapeError(f"codes: expected (B, {books}, F), got {tuple(codes_BKF.shape)}")
+        length = codes_BKF.shape[-1]
+        real_BF = torch.arange(length, device=codes_BKF.device) < frames_B[:, None]
+        codes_BKF = codes_BKF.masked_fill(~real_BF[:, None], self.pad)
+        if bool(((codes_BKF < 0) | (codes_BKF >= entries)).logical_and(real_BF[:, None]).any()):
+            raise TokenRangeError(f"codes: expected 0 to {entries - 1} in every real frame")
+        laid = grid.delay(codes_BKF, self.pad) if self.layout == "delay" else codes_BKF
+        laid = nn.functional.pad(laid, (0, length + self.tail - laid.shape[-1]), value=self.pad)
+        laid[torch.arange(len(laid), device=laid.device), 0, frames_B] = self.end
+        return laid
+
+    def said(self, grid_BKS: Tensor) -> Tensor:
+        """The labels of a laid-out grid: its codes, and `end` in book 0; -100 elsewhere."""
+        sizes_K1 = torch.tensor([[self.codebook_size + (book == 0)] for book in range(self.codebooks)])
+        return grid_BKS.masked_fill(grid_BKS >= sizes_K1.to(grid_BKS.device), IGNORE)
 
 
 class SpeechCache(KVCache):
@@ -102,21 +145,6 @@ class Talker(CausalLM):
         """A stream a book."""
         return self.heads
 
-    @property
-    def end(self) -> int:
-        """The symbol of book 0 that says the speech is over."""
-        return self.config.codebook_size
-
-    @property
-    def pad(self) -> int:
-        """The input symbol where a delayed book has not begun, or is over."""
-        return self.config.codebook_size + 1
-
-    @property
-    def tail(self) -> int:
-        """Steps that a grid has more than frames: room for the end symbol and for the delay."""
-        return max(1, self.config.codebooks - 1) if self.config.layout == "delay" else 1
-
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Hold what every step reads (blocks, last norm, heads) in a number format; embeddings and places in time stay in float32."""
         for part in (self.blocks, self.norm, self.heads):
@@ -137,24 +165,6 @@ class Talker(CausalLM):
         if tokenizer is None:
             raise ConfigError("talker: this one reads BPE tokens, so it needs the tokenizer that it was trained with")
         return tokenizer.encode(f" {text}")
-
-    def lay_out(self, codes_BKF: Tensor, frames_B: Tensor) -> Tensor:
-        """Grid (B, K, F + tail) of codes, with `end` in book 0 and `pad` elsewhere: what the steps have to say, and then are told.
-
-        Raises  ShapeError on another number of books; TokenRangeError for a code outside its book.
-        """
-        books, entries = self.config.codebooks, self.config.codebook_size
-        if codes_BKF.dim() != 3 or codes_BKF.shape[1] != books:
-            raise ShapeError(f"codes: expected (B, {books}, F), got {tuple(codes_BKF.shape)}")
-        length = codes_BKF.shape[-1]
-        real_BF = torch.arange(length, device=codes_BKF.device) < frames_B[:, None]
-        codes_BKF = codes_BKF.masked_fill(~real_BF[:, None], self.pad)
-        if bool(((codes_BKF < 0) | (codes_BKF >= entries)).logical_and(real_BF[:, None]).any()):
-            raise TokenRangeError(f"codes: expected 0 to {entries - 1} in every real frame")
-        laid = grid.delay(codes_BKF, self.pad) if self.config.layout == "delay" else codes_BKF
-        laid = nn.functional.pad(laid, (0, length + self.tail - laid.shape[-1]), value=self.pad)
-        laid[torch.arange(len(laid), device=laid.device), 0, frames_B] = self.end
-        return laid
 
     def read(self, text_ids_BT: Tensor, keep_BT: Tensor, hidden_BTD: Tensor | None = None, speaker_B: Tensor | None = None) -> Tensor:
         """Embeddings (B, T + 1, D) of the text and the start vector.
@@ -203,9 +213,9 @@ class Talker(CausalLM):
         hidden_BTD: Tensor | None = None,
         speaker_B: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, S, D) of all steps of a laid-out grid, teacher-forced: state s has heard steps < s. The head reads them."""
-        text, steps = text_ids_BT.shape[1], grid_BKS.shape[-1]
-        x_BTD = torch.cat((self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B), self.embed(grid_BKS[..., :-1])), 1)
+        """Hidden states (B, S+1, D) of the start and of S steps of a laid-out grid: state s has read steps < s."""
+        text, steps = text_ids_BT.shape[1], grid_BKS.shape[-1] + 1
+        x_BTD = torch.cat((self.read(text_ids_BT, keep_BT, hidden_BTD, speaker_B), self.embed(grid_BKS)), 1)
         at_BT = self._places(self.pace.positions(text_ids_BT, keep_BT), steps)
         return self._through(self.dropout(x_BTD), at_BT, text, mask=self._mask(keep_BT, steps))
 

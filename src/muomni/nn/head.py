@@ -56,11 +56,12 @@ class Head(nn.Module):
         out: Nats = self(h, stream, labels, legal=legal)
         return out
 
-    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0) -> tuple[Tensor, Tensor]:
+    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0, legal: Ranges | None = None) -> tuple[Tensor, Tensor]:
         """The nats (N,) float32 of each label, and its row (N,); it holds the scores of all labelled places."""
         rows_N, places_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
-        scores_NV = self.logits(h_BTD[rows_N, places_N], stream).float()
-        return F.cross_entropy(scores_NV, labels_BT[rows_N, places_N], reduction="none"), rows_N
+        scores_NV = self.logits(h_BTD[rows_N, places_N], stream, legal).float()
+        wanted_N = columns(labels_BT[rows_N, places_N], legal)
+        return F.cross_entropy(scores_NV, wanted_N, reduction="none"), rows_N
 
     def forward(
         self,
@@ -170,6 +171,14 @@ def rows_of(tables: Sequence[Tensor], legal: Ranges | None) -> list[Tensor]:
         for start, table in zip(starts, tables):
             parts.append(table[max(0, each.start - start) : max(0, each.stop - start)])
     return [part for part in parts if len(part)]
+
+
+def is_in(ids: Tensor, ranges: Ranges) -> Tensor:
+    """bool, True = an id of these ranges."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for each in ranges:
+        found |= (ids >= each.start) & (ids < each.stop)
+    return found
 
 
 def columns(labels_N: Tensor, legal: Ranges | None) -> Tensor:

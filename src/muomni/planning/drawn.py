@@ -27,7 +27,8 @@ from muomni.stages.recipe import Recipe
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
-from muomni.train.objectives.language import NextToken, targets
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import targets
 from muomni.train.step import update
 
 ROWS = (1, 2)  # of the largest batch, through which a line is drawn to all

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from muomni import runtime
+from muomni.data.batch import SequenceBatch
 from muomni.errors import DataError
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
@@ -30,8 +31,9 @@ from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
 from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
-from muomni.train.objectives.language import LanguageBatch, NextToken, targets
-from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import targets
+from muomni.train.objectives.talker import TalkerObjective
 
 FIRST_BATCHES = 64  # that are looked through for one with a readable sample
 
@@ -129,7 +131,7 @@ def _any(watch: Watch, objective: Objective, batch: Any, dataset: Any) -> After:
     return lambda: None
 
 
-def _language(watch: Watch, objective: NextToken, batch: LanguageBatch, dataset: Any) -> After:
+def _language(watch: Watch, objective: NextToken, batch: SequenceBatch, dataset: Any) -> After:
     trunk, omni, media = objective.trunk, objective.omni, batch.media
     assert isinstance(trunk, Decoder)
     watch.add(
@@ -229,8 +231,8 @@ def _image_codec(watch: Watch, objective: ImageCodecObjective, batch: ImageCodec
     config, side = codec.config, codec.config.side
     levels = " x ".join(map(str, config.levels))
     watch.add("pixels", batch.pixels_BHW3.shape, "bytes, as they were read and changed")
-    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch} x {config.fine_patch} pixels")
-    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch} x {config.patch} pixels")
+    watch.out_of(codec.patch, "fine grid", f"a cell for {config.fine_patch_size} x {config.fine_patch_size} pixels")
+    watch.out_of(codec.fold, "token grid", f"{side} x {side} tokens, each of {config.patch_size} x {config.patch_size} pixels")
     watch.out_of(codec.to_latent, "latents", f"after {config.blocks} blocks")
     told = f"of {codec.codebook_size}: each latent at the nearest of its levels, {levels}"
     watch.out_of(codec.quantiser, "codes", told, lambda made: made.codes_BT)
@@ -240,16 +242,17 @@ def _image_codec(watch: Watch, objective: ImageCodecObjective, batch: ImageCodec
     return lambda: None
 
 
-def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any) -> After:
+def _talker(watch: Watch, objective: TalkerObjective, batch: SequenceBatch, _: Any) -> After:
     talker = objective.talker
     config = talker.config
-    books, laid_BKS = config.codebooks, talker.lay_out(batch.codes_BKF, batch.frames_B)
-    rows, _, steps = laid_BKS.shape
+    labels_BKS = batch.code_labels_BKS
+    assert labels_BKS is not None
+    rows, books, steps = labels_BKS.shape
     lag = "each book a frame after the one before it" if config.layout == "delay" and books > 1 else "all books in one step"
-    watch.add("text ids", batch.text_ids_BT.shape, "what is said, padded")
+    watch.add("text ids", batch.ids_BT.shape, "what is said, padded")
     if batch.hidden_BTD is not None:
         watch.add("Thinker's states", batch.hidden_BTD.shape, "how its middle layer understands these tokens")
-    watch.add("codes", batch.codes_BKF.transpose(1, 2).shape, f"of the speech, by the codec: frames x {books} codebooks")
+    watch.add("codes", (rows, batch.length, books), f"of the speech, by the codec: frames x {books} codebooks")
     watch.add("targets", (rows, steps, books), f"laid out in steps, {lag}; book 1 also says the end")
     told = f"what stood one step before (first the start vector); of 100 codes {100 * config.code_noise:g} are random"
     watch.fixed(talker.tables[0], "previous codes", (rows, steps, books), told)
@@ -261,7 +264,7 @@ def _talker(watch: Watch, objective: TalkerObjective, batch: TalkerBatch, _: Any
 
     def after() -> None:
         for book in range(books):
-            said = laid_BKS[:, book] < config.codebook_size + (book == 0)
+            said = labels_BKS[:, book] != IGNORE
             classes = config.codebook_size + (book == 0)
             end = " and the end" if book == 0 else ""
             meaning = f"{config.codebook_size} codes{end} at every step; {int(said.sum())} of {said.numel()} steps have something to say"

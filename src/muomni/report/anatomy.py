@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muomni.data.batch import SequenceBatch
 from muomni.media import griffin_lim
 from muomni.media.modality import MODALITIES
 from muomni.models.codec import Codec
@@ -27,8 +28,9 @@ from muomni.train.objectives.codec import CodecBatch, CodecObjective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
 from muomni.train.objectives.ctc import Hearing, HearingBatch
 from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjective
-from muomni.train.objectives.language import LanguageBatch, NextToken, targets
-from muomni.train.objectives.talker import TalkerBatch, TalkerObjective
+from muomni.train.objectives.language import NextToken
+from muomni.train.objectives.symbols import before, targets
+from muomni.train.objectives.talker import TalkerObjective
 
 Blocks = list[tuple[str, Html]]
 SHOWN = 200  # characters of a value that is no tensor
@@ -72,7 +74,7 @@ def mel(mel_FM: Tensor, caption: str) -> Html:
 @torch.no_grad()
 def _language(subject: Subject) -> Blocks:
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
-    assert isinstance(batch, LanguageBatch)
+    assert isinstance(batch, SequenceBatch)
     assert tokenizer is not None
     ids = batch.ids_BT[0].tolist()
     wanted = [IGNORE, *targets(batch)[0].tolist()]
@@ -266,29 +268,30 @@ def _image_codec(subject: Subject) -> Blocks:
     return [
         *out,
         ("Rebuilt from the codes", _pixels(rebuilt_3HW)),
-        (f"{codec.config.tokens} codes, one each {codec.config.patch} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
+        (f"{codec.config.tokens} codes, one each {codec.config.patch_size} px", join(lanes.table(rows), h("p", told, cls="quiet"))),
     ]
 
 
 @torch.no_grad()
 def _talker(subject: Subject) -> Blocks:
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
-    assert isinstance(batch, TalkerBatch)
+    assert isinstance(batch, SequenceBatch)
+    assert batch.codes_BKS is not None
     assert isinstance(objective, TalkerObjective)
     talker = objective.talker
-    ids = batch.text_ids_BT[0].tolist()
+    ids = batch.ids_BT[0].tolist()
     letters = talker.config.text_units == "char"
     pieces = [Alphabet().decode([each]) if letters or tokenizer is None else lanes.piece(tokenizer, each) for each in ids]
-    times = talker.pace.positions(batch.text_ids_BT, batch.text_keep_BT)[0].tolist()
+    times = talker.pace.positions(batch.ids_BT, batch.is_real_BT)[0].tolist()
     text_rows = [
         ("piece", [Cell(each, "piece role-user") for each in pieces]),
         ("id", [Cell(str(each), "masked") for each in ids]),
         ("at frame", [Cell(f"{each:.1f}", tip="the middle of the time in which it is likely spoken") for each in times]),
     ]
-    grid_BKS = talker.lay_out(batch.codes_BKF, batch.frames_B)
+    grid_BKS = batch.codes_BKS
     steps = grid_BKS.shape[-1]
-    named = {talker.end: "end", talker.pad: "·"}
-    states = talker(batch.text_ids_BT, batch.text_keep_BT, grid_BKS, hidden_BTD=batch.hidden_BTD) if subject.is_trained else None
+    named = {talker.config.end: "end", talker.config.pad: "·"}
+    states = talker(batch.ids_BT, batch.is_real_BT, before(grid_BKS), hidden_BTD=batch.hidden_BTD) if subject.is_trained else None
     rows: list[tuple[str, list[Cell]]] = [("step", [Cell(str(step), "masked") for step in range(steps)])]
     nats: list[float] = []
     for book in range(talker.config.codebooks):
@@ -316,10 +319,9 @@ def _talker(subject: Subject) -> Blocks:
 
 
 KINDS: dict[type, Any] = {
-    LanguageBatch: _language,
+    SequenceBatch: lambda subject: (_language if subject.batch.codes_BKS is None else _talker)(subject),
     HearingBatch: _hearing,
     VisionBatch: _vision,
     CodecBatch: _codec,
     ImageCodecBatch: _image_codec,
-    TalkerBatch: _talker,
 }

@@ -22,8 +22,9 @@ from muomni.evaluate.facts import Fact
 from muomni.models import omni, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.models.talker import Talker
+from muomni.models.talker import TalkerConfig
 from muomni.nn import masks
+from muomni.nn.fsq import FiniteScalarQuantiser, Scalars
 from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import one
 from muomni.stages import talker as talker_stage
@@ -33,7 +34,7 @@ from muomni.tokens.chat import IGNORE
 from muomni.train import loop, optim, step
 from muomni.train.average import Average
 from muomni.train.objective import Term
-from muomni.train.objectives import ctc, language
+from muomni.train.objectives import ctc, symbols
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.talker import TalkerItem, TalkerObjective
 
@@ -63,12 +64,12 @@ class Mutant:
 
 def no_shift() -> AbstractContextManager[Any]:
     """Each position is asked for its own token: copying is enough."""
-    return patch.object(language, "targets", lambda batch: batch.labels_BT[:, :-1])
+    return patch.object(symbols, "targets", lambda batch: batch.labels_BT[:, :-1])
 
 
 def double_shift() -> AbstractContextManager[Any]:
     """Data and objective both shift: each position is asked for the token after the next."""
-    return patch.object(language, "targets", lambda batch: F.pad(batch.labels_BT[:, 2:], (0, 1), value=IGNORE))
+    return patch.object(symbols, "targets", lambda batch: F.pad(batch.labels_BT[:, 2:], (0, 1), value=IGNORE))
 
 
 def no_causal_mask() -> AbstractContextManager[Any]:
@@ -149,13 +150,13 @@ def _labels(change: Callable[[chat.Rendered], list[int]]) -> Iterator[None]:
 
 def no_end_of_speech() -> AbstractContextManager[Any]:
     """Where speech is over, nothing is to be said."""
-    true = Talker.lay_out
+    true = TalkerConfig.lay_out
 
-    def lay_out(self: Talker, *args: Any) -> torch.Tensor:
+    def lay_out(self: TalkerConfig, *args: Any) -> torch.Tensor:
         laid = true(self, *args)
         return laid.masked_fill(laid == self.end, self.pad)
 
-    return patch.object(Talker, "lay_out", lay_out)
+    return patch.object(TalkerConfig, "lay_out", lay_out)
 
 
 def cut_quantiser() -> AbstractContextManager[Any]:
@@ -167,6 +168,17 @@ def cut_quantiser() -> AbstractContextManager[Any]:
         return replace(out, vectors_BTD=out.vectors_BTD.detach())
 
     return patch.object(ResidualVQ, "forward", forward)
+
+
+def cut_scalars() -> AbstractContextManager[Any]:
+    """What leaves the scalar quantiser carries no gradient back: values are rounded, and not passed straight through."""
+    true = FiniteScalarQuantiser.forward
+
+    def forward(self: FiniteScalarQuantiser, *args: Any) -> Scalars:
+        out = true(self, *args)
+        return out._replace(values_BTD=out.values_BTD.detach())
+
+    return patch.object(FiniteScalarQuantiser, "forward", forward)
 
 
 def still_codebooks() -> AbstractContextManager[Any]:
@@ -474,4 +486,5 @@ MUTANTS = (
         ((guesses_for_answers, "above_question"), (four_lucky_answers, "above_question")),
         how="judged",
     ),
+    Mutant(28, "scalar quantiser without its straight-through gradient", "image_codec", ((cut_scalars, "gradient_reach"),)),
 )

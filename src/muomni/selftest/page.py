@@ -52,6 +52,7 @@ WHEN = {
     "ema_decay": "a moving average (`ema_decay`)",
     "num_negatives": "changed captions",
     "probe_data": "probe data",
+    "checked_tasks": "tasks named by `checked_tasks`",
     "exact_match_tasks": "tasks named by `exact_match_tasks`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",

@@ -105,7 +105,7 @@ STAGE = Stage(
         Gate(
             "structure",
             "ssim",
-            "edges and surfaces are not where they were: train longer, wider model, smaller patch",
+            "edges and surfaces are not where they were: train longer, wider model, smaller patch_size",
             above_floor=0.05,
             source="chosen; floor: the mean colour of each picture",
         ),

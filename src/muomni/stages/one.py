@@ -490,7 +490,7 @@ def _gap(built: Training[Any], fitted: Fitted) -> dict[str, Fact]:
 
 def _saved(built: Training[Any], folder: Path) -> Fact:
     """How many tensors of the networks are others in a folder than in memory."""
-    wrong = [f"{place}/{name}" for place, network in built.networks.items() for name in store.changed(network, folder / place)]
+    wrong = built.changed(folder)
     return Fact(float(len(wrong)), len(built.networks), note=", ".join(wrong[:4]))
 
 

@@ -32,7 +32,7 @@ class World(Strict):
     """The toy world that a recipe makes for itself; its sources then start with `{world}/`."""
 
     seed: int = Field(1, ge=0)
-    size: Literal["tiny", "small", "quick", "full"] = "quick"
+    size: Literal["tiny", "small", "tokens", "quick", "full"] = "quick"
 
 
 class Header(Strict):

@@ -9,7 +9,7 @@ from muomni import plugins
 from muomni.errors import ConfigError
 from muomni.stages.stage import BoardRow, Stage
 
-OURS = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct")
+OURS = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni", "align", "sweep", "instruct")
 GROUP = "muomni.stages"  # of entry points: `NAME = "package.module:STAGE"`
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from muomni import runtime
-from muomni.data import cache, readers, uses
+from muomni.data import ahead, cache, indexed, readers, uses
 from muomni.data.loader import Dataset, Loader
 from muomni.data.order import Order, tempered
 from muomni.data.quarantine import Quarantine
@@ -153,7 +153,7 @@ class Inputs:
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
         quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        found = readers.load(
+        found = ahead.load(
             settings.data,
             base=self.base,
             val_split=settings.val_split,
@@ -225,6 +225,10 @@ class Training(ABC, Generic[S]):
     @abstractmethod
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Facts on held-out data; only the main rank asks. What was measured on goes into the album."""
+
+    def changed(self, folder: Path) -> list[str]:
+        """Tensors of what `save` writes that are others in a folder than in memory."""
+        return [f"{place}/{name}" for place, network in self.networks.items() for name in store.changed(network, folder / place)]
 
     @property
     def export(self) -> Export:
@@ -313,6 +317,7 @@ class Entry:
         return (*thresholds.SOUND, *self.stage.gates, *demanded(self.settings.extra_gates))
 
 
+@indexed.seldom_collected()
 def build(
     stage: Stage,
     settings: StageSettings,

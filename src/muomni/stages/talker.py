@@ -39,7 +39,7 @@ from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loader
 from muomni.tokens.alphabet import Alphabet
 from muomni.tokens.bpe import Tokenizer
 from muomni.train.loop import Fitted
-from muomni.train.objectives.talker import TalkerBatch, TalkerItem, TalkerObjective
+from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
@@ -130,7 +130,7 @@ class TalkerTraining(Training[TalkerSettings]):
         if cache == shared_cache():
             thin_out(cache, most_bytes())
         order: Any = {"weights": corpus.weights, "lengths": Coded.lengths}
-        return loaders(self.coded, self.held_out, TalkerBatch.of, self.settings, **order)
+        return loaders(self.coded, self.held_out, partial(collate, config=self.talker.config), self.settings, **order)
 
     def _coded(self, samples: Sequence[Sample], key: list[Any]) -> Coded:
         speaker = partial(_number, {name: number for number, name in enumerate(self.voices)}) if self.voices else None

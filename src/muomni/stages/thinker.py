@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from muomni.data import indexed, readers
+from muomni.data.batch import SequenceBatch
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.loader import Loader
 from muomni.data.quarantine import Quarantine
@@ -32,7 +33,8 @@ from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
 from muomni.train.loop import Fitted
 from muomni.train.objective import perplexity
-from muomni.train.objectives.language import LanguageBatch, NextToken, collate_rows, targets
+from muomni.train.objectives.language import NextToken, collate_rows
+from muomni.train.objectives.symbols import targets
 
 
 class ThinkerSettings(StageSettings):
@@ -133,7 +135,7 @@ class ThinkerTraining(Training[ThinkerSettings]):
         }
 
 
-def _experts(objective: NextToken, batches: Sequence[LanguageBatch], inputs: Inputs) -> dict[str, Fact]:
+def _experts(objective: NextToken, batches: Sequence[SequenceBatch], inputs: Inputs) -> dict[str, Fact]:
     """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a token goes through."""
     objective.eval()
     on_device = [batch.to(inputs.run.device) for batch in batches]

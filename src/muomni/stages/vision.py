@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from muomni.data import indexed
 from muomni.data.batch import right_padded
 from muomni.data.loader import Loader
 from muomni.data.pictures import Captioned, PictureAugment, Pictures
@@ -169,7 +170,10 @@ class VisionTraining(Training[VisionSettings]):
 
 def _texts(corpus: Corpus) -> Iterator[str]:
     """The captions that the vocabulary learns from, false ones too."""
-    return (caption for sample in corpus.train for caption in (sample.answer, *(n.text for n in sample.negatives)))
+    for row in indexed.rows(corpus.train):
+        said = next((turn["content"] for turn in reversed(row["messages"]) if turn["role"] == "assistant"), "")
+        yield said if isinstance(said, str) else "".join([part["text"] for part in said if part["type"] == "text"])
+        yield from [false["text"] for false in row["negatives"]]
 
 
 def assume(settings: VisionSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:

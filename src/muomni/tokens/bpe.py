@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -21,6 +22,9 @@ from muomni.tokens.marks import OWN, SPECIAL, Marks, Medium
 
 NUM_BYTES = 256
 TEXTS_AT_ONCE = 1024
+LETTERS_HELD = 1 << 19  # of words whose ids are remembered: some 10 MB
+# Where ByteLevel cuts ASCII texts; each piece alone is cut nowhere. Source: GPT-2's pattern, as tokenizers has it.
+WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 # What `chat.render` writes, for those who open the tokenizer with transformers.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -57,6 +61,8 @@ class Tokenizer:
         # One more than the highest id: a vocabulary of others may have holes.
         self.num_ids: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
         self.digest: str = files.sha256_json(json.loads(library.to_str()))
+        self._ids: dict[str, list[int]] = {}  # of words
+        self._held = 0  # their letters
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -164,7 +170,22 @@ class Tokenizer:
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in one call of the library."""
+        """`encode` of each text; words of ASCII texts are looked up among those that were encoded before."""
+        split = [WORD.findall(text) if self.is_own and text.isascii() else None for text in texts]
+        known = self._ids  # another thread may begin a new one
+        new = [*{word for words in split if words is not None for word in words}.difference(known)]
+        whole = [text for text, words in zip(texts, split) if words is None]
+        encoded = self.encode_whole([*new, *whole])
+        known.update(zip(new, encoded))
+        others = iter(encoded[len(new) :])
+        ids = [next(others) if words is None else [one for word in words for one in known[word]] for words in split]
+        self._held += sum(map(len, new))
+        if self._held > LETTERS_HELD:
+            self._ids, self._held = {}, 0
+        return ids
+
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in one call of the library and without what it knows already."""
         try:
             return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:

@@ -84,6 +84,17 @@ class Grammar:
             return _only(self.end)
         return self.books[stream] if unit < end else _only(self.pad)
 
+    def reach(self, stream: int) -> Legal:
+        """All ids that may stand anywhere in a stream, in ascending order."""
+        if self.lags is None:
+            return union([*self.books, _only(self.start), _only(self.end)])
+        own = [self.books[stream], _only(self.pad)]
+        return union([*own, _only(self.start), _only(self.end)] if stream == 0 else own)
+
+    def end_of(self, step: int) -> int:
+        """The units after which a span ended whose end token stands in a step of stream 0."""
+        return (step - 1) // len(self.books) if self.lags is None else step - 1
+
     def _at_border(self, unit: int) -> Legal:
         """Where a unit begins or the span ends."""
         if unit >= self.most:
@@ -118,7 +129,7 @@ class Grammar:
                 if not contains(self.legal(step, stream, end), token):
                     return step
                 if stream == 0 and token == self.end and end is None:
-                    end = (step - 1) // len(self.books) if self.lags is None else step - 1
+                    end = self.end_of(step)
         is_whole = end is not None and rows_ST.shape[1] == self.length(end)
         return None if is_whole else rows_ST.shape[1]
 

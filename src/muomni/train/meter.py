@@ -37,8 +37,8 @@ class Meter:
     ) -> None:
         self.objective, self.run, self.clock, self.counts = objective, run, clock, counts
         self.reckoner = reckoner or UpdateFlops()
-        self.peak = flops.peak(run)
         if run.device.type == "cuda":
+            flops.peak(run)  # here, for its memory; on a CPU when the first rate is told: the first step need not wait
             torch.cuda.reset_peak_memory_stats(run.device)  # what came before is not this stage's
         self.is_counted = False
         self._clear()
@@ -85,9 +85,10 @@ class Meter:
         """
         total_s = self.busy_s + self.waited_s
         arithmetic = sum(self.reckoner.of(sizes) for sizes in self.sizes)
-        if total_s and arithmetic > self.peak * total_s:  # the machine was busy when its peak was measured
-            self.peak = flops.peak(self.run, again=True)
-        mine = {**self.contents, "seconds": total_s, "waited": self.waited_s, "flops": arithmetic, "possible": self.peak * total_s}
+        peak = flops.peak(self.run) if total_s else 0.0
+        if total_s and arithmetic > peak * total_s:  # the machine was busy when its peak was measured
+            peak = flops.peak(self.run, again=True)
+        mine = {**self.contents, "seconds": total_s, "waited": self.waited_s, "flops": arithmetic, "possible": peak * total_s}
         steps = len(self.sizes)
         self._clear()
         summed = distributed.sum_counts(mine, self.run)

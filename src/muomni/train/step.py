@@ -99,7 +99,8 @@ def update(
     numbers = torch.stack([norm.float(), *(totals[name] for name in names)]).tolist()
     grad_norm, sums = numbers[0], dict(zip(names, numbers[1:], strict=True))
     sums = sum_counts(sums, runtime)
-    losses = {name: sums[name] / max(1, counts.get(name, 1)) for name in sums}
+    # A term without targets in this update has no mean.
+    losses = {name: total / counts.get(name, 1) for name, total in sums.items() if counts.get(name, 1)}
     losses["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
     is_overflow = scaler.is_enabled() and not math.isfinite(grad_norm) and not unsafe(losses["loss"], 0.0, 1.0)
     overflowed = is_overflow and scaler.get_scale() > 1.0  # asked for late: it waits for the device

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from muomni.data.media_pool import follow_parent
+from muomni.data.media_pool import end_with
 from muomni.errors import ConfigError, MuomniError, UserError
 
 J = TypeVar("J")
@@ -72,7 +72,7 @@ _work: Work | None = None
 
 def _begin(parent: int, work: bytes) -> None:
     global _work
-    follow_parent(parent)
+    end_with(parent)
     _work = pickle.loads(work)
 
 

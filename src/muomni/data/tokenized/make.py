@@ -4,6 +4,7 @@ that a kill costs a shard."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,16 +150,59 @@ def shard(
 ) -> dict[str, Any]:
     """Make a set of shards, or finish one; what `index.json` of the set says.
 
-    The bytes of the set depend on the samples, the token space, the settings and this build alone, not on
-    engine, processes, kills in
-    between or the time. A shard that is finished is not made again.
+    The bytes of the set depend on the samples, the token space, the settings and this build alone, not on engine,
+    processes, kills in between or the time. A shard that is finished is not made again.
 
-    Takes   tokens: see `Work`; base: the folder that sources are relative to; engine: local, or ray (extra
-            `scale`).
-    Raises  DataError: leak_group and others (what stands on both sides), duplicate_id, quarantine (too many
-            unreadable samples);
-            ConfigError: the folder holds shards made of something else; UserError: no room, a worker that
-            died.
+    Takes   tokens: see `Work`; base: the folder that sources are relative to; engine: local, or ray (extra `scale`).
+    Raises  DataError: leak_group and others (what stands on both sides), duplicate_id, quarantine (too many unreadable
+            samples);
+            ConfigError: the folder holds shards made of something else; UserError: no room, a worker that died.
+    """
+
+    def load(quarantine: Quarantine) -> readers.Corpus:
+        corpus = readers.load(sources, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        _refuse_leaks(corpus)
+        return corpus
+
+    how: dict[str, Any] = {"processes": processes, "engine": engine, "fresh": fresh, "say": say}
+    return _shard(load, out, tokens, settings, provenance=_provenance(sources, base, provenance or {}), **how)
+
+
+def shard_corpus(corpus: readers.Corpus, out: Path, tokens: Callable[[], Tokens], settings: ShardSettings) -> None:
+    """Make the set of samples that are read and split already, in this process; a finished set is left as it is.
+
+    Takes   out: a folder for these samples alone (`name_of`). Raises as `shard`.
+    """
+    if not (out / ABOUT).exists():
+        _shard(lambda quarantine: corpus, out, tokens, settings, data=name_of(corpus))
+
+
+def name_of(corpus: readers.Corpus) -> str:
+    """sha256 of all samples, in their order and on their sides."""
+    digest = hashlib.sha256()
+    for samples in (corpus.train, corpus.valid):
+        digest.update(len(samples).to_bytes(8, "little"))
+        for line in indexed.lines(samples):
+            digest.update(len(line).to_bytes(8, "little") + line)
+    return digest.hexdigest()
+
+
+def _shard(
+    load: Callable[[Quarantine], readers.Corpus],
+    out: Path,
+    tokens: Callable[[], Tokens],
+    settings: ShardSettings,
+    *,
+    data: str | None = None,
+    provenance: dict[str, Any] | None = None,
+    processes: int = 1,
+    engine: str = "local",
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """`shard`, of what `load` gives.
+
+    Takes   data: what names the samples, None: the corpus' own digest.
     """
     out = Path(out).absolute()
     with files.only_writer(out / LOCK, patience_s=5.0, say=say):
@@ -167,10 +211,10 @@ def shard(
             _clear(out)
         files.clear_leftovers(out, deep=True)
         quarantine = Quarantine(out / QUARANTINE, limit=settings.bad_limit)
-        corpus = readers.load(sources, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
-        _refuse_leaks(corpus)
-        _settle_contract(out, opened, corpus.digest, settings)
-        files.write_json(out / PROVENANCE, _provenance(sources, base, provenance or {}))
+        corpus = load(quarantine)
+        _settle_contract(out, opened, data or corpus.digest, settings)
+        if provenance is not None:
+            files.write_json(out / PROVENANCE, provenance)
         sides: dict[Side, Sequence[Sample]] = {"train": corpus.train, "valid": corpus.valid}
         count = {side: -(-len(samples) // settings.samples_per_shard) for side, samples in sides.items()}
         total = sum(len(samples) for samples in sides.values())

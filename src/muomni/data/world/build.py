@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from muomni.data.world.vocabulary import FEW, WHOLE, Vocabulary
 from muomni.errors import ConfigError
 
 VERSION = 11
-Size = Literal["tiny", "small", "quick", "full"]
+Size = Literal["tiny", "small", "tokens", "quick", "full"]
 Split = dict[str, int]
 
 
@@ -43,6 +43,7 @@ class Counts:
     vocabulary: Vocabulary = WHOLE
     scenes: Mix = picture_rows.SCENES
     asked: Mix = picture_rows.QUESTIONS
+    draw: Split = field(default_factory=dict)
 
 
 def _split(train: int, valid: int) -> Split:
@@ -96,6 +97,24 @@ _SMALL = Counts(
     asked=Mix((1,), 0.25),
 )
 
+# For models of image and audio tokens: all words, one object in most pictures, and prompts to draw.
+_TOKENS = Counts(
+    side=64,
+    text=_split(6_000, 200),
+    captions=_split(1_500, 160),
+    questions=_split(0, 0),
+    reading=_split(0, 0),
+    probe=_split(0, 0),
+    transcripts=_split(1_500, 120),
+    digits=_split(400, 110),
+    spoken_questions=_split(0, 0),
+    speak=_split(600, 60),
+    repeats=4,
+    least=24,
+    scenes=Mix((1,), 0.0),
+    draw=_split(6_000, 300),
+)
+
 
 def counts(size: Size) -> Counts:
     """How much a size holds; full is five times quick in 224 px.
@@ -106,6 +125,8 @@ def counts(size: Size) -> Counts:
         return _TINY
     if size == "small":
         return _SMALL
+    if size == "tokens":
+        return _TOKENS
     if size == "quick":
         return _QUICK
     if size == "full":
@@ -139,6 +160,7 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
     shown = picture_rows.show(seed, "scene", 10, much.captions, much.scenes, words)
     asked = picture_rows.show(seed, "question", 11, much.questions, much.asked, words)
     probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES, words)
+    drawn = picture_rows.show_alone(seed, "draw", 13, much.draw, words)
     writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
     rng = np.random.default_rng((seed, 40))
     speakers = speech_rows.Speakers(rng)
@@ -155,8 +177,9 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
             "captions": picture_rows.caption_rows(seed, shown, words) + writing_captions,
             "questions": picture_rows.question_rows(seed, asked, words) + writing_questions,
             "probe": picture_rows.probe_rows(probe),
+            **({"draw": picture_rows.draw_rows(drawn)} if drawn else {}),
         }
-        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe]), *writing]}
+        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe, *drawn]), *writing]}
         (out / "images").mkdir(parents=True)
         for picture in pictures.values():
             (out / picture.path).write_bytes(render.png(picture.draw(much.side)))
@@ -191,7 +214,7 @@ def _digest(folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m muomni.data.world --out DIR --seed N --size tiny|small|quick|full`."""
+    """`python -m muomni.data.world --out DIR --seed N --size tiny|small|tokens|quick|full`."""
     parser = argparse.ArgumentParser(prog="muomni.data.world", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)

@@ -11,11 +11,12 @@ from PIL import Image
 
 from muomni.data.world import render
 from muomni.data.world.asking import Asker
-from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, is_held_out
-from muomni.data.world.scene import Caption, Scene, changes, describe, sample
+from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, grammatical, is_held_out
+from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
 from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Row = dict[str, Any]
+MOST_TRIES = 200
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
 
 
@@ -109,6 +110,56 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mi
             picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7))
             shown.append(Shown(picture, scene, caption, split, held_out))
     return shown
+
+
+def show_alone(seed: int, name: str, number: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE) -> list[Shown]:
+    """Pictures of one object each, with a prompt that says its colour and shape, and its size and place half of the time.
+
+    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training.
+    """
+    shown: list[Shown] = []
+    said: set[str] = set()
+    for split, number_of in counts.items():
+        rng = np.random.default_rng((seed, number, split == "valid"))
+        for index in range(number_of):
+            for _ in range(MOST_TRIES):
+                held_out = split == "valid" and rng.random() >= SEEN_SHARE
+                (thing,) = scene = sample(rng, 1, held_out=held_out, vocabulary=vocabulary)
+                size, place = (value if rng.random() < 0.5 else None for value in (thing.size, thing.place))
+                caption = Caption((Claim(size, thing.colour, thing.shape, place),))
+                if split == "train" or (text := prompt_of(caption)) not in said:
+                    break
+            else:
+                break  # all prompts of held-out pairs are there
+            said.add(prompt_of(caption) if split == "train" else text)
+            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7))
+            shown.append(Shown(picture, scene, caption, split, held_out))
+    return shown
+
+
+def prompt_of(caption: Caption) -> str:
+    """ "a small red circle at the top", without what the caption leaves out."""
+    (claim,) = caption.claims
+    place = f" at the {claim.place}" if claim.place else ""
+    return grammatical(f"a {claim.noun()}{place}")
+
+
+def draw_rows(shown: list[Shown]) -> list[Row]:
+    """The user asks for a picture, the assistant gives it."""
+    return [
+        {
+            "id": f"draw-{one.split}-{index:05d}",
+            "group": one.picture.path,
+            "task": "draw",
+            "split": one.split,
+            "messages": [
+                message("user", prompt_of(one.caption)),
+                message("assistant", {"type": "image", "path": one.picture.path}),
+            ],
+            "extra": {**one.extra(), **vars(one.scene[0]), "said": vars(one.caption.claims[0])},
+        }
+        for index, one in enumerate(shown)
+    ]
 
 
 def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool, vocabulary: Vocabulary = WHOLE) -> list[Row]:

@@ -21,6 +21,11 @@ GROUP = "muomni.codecs"  # of entry points: `MODEL_TYPE = "package.module:opener
 OPENERS = {
     "muomni_codec": "muomni.models.codecs.speech:open_folder",
     "muomni_image_codec": "muomni.models.image_codec:open_folder",
+    "encodec": "muomni.models.codecs.residual:open_folder",
+    "mimi": "muomni.models.codecs.residual:open_folder",
+    "dac": "muomni.models.codecs.residual:open_folder",
+    "janus": "muomni.models.codecs.janus:open_folder",
+    "janus_vqgan": "muomni.models.codecs.janus:open_folder",
 }
 
 
@@ -51,6 +56,7 @@ def find(model_type: str) -> Opener | None:
     return None if brought is None else brought.load()
 
 
+@torch.inference_mode(False)  # opened below it by an engine, its tensors could not be made into parameters
 def open_codec(
     reference: str | Path,
     codebooks: int | None = None,

@@ -1,75 +1,32 @@
-"""The next token, for the Thinker and for everything that the Thinker reads; the only owner of its shift."""
+"""The next token, for the Thinker and for everything that the Thinker reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muomni.data.batch import Batch, right_padded
+from muomni.data.batch import SequenceBatch, right_padded
 from muomni.data.conversation import Item
 from muomni.data.corpus import NO_DOCUMENT, Row
 from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder, ExpertsConfig
-from muomni.models.omni import MEDIA_INPUTS, Media, Omni, gather
+from muomni.models.omni import MEDIA_INPUTS, Omni, gather
 from muomni.nn import masks, moe
-from muomni.nn.head import row_means
+from muomni.nn.head import Head
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.marks import OWN, PAD, Marks
-from muomni.train.objective import Objective, Probe, Term, with_perplexity
+from muomni.train.objective import Probe, Term
+from muomni.train.objectives.symbols import NextSymbol, Symbols
 
 
-@dataclass
-class LanguageBatch(Batch):
-    """Rows of ids with labels aligned to them (labels[t] is ids[t] or -100).
-
-    ids_BT, labels_BT  int64; keep_BT bool, True = a real position, None = all are
-    documents_BT       int64, number of the packed document (masks.SHARED: of all), None = one a row
-    media              by modality, in the order of their pads
-    """
-
-    sample_ids: list[str]
-    ids_BT: Tensor
-    labels_BT: Tensor
-    keep_BT: Tensor | None = None
-    documents_BT: Tensor | None = None
-    media: Media = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Positions of a row."""
-        return self.ids_BT.shape[1]
-
-    @property
-    def labelled_rows(self) -> int:
-        """Rows that teach something."""
-        return int((self.labels_BT != IGNORE).any(1).sum())
-
-    @property
-    def is_real_BT(self) -> Tensor:
-        """bool (B, T), True = a token, not padding."""
-        if self.keep_BT is not None:
-            return self.keep_BT
-        if self.documents_BT is not None:
-            return self.documents_BT != NO_DOCUMENT
-        return torch.ones_like(self.ids_BT, dtype=torch.bool)
-
-
-def targets(batch: LanguageBatch) -> Tensor:
-    """What each position is to predict: the label of the next one in the same document, int64 (B, T-1), -100 where there is none."""
-    next_BT = batch.labels_BT[:, 1:]
-    if batch.documents_BT is not None:
-        next_BT = next_BT.masked_fill(batch.documents_BT[:, 1:] != batch.documents_BT[:, :-1], IGNORE)
-    return next_BT
-
-
-class NextToken(Objective):
+class NextToken(NextSymbol):
     """Cross entropy of the next labelled token; with `omni`, pictures and sounds stand among the tokens.
 
     Where routers of experts learn, term "balance" asks them to use all experts alike: experts x sum over them of (share of the tokens that
@@ -80,8 +37,14 @@ class NextToken(Objective):
     given  parts, by the beginning of their parameters' names, that come whole from another place (see Objective.given)
     """
 
-    def __init__(self, decoder: CausalLM, omni: Omni | None = None, given: Sequence[str] = ()) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        decoder: CausalLM,
+        omni: Omni | None = None,
+        given: Sequence[str] = (),
+        terms: Mapping[str, Symbols] | None = None,
+    ) -> None:
+        super().__init__(terms or {"text": Symbols()})
         self.omni = omni
         self._given = tuple(given)
         self._shares_E: Tensor | None = None
@@ -107,11 +70,11 @@ class NextToken(Objective):
         """What its checkpoints need not hold."""
         return self._given
 
-    def counts(self, batch: LanguageBatch) -> dict[str, int]:
-        """Labelled targets, and the same for the count of misses."""
-        count = int((targets(batch) != IGNORE).sum())
+    def counts(self, batch: SequenceBatch) -> dict[str, int]:
+        """Labelled targets by term, and all of them for the count of misses."""
+        found = super().counts(batch)
         balance = {"balance": int(batch.is_real_BT.sum())} if self.balances else {}
-        return {"text": count, "misses": count, **balance}
+        return {**found, "misses": sum(found.values()), **balance}
 
     @property
     def balances(self) -> bool:
@@ -121,7 +84,7 @@ class NextToken(Objective):
         return any(part.gate.weight.requires_grad for part in self.trunk.modules() if isinstance(part, MoE))
 
     @torch.no_grad()
-    def begin(self, micro_batches: Sequence[LanguageBatch], world: int) -> None:
+    def begin(self, micro_batches: Sequence[SequenceBatch], world: int) -> None:
         """Count which experts the whole update uses, here and on the other ranks; one micro-batch on one rank counts its own."""
         self._shares_E = None
         if not self.balances or (len(micro_batches) == 1 and world == 1):
@@ -136,12 +99,12 @@ class NextToken(Objective):
             dist.all_reduce(used_E)
         self._shares_E = used_E / used_E.sum()
 
-    def _routed(self, batch: LanguageBatch) -> Routing:
+    def _routed(self, batch: SequenceBatch) -> Routing:
         routing = Routing()
         self._hidden(batch, routing)
         return routing
 
-    def _use(self, batch: LanguageBatch, routing: Routing) -> Tensor:
+    def _use(self, batch: SequenceBatch, routing: Routing) -> Tensor:
         """How often each expert of each layer is used by the batch's tokens, (layers, experts)."""
         return moe.use(routing, batch.is_real_BT, self.experts.experts_per_token)
 
@@ -154,11 +117,11 @@ class NextToken(Objective):
         return decoder.config.experts
 
     @torch.no_grad()
-    def expert_use(self, batch: LanguageBatch) -> Tensor:
+    def expert_use(self, batch: SequenceBatch) -> Tensor:
         """How often each expert of each layer that has some is used by the batch's tokens, (layers, experts) float32."""
         return self._use(batch, self._routed(batch))
 
-    def _balance(self, batch: LanguageBatch, routing: Routing) -> Term:
+    def _balance(self, batch: SequenceBatch, routing: Routing) -> Term:
         """What the batch adds to the loss of the whole update, times its tokens."""
         experts = self.experts
         if (shares_E := self._shares_E) is None:
@@ -169,9 +132,13 @@ class NextToken(Objective):
         total = experts.num_experts * experts.experts_per_token * (shares_E * probabilities_E).sum()
         return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance_weight)
 
-    def contents(self, batch: LanguageBatch) -> dict[str, float]:
+    def contents(self, batch: SequenceBatch) -> dict[str, float]:
         """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
-        found = {**super().contents(batch), "tokens": float(batch.is_real_BT.sum()), "labels": float((targets(batch) != IGNORE).sum())}
+        found = {
+            **super().contents(batch),
+            "tokens": float(batch.is_real_BT.sum()),
+            "labels": float((self.labels(batch)[0] != IGNORE).sum()),
+        }
         if self.omni is not None and self.omni.vision is not None:
             found["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
         if self.omni is not None and self.omni.audio is not None:
@@ -180,33 +147,36 @@ class NextToken(Objective):
             found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
         return found
 
-    def sizes(self, batch: LanguageBatch) -> tuple[float, ...]:
+    def sizes(self, batch: SequenceBatch) -> tuple[float, ...]:
         """Positions, positions squared, labels; pictures; mel frames, mel frames squared."""
         rows, length = batch.ids_BT.shape
         media = batch.media
         pictures = len(media["image"].values_N) if "image" in media else 0
         sounds, frames = media["audio"].values_N.shape[:2] if "audio" in media else (0, 0)
-        labels = float((targets(batch) != IGNORE).sum())
+        labels = float((self.labels(batch)[0] != IGNORE).sum())
         return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
-    def _hidden(self, batch: LanguageBatch, routing: Routing | None = None) -> Tensor:
+    def _hidden(self, batch: SequenceBatch, routing: Routing | None = None) -> Tensor:
         x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
         how = {} if routing is None else {"routing": routing}
         return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, **how)
 
-    @torch.no_grad()
-    def nats(self, batch: LanguageBatch) -> Tensor:
-        """Mean nats of each row's labelled tokens, (B,) float32; 0 where a row has none."""
-        nats_N, rows_N = self.trunk.head.each_nats(self._hidden(batch)[:, :-1], targets(batch))
-        return row_means(nats_N, rows_N, len(batch.ids_BT))
+    @property
+    def head(self) -> Head:
+        """The trunk's."""
+        return self.trunk.head
 
-    def forward(self, batch: LanguageBatch) -> dict[str, Term]:
+    def states(self, batch: SequenceBatch, routing: Routing | None = None) -> Tensor:
+        """See NextSymbol: of all positions but the last."""
+        return self._hidden(batch, routing)[:, :-1]
+
+    def forward(self, batch: SequenceBatch) -> dict[str, Term]:
         """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
         routing = Routing() if self.balances else None
-        h_BTD = self._hidden(batch, routing)
-        nats = self.trunk.head.nats(h_BTD[:, :-1], targets(batch))
-        misses = Term((nats.num_labels - nats.correct).float(), nats.num_labels, weight=0.0)
-        terms = {"text": Term(nats.total, nats.num_labels), "misses": misses}
+        scored = self.scored(self.states(batch, routing), batch)
+        count = sum(each.num_labels for each in scored.values())
+        correct = torch.stack([each.correct for each in scored.values()]).sum()
+        terms = {**self.weighed(scored), "misses": Term((count - correct).float(), count, weight=0.0)}
         return terms if routing is None else {**terms, "balance": self._balance(batch, routing)}
 
     def after_step(self, step: int) -> None:
@@ -217,7 +187,7 @@ class NextToken(Objective):
         """Balance teaches the routers."""
         return {"balance": ("*.mlp.gate.weight",)} if self.balances else {}
 
-    def padded(self, batch: LanguageBatch) -> LanguageBatch | None:
+    def padded(self, batch: SequenceBatch) -> SequenceBatch | None:
         """The batch with more padding, other words in it, where the term of all rows must not count it."""
         if not self.balances:
             return None
@@ -236,9 +206,9 @@ class NextToken(Objective):
         """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were the most probable ones."""
         shares = {key.replace("misses", "accuracy", 1): 1 - value for key, value in means.items() if key.partition("@")[0] == "misses"}
         rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
-        return {**with_perplexity(rest, {"text": "perplexity"}), **shares}
+        return {**super().told(rest), **shares}
 
-    def probes(self, batch: LanguageBatch, count: int, rng: np.random.Generator) -> list[Probe]:
+    def probes(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[Probe]:
         """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one right before it."""
         labelled_BT = batch.labels_BT != IGNORE
         labelled_BT[:, :1] = False
@@ -257,11 +227,11 @@ class NextToken(Objective):
             found.append(Probe(asked, self._with_others(asked, after_BT, rng), self._with_others(asked, before_BT, rng), "text"))
         return found
 
-    def neighbours(self, batch: LanguageBatch, count: int, rng: np.random.Generator) -> list[tuple[LanguageBatch, LanguageBatch]]:
+    def neighbours(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[tuple[SequenceBatch, SequenceBatch]]:
         """Packed documents asked alone: with other tokens in the documents beside them, and (without media) in rows of their own."""
         if batch.documents_BT is None:
             return []
-        wanted_BT = targets(batch) != IGNORE
+        wanted_BT = self.labels(batch)[0] != IGNORE
         pairs = []
         for row in rng.permutation(len(batch.ids_BT)).tolist():
             documents_T = batch.documents_BT[row]
@@ -281,12 +251,12 @@ class NextToken(Objective):
                 labels_T = asked.labels_BT[row].masked_fill(shared_T, IGNORE)
                 if shared_T.any():  # its first token is the shared part's successor here, and is not asked for there
                     labels_T[int(own_T.nonzero()[0])] = IGNORE
-                pairs.append((asked, LanguageBatch([batch.sample_ids[row]], batch.ids_BT[row, alone_T][None], labels_T[alone_T][None])))
+                pairs.append((asked, SequenceBatch([batch.sample_ids[row]], batch.ids_BT[row, alone_T][None], labels_T[alone_T][None])))
             if len(pairs) >= count:
                 break
         return pairs
 
-    def other_media(self, batch: LanguageBatch) -> dict[str, LanguageBatch]:
+    def other_media(self, batch: SequenceBatch) -> dict[str, SequenceBatch]:
         """The batch with the media of one modality changed, for each that it has."""
         found = {}
         for kind, media in batch.media.items():
@@ -294,7 +264,7 @@ class NextToken(Objective):
             found[kind] = replace(batch, media={**batch.media, kind: changed})
         return found
 
-    def _with_others(self, batch: LanguageBatch, where_BT: Tensor, rng: np.random.Generator) -> LanguageBatch:
+    def _with_others(self, batch: SequenceBatch, where_BT: Tensor, rng: np.random.Generator) -> SequenceBatch:
         """The batch with other words in the given places; labels and media stay."""
         marks, whole = self.marks, self.trunk.head.size
         first, size = marks.words_from, whole if marks.words_to is None else marks.words_to
@@ -306,7 +276,7 @@ class NextToken(Objective):
         return torch.isin(ids_BT, torch.tensor(self.marks.pads, device=ids_BT.device))
 
 
-def collate(items: Sequence[Item]) -> LanguageBatch:
+def collate(items: Sequence[Item]) -> SequenceBatch:
     """Items padded on the right to the longest, their media in the order of the rows; questions that stand apart are documents."""
     ids_BT, keep_BT = right_padded([item.ids for item in items], PAD)
     labels_BT, _ = right_padded([item.labels for item in items], IGNORE)
@@ -316,7 +286,7 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
         documents_BT = torch.from_numpy(np.stack([np.searchsorted(item.starts, places, side="right") for item in items]))
         for row, item in enumerate(items):
             documents_BT[row, : item.shared] = masks.SHARED
-    return LanguageBatch(
+    return SequenceBatch(
         [item.sample_id for item in items],
         ids_BT,
         labels_BT,
@@ -326,11 +296,11 @@ def collate(items: Sequence[Item]) -> LanguageBatch:
     )
 
 
-def collate_rows(rows: list[tuple[str, Row]]) -> LanguageBatch:
+def collate_rows(rows: list[tuple[str, Row]]) -> SequenceBatch:
     """Rows, cut to the longest real length; documents do not look at each other."""
     longest = max(int((row.documents_T >= 0).sum()) for _, row in rows)
 
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(row, name)[:longest] for _, row in rows]))
 
-    return LanguageBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))
+    return SequenceBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))

@@ -1,0 +1,158 @@
+"""What a model of media tokens writes for held-out prompts: does it decode, does it show and say what was asked?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muomni.data.sample import Sample
+from muomni.data.token_rows import TokenRows
+from muomni.errors import ContextError, MuomniError
+from muomni.evaluate import shape_checker
+from muomni.evaluate.album import Album, Picture, Sound
+from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.metrics import cer
+from muomni.evaluate.token_ablations import readable
+from muomni.infer import spans
+from muomni.models.rows import TokenModel
+from muomni.tokens import grammar
+from muomni.tokens.grammar import Grammar
+from muomni.tokens.sequences import TASKS
+from muomni.tokens.unified import UnifiedTokenizer
+
+ROWS_AT_ONCE = 32
+Hear = Callable[[Sequence[np.ndarray]], list[str]]
+
+
+def facts(
+    model: TokenModel,
+    tokens: UnifiedTokenizer,
+    rows: TokenRows,
+    samples: Sequence[Sample],
+    checked_tasks: Sequence[str],
+    longest: dict[str, int],
+    most: int,
+    album: Album,
+    hear: Hear | None = None,
+) -> dict[str, Fact]:
+    """For each task, over up to `most` held-out prompts:
+
+    exact          texts that were written as they are (i2t, a2t)
+    decoded        images and sounds that decode when they are held to the grammar
+    raw_compliance those that are legal to the last id when they are not
+    drawn_right    pictures of `checked_tasks` that show the colour and shape of the prompt, by the checker of rules
+    spoken_right   sounds in which `hear` understands the prompt's words to the last letter; spoken_cer
+
+    Takes   longest: frames or tokens of the longest target (`longest`).
+    """
+    found: dict[str, Fact] = {}
+    for task in (name for name in rows.blocks if name in TASKS):
+        places, parts = readable(rows, task, most)
+        if not places:
+            continue
+        writes = TASKS[task].writes
+        rules = rules_of(model, tokens, writes, longest)
+        prompts = [rows.row(place).prompt for place in places]
+        written = _written(model, prompts, rules)
+        if writes == "text":
+            truths = [tokens.decode_text(words) for words, _ in parts]
+            said = [tokens.decode_text(spans.content(ids, rules).tolist()) for ids in written]
+            found[f"{task}_exact"] = share(sum(a == b for a, b in zip(said, truths)), len(said))
+            for truth, text, place in zip(truths, said, places):
+                album.add("token_text", task=task, id=samples[rows.sample(place)].id, text=truth, said=text)
+            continue
+        texts = [tokens.decode_text(words) for words, _ in parts]
+        media = [_decoded(tokens, writes, ids, rules) for ids in written]
+        found[f"{task}_decoded"] = share(sum(each is not None for each in media), len(media))
+        free = [ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in _free(model, prompts[first : first + ROWS_AT_ONCE], rules)]
+        found[f"{task}_raw_compliance"] = share(sum(rules.first_illegal(ids) is None for ids in free), len(free))
+        chosen = [samples[rows.sample(place)] for place in places]
+        if writes == "image":
+            found |= _drawn(media, texts, chosen, checked_tasks, album)
+        else:
+            found |= _spoken(media, texts, tokens, hear, album)
+    return found
+
+
+def longest(rows: TokenRows, writes: str) -> int:
+    """Units (tokens of a text, frames of a sound) of the longest target of the rows, and a quarter more, 0 where none writes it."""
+    columns = {"text": ("text_in", "text_out"), "audio": ("audio",)}[writes]
+    names = ("shard", "number", "offset", "size", "text_in", "text_out", "image", "audio")
+    most = max((int(rows.shards.rows[:, names.index(name)].max(initial=0)) for name in columns), default=0)
+    if writes == "audio" and most:
+        most = -(-most // rows.space.codec("audio").codebooks)
+    return most + most // 4
+
+
+def rules_of(model: TokenModel, tokens: UnifiedTokenizer, writes: str, most: dict[str, int]) -> Grammar:
+    """The grammar of what is written."""
+    if writes == "text":
+        return grammar.of_text(model.space, most["text"], words=tokens.words)
+    return grammar.of_medium(model.space, writes, most=most.get(writes))
+
+
+def _written(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
+    return [
+        ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)
+    ]
+
+
+def _free(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
+    return spans.write(model, prompts, rules, is_free=True)
+
+
+def _decoded(tokens: UnifiedTokenizer, writes: str, ids: Tensor, rules: Grammar) -> np.ndarray | None:
+    """A picture (H, W, 3) uint8 or a wave (S,), None where the ids are none."""
+    try:
+        inside = spans.content(ids, rules)
+        meta = tokens.meta_of(writes, tokens.space.codes_of(writes, inside))
+        if writes == "image":
+            pixels = tokens.decode_image(inside, meta).permute(1, 2, 0)
+            return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        return tokens.decode_audio(inside, meta)[0].cpu().numpy()
+    except (MuomniError, ContextError):
+        return None
+
+
+def _drawn(
+    media: Sequence[np.ndarray | None], texts: Sequence[str], samples: Sequence[Sample], checked: Sequence[str], album: Album
+) -> dict[str, Fact]:
+    """How many pictures show what their prompt names; those of held-out pairs of colour and shape beside."""
+    hits: list[tuple[bool, str]] = []
+    for pixels, text, sample in zip(media, texts, samples):
+        is_checked = sample.task in checked
+        seen = shape_checker.only(pixels) if is_checked and pixels is not None else None
+        if is_checked:
+            wanted = (sample.extra.get("colour"), sample.extra.get("shape"))
+            is_right = seen is not None and (seen.colour, seen.shape) == wanted
+            hits.append((is_right, str(sample.extra.get("pairs", ""))))
+        if pixels is not None:
+            shown = "nothing that it knows" if seen is None else f"{seen.size} {seen.colour} {seen.shape}, {seen.place}"
+            album.add("drawn", prompt=text, picture=Picture(pixels), seen=shown if is_checked else None)
+    if not hits:
+        return {}
+    found = {"drawn_right": share(sum(hit for hit, _ in hits), len(hits))}
+    for pairs in sorted({pairs for _, pairs in hits if pairs}):
+        own = [hit for hit, each in hits if each == pairs]
+        found[f"drawn_right_{pairs}"] = share(sum(own), len(own))
+    return found
+
+
+def _spoken(
+    media: Sequence[np.ndarray | None], texts: Sequence[str], tokens: UnifiedTokenizer, hear: Hear | None, album: Album
+) -> dict[str, Any]:
+    """What an ear that was trained apart understands of the sounds."""
+    waves = [np.zeros(1600, np.float32) if wave is None else wave for wave in media]
+    heard = [None] * len(waves) if hear is None else hear(waves)
+    rate_hz = int(tokens.codecs["audio"].sample_rate_hz or 0)
+    for wave, text, words in zip(waves, texts, heard):
+        album.add("token_speech", prompt=text, audio=Sound(wave, rate_hz), heard=words)
+    if hear is None:
+        return {}
+    guesses = [str(words) for words in heard]
+    right = sum(a == b for a, b in zip(guesses, texts))
+    return {"spoken_right": share(right, len(texts)), "spoken_cer": Fact(cer(list(texts), guesses), len(texts))}

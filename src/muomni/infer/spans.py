@@ -1,0 +1,156 @@
+"""Write the target span of a task by the decode loop: held to its grammar, or free, to see how often a model obeys it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muomni.errors import ContextError
+from muomni.infer.decode import decode
+from muomni.infer.sampling import SamplingConfig, pick
+from muomni.models.rows import TokenModel
+from muomni.tokens.grammar import Grammar, Legal
+
+GREEDY = SamplingConfig()
+
+
+class Span:
+    """A span as a grid of streams (see `decode.Layout`), each row to its own end.
+
+    Takes   streams: those of a column, at least the grammar's; further ones say pads;
+            is_free: any id may stand anywhere, and a row ends with the end token of its first stream or after the
+            longest span.
+    """
+
+    def __init__(
+        self,
+        rules: Grammar,
+        rows: int,
+        sampling: SamplingConfig,
+        device: torch.device,
+        *,
+        streams: int = 1,
+        is_free: bool = False,
+    ) -> None:
+        self.rules, self.sampling, self.steps = rules, sampling, rules.steps
+        pad = (range(rules.pad, rules.pad + 1),)
+        own = [None if is_free else rules.reach(stream) for stream in range(rules.streams)]
+        self.legal: list[Legal | None] = [*own, *[pad] * (streams - rules.streams)]
+        self._ids_V = [None if ids is None else _all_of(ids, device) for ids in self.legal]
+        self.generator = torch.Generator(device).manual_seed(sampling.seed)
+        self.ends: list[int | None] = [None] * rows  # units of each row, and all its steps, once its end is said
+        self.lengths: list[int | None] = [None] * rows
+        self.written: list[Tensor] = []  # (B, S) of each step
+        self._masks: dict[tuple[int, Legal], Tensor] = {}
+
+    def name(self, step: int) -> str:
+        """See Layout."""
+        return f"ids in step {step}"
+
+    def column(self, step: int, scores: list[Tensor]) -> Tensor:
+        """The ids of a step, of rows that have ended too: (B, 1), or (B, K, 1)."""
+        streams: list[Tensor] = []
+        for stream, (scores_BV, ids_V) in enumerate(zip(scores, self._ids_V)):
+            if ids_V is not None:
+                keep_BV = torch.stack([self._mask(step, stream, end, ids_V) for end in self.ends])
+                scores_BV = scores_BV.masked_fill(~keep_BV, -torch.inf)
+            place_B = pick(scores_BV, self.sampling, generator=self.generator)
+            streams.append(place_B if ids_V is None else ids_V[place_B])
+            if stream == 0 and step > 0:
+                self._note_ends(step, streams[0])  # which the other streams of this step must know
+        self.written.append(torch.stack(streams, 1))
+        return streams[0][:, None] if len(streams) == 1 else self.written[-1][..., None]
+
+    def _note_ends(self, step: int, ids_B: Tensor) -> None:
+        for row, token in enumerate(ids_B.tolist()):
+            if token == self.rules.end and self.ends[row] is None:
+                end = self.rules.end_of(step)
+                self.ends[row] = end
+                self.lengths[row] = step + 1 if self.rules.lags is None else self.rules.length(end)
+
+    def _mask(self, step: int, stream: int, end: int | None, ids_V: Tensor) -> Tensor:
+        """bool over the scored ids of a stream, True = may stand there; all of them where the row is over."""
+        is_own = stream < self.rules.streams
+        legal = self.rules.legal(step, stream, end) if is_own else ()
+        if (stream, legal) not in self._masks:
+            keep_V = torch.full_like(ids_V, not legal, dtype=torch.bool)
+            for ids in legal:
+                keep_V |= (ids_V >= ids.start) & (ids_V < ids.stop)
+            self._masks[stream, legal] = keep_V
+        return self._masks[stream, legal]
+
+    @property
+    def is_over(self) -> bool:
+        """See Layout."""
+        return all(length is not None and len(self.written) >= length for length in self.lengths)
+
+    def rows(self) -> list[Tensor]:
+        """Each row's ids up to its end, or all where it has none: (T,), or (K, T)."""
+        grid_BST = torch.stack(self.written, 2)[:, : self.rules.streams].cpu()
+        cut = [grid_ST[:, :length] for grid_ST, length in zip(grid_BST, self.lengths)]
+        return [each[0] if self.rules.streams == 1 else each for each in cut]
+
+
+def _all_of(ids: Legal, device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(each.start, each.stop, device=device) for each in ids])
+
+
+def write(
+    model: TokenModel,
+    prompts: Sequence[Tensor],
+    rules: Grammar,
+    *,
+    sampling: SamplingConfig = GREEDY,
+    is_free: bool = False,
+) -> list[Tensor]:
+    """The span that follows each prompt, start and end included: (T,), or (K, T).
+
+    Takes   prompts: ids (T,), or (K, T), of any lengths (`sequences.prompt`); is_free: not held to the grammar.
+    Raises  ContextError where a prompt and the longest span do not fit; CheckpointError where scores are no numbers.
+    """
+    longest = max(each.shape[-1] for each in prompts)
+    if longest + rules.steps > model.ctx_len:
+        raise ContextError(
+            f"{longest} + {rules.steps} new positions do not fit ctx_len {model.ctx_len}", hint="shorten the prompt, or write less"
+        )
+    device = model.new_embed.device
+    padded = [torch.nn.functional.pad(each, (longest - each.shape[-1], 0), value=model.space.pad) for each in prompts]
+    keep = [[False] * (longest - each.shape[-1]) + [True] * each.shape[-1] for each in prompts]
+    batch, keep_BT = torch.stack(padded).to(device), torch.tensor(keep, device=device)
+    span = Span(rules, len(prompts), sampling, device, streams=model.space.streams, is_free=is_free)
+    with torch.inference_mode():
+        x_BTD = model.embed(batch)
+    for _ in decode(model, x_BTD, span, keep_BT=None if bool(keep_BT.all()) else keep_BT):
+        pass
+    return span.rows()
+
+
+@dataclass(frozen=True)
+class Compliance:
+    """How many spans that a model wrote freely are legal to their last id."""
+
+    legal: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Of all."""
+        return self.legal / self.total
+
+
+def raw_compliance(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> Compliance:
+    """How often greedy writing obeys a grammar that it is not held to: what of it the model has learned. Raises as `write`."""
+    rows = write(model, prompts, rules, is_free=True)
+    return Compliance(sum(rules.first_illegal(row) is None for row in rows), len(rows))
+
+
+def content(ids: Tensor, rules: Grammar) -> Tensor:
+    """The ids between start and end of a legal span, as `TokenSpace.codes_of` takes them."""
+    inside = ids[..., 1:]
+    if rules.lags is None:
+        return inside[:-1]
+    frames = int((inside[0] == rules.end).nonzero()[0])
+    return torch.where(inside == rules.end, rules.pad, inside)[:, : frames + max(rules.lags)]

@@ -1,0 +1,186 @@
+"""Mmpt: multimodal token pretraining. The language model itself, or LoRA on it, learns to read and write media tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import soxr
+from pydantic import Field
+from torch import nn
+
+from muomni.evaluate import token_samples
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.infer.transcribe import transcribe
+from muomni.media.frames import PAD_S
+from muomni.models import base as bases
+from muomni.models import lora, pretrained, rows, store
+from muomni.models.base import Base
+from muomni.models.lora import LoraSettings
+from muomni.stages.rows import TEXT_KEPT, USED, assume
+from muomni.stages.stage import BoardRow, Stage
+from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place
+from muomni.tokens.space import TokenSpace
+from muomni.train.objectives.tokens import TokenTasks
+
+
+class MmptSettings(TokenSettings):
+    """Settings of stage mmpt.
+
+    judge   stage hearing of this recipe, or the `final/` of one: it transcribes the sounds that are written, which are then
+            compared with their prompts; null: nobody listens
+    rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs come with it
+    lora    of the language model; null: all of it learns
+    """
+
+    rows: Base = Base(name="rows")
+    lora: LoraSettings | None = None
+    judge: Base | None = None
+    tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
+    train: list[str] = ["*"]
+    max_seq_len: int = Field(512, ge=16)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Stage rows, where it starts from one, and what that stands on."""
+        own = [self.rows.name] if self.rows.name in STAGES else []
+        return (*own, *([self.judge.name] if self.judge is not None and self.judge.name == "hearing" else []))
+
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The language model's."""
+        return _thinker(self.rows.locate(needed, base))
+
+    def given(self, base: Path) -> dict[str, str]:
+        """The digest of rows that come from elsewhere."""
+        return {} if self.rows.name in STAGES else {"rows": rows.digest(self.rows.locate({}, base))}
+
+    def outside(self, base: Path) -> list[Path]:
+        """Rows of another run."""
+        return [*super().outside(base), *([] if self.rows.name in STAGES else [self.rows.locate({}, base)])]
+
+
+def _thinker(folder: Path) -> Path:
+    """The language model that a folder of rows stands on."""
+    own = folder / rows.THINKER
+    return own if own.is_dir() else bases.find(rows.Note.read(folder).base, folder)[1]
+
+
+class MmptTraining(TokenTraining[MmptSettings]):
+    """The rows as they were left, and the language model beneath them."""
+
+    def wire(self) -> tuple[TokenTasks, dict[str, nn.Module]]:
+        """The model of the rows; with LoRA its base rests."""
+        settings, inputs = self.settings, self.inputs
+        start = settings.rows.locate(inputs.needed, inputs.base)
+        folder, note, space = _thinker(start), rows.Note.read(start), TokenSpace.load(start)
+        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=bases.as_stored(inputs.run.device))
+        codecs = rows.open_codecs(start, device=inputs.run.device)
+        for codec in codecs:
+            place(codec, inputs)
+        if settings.lora is not None:
+            lora.attach(decoder, settings.lora)
+        model = self.opened(decoder, pretrained.open_tokenizer(folder), codecs, space)
+        rows.load_rows(model, start, base_digest=pretrained.digest(folder))
+        self.bases = {"thinker": note.base, **note.codecs}
+        self.text_folder = folder
+        if settings.lora is None:
+            # What is saved: the same tensors under Qwen3's names, without the new rows. They learn through the model.
+            self.plain = inputs.place(lora.base_of(decoder)).requires_grad_(True)
+            return self.tasks(frozen=False), {rows.THINKER: self.plain}
+        for parameter in (model.new_embed, model.new_head):
+            parameter.requires_grad_(True)
+        return self.tasks(frozen=True), {}
+
+    def judge(self) -> token_samples.Hear | None:
+        """The hearing that is named."""
+        if self.settings.judge is None:
+            return None
+        folder = self.settings.judge.locate(self.inputs.needed, self.inputs.base)
+        encoder = self.inputs.place(store.load(folder, self.inputs.run.device))
+        pad_s = store.extra_of(folder).get("pad_s", PAD_S)
+        codec = self.unified.codecs["audio"]
+        rate_hz = encoder.config.mel.rate_hz
+
+        def hear(waves: Sequence[Any]) -> list[str]:
+            heard = [wave if codec.sample_rate_hz == rate_hz else soxr.resample(wave, codec.sample_rate_hz, rate_hz) for wave in waves]
+            return transcribe(encoder, heard, pad_s=pad_s)
+
+        return hear
+
+    def save(self, folder: Path) -> None:
+        """The rows; and the language model where it learned, or its LoRA."""
+        if self.settings.lora is not None:
+            lora.save(self.model.decoder, folder / rows.ADAPTER, self.bases["thinker"]["name"])
+            self.save_rows(folder, self.bases["thinker"])
+            return
+        own = folder / rows.THINKER
+        store.save(self.plain, own)
+        self.tokenizer.save(own, self.model.ctx_len)
+        self.save_rows(folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)})
+
+
+def _prompted(task: str, medium: str) -> tuple[Gate, ...]:
+    ignored = f"{medium}s ignore the prompt: a larger weight for {task}, longer training"
+    return (
+        Gate(f"{task}_swap_wins", f"{task}_swap_win_rate", ignored, at_least=0.7, source="SPEC T7", when=f"teaches_{task}"),
+        Gate(
+            f"{task}_swap_sure",
+            f"{task}_swap_gap_nats",
+            ignored,
+            more_than=0.0,
+            source="SPEC T7: correct < swapped, paired, 95 %",
+            when=f"teaches_{task}",
+            by_ci=True,
+        ),
+        Gate(f"{task}_empty_wins", f"{task}_empty_win_rate", ignored, at_least=0.8, source="SPEC T7", when=f"teaches_{task}"),
+        Gate(
+            f"{task}_decodes",
+            f"{task}_decoded",
+            f"{medium}s that are held to the grammar can't be decoded",
+            at_least=1.0,
+            source="SPEC T7: 100 %",
+            when=f"teaches_{task}",
+        ),
+    )
+
+
+STAGE = Stage(
+    "mmpt",
+    "to read and write images and sounds as tokens",
+    MmptSettings,
+    MmptTraining,
+    gates=(
+        *CAUSAL,
+        *LABELS,
+        *USED,
+        *_prompted("t2i", "image"),
+        *_prompted("t2a", "sound"),
+        Gate(
+            "reading_kept",
+            "reading_change",
+            "texts of images or sounds cost more nats than the rows alone did: larger weights for i2t and a2t",
+            at_most=0.02,
+            source="SPEC T7: 2 %",
+            when="reads",
+        ),
+        Gate(
+            "drawn_right",
+            "drawn_right",
+            "drawn pictures do not show the colour and shape that the prompt names, as a checker by rules sees them",
+            at_least=0.8,
+            source="issue 16",
+            when="checked_tasks",
+        ),
+        MEASURABLE,
+        TEXT_KEPT,
+        held_out_gap(1.5, "nats a token"),
+    ),
+    board=(
+        BoardRow("mmpt.drawn_right", "drawn_right", 0.8),
+        BoardRow("mmpt.spoken_right", "spoken_right", 0.8),
+        BoardRow("mmpt.text_change", "text_change", 0.02, more_is_better=False),
+    ),
+    assume=assume,
+)

@@ -1,0 +1,167 @@
+"""Rows: a frozen language model gets embeddings and output rows for the tokens of images and sounds; they alone learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from muomni.evaluate.gates import Gate
+from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.models import pretrained
+from muomni.models.base import Base
+from muomni.stages import assumed
+from muomni.stages.stage import BoardRow, Stage
+from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs
+from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
+from muomni.train.objectives.tokens import TokenTasks
+from muomni.train.optim import freeze
+
+
+class RowsSettings(TokenSettings):
+    """Settings of stage rows.
+
+    llm             the language model, frozen: a stage of this recipe, a folder or a hub id
+    image_codec, audio_codec   whose codes become ids: a stage of this recipe or a folder; null: the space has no such ids
+    audio_codebooks  how many residual books of the audio codec are used; a codec of transformers must be told
+    layout          how the books of an audio codec become ids
+    special_size    ids kept for special tokens
+    spread          of new rows around the mean of the text's at first, in the text's deviations
+    """
+
+    llm: Base = Base(name="thinker")
+    image_codec: Base | None = Base(name="image_codec")
+    audio_codec: Base | None = Base(name="codec")
+    audio_codebooks: int | None = Field(None, ge=1)
+    layout: Literal["interleaved", "delay", "parallel"] = "interleaved"
+    special_size: int = Field(SPECIAL_SIZE, ge=10)
+    spread: float = Field(0.02, ge=0)
+    train: list[str] = [*NEW_ROWS]
+
+    @property
+    def codecs(self) -> dict[str, Base]:
+        """Those that are asked for, by modality."""
+        return {name: base for name, base in (("image", self.image_codec), ("audio", self.audio_codec)) if base is not None}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that it stands on, where it stands on stages."""
+        return tuple(dict.fromkeys(base.name for base in (self.llm, *self.codecs.values()) if base.name in STAGES))
+
+    def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
+        """The language model's."""
+        return self.llm.locate(needed, base)
+
+    def given(self, base: Path) -> dict[str, str]:
+        """Digests of the networks that come from elsewhere."""
+        outside = {name: each for name, each in {"llm": self.llm, **self.codecs}.items() if each.name not in STAGES}
+        return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
+
+    def outside(self, base: Path) -> list[Path]:
+        """Networks that come from elsewhere may be stages of another run."""
+        named = [each for each in (self.llm, *self.codecs.values()) if each.name not in STAGES]
+        return [*super().outside(base), *(each.locate({}, base) for each in named)]
+
+
+class RowsTraining(TokenTraining[RowsSettings]):
+    """New rows at the mean of the old ones, on a language model that stays as it is."""
+
+    def wire(self) -> tuple[TokenTasks, dict[str, nn.Module]]:
+        """The language model and the codecs that it stands on; the token space follows from them."""
+        settings, inputs = self.settings, self.inputs
+        folder = settings.llm.locate(inputs.needed, inputs.base)
+        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=settings.llm.dtype_on(inputs.run.device))
+        tokenizer = pretrained.open_tokenizer(folder)
+        codecs, entries, self.bases = open_codecs(settings.codecs, {"audio": settings.audio_codebooks}, settings.layout, inputs)
+        self.bases["thinker"] = settings.llm.told(folder, is_stage=settings.llm.name in inputs.needed)
+        self.text_folder = folder
+        freeze(decoder)
+        model = self.opened(decoder, tokenizer, codecs, TokenSpace.of(tokenizer, entries, settings.special_size))
+        model.start(torch.Generator().manual_seed(settings.seed), settings.spread)
+        for parameter in (model.new_embed, model.new_head):
+            parameter.requires_grad_(True)
+        return self.tasks(frozen=True), {}
+
+    def save(self, folder: Path) -> None:
+        """The new rows, and on what they stand."""
+        self.save_rows(folder, self.bases["thinker"])
+
+
+def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
+    """Captions of pictures and words of sounds, by turns, and prompts to draw and to say."""
+    pictures, text = assumed.pictures(folder, 64), assumed.Text(words)
+    sounds = assumed.sounds(folder, 1.0)
+    rows = []
+    for number in range(4 * assumed.BATCHES * settings.batch_size):
+        medium = (
+            assumed.part("image", pictures[number % assumed.KINDS])
+            if number % 2
+            else assumed.part("audio", sounds[number % assumed.KINDS][0])
+        )
+        said = text.take(8)
+        is_read = number % 4 < 2
+        rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
+    return rows
+
+
+USED = tuple(
+    gate
+    for kind, task in (("image", "i2t"), ("audio", "a2t"))
+    for gate in (
+        Gate(
+            f"{task}_swap_gap",
+            f"{task}_swap_gap_nats",
+            f"texts ignore the {kind}: train longer, more data of {task}, look at the swapped pairs",
+            at_least=0.1,
+            source="SPEC T6, reference lumo B51",
+            when=f"teaches_{task}",
+        ),
+        Gate(
+            f"{task}_swap_wins",
+            f"{task}_swap_win_rate",
+            f"texts ignore the {kind}: train longer, more data of {task}, look at the swapped pairs",
+            at_least=0.8,
+            source="SPEC T6, reference lumo B51",
+            when=f"teaches_{task}",
+        ),
+        Gate(
+            f"{task}_noise_wins",
+            f"{task}_noise_win_rate",
+            f"texts are as likely with random {kind} tokens as with the right ones",
+            at_least=0.85,
+            source="reference lumo B51",
+            when=f"teaches_{task}",
+        ),
+    )
+)
+TEXT_KEPT = Gate(
+    "text_kept",
+    "text_change",
+    "texts cost more bits than before, over all ids: more `replay`, lower lr, fewer steps",
+    at_most=0.02,
+    source="SPEC T6, T7: 2 %",
+)
+HEAD_LEARNS = Gate(
+    "head_learns",
+    "written_share",
+    "codes are written no better than blindly: output rows only learn where a task asks for them, t2i or t2a at a low weight",
+    below_floor=0.9,
+    source="reference lumo C41: the source's head never learned",
+    when="writes",
+)
+
+STAGE = Stage(
+    "rows",
+    "what tokens of images and sounds mean, to a language model that stays as it is",
+    RowsSettings,
+    RowsTraining,
+    gates=(*CAUSAL, *LABELS, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
+    board=(
+        BoardRow("rows.image_swap_wins", "i2t_swap_win_rate", 0.8),
+        BoardRow("rows.audio_swap_wins", "a2t_swap_win_rate", 0.8),
+    ),
+    assume=assume,
+)

@@ -1,0 +1,241 @@
+"""The audit of codecs: green on sound ones, and each planted fault is found by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from muomni.errors import CheckpointError, ConfigError, DataError, UserError
+from muomni.evaluate import codec_audit
+from muomni.evaluate.facts import Fact
+from muomni.evaluate.gates import judge
+from muomni.evaluate.metrics import psnr_db, snr_db, ssim
+from muomni.models import codecs
+from tiny_codecs import pictures, saved, wave
+
+
+def red(facts: dict[str, Fact]) -> set[str]:
+    return {each.name for each in judge(codec_audit.GATES, facts) if each.verdict == "red"}
+
+
+def clips(hop: int) -> list[Tensor]:
+    return [wave(samples, seed=number)[0] for number, samples in enumerate((6 * hop, 6 * hop, 9 * hop - 5))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saved("encodec", tmp_path / "encodec")
+    return tmp_path / "encodec"
+
+
+@pytest.mark.parametrize("kind", ["encodec", "janus_vq"])
+def test_a_sound_codec_is_green_in_a_second_process_too(kind: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    own = codecs.open_codec(tmp_path, 3 if kind == "encodec" else None)
+    media = clips(320) if kind == "encodec" else list(pictures(3))
+    facts = codec_audit.measure(own, media, folder=tmp_path)
+    assert red(facts) == set()
+    metrics = {"codec_snr_db", "codec_log_mel"} if kind == "encodec" else {"codec_psnr_db", "codec_ssim"}
+    assert metrics <= facts.keys()
+    assert all(math.isfinite(facts[name].value) for name in metrics)
+    assert 0 <= facts["codec_idempotent"].value <= 1
+    # The second process must have happened: without a folder its gate has no fact.
+    assert red(codec_audit.measure(own, media)) == {"codec_process"}
+
+
+class Faulty:
+    """A codec with one fault."""
+
+    def __init__(self, true: Any, **fault: Any) -> None:
+        self.true, self.fault, self.calls = true, fault, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fault.get(name, getattr(self.true, name))
+
+    def encode(self, media: Tensor) -> Tensor:
+        self.calls += 1
+        codes = self.true.encode(media)
+        return self.fault["changes"](self, media, codes) if "changes" in self.fault else codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.calls += 1
+        if "decodes" in self.fault:
+            return self.fault["decodes"](self, codes)
+        return self.true.decode(codes)
+
+    def encode_many(self, media: list[Tensor]) -> list[Tensor]:
+        return codec_audit.encode_by_length(self, media)
+
+
+def up(own: Faulty, media: Tensor, codes: Tensor) -> Tensor:
+    return (codes + own.calls) % own.codebook_size
+
+
+def by_rows(own: Faulty, media: Tensor, codes: Tensor) -> Tensor:
+    return (codes + len(media)) % own.codebook_size
+
+
+def by_threads(own: Faulty, media: Tensor, codes: Tensor) -> Tensor:
+    return (codes + torch.get_num_threads()) % own.codebook_size
+
+
+FAULTS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "a state between calls": ({"changes": up}, {"codec_repeat", "codec_batch", "codec_threads", "codec_process"}),
+    "a batch that mixes rows": ({"changes": by_rows}, {"codec_batch", "codec_process"}),
+    "kernels by threads": ({"changes": by_threads}, {"codec_threads", "codec_process"}),
+    "other weights in the folder": ({"changes": lambda own, media, codes: codes.flip(2)}, {"codec_process", "codec_decode"}),
+    "a wrong rate": ({"frame_rate_hz": 50.0}, {"codec_shape"}),
+    "too small a book": ({"codebook_size": 8}, {"codec_range", "codec_refuses"}),
+    "wrong frames": ({"frames": lambda samples: samples // 320}, {"codec_shape"}),
+    "a long tail": ({"decodes": lambda own, codes: own.true.decode(codes).repeat(1, 2)}, {"codec_media", "codec_length", "codec_decode"}),
+    "a decoder that draws": ({"decodes": lambda own, codes: own.true.decode(codes) + own.calls * 1e-6}, {"codec_decode"}),
+    "no refusal": ({"decodes": lambda own, codes: own.true.decode(codes.clamp(0, 63))}, {"codec_refuses"}),
+    "no numbers": ({"decodes": lambda own, codes: own.true.decode(codes) * math.nan}, {"codec_media", "codec_decode"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_by_name(fault: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, names = FAULTS[fault]
+    true = codecs.open_codec(folder, 2)
+    answers = ([codec_audit.encode_by_length(true, clips(320), most=1)], [])
+
+    def second(codec: Any, media: list[Tensor], place: Path) -> tuple[list[Tensor], list[str]]:
+        """The second process, here: it opens the codec without the fault."""
+        codes = answers[0][0]
+        return codes, [codec_audit.digest_of_all({"": true.decode(each[None])[0]}) for each in codes]
+
+    monkeypatch.setattr(codec_audit, "_elsewhere", second)
+    monkeypatch.setattr(codec_audit, "_kept", lambda *given: 0.0)  # what decodes to no numbers can't be encoded again
+    own = Faulty(true, **changes)
+    found = red(codec_audit.measure(own, clips(320), folder=folder))
+    assert names <= found
+    if "process" not in "".join(names):
+        assert found <= names | {"codec_process", "codec_decode"}
+
+
+def test_a_folder_that_a_second_process_cant_open_is_named(folder: Path) -> None:
+    own = codecs.open_codec(folder, 2)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="second process could not"):
+        codec_audit.measure(own, clips(320)[:1], folder=folder)
+    with pytest.raises(DataError):
+        codec_audit.measure(own, [])
+
+
+@pytest.fixture
+def audited(folder: Path, tmp_path: Path) -> tuple[Any, list[Tensor], dict[str, Fact], Path]:
+    own, media = codecs.open_codec(folder, 3), clips(320)
+    facts = codec_audit.measure(own, media)
+    codec_audit.save_baseline(tmp_path / "baseline.json", own, media, facts, "first")
+    return own, media, facts, tmp_path / "baseline.json"
+
+
+def reds(judged: list[Any]) -> dict[str, str]:
+    return {each.name: each.why for each in judged if each.verdict == "red"}
+
+
+def test_a_codec_that_is_the_same_holds_its_baseline(audited: Any) -> None:
+    own, media, facts, path = audited
+    judged = codec_audit.compare(own, media, facts, codec_audit.load_baseline(path))
+    assert reds(judged) == {}
+    named = {each.name for each in judged}
+    assert named == {"codec_baseline", "codec_codes", "codec_order", "baseline_codec_snr_db", "baseline_codec_log_mel"}
+
+
+def test_books_that_changed_places_are_found_by_name(audited: Any) -> None:
+    own, media, facts, path = audited
+    swapped = Faulty(own, changes=lambda _, media, codes: codes[:, [0, 2, 1]])
+    found = reds(codec_audit.compare(swapped, media, facts, codec_audit.load_baseline(path)))
+    assert found.keys() == {"codec_codes", "codec_order"}
+    assert "book 1 is now 2, book 2 is now 1" in found["codec_order"]
+
+
+def test_a_stale_digest_is_found_by_name(audited: Any) -> None:
+    own, media, facts, path = audited
+    other = Faulty(own, digest="f" * 64)
+    found = reds(codec_audit.compare(other, media, facts, codec_audit.load_baseline(path)))
+    assert found.keys() == {"codec_baseline"}
+    assert f"digest: expected {own.digest[:12]}, got ffffffffffff" in found["codec_baseline"]
+    found = reds(codec_audit.compare(own, media[:2], facts, codec_audit.load_baseline(path)))
+    assert "clips: expected" in found["codec_baseline"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "holds", "breaks"),
+    [
+        ("codec_snr_db", 6.0, 5.01, 4.99),
+        ("codec_log_mel", 2.0, 2.09, 2.11),
+        ("codec_psnr_db", 20.0, 19.51, 19.49),
+        ("codec_ssim", 0.8, 0.781, 0.779),
+        ("codec_snr_db", -2.0, -2.99, -3.01),
+    ],
+)
+def test_a_metric_may_lose_so_much_and_no_more(name: str, before: float, holds: float, breaks: float, audited: Any) -> None:
+    own, media, _, path = audited
+    baseline = codec_audit.save_baseline(path, own, media, {name: Fact(before, 3)}, "chosen")
+    gate = f"baseline_{name}"
+    assert gate not in reds(codec_audit.compare(own, media, {name: Fact(holds, 3)}, baseline))
+    assert gate in reds(codec_audit.compare(own, media, {name: Fact(breaks, 3)}, baseline))
+    assert "not measured" in reds(codec_audit.compare(own, media, {}, baseline))[gate]
+
+
+def test_a_baseline_is_renewed_with_a_reason_that_stays(audited: Any) -> None:
+    own, media, facts, path = audited
+    for reason in ("", "  "):
+        with pytest.raises(ConfigError, match="reason"):
+            codec_audit.save_baseline(path, own, media, facts, reason)
+    assert codec_audit.load_baseline(path)["reason"] == "first"
+    codec_audit.save_baseline(path, Faulty(own, digest="f" * 64), media, facts, "a longer training")
+    codec_audit.save_baseline(path, own, media, facts, "and back")
+    stored = codec_audit.load_baseline(path)
+    assert [(row["reason"], row["digest"]) for row in stored["history"]] == [("first", own.digest), ("a longer training", "f" * 64)]
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match="torn"):
+        codec_audit.load_baseline(path)
+    path.write_text(json.dumps({**stored, "format": 0}))
+    with pytest.raises(CheckpointError, match="format"):
+        codec_audit.load_baseline(path)
+
+
+def test_snr_and_psnr_are_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=1000)
+    assert snr_db(true, 0 * true) == 0
+    assert snr_db(true, 0.9 * true) == pytest.approx(20)
+    assert snr_db(true, true) == math.inf
+    assert math.isnan(snr_db(0 * true, true))
+    picture = rng.random((3, 8, 8))
+    assert psnr_db(picture, picture + 0.1) == pytest.approx(20)
+    assert psnr_db(picture, picture) == math.inf
+
+
+def test_ssim_is_that_of_its_paper_window_by_window() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.random((3, 15, 13))
+    y = np.clip(x + 0.2 * rng.normal(size=x.shape), 0, 1)
+    at = np.arange(11) - 5
+    weights = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    scores = []
+    for channel in range(3):
+        for row in range(5):
+            for column in range(3):
+                a, b = (each[channel, row : row + 11, column : column + 11] for each in (x, y))
+                mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+                var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+                both = (weights * (a - mean_a) * (b - mean_b)).sum()
+                top = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
+                scores.append(top / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))
+    assert ssim(x, y) == pytest.approx(np.mean(scores), rel=1e-9)
+    assert ssim(x, x) == pytest.approx(1)
+    assert ssim(x, y) == pytest.approx(ssim(y, x))
+    assert ssim(x[:, :4, :4], x[:, :4, :4]) == pytest.approx(1)
+    assert ssim(x, np.full_like(x, 0.5)) < 0.1

@@ -1,0 +1,127 @@
+"""Writing under a grammar: whatever a network says, what it writes can be decoded; and how often it obeys unasked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from muomni.errors import ContextError
+from muomni.infer import spans
+from muomni.infer.sampling import SamplingConfig
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.rows import TokenModel
+from muomni.tokens import grammar, sequences
+from spaces import small
+
+
+def _model(layout: str = "interleaved", seed: int = 0) -> TokenModel:
+    torch.manual_seed(seed)
+    decoder = Decoder(DecoderConfig(vocab_size=310, width=32, layers=2, heads=2, ctx_len=64, dropout=0.0, tied=False))
+    model = TokenModel(decoder, small(layout)).eval()
+    model.start(torch.Generator().manual_seed(seed), spread=3.0)
+    return model
+
+
+def _rules(model, kind):
+    return grammar.of_text(model.space, 5) if kind == "text" else grammar.of_medium(model.space, kind, least=2, most=6)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "delay", "parallel"])
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_whatever_is_written_is_legal_and_decodes(layout, kind, temperature):
+    for seed in range(3):
+        model = _model(layout, seed)
+        rules = _rules(model, kind)
+        prompts = [sequences.prompt(model.space, kind, [5, 6, 7][: 1 + row]) for row in range(3)]
+        written = spans.write(model, prompts, rules, sampling=SamplingConfig(temperature=temperature, seed=seed))
+        for row in written:
+            assert rules.first_illegal(row) is None
+            inside = spans.content(row, rules)
+            if kind == "text":
+                assert bool((model.space.from_global("text", inside) >= 0).all())
+            else:
+                frames = model.space.codes_of(kind, inside).shape[1]
+                assert rules.least <= frames <= rules.most
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "delay"])
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+def test_a_batch_writes_what_each_row_writes_alone(layout, kind):
+    model = _model(layout)
+    rules = _rules(model, kind)
+    prompts = [sequences.prompt(model.space, kind, list(range(3, 4 + 2 * row))) for row in range(4)]
+    together = spans.write(model, prompts, rules)
+    for prompt, row in zip(prompts, together):
+        (alone,) = spans.write(model, [prompt], rules)
+        assert torch.equal(row, alone)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "delay", "parallel"])
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_it_writes_the_likeliest_legal_id_of_each_step(layout, kind):
+    """Against the slow way: no cache, all scores, a mask over the whole vocabulary."""
+    model = _model(layout)
+    rules, space = _rules(model, kind), model.space
+    prompt = sequences.prompt(space, kind, [9, 4])
+    (row,) = spans.write(model, [prompt], rules)
+    found = row if row.ndim == 2 else row[None]
+    grid = prompt if prompt.ndim == 2 else prompt[None]
+    end = None
+    for step in range(found.shape[1]):
+        ids = grid[None] if space.streams > 1 else grid
+        with torch.no_grad():
+            scores = model.logits(model.hidden(model.embed(ids)))[0, -1]
+        column = torch.full((len(grid), 1), space.pad)
+        for stream in range(rules.streams):
+            legal = grammar.mask(rules.legal(step, stream, end), space.size)
+            column[stream, 0] = scores.masked_fill(~legal, -torch.inf).argmax()
+            if stream == 0 and int(column[0, 0]) == rules.end and end is None:
+                end = rules.end_of(step)
+        assert column[: rules.streams, 0].tolist() == found[:, step].tolist()
+        grid = torch.cat((grid, column), 1)
+    assert end is not None
+    assert found.shape[1] == rules.length(end)
+
+
+def _obedient(model: TokenModel, row: torch.Tensor, prompt: torch.Tensor) -> TokenModel:
+    """The model with head rows by which each step's likeliest id is the one of a legal span (one stream, distinct ids)."""
+    ids = torch.cat((prompt, row))
+    with torch.no_grad():
+        h = model.hidden(model.embed(ids[None]))[0, len(prompt) - 1 : -1]
+        model.new_head.zero_()
+        model.decoder.lm_head.weight.zero_()
+        inverse = torch.linalg.pinv(h)  # (D, steps): row @ h = one at its own step, zero at the others
+        for step, token in enumerate(row.tolist()):
+            model.new_head[token - model.space.text_size] += inverse[:, step]
+    return model
+
+
+def test_raw_compliance_counts_what_a_free_model_gets_right():
+    model = _model()
+    rules, prompt = grammar.of_medium(model.space, "image"), sequences.prompt(model.space, "image", [9, 4])
+    assert spans.raw_compliance(model, [prompt] * 3, rules) == spans.Compliance(0, 3), "a random network"
+    first = model.space.region("image").start
+    row = torch.tensor([model.space.special("img_start"), *range(first, first + 6), model.space.special("img_end")])
+    taught = _obedient(model, row, prompt)
+    assert torch.equal(spans.write(taught, [prompt], rules, is_free=True)[0], row)
+    assert spans.raw_compliance(taught, [prompt] * 2, rules).share == 1.0
+    short = torch.cat((row[:-3], row[-1:]))
+    assert spans.raw_compliance(_obedient(_model(), short, prompt), [prompt], rules).share == 0.0, "an end too early"
+
+
+def test_a_free_row_ends_where_it_says_so_even_within_a_frame():
+    model = _model()
+    rules, prompt = grammar.of_medium(model.space, "audio", most=6), sequences.prompt(model.space, "audio", [9, 4])
+    books = [book.start for book in model.space.books("audio")]
+    row = torch.tensor([model.space.special("aud_start"), *books, books[0] + 1, model.space.special("aud_end")])
+    (found,) = spans.write(_obedient(model, row, prompt), [prompt], rules, is_free=True)
+    assert torch.equal(found, row)
+    assert rules.first_illegal(found) == 5
+
+
+def test_a_span_that_does_not_fit_is_refused():
+    model = _model()
+    prompt = sequences.prompt(model.space, "audio", [1] * 10)
+    with pytest.raises(ContextError, match=r"13 \+ 62 new positions do not fit ctx_len 64"):
+        spans.write(model, [prompt], grammar.of_medium(model.space, "audio", most=20))
