@@ -23,8 +23,10 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
     "align": ("thinker", "vision"),
     "sweep": ("thinker", "vision"),
     "instruct": ("thinker", "vision", "align"),
+    "rows": ("thinker", "image_codec", "codec"),
+    "mmpt": ("thinker", "image_codec", "codec", "rows"),
 }
-ORDER = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct")
+ORDER = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct", "rows", "mmpt")
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         return [{"path": str(data / f"{name}.jsonl")} for name in names]
 
     seeing = {**common, "eval_items": 6, "watched_items": 2, "max_new_tokens": 4, "max_seq_len": 96, "regression_texts": of("text")}
+    tasks = {"i2t": 1.0, "a2t": 1.0, "t2i": 0.5, "t2a": 0.5}
     return {
         "seed": 3,
         "threads": 1,
@@ -105,6 +108,17 @@ def recipe(folder: Path) -> dict[str, Any]:
             "connector": "align",
             "lora": {"r": 2, "alpha": 4, "dropout": 0.05},
             "gradient_checkpointing": True,
+        },
+        "rows": {**common, "data": of("captions", "speech"), "eval_items": 4, "quarantine_limit": 0.5, "tasks": tasks, "lr": 1e-2},
+        "mmpt": {
+            **common,
+            "data": of("captions", "speech"),
+            "eval_items": 4,
+            "quarantine_limit": 0.5,
+            "tasks": {**tasks, "text": 0.5},
+            "replay": of("text"),
+            "ramp_steps": 2,
+            "lora": {"r": 2, "alpha": 4, "dropout": 0.05},
         },
     }
 

@@ -26,7 +26,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Facts about a file or folder as one JSON object: `path`, `kind`, and the fields of that kind.
 
     kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank, targets, parameters) |
-            omni (what sees, hears and answers, and the bases that it stands on) | checkpoint | stage | run (stages with verdicts) |
+            omni (what sees, hears and answers, and the bases that it stands on) |
+            rows (of a token space, on what base and codecs) | token space (regions, codecs, hash) |
+            token shards (samples, ids, token space) | checkpoint | stage | run (stages with verdicts) |
             tokenizer | data | sound | picture | jsonl | json | text.
     Raises  UserError where nothing is there, the content is torn, or the kind is unknown.
     """
@@ -48,6 +50,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     if (path / "omni.json").is_file():
         return _omni(path)
+    if (path / "trainable_rows.json").is_file():
+        return _rows(path)
+    if (path / "shards.json").is_file() and (path / "index.json").is_file():
+        return _shards(path)
     if (path / "adapter_config.json").is_file():
         return _lora(path)
     if (path / "config.json").is_file():
@@ -67,7 +73,7 @@ def _folder(path: Path) -> dict[str, Any]:
         return _tokenizer(path / "tokenizer.json")
     raise UserError(
         f"{path}: not a folder of ours",
-        hint="expected a run, a stage, a checkpoint, a network (config.json + model.safetensors) or a tokenizer",
+        hint="expected a run, a stage, a checkpoint, a network (config.json + model.safetensors), rows, token shards or a tokenizer",
     )
 
 
@@ -81,6 +87,7 @@ def _file(path: Path) -> dict[str, Any]:
         (suffix in PICTURE, _picture),
         (suffix == ".jsonl", _jsonl),
         (path.name == "tokenizer.json", _tokenizer),
+        (path.name == "token_space.json", _space),
         (suffix == ".json", _json),
         (suffix in TEXT, _text),
     ]
@@ -153,6 +160,42 @@ def _omni(path: Path) -> dict[str, Any]:
     bases = content.get("bases", {})
     about["bases"] = {name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")} for name, base in bases.items()}
     return about | ({"origin": content["origin"]} if "origin" in content else {})
+
+
+def _rows(path: Path) -> dict[str, Any]:
+    """The `final/` of stage rows or mmpt: new rows of a token space, and what they refer to or hold."""
+    note, weights = files.read_json(path / "trainable_rows.json"), _weights(path / "trainable_rows.safetensors")
+    about: dict[str, Any] = {"kind": "rows", "verdict": _verdict(path.parent if path.name == "final" else path)}
+    about["rows"] = f"{note['row_start']}..{note['row_end'] - 1}"
+    about["parameters"] = weights["parameters"]
+    about["longest"] = note["longest"]
+    bases = {"thinker": note["base"], **note["codecs"]}
+    about["bases"] = {name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")} for name, base in bases.items()}
+    if (path / "lora").is_dir():
+        about["lora"] = _lora(path / "lora")
+    if (path / "thinker").is_dir():
+        about["thinker"] = {"parameters": _network(path / "thinker")["parameters"]}
+    return about | {"token_space": _space(path / "token_space.json")}
+
+
+def _space(path: Path) -> dict[str, Any]:
+    """What a token_space.json says: its hash is checked against its content."""
+    from muomni.tokens.space import TokenSpace
+
+    space = TokenSpace.load(path.parent)
+    regions = {region.name: f"{region.start}..{region.end}" for region in space.regions}
+    codecs = {entry.modality: {key: value for key, value in entry.to_json().items() if value is not None} for entry in space.codecs}
+    return {"kind": "token space", "hash": space.hash, "size": space.size, "regions": regions, "codecs": codecs}
+
+
+def _shards(path: Path) -> dict[str, Any]:
+    """A set of token shards, by its index; `muomni data verify` looks into them."""
+    index, made_of = files.read_json(path / "index.json"), files.read_json(path / "shards.json")
+    sides = {
+        side: {"samples": held["samples"], "shards": len(held["shards"]), "unreadable": held["bad"], "ids": held["ids"]}
+        for side, held in index["sides"].items()
+    }
+    return {"kind": "token shards", "sides": sides, "settings": made_of["settings"], "token_space": _space(path / "token_space.json")}
 
 
 def _lora(path: Path) -> dict[str, Any]:

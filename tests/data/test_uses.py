@@ -17,6 +17,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.report import lines, summary
 from muomni.data.sample import Sample, parse
 from muomni.data.source import Source
+from muomni.data.tokenized import encode
 from muomni.errors import ConfigError, DataError
 from muomni.media import audio
 
@@ -67,6 +68,27 @@ def test_a_question_about_media_is_not_what_the_answer_says(turns: Any) -> None:
     with pytest.raises(DataError, match="its words"):
         uses.spoken(sample)
     assert uses.refusal("talker", sample) == "no words for its sound"
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        (row(("user", [PICTURE]), ("assistant", "a dog")), None),
+        (row(("system", "be kind"), ("user", [SOUND]), ("assistant", "hello")), None),
+        (row(("user", "a dog"), ("assistant", [PICTURE])), None),
+        (row(("user", "say it"), ("assistant", [{"type": "text", "text": "hello"}, SOUND])), None),
+        (row(("user", "a dog"), ("assistant", "woof")), "no medium"),
+        (row(("user", [PICTURE]), ("assistant", [SOUND])), "more than one medium"),
+        (row(("user", [PICTURE]), ("assistant", "a dog"), ("user", "sure?"), ("assistant", "yes")), "not one question and one answer"),
+        (row(("user", "a dog"), ("assistant", [{"type": "text", "text": "here"}, PICTURE])), "words beside the picture that it draws"),
+        (parse({"id": "r", "group": "g", "text": "a document"}), "no medium"),
+    ],
+)
+def test_a_task_over_tokens_has_one_medium_and_one_text(sample: Sample, reason: str | None) -> None:
+    """The rule of stages rows and mmpt is the one by which shards are made."""
+    assert uses.refusal("rows", sample) == uses.refusal("mmpt", sample) == reason
+    found = encode.wanted(sample)
+    assert (found if isinstance(found, str) else None) == reason
 
 
 # --- a csv of one's own -------------------------------------------------------------------------------------------------------------------
@@ -129,18 +151,18 @@ def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
         turns("short" * 12, sound(2), group="f"),  # 60 letters in 30 frames
     ]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
-    speech = ["codec", "talker"]
+    speech, tokens = ["codec", "talker"], ["rows", "mmpt"]
     assert [one["stages"] for one in found.to_json()["usable"]] == [
-        ["hearing", *speech, "omni"],
-        ["hearing", *speech],
-        ["omni"],
+        ["hearing", *speech, "omni", *tokens],
+        ["hearing", *speech, *tokens],
+        ["omni", *tokens],
         ["thinker", "omni", "instruct"],
         ["thinker", "omni", "instruct"],
-        speech,
+        [*speech, *tokens],
     ]
     assert [one["where"].rpartition(":")[2] for one in found.to_json()["usable"]] == list("123456")
     (only,) = found.manifests
-    assert only.stages == {"hearing": 2, "codec": 3, "talker": 3, "omni": 4, "thinker": 2, "instruct": 2}
+    assert only.stages == {"hearing": 2, "codec": 3, "talker": 3, "omni": 4, "thinker": 2, "instruct": 2, "rows": 4, "mmpt": 4}
     assert only.refused["hearing"]["a sound of over 20 s (max_s)"] == 1
     assert only.refused["hearing"]["more symbols than CTC can write in its frames"] == 1
     told = dict(summary(found))["m.jsonl: for stages"]

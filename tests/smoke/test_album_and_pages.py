@@ -30,6 +30,8 @@ KINDS = {
     "vision": {"picture"},
     "codec": {"codebooks", "round_trip"},
     "image_codec": {"codebooks", "rebuilt"},
+    "rows": {"token_text", "drawn", "token_speech"},
+    "mmpt": {"token_text", "drawn", "token_speech"},
     "talker": {"speech"},
     "omni": {"answer", "confusion"},
 }
@@ -85,6 +87,8 @@ def test_a_sample_is_explained_as_its_stage_reads_it(finished: Path, stage: str,
         "vision": ("Captions, true and false", "similarity", "<img"),
         "codec": ("Rebuilt from the codes", "book 0", "<audio"),
         "image_codec": ("Rebuilt from the codes", "64 codes, one each 8 px", "row 7", "<img"),
+        "rows": ("Ids, regions, labels", "img_start", "gen_text", "learned", "nats"),
+        "mmpt": ("Ids, regions, labels", "learned", "nats"),
         "talker": ("The delayed grid", "nats 0", "Who looks at whom"),
         "omni": ("Who looks at whom", "nats", "learned"),
     }

@@ -338,6 +338,9 @@ def test_the_best_of_every_stage_is_opened_and_asked(
         assert len(engine.transcribe([media / "high.wav"])) == 1
     elif stage == "vision":
         assert engine.embed(images=[media / "red.png"]).shape[0] == engine.embed(texts=["red"]).shape[0] == 1
+    elif stage in ("rows", "mmpt"):
+        assert asked("draw", str(best), "a red circle", "--out", str(tmp_path / "red.png")) == 0
+        assert engine.draw(["red"])[0].shape == (64, 64, 3)
     elif stage == "talker":
         assert asked("speak", str(best), "red", "--out", str(tmp_path / "red.wav")) == 0
         with pytest.raises(ConfigError, match=r"voice 'anna'.*num_speakers"):
@@ -368,8 +371,11 @@ def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished:
         keys[stage] = {key for row in rows for key in row}
         for row in rows:
             for name in (key for key in row if "perplexity" in key):
-                nats = name.removesuffix("_perplexity") if "book" in name else name.replace("perplexity", "text")
+                own = name.removesuffix("_perplexity")
+                nats = own if own in row else name.replace("perplexity", "text")
                 assert row[name] == pytest.approx(math.exp(row[nats]))
+    for stage in ("rows", "mmpt"):
+        assert {"i2t", "i2t_perplexity", "accuracy", "val_t2a", "val_t2a_perplexity", "val_accuracy"} <= keys[stage]
     for stage in ("thinker", "omni"):
         assert {"text", "perplexity", "accuracy", "val_text", "val_perplexity", "val_accuracy"} <= keys[stage]
     assert {"book0", "book0_perplexity", "val_book1_perplexity"} <= keys["talker"]
@@ -377,7 +383,7 @@ def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished:
     assert "cer" not in keys["hearing"]
     for stage in STAGES:
         assert not any("misses" in key for key in keys[stage])
-        assert stage in ("thinker", "omni", "talker") or not any("perplexity" in key for key in keys[stage])
+        assert stage in ("thinker", "omni", "talker", "rows", "mmpt") or not any("perplexity" in key for key in keys[stage])
 
 
 def test_the_error_rates_of_a_validation_are_those_of_the_greedy_transcripts(finished: Path) -> None:

@@ -23,7 +23,8 @@ from shared import once
 
 pytestmark = pytest.mark.slow
 
-STAGES = tuple(uses.RULES)  # a sweep learns from what align does
+STAGES = tuple(stage for stage in uses.RULES if stage != "mmpt")  # a sweep learns from what align does, mmpt from what rows does
+TOGETHER = {"align": "align, sweep", "rows": "rows, mmpt"}
 ANY = ("samples", "rows")  # hold whatever their rows hold: these are run by the tiny curriculum and by the shipped recipes
 # Replay: it goes with sources that have media, alone it proves nothing about these.
 BESIDE = {(reader, stage) for reader in ("text", "alpaca") for stage in ("omni", "instruct")}
@@ -40,18 +41,18 @@ ELSEWHERE = {  # run whole by a shipped recipe (test_shipped_recipes.py)
 # What each reader's rows are for, as docs/formats.md has it.
 GREEN = {
     "text": ("thinker", "omni", "instruct"),
-    "asr_csv": ("hearing", "codec", "talker", "omni"),
-    "tts_csv": ("hearing", "codec", "talker"),
-    "ocr_csv": ("vision", "image_codec", "omni", "align", "instruct"),
-    "captions": ("vision", "image_codec", "omni", "align", "instruct"),
-    "images": ("vision", "image_codec", "omni", "align", "instruct"),
-    "sounds": ("hearing", "codec", "talker", "omni"),
-    "llava": ("vision", "image_codec", "omni", "align", "instruct"),
+    "asr_csv": ("hearing", "codec", "talker", "omni", "rows"),
+    "tts_csv": ("hearing", "codec", "talker", "rows"),
+    "ocr_csv": ("vision", "image_codec", "omni", "align", "instruct", "rows"),
+    "captions": ("vision", "image_codec", "omni", "align", "instruct", "rows"),
+    "images": ("vision", "image_codec", "omni", "align", "instruct", "rows"),
+    "sounds": ("hearing", "codec", "talker", "omni", "rows"),
+    "llava": ("vision", "image_codec", "omni", "align", "instruct", "rows"),
     "alpaca": ("thinker", "omni", "instruct"),
-    "lhotse": ("hearing", "codec", "talker", "omni"),
-    "ljspeech": ("hearing", "codec", "talker"),
-    "librispeech": ("hearing", "codec", "talker", "omni"),
-    "vctk": ("hearing", "codec", "talker", "omni"),
+    "lhotse": ("hearing", "codec", "talker", "omni", "rows"),
+    "ljspeech": ("hearing", "codec", "talker", "rows"),
+    "librispeech": ("hearing", "codec", "talker", "omni", "rows"),
+    "vctk": ("hearing", "codec", "talker", "omni", "rows"),
 }
 PAIRS = [(reader, stage) for reader, stages in GREEN.items() for stage in stages]
 
@@ -78,7 +79,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         content = {**device_recipe.recipe(folder), "device": "cpu"}
         recipe = device_recipe.write(folder / "recipe.yaml", content)
-        for stage in ("thinker", "hearing", "vision", "codec", "align"):
+        for stage in ("thinker", "hearing", "vision", "codec", "image_codec", "align"):
             runner.run(str(recipe), stages=[stage], out=folder / "run", waive=device_recipe.learned(stage), reason="a tiny test")
 
     return once(tmp_path_factory, "bases", make)
@@ -99,9 +100,15 @@ def run(base: Path, folder: Path, stage: str, sources: list[dict[str, Any]], **m
     return out / stage
 
 
+def tasks_of(sample: Sample) -> dict[str, float]:
+    """The tasks over tokens that samples like this serve."""
+    return {"i2t": 1.0, "t2i": 0.5} if sample.media[0].type == "image" else {"a2t": 1.0, "t2a": 0.5}
+
+
 def test_every_reader_stands_in_the_table() -> None:
     assert {*GREEN, *ANY} == set(formats.READERS)
     assert set(ELSEWHERE) | BESIDE <= set(PAIRS)
+    assert uses.RULES["mmpt"] is uses.RULES["rows"]
 
 
 @pytest.mark.parametrize("reader", GREEN)
@@ -115,7 +122,8 @@ def test_a_reader_goes_through_a_stage(
     base: Path, reader: str, stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     others = [source("captions", tmp_path_factory)] if (reader, stage) in BESIDE else []
-    own = run(base, tmp_path, stage, [source(reader, tmp_path_factory), *others])
+    how = {"tasks": tasks_of(samples(reader, tmp_path_factory)[0])} if stage == "rows" else {}
+    own = run(base, tmp_path, stage, [source(reader, tmp_path_factory), *others], **how)
     found: Any = certificate.read(own)
     assert "red" not in {gate["verdict"] for gate in found["gates"]}
     assert found["facts"]["steps"]["value"] == 2
@@ -188,7 +196,7 @@ def cell(reader: str, stage: str, sample: Sample) -> str:
 def test_the_table_in_the_docs_is_this_one(tmp_path_factory: pytest.TempPathFactory) -> None:
     docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     rows = [
-        f"| reader | {' | '.join('align, sweep' if stage == 'align' else stage for stage in STAGES)} |",
+        f"| reader | {' | '.join(TOGETHER.get(stage, stage) for stage in STAGES)} |",
         "|---" * (len(STAGES) + 1) + "|",
     ]
     for reader in GREEN:

@@ -13,11 +13,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import device_recipe
 from muomni import config, files, runtime
 from muomni.evaluate.album import Album
-from muomni.models import store
+from muomni.models import rows, store
 from muomni.runtime import Runtime
 from muomni.stages import one
 from muomni.stages import recipe as recipes
@@ -49,6 +50,9 @@ class World:
                 self._stand(stage)
         shutil.copytree(self.folder / "align" / "final", self.folder / "another" / "final")
         swap_weights(self.folder / "another" / "final" / "projectors")
+        shutil.copytree(self.folder / "rows" / "final", self.folder / "another_rows" / "final")
+        other = self.folder / "another_rows" / "final" / rows.ROWS
+        save_file({name: tensor + 0.01 for name, tensor in load_file(other).items()}, other, metadata={"format": "pt"})
         named = _rows(self.folder, "captions")
         for number, row in enumerate(named):
             row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]

@@ -27,7 +27,7 @@ from muomni.models.talker import NO_VOICE
 from muomni.stages import recipe as recipes
 from muomni.train import loop
 
-STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "instruct")
+STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "instruct", "rows", "mmpt")
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
 # By their nature these change no result: the test asks that they don't.
@@ -320,6 +320,49 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "param_groups": Case([{"pattern": "*", "lr": 0.02}]),
     },
 }
+TOKENS: dict[str, Case | list[Case]] = {
+    "tasks": Case({"i2t": 1.0, "a2t": 0.2}, {}, {"replay": [], "ramp_steps": 0}),
+    "replay": [Case("replayed", {"tasks": {"i2t": 1.0, "text": 1.0}}), refused("replayed", tasks={"i2t": 1.0})],
+    "ramp_steps": [Case(3, {"tasks": {"i2t": 1.0, "t2i": 1.0}}), refused(3, tasks={"i2t": 1.0})],
+    "max_seq_len": Case(40, {"quarantine_limit": 1.0}),
+    "legal_loss": Case(True),
+    "regression_texts": Case("replayed"),
+    "checked_tasks": [
+        Case(["caption"], {"tasks": {"t2i": 1.0}}),
+        refused(["caption"], tasks={"i2t": 1.0}),
+        refused(["no such task"], tasks={"t2i": 1.0}),
+    ],
+}
+OWN["rows"] = {
+    **TOKENS,
+    "optimizer": refused("muon"),
+    "llm.name": Case("thinker"),
+    "llm.revision": Case("main", {"llm.name": "thinker", "refused": True}),
+    "llm.dtype": Case("bf16"),
+    "image_codec.name": Case("image_codec"),
+    "image_codec.revision": Case("main", {"image_codec.name": "image_codec", "refused": True}),
+    "image_codec.dtype": refused("fp32"),
+    "audio_codec.name": Case("codec"),
+    "audio_codec.revision": Case("main", {"audio_codec.name": "codec", "refused": True}),
+    "audio_codec.dtype": refused("fp32"),
+    "audio_codebooks": Case(1),
+    "layout": [refused("delay"), refused("parallel")],
+    "special_size": Case(16),
+    "spread": Case(0.5),
+}
+OWN["mmpt"] = {
+    **TOKENS,
+    "rows.name": Case("another_rows"),
+    "rows.revision": Case("main", {"rows.name": "rows", "refused": True}),
+    "rows.dtype": refused("fp32"),
+    "judge.name": Case("hearing"),
+    "judge.revision": Case("main", {"judge.name": "hearing", "refused": True}),
+    "judge.dtype": refused("fp32", judge__name="hearing"),
+    "lora.r": Case(4),
+    "lora.alpha": Case(16),
+    "lora.dropout": Case(0.5),
+    "lora.targets": Case(["q_proj"]),
+}
 SEEING: dict[str, Case | list[Case]] = {
     "max_seq_len": Case(16, {"length_edges": [0], "quarantine_limit": 1.0}),
     "gradient_checkpointing": Case(True),
@@ -394,7 +437,9 @@ def placed(world: World, stage: str, name: str, value: Any) -> Any:
         return str(world.folder / stage)
     if value in ("rich", "questions") and name in ("probe_data", "tokenizer_data"):
         return [world.source(value)]
-    if name in ("llm.name", "vision_tower.name"):
+    if value == "replayed":
+        return [world.source("text", limit=24)]
+    if name.endswith(".name"):
         return str(world.folder / value / "final")
     if name == "connector":
         return str(world.folder / value / "final")
@@ -413,6 +458,9 @@ def context_of(world: World, stage: str, case: Case) -> dict[str, Any]:
         context["data"] = [*world.recipe[stage]["data"], world.source("torn")]
     if context.pop("rich", False):
         context["data"] = [world.source("rich")]
+    if tasks := context.get("tasks"):
+        is_replayed, writes = "text" in tasks, {"t2i", "t2a"} & tasks.keys()
+        context |= {"replay": [world.source("text")] if is_replayed else [], **({} if writes else {"ramp_steps": 0})}
     first = world.recipe[stage]["data"][0]
     if context.pop("two", False):
         context["data"] = [first, {**first, "limit": 12}]

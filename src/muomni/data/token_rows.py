@@ -68,12 +68,20 @@ class TokenRows:
         """Columns of each row, from the index alone."""
         columns = {name: self.shards.rows[:, COLUMNS.index(name)] for name in ("text_in", "text_out", "image", "audio")}
         words_N = np.where(columns["text_out"] > 0, columns["text_out"], columns["text_in"])
-        media_N = np.maximum(columns["image"], columns["audio"]) // self.space.streams
+        media_N = sum(self._columns(modality, columns[modality]) for modality in ("image", "audio"))
         own_N = (words_N + media_N + FRAMING_IDS)[[place for _, place in self.places]]
         texts_N = (
             [] if self.texts is None else [sum(stop - start for start, stop in self.texts.packed.pieces(i)) for i in range(len(self.texts))]
         )
         return np.concatenate([own_N, np.asarray(texts_N, np.int64)])
+
+    def _columns(self, modality: str, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The columns that so many ids of a medium take; where books are delayed, the end stands beside their tail."""
+        has_codec = any(entry.modality == modality for entry in self.space.codecs)
+        lags = self.space.lags(modality) if has_codec else None
+        if lags is None:
+            return ids_N
+        return np.where(ids_N > 0, ids_N // len(lags) - (max(lags) > 0), 0)
 
     def name(self, index: int) -> str:
         """The task and the sample's key, or the number of a replayed text."""

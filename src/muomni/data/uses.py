@@ -64,6 +64,8 @@ class Shape(NamedTuple):
     speech: int  # said by the assistant
     others: int  # media of the assistant's that are no sound: pictures that it draws
     has_answer: bool  # words in the assistant's last turn
+    has_question: bool  # words of the user's
+    is_one_turn: bool  # a question and an answer, beside what the system says
     says_words: bool  # in any of its turns
     has_transcript: bool  # of its one sound
 
@@ -71,9 +73,11 @@ class Shape(NamedTuple):
 def shape(sample: Sample) -> Shape:
     """The shape of a sample."""
     images = audios = speech = others = 0
-    has_answer = does_say = False
+    has_answer = has_question = does_say = False
+    turns = [message.role for message in sample.messages if message.role != "system"]
     for message in sample.messages:
         is_said = message.role == "assistant"
+        has_question |= message.role == "user" and bool(message.text.strip())
         for part in message.media:
             is_sound = part.type == "audio"
             speech, others = speech + (is_said and is_sound), others + (is_said and not is_sound)
@@ -82,7 +86,8 @@ def shape(sample: Sample) -> Shape:
             has_answer = bool(message.text.strip())
             does_say |= has_answer
     has_transcript = (audios or speech) == 1 and bool(transcript(sample).strip())
-    return Shape(sample.text is not None, images, audios, speech, others, has_answer, does_say, has_transcript)
+    is_one_turn = turns == ["user", "assistant"]
+    return Shape(sample.text is not None, images, audios, speech, others, has_answer, has_question, is_one_turn, does_say, has_transcript)
 
 
 def _speech(shape: Shape) -> str | None:
@@ -125,6 +130,22 @@ def _captioned(shape: Shape) -> str | None:
     return _seen(shape) if shape.images else "no picture"
 
 
+def _tokens(shape: Shape) -> str | None:
+    """A task over tokens reads one medium and writes words, or reads words and writes one medium."""
+    shown, said = shape.images + shape.audios, shape.speech + shape.others
+    if shape.is_document or not shown + said:
+        return "no medium"
+    if shown + said > 1:
+        return "more than one medium"
+    if not shape.is_one_turn:
+        return "not one question and one answer"
+    if shown:
+        return None if shape.has_answer else "no words in the answer"
+    if shape.others and shape.has_answer:
+        return "words beside the picture that it draws"  # which of them the picture shows, nobody knows
+    return None if shape.has_question else "no words in the question"
+
+
 RULES: dict[str, Callable[[Shape], str | None]] = {
     "thinker": _language,
     "hearing": _speech,
@@ -135,6 +156,8 @@ RULES: dict[str, Callable[[Shape], str | None]] = {
     "omni": _conversation,
     "align": _captioned,
     "instruct": _seen,
+    "rows": _tokens,
+    "mmpt": _tokens,
 }
 
 

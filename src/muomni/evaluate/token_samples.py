@@ -11,9 +11,10 @@ from torch import Tensor
 
 from muomni.data.sample import Sample
 from muomni.data.token_rows import TokenRows
+from muomni.data.tokenized.index import COLUMNS
 from muomni.errors import ContextError, MuomniError
 from muomni.evaluate import shape_checker
-from muomni.evaluate.album import Album, Picture, Sound
+from muomni.evaluate.album import MOST, Album, Picture, Sound
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import cer
 from muomni.evaluate.token_ablations import readable
@@ -62,8 +63,9 @@ def facts(
             truths = [tokens.decode_text(words) for words, _ in parts]
             said = [tokens.decode_text(spans.content(ids, rules).tolist()) for ids in written]
             found[f"{task}_exact"] = share(sum(a == b for a, b in zip(said, truths)), len(said))
-            for truth, text, place in zip(truths, said, places):
-                album.add("token_text", task=task, id=samples[rows.sample(place)].id, text=truth, said=text)
+            for truth, text, place, (_, medium) in list(zip(truths, said, places, parts))[: MOST // 2]:  # both tasks have room
+                shown = _shown(tokens, TASKS[task].reads, medium)
+                album.add("token_text", task=task, id=samples[rows.sample(place)].id, text=truth, said=text, **shown)
             continue
         texts = [tokens.decode_text(words) for words, _ in parts]
         media = [_decoded(tokens, writes, ids, rules) for ids in written]
@@ -74,15 +76,14 @@ def facts(
         if writes == "image":
             found |= _drawn(media, texts, chosen, checked_tasks, album)
         else:
-            found |= _spoken(media, texts, tokens, hear, album)
+            found |= _spoken(media, texts, [sample.id for sample in chosen], tokens, hear, album)
     return found
 
 
 def longest(rows: TokenRows, writes: str) -> int:
     """Units (tokens of a text, frames of a sound) of the longest target of the rows, and a quarter more, 0 where none writes it."""
     columns = {"text": ("text_in", "text_out"), "audio": ("audio",)}[writes]
-    names = ("shard", "number", "offset", "size", "text_in", "text_out", "image", "audio")
-    most = max((int(rows.shards.rows[:, names.index(name)].max(initial=0)) for name in columns), default=0)
+    most = max((int(rows.shards.rows[:, COLUMNS.index(name)].max(initial=0)) for name in columns), default=0)
     if writes == "audio" and most:
         most = -(-most // rows.space.codec("audio").codebooks)
     return most + most // 4
@@ -111,11 +112,24 @@ def _decoded(tokens: UnifiedTokenizer, writes: str, ids: Tensor, rules: Grammar)
         inside = spans.content(ids, rules)
         meta = tokens.meta_of(writes, tokens.space.codes_of(writes, inside))
         if writes == "image":
-            pixels = tokens.decode_image(inside, meta).permute(1, 2, 0)
-            return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            return _pixels(tokens.decode_image(inside, meta))
         return tokens.decode_audio(inside, meta)[0].cpu().numpy()
     except (MuomniError, ContextError):
         return None
+
+
+def _shown(tokens: UnifiedTokenizer, modality: str, ids: Tensor) -> dict[str, Picture | Sound]:
+    """An image or a sound that is read, as its tokens have it."""
+    meta = tokens.meta_of(modality, tokens.space.codes_of(modality, ids))
+    if modality == "image":
+        return {"picture": Picture(_pixels(tokens.decode_image(ids, meta)))}
+    wave_S, rate_hz = tokens.decode_audio(ids, meta)
+    return {"audio": Sound(wave_S.cpu().numpy(), rate_hz)}
+
+
+def _pixels(pixels_3HW: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return (pixels_3HW.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _drawn(
@@ -124,7 +138,7 @@ def _drawn(
     """How many pictures show what their prompt names; those of held-out pairs of colour and shape beside."""
     hits: list[tuple[bool, str]] = []
     for pixels, text, sample in zip(media, texts, samples):
-        is_checked = sample.task in checked
+        is_checked, is_right = sample.task in checked, False
         seen = shape_checker.only(pixels) if is_checked and pixels is not None else None
         if is_checked:
             wanted = (sample.extra.get("colour"), sample.extra.get("shape"))
@@ -132,7 +146,8 @@ def _drawn(
             hits.append((is_right, str(sample.extra.get("pairs", ""))))
         if pixels is not None:
             shown = "nothing that it knows" if seen is None else f"{seen.size} {seen.colour} {seen.shape}, {seen.place}"
-            album.add("drawn", prompt=text, picture=Picture(pixels), seen=shown if is_checked else None)
+            judged = {"seen": shown, "right": is_right} if is_checked else {}
+            album.add("drawn", id=sample.id, prompt=text, picture=Picture(pixels), **judged)
     if not hits:
         return {}
     found = {"drawn_right": share(sum(hit for hit, _ in hits), len(hits))}
@@ -143,14 +158,19 @@ def _drawn(
 
 
 def _spoken(
-    media: Sequence[np.ndarray | None], texts: Sequence[str], tokens: UnifiedTokenizer, hear: Hear | None, album: Album
+    media: Sequence[np.ndarray | None],
+    texts: Sequence[str],
+    names: Sequence[str],
+    tokens: UnifiedTokenizer,
+    hear: Hear | None,
+    album: Album,
 ) -> dict[str, Any]:
     """What an ear that was trained apart understands of the sounds."""
     waves = [np.zeros(1600, np.float32) if wave is None else wave for wave in media]
     heard = [None] * len(waves) if hear is None else hear(waves)
     rate_hz = int(tokens.codecs["audio"].sample_rate_hz or 0)
-    for wave, text, words in zip(waves, texts, heard):
-        album.add("token_speech", prompt=text, audio=Sound(wave, rate_hz), heard=words)
+    for name, wave, text, words in zip(names, waves, texts, heard):
+        album.add("token_speech", id=name, prompt=text, audio=Sound(wave, rate_hz), heard=words)
     if hear is None:
         return {}
     guesses = [str(words) for words in heard]

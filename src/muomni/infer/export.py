@@ -27,9 +27,14 @@ TOKENIZER = (*BESIDE, GENERATION)
 def answering(folder: Path | str) -> Path:
     """The `final/` of a folder's last stage that answers, or of the stage that it is.
 
-    Raises  CheckpointError where nothing finished is there, or nothing that writes.
+    Raises  CheckpointError where nothing finished is there, or nothing that writes; ConfigError for a token model alone.
     """
     stages = folders.find(folder)
+    if "rows" in stages and not {"omni", "thinker"} & stages.keys():
+        raise ConfigError(
+            f"{folder}: a token model is not exported: its ids mean something only beside its codecs and its token space",
+            hint="copy the run's folder, in which all of them lie; thinker/ within final/, where there is one, is a Qwen3 checkpoint",
+        )
     return folders.require(stages, "omni", "thinker", ability="be exported", where=folder)[1]
 
 

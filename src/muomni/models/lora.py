@@ -92,6 +92,20 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     files.write_json(Path(folder) / CONFIG, {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()})
 
 
+def changed(decoder: Decoder, folder: Path | str) -> list[str]:
+    """The names of an adapter's tensors that a folder does not hold, or holds otherwise.
+
+    Raises  CheckpointError where its file is missing or torn.
+    """
+    try:
+        stored = load_file(Path(folder) / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{Path(folder) / WEIGHTS} is missing or torn: {error}") from error
+    state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
+    own = {PREFIX + name: tensor.detach().cpu() for name, tensor in state.items()}
+    return [name for name, tensor in own.items() if name not in stored or not torch.equal(stored[name], tensor)]
+
+
 @torch.no_grad()
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.

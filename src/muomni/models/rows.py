@@ -276,9 +276,11 @@ def open_folder(
 
 
 def digest(folder: Path) -> str:
-    """sha256 that names a folder of rows: its rows, and on what they stand."""
+    """sha256 that names a folder of rows: its rows, its adapter where it has one, and on what they stand."""
     folder = Path(folder)
-    return files.sha256_json([Note.read(folder).base.get("digest"), files.sha256_once(folder / ROWS), TokenSpace.load(folder).hash])
+    parts = [Note.read(folder).base.get("digest"), files.sha256_once(folder / ROWS), TokenSpace.load(folder).hash]
+    adapter = folder / ADAPTER / lora.WEIGHTS
+    return files.sha256_json([*parts, files.sha256_once(adapter)] if adapter.is_file() else parts)
 
 
 def changed(model: TokenModel, folder: Path) -> list[str]:

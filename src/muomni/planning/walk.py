@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjec
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import targets
 from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 
 FIRST_BATCHES = 64  # that are looked through for one with a readable sample
 
@@ -162,6 +164,25 @@ def _language(watch: Watch, objective: NextToken, batch: SequenceBatch, dataset:
     return after
 
 
+def _tokens(watch: Watch, objective: TokenTasks, batch: TokenBatch, dataset: Any) -> After:
+    model = objective.model
+    space, decoder, tasks = model.space, model.decoder, Counter(batch.tasks)
+    told = ", ".join(f"{count} {task}" for task, count in tasks.items())
+    watch.add("ids", batch.ids_BT.shape, f"rows of {told}, padded to the longest; words, and codes as ids of their own")
+    learned = int((batch.labels_BT != IGNORE).sum())
+    watch.add("labels", batch.labels_BT.shape, f"the ids of what is written ({learned} of {batch.labels_BT.numel()}), else {IGNORE}")
+    assert decoder.grown_embed is not None
+    new = len(space.new_rows)
+    watch.out_of(decoder.grown_embed, "embeddings", f"one vector a token; {new} rows for special and media tokens beside the text's")
+    hops.thinker(watch, decoder)
+
+    def after() -> None:
+        choice = "of the ids that may stand there" if objective.legal else "of all ids"
+        watch.add("logits", (learned, space.size), f"of the asked places alone, the probability is that {choice}")
+
+    return after
+
+
 def _hearing(watch: Watch, objective: Hearing, batch: HearingBatch, dataset: Any) -> After:
     encoder = objective.encoder
     watch.add("frames", batch.mel_BFM.shape, "log-mel of utterances with their silence, padded to the longest")
@@ -275,6 +296,7 @@ def _talker(watch: Watch, objective: TalkerObjective, batch: SequenceBatch, _: A
 
 WALKS: dict[type, Callable[[Watch, Any, Any, Any], After]] = {
     NextToken: _language,
+    TokenTasks: _tokens,
     Hearing: _hearing,
     Contrast: _contrast,
     CodecObjective: _codec,

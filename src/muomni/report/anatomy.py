@@ -31,6 +31,7 @@ from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjec
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import before, targets
 from muomni.train.objectives.talker import TalkerObjective
+from muomni.train.objectives.tokens import TokenBatch, TokenTasks
 
 Blocks = list[tuple[str, Html]]
 SHOWN = 200  # characters of a value that is no tensor
@@ -318,7 +319,46 @@ def _talker(subject: Subject) -> Blocks:
     ]
 
 
+@torch.no_grad()
+def _tokens(subject: Subject) -> Blocks:
+    """A row over text and media tokens; its ids are those of the model's token space."""
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, TokenBatch)
+    assert isinstance(objective, TokenTasks)
+    assert subject.tokenizer is not None
+    space, ids_T = objective.model.space, batch.ids_BT[0]
+    names = {token: name.strip("<>") for name, token in space.specials.items()}
+    regions = [space.region_of(token) for token in ids_T.tolist()]
+    owners = [{"text": "user", "special": "mark"}.get(region.name, region.name.partition("_")[0]) for region in regions]
+
+    def piece(token: int, place: int) -> str:
+        if token in names:
+            return names[token]
+        return lanes.piece(subject.tokenizer, token) if regions[place].name == "text" else str(token - regions[place].start)  # type: ignore[arg-type]
+
+    pieces = [piece(token, place) for place, token in enumerate(ids_T.tolist())]
+    is_learned = (batch.labels_BT[0] != IGNORE).tolist()
+    learned = [t for t in range(1, len(pieces)) if is_learned[t]]
+    rows = [
+        ("place", [Cell(str(t), "masked") for t in range(len(pieces))]),
+        ("piece", [Cell(each, f"piece role-{owner}", tip=region.name) for each, owner, region in zip(pieces, owners, regions)]),
+        ("id", [Cell(str(token), "masked") for token in ids_T.tolist()]),
+        ("learned", [Cell("✓", "learned") if taught else Cell("·", "masked") for taught in is_learned]),
+    ]
+    told = f"{len(learned)} of {len(pieces)} are learned"
+    if subject.is_trained and learned:
+        h_TD = objective.states(batch)[0]
+        places = torch.tensor(learned)
+        costs = lanes.costs(objective.head.logits(h_TD[places - 1]), ids_T[places], None)
+        found = dict(zip(learned, costs))
+        rows.append(("nats", [found[t].cell(pieces[t]) if t in found else Cell("") for t in range(len(pieces))]))
+        told = lanes.average([cost.nats for cost in costs])
+    task = h("p", f"Task {batch.tasks[0]}: ", h("small", "codes are told by their number within their book"), cls="quiet")
+    return [("Ids, regions, labels", join(task, lanes.key(owners), lanes.table(rows), h("p", told, cls="quiet")))]
+
+
 KINDS: dict[type, Any] = {
+    TokenBatch: _tokens,
     SequenceBatch: lambda subject: (_language if subject.batch.codes_BKS is None else _talker)(subject),
     HearingBatch: _hearing,
     VisionBatch: _vision,

@@ -22,6 +22,8 @@ from muomni.data.loader import Loader
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import ImagePart, Sample, inline_bytes
 from muomni.data.source import Source
+from muomni.data.token_rows import TokenRows
+from muomni.data.tokenized.index import ABOUT
 from muomni.errors import ConfigError, DataError
 from muomni.models import integrity
 from muomni.report import anatomy, media
@@ -62,7 +64,7 @@ def of_stage(source: str, stage: str, wanted: Wanted, *, checkpoint: Path | None
         loader, index = _find(plan, wanted, entry)
         item = loader.dataset.item(index, np.random.default_rng(0))
         subject = Subject(loader.collate([item]), plan.objective, getattr(plan, "tokenizer", None), is_trained)
-        return _page(stage, loader.dataset.name(index), _sample(loader.dataset, index), subject, own if is_trained else None)
+        return _page(stage, loader.dataset.name(index), _sample(plan, loader, index), subject, own if is_trained else None)
 
 
 def of_manifest(manifest: Path, tokenizer: Path, wanted: Wanted, *, ctx_len: int = 512) -> str:
@@ -115,6 +117,10 @@ def _built(entry: Entry, base: Path, folder: Path, run: Path | None, wanted: Wan
         settings = settings.model_copy(update={"init_from": (run / entry.name).resolve()})  # its tokenizer, not one trained anew
     for final in entry.needed.values():
         integrity.verify(final)
+    if run is not None:
+        for made in (run / entry.name / "shards").glob(f"*/{ABOUT}"):  # of the same samples and token space: not made again
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            (folder / "shards" / made.parent.name).symlink_to(made.parent.resolve())
 
     def part(corpus: readers.Corpus) -> readers.Corpus:
         return _alone(corpus, wanted, settings.data[0].path) if _is_alone(declared) else corpus
@@ -135,13 +141,21 @@ def _find(plan: Training[Any], wanted: Wanted, entry: Entry) -> tuple[Loader[Any
     if wanted.sample is not None:
         for loader in sides.values():
             for index in range(len(loader.dataset)):
-                if loader.dataset.name(index) == wanted.sample:
+                if wanted.sample == loader.dataset.name(index) or _is_of(plan, loader, index, wanted.sample):
                     return loader, index
         raise _unknown(wanted, entry.name)
     size = len(sides[wanted.split].dataset) if wanted.split in sides else 0
     if not 0 <= wanted.index < size:
         raise ConfigError(f"{entry.name}: expected a number below {size} of split {wanted.split}, got {wanted.index}")
     return sides[wanted.split], wanted.index
+
+
+def _is_of(plan: Training[Any], loader: Loader[Any, Any], index: int, sample: str) -> bool:
+    """Whether a row of tokens, which goes by its task and number, is made of the sample of this id."""
+    if not isinstance(loader.dataset, TokenRows):
+        return False
+    found = _sample(plan, loader, index)
+    return found is not None and found.id == sample
 
 
 def _place(samples: Sequence[Sample], wanted: Wanted, where: str) -> int:
@@ -159,8 +173,14 @@ def _unknown(wanted: Wanted, where: str) -> ConfigError:
     return ConfigError(f"{where}: no sample {wanted.sample!r}", hint="--index N takes one by its number")
 
 
-def _sample(dataset: Any, index: int) -> Sample | None:
-    """The sample behind an item, None for a packed row."""
+def _sample(plan: Training[Any], loader: Loader[Any, Any], index: int) -> Sample | None:
+    """The sample behind an item, None for a packed row or a replayed text."""
+    dataset = loader.dataset
+    if isinstance(dataset, TokenRows):
+        if index >= len(dataset.places):
+            return None
+        side = plan.corpus.train if loader is plan.train else plan.corpus.valid
+        return side[dataset.sample(index)]
     inside = getattr(dataset, "utterances", dataset)
     samples = getattr(inside, "samples", None)
     return samples[index] if samples is not None else None

@@ -64,6 +64,12 @@ def _is_right(row: Row) -> bool | None:
         return bool(row.get("truth") == row.get("guess"))
     if row["kind"] == "speech":
         return bool(row.get("text") == row.get("heard"))
+    if row["kind"] == "token_speech" and "heard" in row:
+        return bool(row.get("prompt") == row["heard"])
+    if row["kind"] == "token_text":
+        return bool(row.get("text") == row.get("said"))
+    if row["kind"] == "drawn" and "right" in row:
+        return bool(row["right"])
     if row["kind"] == "picture":
         return row.get("rank") == 1 and not row.get("fooled")
     return None
@@ -171,6 +177,23 @@ def _text(stage: StageRun, row: Row) -> Html:
     )
 
 
+def _drawn_picture(stage: StageRun, row: Row) -> Html:
+    seen = h("p", h("small", "the checker sees "), row["seen"], cls="quiet") if "seen" in row else None
+    view = media.picture(stage.media(row["picture"]), alt=row["prompt"])
+    return _card(row, h("div", view, cls="views"), h("p", row["prompt"]), seen)
+
+
+def _token_speech(stage: StageRun, row: Row) -> Html:
+    heard = h("p", h("small", "stage hearing understands "), diff(row["prompt"], row["heard"]), cls="quiet") if "heard" in row else None
+    return _card(row, h("div", media.sound(stage.media(row["audio"])), cls="line"), h("p", row["prompt"]), heard)
+
+
+def _token_text(stage: StageRun, row: Row) -> Html:
+    path = stage.media(row.get("picture"))
+    view = h("div", media.picture(path, alt=row["text"]), cls="views") if path else None
+    return _card(row, view, media.sound(stage.media(row.get("audio"))), h("p", diff(row["text"], row["said"])), _tag(row["task"]))
+
+
 CARDS: dict[str, tuple[str, Callable[[StageRun, Row], Html]]] = {
     "answer": ("Asked", _answer),
     "picture": ("Pictures and the captions that they find", _picture),
@@ -179,4 +202,7 @@ CARDS: dict[str, tuple[str, Callable[[StageRun, Row], Html]]] = {
     "round_trip": ("There and back through the codes", _round_trip),
     "rebuilt": ("Pictures, and what their codes give back", _rebuilt),
     "text": ("Continued", _text),
+    "drawn": ("Drawn from words, token by token", _drawn_picture),
+    "token_speech": ("Spoken from words, token by token", _token_speech),
+    "token_text": ("Written of images and sounds as tokens", _token_text),
 }

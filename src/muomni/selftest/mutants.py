@@ -17,20 +17,24 @@ from torch.nn import functional as F
 
 from muomni import runtime
 from muomni.data import conversation, readers, utterances
+from muomni.data.tokenized import encode
 from muomni.evaluate import examiner, question_only
 from muomni.evaluate.facts import Fact
 from muomni.models import omni, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
+from muomni.models.rows import TokenModel
 from muomni.models.talker import TalkerConfig
 from muomni.nn import masks
 from muomni.nn.fsq import FiniteScalarQuantiser, Scalars
+from muomni.nn.grown import GrownHead
 from muomni.nn.rvq import Quantised, ResidualVQ
-from muomni.stages import one
+from muomni.stages import one, token_model
 from muomni.stages import talker as talker_stage
 from muomni.stages.placement import Placement
-from muomni.tokens import chat
+from muomni.tokens import chat, sequences
 from muomni.tokens.chat import IGNORE
+from muomni.tokens.space import FRAMING
 from muomni.train import loop, optim, step
 from muomni.train.average import Average
 from muomni.train.objective import Term
@@ -440,6 +444,73 @@ def four_lucky_answers() -> Iterator[dict[str, Fact]]:
     yield {"above_question_only": question_only.above(question_only.gains(said, guessed, ["red"] * 200))}
 
 
+# --- tokens of images and sounds ------------------------------------------------------------------------------------------------
+
+
+def swapped_books() -> AbstractContextManager[Any]:
+    """Shards hold book 1 of a sound where book 0 belongs: every id is legal."""
+    return _codes(lambda codes_KF, entries: codes_KF.flip(0))
+
+
+def stale_digest() -> AbstractContextManager[Any]:
+    """Shards hold the codes of another codec, though its digest is that of the one that will decode them."""
+    return _codes(lambda codes_KF, entries: (codes_KF + 1) % entries)
+
+
+def _codes(change: Callable[[torch.Tensor, int], torch.Tensor]) -> AbstractContextManager[Any]:
+    true = encode.Encoder._encoded
+
+    def encoded(self: encode.Encoder, modality: str, media: Any) -> list[torch.Tensor]:
+        entries = self.tokens.codecs[modality].codebook_size
+        return [change(codes_KF, entries) for codes_KF in true(self, modality, media)]
+
+    return patch.object(encode.Encoder, "_encoded", encoded)
+
+
+def still_head() -> AbstractContextManager[Any]:
+    """The new output rows carry no gradient."""
+    true = GrownHead.tables.fget
+    assert true is not None
+    return patch.object(GrownHead, "tables", property(lambda self: (*true(self)[:-1], true(self)[-1].detach())))
+
+
+def ignored_source() -> AbstractContextManager[Any]:
+    """All that a task reads before it is asked for its target is one and the same token."""
+    true = TokenModel.embed
+
+    def embed(self: TokenModel, ids: torch.Tensor) -> torch.Tensor:
+        asks = torch.tensor([self.space.special(FRAMING[kind][0]) for kind in ("text", "image", "audio")], device=ids.device)
+        is_before_BT = torch.isin(ids, asks).flip(1).cumsum(1).flip(1) > 0
+        return true(self, ids.masked_fill(is_before_BT, self.space.pad))
+
+    return patch.object(TokenModel, "embed", embed)
+
+
+def leaking_shards() -> AbstractContextManager[Any]:
+    """A few samples that are learned from stand in the held-out shards too."""
+    true = token_model.shard_corpus
+
+    def shard_corpus(corpus: readers.Corpus, *args: Any) -> None:
+        true(replace(corpus, valid=[*corpus.valid, *(corpus.train[place] for place in range(4))]), *args)
+
+    return patch.object(token_model, "shard_corpus", shard_corpus)
+
+
+def source_taught() -> AbstractContextManager[Any]:
+    """What a task reads is learned like what it writes."""
+    return _built(lambda row: replace(row, labels=row.ids.clone()))
+
+
+def no_end_of_target() -> AbstractContextManager[Any]:
+    """Where an image, a sound or a text is over, nothing is to be said."""
+    return _built(lambda row: replace(row, labels=torch.cat((row.labels[:-1], torch.full_like(row.labels[-1:], IGNORE)))))
+
+
+def _built(change: Callable[[sequences.TokenRow], sequences.TokenRow]) -> AbstractContextManager[Any]:
+    true = sequences.build
+    return patch.object(sequences, "build", lambda *args, **more: change(true(*args, **more)))
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -487,4 +558,15 @@ MUTANTS = (
         how="judged",
     ),
     Mutant(28, "scalar quantiser without its straight-through gradient", "image_codec", ((cut_scalars, "gradient_reach"),)),
+    Mutant(29, "swapped order of codebooks", "rows", ((swapped_books, "codes"),)),
+    Mutant(30, "codes of another codec under a stale digest", "rows", ((stale_digest, "codes"),)),
+    Mutant(31, "new output rows that never learn", "rows", ((still_head, "all_learn"),)),
+    Mutant(32, "a task whose source is ignored", "rows", ((ignored_source, "i2t_swap_wins, i2t_noise_wins"),)),
+    Mutant(33, "a group on both sides of the shards", "rows", ((leaking_shards, "shard_leaks"),)),
+    Mutant(
+        34,
+        "what a task reads is taught, the end of what it writes is not",
+        "rows",
+        ((source_taught, "supervision"), (no_end_of_target, "ends_taught")),
+    ),
 )

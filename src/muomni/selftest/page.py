@@ -57,6 +57,9 @@ WHEN = {
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",
     "teaches_language": "a language model that learns",
+    **{f"teaches_{task}": f"task {task}" for task in ("i2t", "a2t", "t2i", "t2a")},
+    "reads": "a task that reads a medium",
+    "writes": "a task that writes a medium",
 }
 
 

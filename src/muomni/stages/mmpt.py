@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import soxr
 from pydantic import Field
 from torch import nn
 
+from muomni.errors import ConfigError
 from muomni.evaluate import token_samples
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.infer.transcribe import transcribe
 from muomni.media.frames import PAD_S
 from muomni.models import base as bases
@@ -21,7 +22,7 @@ from muomni.models.base import Base
 from muomni.models.lora import LoraSettings
 from muomni.stages.rows import TEXT_KEPT, USED, assume
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place
+from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place, without_dtype
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 
@@ -41,6 +42,12 @@ class MmptSettings(TokenSettings):
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
+    learns_as: ClassVar[str] = "mmpt"
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all such stages: a judge of sounds that nobody writes."""
+        found = {**super().idle(), **without_dtype(self.rows, "rows"), **without_dtype(self.judge, "judge")}
+        return found if self.teaches_t2a else {**found, "judge": "no task speaks (t2a)"}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,7 +69,12 @@ class MmptSettings(TokenSettings):
 
 
 def _thinker(folder: Path) -> Path:
-    """The language model that a folder of rows stands on."""
+    """The language model that a folder of rows stands on.
+
+    Raises  ConfigError for rows that were trained with a LoRA, which is not opened here.
+    """
+    if (folder / rows.ADAPTER).is_dir():
+        raise ConfigError(f"rows: {folder} has a LoRA of its own", hint="start from the rows that it started from")
     own = folder / rows.THINKER
     return own if own.is_dir() else bases.find(rows.Note.read(folder).base, folder)[1]
 
@@ -120,6 +132,11 @@ class MmptTraining(TokenTraining[MmptSettings]):
         self.tokenizer.save(own, self.model.ctx_len)
         self.save_rows(folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)})
 
+    def changed(self, folder: Path) -> list[str]:
+        """Beside the rows: the adapter."""
+        adapter = [] if self.settings.lora is None else lora.changed(self.model.decoder, folder / rows.ADAPTER)
+        return super().changed(folder) + adapter
+
 
 def _prompted(task: str, medium: str) -> tuple[Gate, ...]:
     ignored = f"{medium}s ignore the prompt: a larger weight for {task}, longer training"
@@ -154,6 +171,7 @@ STAGE = Stage(
     gates=(
         *CAUSAL,
         *LABELS,
+        *CODED,
         *USED,
         *_prompted("t2i", "image"),
         *_prompted("t2a", "sound"),
@@ -183,4 +201,6 @@ STAGE = Stage(
         BoardRow("mmpt.text_change", "text_change", 0.02, more_is_better=False),
     ),
     assume=assume,
+    enough=512,
+    is_row_a_sample=False,
 )

@@ -148,7 +148,7 @@ def _claimed(plan: Recipe, entry: Entry, machine: Runtime, fresh: bool, waived: 
     bases, inherited = _on_main(lambda: _foundation(entry, plan.base), machine)
     settings = settings if fresh else distributed.from_main(sizing.stored(settings, own), machine)
     named = distributed.from_main(named_by(own, settings, machine.world, fresh=fresh), machine)
-    sources = readers.fingerprint(settings.data, plan.base)
+    sources = readers.fingerprint(settings.learned, plan.base)
     is_new = fresh or not (own / "config.yaml").exists()
     stored = _on_main(lambda: None if is_new else recipes.stored_settings(own, type(settings)), machine)
     return Claim(replace(entry, settings=settings), named, stored, bases, inherited, sources, waived_here(entry, waived))

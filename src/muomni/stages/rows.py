@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.models import pretrained
 from muomni.models.base import Base
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs
+from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs, without_dtype
 from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 from muomni.train.optim import freeze
@@ -40,6 +40,16 @@ class RowsSettings(TokenSettings):
     special_size: int = Field(SPECIAL_SIZE, ge=10)
     spread: float = Field(0.02, ge=0)
     train: list[str] = [*NEW_ROWS]
+    learns_as: ClassVar[str] = "rows"
+
+    def idle(self) -> dict[str, str]:
+        """Beside those of all such stages: how the books of a codec are used that is not named."""
+        found = super().idle()
+        for name in ("image_codec", "audio_codec"):
+            found |= without_dtype(getattr(self, name), name)
+        if self.audio_codec is None:
+            found |= dict.fromkeys(("audio_codebooks", "layout"), "there is no audio_codec")
+        return found
 
     @property
     def codecs(self) -> dict[str, Base]:
@@ -91,7 +101,7 @@ class RowsTraining(TokenTraining[RowsSettings]):
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Captions of pictures and words of sounds, by turns, and prompts to draw and to say."""
+    """Captions of pictures and words of sounds, by turns, prompts to draw and to say, and texts to replay."""
     pictures, text = assumed.pictures(folder, 64), assumed.Text(words)
     sounds = assumed.sounds(folder, 1.0)
     rows = []
@@ -104,7 +114,8 @@ def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[
         said = text.take(8)
         is_read = number % 4 < 2
         rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
-    return rows
+    texts = 2 * settings.batch_size if settings.replay else 0
+    return [*rows, *({"text": text.take(assumed.WORDS_OF_ANSWER)} for _ in range(texts))]
 
 
 USED = tuple(
@@ -158,10 +169,12 @@ STAGE = Stage(
     "what tokens of images and sounds mean, to a language model that stays as it is",
     RowsSettings,
     RowsTraining,
-    gates=(*CAUSAL, *LABELS, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
+    gates=(*CAUSAL, *LABELS, *CODED, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
     board=(
         BoardRow("rows.image_swap_wins", "i2t_swap_win_rate", 0.8),
         BoardRow("rows.audio_swap_wins", "a2t_swap_win_rate", 0.8),
     ),
     assume=assume,
+    enough=512,
+    is_row_a_sample=False,
 )

@@ -80,6 +80,11 @@ class StageSettings(TrainSettings):
         return [folder / integrity.FINAL] if folder is not None and (folder / integrity.FINAL).is_dir() else []
 
     @property
+    def learned(self) -> list[Source]:
+        """All sources that it learns from: where one of them changes, a finished stage is another."""
+        return self.data
+
+    @property
     def packs(self) -> bool:
         """Whether its rows hold several documents that must not see each other."""
         return False

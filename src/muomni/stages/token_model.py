@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -14,10 +15,8 @@ from muomni.data import readers
 from muomni.data.corpus import Rows, TokenCorpus
 from muomni.data.loader import Loader
 from muomni.data.quarantine import Quarantine
-from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.data.token_rows import TEXT, TokenRows, shares
-from muomni.data.tokenized import encode
 from muomni.data.tokenized.index import ShardSet
 from muomni.data.tokenized.make import ShardSettings, name_of, shard_corpus
 from muomni.errors import ConfigError
@@ -30,7 +29,7 @@ from muomni.models.base import Base
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
 from muomni.models.rows import TokenModel
-from muomni.stages.stage import Inputs, StageSettings, Training, loaders
+from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.codec import Codec, CodecEntry
 from muomni.tokens.sequences import TASKS
@@ -66,7 +65,6 @@ class TokenSettings(StageSettings):
     legal_loss: bool = False
     regression_texts: list[Source] = []
     checked_tasks: list[str] = []
-    learns_as: ClassVar[str] = ""
 
     @model_validator(mode="after")
     def _has_tasks(self) -> Self:
@@ -77,13 +75,23 @@ class TokenSettings(StageSettings):
         return self
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all stages: a ramp without a task that it holds back."""
-        return {**super().idle(), **({} if self.writes else {"ramp_steps": "no task writes a medium"})}
+        """Beside those of all stages: what belongs to tasks that are not taught."""
+        found = super().idle()
+        if not self.writes:
+            found["ramp_steps"] = "no task writes a medium"
+        if not self.teaches_t2i:
+            found["checked_tasks"] = "no task draws (t2i)"
+        return found
 
-    def refusal(self, sample: Sample) -> str | None:
-        """What a sample lacks for a task."""
-        found = encode.wanted(sample)
-        return found if isinstance(found, str) else None
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside the data: the texts that are replayed are assumed too."""
+        beside = {"replay": sources if self.replay else [], "regression_texts": []}
+        return super().assuming(sources).model_copy(update=beside)
+
+    @property
+    def learned(self) -> list[Source]:
+        """The texts that are replayed too."""
+        return [*self.data, *self.replay]
 
     @property
     def reads(self) -> bool:
@@ -116,6 +124,11 @@ class TokenSettings(StageSettings):
         return "t2a" in self.tasks
 
 
+def without_dtype(base: Base | None, setting: str) -> dict[str, str]:
+    """The number format among a setting's options without effect: what it names is opened in one of its own."""
+    return {} if base is None else {f"{setting}.dtype": "it is opened in its own number format"}
+
+
 T = TypeVar("T", bound=TokenSettings)
 
 
@@ -130,6 +143,10 @@ class TokenTraining(Training[T]):
     codecs: list[Codec]
     bases: dict[str, dict[str, Any]]
     text_folder: Path
+
+    def vocabulary(self) -> None:
+        """Refuses tasks that no sample has."""
+        demand_tasks(self.corpus, checked_tasks=self.settings.checked_tasks)
 
     def opened(self, decoder: Decoder, tokenizer: Tokenizer, codecs: Sequence[Codec], space: TokenSpace) -> TokenModel:
         """The model of a space upon a decoder, and what turns samples into its ids."""
@@ -167,9 +184,19 @@ class TokenTraining(Training[T]):
             self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])
         self._demand_tasks(names)
         weights = shares(self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()})
-        by_row = [weight for weight, size in weights for _ in range(size)]
+        by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
+
+    def _by_row(self, shares_of: Sequence[tuple[float, int]]) -> list[float]:
+        """The weight of each training row: that of its task, shared by the weights of the sources of its samples."""
+        rows_of, given = self.sides["train"], self.corpus.weights
+        own = np.array([given[rows_of.sample(place)] for place in range(len(rows_of.places))])
+        found: list[float] = []
+        for weight, size in shares_of:
+            here = own[len(found) : len(found) + size]
+            found += (weight * here / here.mean()).tolist() if len(here) else [weight] * size  # replayed texts come last
+        return found
 
     def _replayed(self, longest: int) -> dict[str, Rows | None]:
         settings, inputs = self.settings, self.inputs
@@ -182,6 +209,8 @@ class TokenTraining(Training[T]):
             texts = [sample for sample in samples if not sample.media]
             tokens = TokenCorpus.build(inputs.folder / "tokens", texts, self.tokenizer) if texts else None
             found[side] = None if tokens is None else Rows(tokens.pack(longest, single=True))
+        if found["train"] is None:
+            raise ConfigError("replay: no sample without media to learn from", hint="name sources of texts, or leave task text out")
         return found
 
     def _demand_tasks(self, names: Sequence[str]) -> None:
@@ -218,7 +247,9 @@ class TokenTraining(Training[T]):
 
     def checks(self) -> dict[str, Fact]:
         """The rows, against the samples that they were made from."""
-        return token_labels.facts(self.sides["train"], self.corpus.train, self.unified)
+        train, valid, corpus = self.sides["train"], self.sides["valid"], self.corpus
+        found = token_labels.facts(train, corpus.train, self.unified)
+        return {**found, "shard_leaks": token_labels.leaks(train.shards, valid.shards, corpus.train, corpus.valid)}
 
     def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
         """Nats of each task, whether media and prompts are used, what is written, and what was forgotten."""

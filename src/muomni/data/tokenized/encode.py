@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muomni.data import split
+from muomni.data import split, uses
 from muomni.data.sample import AudioPart, ImagePart, Sample
 from muomni.data.tokenized.index import Bad, Side
 from muomni.data.tokenized.record import BLANK, FIELDS, Ids, Record, digest_of, key_of
@@ -72,23 +72,12 @@ def wanted(sample: Sample) -> Wanted | str:
     and the assistant gives
     one medium.
     """
-    media = [(message.role, part) for message in sample.messages for part in message.media]
-    turns = [message.role for message in sample.messages if message.role != "system"]
-    if sample.text is not None or not media:
-        return "no medium"
-    if len(media) > 1:
-        return "more than one medium"
-    if turns != ["user", "assistant"]:
-        return "not one question and one answer"
-    (role, part) = media[0]
-    words_in, words_out = sample.question.strip(), sample.answer.strip()
-    if role == "user":
-        if not words_out:
-            return "no words in the answer"
-        return Wanted("i2t" if part.type == "image" else "a2t", part, words_in, words_out)
-    if not words_in:
-        return "no words in the question"
-    return Wanted("t2i" if part.type == "image" else "t2a", part, words_in, words_out)
+    if (reason := uses.refusal("rows", sample)) is not None:
+        return reason
+    (role, part) = next((message.role, part) for message in sample.messages for part in message.media)
+    kind = {"image": "i", "audio": "a"}[part.type]
+    task = f"{kind}2t" if role == "user" else f"t2{kind}"
+    return Wanted(task, part, sample.question.strip(), sample.answer.strip())
 
 
 def read(medium: ImagePart | AudioPart, codec: Codec) -> Medium:
