@@ -16,7 +16,7 @@ from muomni.errors import CheckpointError, ConfigError, DataError, UserError
 from muomni.evaluate import codec_audit
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import judge
-from muomni.evaluate.metrics import psnr_db, snr_db, ssim
+from muomni.evaluate.metrics import snr_db
 from muomni.models import codecs
 from tiny_codecs import pictures, saved, wave
 
@@ -205,37 +205,10 @@ def test_a_baseline_is_renewed_with_a_reason_that_stays(audited: Any) -> None:
         codec_audit.load_baseline(path)
 
 
-def test_snr_and_psnr_are_what_they_say() -> None:
+def test_snr_is_what_it_says() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=1000)
     assert snr_db(true, 0 * true) == 0
     assert snr_db(true, 0.9 * true) == pytest.approx(20)
     assert snr_db(true, true) == math.inf
     assert math.isnan(snr_db(0 * true, true))
-    picture = rng.random((3, 8, 8))
-    assert psnr_db(picture, picture + 0.1) == pytest.approx(20)
-    assert psnr_db(picture, picture) == math.inf
-
-
-def test_ssim_is_that_of_its_paper_window_by_window() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.random((3, 15, 13))
-    y = np.clip(x + 0.2 * rng.normal(size=x.shape), 0, 1)
-    at = np.arange(11) - 5
-    weights = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
-    weights /= weights.sum()
-    scores = []
-    for channel in range(3):
-        for row in range(5):
-            for column in range(3):
-                a, b = (each[channel, row : row + 11, column : column + 11] for each in (x, y))
-                mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
-                var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
-                both = (weights * (a - mean_a) * (b - mean_b)).sum()
-                top = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
-                scores.append(top / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))
-    assert ssim(x, y) == pytest.approx(np.mean(scores), rel=1e-9)
-    assert ssim(x, x) == pytest.approx(1)
-    assert ssim(x, y) == pytest.approx(ssim(y, x))
-    assert ssim(x[:, :4, :4], x[:, :4, :4]) == pytest.approx(1)
-    assert ssim(x, np.full_like(x, 0.5)) < 0.1

@@ -103,8 +103,8 @@ class TokenRows:
             return TokenItem(
                 self.name(index), TEXT, *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100)))
             )
-        row = self.row(index)
-        return TokenItem(self.name(index), row.task, row.ids, row.labels)
+        built = self.row(index)
+        return TokenItem(self.name(index), built.task, built.ids, built.labels)
 
     def _in_stream_0(self, values_T: Tensor, fill: int) -> Tensor:
         if self.space.streams == 1:

@@ -24,7 +24,8 @@ from muomni import files
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate, Judged
-from muomni.evaluate.metrics import bootstrap, psnr_db, snr_db, ssim
+from muomni.evaluate.metrics import bootstrap, snr_db
+from muomni.evaluate.picture_metrics import psnr_B, ssim_B
 from muomni.media.mel import MelSpec, log_mel
 from muomni.models.codecs import open_codec
 from muomni.models.store import digest_of_all
@@ -102,9 +103,9 @@ def round_trip(codec: Codec, clips: Sequence[Tensor], decoded: Sequence[Tensor])
     scores: dict[str, list[float]] = {}
     if codec.modality == "image":
         for true, guess in zip(clips, decoded):
-            pair = true.float().cpu().numpy(), guess.float().cpu().numpy()
-            scores.setdefault("codec_psnr_db", []).append(psnr_db(*pair))
-            scores.setdefault("codec_ssim", []).append(ssim(*pair))
+            pair = true[None].cpu(), guess[None].cpu()
+            scores.setdefault("codec_psnr_db", []).append(float(psnr_B(*pair)))
+            scores.setdefault("codec_ssim", []).append(float(ssim_B(*pair)))
     else:
         assert codec.sample_rate_hz is not None
         spec = comparison_mel(codec.sample_rate_hz)

@@ -204,50 +204,7 @@ def snr_db(true_S: Array, guess_S: Array) -> float:
     return _ratio_db(float(np.square(true).sum()), float(np.square(true - guess).sum()))
 
 
-def psnr_db(true_3HW: Array, guess_3HW: Array) -> float:
-    """Peak signal-to-noise ratio of a picture with values in [0, 1], over all its channels; inf where they are equal.
-
-    Raises  ShapeError if the shapes differ.
-    """
-    if true_3HW.shape != guess_3HW.shape:
-        raise ShapeError(f"psnr: {true_3HW.shape} against {guess_3HW.shape}")
-    return _ratio_db(1.0, float(np.square(true_3HW.astype(np.float64) - guess_3HW.astype(np.float64)).mean()))
-
-
 def _ratio_db(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else math.nan
-
-
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-
-
-def ssim(true_3HW: Array, guess_3HW: Array) -> float:
-    """Structural similarity of a picture with values in [0, 1], mean over channels and windows; 1 where they are equal.
-
-    Windows lie wholly inside the picture. Pictures smaller than the window are compared in one window of their size.
-    Raises  ShapeError if the shapes differ.
-    Source  Wang, Bovik, Sheikh, Simoncelli 2004: Gaussian window of 11 pixels, sigma 1.5, K1 0.01, K2 0.03; here for
-            each channel instead of the luminance.
-    """
-    if true_3HW.shape != guess_3HW.shape or true_3HW.ndim != 3:
-        raise ShapeError(f"ssim: expected two pictures (3, H, W), got {true_3HW.shape} and {guess_3HW.shape}")
-    x, y = true_3HW.astype(np.float64), guess_3HW.astype(np.float64)
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    variance_x, variance_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
-    covariance = _windowed(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    most = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return float((likeness / most).mean())
-
-
-def _windowed(values_CHW: Array) -> Array:
-    """Gaussian means over all windows inside."""
-    for axis in (1, 2):
-        width = min(SSIM_WINDOW, values_CHW.shape[axis])
-        weights = np.exp(-np.square(np.arange(width) - (width - 1) / 2) / (2 * SSIM_SIGMA**2))
-        views = np.lib.stride_tricks.sliding_window_view(values_CHW, width, axis=axis)
-        values_CHW = views @ (weights / weights.sum())
-    return values_CHW

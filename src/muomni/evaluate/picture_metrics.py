@@ -27,13 +27,11 @@ def psnr_B(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
 def ssim_B(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
     """Structural similarity of each pair, (B,) float32, 1 for equal ones: mean over channels and places.
 
-    Takes   as `psnr_B`; H and W at least WINDOW.
-    Raises  ShapeError where the two differ in shape, or are smaller than the window.
+    Takes   as `psnr_B`; of a picture smaller than the window one window of its size is taken.
+    Raises  ShapeError where the two differ in shape.
     Source  Wang et al. 2004: Gaussian window of 11 pixels and deviation 1.5, only where it lies inside; K1 0.01, K2 0.03.
     """
     _same(one_B3HW, other_B3HW)
-    if min(one_B3HW.shape[-2:]) < WINDOW:
-        raise ShapeError(f"ssim: expected pictures of at least {WINDOW} px, got {tuple(one_B3HW.shape)}")
     one_B3HW, other_B3HW = one_B3HW.float(), other_B3HW.float()
     mean_one, mean_other = _blurred(one_B3HW), _blurred(other_B3HW)
     spread_one = _blurred(one_B3HW.square()) - mean_one.square()
@@ -46,11 +44,13 @@ def ssim_B(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
 
 def _blurred(x_BCHW: Tensor) -> Tensor:
     """Mean under the Gaussian window, where it lies inside."""
-    places = torch.arange(WINDOW, device=x_BCHW.device) - WINDOW // 2
-    window = torch.exp(-places.float().square() / (2 * SIGMA**2))
-    window, channels = window / window.sum(), x_BCHW.shape[1]
-    across = F.conv2d(x_BCHW, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(across, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    channels = x_BCHW.shape[1]
+    for axis, shape in ((3, (1, 1, 1, -1)), (2, (1, 1, -1, 1))):
+        width = min(WINDOW, x_BCHW.shape[axis])
+        places = torch.arange(width, device=x_BCHW.device, dtype=x_BCHW.dtype) - (width - 1) / 2
+        window = torch.exp(-places.square() / (2 * SIGMA**2))
+        x_BCHW = F.conv2d(x_BCHW, (window / window.sum()).view(shape).expand(channels, *shape[1:]), groups=channels)
+    return x_BCHW
 
 
 def _same(one: Tensor, other: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, embed, logits."""
+"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, draw, embed, logits."""
 
 from __future__ import annotations
 

@@ -164,10 +164,11 @@ class TokenTraining(Training[T]):
     def tasks(self, frozen: bool) -> TokenTasks:
         """The objective; `frozen`: the language model rests, and no checkpoint holds it."""
         settings = self.settings
-        late = {name: settings.ramp_steps for name in ("t2i", "t2a") if name in settings.tasks and settings.ramp_steps}
+        weights = {str(task): weight for task, weight in settings.tasks.items()}
+        late: dict[str, int] = {name: settings.ramp_steps for name in ("t2i", "t2a") if name in settings.tasks and settings.ramp_steps}
         legal = choices(self.model.space, self.unified.words) if settings.legal_loss else None
         given = ("decoder.decoder.",) if frozen else ()
-        return self.inputs.place(TokenTasks(self.model, settings.tasks, legal=legal, ramp=late, given=given))
+        return self.inputs.place(TokenTasks(self.model, weights, legal=legal, ramp=late, given=given))
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """The samples as ids, made once and kept as shards in the stage's folder, and the texts that are replayed."""
@@ -180,9 +181,9 @@ class TokenTraining(Training[T]):
         names = [task for task in settings.tasks if task != TEXT]
         self.sides = {}
         for side in ("train", "valid"):
-            self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])  # type: ignore[arg-type]
+            self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])
         self._demand_tasks(names)
-        weights = shares(self.sides["train"].blocks, {name: float(weight) for name, weight in settings.tasks.items()})
+        weights = shares(self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()})
         by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)

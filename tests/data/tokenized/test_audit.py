@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import standins
+import torch
 
-from muomni import files
+from muomni import cli, files
 from muomni.data.tokenized import index, make
 from muomni.data.tokenized.index import SIDES, Piece, ShardSet, write_index, write_shard
 from muomni.data.tokenized.record import FIELDS, Record, digest_of
 from muomni.errors import ConfigError, UserError
 from muomni.evaluate.token_shards import AuditSettings, audit
+from muomni.models import store
+from muomni.models.codec import Codec, CodecConfig
 
 SETTINGS = make.ShardSettings(samples_per_shard=20, val_split=0.2, bad_limit=0.2)
 FEW = AuditSettings(retokenise=30, decode=8, rows=30)
@@ -283,3 +286,38 @@ def test_pieces_and_sides_are_all_walked(whole: Path) -> None:
     found = {side: sum(len(Piece.load(path).rows) for path in (whole / side).glob("shard-*.json")) for side in SIDES}
     assert report["samples"] == found
     assert next(each for each in report["checks"] if each["check"] == "C")["n"] == 80
+
+
+def test_the_commands_make_audit_and_renew_a_set_with_our_own_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def muomni(*args: object) -> int:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(arg) for arg in args])
+        return int(left.value.code or 0)
+
+    standins.make_data(tmp_path, 40)
+    standins.text_tokenizer().save(tmp_path / "text")
+    torch.manual_seed(0)
+    config = CodecConfig(width=16, blocks=1, fine_width=8, fine_blocks=1)
+    store.save(Codec(config).eval(), tmp_path / "codec")
+    monkeypatch.chdir(tmp_path)
+    made = [
+        "data",
+        "shard",
+        "rows.jsonl",
+        "--out",
+        "set",
+        "--tokenizer",
+        "text",
+        "--codec",
+        "codec",
+        "--val-split",
+        0.2,
+    ]
+    assert muomni(*made, "--samples", 10) == 0
+    assert len(ShardSet(tmp_path / "set", "train")) + len(ShardSet(tmp_path / "set", "valid")) == 20
+    assert muomni("data", "verify", "set", "--set-baseline", "first") == 0
+    assert muomni("data", "verify", "set") == 0
+    assert verdicts(files.read_json(tmp_path / "set/verify/report.json")) == dict.fromkeys("SABCDEFGHR", "green")
+    assert muomni(*made, "--samples", 20) == 2  # other settings
+    (tmp_path / "set/train/shard-000000.tar").write_bytes(b"")
+    assert muomni("data", "verify", "set") == 2

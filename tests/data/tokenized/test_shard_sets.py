@@ -236,6 +236,16 @@ def test_captions_of_one_clip_are_encoded_once(tmp_path: Path, monkeypatch: pyte
     assert sum(clips) == 2
 
 
+def test_a_codec_that_leaves_out_an_unfull_frame_still_gives_every_sample_back() -> None:
+    class RoundsDown(standins.MeanCodec):
+        def frames(self, samples: int) -> int:
+            return max(1, samples // self.hop)
+
+    for samples in (1, 159, 160, 161, 4001):
+        filled = encode.whole_frames(RoundsDown(), samples)  # type: ignore[arg-type]
+        assert filled == encode.whole_frames(standins.MeanCodec(), samples) == -(-samples // 160) * 160  # type: ignore[arg-type]
+
+
 # Access
 
 

@@ -104,8 +104,7 @@ def read(medium: ImagePart | AudioPart, codec: Codec) -> Medium:
     assert codec.sample_rate_hz is not None
     decoded = audio.decode(source, start_s=medium.start, end_s=medium.end, channel=medium.channel, max_s=MAX_S)
     wave_S = audio.resampled(decoded, codec.sample_rate_hz, audio.name_of(source))
-    whole = codec.samples(codec.frames(len(wave_S)))
-    values = torch.from_numpy(np.pad(wave_S, (0, max(0, whole - len(wave_S)))))
+    values = torch.from_numpy(np.pad(wave_S, (0, whole_frames(codec, len(wave_S)) - len(wave_S))))
     return Medium(
         values,
         {
@@ -117,6 +116,17 @@ def read(medium: ImagePart | AudioPart, codec: Codec) -> Medium:
             "frames": codec.frames(len(values)),
         },
     )
+
+
+def whole_frames(codec: Codec, samples: int) -> int:
+    """To how many samples a wave is filled up: those of so many whole code frames that decoding gives all of
+    it back."""
+    frames = codec.frames(samples)
+    length = max(samples, codec.samples(frames))
+    while codec.samples(codec.frames(length)) < samples:  # a codec that leaves out a frame that is not full
+        frames += 1
+        length = max(length, codec.samples(frames))
+    return length
 
 
 class Encoder:

@@ -34,10 +34,11 @@ class ResidualCodec:
 
     def __init__(self, network: nn.Module, codebooks: int, weights: str, stored: dict[str, Any]) -> None:
         self.network: Any = network
-        self.config: Any = network.config
+        self.config: Any = getattr(network, "config")  # noqa: B009 - a module's attribute is a tensor or a module to mypy
         self.codebooks = codebooks
-        self.codebook_size: int = self.config.codebook_size
-        self.sample_rate_hz: int = self.config.sampling_rate
+        config = self.config
+        self.codebook_size: int = config.codebook_size
+        self.sample_rate_hz: int = config.sampling_rate
         own = {key: value for key, value in stored.items() if key not in OF_THE_LIBRARY}
         self.digest = digest_of(self.kind, own, codebooks, weights)
 

@@ -38,6 +38,8 @@ class TokenTasks(NextToken):
     ramp      by task, updates over which its weight rises from 0; such tasks join late
     """
 
+    updates: Tensor
+
     def __init__(
         self,
         model: TokenModel,
@@ -49,7 +51,7 @@ class TokenTasks(NextToken):
     ) -> None:
         super().__init__(model, given=given, terms={task: Symbols(weight=weight) for task, weight in weights.items()})
         self.model, self.legal, self.ramp = model, legal, dict(ramp or {})
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # done so far
 
     def _asked_of(self, batch: TokenBatch) -> dict[str, Tensor]:
         """The targets of each task, (B, T-1), -100 in rows of the others."""
@@ -80,7 +82,8 @@ class TokenTasks(NextToken):
             left_BT = left_BT.masked_fill(is_here_BT, IGNORE)
         # What is left has no choice: a start token, the end of an image.
         forced = int((left_BT != IGNORE).sum())
-        total, correct = (torch.stack([part[place] for part in parts]).sum() for place in (0, 2))
+        total = torch.stack([part.total for part in parts]).sum()
+        correct = torch.stack([part.correct for part in parts]).sum()
         return Nats(total, sum(part.num_labels for part in parts) + forced, correct + forced)
 
     @property
