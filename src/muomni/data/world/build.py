@@ -44,6 +44,12 @@ class Counts:
     scenes: Mix = picture_rows.SCENES
     asked: Mix = picture_rows.QUESTIONS
     draw: Split = field(default_factory=dict)
+    sizes: tuple[str, ...] | None = None
+
+    @property
+    def pictured(self) -> Vocabulary:
+        """The words of its pictures."""
+        return self.vocabulary if self.sizes is None else replace(self.vocabulary, sizes=self.sizes)
 
 
 def _split(train: int, valid: int) -> Split:
@@ -97,7 +103,8 @@ _SMALL = Counts(
     asked=Mix((1,), 0.25),
 )
 
-# For models of image and audio tokens: all words, one object in most pictures, and prompts to draw.
+# For models of image and audio tokens: all words, and prompts to draw one object. All objects are big: at 64 px a token
+# covers 8 x 8 pixels, and what 1,024 codes leave of a small star is a blot (docs/log.md).
 _TOKENS = Counts(
     side=64,
     text=_split(6_000, 200),
@@ -113,6 +120,7 @@ _TOKENS = Counts(
     least=24,
     scenes=Mix((1,), 0.0),
     draw=_split(6_000, 300),
+    sizes=("big",),
 )
 
 
@@ -156,11 +164,11 @@ def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
 
 
 def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
-    words = much.vocabulary
-    shown = picture_rows.show(seed, "scene", 10, much.captions, much.scenes, words)
+    words, pictured = much.vocabulary, much.pictured
+    shown = picture_rows.show(seed, "scene", 10, much.captions, much.scenes, pictured)
     asked = picture_rows.show(seed, "question", 11, much.questions, much.asked, words)
     probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES, words)
-    drawn = picture_rows.show_alone(seed, "draw", 13, much.draw, words)
+    drawn = picture_rows.show_alone(seed, "draw", 13, much.draw, pictured)
     writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
     rng = np.random.default_rng((seed, 40))
     speakers = speech_rows.Speakers(rng)
@@ -174,12 +182,12 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
         speaking = beside.submit(utterance.speak, speakers.jobs, out)
         rows |= {
             "text": text_rows.text_rows(seed, much.text, words, max(much.scenes.objects)),
-            "captions": picture_rows.caption_rows(seed, shown, words) + writing_captions,
+            "captions": picture_rows.caption_rows(seed, shown, pictured) + writing_captions,
             "questions": picture_rows.question_rows(seed, asked, words) + writing_questions,
             "probe": picture_rows.probe_rows(probe),
             **({"draw": picture_rows.draw_rows(drawn)} if drawn else {}),
         }
-        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe, *drawn]), *writing]}
+        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe, *(each.shown for each in drawn)]), *writing]}
         (out / "images").mkdir(parents=True)
         for picture in pictures.values():
             (out / picture.path).write_bytes(render.png(picture.draw(much.side)))

@@ -12,7 +12,7 @@ from PIL import Image
 from muomni.data.world import render
 from muomni.data.world.asking import Asker
 from muomni.data.world.lexicon import COLOURS, NUMBERS, PICTURED_WORDS, grammatical, is_held_out
-from muomni.data.world.scene import Caption, Claim, Scene, changes, describe, sample
+from muomni.data.world.scene import Caption, Claim, Scene, Thing, changes, claim, describe, sample
 from muomni.data.world.vocabulary import WHOLE, Vocabulary
 
 Row = dict[str, Any]
@@ -112,53 +112,69 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mi
     return shown
 
 
-def show_alone(seed: int, name: str, number: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE) -> list[Shown]:
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of one object, and the words that ask for it."""
+
+    shown: Shown
+    prompt: str
+
+
+# How a drawing is asked for, without a place and with one; N is a noun like "red circle", H its shape, C its colour, L a place.
+ASKED_ALONE = ("a N", "it is a N", "there is one N", "the H is C")
+ASKED_PLACED = ("a N at the L", "the N is at the L", "there is a N at the L")
+
+
+def show_alone(seed: int, name: str, number: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE) -> list[Drawing]:
     """Pictures of one object each, with a prompt that says its colour and shape, and its size and place half of the time.
 
-    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training.
+    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training; there may be fewer than asked.
     """
-    shown: list[Shown] = []
+    drawings: list[Drawing] = []
     said: set[str] = set()
     for split, number_of in counts.items():
-        rng = np.random.default_rng((seed, number, split == "valid"))
+        is_training = split == "train"
+        rng = np.random.default_rng((seed, number, not is_training))
         for index in range(number_of):
             for _ in range(MOST_TRIES):
-                held_out = split == "valid" and rng.random() >= SEEN_SHARE
-                (thing,) = scene = sample(rng, 1, held_out=held_out, vocabulary=vocabulary)
-                size, place = (value if rng.random() < 0.5 else None for value in (thing.size, thing.place))
-                caption = Caption((Claim(size, thing.colour, thing.shape, place),))
-                if split == "train" or (text := prompt_of(caption)) not in said:
+                held_out = not is_training and rng.random() >= SEEN_SHARE
+                scene = sample(rng, 1, held_out=held_out, vocabulary=vocabulary)
+                text = _asked(rng, scene[0], vocabulary)
+                if is_training or text not in said:
                     break
             else:
                 break  # all prompts of held-out pairs are there
-            said.add(prompt_of(caption) if split == "train" else text)
-            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7))
-            shown.append(Shown(picture, scene, caption, split, held_out))
-    return shown
+            said.add(text)
+            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, not is_training, index, 7))
+            drawings.append(Drawing(Shown(picture, scene, Caption((claim(scene[0], vocabulary),)), split, held_out), text))
+    return drawings
 
 
-def prompt_of(caption: Caption) -> str:
-    """ "a small red circle at the top", without what the caption leaves out."""
-    (claim,) = caption.claims
-    place = f" at the {claim.place}" if claim.place else ""
-    return grammatical(f"a {claim.noun()}{place}")
+def _asked(rng: np.random.Generator, thing: Thing, vocabulary: Vocabulary) -> str:
+    """ "a red circle at the top" in one of its forms."""
+    size = thing.size if vocabulary.says_sizes and rng.random() < 0.5 else None
+    noun = Claim(size, thing.colour, thing.shape).noun()
+    forms = ASKED_PLACED if rng.random() < 0.5 else ASKED_ALONE
+    form = forms[rng.integers(len(forms))]
+    words = {"N": noun, "H": thing.shape, "C": thing.colour, "L": thing.place}
+    return grammatical(" ".join(words.get(word, word) for word in form.split()))
 
 
-def draw_rows(shown: list[Shown]) -> list[Row]:
+def draw_rows(drawings: list[Drawing]) -> list[Row]:
     """The user asks for a picture, the assistant gives it."""
     return [
         {
-            "id": f"draw-{one.split}-{index:05d}",
-            "group": one.picture.path,
+            "id": f"draw-{one.shown.split}-{index:05d}",
+            "group": one.shown.picture.path,
             "task": "draw",
-            "split": one.split,
+            "split": one.shown.split,
             "messages": [
-                message("user", prompt_of(one.caption)),
-                message("assistant", {"type": "image", "path": one.picture.path}),
+                message("user", one.prompt),
+                message("assistant", {"type": "image", "path": one.shown.picture.path}),
             ],
-            "extra": {**one.extra(), **vars(one.scene[0]), "said": vars(one.caption.claims[0])},
+            "extra": {**one.shown.extra(), **vars(one.shown.scene[0])},
         }
-        for index, one in enumerate(shown)
+        for index, one in enumerate(drawings)
     ]
 
 
