@@ -1,8 +1,10 @@
-"""What `data check` takes: `python -m benchmarks.data_check [--old CHECKOUT] [--rows N] [--media M] [--texts N ...]`.
+"""What `data check` takes: `python -m benchmarks.data_check [--old CHECKOUT] [--rows N] [--media M] [--texts
+N ...]`.
 
-First rows of JSONL, half captions and half transcripts, over so many pictures (64 x 64, PNG) and sounds (2 s, wav): the old build and this
-one check the same file, one after the other. Then rows without media, by this build alone: the largest resident size at each number of
-rows, and what a row adds. `--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`.
+First rows of JSONL, half captions and half transcripts, over so many pictures (64 x 64, PNG) and sounds (2 s,
+wav): the old build and this one check the same file, one after the other. Then rows without media, by this
+build alone: the largest resident size at each number of rows, and what a row adds. `--old` is a checkout of
+an earlier commit with a virtual environment of its own in `.venv`.
 """
 
 from __future__ import annotations
@@ -42,9 +44,20 @@ def make(folder: Path, rows: int, media: int) -> Path:
         for number in range(rows):
             kind, end = (("image", "png"), ("audio", "wav"))[number % 2]
             name, said = number // 2 % (media // 2), " ".join(rng.choice(WORDS, 4))
-            asked = {"role": "user", "content": [{"type": kind, "path": f"media/{name}.{end}"}, {"type": "text", "text": f"say {number}"}]}
+            asked = {
+                "role": "user",
+                "content": [
+                    {"type": kind, "path": f"media/{name}.{end}"},
+                    {"type": "text", "text": f"say {number}"},
+                ],
+            }
             turns = [asked, {"role": "assistant", "content": said}]
-            stream.write(json.dumps({"id": f"row-{number}", "group": f"{kind}-{name}", "task": "question", "messages": turns}) + "\n")
+            stream.write(
+                json.dumps(
+                    {"id": f"row-{number}", "group": f"{kind}-{name}", "task": "question", "messages": turns}
+                )
+                + "\n"
+            )
     return path
 
 
@@ -69,7 +82,10 @@ def check(checkout: Path, path: Path) -> Start:
     environment = {**os.environ, "PYTHONPATH": "", "MUOMNI_PLAIN": "1"}
     begin = time.perf_counter()
     child = subprocess.Popen(
-        [python(checkout), "-m", "muomni", "data", "check", str(path)], cwd=checkout, env=environment, stdout=subprocess.DEVNULL
+        [python(checkout), "-m", "muomni", "data", "check", str(path)],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
     _, status, used = os.wait4(child.pid, 0)
     if status:
@@ -79,7 +95,9 @@ def check(checkout: Path, path: Path) -> Start:
 
 def main() -> int:
     """Make the files, check them, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--old", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--media", type=int, default=10_000)
@@ -104,8 +122,15 @@ def main() -> int:
         before: tuple[int, int] | None = None
         for rows in given.texts:
             found = check(builds["new"], texts(Path(temporary), rows))
-            slope = "" if before is None else f", {(found.peak - before[1]) / (rows - before[0]):.0f} bytes a row more"
-            print(f"new  {rows} rows without media: {found.seconds:7.1f} s, {found.peak / 1e6:6.0f} MB{slope}", flush=True)
+            slope = (
+                ""
+                if before is None
+                else f", {(found.peak - before[1]) / (rows - before[0]):.0f} bytes a row more"
+            )
+            print(
+                f"new  {rows} rows without media: {found.seconds:7.1f} s, {found.peak / 1e6:6.0f} MB{slope}",
+                flush=True,
+            )
             before = rows, found.peak
     return 0
 

@@ -1,9 +1,11 @@
-"""Runs killed with -9 at random moments end as one that nothing broke: `python -m benchmarks.endure [--kills 50] [--seed N] [--jobs 2]`.
+"""Runs killed with -9 at random moments end as one that nothing broke: `python -m benchmarks.endure [--kills
+50] [--seed N] [--jobs 2]`.
 
-All stages of `endure.yaml` are run once undisturbed. Then the same command is run and killed, again and again, each stage as often as the
-others, by the clock and not by the step: while it imports, builds, tries, trains, saves, measures, certifies or concludes a sweep. Each
-kill leaves the folder as it is, and the next run goes on there; where one ends by itself its `final/` are compared byte for byte, its
-certificates fact by fact, and a new folder is begun where kills are left.
+All stages of `endure.yaml` are run once undisturbed. Then the same command is run and killed, again and
+again, each stage as often as the others, by the clock and not by the step: while it imports, builds, tries,
+trains, saves, measures, certifies or concludes a sweep. Each kill leaves the folder as it is, and the next
+run goes on there; where one ends by itself its `final/` are compared byte for byte, its certificates fact by
+fact, and a new folder is begun where kills are left.
 """
 
 from __future__ import annotations
@@ -56,12 +58,16 @@ class Endurance:
         command = [sys.executable, "-m", "muomni", "run", str(RECIPE), f"jobs={self.jobs}", "--out", str(run)]
         environment = {**os.environ, "MUOMNI_PLAIN": "1", "OMP_NUM_THREADS": "1"}
         log = (run / "log.txt").open("ab")
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def main() -> int:
     """Run, kill, compare, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side, as the recipe's `jobs`")
@@ -77,7 +83,10 @@ def main() -> int:
         endure(work, whole, given.kills, lengths)
     told = f"{work.kills} of {given.kills} kills, {work.finished} runs finished after them"
     verdict = "all bit-equal to the undisturbed run" if not work.faults else f"{len(work.faults)} FAULTS"
-    print(f"endure: {told}, {verdict} ({time.perf_counter() - begin:.0f} s, seed {given.seed}, jobs {given.jobs})", flush=True)
+    print(
+        f"endure: {told}, {verdict} ({time.perf_counter() - begin:.0f} s, seed {given.seed}, jobs {given.jobs})",
+        flush=True,
+    )
     if given.keep is None and not work.faults:
         shutil.rmtree(folder)
     else:
@@ -93,7 +102,9 @@ def undisturbed(work: Endurance) -> tuple[Path | None, list[float]]:
         fault(work, f"the undisturbed run ended with exit code {code}: {tail(run)}")
         return None, []
     ends = sorted((run / name / integrity.CERTIFICATE).stat().st_mtime for name in stages(run))
-    print(f"undisturbed: {len(ends)} stages in {time.time() - begin:.0f} s: {' '.join(stages(run))}", flush=True)
+    print(
+        f"undisturbed: {len(ends)} stages in {time.time() - begin:.0f} s: {' '.join(stages(run))}", flush=True
+    )
     return run, [after - before for before, after in itertools.pairwise([begin, *ends])]
 
 
@@ -105,8 +116,9 @@ def shares(kills: int, parts: int) -> list[int]:
 def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> None:
     """Kill each stage its share of times, and what follows the last of them; then let the run end.
 
-    A moment lies anywhere between the stage's beginning (of this process, or of the stage where that comes later) and what it took
-    undisturbed, the start of a process included; a stage that has ended before hands its kills on to the next.
+    A moment lies anywhere between the stage's beginning (of this process, or of the stage where that comes
+    later) and what it took undisturbed, the start of a process included; a stage that has ended before hands
+    its kills on to the next.
     """
     run, owed, seen = work.fresh("run-1"), 0, -1
     share = shares(kills, len(lengths) + 1)
@@ -117,7 +129,9 @@ def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> No
             done = len(stages(run))
             if done != at:
                 owed += sum(share[seen + 1 : done + 1])
-                longest_s = lengths[min(done, len(lengths) - 1)] + (lengths[0] if at < 0 else 0.0)  # a process takes a while to begin
+                longest_s = lengths[min(done, len(lengths) - 1)] + (
+                    lengths[0] if at < 0 else 0.0
+                )  # a process takes a while to begin
                 moment_s = work.rng.uniform(0.0, longest_s) if owed else STUCK_S
                 seen, at, since = max(seen, done), done, time.perf_counter()
             time.sleep(0.05)
@@ -129,7 +143,10 @@ def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> No
                 return
             owed, work.kills = owed - 1, work.kills + 1
             alone = "" if whole_group else ", the parent alone"
-            print(f"kill {work.kills} of {kills}: {moment_s:.1f} s after its start{alone}; {where(run)}", flush=True)
+            print(
+                f"kill {work.kills} of {kills}: {moment_s:.1f} s after its start{alone}; {where(run)}",
+                flush=True,
+            )
             for line in torn(run):
                 fault(work, f"after kill {work.kills}: {line}")
         elif process.returncode:
@@ -145,12 +162,17 @@ def endure(work: Endurance, whole: Path, kills: int, lengths: list[float]) -> No
                 shutil.rmtree(run)
             if work.kills >= kills:
                 return
-            run, seen, share = work.fresh(f"run-{work.finished + 1}"), -1, shares(kills - work.kills, len(lengths) + 1)
+            run, seen, share = (
+                work.fresh(f"run-{work.finished + 1}"),
+                -1,
+                shares(kills - work.kills, len(lengths) + 1),
+            )
             owed = 0
 
 
 def kill(process: subprocess.Popen[bytes], whole_group: bool) -> None:
-    """SIGKILL to a run and all that it started, or to the parent alone, as a system without memory would do."""
+    """SIGKILL to a run and all that it started, or to the parent alone, as a system without memory would
+    do."""
     if whole_group:
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -160,16 +182,23 @@ def kill(process: subprocess.Popen[bytes], whole_group: bool) -> None:
 
 def stages(run: Path) -> list[str]:
     """The stages of a run that have a certificate, points of a sweep too."""
-    return sorted(str(path.parent.relative_to(run)) for path in run.rglob(integrity.CERTIFICATE) if path.parent.name != integrity.FINAL)
+    return sorted(
+        str(path.parent.relative_to(run))
+        for path in run.rglob(integrity.CERTIFICATE)
+        if path.parent.name != integrity.FINAL
+    )
 
 
 def torn(run: Path) -> list[str]:
     """What a kill may never leave: a certificate whose files are not there, or others."""
-    return [f"{name}: {line}" for name in stages(run) for line in integrity.changed(run / name / integrity.FINAL)]
+    return [
+        f"{name}: {line}" for name in stages(run) for line in integrity.changed(run / name / integrity.FINAL)
+    ]
 
 
 def compared(whole: Path, run: Path) -> list[str]:
-    """In what a run differs from the undisturbed one: its stages, the bytes of their `final/`, and what their certificates say."""
+    """In what a run differs from the undisturbed one: its stages, the bytes of their `final/`, and what their
+    certificates say."""
     lines = [] if stages(whole) == stages(run) else [f"its stages are {stages(run)}"]
     for name in stages(whole):
         one, two = (integrity.digests(each / name / integrity.FINAL) for each in (whole, run))

@@ -46,8 +46,8 @@ TIMED = (
 INHERITED_NOT = ("MUOMNI_CACHE", "MUOMNI_DATA")  # codes of an earlier run, and pictures of this machine
 Numbers = dict[str, Any]
 
-# Runs in the checkout: writes its recipes and prints, as JSON, what each stage needs and which gates may be red
-# after so few updates.
+# Runs in the checkout: writes its recipes and prints, as JSON, what each stage needs and which gates may be
+# red after so few updates.
 PREPARE = f"""
 import json, sys
 from pathlib import Path

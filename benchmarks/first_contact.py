@@ -1,14 +1,17 @@
-"""How long a newcomer waits for a green whole circle: `python -m benchmarks.first_contact [--old CHECKOUT] [--quick] [--json FILE]`.
+"""How long a newcomer waits for a green whole circle: `python -m benchmarks.first_contact [--old CHECKOUT]
+[--quick] [--json FILE]`.
 
-A row for each build: seconds of its `muomni quickstart` until the score board, whether it ended green, and the largest resident size of its
-hungriest stage as the operating system tells it. The old build runs first, then this one, on the same machine; a row is printed as soon as
-it is known, the ratios at the end. `--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`;
+A row for each build: seconds of its `muomni quickstart` until the score board, whether it ended green, and
+the largest resident size of its hungriest stage as the operating system tells it. The old build runs first,
+then this one, on the same machine; a row is printed as soon as it is known, the ratios at the end. `--old` is
+a checkout of an earlier commit with a virtual environment of its own in `.venv`;
 `--limit` stops a build after so many seconds, and its row then says "at least".
 
-`--quick` takes three minutes at most, half of them for each build, and is an estimate, as its rows say: both run the same few updates of
-each stage on the tiny world, with every gate waived. A stage's seconds are what its process took beside its updates, and the updates of the
-recipe at the measured pace; stages then run side by side as the recipe says. Where the time is over before the last stage, what was
-reached counts, and the row says "at least". Making the real world, and measuring on its larger held-out sets, are not in it.
+`--quick` takes three minutes at most, half of them for each build, and is an estimate, as its rows say: both
+run the same few updates of each stage on the tiny world, with every gate waived. A stage's seconds are what
+its process took beside its updates, and the updates of the recipe at the measured pace; stages then run side
+by side as the recipe says. Where the time is over before the last stage, what was reached counts, and the row
+says "at least". Making the real world, and measuring on its larger held-out sets, are not in it.
 """
 
 from __future__ import annotations
@@ -72,12 +75,15 @@ class Row:
         """The row as it is printed."""
         took = f"{'at least ' if self.is_bound else ''}{self.seconds:.0f} s"
         peak = f"{self.peak_bytes / 1e6:.0f} MB ({self.hungriest})" if self.peaks else "no stage was seen"
-        return f"{self.name:6}{took:>18}   {'green' if self.is_green else 'not green':9}   {peak:22}{self.note}"
+        return (
+            f"{self.name:6}{took:>18}   {'green' if self.is_green else 'not green':9}   {peak:22}{self.note}"
+        )
 
 
 @dataclass
 class Watched:
-    """A command that was run: its seconds, its exit code (None: stopped), and of each stage's process the seconds and the peak."""
+    """A command that was run: its seconds, its exit code (None: stopped), and of each stage's process the
+    seconds and the peak."""
 
     seconds: float
     code: int | None
@@ -92,7 +98,12 @@ def watch(command: list[str], checkout: Path, limit_s: float | None) -> Watched:
     peaks: dict[str, int] = {}
     environment = {**os.environ, "PYTHONPATH": ""}
     child = subprocess.Popen(
-        command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         while child.poll() is None and (limit_s is None or time.perf_counter() - begin < limit_s):
@@ -110,7 +121,9 @@ def watch(command: list[str], checkout: Path, limit_s: float | None) -> Watched:
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    return Watched(seconds, code, {stage: last - first + POLL_S for stage, (first, last) in seen.items()}, peaks)
+    return Watched(
+        seconds, code, {stage: last - first + POLL_S for stage, (first, last) in seen.items()}, peaks
+    )
 
 
 def resident(session: int) -> dict[str, int]:
@@ -121,7 +134,9 @@ def resident(session: int) -> dict[str, int]:
             if os.getsid(int(folder.name)) != session:
                 continue
             words = (folder / "cmdline").read_text().split("\0")
-            sizes = [line for line in (folder / "status").read_text().splitlines() if line.startswith("VmHWM")]
+            sizes = [
+                line for line in (folder / "status").read_text().splitlines() if line.startswith("VmHWM")
+            ]
         except OSError:
             continue  # it has ended meanwhile
         stages = [word for word in words if word in NEEDS]
@@ -145,7 +160,12 @@ def python(checkout: Path) -> str:
 
 def whole(name: str, checkout: Path, folder: Path, overrides: list[str], limit_s: float | None) -> Row:
     """A build's quickstart from the command to its end."""
-    command = [python(checkout), "-m", "muomni", *(["run", "quickstart", *overrides] if overrides else ["quickstart"])]
+    command = [
+        python(checkout),
+        "-m",
+        "muomni",
+        *(["run", "quickstart", *overrides] if overrides else ["quickstart"]),
+    ]
     watched = watch([*command, "--out", str(folder)], checkout, limit_s)
     reached = sum((folder / stage / "certificate.json").exists() for stage in NEEDS)
     note = f"stopped, {reached} of {len(NEEDS)} stages done" if watched.code is None else ""
@@ -168,30 +188,48 @@ def quick(name: str, checkout: Path, folder: Path, limit_s: float) -> Row:
     overrides += [f"{stage}.eval_items=8" for stage in ("talker", "omni")]
     overrides += [f"{stage}.extra_gates={{}}" for stage in NEEDS]
     waivers = [word for gate in gates(checkout) for word in ("--waive", gate)]
-    command = [python(checkout), "-m", "muomni", "run", "quickstart", *overrides, "--out", str(folder), *waivers]
+    command = [
+        python(checkout),
+        "-m",
+        "muomni",
+        "run",
+        "quickstart",
+        *overrides,
+        "--out",
+        str(folder),
+        *waivers,
+    ]
     watched = watch([*command, "--reason", "a few updates, for their time"], checkout, limit_s)
-    took = {stage: scaled(folder / stage, seconds, recipe[stage]["max_steps"]) for stage, seconds in watched.stage_seconds.items()}
+    took = {
+        stage: scaled(folder / stage, seconds, recipe[stage]["max_steps"])
+        for stage, seconds in watched.stage_seconds.items()
+    }
     is_whole = set(took) == set(NEEDS) and watched.code == 0
     order = [stage for stage in recipe if stage in took]
     widths = {stage: min(recipe["jobs"], recipe[stage].get("threads", 1)) for stage in order}
     note = f"estimated: {QUICK_UPDATES} updates a stage, scaled; {len(took)} of {len(NEEDS)} stages reached"
-    return Row(name, side_by_side(took, order, widths, recipe["jobs"]), is_whole, not is_whole, watched.peaks, note)
+    return Row(
+        name, side_by_side(took, order, widths, recipe["jobs"]), is_whole, not is_whole, watched.peaks, note
+    )
 
 
 def gates(checkout: Path) -> list[str]:
     """The names of all gates that a build has for the stages of the quickstart."""
     program = (
         "from muomni.evaluate import thresholds\n"
-        "from muomni.stages import recipe\n"
+        "from muomni.execution import recipe\n"
         f"own = [gate for stage in {sorted(NEEDS)!r} for gate in recipe.stage(stage).gates]\n"
         "print(*sorted({gate.name for gate in [*thresholds.SOUND, *own]}))"
     )
-    done = subprocess.run([python(checkout), "-c", program], cwd=checkout, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python(checkout), "-c", program], cwd=checkout, capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
 def scaled(folder: Path, seconds: float, updates: int) -> float:
-    """A stage's seconds with all of its updates: those beside the few that were run, and `updates` at their median pace."""
+    """A stage's seconds with all of its updates: those beside the few that were run, and `updates` at their
+    median pace."""
     path = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     paces = [row["steps_per_s"] for row in rows if row.get("steps_per_s")]
@@ -202,7 +240,8 @@ def scaled(folder: Path, seconds: float, updates: int) -> float:
 
 
 def side_by_side(seconds: dict[str, float], order: list[str], widths: dict[str, int], jobs: int) -> float:
-    """When the last of the stages ends, if each begins as soon as those that it needs have ended and there is room for its width."""
+    """When the last of the stages ends, if each begins as soon as those that it needs have ended and there is
+    room for its width."""
     now, waiting, running, done = 0.0, list(order), dict[str, float](), set[str]()
     while waiting or running:
         for stage in list(waiting):
@@ -219,16 +258,26 @@ def side_by_side(seconds: dict[str, float], order: list[str], widths: dict[str, 
 
 def ratios(old: Row, new: Row) -> str:
     """The last row: this build's seconds and peak by the old one's."""
-    bound = {(False, False): "", (True, False): " at most", (False, True): " at least"}.get((old.is_bound, new.is_bound), " of bounds")
+    bound = {(False, False): "", (True, False): " at most", (False, True): " at least"}.get(
+        (old.is_bound, new.is_bound), " of bounds"
+    )
     peak = f"{new.peak_bytes / old.peak_bytes:.2f}" if old.peaks and new.peaks else "unknown"
     return f"ratio  seconds{bound} {new.seconds / old.seconds:.3f} (aim 0.3)   peak {peak} (aim 0.6)"
 
 
 def main() -> None:
     """Run the builds one after the other and print their rows; exit 1 where this build did not end green."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--old", type=Path, metavar="CHECKOUT", help="an earlier build, with its own .venv")
-    parser.add_argument("--old-with", nargs="*", default=[], metavar="STAGE.KEY=VALUE", help="settings of the old build's recipe")
+    parser.add_argument(
+        "--old-with",
+        nargs="*",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        help="settings of the old build's recipe",
+    )
     parser.add_argument("--quick", action="store_true", help="an estimate within three minutes")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="stop a build after so long")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows once more, for programs")

@@ -2,9 +2,10 @@
 
     python -m benchmarks.fuzz --inputs 10000 [--seed 0] [--kind wav]
 
-An input may be read or refused with a UserError; anything else that comes out is a crash, more than 10 s of work a hang. It all runs in
-one process whose memory may grow by 2 GiB. Prints what came of each kind, the slowest input and the traceback of every crash; exit 1 if
-there was one. tests/data/test_fuzz.py runs a few hundred of the same inputs.
+An input may be read or refused with a UserError; anything else that comes out is a crash, more than 10 s of
+work a hang. It all runs in one process whose memory may grow by 2 GiB. Prints what came of each kind, the
+slowest input and the traceback of every crash; exit 1 if there was one. tests/data/test_fuzz.py runs a few
+hundred of the same inputs.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from muomni.data import medium, readers
-from muomni.data.check import check
+from muomni.data import readers
+from muomni.data.check import media_stats
+from muomni.data.check.checker import check
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import AudioPart, ImagePart
 from muomni.data.source import Source
@@ -47,10 +49,29 @@ from muomni.media import audio, image
 HANG_S = 10  # of the processor, so that a busy machine makes no hang
 DEAD_S = 60  # a hang inside of a C library, which no alarm ends: all stacks are printed and the process ends
 GROWTH_BYTES = 2 << 30
-SOUNDS = {"wav": ("WAV", "PCM_16"), "wav24": ("WAV", "PCM_24"), "float": ("WAV", "FLOAT"), "flac": ("FLAC", "PCM_16")}
-SOUNDS |= {"ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III"), "gsm": ("WAV", "GSM610")}
+SOUNDS = {
+    "wav": ("WAV", "PCM_16"),
+    "wav24": ("WAV", "PCM_24"),
+    "float": ("WAV", "FLOAT"),
+    "flac": ("FLAC", "PCM_16"),
+}
+SOUNDS |= {
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "gsm": ("WAV", "GSM610"),
+}
 SOUNDS |= {name: (name.upper(), "PCM_16") for name in ("aiff", "au", "w64", "rf64", "caf")}
-PICTURES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000"}
+PICTURES = {
+    "png": "PNG",
+    "jpg": "JPEG",
+    "webp": "WEBP",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tiff": "TIFF",
+    "avif": "AVIF",
+    "jp2": "JPEG2000",
+}
 Run = Callable[[random.Random, Path], None]
 
 
@@ -80,7 +101,9 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
             del data[at : at + rng.randrange(100)]
         elif way == 4:
             at = rng.randrange(min(96, len(data))) if data else 0
-            data[at : at + 4] = rng.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\1\0\0\0"])
+            data[at : at + 4] = rng.choice(
+                [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\1\0\0\0"]
+            )
         elif way == 5:
             at = rng.randrange(min(64, len(data))) if data else 0
             data[at : at + 1] = rng.randbytes(1)
@@ -95,7 +118,9 @@ def sound(kind: str) -> bytes:
     form, subtype = SOUNDS[kind]
     times = np.arange(5000) / 16000
     stream = io.BytesIO()
-    soundfile.write(stream, 0.4 * np.sin(2 * np.pi * 300 * times * (1 + times)), 16000, format=form, subtype=subtype)
+    soundfile.write(
+        stream, 0.4 * np.sin(2 * np.pi * 300 * times * (1 + times)), 16000, format=form, subtype=subtype
+    )
     return stream.getvalue()
 
 
@@ -132,7 +157,7 @@ def run_sound(kind: str) -> Run:
         window = (rng.choice([None, 0.0, 0.1, 5.0, 1e300]), rng.choice([None, 0.2, 1e300]))
         _refused(lambda: audio.read(content, rng.choice([8000, 16000, 24000])))
         _refused(lambda: audio.read(file, start_s=window[0], end_s=window[1]))
-        medium.examine(AudioPart(path=str(file)))
+        media_stats.examine(AudioPart(path=str(file)))
 
     return run
 
@@ -152,8 +177,10 @@ def run_picture(kind: str) -> Run:
         content = mended(content) if kind == "png" and rng.random() < 0.7 else content
         file = folder / f"a.{kind}"
         file.write_bytes(content)
-        _refused(lambda: image.to_pixels(image.to_array(image.read(content), 32, rng.choice(["squash", "pad"]))))
-        medium.examine(ImagePart(path=str(file)))
+        _refused(
+            lambda: image.to_pixels(image.to_array(image.read(content), 32, rng.choice(["squash", "pad"])))
+        )
+        media_stats.examine(ImagePart(path=str(file)))
 
     return run
 
@@ -187,8 +214,27 @@ def odd(rng: random.Random) -> Any:
         {},
         deep,
     ]
-    paths = ["../../etc/passwd", "/dev/zero", "/proc/self/mem", ".", "/", "data:", "data:image/png;base64,!", "http://a/b.png", "a" * 300]
-    good = ["data:audio/wav;base64,UklGRg==", "a.wav", "a.png", "train", "valid", "user", "audio", {"type": "image", "path": "a.png"}]
+    paths = [
+        "../../etc/passwd",
+        "/dev/zero",
+        "/proc/self/mem",
+        ".",
+        "/",
+        "data:",
+        "data:image/png;base64,!",
+        "http://a/b.png",
+        "a" * 300,
+    ]
+    good = [
+        "data:audio/wav;base64,UklGRg==",
+        "a.wav",
+        "a.png",
+        "train",
+        "valid",
+        "user",
+        "audio",
+        {"type": "image", "path": "a.png"},
+    ]
     return rng.choice(plain + paths + good)
 
 
@@ -212,11 +258,18 @@ def twist(rng: random.Random, value: Any, depth: int = 0) -> Any:
     if rng.random() < 0.12:
         return odd(rng)
     if isinstance(value, dict):
-        out = {key if rng.random() > 0.04 else words(odd(rng))[:50]: twist(rng, one, depth + 1) for key, one in value.items()}
+        out = {
+            key if rng.random() > 0.04 else words(odd(rng))[:50]: twist(rng, one, depth + 1)
+            for key, one in value.items()
+        }
         if rng.random() < 0.08:
             out.pop(rng.choice(list(out)), None) if out else None
         if rng.random() < 0.1:
-            out[rng.choice(["extra", "split", "group", "id", "text", "task", "negatives", "start", "end", "odd", ""])] = odd(rng)
+            out[
+                rng.choice(
+                    ["extra", "split", "group", "id", "text", "task", "negatives", "start", "end", "odd", ""]
+                )
+            ] = odd(rng)
         return out
     if isinstance(value, list):
         out_list = [twist(rng, one, depth + 1) for one in value]
@@ -230,7 +283,13 @@ CHAT = {
     "task": "t",
     "split": "train",
     "messages": [
-        {"role": "user", "content": [{"type": "audio", "path": "a.wav", "start": 0.0, "end": 0.2}, {"type": "text", "text": "what?"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "audio", "path": "a.wav", "start": 0.0, "end": 0.2},
+                {"type": "text", "text": "what?"},
+            ],
+        },
         {"role": "assistant", "content": "a cat"},
     ],
     "negatives": [{"kind": "x", "text": "a dog"}],
@@ -254,10 +313,25 @@ LLAVA = {
     "image": "a.png",
     "conversations": [{"from": "human", "value": "what?\n<image>"}, {"from": "gpt", "value": "a cat"}],
 }
-FLAT = {"id": "a", "path": "a.wav", "text": "hello", "speaker": "s", "split": "train", "start": 0.0, "end": 0.2, "captions": ["one", "two"]}
-TEMPLATE = [{"user": [{"audio": "{path}", "start": "{start}", "end": "{end}"}, "{speaker}"]}, {"assistant": "{item}"}]
+FLAT = {
+    "id": "a",
+    "path": "a.wav",
+    "text": "hello",
+    "speaker": "s",
+    "split": "train",
+    "start": 0.0,
+    "end": 0.2,
+    "captions": ["one", "two"],
+}
+TEMPLATE = [
+    {"user": [{"audio": "{path}", "start": "{start}", "end": "{end}"}, "{speaker}"]},
+    {"assistant": "{item}"},
+]
 BESIDE = {  # media in a list beside the turns: LLaMA-Factory, ms-swift
-    "messages": [{"role": "user", "content": "<image>what is it?<audio>"}, {"role": "assistant", "content": "a cat"}],
+    "messages": [
+        {"role": "user", "content": "<image>what is it?<audio>"},
+        {"role": "assistant", "content": "a cat"},
+    ],
     "images": ["a.png"],
     "audios": ["a.wav"],
     "system": "be brief",
@@ -268,7 +342,13 @@ SHAREGPT = {
     "images": ["a.png"],
     "tools": "",
 }
-ALPACA = {"instruction": "add", "input": "1 and 1", "output": "2", "system": "be brief", "history": [["a", "b"]]}
+ALPACA = {
+    "instruction": "add",
+    "input": "1 and 1",
+    "output": "2",
+    "system": "be brief",
+    "history": [["a", "b"]],
+}
 NEMO = {"audio_filepath": "a.wav", "offset": 0.1, "duration": 0.1, "text": "hello", "speaker": 3}
 CUT = {
     "id": "c",
@@ -276,7 +356,17 @@ CUT = {
     "start": 0.0,
     "duration": 0.2,
     "channel": 0,
-    "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 0.2, "channel": 0, "text": "hello", "speaker": "s"}],
+    "supervisions": [
+        {
+            "id": "s",
+            "recording_id": "r",
+            "start": 0.0,
+            "duration": 0.2,
+            "channel": 0,
+            "text": "hello",
+            "speaker": "s",
+        }
+    ],
     "recording": {
         "id": "r",
         "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
@@ -288,13 +378,33 @@ CUT = {
 DOCUMENT = {"text": "a document of some words", "id": 3}
 ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "samples": ([CHAT, OPENAI, DOCUMENT, {"question": "1+1?", "answer": "2"}], {}),
-    "flat": ([FLAT, {"image": "a.png", "question": "what?", "answer": "x"}, {"file_name": "a.png", "label": "cat"}], {}),
+    "flat": (
+        [
+            FLAT,
+            {"image": "a.png", "question": "what?", "answer": "x"},
+            {"file_name": "a.png", "label": "cat"},
+        ],
+        {},
+    ),
     "rows": ([FLAT], {"messages": TEMPLATE, "expand": "captions", "group": "{speaker}", "id": "{id}"}),
-    "llava": ([LLAVA, {**LLAVA, "image": ["a.png", "a.png"]}, {"image": "a.png", "caption": "a cat"}], {"format": "llava"}),
+    "llava": (
+        [LLAVA, {**LLAVA, "image": ["a.png", "a.png"]}, {"image": "a.png", "caption": "a cat"}],
+        {"format": "llava"},
+    ),
     "captions_as_text": ([LLAVA, CHAT], {"captions_as_text": True}),
     "beside": ([BESIDE, SHAREGPT], {}),
-    "alpaca": ([ALPACA, {"query": "a", "response": "b", "history": []}, {"prompt": "a", "completion": "b"}], {}),
-    "nemo": ([NEMO, {**FLAT, "start_ms": 10, "end_ms": 200}, {"wav_path": "a.wav", "sentence": "hi", "client_id": "x"}], {}),
+    "alpaca": (
+        [ALPACA, {"query": "a", "response": "b", "history": []}, {"prompt": "a", "completion": "b"}],
+        {},
+    ),
+    "nemo": (
+        [
+            NEMO,
+            {**FLAT, "start_ms": 10, "end_ms": 200},
+            {"wav_path": "a.wav", "sentence": "hi", "client_id": "x"},
+        ],
+        {},
+    ),
     "lhotse": ([CUT], {}),
     "captions": ([{"image": "a.png", "caption": "a cat"}], {"format": "captions"}),
 }
@@ -310,7 +420,8 @@ TABLES = {
 
 
 def run_rows(kind: str) -> Run:
-    """Read and check a manifest of twisted rows, in JSON lines or as an array, its bytes damaged too now and then."""
+    """Read and check a manifest of twisted rows, in JSON lines or as an array, its bytes damaged too now and
+    then."""
 
     def run(rng: random.Random, folder: Path) -> None:
         seeds, settings = ROWS[kind]
@@ -329,7 +440,9 @@ def run_table(kind: str) -> Run:
         lines = [TABLES[kind]]
         for _ in range(rng.randint(1, 5)):
             cells = [
-                words(odd(rng))[:300] if rng.random() < 0.3 else rng.choice(["a.wav", "a.png", "hello", "0.1"])
+                words(odd(rng))[:300]
+                if rng.random() < 0.3
+                else rng.choice(["a.wav", "a.png", "hello", "0.1"])
                 for _ in range(TABLES[kind].count(",") + rng.choice([0, 1, 1, 1, 2]))
             ]
             lines.append(rng.choice([",", ",", ",", "\t", '","']).join(cells))
@@ -366,11 +479,19 @@ def run_tar(rng: random.Random, folder: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as made:
         for number in range(rng.randint(0, 4)):
-            kinds = rng.choices(["png", "wav", "txt", "json", "cls", "left.png", "npy", ""], k=rng.randint(1, 3))
+            kinds = rng.choices(
+                ["png", "wav", "txt", "json", "cls", "left.png", "npy", ""], k=rng.randint(1, 3)
+            )
             for kind in kinds:
-                held = {"png": picture("png", "RGB"), "wav": sound("wav"), "json": dumps(twist(rng, FLAT)).encode("utf-8", "replace")}
+                held = {
+                    "png": picture("png", "RGB"),
+                    "wav": sound("wav"),
+                    "json": dumps(twist(rng, FLAT)).encode("utf-8", "replace"),
+                }
                 content = held.get(kind, words(odd(rng))[:300].encode("utf-8", "surrogatepass"))
-                info = tarfile.TarInfo(f"{rng.choice(['', 'd/', './', '._'])}{number}{'.' if kind else ''}{kind}")
+                info = tarfile.TarInfo(
+                    f"{rng.choice(['', 'd/', './', '._'])}{number}{'.' if kind else ''}{kind}"
+                )
                 info.size = len(content)
                 made.addfile(info, io.BytesIO(content))
     _manifest(rng, folder, "m.tar", stream.getvalue(), {})
@@ -384,12 +505,26 @@ def run_parquet(rng: random.Random, folder: Path) -> None:
     media = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     count = rng.randint(0, 4)
     held = [
-        rng.choice([{"bytes": mutate(rng, picture("png", "RGB")), "path": "a.png"}, {"bytes": None, "path": "a.png"}, None])
+        rng.choice(
+            [
+                {"bytes": mutate(rng, picture("png", "RGB")), "path": "a.png"},
+                {"bytes": None, "path": "a.png"},
+                None,
+            ]
+        )
         for _ in range(count)
     ]
-    said = [rng.choice([words(odd(rng))[:100].encode("utf-8", "replace").decode(), None]) for _ in range(count)]
+    said = [
+        rng.choice([words(odd(rng))[:100].encode("utf-8", "replace").decode(), None]) for _ in range(count)
+    ]
     stream = io.BytesIO()
-    table = pyarrow.table({"image": pyarrow.array(held, media), "text": pyarrow.array(said, pyarrow.string()), "n": list(range(count))})
+    table = pyarrow.table(
+        {
+            "image": pyarrow.array(held, media),
+            "text": pyarrow.array(said, pyarrow.string()),
+            "n": list(range(count)),
+        }
+    )
     pyarrow.parquet.write_table(table, stream, row_group_size=2)
     _manifest(rng, folder, "m.parquet", stream.getvalue(), {})
 
@@ -410,7 +545,8 @@ def run_images(rng: random.Random, folder: Path) -> None:
 
 
 def run_tree(rng: random.Random, folder: Path) -> None:
-    """Read and check a tree of speech: VCTK's, LibriSpeech's, LJSpeech's or one with a table in it, a name or a file of it wrong."""
+    """Read and check a tree of speech: VCTK's, LibriSpeech's, LJSpeech's or one with a table in it, a name or
+    a file of it wrong."""
     inside = folder / "tree"
     shutil.rmtree(inside, ignore_errors=True)
     said = _damaged(rng, rng.choice(["hello there", words(odd(rng))[:100]]).encode(errors="surrogatepass"))
@@ -420,9 +556,16 @@ def run_tree(rng: random.Random, folder: Path) -> None:
             "txt/p225/p225_001.txt": said,
             "speaker-info.txt": b"ID AGE\n225 23",
         },
-        {"train/84/121/84-121-0000.flac": sound("flac"), "train/84/121/84-121.trans.txt": b"84-121-0000 " + said},
+        {
+            "train/84/121/84-121-0000.flac": sound("flac"),
+            "train/84/121/84-121.trans.txt": b"84-121-0000 " + said,
+        },
         {"wavs/LJ001-0001.wav": sound("wav"), "metadata.csv": b"LJ001-0001|" + said + b"|" + said},
-        {"train/yes/a.wav": sound("wav"), "test/no/b.wav": sound("wav"), "train/.ipynb_checkpoints/c.wav": b""},
+        {
+            "train/yes/a.wav": sound("wav"),
+            "test/no/b.wav": sound("wav"),
+            "train/.ipynb_checkpoints/c.wav": b"",
+        },
         {
             "clips/a.mp3": sound("mp3"),
             "train.tsv": b"client_id\tpath\tsentence\nx\ta.mp3\t" + said,
@@ -479,7 +622,9 @@ def _refused(attempt: Callable[[], object]) -> None:
 
 # 3. The run
 
-KINDS: dict[str, Run] = {kind: run_sound(kind) for kind in SOUNDS} | {kind: run_picture(kind) for kind in PICTURES}
+KINDS: dict[str, Run] = {kind: run_sound(kind) for kind in SOUNDS} | {
+    kind: run_picture(kind) for kind in PICTURES
+}
 KINDS |= {kind: run_rows(kind) for kind in ROWS} | {kind: run_table(kind) for kind in TABLES}
 KINDS |= {"packed": run_packed, "tar": run_tar, "parquet": run_parquet}
 KINDS |= {"text": run_text, "images": run_images, "tree": run_tree, "folder": run_folder}
@@ -512,7 +657,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=list(KINDS), action="append", help="only this kind; may be given several times")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), action="append", help="only this kind; may be given several times"
+    )
     args = parser.parse_args()
     faulthandler.enable()
     kinds = args.kind or list(KINDS)
@@ -540,11 +687,19 @@ def main() -> int:
     for kind in kinds:
         found = outcomes[kind]
         total.update(found)
-        print(f"{kind:14} {found['read']:6} {found['refused']:8} {found['crash']:6} {found['hang']:5} {seconds[kind]:7.1f}")
-    print(f"{'all':14} {total['read']:6} {total['refused']:8} {total['crash']:6} {total['hang']:5} {seconds.total():7.1f}")
+        print(
+            f"{kind:14} {found['read']:6} {found['refused']:8} {found['crash']:6} {found['hang']:5} {seconds[kind]:7.1f}"
+        )
+    print(
+        f"{'all':14} {total['read']:6} {total['refused']:8} {total['crash']:6} {total['hang']:5} {seconds.total():7.1f}"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{args.inputs} inputs; slowest {slowest[0]:.2f} s ({slowest[1]} {slowest[2]}); peak memory {peak:.0f} MiB")
-    for trace, (kind, seed) in {trace: (kind, seed) for kind, seed, trace in reversed(failures)}.items():  # each once
+    print(
+        f"{args.inputs} inputs; slowest {slowest[0]:.2f} s ({slowest[1]} {slowest[2]}); peak memory {peak:.0f} MiB"
+    )
+    for trace, (kind, seed) in {
+        trace: (kind, seed) for kind, seed, trace in reversed(failures)
+    }.items():  # each once
         print(f"\n{kind} {seed}:\n{trace}")
     return 1 if failures else 0
 

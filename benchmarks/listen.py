@@ -1,10 +1,13 @@
-"""An outside recogniser listens to our speech: word error rate of wavs against their texts. A bench tool, no part of the package.
+"""An outside recogniser listens to our speech: word error rate of wavs against their texts. A bench tool, no
+part of the package.
 
-    python benchmarks/listen.py --texts sentences.txt --wavs folder --language world_sentences.txt [--flat] [--json]
+    python benchmarks/listen.py --texts sentences.txt --wavs folder --language world_sentences.txt [--flat]
+    [--json]
 
-Line n of the texts belongs to the n-th wav of the folder by name. pocketsphinx's dictionary is cut to the words of texts and language, its
-language model is 0.9 bigrams of the language + 0.1 uniform (`--flat`: any word after any, strict). The same texts, shifted by one, give the
-chance level: a score means something only beside it. A word-loop grammar in place of the n-grams ran at 2.5 times real time and was worse.
+Line n of the texts belongs to the n-th wav of the folder by name. pocketsphinx's dictionary is cut to the
+words of texts and language, its language model is 0.9 bigrams of the language + 0.1 uniform (`--flat`: any
+word after any, strict). The same texts, shifted by one, give the chance level: a score means something only
+beside it. A word-loop grammar in place of the n-grams ran at 2.5 times real time and was worse.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ NOISE = 1e-3
 
 
 class Judge:
-    """pocketsphinx with a dictionary of `words` and a bigram model of `language` (uniform where that is empty)."""
+    """pocketsphinx with a dictionary of `words` and a bigram model of `language` (uniform where that is
+    empty)."""
 
     def __init__(self, words: Iterable[str], language: Sequence[str] = ()) -> None:
         models = Path(pocketsphinx.get_model_path()) / "en-us"
@@ -42,12 +46,18 @@ class Judge:
             dictionary.write_text(_pronunciations(models / "cmudict-en-us.dict", self.words))
             grammar.write_text(_bigrams(self.words, language))
             self._decoder = pocketsphinx.Decoder(
-                hmm=str(models / "en-us"), dict=str(dictionary), lm=str(grammar), cmn="batch", samprate=RATE_HZ, loglevel="FATAL"
+                hmm=str(models / "en-us"),
+                dict=str(dictionary),
+                lm=str(grammar),
+                cmn="batch",
+                samprate=RATE_HZ,
+                loglevel="FATAL",
             )
 
     def hear(self, wave_S: NDArray[np.float32]) -> str:
         """The words of a mono wave at 16 kHz."""
-        # Digital silence breaks the recogniser's features: without the breath of noise, true speech is misheard three times as often.
+        # Digital silence breaks the recogniser's features: without the breath of noise, true speech is
+        # misheard three times as often.
         padded_S = np.pad(wave_S, PAD_SAMPLES)
         padded_S += NOISE * np.random.default_rng(0).standard_normal(len(padded_S), dtype=np.float32)
         pcm = (np.clip(padded_S, -1, 1) * 32767).astype("<i2").tobytes()
@@ -59,7 +69,8 @@ class Judge:
 
 
 def score(texts: Sequence[str], heard: Sequence[str]) -> dict[str, float]:
-    """Word error rate, share of texts heard exactly, and the word error rate by chance (each text against its neighbour's sound)."""
+    """Word error rate, share of texts heard exactly, and the word error rate by chance (each text against its
+    neighbour's sound)."""
     shifted = [*heard[1:], heard[0]]
     return {
         "n": len(texts),
@@ -70,7 +81,8 @@ def score(texts: Sequence[str], heard: Sequence[str]) -> dict[str, float]:
 
 
 def _pronunciations(source: Path, words: Sequence[str]) -> str:
-    """The dictionary's lines (variants too) of the given words; raises SystemExit naming those that it lacks."""
+    """The dictionary's lines (variants too) of the given words; raises SystemExit naming those that it
+    lacks."""
     wanted, lines = set(words), []
     for line in source.read_text(encoding="utf-8").splitlines():
         if line.split(" ", 1)[0].split("(")[0] in wanted:
@@ -91,17 +103,27 @@ def _bigrams(words: Sequence[str], language: Sequence[str]) -> str:
                 follow[first][second] += 1
     after = [*words, "</s>"]
     lines = ["\\data\\", f"ngram 1={len(words) + 2}", f"ngram 2={len(follow) * len(after)}", "", "\\1-grams:"]
-    lines += [f"{-math.log10(len(after)):.4f}\t{word}\t0.0" for word in after] + ["-99\t<s>\t0.0", "", "\\2-grams:"]
+    lines += [f"{-math.log10(len(after)):.4f}\t{word}\t0.0" for word in after] + [
+        "-99\t<s>\t0.0",
+        "",
+        "\\2-grams:",
+    ]
     for first, seen in follow.items():
         total = sum(seen.values())
         for second in after:
-            share = BIGRAM_SHARE * seen[second] / total + (1 - BIGRAM_SHARE) / len(after) if total else 1 / len(after)
+            share = (
+                BIGRAM_SHARE * seen[second] / total + (1 - BIGRAM_SHARE) / len(after)
+                if total
+                else 1 / len(after)
+            )
             lines.append(f"{math.log10(share):.4f}\t{first}\t{second}")
     return "\n".join([*lines, "", "\\end\\", ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--texts", type=Path, required=True, help="one text a line")
     parser.add_argument("--wavs", type=Path, required=True, help="folder of wavs, in the order of the texts")
     parser.add_argument("--language", type=Path, help="sentences that the bigrams are counted on")
@@ -112,8 +134,12 @@ def main() -> None:
     wavs = sorted(arguments.wavs.glob("*.wav"))
     if len(texts) != len(wavs):
         raise SystemExit(f"expected a wav for each text, got {len(wavs)} wavs and {len(texts)} texts")
-    language = [line.strip() for line in arguments.language.read_text().splitlines()] if arguments.language else []
-    judge = Judge({word for text in (*texts, *language) for word in text.split()}, [] if arguments.flat else language)
+    language = (
+        [line.strip() for line in arguments.language.read_text().splitlines()] if arguments.language else []
+    )
+    judge = Judge(
+        {word for text in (*texts, *language) for word in text.split()}, [] if arguments.flat else language
+    )
     heard = [judge.hear(audio.read(wav, RATE_HZ, allow_silent=True)) for wav in wavs]
     result = score(texts, heard)
     if arguments.json:

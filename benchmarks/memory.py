@@ -2,10 +2,11 @@
 
     python -m benchmarks.memory [--quick]
 
-Rows, each printed as soon as it is known: a corpus read and a few batches of it, at 10^4, 10^5 and 10^6 samples; batches of an order of two
-million; a run of 10^5 steps of the real loop on a network of a few weights; pictures drawn at random through a cache that is too small
-for them, by this process and by two workers. `--quick` takes a tenth of all, and a hundredth of the steps. Memory is the resident size
-of the process, without its workers; seconds are of the processor, so that a busy machine does not change them much.
+Rows, each printed as soon as it is known: a corpus read and a few batches of it, at 10^4, 10^5 and 10^6
+samples; batches of an order of two million; a run of 10^5 steps of the real loop on a network of a few
+weights; pictures drawn at random through a cache that is too small for them, by this process and by two
+workers. `--quick` takes a tenth of all, and a hundredth of the steps. Memory is the resident size of the
+process, without its workers; seconds are of the processor, so that a busy machine does not change them much.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 def resident_bytes() -> int:
     """Of this process, now."""
-    from muomni.planning.holding import resident_bytes
+    from muomni.planning.peak_memory import resident_bytes
 
     return resident_bytes()
 
@@ -43,17 +44,41 @@ def samples(count: int) -> str:
     from muomni.data.source import Source
     from muomni.tokens.bpe import Tokenizer
 
-    words = ["the", "red", "star", "is", "big", "and", "the", "blue", "one", "is", "small", "said", "who", "saw", "them", "both"]
+    words = [
+        "the",
+        "red",
+        "star",
+        "is",
+        "big",
+        "and",
+        "the",
+        "blue",
+        "one",
+        "is",
+        "small",
+        "said",
+        "who",
+        "saw",
+        "them",
+        "both",
+    ]
     tokenizer = Tokenizer.train([" ".join(words)] * 3, 300)
     with tempfile.TemporaryDirectory() as folder:
         path, rng = Path(folder) / "talk.jsonl", np.random.default_rng(0)
         with path.open("w") as stream:
             for number in range(count):
                 said = " ".join(rng.choice(words, rng.integers(3, 30)))
-                turns = [{"role": "user", "content": f"what about {number}?"}, {"role": "assistant", "content": said}]
-                stream.write(json.dumps({"id": f"s{number}", "group": f"g{number // 4}", "messages": turns}) + "\n")
+                turns = [
+                    {"role": "user", "content": f"what about {number}?"},
+                    {"role": "assistant", "content": said},
+                ]
+                stream.write(
+                    json.dumps({"id": f"s{number}", "group": f"g{number // 4}", "messages": turns}) + "\n"
+                )
         start, begin_s = resident_bytes(), time.process_time()
-        corpus = readers.load([Source(path="talk.jsonl")], base=Path(folder), val_split=0.05, seed=0, quarantine=Quarantine())
+        corpus = readers.load(
+            [Source(path="talk.jsonl")], base=Path(folder), val_split=0.05, seed=0, quarantine=Quarantine()
+        )
         read_s, read = time.process_time() - begin_s, resident_bytes() - start
         dataset = Conversations(corpus.train, tokenizer, MediaSpec(), 128)
         order = Order([len(dataset)], batch_size=16, seed=0, lengths=dataset.lengths())
@@ -86,7 +111,8 @@ def order(count: int) -> str:
 
 
 def steps(count: int) -> str:
-    """The real loop on a network of a few weights: by how much the process grows from a fifth of the run to its end."""
+    """The real loop on a network of a few weights: by how much the process grows from a fifth of the run to
+    its end."""
     import torch
     from torch import Tensor, nn
 
@@ -139,10 +165,24 @@ def steps(count: int) -> str:
     objective, begin_s = Line(), time.process_time()
     loader = Loader(Rows(), Order([100_000], batch_size=2, seed=0), collate)
     settings = TrainSettings(
-        max_steps=count, batch_size=2, lr=1e-3, warmup_steps=0, print_freq=20, val_freq=count + 1, checkpoint_freq=max(1, count // 4)
+        max_steps=count,
+        batch_size=2,
+        lr=1e-3,
+        warmup_steps=0,
+        print_freq=20,
+        val_freq=count + 1,
+        checkpoint_freq=max(1, count // 4),
     )
     with tempfile.TemporaryDirectory() as folder:
-        loop.fit(objective, loader, None, settings, Runtime(torch.device("cpu"), torch.float32), Path(folder), name="steps")
+        loop.fit(
+            objective,
+            loader,
+            None,
+            settings,
+            Runtime(torch.device("cpu"), torch.float32),
+            Path(folder),
+            name="steps",
+        )
     held = objective.seen
     fifth = len(held) // 5
     slope = (held[-1] - held[fifth]) / (count * (len(held) - 1 - fifth) / len(held))
@@ -199,11 +239,16 @@ def main() -> None:
     """Print every row, each from a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--row", nargs="+", metavar=("NAME", "NUMBER"), help="this row alone, in this process")
+    parser.add_argument(
+        "--row", nargs="+", metavar=("NAME", "NUMBER"), help="this row alone, in this process"
+    )
     asked = parser.parse_args()
     if asked.row:
         name, *numbers = asked.row
-        print({"samples": samples, "order": order, "steps": steps, "cache": cache}[name](*map(int, numbers)), flush=True)
+        print(
+            {"samples": samples, "order": order, "steps": steps, "cache": cache}[name](*map(int, numbers)),
+            flush=True,
+        )
         return
     for row in rows(quick=asked.quick):
         command = [sys.executable, "-m", "benchmarks.memory", "--row", *row]

@@ -1,7 +1,8 @@
 """How far `muomni plan` is off: `python -m benchmarks.plan [--world DIR] [--large] [--json]`.
 
-For each stage the estimated and the measured peak memory, each in processes of their own. Measured is what the operating system says of a
-real `muomni run` of the stage (its largest resident size), from its imports to its certificate.
+For each stage the estimated and the measured peak memory, each in processes of their own. Measured is what
+the operating system says of a real `muomni run` of the stage (its largest resident size), from its imports to
+its certificate.
 """
 
 from __future__ import annotations
@@ -18,15 +19,22 @@ from typing import Any
 import yaml
 
 from muomni.evaluate import thresholds
-from muomni.stages import recipe as recipes
+from muomni.execution import recipe as recipes
 
 STEPS = 40  # enough for the largest batch of an epoch of the tiny world to come
 BOUND = 0.20
 
 
 def recipe(world: Path, *, large: bool) -> dict[str, Any]:
-    """The quickstart's networks on the tiny world, or larger batches and networks; bounds that untrained networks meet."""
-    common = {"max_steps": STEPS, "warmup_steps": 2, "val_freq": 20, "checkpoint_freq": 20, "quarantine_limit": 0.5}
+    """The quickstart's networks on the tiny world, or larger batches and networks; bounds that untrained
+    networks meet."""
+    common = {
+        "max_steps": STEPS,
+        "warmup_steps": 2,
+        "val_freq": 20,
+        "checkpoint_freq": 20,
+        "quarantine_limit": 0.5,
+    }
 
     def data(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(world / f"{name}.jsonl")} for name in names]
@@ -34,12 +42,25 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
     stages: dict[str, Any] = {
         "thinker": {
             "data": data("text"),
-            "model": {"vocab_size": 2048, "width": 256, "layers": 4, "heads": 4, "ffn_width": 1024, "ctx_len": 512, "dropout": 0.0},
+            "model": {
+                "vocab_size": 2048,
+                "width": 256,
+                "layers": 4,
+                "heads": 4,
+                "ffn_width": 1024,
+                "ctx_len": 512,
+                "dropout": 0.0,
+            },
             "row_len": 128,
             "batch_size": 16,
             "gates": {"floor": 9.0, "held_out_gap": 9.0},
         },
-        "hearing": {"data": data("transcripts", "digits"), "optimizer": "muon", "batch_size": 32, "gates": {"cer": 9.0, "refused": 1.0}},
+        "hearing": {
+            "data": data("transcripts", "digits"),
+            "optimizer": "muon",
+            "batch_size": 32,
+            "gates": {"cer": 9.0, "refused": 1.0},
+        },
         "vision": {
             "data": data("captions"),
             "probe_data": data("probe"),
@@ -51,7 +72,12 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
             "optimizer": "muon",
             "gates": {"retrieval": -1.0},
         },
-        "codec": {"data": data("speak"), "precision": "fp32", "batch_size": 32, "gates": {"round_trip": 9.0, "usage": 0.0}},
+        "codec": {
+            "data": data("speak"),
+            "precision": "fp32",
+            "batch_size": 32,
+            "gates": {"round_trip": 9.0, "usage": 0.0},
+        },
         "talker": {
             "data": data("speak"),
             "batch_size": 16,
@@ -78,11 +104,24 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
         # ten times the activations, or the weights
         stages["thinker"].update(row_len=512, batch_size=12)
         stages["thinker"]["model"].update(width=768, layers=8, heads=12, ffn_width=3072, dropout=0.1)
-        stages["hearing"].update(batch_size=128, optimizer="adamw", model={"width": 384, "heads": 6, "ffn_width": 1536, "dropout": 0.1})
+        stages["hearing"].update(
+            batch_size=128,
+            optimizer="adamw",
+            model={"width": 384, "heads": 6, "ffn_width": 1536, "dropout": 0.1},
+        )
         stages["vision"].update(batch_size=32, gradient_accumulation_steps=2, optimizer="adamw")
-        stages["vision"]["model"] = {"image_size": 224, "patch_size": 16, "width": 256, "layers": 6, "heads": 4, "ffn_width": 1024}
+        stages["vision"]["model"] = {
+            "image_size": 224,
+            "patch_size": 16,
+            "width": 256,
+            "layers": 6,
+            "heads": 4,
+            "ffn_width": 1024,
+        }
         stages["codec"].update(batch_size=256, model={"width": 512, "fine_width": 192})
-        stages["talker"].update(batch_size=64, model={"text_vocab": 1, "width": 384, "heads": 6, "ffn_width": 1536, "layers": 6})
+        stages["talker"].update(
+            batch_size=64, model={"text_vocab": 1, "width": 384, "heads": 6, "ffn_width": 1536, "layers": 6}
+        )
         stages["omni"].update(batch_size=32)
     stages = {name: {**common, **settings} for name, settings in stages.items()}
     if large:
@@ -92,7 +131,8 @@ def recipe(world: Path, *, large: bool) -> dict[str, Any]:
 
 
 def measured(path: Path, stage: str, out: Path) -> tuple[float, float]:
-    """Largest resident size of a real run of a stage, in bytes: when its last update was logged, and at its end."""
+    """Largest resident size of a real run of a stage, in bytes: when its last update was logged, and at its
+    end."""
     command = [sys.executable, "-m", "muomni", "run", str(path), stage, "--out", str(out)]
     for gate in (
         *thresholds.SOUND,
@@ -113,8 +153,8 @@ def measured(path: Path, stage: str, out: Path) -> tuple[float, float]:
 
 def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, Any]]:
     """Estimate and measurement of each stage."""
+    from muomni.execution import recipe as recipes
     from muomni.planning import forecast
-    from muomni.stages import recipe as recipes
     from muomni.stages import registry
 
     found = []
@@ -131,7 +171,13 @@ def compare(world: Path, *, large: bool, stages: list[str]) -> list[dict[str, An
             if stage not in stages:
                 continue
             estimate = planned["memory"]["process"]
-            row = {"stage": stage, "large": large, "estimate": estimate, "training": training, "measured": whole}
+            row = {
+                "stage": stage,
+                "large": large,
+                "estimate": estimate,
+                "training": training,
+                "measured": whole,
+            }
             found.append({**row, "ratio": estimate / whole, "memory": planned["memory"]})
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return found
@@ -141,7 +187,9 @@ def main() -> None:
     """Compare, print a table or JSON, and fail where an estimate is off by more than a fifth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="*")
-    parser.add_argument("--world", type=Path, help="a tiny world (muomni data world --size tiny); made if left out")
+    parser.add_argument(
+        "--world", type=Path, help="a tiny world (muomni data world --size tiny); made if left out"
+    )
     parser.add_argument("--large", action="store_true", help="larger networks and batches")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

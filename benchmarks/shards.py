@@ -72,7 +72,10 @@ def manifest(folder: Path, media: list[Path], captions: int, rows: int | None = 
             clip = media[number // captions % len(media)]
             shown = {"role": "user", "content": [{"type": "audio", "path": str(clip)}]}
             turns = [shown, {"role": "assistant", "content": f"a clip number {number}"}]
-            stream.write(json.dumps({"id": f"s{number}", "group": clip.stem, "task": "caption", "messages": turns}) + "\n")
+            stream.write(
+                json.dumps({"id": f"s{number}", "group": clip.stem, "task": "caption", "messages": turns})
+                + "\n"
+            )
     return path
 
 
@@ -87,7 +90,11 @@ def source_way(opened: Any, media: list[Path], captions: int, out: Path, *, fill
             wave = audio.read(clip, codec.sample_rate_hz)
             if filled:
                 wave = np.pad(wave, (0, int(FILLED_S * codec.sample_rate_hz) - len(wave)))
-            ids = opened.space.ids_of("audio", codec.encode(torch.from_numpy(wave)[None])[0]).numpy().astype(np.int32)
+            ids = (
+                opened.space.ids_of("audio", codec.encode(torch.from_numpy(wave)[None])[0])
+                .numpy()
+                .astype(np.int32)
+            )
             text = np.array(opened.encode_text(f"a clip number {number}"), np.int32)
             about = json.dumps({"id": f"s{number}", "task": "a2t"}).encode()
             for name, held in (("json", about), ("text_out.npy", _npy(text)), ("audio.npy", _npy(ids))):
@@ -103,7 +110,9 @@ def _npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-def ours(path: Path, opener: Any, out: Path, processes: int = 1, *, audit: bool = False, shard: int = SHARD) -> list[tuple[float, int]]:
+def ours(
+    path: Path, opener: Any, out: Path, processes: int = 1, *, audit: bool = False, shard: int = SHARD
+) -> list[tuple[float, int]]:
     """When each shard was there, in seconds since the work began, and its samples; the split is read
     before."""
     from muomni.data.source import Source
@@ -174,7 +183,9 @@ def child(path: str, tokenizer: str, codec: str, out: str) -> None:
 
 def main() -> int:
     """Make clips, measure, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--codec")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -193,7 +204,9 @@ def main() -> int:
         opened, media = opener(), clips(folder, count)
         once, often = manifest(folder, media, 1), manifest(folder, media, CAPTIONS)
         source_way(opened, media[:5], 1, folder / "warm.tar", filled=False)
-        base = source_way(opened, media[: count // 4], CAPTIONS, folder / "a.tar", filled=True) / (count // 4 * CAPTIONS)
+        base = source_way(opened, media[: count // 4], CAPTIONS, folder / "a.tar", filled=True) / (
+            count // 4 * CAPTIONS
+        )
         said("source's way: 10 s a clip, each caption encodes it again", base, base)
         plain = source_way(opened, media, 1, folder / "b.tar", filled=False) / count
         said("the same, clips as long as they are, one caption each", plain, base)
@@ -207,14 +220,20 @@ def main() -> int:
         both = ours(often, opener, folder / "five")[-1][0] / (count * CAPTIONS)
         said(f"ours, one process, {CAPTIONS} captions each", both, base)
         longer, cores = manifest(folder, media, 1, rows=count * 40), len(os.sched_getaffinity(0))
-        runs = {processes: ours(longer, opener, folder / f"p{processes}", processes, shard=count) for processes in (1, 2)}
+        runs = {
+            processes: ours(longer, opener, folder / f"p{processes}", processes, shard=count)
+            for processes in (1, 2)
+        }
         paces = {processes: steady(marks, processes) for processes, marks in runs.items()}
         print(
             f"two processes at work: {paces[1]:.0f} -> {paces[2]:.0f} samples a second, factor {paces[2] / paces[1]:.2f} "
             f"on {cores} cores; with their start {runs[1][-1][0]:.1f} -> {runs[2][-1][0]:.1f} s",
             flush=True,
         )
-        sizes = [memory(manifest(folder, media, 1, rows=rows), text, codec, folder / f"m{rows}") for rows in (FEW, many)]
+        sizes = [
+            memory(manifest(folder, media, 1, rows=rows), text, codec, folder / f"m{rows}")
+            for rows in (FEW, many)
+        ]
         slope = (sizes[1]["peak"] - sizes[0]["peak"]) / (sizes[1]["samples"] - sizes[0]["samples"])
         for found in sizes:
             print(

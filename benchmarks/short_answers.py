@@ -1,4 +1,5 @@
-"""How fast short answers come, asked one after the other: `python -m benchmarks.short_answers [--old CHECKOUT] [--json]`.
+"""How fast short answers come, asked one after the other: `python -m benchmarks.short_answers [--old
+CHECKOUT] [--json]`.
 
 Answers of 3 to 14 tokens to prompts of 8 to 24, greedy, by a Qwen3 of 4 blocks of 256, on one thread: by this
 build, by transformers' generate on the same weights, and with `--old` by the build of an earlier commit. Each
@@ -28,8 +29,12 @@ TURNS = 15
 
 def main() -> None:
     """Measure and print a line each, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--old", type=Path, help="a checkout of an earlier commit, to be measured beside this one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--old", type=Path, help="a checkout of an earlier commit, to be measured beside this one"
+    )
     parser.add_argument("--turns", type=int, default=TURNS, help=f"start: {TURNS}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--serve", choices=["muomni", "transformers"], help=argparse.SUPPRESS)
@@ -46,8 +51,13 @@ def main() -> None:
 def measure(old: Path | None, turns: int) -> dict[str, Any]:
     """Tokens a second of each, and the ratios of ours to the others."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-c", MAKE, folder, str(VOCABULARY)], check=True, env=environment(REPOSITORY))
-        servers = {"new": Server("muomni", REPOSITORY, folder), "transformers": Server("transformers", REPOSITORY, folder)}
+        subprocess.run(
+            [sys.executable, "-c", MAKE, folder, str(VOCABULARY)], check=True, env=environment(REPOSITORY)
+        )
+        servers = {
+            "new": Server("muomni", REPOSITORY, folder),
+            "transformers": Server("transformers", REPOSITORY, folder),
+        }
         if old is not None:
             servers["old"] = Server("muomni", old, folder)
         answers = {name: server.turn()["ids"] for name, server in servers.items()}  # a turn to warm up
@@ -57,16 +67,26 @@ def measure(old: Path | None, turns: int) -> dict[str, Any]:
                 times[name].append(server.turn()["seconds"])
         for server in servers.values():
             server.close()
-    ratios = {name: statistics.median(other / ours for ours, other in zip(times["new"], times[name], strict=True)) for name in times}
+    ratios = {
+        name: statistics.median(other / ours for ours, other in zip(times["new"], times[name], strict=True))
+        for name in times
+    }
     rates = {name: sum(LENGTHS) / statistics.median(each) for name, each in times.items()}
-    return {"tokens_per_s": rates, "ratio_to": ratios, "equal": all(each == answers["new"] for each in answers.values())}
+    return {
+        "tokens_per_s": rates,
+        "ratio_to": ratios,
+        "equal": all(each == answers["new"] for each in answers.values()),
+    }
 
 
 def report(found: dict[str, Any]) -> str:
     """The findings as lines."""
     lines = [f"answers of {LENGTHS[0]} to {LENGTHS[-1]} tokens, one after the other, one thread"]
     for name, rate in found["tokens_per_s"].items():
-        lines.append(f"{name:12} {rate:6.0f} tokens/s" + (f"   new is x {found['ratio_to'][name]:.2f}" if name != "new" else ""))
+        lines.append(
+            f"{name:12} {rate:6.0f} tokens/s"
+            + (f"   new is x {found['ratio_to'][name]:.2f}" if name != "new" else "")
+        )
     lines.append("answers are equal" if found["equal"] else "answers DIFFER")
     return "\n".join(lines)
 
@@ -77,7 +97,9 @@ class Server:
     def __init__(self, kind: str, checkout: Path, folder: str) -> None:
         # This file, whatever the checkout has of it; only the package is the checkout's.
         command = [sys.executable, str(Path(__file__).resolve()), "--serve", kind, "--model", folder]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(checkout))
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(checkout)
+        )
 
     def turn(self) -> dict[str, Any]:
         """Seconds of all answers together, and their ids."""

@@ -1,6 +1,8 @@
-"""How fast the spine is, beside transformers on the same machine in the same minutes: `python -m benchmarks.spine [--quick] [--json]`.
+"""How fast the spine is, beside transformers on the same machine in the same minutes: `python -m
+benchmarks.spine [--quick] [--json]`.
 
-Ours and theirs take turns, and a ratio is the median of the turns' ratios, so that a busy machine hurts both alike.
+Ours and theirs take turns, and a ratio is the median of the turns' ratios, so that a busy machine hurts both
+alike.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer turns: a minute rather than five")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (start: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of torch (start: all cores)"
+    )
     parser.add_argument("--loss-memory", choices=["none", "plain", "ours"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.loss_memory:
@@ -61,7 +65,9 @@ def main() -> None:
     print(json.dumps(found, indent=2) if arguments.json else report(found))
 
 
-def taking_turns(ours: Callable[[], object], theirs: Callable[[], object], turns: int) -> tuple[float, float, float]:
+def taking_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], turns: int
+) -> tuple[float, float, float]:
     """Median seconds of each and the median of theirs / ours, after one turn to warm up."""
     times: list[tuple[float, float]] = []
     for _ in range(turns + 1):
@@ -71,11 +77,16 @@ def taking_turns(ours: Callable[[], object], theirs: Callable[[], object], turns
         theirs()
         times.append((middle - start, time.perf_counter() - middle))
     del times[0]
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), statistics.median(b / a for a, b in times)
+    return (
+        statistics.median(a for a, _ in times),
+        statistics.median(b for _, b in times),
+        statistics.median(b / a for a, b in times),
+    )
 
 
 def training(vocab_size: int, is_half: bool, turns: int) -> dict[str, Any]:
-    """Tokens a second of one training step, ours against transformers' Qwen3 of the same size in a plain loop with torch's AdamW."""
+    """Tokens a second of one training step, ours against transformers' Qwen3 of the same size in a plain loop
+    with torch's AdamW."""
     import transformers
 
     torch.manual_seed(0)
@@ -116,7 +127,11 @@ def training(vocab_size: int, is_half: bool, turns: int) -> dict[str, Any]:
 
 def training_flops(config: DecoderConfig, tokens: int) -> float:
     """Multiply-adds count as two; the backward as two forwards; attention over the mean of seen positions."""
-    weights = config.layers * config.width * (2 * config.dim_of_head * (config.heads + config.num_kv_heads) + 3 * config.ffn_width)
+    weights = (
+        config.layers
+        * config.width
+        * (2 * config.dim_of_head * (config.heads + config.num_kv_heads) + 3 * config.ffn_width)
+    )
     weights += config.vocab_size * config.width
     attention = config.layers * 2 * config.heads * config.dim_of_head * LENGTH / 2
     return 6.0 * tokens * (weights + attention)
@@ -148,20 +163,35 @@ def decoding(turns: int, new_tokens: int = 200) -> dict[str, Any]:
         store.save(model, folder)
         theirs: Any = transformers.Qwen3ForCausalLM.from_pretrained(folder)  # in evaluation mode
     prompt = torch.randint(0, 5000, (1, 16))
-    how = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    our_s, their_s, ratio = taking_turns(lambda: generate(model, prompt, max_new=new_tokens), lambda: theirs.generate(prompt, **how), turns)
-    return {"ours_tokens_per_s": new_tokens / our_s, "theirs_tokens_per_s": new_tokens / their_s, "ratio": ratio}
+    how = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    our_s, their_s, ratio = taking_turns(
+        lambda: generate(model, prompt, max_new=new_tokens), lambda: theirs.generate(prompt, **how), turns
+    )
+    return {
+        "ours_tokens_per_s": new_tokens / our_s,
+        "theirs_tokens_per_s": new_tokens / their_s,
+        "ratio": ratio,
+    }
 
 
 def qwen3(model: Decoder) -> dict[str, Any]:
     """transformers' arguments for a model of the same size."""
     return {
-        name: value for name, value in model.config.to_file().items() if name not in ("architectures", "model_type", "dropout", "qk_norm")
+        name: value
+        for name, value in model.config.to_file().items()
+        if name not in ("architectures", "model_type", "dropout", "qk_norm")
     }
 
 
 def loss_memory(form: str) -> int:
-    """Peak resident bytes of this process after one loss of V 32000, N 4096, D 256 and its gradients (`none`: before it)."""
+    """Peak resident bytes of this process after one loss of V 32000, N 4096, D 256 and its gradients (`none`:
+    before it)."""
     torch.set_num_threads(1)
     h, weight = torch.randn(4096, 256, requires_grad=True), torch.randn(32000, 256, requires_grad=True)
     labels = torch.randint(0, 32000, (4096,))
@@ -175,7 +205,10 @@ def loss_memory(form: str) -> int:
 
 def compare_loss_memory() -> dict[str, float]:
     """Extra megabytes of our loss and of plain logits, each in a process of its own."""
-    peaks = {form: int(python("-m", "benchmarks.spine", "--loss-memory", form)) for form in ("none", "plain", "ours")}
+    peaks = {
+        form: int(python("-m", "benchmarks.spine", "--loss-memory", form))
+        for form in ("none", "plain", "ours")
+    }
     plain, ours = (peaks[form] - peaks["none"] for form in ("plain", "ours"))
     return {"plain_mb": plain / 1e6, "ours_mb": ours / 1e6, "share": ours / plain}
 
@@ -198,17 +231,35 @@ def start_up_s() -> float:
 
 
 def data_wait(steps: int) -> float:
-    """The share of its time that stage thinker waits for batches, default sizes, measured by its own loop on made-up words."""
+    """The share of its time that stage thinker waits for batches, default sizes, measured by its own loop on
+    made-up words."""
     with tempfile.TemporaryDirectory() as folder:
         draw = random.Random(0)
-        words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(2000)]
+        words = [
+            "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(2000)
+        ]
         lines = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(4000)]
         Path(folder, "words.txt").write_text("\n".join(lines), encoding="utf-8")
-        settings = {"data": [{"path": "words.txt"}], "model": {"vocab_size": 1000}, "row_len": LENGTH, "batch_size": BATCH}
-        settings |= {"max_steps": steps, "warmup_steps": 5, "print_freq": steps, "gates": {"floor": 9.0, "held_out_gap": 9.0}}
-        Path(folder, "recipe.yaml").write_text(json.dumps({"name": "wait", "thinker": settings}), encoding="utf-8")
+        settings = {
+            "data": [{"path": "words.txt"}],
+            "model": {"vocab_size": 1000},
+            "row_len": LENGTH,
+            "batch_size": BATCH,
+        }
+        settings |= {
+            "max_steps": steps,
+            "warmup_steps": 5,
+            "print_freq": steps,
+            "gates": {"floor": 9.0, "held_out_gap": 9.0},
+        }
+        Path(folder, "recipe.yaml").write_text(
+            json.dumps({"name": "wait", "thinker": settings}), encoding="utf-8"
+        )
         python("-m", "muomni", "run", f"{folder}/recipe.yaml", "--out", f"{folder}/run")
-        rows = [json.loads(line) for line in Path(folder, "run/thinker/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in Path(folder, "run/thinker/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     return float(next(row["data_wait"] for row in reversed(rows) if "data_wait" in row))
 
 

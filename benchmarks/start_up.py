@@ -1,13 +1,16 @@
-"""How long a stage takes from its command to its first step on many rows: `python -m benchmarks.start_up [--old CHECKOUT] [--rows N]`.
+"""How long a stage takes from its command to its first step on many rows: `python -m benchmarks.start_up
+[--old CHECKOUT] [--rows N]`.
 
-Rows: text (thinker), speech (hearing) and captions (vision), as JSONL in our own schema, over a few hundred small sounds and pictures. The
-old build and this one run the same recipe, one after the other, and are stopped when they tell their first step: reading, splitting,
-checking for leaks, vocabulary, packing, the trials before the first step and the step itself are in it. A row is printed as soon as it is
-known: seconds, seconds of the processor (which neighbours lengthen less), the largest resident size; the ratios at the end. `--old` is a
-checkout of an earlier commit with a virtual environment of its own in `.venv`.
+Rows: text (thinker), speech (hearing) and captions (vision), as JSONL in our own schema, over a few hundred
+small sounds and pictures. The old build and this one run the same recipe, one after the other, and are
+stopped when they tell their first step: reading, splitting, checking for leaks, vocabulary, packing, the
+trials before the first step and the step itself are in it. A row is printed as soon as it is known: seconds,
+seconds of the processor (which neighbours lengthen less), the largest resident size; the ratios at the end.
+`--old` is a checkout of an earlier commit with a virtual environment of its own in `.venv`.
 
-`--stages talker` starts stage talker twice on `--spoken` sounds, upon stages of a few updates with waived gates: at the first start all
-speech is encoded and the Thinker listened to, at the second what the first kept is found.
+`--stages talker` starts stage talker twice on `--spoken` sounds, upon stages of a few updates with waived
+gates: at the first start all speech is encoded and the Thinker listened to, at the second what the first kept
+is found.
 """
 
 from __future__ import annotations
@@ -32,8 +35,14 @@ MEDIA = 400
 WORDS = "a the red blue green small large circle square star heart ring left right under over two three seven birds".split()  # noqa: SIM905
 # Keys by the first names that they had: old builds read them too (muomni.renamed).
 MODEL = {
-    "thinker": {"model": {"vocab_size": 400, "width": 64, "layers": 2, "heads": 2, "hidden": 128, "ctx_len": 128}, "row_len": 64},
-    "hearing": {"model": {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "channels": 8}, "max_text_len": 200},
+    "thinker": {
+        "model": {"vocab_size": 400, "width": 64, "layers": 2, "heads": 2, "hidden": 128, "ctx_len": 128},
+        "row_len": 64,
+    },
+    "hearing": {
+        "model": {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "channels": 8},
+        "max_text_len": 200,
+    },
     "vision": {"model": {"width": 64, "layers": 2, "heads": 2, "hidden": 128, "image_size": 32, "patch": 8}},
 }
 
@@ -42,13 +51,17 @@ VOICE = {
     "thinker": {"max_steps": 4, **MODEL["thinker"]},
     "hearing": {"max_steps": 4, **MODEL["hearing"]},
     "codec": {"max_steps": 4},
-    "talker": {"max_steps": 4, "model": {"text_vocab": 1, "width": 64, "layers": 2, "heads": 2, "hidden": 128}},
+    "talker": {
+        "max_steps": 4,
+        "model": {"text_vocab": 1, "width": 64, "layers": 2, "heads": 2, "hidden": 128},
+    },
 }
 
 
 @dataclass
 class Start:
-    """What one start took: seconds, seconds of the processor, the largest resident size in bytes; None where no step was told."""
+    """What one start took: seconds, seconds of the processor, the largest resident size in bytes; None where
+    no step was told."""
 
     seconds: float
     processor: float
@@ -65,7 +78,11 @@ def make(folder: Path, rows: int) -> None:
     (folder / "media").mkdir(parents=True)
     for number in range(MEDIA):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"media/{number}.png")
-        audio.write(folder / f"media/{number}.wav", rng.normal(0, 0.05, 4 * 16000 + int(rng.integers(16000))).astype(np.float32), 16000)
+        audio.write(
+            folder / f"media/{number}.wav",
+            rng.normal(0, 0.05, 4 * 16000 + int(rng.integers(16000))).astype(np.float32),
+            16000,
+        )
     files = {stage: (folder / f"{stage}.jsonl").open("w") for stage in MODEL}
     for number in range(rows):
         said = " ".join(rng.choice(WORDS, 8))
@@ -98,19 +115,32 @@ def voice(checkout: Path, data: Path, spoken: int) -> tuple[Start, Start]:
         speech = {"path": str(data / "hearing.jsonl"), "limit": spoken}
         sources = {"thinker": {"path": str(data / "thinker.jsonl"), "limit": 2000}, "talker": speech}
         sources |= {name: {**speech, "limit": 200} for name in ("hearing", "codec")}
-        recipe = _written(Path(temporary), {name: {**COMMON, "data": [sources[name]], **more} for name, more in VOICE.items()})
+        recipe = _written(
+            Path(temporary),
+            {name: {**COMMON, "data": [sources[name]], **more} for name, more in VOICE.items()},
+        )
         out = Path(temporary) / "run"
         for stage in ("thinker", "hearing", "codec"):
             waived: list[str] = []
-            for _ in range(4):  # what is red is known when it was judged; a gate that is waived may hide another
-                child = subprocess.run([*_command(checkout, recipe, out), stage, *waived], **_how(checkout), check=False)  # type: ignore[call-overload]
+            for _ in range(
+                4
+            ):  # what is red is known when it was judged; a gate that is waived may hide another
+                child = subprocess.run(
+                    [*_command(checkout, recipe, out), stage, *waived], **_how(checkout), check=False
+                )  # type: ignore[call-overload]
                 if child.returncode == 0:
                     break
                 certificate = out / stage / "certificate.json"
                 if not certificate.exists():
                     raise SystemExit(f"{checkout}: {stage}: {child.stdout[-2000:]}")
-                red = [row["name"] for row in json.loads(certificate.read_text())["gates"] if row["verdict"] == "red"]
-                waived += [word for name in red for word in ("--waive", name)] + ([] if waived else ["--reason", "only started"])
+                red = [
+                    row["name"]
+                    for row in json.loads(certificate.read_text())["gates"]
+                    if row["verdict"] == "red"
+                ]
+                waived += [word for name in red for word in ("--waive", name)] + (
+                    [] if waived else ["--reason", "only started"]
+                )
             else:
                 raise SystemExit(f"{checkout}: {stage} stays red: {child.stdout[-2000:]}")
         return tuple(first_step(checkout, recipe, out) for _ in range(2))  # type: ignore[return-value]
@@ -128,7 +158,13 @@ def _command(checkout: Path, recipe: Path, out: Path) -> list[str]:
 
 def _how(checkout: Path) -> dict[str, object]:
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "MUOMNI_PLAIN": "1"}
-    return {"cwd": checkout, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return {
+        "cwd": checkout,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
 
 
 def first_step(checkout: Path, recipe: Path, out: Path, *more: str) -> Start:
@@ -164,7 +200,9 @@ def _peak(pid: int) -> int:
 
 def main() -> int:
     """Make the files, start both builds at each stage, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--old", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--stages", nargs="*", default=list(MODEL), choices=[*MODEL, "talker"])
@@ -178,10 +216,18 @@ def main() -> int:
             took: dict[str, tuple[Start, ...]] = {}
             for name, checkout in builds.items():
                 checkout, data = checkout.resolve(), Path(temporary)
-                found = voice(checkout, data, given.spoken) if stage == "talker" else (start(checkout, stage, data),)
+                found = (
+                    voice(checkout, data, given.spoken)
+                    if stage == "talker"
+                    else (start(checkout, stage, data),)
+                )
                 took[name] = found
                 for number, each in enumerate(found, 1):
-                    what = f"{given.spoken} sounds, start {number}" if stage == "talker" else f"{given.rows} rows"
+                    what = (
+                        f"{given.spoken} sounds, start {number}"
+                        if stage == "talker"
+                        else f"{given.rows} rows"
+                    )
                     told = f"{each.seconds:7.1f} s, {each.processor:7.1f} s of the processor, {each.peak / 1e6:6.0f} MB"
                     print(f"{stage:8} {name:4} {what}: {told}", flush=True)
             for old, new in zip(took.get("old", ()), took["new"], strict="old" in took):

@@ -1,10 +1,12 @@
-"""Two runs of one recipe, with other settings or the same, started into one folder at random moments: what is certified must have trained.
+"""Two runs of one recipe, with other settings or the same, started into one folder at random moments: what is
+certified must have trained.
 
     python -m benchmarks.two_runs --tries 10
 
-A try starts a run, and at a random moment a second one: with another rate and --fresh, with another rate alone, or as it was. In every
-third try the first is killed (-9) then. Afterwards a green certificate must speak of the settings that lie beside it, of a checkpoint that
-was made by them, and of rates that the metrics hold; anything else is a failure, and so is an ending of its own (a traceback).
+A try starts a run, and at a random moment a second one: with another rate and --fresh, with another rate
+alone, or as it was. In every third try the first is killed (-9) then. Afterwards a green certificate must
+speak of the settings that lie beside it, of a checkpoint that was made by them, and of rates that the metrics
+hold; anything else is a failure, and so is an ending of its own (a traceback).
 """
 
 from __future__ import annotations
@@ -41,12 +43,28 @@ def make(folder: Path, steps: int = STEPS) -> Path:
         rows.append({"id": f"r{number}", "messages": turns})
     folder.mkdir(parents=True)
     (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
+    sizes = {
+        "vocab_size": 320,
+        "width": 32,
+        "layers": 1,
+        "heads": 2,
+        "ffn_width": 64,
+        "ctx_len": 64,
+        "dropout": 0.0,
+    }
     often = {"val_freq": 20, "checkpoint_freq": 5, "print_freq": 5, "warmup_steps": 4}
     bounds = {"overfits": 99.0, "floor": 99.0, "held_out_gap": 99.0}
-    thinker = {"data": [{"path": str(folder / "chat.jsonl")}], "model": sizes, "row_len": 48, "max_steps": steps, "lr": RATES[0]}
+    thinker = {
+        "data": [{"path": str(folder / "chat.jsonl")}],
+        "model": sizes,
+        "row_len": 48,
+        "max_steps": steps,
+        "lr": RATES[0],
+    }
     thinker |= {"batch_size": 4, **often, "gates": bounds}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"seed": 3, "threads": 1, "device": "cpu", "thinker": thinker}))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"seed": 3, "threads": 1, "device": "cpu", "thinker": thinker})
+    )
     return folder / "recipe.yaml"
 
 
@@ -55,7 +73,9 @@ def start(recipe: Path, run: Path, more: list[str], log: Path) -> subprocess.Pop
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MUOMNI_PLAIN": "1"}
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "muomni", "run", str(recipe), "--out", str(run), *more]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
 
 
 def wrong(run: Path) -> list[str]:
@@ -78,25 +98,37 @@ def wrong(run: Path) -> list[str]:
         "the updates": progress["rates"]["peak"],
         "the checkpoint": progress["settings"]["lr"],
     }
-    lines = [f"{name} has a rate of {value}, config.yaml {rate}" for name, value in told.items() if abs(value - rate) > 1e-9]
+    lines = [
+        f"{name} has a rate of {value}, config.yaml {rate}"
+        for name, value in told.items()
+        if abs(value - rate) > 1e-9
+    ]
     lines += (
-        [] if progress["rates"]["updates"] == progress["step"] else [f"{progress['rates']['updates']} updates of {progress['step']} noted"]
+        []
+        if progress["rates"]["updates"] == progress["step"]
+        else [f"{progress['rates']['updates']} updates of {progress['step']} noted"]
     )
     made_by = json.loads((newest / "manifest.json").read_text()).get("settings")
     lines += (
-        [] if found["settings"] == made_by else [f"the certificate is of settings {found['settings'][:12]}, {newest.name} of {made_by}"]
+        []
+        if found["settings"] == made_by
+        else [f"the certificate is of settings {found['settings'][:12]}, {newest.name} of {made_by}"]
     )
     return lines + ([] if asked in RATES else [f"recipe.json asks for {asked}"])
 
 
 def one_try(folder: Path, moment: float, second: str, *, kills: bool) -> dict[str, Any]:
-    """One try: the second run starts `moment` (0 .. 1) of the first's way through its steps, before them where that is below 0."""
+    """One try: the second run starts `moment` (0 .. 1) of the first's way through its steps, before them
+    where that is below 0."""
     recipe, run = make(folder), folder / "run"
     first = start(recipe, run, [], folder / "first.log")
     seen = max(1, int(moment * STEPS))
     end = time.monotonic() + LIMIT_S
     while moment >= 0 and first.poll() is None and time.monotonic() < end:
-        if any(f"step {step}/" in (folder / "first.log").read_text(errors="replace") for step in range(seen, seen + 5)):
+        if any(
+            f"step {step}/" in (folder / "first.log").read_text(errors="replace")
+            for step in range(seen, seen + 5)
+        ):
             break
         time.sleep(0.05)
     if kills:
@@ -110,7 +142,14 @@ def one_try(folder: Path, moment: float, second: str, *, kills: bool) -> dict[st
     is_refused = second == "other rate" and codes[1] == 0
     problems += ["the second took what the first had made with another rate"] if is_refused else []
     last = logs[1].strip().splitlines()[-1] if codes[1] else ""
-    return {"moment": round(moment, 2), "second": second, "kills": kills, "codes": codes, "problems": problems, "told": last}
+    return {
+        "moment": round(moment, 2),
+        "second": second,
+        "kills": kills,
+        "codes": codes,
+        "problems": problems,
+        "told": last,
+    }
 
 
 def main() -> None:
@@ -123,7 +162,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="muomni-two-runs-") as temporary:
         for number in range(asked.tries):
             second = [*SECOND][number % 3] if number % 2 else "other rate, --fresh"
-            found = one_try(Path(temporary) / str(number), rng.uniform(-0.2, 1.0), second, kills=number % 3 == 2)
+            found = one_try(
+                Path(temporary) / str(number), rng.uniform(-0.2, 1.0), second, kills=number % 3 == 2
+            )
             failed += bool(found["problems"])
             print(json.dumps(found), flush=True)
     print(f"{asked.tries} tries, {failed} failed")

@@ -12,12 +12,20 @@ from hypothesis import settings as hypothesis_settings
 
 from shared import LOADED, once
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before anything loads torch: workers share the cores, and so do the processes that tests start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before anything loads torch: workers share the cores, and so do the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# the same examples in each run, on a machine of any speed: no test fails by chance; more examples are tried by hand
+# the same examples in each run, on a machine of any speed: no test fails by chance; more examples are tried
+# by hand
 hypothesis_settings.register_profile(
-    "fixed", derandomize=True, deadline=None, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 hypothesis_settings.load_profile("fixed")
 
@@ -43,7 +51,8 @@ LONGEST = (
 
 @pytest.fixture(autouse=True)
 def _numbers_as_they_are() -> None:
-    """What a run sets for its process (numbers below 1e-38 are zero) does not reach into the next test: hypothesis draws such numbers."""
+    """What a run sets for its process (numbers below 1e-38 are zero) does not reach into the next test:
+    hypothesis draws such numbers."""
     import sys
 
     if "torch" in sys.modules:
@@ -59,7 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def loaded() -> Any:
-    """Makes processes, as multiprocessing does, that hold torch and muomni from their start: loading takes seven seconds on a slow chip."""
+    """Makes processes, as multiprocessing does, that hold torch and muomni from their start: loading takes
+    seven seconds on a slow chip."""
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")

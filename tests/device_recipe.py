@@ -1,4 +1,5 @@
-"""Every stage at a size of seconds, on the self-test's world: the run that is made on a second device, imitated or real."""
+"""Every stage at a size of seconds, on the self-test's world: the run that is made on a second device,
+imitated or real."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 import yaml
 
 from muomni.evaluate import thresholds
+from muomni.execution import recipe as recipes
 from muomni.selftest import world
-from muomni.stages import recipe as recipes
 
 STEPS = 4
 NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
@@ -26,7 +27,20 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what a stage stands on here, in order
     "rows": ("thinker", "image_codec", "codec"),
     "mmpt": ("thinker", "image_codec", "codec", "rows"),
 }
-ORDER = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "sweep", "instruct", "rows", "mmpt")
+ORDER = (
+    "thinker",
+    "hearing",
+    "vision",
+    "codec",
+    "image_codec",
+    "talker",
+    "omni",
+    "align",
+    "sweep",
+    "instruct",
+    "rows",
+    "mmpt",
+)
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -48,7 +62,14 @@ def recipe(folder: Path) -> dict[str, Any]:
     def of(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(data / f"{name}.jsonl")} for name in names]
 
-    seeing = {**common, "eval_items": 6, "watched_items": 2, "max_new_tokens": 4, "max_seq_len": 96, "regression_texts": of("text")}
+    seeing = {
+        **common,
+        "eval_items": 6,
+        "watched_items": 2,
+        "max_new_tokens": 4,
+        "max_seq_len": 96,
+        "regression_texts": of("text"),
+    }
     tasks = {"i2t": 1.0, "a2t": 1.0, "t2i": 0.5, "t2a": 0.5}
     return {
         "seed": 3,
@@ -57,12 +78,26 @@ def recipe(folder: Path) -> dict[str, Any]:
         "thinker": {
             **common,
             "data": of("text"),
-            "model": {"vocab_size": 330, "width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 128, "dropout": 0.1},
+            "model": {
+                "vocab_size": 330,
+                "width": 32,
+                "layers": 2,
+                "heads": 2,
+                "ffn_width": 64,
+                "ctx_len": 128,
+                "dropout": 0.1,
+            },
             "row_len": 96,
             "ema_decay": 0.8,
             "final": "best",
         },
-        "hearing": {**common, "data": of("speech"), "model": {**small, "channels": 4}, "optimizer": "muon", "quarantine_limit": 0.5},
+        "hearing": {
+            **common,
+            "data": of("speech"),
+            "model": {**small, "channels": 4},
+            "optimizer": "muon",
+            "quarantine_limit": 0.5,
+        },
         "vision": {
             **common,
             "data": of("captions"),
@@ -74,7 +109,14 @@ def recipe(folder: Path) -> dict[str, Any]:
         "codec": {
             **common,
             "data": of("speech"),
-            "model": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+            "model": {
+                "codebook_size": 8,
+                "width": 16,
+                "latent_width": 4,
+                "blocks": 1,
+                "fine_width": 8,
+                "fine_blocks": 1,
+            },
             "crop_frames": 64,
             "quantise_after": 2,
         },
@@ -84,7 +126,12 @@ def recipe(folder: Path) -> dict[str, Any]:
             "model": {"image_size": 32, "width": 16, "fine_width": 8, "blocks": 1},
             "gradient_accumulation_steps": 2,
         },
-        "talker": {**common, "data": of("speech"), "model": {**small, "text_vocab": 1, "guard_frames_per_token": 2}, "eval_items": 2},
+        "talker": {
+            **common,
+            "data": of("speech"),
+            "model": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
+            "eval_items": 2,
+        },
         "omni": {
             **common,
             "data": [*of("questions", "speech"), {**of("text")[0], "weight": 0.2}],
@@ -97,7 +144,14 @@ def recipe(folder: Path) -> dict[str, Any]:
         "align": {
             **seeing,
             "data": of("captions"),
-            "connector": {"tokens": 4, "width": 16, "heads": 2, "depth": 1, "mlp_ratio": 1.0, "vision_ln": "trained"},
+            "connector": {
+                "tokens": 4,
+                "width": 16,
+                "heads": 2,
+                "depth": 1,
+                "mlp_ratio": 1.0,
+                "vision_ln": "trained",
+            },
             "lr": 1e-3,
         },
         "sweep": {"grid": {"lr": [1e-3]}},
@@ -109,7 +163,14 @@ def recipe(folder: Path) -> dict[str, Any]:
             "lora": {"r": 2, "alpha": 4, "dropout": 0.05},
             "gradient_checkpointing": True,
         },
-        "rows": {**common, "data": of("captions", "speech"), "eval_items": 4, "quarantine_limit": 0.5, "tasks": tasks, "lr": 1e-2},
+        "rows": {
+            **common,
+            "data": of("captions", "speech"),
+            "eval_items": 4,
+            "quarantine_limit": 0.5,
+            "tasks": tasks,
+            "lr": 1e-2,
+        },
         "mmpt": {
             **common,
             "data": of("captions", "speech"),

@@ -1,7 +1,8 @@
-"""A process that is killed right after its n-th system call, for every n: what a power cut may find, as far as a process shows it.
+"""A process that is killed right after its n-th system call, for every n: what a power cut may find, as far
+as a process shows it.
 
-The kernel counts (ptrace), so that calls from C and Rust are seen too. What a disk loses that was not synced is not simulated here: the
-order of sync and rename is a test of its own.
+The kernel counts (ptrace), so that calls from C and Rust are seen too. What a disk loses that was not synced
+is not simulated here: the order of sync and rename is a test of its own.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def killed_after(work: Callable[[], object], calls: int) -> bool:
     return True
 
 
-def every_moment(prepare: Callable[[], object], work: Callable[[], object], *, stride: int = 1) -> Iterator[int]:
-    """Prepare, then kill `work` after 1, 2, 3 ... system calls (every `stride`-th); the caller looks at what is there each time."""
+def every_moment(
+    prepare: Callable[[], object], work: Callable[[], object], *, stride: int = 1
+) -> Iterator[int]:
+    """Prepare, then kill `work` after 1, 2, 3 ... system calls (every `stride`-th); the caller looks at what
+    is there each time."""
     if sys.platform != "linux":
         pytest.skip("ptrace is Linux's")
     calls = 1

@@ -1,9 +1,12 @@
-"""A second device, imitated on a CPU: tensors that are said to lie on `cuda:0`, and operations that refuse to mix them with others.
+"""A second device, imitated on a CPU: tensors that are said to lie on `cuda:0`, and operations that refuse to
+mix them with others.
 
-The numbers are reckoned on the CPU. What is imitated is where tensors lie: a storage wears a mark, results inherit it, `.to`, `.cpu` and
-`device=` make new storages with or without it, `.device` tells it, `.numpy()` refuses it. Two kinds in one operation raise what CUDA
-raises; its exceptions are exceptions here too (a CPU tensor without dimensions beside CUDA ones, CPU indices into a CUDA tensor, copies).
-Inside of a backward nothing is checked: its forward was. Half precision and speed are not imitated: `pytest -m gpu` is there for them.
+The numbers are reckoned on the CPU. What is imitated is where tensors lie: a storage wears a mark, results
+inherit it, `.to`, `.cpu` and
+`device=` make new storages with or without it, `.device` tells it, `.numpy()` refuses it. Two kinds in one
+operation raise what CUDA raises; its exceptions are exceptions here too (a CPU tensor without dimensions
+beside CUDA ones, CPU indices into a CUDA tensor, copies). Inside of a backward nothing is checked: its
+forward was. Half precision and speed are not imitated: `pytest -m gpu` is there for them.
 """
 
 from __future__ import annotations
@@ -28,10 +31,25 @@ MOVES = {"to", "cpu", "cuda", "type_as", "as_tensor"}
 # May be handed tensors of both devices, as with CUDA.
 MIXES = {
     *MOVES,
-    *("copy_", "expand_as", "view_as", "reshape_as", "is_same_size", "is_set_to", "_has_compatible_shallow_copy_type"),
+    *(
+        "copy_",
+        "expand_as",
+        "view_as",
+        "reshape_as",
+        "is_same_size",
+        "is_set_to",
+        "_has_compatible_shallow_copy_type",
+    ),
     *("__getitem__", "__setitem__", "ctc_loss", "_use_cudnn_ctc_loss"),
 }
-NO_SCALARS = {"cat", "stack", "concat", "matmul", "mm", "bmm"}  # a CPU tensor without dimensions is one too many here
+NO_SCALARS = {
+    "cat",
+    "stack",
+    "concat",
+    "matmul",
+    "mm",
+    "bmm",
+}  # a CPU tensor without dimensions is one too many here
 
 
 class Mixed(RuntimeError):
@@ -76,7 +94,11 @@ def _tensors(things: Any, found: list[Tensor]) -> list[Tensor]:
 
 def is_second(device: Any) -> bool:
     """Whether a device, given in any way, is the second one."""
-    return torch.device(device).type == "cuda" if isinstance(device, str | torch.device) else isinstance(device, int)
+    return (
+        torch.device(device).type == "cuda"
+        if isinstance(device, str | torch.device)
+        else isinstance(device, int)
+    )
 
 
 class Generator(torch.Generator):
@@ -102,7 +124,8 @@ class PretendedDevice(TorchFunctionMode):
     backwards = 0  # as many as are under way
 
     def _backward(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Unchecked, since gradients come from the engine without a mark; but what is made again of a checkpoint goes the way it went."""
+        """Unchecked, since gradients come from the engine without a mark; but what is made again of a
+        checkpoint goes the way it went."""
         true = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
         def run(*more: Any, **others: Any) -> Any:
@@ -131,7 +154,9 @@ class PretendedDevice(TorchFunctionMode):
         second = [tensor for tensor in tensors if _marked(tensor)]
         if second:
             if name in ("numpy", "__array__", "__dlpack__"):
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to host memory first.")
+                raise TypeError(
+                    "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to host memory first."
+                )
             if len(second) < len(tensors) and not self.backwards:
                 _refuse_others(name, tensors, args)
             if name == "get_device":
@@ -146,18 +171,27 @@ class PretendedDevice(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not second or (name in MIXES and name != "__getitem__" and not _marked(args[0])):
             return result  # such a one is where its first argument is
-        others = {tensor.untyped_storage()._cdata for tensor in tensors if not _marked(tensor)} if len(second) < len(tensors) else ()
+        others = (
+            {tensor.untyped_storage()._cdata for tensor in tensors if not _marked(tensor)}
+            if len(second) < len(tensors)
+            else ()
+        )
         for each in _tensors([result], []):
             if each.untyped_storage()._cdata not in others:
                 _mark(each)
         return result
 
-    def _moved(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], target: bool) -> Any:
+    def _moved(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], target: bool
+    ) -> Any:
         """The result of a call that says where it is to lie."""
         if name == "cuda":
             return self._placed(args[0], args[0], True)
         if name == "to":
-            args = tuple(torch.device("cpu") if isinstance(each, torch.device) or _is_device(each) else each for each in args)
+            args = tuple(
+                torch.device("cpu") if isinstance(each, torch.device) or _is_device(each) else each
+                for each in args
+            )
         if "device" in kwargs:
             kwargs = {**kwargs, "device": "cpu"}
         source = tensors[0] if tensors else None
@@ -165,10 +199,16 @@ class PretendedDevice(TorchFunctionMode):
 
     @staticmethod
     def _attribute(func: Any, name: str, args: Any) -> Any:
-        """`.device` and its like are as pretended; what is got lies where its owner does; a gradient lies beside its parameter."""
+        """`.device` and its like are as pretended; what is got lies where its owner does; a gradient lies
+        beside its parameter."""
         what, is_own = func.__self__.__name__, _marked(args[0])
         if name == "__set__":
-            if what == "grad" and len(args) > 1 and isinstance(args[1], Tensor) and _marked(args[1]) != is_own:
+            if (
+                what == "grad"
+                and len(args) > 1
+                and isinstance(args[1], Tensor)
+                and _marked(args[1]) != is_own
+            ):
                 raise Mixed("assigned grad has data of a different device")
             return func(*args)
         if is_own and what in ("device", "is_cuda", "is_cpu"):
@@ -196,7 +236,8 @@ def _is_device(thing: Any) -> bool:
 
 
 def _target(name: str, args: Any, kwargs: dict[str, Any]) -> bool | None:
-    """Whether a call says that its result is to lie on the second device; None where it says nothing, or meta."""
+    """Whether a call says that its result is to lie on the second device; None where it says nothing, or
+    meta."""
     if name in ("cpu", "cuda"):
         return name == "cuda"
     given = kwargs.get("device")
@@ -217,17 +258,28 @@ def _refuse_others(name: str, tensors: list[Tensor], args: Any) -> None:
         own, *others = tensors
         has_dims = [each for each in others if each.dim()]
         if not _marked(own) and any(_marked(each) for each in has_dims):
-            raise Mixed(f"{name}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            raise Mixed(
+                f"{name}: indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
         value = args[2] if name == "__setitem__" else None
-        if isinstance(value, Tensor) and value.dim() and _marked(value) != _marked(own) and any(each is not value for each in has_dims):
+        if (
+            isinstance(value, Tensor)
+            and value.dim()
+            and _marked(value) != _marked(own)
+            and any(each is not value for each in has_dims)
+        ):
             raise Mixed(f"{name}: values put by indices must lie beside what they are put into")
         return
     if name in MIXES:
         return
     first = [tensor for tensor in tensors if tensor.device.type == "cpu" and not _marked(tensor)]
-    wrong = [tuple(tensor.shape) for tensor in first if tensor.dim() or name in NO_SCALARS]  # a number is welcome beside the others
+    wrong = [
+        tuple(tensor.shape) for tensor in first if tensor.dim() or name in NO_SCALARS
+    ]  # a number is welcome beside the others
     if wrong:
-        raise Mixed(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name}, {wrong})")
+        raise Mixed(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name}, {wrong})"
+        )
 
 
 def _without_device(tensor: Tensor) -> dict[str, Any]:
@@ -250,10 +302,18 @@ def pretended_device() -> Iterator[torch.device]:
         stack.enter_context(patch.object(runtime, "start", start))
         stack.enter_context(patch.object(checkpoint, "load_file", load_file))
         stack.enter_context(patch.object(torch, "Generator", Generator))
-        stack.enter_context(patch.object(runtime, "format_gain", lambda dtype, device: 1.0))  # speed is not imitated
-        stack.enter_context(patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None))  # nor is memory
+        stack.enter_context(
+            patch.object(runtime, "format_gain", lambda dtype, device: 1.0)
+        )  # speed is not imitated
+        stack.enter_context(
+            patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None)
+        )  # nor is memory
         stack.enter_context(patch.object(flops, "_product_s", lambda device, dtype, size: 1e-6))
         # A checkpoint notes devices within a call, where there is no mark, and compares them outside of it.
-        stack.enter_context(patch.dict(torch.utils.checkpoint._allowed_determinism_checks_to_fns, {"default": _without_device}))
+        stack.enter_context(
+            patch.dict(
+                torch.utils.checkpoint._allowed_determinism_checks_to_fns, {"default": _without_device}
+            )
+        )
         stack.enter_context(PretendedDevice())
         yield DEVICE

@@ -1,6 +1,8 @@
-"""Qwen3 and SigLIP in the exact shape of the real ones, but tiny and random: what a pretrained model's folder looks like.
+"""Qwen3 and SigLIP in the exact shape of the real ones, but tiny and random: what a pretrained model's folder
+looks like.
 
-Of the vocabulary, a table of 151,936 rows is most of what such a model costs: `words` makes it smaller where its size is not the matter.
+Of the vocabulary, a table of 151,936 rows is most of what such a model costs: `words` makes it smaller where
+its size is not the matter.
 """
 
 from __future__ import annotations
@@ -12,21 +14,35 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-BASE, ADDED, ROWS = 151_643, 26, 151_936  # tokens of the vocabulary, tokens added to it, rows of the model's table
+BASE, ADDED, ROWS = (
+    151_643,
+    26,
+    151_936,
+)  # tokens of the vocabulary, tokens added to it, rows of the model's table
 WORDS = [
     "system user assistant user assistant.",
     "what is in the picture? describe the image in detail. you are a helpful assistant. a red circle and a blue square.",
     "a man on a wave. a street sign near the park number. what else? provide a brief description of the given image concisely.",
     "a man rides a wave on a surfboard; two dogs run along the beach, and a child is flying a kite in the park near a street sign.",
 ]
-SPECIAL = ["endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end"]
+SPECIAL = [
+    "endoftext",
+    "im_start",
+    "im_end",
+    "object_ref_start",
+    "object_ref_end",
+    "box_start",
+    "box_end",
+    "quad_start",
+    "quad_end",
+]
 SPECIAL += ["vision_start", "vision_end", "vision_pad", "image_pad", "video_pad"]
 FIM = ["fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep"]
-NAMES = [f"<|{name}|>" for name in SPECIAL] + ["<tool_call>", "</tool_call>"] + [f"<|{name}|>" for name in FIM]
-NAMES += ["<tool_response>", "</tool_response>", "<think>", "</think>"]
-REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # of Qwen2 and Qwen3
+NAMES = (
+    [f"<|{name}|>" for name in SPECIAL] + ["<tool_call>", "</tool_call>"] + [f"<|{name}|>" for name in FIM]
 )
+NAMES += ["<tool_response>", "</tool_response>", "<think>", "</think>"]
+REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # of Qwen2 and Qwen3
 # Qwen3's, without the part for tools: a think block opens the assistant's turns after the last question.
 CHAT_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}
@@ -61,7 +77,8 @@ CHAT_TEMPLATE = """\
 
 
 def tokenizer(folder: Path, *, words: int = BASE) -> Path:
-    """Qwen3's tokenizer files: 256 bytes, a few true merges, fillers up to 151,643 that no text reaches, and the 26 added tokens."""
+    """Qwen3's tokenizer files: 256 bytes, a few true merges, fillers up to 151,643 that no text reaches, and
+    the 26 added tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in _tokenizer_files(words).items():
         (folder / name).write_bytes(text.encode())
@@ -69,7 +86,14 @@ def tokenizer(folder: Path, *, words: int = BASE) -> Path:
 
 
 def llm(
-    folder: Path, *, dtype: str = "fp32", tied: bool = True, shard: str = "5GB", seed: int = 5, words: int = BASE, **sizes: Any
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    tied: bool = True,
+    shard: str = "5GB",
+    seed: int = 5,
+    words: int = BASE,
+    **sizes: Any,
 ) -> Path:
     """A random Qwen3ForCausalLM as transformers saves it, its tokenizer beside it."""
     import torch
@@ -96,18 +120,27 @@ def llm(
     with torch.no_grad():  # untrained logits are so flat that rounding could decide between two ids
         model.get_output_embeddings().weight.normal_(std=0.5)
         model.get_output_embeddings().weight[:words][600:].zero_()  # fillers have no text worth reading
-    model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder, max_shard_size=shard)
+    model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(
+        folder, max_shard_size=shard
+    )
     return tokenizer(folder, words=words)
 
 
 def eyes(folder: Path, kind: str = "siglip", *, seed: int = 3) -> Path:
-    """A random SigLIP (20 pixels: 5 x 5 patches) or SigLIP 2 NaFlex (at most 30 patches) as transformers saves it, with its processor."""
+    """A random SigLIP (20 pixels: 5 x 5 patches) or SigLIP 2 NaFlex (at most 30 patches) as transformers
+    saves it, with its processor."""
     import torch
     import transformers
     from transformers.models.siglip import image_processing_pil_siglip as pil_siglip
     from transformers.models.siglip2 import image_processing_pil_siglip2 as pil_siglip2
 
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+    }
     torch.manual_seed(seed)
     model: Any
     processor: Any
@@ -147,23 +180,38 @@ def _tokenizer_files(words: int) -> dict[str, str]:
 
     made = Tokenizer(BPE())
     made.normalizer = NFC()
-    made.pre_tokenizer = Sequence([Split(Regex(REGEX), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.pre_tokenizer = Sequence(
+        [Split(Regex(REGEX), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     made.post_processor = Processor(add_prefix_space=False, trim_offsets=False, use_regex=False)
     made.decoder = Decoder(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    trainer = BpeTrainer(vocab_size=600, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False, min_frequency=1)
+    trainer = BpeTrainer(
+        vocab_size=600, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False, min_frequency=1
+    )
     made.train_from_iterator(WORDS, trainer)
     content = json.loads(made.to_str())
     vocabulary = content["model"]["vocab"]
     vocabulary |= {f"Ġfiller{number:06d}": number for number in range(len(vocabulary), words)}
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content["added_tokens"] = [
-        {"id": words + i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": i < 14}
+        {
+            "id": words + i,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": i < 14,
+        }
         for i, name in enumerate(NAMES)
     ]
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in content["added_tokens"]},
+        "added_tokens_decoder": {
+            str(token["id"]): {k: v for k, v in token.items() if k != "id"}
+            for token in content["added_tokens"]
+        },
         "additional_special_tokens": NAMES[1 : len(SPECIAL)],
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,

@@ -1,4 +1,5 @@
-"""What is dear to make and only looked at afterwards: made once in a test run, whichever of its workers asks first."""
+"""What is dear to make and only looked at afterwards: made once in a test run, whichever of its workers asks
+first."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-# what processes that are forked for tests hold from their start: whoever asks first starts the server that they come from, for all tests
+# what processes that are forked for tests hold from their start: whoever asks first starts the server that
+# they come from, for all tests
 LOADED = ["__main__", "muomni.selftest.run", "toy_training"]
 TIMES = ("wall_s", "rtf", "format_gain")  # facts that a clock gives: measured anew, they differ
 
@@ -25,9 +27,11 @@ def timeless(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
-    """A folder of this name under the run's temporary one, filled by `make`; other workers wait until it is whole.
+    """A folder of this name under the run's temporary one, filled by `make`; other workers wait until it is
+    whole.
 
-    What `make` left behind when it failed is taken away by the next who asks. Who wants to change something copies.
+    What `make` left behind when it failed is taken away by the next who asks. Who wants to change something
+    copies.
     """
     base = factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
@@ -44,7 +48,9 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
 
 def benchmark(name: str) -> ModuleType:
     """A module of `benchmarks/`, which is no package that tests could import."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"benchmarks.{name}", Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

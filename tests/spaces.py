@@ -1,4 +1,5 @@
-"""Token spaces for tests: the one of the source, small ones, random ones, and codecs without weights behind them."""
+"""Token spaces for tests: the one of the source, small ones, random ones, and codecs without weights behind
+them."""
 
 from __future__ import annotations
 
@@ -9,15 +10,21 @@ from torch import Tensor
 from muomni.tokens.codec import CodecEntry, check_codes, check_media, encode_by_length
 from muomni.tokens.space import TokenSpace
 
-IMAGE = CodecEntry("pictures", "muomni_image_codec", "image", 1, 8192, "interleaved", "1" * 64, size_px=224, grid=(4, 8))
-AUDIO = CodecEntry("sounds", "encodec", "audio", 4, 1024, "interleaved", "2" * 64, frame_rate_hz=150.0, sample_rate_hz=48_000)
+IMAGE = CodecEntry(
+    "pictures", "muomni_image_codec", "image", 1, 8192, "interleaved", "1" * 64, size_px=224, grid=(4, 8)
+)
+AUDIO = CodecEntry(
+    "sounds", "encodec", "audio", 4, 1024, "interleaved", "2" * 64, frame_rate_hz=150.0, sample_rate_hz=48_000
+)
 SOURCE = TokenSpace(151_669, "3" * 64, (IMAGE, AUDIO))
 
 
 def small(layout: str = "interleaved", books: int = 3) -> TokenSpace:
     """300 words, images of 2 x 3 tokens of 16 codes, sounds of K books of 8 codes."""
     image = CodecEntry("pictures", "toy", "image", 1, 16, "interleaved", "4" * 64, size_px=6, grid=(2, 3))
-    audio = CodecEntry("sounds", "toy", "audio", books, 8, layout, "5" * 64, frame_rate_hz=50.0, sample_rate_hz=1000)
+    audio = CodecEntry(
+        "sounds", "toy", "audio", books, 8, layout, "5" * 64, frame_rate_hz=50.0, sample_rate_hz=1000
+    )
     return TokenSpace(300, "6" * 64, (image, audio))
 
 
@@ -27,7 +34,15 @@ def spaces(draw: st.DrawFn) -> TokenSpace:
     layouts = st.sampled_from(("interleaved", "delay", "parallel"))
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     image = CodecEntry(
-        "i", "toy", "image", draw(st.integers(1, 3)), draw(st.integers(1, 50)), draw(layouts), "a" * 64, size_px=8, grid=(rows, columns)
+        "i",
+        "toy",
+        "image",
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 50)),
+        draw(layouts),
+        "a" * 64,
+        size_px=8,
+        grid=(rows, columns),
     )
     audio = CodecEntry(
         "a",

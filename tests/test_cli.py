@@ -35,7 +35,14 @@ def muomni(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def process(*args: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "muomni", *args], capture_output=True, text=True, timeout=900, check=False, **how)
+    return subprocess.run(
+        [sys.executable, "-m", "muomni", *args],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        **how,
+    )
 
 
 # --- help -------------------------------------------------------------------------------------------------------------------------------
@@ -79,7 +86,18 @@ def test_every_command_has_help() -> None:
 
 
 def test_chat_prints_one_object(muomni: Run, run: Path, media: Path, tmp_path: Path) -> None:
-    asked = ("--text", "what", "--image", media / "red.png", "--image", media / "blue.png", "--audio", media / "low.wav", "--max-new", 6)
+    asked = (
+        "--text",
+        "what",
+        "--image",
+        media / "red.png",
+        "--image",
+        media / "blue.png",
+        "--audio",
+        media / "low.wav",
+        "--max-new",
+        6,
+    )
     code, out, _ = muomni("chat", run, *asked, "--json")
     assert code == 0
     told = json.loads(out)
@@ -92,7 +110,20 @@ def test_chat_prints_one_object(muomni: Run, run: Path, media: Path, tmp_path: P
 
 
 def test_chat_streams_what_it_would_print_as_json(muomni: Run, run: Path) -> None:
-    how = ("--text", "the red", "--max-new", 20, "--temperature", 0.8, "--top-k", 20, "--top-p", 0.9, "--seed", 3)
+    how = (
+        "--text",
+        "the red",
+        "--max-new",
+        20,
+        "--temperature",
+        0.8,
+        "--top-k",
+        20,
+        "--top-p",
+        0.9,
+        "--seed",
+        3,
+    )
     _, out, _ = muomni("chat", run, *how)
     _, as_json, _ = muomni("chat", run, *how, "--json")
     assert out == json.loads(as_json)["text"] + "\n"
@@ -100,16 +131,26 @@ def test_chat_streams_what_it_would_print_as_json(muomni: Run, run: Path) -> Non
 
 def test_chat_stops_at_a_string(muomni: Run, run: Path) -> None:
     _, whole, _ = muomni("chat", run, "--text", "the red", "--max-new", 20)
-    _, out, _ = muomni("chat", run, "--text", "the red", "--max-new", 20, "--stop", whole[4:6], "--stop", "never")
+    _, out, _ = muomni(
+        "chat", run, "--text", "the red", "--max-new", 20, "--stop", whole[4:6], "--stop", "never"
+    )
     assert out == whole[: whole.index(whole[4:6])] + "\n"
 
 
-def test_interactive_chat_remembers(muomni: Run, run: Path, monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the red\nis it\n/new\nis it\n/image nowhere.png\nwhat\n/quit\nnot read\n"))
+def test_interactive_chat_remembers(
+    muomni: Run, run: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("the red\nis it\n/new\nis it\n/image nowhere.png\nwhat\n/quit\nnot read\n")
+    )
     code, out, err = muomni("chat", run, "--json", "--max-new", 5)
     texts = [json.loads(line)["text"] for line in out.splitlines()]
     first = engine.answer("the red", max_new=5).text
-    turns = [{"role": "user", "content": "the red"}, {"role": "assistant", "content": first}, {"role": "user", "content": "is it"}]
+    turns = [
+        {"role": "user", "content": "the red"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "is it"},
+    ]
     assert code == 0
     assert texts == [first, engine.answer(turns, max_new=5).text, engine.answer("is it", max_new=5).text]
     assert "nowhere.png" in err
@@ -118,13 +159,23 @@ def test_interactive_chat_remembers(muomni: Run, run: Path, monkeypatch: pytest.
 def test_chat_answers_a_file(muomni: Run, run: Path, media: Path, tmp_path: Path, engine: Any) -> None:
     rows = [
         {"id": "a", "messages": [{"role": "user", "content": "the red"}]},
-        {"id": "b", "messages": [{"role": "user", "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "what"}]}]},
+        {
+            "id": "b",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "what"}],
+                }
+            ],
+        },
         {"id": "c", "messages": [{"role": "user", "content": "is"}, {"role": "assistant", "content": "old"}]},
     ]
     source = media / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
-    code, told, _ = muomni("chat", run, "--batch", source, "--out", out, "--max-new", 5, "--speak", tmp_path / "said")
+    code, told, _ = muomni(
+        "chat", run, "--batch", source, "--out", out, "--max-new", 5, "--speak", tmp_path / "said"
+    )
     assert (code, told) == (0, "")
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in found] == ["a", "b", "c"]
@@ -133,7 +184,9 @@ def test_chat_answers_a_file(muomni: Run, run: Path, media: Path, tmp_path: Path
     assert Path(found[0]["audio"]).is_file()
 
 
-def test_bad_rows_of_a_file_are_told_and_the_others_answered(muomni: Run, run: Path, media: Path, tmp_path: Path) -> None:
+def test_bad_rows_of_a_file_are_told_and_the_others_answered(
+    muomni: Run, run: Path, media: Path, tmp_path: Path
+) -> None:
     broken = [{"type": "image", "path": "broken.png"}]
     rows = [
         {"id": "torn", "messages": [{"role": "user", "content": broken}]},
@@ -161,7 +214,15 @@ def test_transcribe_gives_a_row_a_file(muomni: Run, run: Path, media: Path, engi
 
 
 def test_one_bad_sound_does_not_keep_the_others_back(muomni: Run, run: Path, media: Path) -> None:
-    code, out, err = muomni("transcribe", run, media / "high.wav", media / "broken.wav", media / "none.wav", media / "low.wav", "--json")
+    code, out, err = muomni(
+        "transcribe",
+        run,
+        media / "high.wav",
+        media / "broken.wav",
+        media / "none.wav",
+        media / "low.wav",
+        "--json",
+    )
     assert code == 2
     assert [row["path"] for row in json.loads(out)] == [str(media / "high.wav"), str(media / "low.wav")]
     assert "broken.wav" in err
@@ -196,11 +257,15 @@ def test_trace_prints_hops(muomni: Run, run: Path, media: Path) -> None:
 
 
 def test_commands_without_weights(muomni: Run, run: Path, media: Path) -> None:
-    assert all(words in muomni("data", "formats")[1] for words in ("samples", "the same of sounds", "wav48"))  # each with what it reads
+    assert all(
+        words in muomni("data", "formats")[1] for words in ("samples", "the same of sounds", "wav48")
+    )  # each with what it reads
     assert muomni("doctor")[0] == 0
     code, out, _ = muomni("inspect", run / "thinker" / "final", "--json")
     assert (code, json.loads(out)["kind"]) == (0, "network")
-    (media / "one.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]}\n')
+    (media / "one.jsonl").write_text(
+        '{"id": "a", "messages": [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]}\n'
+    )
     code, out, _ = muomni("data", "check", media / "one.jsonl", "--json")
     assert (code, json.loads(out)["counts"]) == (1, {"missing": 1, "no_samples": 1})
 
@@ -237,12 +302,18 @@ def test_commands_without_weights(muomni: Run, run: Path, media: Path) -> None:
         ("chat",),
     ],
 )
-def test_what_the_user_must_change_is_one_line_and_2(muomni: Run, run: Path, media: Path, args: tuple[str, ...]) -> None:
+def test_what_the_user_must_change_is_one_line_and_2(
+    muomni: Run, run: Path, media: Path, args: tuple[str, ...]
+) -> None:
     code, out, err = muomni(*(arg.format(run=run, media=media) for arg in args))
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     # The tiny run was never trained: that it has no certificate is said beside the error.
-    assert [said for said in err.splitlines() if not said.endswith("it has no certificate: nothing says what it learned")] == [line]
+    assert [
+        said
+        for said in err.splitlines()
+        if not said.endswith("it has no certificate: nothing says what it learned")
+    ] == [line]
     assert len(line) > 20
     if "broken" in args[-1]:
         assert args[-1].format(media=media) in line
@@ -276,7 +347,9 @@ def test_exit_codes(muomni: Run, monkeypatch: pytest.MonkeyPatch, error: BaseExc
         assert "Traceback" in muomni("doctor")[2]
 
 
-def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_sorts_stages_from_overrides_and_gate_reddens(
+    muomni: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     told: dict[str, Any] = {}
 
     def run(recipe: str, **how: Any) -> Path:
@@ -284,10 +357,15 @@ def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypat
         return tmp_path
 
     row = {"name": "finite", "verdict": "red", "value": None, "threshold": "= 0", "why": "x"}
-    monkeypatch.setattr("muomni.stages.runner.run", run)
-    monkeypatch.setattr("muomni.stages.runner.gate", lambda *_, **__: {"stage": "thinker", "verdict": "red", "facts": {}, "gates": [row]})
+    monkeypatch.setattr("muomni.execution.runner.run", run)
+    monkeypatch.setattr(
+        "muomni.execution.runner.gate",
+        lambda *_, **__: {"stage": "thinker", "verdict": "red", "facts": {}, "gates": [row]},
+    )
     waived = ("--waive", "finite", "--reason", "a test")
-    assert muomni("run", "quickstart", "thinker", "thinker.max_steps=2", "hearing", "--fresh", *waived)[:2] == (0, f"{tmp_path}\n")
+    assert muomni("run", "quickstart", "thinker", "thinker.max_steps=2", "hearing", "--fresh", *waived)[
+        :2
+    ] == (0, f"{tmp_path}\n")
     assert told == {
         "recipe": "quickstart",
         "stages": ["thinker", "hearing"],
@@ -306,6 +384,12 @@ def test_run_sorts_stages_from_overrides_and_gate_reddens(muomni: Run, monkeypat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes as POSIX has them")
 def test_a_reader_that_leaves_is_no_crash() -> None:
     command = f"{sys.executable} -m muomni data formats | true"
-    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode in (0, 141)
     assert done.stderr == ""

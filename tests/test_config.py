@@ -85,9 +85,7 @@ def test_the_original_names_are_understood() -> None:
     assert (read.lr, read.wd, read.max_epochs, read.checkpoint_freq, read.val_freq) == (0.01, 0.2, 3, 7, 9)
     assert (read.data[0].path, read.warmup_steps, read.gradient_accumulation_steps) == ("a", 4, 2)
     assert config.build(TrainSettings, {"epochs": 5}, "x").max_epochs == 5
-    names = (
-        "max_steps warmup_steps val_freq checkpoint_freq max_grad_norm gradient_accumulation_steps use_amp val_split seed lr wd batch_size"
-    )
+    names = "max_steps warmup_steps val_freq checkpoint_freq max_grad_norm gradient_accumulation_steps use_amp val_split seed lr wd batch_size"
     assert set(f"{names} print_freq".split()) <= set(TrainSettings.model_fields)
 
 
@@ -126,10 +124,17 @@ def test_numbers_with_an_exponent_are_numbers(text: str) -> None:
 
 
 def test_words_that_look_like_numbers_stay_words() -> None:
-    assert config.parse_yaml("a: 3e\nb: e4\nc: '3e-4'\nd: 1e4x", "x") == {"a": "3e", "b": "e4", "c": "3e-4", "d": "1e4x"}
+    assert config.parse_yaml("a: 3e\nb: e4\nc: '3e-4'\nd: 1e4x", "x") == {
+        "a": "3e",
+        "b": "e4",
+        "c": "3e-4",
+        "d": "1e4x",
+    }
 
 
-@pytest.mark.parametrize("text", ["lr: 1\nlr: 2", "a: {b: 1, b: 2}", '{"a": 1, "a": 1}', "a:\n  - {x: 1, x: 2}"])
+@pytest.mark.parametrize(
+    "text", ["lr: 1\nlr: 2", "a: {b: 1, b: 2}", '{"a": 1, "a": 1}', "a:\n  - {x: 1, x: 2}"]
+)
 def test_a_key_that_stands_twice_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="stands twice"):
         config.parse_yaml(text, "r.yaml")
@@ -200,14 +205,19 @@ def test_a_missing_file_and_a_folder_are_config_errors(tmp_path: Path) -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["lr", "inner", "depth", "many", "x", "1"]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["lr", "inner", "depth", "many", "x", "1"]), inner, max_size=3)
     ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(["lr", "learning_rate", "name", "inner", "many", "maybe", "zz"]), JSON, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(["lr", "learning_rate", "name", "inner", "many", "maybe", "zz"]), JSON, max_size=4
+    )
+)
 def test_any_values_build_or_are_explained(values: dict[str, Any]) -> None:
     told = fault(lambda: dict(build(**values)))
     assert told is None or "\n" not in told
@@ -241,7 +251,21 @@ def test_overrides_reach_any_depth() -> None:
 
 
 @pytest.mark.parametrize(
-    "assignment", ["seed", "=3", "a.2=1", "a.x=1", "a.-1=1", "b.c=1", "b.c.d=1", "a.0.x=1", "x=[1", "x=!!int y", "x={a: 1, a: 2}", "a.²=1"]
+    "assignment",
+    [
+        "seed",
+        "=3",
+        "a.2=1",
+        "a.x=1",
+        "a.-1=1",
+        "b.c=1",
+        "b.c.d=1",
+        "a.0.x=1",
+        "x=[1",
+        "x=!!int y",
+        "x={a: 1, a: 2}",
+        "a.²=1",
+    ],
 )
 def test_overrides_that_lead_nowhere_are_refused(assignment: str) -> None:
     with pytest.raises(ConfigError):
@@ -251,7 +275,12 @@ def test_overrides_that_lead_nowhere_are_refused(assignment: str) -> None:
 def test_differences_are_told_leaf_by_leaf() -> None:
     old = {"lr": 1, "model": {"width": 2, "same": 0}, "gone": 1}
     new = {"lr": 2, "model": {"width": 4, "same": 0}, "came": [1]}
-    assert config.difference(old, new) == ["came: None -> [1]", "gone: 1 -> None", "lr: 1 -> 2", "model.width: 2 -> 4"]
+    assert config.difference(old, new) == [
+        "came: None -> [1]",
+        "gone: 1 -> None",
+        "lr: 1 -> 2",
+        "model.width: 2 -> 4",
+    ]
     assert config.difference(old, old) == []
 
 
@@ -299,10 +328,17 @@ def test_epochs_alone_end_a_run_where_they_end_and_steps_have_a_default_only_wit
     order = Order([406 * 8], batch_size=8, seed=1)
     assert sized(config.build(TrainSettings, {}, "x"), order, 1).max_steps == 1000
     assert sized(config.build(TrainSettings, {"num_epochs": 50}, "x"), order, 1).max_steps == 50 * 406
-    assert sized(config.build(TrainSettings, {"num_epochs": 50, "max_steps": 70}, "x"), order, 1).max_steps == 70
-    assert sized(config.build(TrainSettings, {"num_epochs": 1, "max_steps": None}, "x"), order, 4).max_steps == 102  # 406 / 4, the rest too
+    assert (
+        sized(config.build(TrainSettings, {"num_epochs": 50, "max_steps": 70}, "x"), order, 1).max_steps == 70
+    )
+    assert (
+        sized(config.build(TrainSettings, {"num_epochs": 1, "max_steps": None}, "x"), order, 4).max_steps
+        == 102
+    )  # 406 / 4, the rest too
     stored = config.build(TrainSettings, {"num_epochs": 2}, "x").model_dump()
-    assert config.build(TrainSettings, stored, "x").model_dump() == stored, "what a run stores of it reads as the same"
+    assert config.build(TrainSettings, stored, "x").model_dump() == stored, (
+        "what a run stores of it reads as the same"
+    )
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth_and_told() -> None:
@@ -315,7 +351,10 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth_and_told() -> None:
         kept = config.build(TrainSettings, fits, "x")
         assert sized(kept, order, 1).warmup_steps == fits["warmup_steps"]
         assert not clipped(kept, sized(kept, order, 1))
-    assert sized(config.build(TrainSettings, {"warmup_steps": 10, "max_steps": 10}, "x"), order, 1).warmup_steps == 1
+    assert (
+        sized(config.build(TrainSettings, {"warmup_steps": 10, "max_steps": 10}, "x"), order, 1).warmup_steps
+        == 1
+    )
 
 
 def test_an_epoch_of_so_many_samples_is_counted_in_batches_whatever_the_data_hold() -> None:

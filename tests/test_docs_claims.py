@@ -1,4 +1,5 @@
-"""What README and the pages on stages, formats and flat configs name is there, and the numbers that they tell are those of the code."""
+"""What README and the pages on stages, formats and flat configs name is there, and the numbers that they tell
+are those of the code."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from muomni.execution import recipe as recipes
 from muomni.media import mel
 from muomni.models.codec import CodecConfig
-from muomni.stages import recipe as recipes
 from muomni.stages import registry
 from muomni.stages.codec import CodecSettings
 from muomni.tokens.alphabet import Alphabet
@@ -31,7 +32,9 @@ def options(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]
     seen.add(model)
     for name, field in model.model_fields.items():
         yield name
-        yield from (word for part in models(field.annotation) if part not in seen for word in options(part, seen))
+        yield from (
+            word for part in models(field.annotation) if part not in seen for word in options(part, seen)
+        )
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -44,7 +47,10 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_word_in_backticks_is_an_option_a_name_of_the_code_or_a_file(page: str) -> None:
     known = {word for name in registry.OURS for word in options(recipes.stage(name).settings, set())}
-    files = [*(ROOT / "src").rglob("*.py"), ROOT / "tests" / "data" / "test_layouts.py"]  # where the columns of others are read
+    files = [
+        *(ROOT / "src").rglob("*.py"),
+        ROOT / "tests" / "data" / "test_layouts.py",
+    ]  # where the columns of others are read
     names = set(re.findall(r"[a-z][a-z0-9_]*", " ".join(path.read_text() for path in files)))
     found = set(WORD.findall((ROOT / page).read_text()))
     assert len(found) > 5
@@ -67,7 +73,10 @@ def bound(gate: str) -> float:
 @pytest.mark.parametrize(
     ("sentence", "numbers"),
     [
-        (r"(\d+),(\d+) steps where neither is", lambda: [training.DEFAULT_STEPS // 1000, training.DEFAULT_STEPS % 1000]),
+        (
+            r"(\d+),(\d+) steps where neither is",
+            lambda: [training.DEFAULT_STEPS // 1000, training.DEFAULT_STEPS % 1000],
+        ),
         (
             r"the loss is beyond (1e6) or the norm beyond (\d+)",
             lambda: [step.LOSS_BOUND, TrainSettings.model_fields["explosion_norm"].default],
@@ -77,7 +86,10 @@ def bound(gate: str) -> float:
         (r"CTC over (\d+) symbols", lambda: [len(Alphabet())]),
         (r"Log-mel at 100 Hz \((\d+) bins\)", lambda: [mel.MelSpec().num_mels]),
         (r"Log-mel \((\d+) HTK mels\) to K codebooks", lambda: [CodecConfig().mel.num_mels]),
-        (r"The first (\d+) updates run without a quantiser", lambda: [CodecSettings.model_fields["quantise_after"].default]),
+        (
+            r"The first (\d+) updates run without a quantiser",
+            lambda: [CodecSettings.model_fields["quantise_after"].default],
+        ),
     ],
 )
 def test_a_number_in_the_docs_is_that_of_the_code(sentence: str, numbers: Any) -> None:

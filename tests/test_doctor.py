@@ -9,7 +9,19 @@ import pytest
 
 from muomni import doctor
 
-NAMES = ["python", "torch", "cores", "threads", "bf16", "memory", "disk", "cuda", *doctor.EXTRAS, "data", "sound"]
+NAMES = [
+    "python",
+    "torch",
+    "cores",
+    "threads",
+    "bf16",
+    "memory",
+    "disk",
+    "cuda",
+    *doctor.EXTRAS,
+    "data",
+    "sound",
+]
 
 
 def findings() -> dict[str, doctor.Finding]:
@@ -30,8 +42,12 @@ def test_this_machine_can_run_muomni() -> None:
     assert "FLAC" in found["sound"].detail
 
 
-@pytest.mark.parametrize(("module", "ill"), [("torch", {"torch", "threads", "bf16", "cuda"}), ("soundfile", {"sound"})])
-def test_a_missing_library_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch, module: str, ill: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("module", "ill"), [("torch", {"torch", "threads", "bf16", "cuda"}), ("soundfile", {"sound"})]
+)
+def test_a_missing_library_is_a_finding_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, module: str, ill: set[str]
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     found = findings()
     assert list(found) == NAMES
@@ -69,7 +85,11 @@ def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_container_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"cpu.max": "100000 100000", "memory.max": str(doctor.GIB), "memory.current": str(doctor.GIB // 2)}
+    files = {
+        "cpu.max": "100000 100000",
+        "memory.max": str(doctor.GIB),
+        "memory.current": str(doctor.GIB // 2),
+    }
     known = doctor._read
     monkeypatch.setattr(doctor, "_read", lambda path: files.get(path.name) or known(path))
     found = findings()
@@ -85,5 +105,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_doctor_and_inspection_is_cheap() -> None:
     code = "import sys, muomni.doctor, muomni.inspection; print({'torch', 'numpy', 'soundfile', 'PIL'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900
+    )
     assert done.stdout.strip() == "set()"

@@ -25,7 +25,9 @@ def crash(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace", "chmod"])
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_crash_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     path = tmp_path / "a" / "x.json"
     files.write_json(path, {"old": 1})
     monkeypatch.setattr(os, where, crash)
@@ -115,7 +117,11 @@ def test_digests(tmp_path: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 OLD, NEW = {"a": "1", "sub/b": "2"}, {"a": "3", "sub/c": "4"}
@@ -210,7 +216,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of handles come from /proc")
-def test_a_disk_that_loses_what_was_not_synced_has_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_loses_what_was_not_synced_has_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "made" / "final"
     done = traced(monkeypatch)
     put(target, OLD)
@@ -220,8 +228,12 @@ def test_a_disk_that_loses_what_was_not_synced_has_the_old_or_the_new(tmp_path: 
     names = [path for what, path in done if what == "name"]
     at = done.index(("name", str(target)))
     assert names == [str(target)]
-    assert {Path(path).name for what, path in done[:at] if what == "sync"} >= {"a", "c", "sub"}, "all of it is there before its name"
-    assert done[at + 1] == ("sync", str(target.parent)), "the name is on the disk before the old one is taken apart"
+    assert {Path(path).name for what, path in done[:at] if what == "sync"} >= {"a", "c", "sub"}, (
+        "all of it is there before its name"
+    )
+    assert done[at + 1] == ("sync", str(target.parent)), (
+        "the name is on the disk before the old one is taken apart"
+    )
     assert done[at + 2][0] == "remove"
     del done[:]
     files.write_text(target.parent / "x", "y")
@@ -277,7 +289,10 @@ def test_one_process_writes_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Pat
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     said: list[str] = []
-    with pytest.raises(UserError, match=f"process {holder.pid} is still at work"), files.only_writer(lock, patience_s=0.3, say=said.append):
+    with (
+        pytest.raises(UserError, match=f"process {holder.pid} is still at work"),
+        files.only_writer(lock, patience_s=0.3, say=said.append),
+    ):
         raise AssertionError("two at once")
     assert said == [f"waiting for process {holder.pid}, which is still at work there"]
     holder.kill()

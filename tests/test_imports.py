@@ -33,12 +33,16 @@ print(len(names))
 
 
 def test_every_module_imports_without_extras() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 60
 
 
 def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
     program = "import sys, muomni; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.stdout.strip() == "False", done.stderr

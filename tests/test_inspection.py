@@ -30,7 +30,9 @@ def refusal(path: Path) -> str:
 
 def weights(path: Path) -> Path:
     save_file(
-        {"a.weight": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.tensor(1)}, path, metadata={"format": "pt"}
+        {"a.weight": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.tensor(1)},
+        path,
+        metadata={"format": "pt"},
     )
     return path
 
@@ -44,7 +46,9 @@ def network(folder: Path) -> Path:
 
 def certificate(folder: Path, verdict: str) -> None:
     gates = [{"name": "learns", "verdict": verdict, "value": 1.0}]
-    files.write_json(folder / "certificate.json", {"stage": folder.name, "verdict": verdict, "facts": {}, "gates": gates})
+    files.write_json(
+        folder / "certificate.json", {"stage": folder.name, "verdict": verdict, "facts": {}, "gates": gates}
+    )
 
 
 def test_weights_by_their_header(tmp_path: Path) -> None:
@@ -89,7 +93,12 @@ def test_a_header_whose_shapes_lie(tmp_path: Path) -> None:
 def test_a_network_folder(tmp_path: Path) -> None:
     folder = network(tmp_path / "net")
     found = inspect(folder)
-    assert (found["kind"], found["model_type"], found["parameters"], found["verdict"]) == ("network", "qwen3", 18, None)
+    assert (found["kind"], found["model_type"], found["parameters"], found["verdict"]) == (
+        "network",
+        "qwen3",
+        18,
+        None,
+    )
     certificate(folder, "green")
     assert inspect(folder)["verdict"] == "green"
     (folder / "model.safetensors").unlink()
@@ -99,7 +108,9 @@ def test_a_network_folder(tmp_path: Path) -> None:
 def test_a_network_in_shards_stays_in_its_folder(tmp_path: Path) -> None:
     folder = network(tmp_path / "net")
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    files.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a.weight": "model-1.safetensors"}})
+    files.write_json(
+        folder / "model.safetensors.index.json", {"weight_map": {"a.weight": "model-1.safetensors"}}
+    )
     assert inspect(folder)["parameters"] == 18
     files.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a.weight": "../secret"}})
     with pytest.raises(UserError, match="outside"):
@@ -111,8 +122,14 @@ def test_a_run_and_its_stages(tmp_path: Path) -> None:
         certificate(tmp_path / name, verdict)
     files.write_text(tmp_path / "thinker" / "config.yaml", "seed: 0\n")
     (tmp_path / "hearing" / "step_000010").mkdir()
-    rows = [{"step": 1, "loss": 2.0, "steps_per_s": 3.0, "audio_s_per_s": 4.5, "mfu": 0.5, "lr": 1.0}, {"step": 1, "val_loss": 1.0}]
-    files.write_text(tmp_path / "hearing" / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "lo')
+    rows = [
+        {"step": 1, "loss": 2.0, "steps_per_s": 3.0, "audio_s_per_s": 4.5, "mfu": 0.5, "lr": 1.0},
+        {"step": 1, "val_loss": 1.0},
+    ]
+    files.write_text(
+        tmp_path / "hearing" / "metrics.jsonl",
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "lo',
+    )
     (tmp_path / "notes").mkdir()
     assert inspect(tmp_path)["stages"] == {"hearing": "green", "thinker": None, "vision": "red"}
     stage = inspect(tmp_path / "hearing")
@@ -154,7 +171,9 @@ def test_sound(tmp_path: Path, kind: str) -> None:
 
 
 def test_picture(tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 4), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 4), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
     found = inspect(tmp_path / "a.png")
     assert (found["width"], found["height"], found["mode"], found["format"]) == (50, 40, "RGBA", "PNG")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
@@ -177,7 +196,9 @@ def test_jsonl(tmp_path: Path) -> None:
 def test_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     added = [{"content": "<pad>", "id": 0}, {"content": "<bos>", "id": 3}]
-    files.write_json(path, {"added_tokens": added, "model": {"type": "BPE", "vocab": {"<pad>": 0, "a": 1, "b": 2}}})
+    files.write_json(
+        path, {"added_tokens": added, "model": {"type": "BPE", "vocab": {"<pad>": 0, "a": 1, "b": 2}}}
+    )
     for place in (path, tmp_path):
         found = inspect(place)
         assert (found["kind"], found["vocab_size"], found["special"]) == ("tokenizer", 4, ["<pad>", "<bos>"])
@@ -237,13 +258,19 @@ def seeing(tmp_path: Path) -> Path:
     """align and instruct on a Qwen3 and a SigLIP in folders."""
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
-    from muomni.models.base import Base
+    from muomni.models.reference import NetworkReference
     from seeing_run import save_qwen, save_siglip, save_stage
 
     save_qwen(tmp_path / "qwen")
     save_siglip(tmp_path / "siglip")
     for name in ("align", "instruct"):
-        save_stage(tmp_path, name, Base(name="qwen"), Base(name="siglip"), with_lora=name == "instruct")
+        save_stage(
+            tmp_path,
+            name,
+            NetworkReference(name="qwen"),
+            NetworkReference(name="siglip"),
+            with_lora=name == "instruct",
+        )
     return tmp_path
 
 
@@ -251,17 +278,36 @@ def test_what_a_model_that_sees_stands_on(seeing: Path) -> None:
     from muomni.models import pretrained
 
     found = inspect(seeing / "align" / "final")
-    assert (found["kind"], found["verdict"], found["image_tokens"], found["image_size"]) == ("omni", "green", 4, 32)
-    assert (found["connector"]["tokens"], found["connector"]["width"], found["connector"]["depth"]) == (4, 16, 1)
+    assert (found["kind"], found["verdict"], found["image_tokens"], found["image_size"]) == (
+        "omni",
+        "green",
+        4,
+        32,
+    )
+    assert (found["connector"]["tokens"], found["connector"]["width"], found["connector"]["depth"]) == (
+        4,
+        16,
+        1,
+    )
     assert found["bases"]["thinker"]["name"] == "qwen"
-    assert found["bases"]["vision"] == {"name": "siglip", "revision": None, "digest": pretrained.digest(seeing / "siglip"), "stage": False}
+    assert found["bases"]["vision"] == {
+        "name": "siglip",
+        "revision": None,
+        "digest": pretrained.digest(seeing / "siglip"),
+        "stage": False,
+    }
     assert set(found["parameters"]) == {"projectors"}
     assert "lora" not in found
     json.dumps(found)
     lora = inspect(seeing / "instruct" / "final")["lora"]
     assert (lora["rank"], lora["alpha"], lora["base"]) == (4, 8, "qwen")
-    assert lora["parameters"] == 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))  # layers * rank * (in + out) of seven projections
-    assert inspect(seeing / "instruct" / "final" / "lora") == {"path": str(seeing / "instruct" / "final" / "lora"), **lora}
+    assert lora["parameters"] == 2 * 4 * (
+        4 * (32 + 32) + 3 * (32 + 64)
+    )  # layers * rank * (in + out) of seven projections
+    assert inspect(seeing / "instruct" / "final" / "lora") == {
+        "path": str(seeing / "instruct" / "final" / "lora"),
+        **lora,
+    }
 
 
 def test_what_was_exported(seeing: Path) -> None:
@@ -275,15 +321,25 @@ def test_what_was_exported(seeing: Path) -> None:
     assert set(found["parameters"]) == {"projectors", "thinker", "vision"}
     assert found["origin"]["bases"]["thinker"]["name"] == "qwen"
     network = inspect(seeing / "hf")
-    assert (network["kind"], network["model_type"], network["verdict"], network["lora"]["rank"]) == ("network", "qwen3", "green", 4)
+    assert (network["kind"], network["model_type"], network["verdict"], network["lora"]["rank"]) == (
+        "network",
+        "qwen3",
+        "green",
+        4,
+    )
     assert network["origin"] == found["origin"]
     for name, kind in (("qwen", "qwen3"), ("siglip", "siglip_vision_model")):
         base = inspect(seeing / name)
         assert (base["kind"], base["model_type"], base["parameters"] > 0) == ("network", kind, True)
 
 
-@pytest.mark.parametrize("name", ["omni.json", "lora/adapter_config.json", "lora/adapter_model.safetensors", "projectors/config.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"media": 3}', '{"media": {}, "bases": {"thinker": 3}}', "3"])
+@pytest.mark.parametrize(
+    "name",
+    ["omni.json", "lora/adapter_config.json", "lora/adapter_model.safetensors", "projectors/config.json"],
+)
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"media": 3}', '{"media": {}, "bases": {"thinker": 3}}', "3"]
+)
 def test_a_torn_model_that_sees_is_refused_in_one_line(seeing: Path, name: str, content: str) -> None:
     if name == "projectors/config.json" and content.startswith('{"'):
         pytest.skip("a config of other keys is told as it is")

@@ -41,10 +41,24 @@ def test_what_comes_of_a_tensor_lies_beside_it() -> None:
         here.cuda(),
         there.detach().clone(),
     ]
-    made += [torch.tensor([1], device=DEVICE), torch.arange(3, device=there.device), torch.cat([there, there]), *there.topk(1)]
+    made += [
+        torch.tensor([1], device=DEVICE),
+        torch.arange(3, device=there.device),
+        torch.cat([there, there]),
+        *there.topk(1),
+    ]
     made += [*there.unbind(), copy.deepcopy(there), there.expand_as(here), F.one_hot(there.long())]
     assert all(each.device == DEVICE and each.is_cuda for each in made)
-    made = [here + 1, there.cpu(), there.to("cpu"), there.to(here), torch.ones(2), here.copy_(there), here.expand_as(there), here]
+    made = [
+        here + 1,
+        there.cpu(),
+        there.to("cpu"),
+        there.to(here),
+        torch.ones(2),
+        here.copy_(there),
+        here.expand_as(there),
+        here,
+    ]
     assert all(each.device.type == "cpu" and not each.is_cuda for each in made)
 
 

@@ -1,4 +1,5 @@
-"""Renamed keys of settings: old names are read everywhere, said once, and leave digests of finished runs as they were."""
+"""Renamed keys of settings: old names are read everywhere, said once, and leave digests of finished runs as
+they were."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from muomni import config, files, renamed
 from muomni.data import readers
 from muomni.data.source import Source
 from muomni.errors import CheckpointError, ConfigError
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.codec import Codec, CodecConfig
@@ -20,8 +23,7 @@ from muomni.models.omni import Projectors, ProjectorsConfig
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
-from muomni.stages import recipe as recipes
-from muomni.stages import registry, runner
+from muomni.stages import registry
 from muomni.train import checkpoint
 from muomni.train.checkpoint import Identity
 
@@ -59,7 +61,14 @@ OLD: dict[str, dict[str, Any]] = {
     },
     "hearing": {
         "data": [{"path": "a.jsonl"}],
-        "augment": {"formants": [0.9, 1.1], "narrow_hz": 4000, "time_masks": 1, "time_frames": 5, "bin_masks": 2, "bins": 4},
+        "augment": {
+            "formants": [0.9, 1.1],
+            "narrow_hz": 4000,
+            "time_masks": 1,
+            "time_frames": 5,
+            "bin_masks": 2,
+            "bins": 4,
+        },
     },
     "codec": {"data": [{"path": "a.jsonl"}], "model": {"entries": 8, "latent": 4, "kernel": 3, "decay": 0.9}},
     "talker": {"data": [{"path": "a.jsonl"}], "model": {"text_vocab": 1, "hidden": 64, "theta": 100.0}},
@@ -80,12 +89,15 @@ OLD: dict[str, dict[str, Any]] = {
         "mlp_ratio": 2.0,
         "vision_ln": False,
     },
-    "sweep": {"resampler_depth": 1, "grid": {"levels": [[], [0, 2]], "vision_ln": ["trained"], "lr": [1e-3, 2e-3]}},
+    "sweep": {
+        "resampler_depth": 1,
+        "grid": {"levels": [[], [0, 2]], "vision_ln": ["trained"], "lr": [1e-3, 2e-3]},
+    },
     "omni": {"data": [{"path": "a.jsonl"}], "grid": 2, "levels": [0, 2], "audio_pool": 2},
     "instruct": {"data": [{"path": "a.jsonl"}], "connector": "align"},
 }
-# The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe took them, before any
-# rename (all but hearing's as 0f7ae50 did, whose digests are a3f18fe's too).
+# The beginning of recipes.digest(settings, {}, "") of these stages, and of the fingerprint below, as a3f18fe
+# took them, before any rename (all but hearing's as 0f7ae50 did, whose digests are a3f18fe's too).
 DIGESTS = {
     "vision": "faedd8be9cbac75c",
     "thinker": "0ac4e3763f86aa1a",
@@ -156,17 +168,25 @@ def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
     values = {name: config.current(values, recipes.stage(name).settings) for name, values in OLD.items()}
     new = recipes.read(write(tmp_path, values, "new.yaml"), out=tmp_path / "run")
     assert old.stages == new.stages
-    assert not any(is_old(new.values[name], recipes.stage(name).settings) for name in OLD), "and is stored by its new names"
+    assert not any(is_old(new.values[name], recipes.stage(name).settings) for name in OLD), (
+        "and is stored by its new names"
+    )
     assert old.values == new.values
     align, point = (
         old.stages["align"].settings.model_dump(),
         old.stages["sweep/feature_layers--0-2-_connector.vision_ln-trained_lr-0.001"].settings.model_dump(),
     )
-    assert (align["separate_questions"], align["watched_items"], align["data"][0]["class_name"]) == (True, 3, "{label}")
+    assert (align["separate_questions"], align["watched_items"], align["data"][0]["class_name"]) == (
+        True,
+        3,
+        "{label}",
+    )
     connector = {"tokens": 16, "width": 64, "heads": 4, "depth": 2, "mlp_ratio": 2.0, "vision_ln": "off"}
     assert align["connector"] == connector
     assert point["feature_layers"] == (0, 2)
-    assert point["connector"] == {**connector, "depth": 1, "vision_ln": "trained"}, "align's, the sweep's, and the grid's"
+    assert point["connector"] == {**connector, "depth": 1, "vision_ln": "trained"}, (
+        "align's, the sweep's, and the grid's"
+    )
     assert old.stages["omni"].settings.model_dump()["projectors"] == {
         "pool_grid": 2,
         "perceiver": None,
@@ -177,9 +197,15 @@ def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
 
 def test_digests_are_those_of_before_the_rename(tmp_path: Path) -> None:
     read = recipes.read(write(tmp_path, OLD), out=tmp_path / "run")
-    assert {name: recipes.digest(entry.settings, {}, "")[:16] for name, entry in read.stages.items()} == DIGESTS
+    assert {
+        name: recipes.digest(entry.settings, {}, "")[:16] for name, entry in read.stages.items()
+    } == DIGESTS
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
-    sources = [Source(path="a.jsonl", captions_as_text=True), Source(path="a.jsonl", class_name="{a}"), Source(path="a.jsonl")]
+    sources = [
+        Source(path="a.jsonl", captions_as_text=True),
+        Source(path="a.jsonl", class_name="{a}"),
+        Source(path="a.jsonl"),
+    ]
     assert readers.fingerprint(sources, tmp_path)[:16] == FINGERPRINT
 
 
@@ -190,7 +216,12 @@ def test_an_override_by_an_old_name_meets_the_new_one(tmp_path: Path) -> None:
         "align": {"data": [{"path": "a.jsonl"}], "connector": {"width": 32, "heads": 2}},
         "sweep": {"grid": {"lr": [1e-3]}},
     }
-    by_old = ["thinker.model.experts.number=5", "thinker.data.0.told=true", "vision.negatives=4", "vision.augment.flip=[x]"]
+    by_old = [
+        "thinker.model.experts.number=5",
+        "thinker.data.0.told=true",
+        "vision.negatives=4",
+        "vision.augment.flip=[x]",
+    ]
     by_old += ["align.resampler_width=64", "sweep.grid.vision_ln=[trained]"]
     read = recipes.read(write(tmp_path, values), by_old, out=tmp_path / "run")
     thinker, vision = (read.stages[name].settings.model_dump() for name in ("thinker", "vision"))
@@ -209,14 +240,20 @@ def test_an_override_by_an_old_name_meets_the_new_one(tmp_path: Path) -> None:
     ]
 
 
-def test_a_new_name_is_said_once_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_name_is_said_once_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(config, "_SAID", set())
     path = write(tmp_path, OLD)
     recipes.read(path, ["align.apart=false"])
     recipes.read(path)
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "apart" in line] == ["'align.apart=false': apart is now separate_questions (docs/renamed.md)"]
-    assert [line for line in lines if "told" in line] == [f"{path}: thinker: told is now captions_as_text (docs/renamed.md)"]
+    assert [line for line in lines if "apart" in line] == [
+        "'align.apart=false': apart is now separate_questions (docs/renamed.md)"
+    ]
+    assert [line for line in lines if "told" in line] == [
+        f"{path}: thinker: told is now captions_as_text (docs/renamed.md)"
+    ]
     every = {old for keys in renamed.KEYS.values() for old in keys} - {
         "book_weights",
         "pool_grid",
@@ -232,16 +269,25 @@ def test_a_new_name_is_said_once_a_key(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"apart": True, "separate_questions": False}, "apart: given twice \\(it means the same as separate_questions\\)"),
+        (
+            {"apart": True, "separate_questions": False},
+            "apart: given twice \\(it means the same as separate_questions\\)",
+        ),
         ({"data": [{"path": "a", "told": True, "captions_as_text": True}]}, "told: given twice"),
         ({"separate_question": True}, "did you mean separate_questions"),
         ({"apartt": True}, "apartt: extra inputs"),
         ({"zero_shot": []}, "zero_shot: extra inputs"),  # of another stage
-        ({"pool_grid": 2, "projectors": {"pool_grid": 3}}, "pool_grid: given twice \\(it means the same as projectors.pool_grid\\)"),
+        (
+            {"pool_grid": 2, "projectors": {"pool_grid": 3}},
+            "pool_grid: given twice \\(it means the same as projectors.pool_grid\\)",
+        ),
         ({"projectors": {"pool_grid": 3}, "grid": 2}, "grid: given twice"),
         ({"grid": 2, "pool_grid": 3}, "pool_grid: given twice"),
         ({"projectors": 3, "pool_grid": 2}, "projectors"),
-        ({"projectors": {"poolgrid": 3}, "audio_pool": 2}, "projectors.poolgrid: extra inputs .* did you mean pool_grid"),
+        (
+            {"projectors": {"poolgrid": 3}, "audio_pool": 2},
+            "projectors.poolgrid: extra inputs .* did you mean pool_grid",
+        ),
     ],
 )
 def test_doubled_and_unknown_keys_are_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -252,17 +298,31 @@ def test_doubled_and_unknown_keys_are_refused(tmp_path: Path, values: dict[str, 
 def test_a_flat_config_may_use_an_old_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n")
     path = tmp_path / "flat.json"
-    path.write_text(json.dumps({"d_model": 16, "n_heads": 2, "ctx_len": 16, "train_text": "a.txt", "demands": {"steps": ">= 1"}}))
-    assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].settings.extra_gates == {"steps": ">= 1"}
+    path.write_text(
+        json.dumps(
+            {"d_model": 16, "n_heads": 2, "ctx_len": 16, "train_text": "a.txt", "demands": {"steps": ">= 1"}}
+        )
+    )
+    assert recipes.read(str(path), out=tmp_path / "run").stages["thinker"].settings.extra_gates == {
+        "steps": ">= 1"
+    }
 
 
 SMALL = {"width": 8, "layers": 1, "heads": 1, "ffn_width": 16}
 NETWORKS = [
-    Projectors(ProjectorsConfig(width=8, vision_width=4, audio_width=None, pool_grid=1, num_cls_tokens=0, feature_layers=(0, 1))),
+    Projectors(
+        ProjectorsConfig(
+            width=8, vision_width=4, audio_width=None, pool_grid=1, num_cls_tokens=0, feature_layers=(0, 1)
+        )
+    ),
     AudioEncoder(AudioEncoderConfig(**SMALL, channels=2)),
     VisionEncoder(VisionEncoderConfig(**SMALL, image_size=16, patch_size=8, embed_dim=4)),
     TextTower(TextTowerConfig(**SMALL, vocab_size=20, embed_dim=4)),
-    Codec(CodecConfig(codebook_size=4, width=8, latent_width=4, kernel_size=3, blocks=1, fine_width=4, fine_blocks=1)),
+    Codec(
+        CodecConfig(
+            codebook_size=4, width=8, latent_width=4, kernel_size=3, blocks=1, fine_width=4, fine_blocks=1
+        )
+    ),
     Talker(TalkerConfig(**SMALL, text_vocab=20, codebook_size=4)),
 ]
 
@@ -344,7 +404,11 @@ def test_a_run_from_before_an_option_is_reused_until_the_option_is_used(tmp_path
     settings = yaml.safe_load((own / "config.yaml").read_text())
     del settings["mix_temperature"], settings["model"]["qk_norm"], settings["data"][0]["expand"]
     (own / "config.yaml").write_text(yaml.safe_dump(settings))
-    result = {key: value for key, value in settings.items() if key not in recipes.HARMLESS | {"epoch_duration", "samples_per_epoch"}}
+    result = {
+        key: value
+        for key, value in settings.items()
+        if key not in recipes.HARMLESS | {"epoch_duration", "samples_per_epoch"}
+    }
     result["data"] = [{key: value for key, value in result["data"][0].items() if key not in ("path", "root")}]
     thinker = recipes.stage("thinker").settings
     sources = readers.fingerprint([Source(path=str(tmp_path / "a.txt"))], tmp_path)

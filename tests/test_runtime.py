@@ -21,7 +21,11 @@ CPU = torch.device("cpu")
 
 
 def test_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has, width, expected in ((True, 192, torch.bfloat16), (True, 191, torch.float32), (False, 512, torch.float32)):
+    for has, width, expected in (
+        (True, 192, torch.bfloat16),
+        (True, 191, torch.float32),
+        (False, 512, torch.float32),
+    ):
         monkeypatch.setattr(runtime, "has_bf16", lambda _, has=has: has)
         assert choose_dtype("auto", width, CPU) == expected
     assert choose_dtype("fp32", 512, CPU) == torch.float32
@@ -59,9 +63,19 @@ def test_bf16_is_told_from_the_chip(bf16_chip: None, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 @pytest.mark.parametrize(
-    ("most", "has"), [("AVX2", False), ("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_BF16", True), ("ALL", True), ("", True)]
+    ("most", "has"),
+    [
+        ("AVX2", False),
+        ("avx2", False),
+        ("AVX512_CORE", False),
+        ("AVX512_CORE_BF16", True),
+        ("ALL", True),
+        ("", True),
+    ],
 )
-def test_bf16_may_be_switched_off(bf16_chip: None, monkeypatch: pytest.MonkeyPatch, name: str, most: str, has: bool) -> None:
+def test_bf16_may_be_switched_off(
+    bf16_chip: None, monkeypatch: pytest.MonkeyPatch, name: str, most: str, has: bool
+) -> None:
     monkeypatch.setenv(name, most)
     assert runtime.has_bf16(CPU) == has
 
@@ -72,12 +86,20 @@ def test_where_avx512_is_switched_off_bf16_is_too() -> None:
         "import torch; from muomni import runtime; cpu = torch.device('cpu');"
         "print(runtime.has_bf16(cpu), runtime.choose_dtype('auto', 512, cpu), runtime.format_gain(torch.bfloat16, cpu) < 0.5)"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=switched_off, capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=switched_off,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
+    )
     assert done.stdout.split() == ["False", "torch.float32", "True"]
 
 
 def test_a_gpu_that_emulates_bf16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own question says yes for any card of CUDA 11, Turing and Volta too, unless it is asked without emulation."""
+    """torch's own question says yes for any card of CUDA 11, Turing and Volta too, unless it is asked without
+    emulation."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     cuda = torch.device("cuda:0")
     assert not runtime.has_bf16(cuda)
@@ -87,7 +109,8 @@ def test_a_gpu_that_emulates_bf16_does_not_have_it(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("has", [True, False])
 def test_what_is_chosen_is_what_the_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
-    """On whatever chip this runs: the choice agrees with a measurement that does not ask for the chip's flags."""
+    """On whatever chip this runs: the choice agrees with a measurement that does not ask for the chip's
+    flags."""
     assert runtime.format_gain(torch.float32, CPU) == 1.0
     chosen = choose_dtype("auto", 512, CPU)
     assert runtime.format_gain(chosen, CPU) >= runtime.EMULATED_BELOW
@@ -181,7 +204,9 @@ def test_a_stage_does_not_outlive_its_recipe() -> None:
     assert int(starter.stdout.readline()) > 0
     starter.kill()
     assert starter.stdout.read() == "", "the pipe ends with the child"
-    late = subprocess.Popen([sys.executable, "-c", STARTER, CHILD, "1"], stdout=subprocess.PIPE, text=True)  # its parent is gone already
+    late = subprocess.Popen(
+        [sys.executable, "-c", STARTER, CHILD, "1"], stdout=subprocess.PIPE, text=True
+    )  # its parent is gone already
     assert late.stdout is not None
     late.kill()
     assert late.stdout.read() == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import muomni
-from muomni.units import told_seconds
+from muomni.units import format_seconds
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from muomni.units import told_seconds
     ],
 )
 def test_a_duration_is_read_at_a_glance(count: float, told: str) -> None:
-    assert told_seconds(count) == told
+    assert format_seconds(count) == told
 
 
 def test_durations_are_told_in_one_way() -> None:

@@ -26,7 +26,13 @@ MIMI = {
     "num_key_value_heads": 4,
     "head_dim": 8,
 }
-DAC = {"encoder_hidden_size": 8, "decoder_hidden_size": 32, "n_codebooks": 5, "codebook_size": 64, "codebook_dim": 4}
+DAC = {
+    "encoder_hidden_size": 8,
+    "decoder_hidden_size": 32,
+    "n_codebooks": 5,
+    "codebook_size": 64,
+    "codebook_dim": 4,
+}
 JANUS = {
     "num_embeddings": 64,
     "latent_channels": 32,
@@ -45,7 +51,9 @@ def network(kind: str, **changes: Any) -> Any:
     """A tiny network in evaluation mode, stirred so that every table counts and codes vary."""
     torch.manual_seed(0)
     made: Any = {
-        "encodec": lambda: transformers.EncodecModel(transformers.EncodecConfig(**{**ENCODEC, "target_bandwidths": BANDWIDTHS, **changes})),
+        "encodec": lambda: transformers.EncodecModel(
+            transformers.EncodecConfig(**{**ENCODEC, "target_bandwidths": BANDWIDTHS, **changes})
+        ),
         "mimi": lambda: transformers.MimiModel(transformers.MimiConfig(**{**MIMI, **changes})),
         "dac": lambda: transformers.DacModel(transformers.DacConfig(**{**DAC, **changes})),
         "janus_vq": lambda: transformers.JanusVQVAE(transformers.JanusVQVAEConfig(**{**JANUS, **changes})),
@@ -55,7 +63,8 @@ def network(kind: str, **changes: Any) -> Any:
             if name.endswith((".embed", ".embed_sum", "codebook.weight")):
                 tensor.normal_()
             elif kind == "encodec":
-                # Its random start forgets the wave on the way down: twice the gain of every convolution keeps it.
+                # Its random start forgets the wave on the way down: twice the gain of every convolution keeps
+                # it.
                 tensor.mul_(2 if name.endswith("weight.original0") else 1)
             elif tensor.is_floating_point() and "cluster" not in name:
                 tensor.add_(torch.randn_like(tensor) * 0.1)

@@ -18,27 +18,61 @@ from muomni.models.talker import Talker, TalkerConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 
 
 def save_run(run: Path) -> None:
     """Every stage's `final/`, with random weights."""
     torch.manual_seed(8)  # one of those whose untrained answers hold words to say
     tokenizer = Tokenizer.train(["the red circle is left of the blue square"] * 4, 280)
-    sizes = {"width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 96, "dropout": 0.0, "tied": False}
+    sizes = {
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "ffn_width": 64,
+        "ctx_len": 96,
+        "dropout": 0.0,
+        "tied": False,
+    }
     thinker = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
     assert thinker.lm_head is not None
-    torch.nn.init.normal_(thinker.lm_head.weight)  # untrained logits are so flat that rounding could decide between two ids
+    torch.nn.init.normal_(
+        thinker.lm_head.weight
+    )  # untrained logits are so flat that rounding could decide between two ids
     thinker.lm_head.weight.data[: len(SPECIAL.names)] = 0.0  # words rather than marks
-    ears = AudioEncoder(AudioEncoderConfig(mel=HEARING, width=32, layers=1, heads=2, ffn_width=64, channels=8))
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
-    tower = TextTower(TextTowerConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
-    codec = Codec(CodecConfig(mel=SPEECH, codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1))
+    ears = AudioEncoder(
+        AudioEncoderConfig(mel=HEARING, width=32, layers=1, heads=2, ffn_width=64, channels=8)
+    )
+    eyes = VisionEncoder(
+        VisionEncoderConfig(
+            image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8
+        )
+    )
+    tower = TextTower(
+        TextTowerConfig(
+            vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8
+        )
+    )
+    codec = Codec(
+        CodecConfig(
+            mel=SPEECH, codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1
+        )
+    )
     talker = Talker(
-        TalkerConfig(text_vocab=tokenizer.vocab_size, codebook_size=8, width=16, layers=1, heads=2, ffn_width=32, condition_width=32)
+        TalkerConfig(
+            text_vocab=tokenizer.vocab_size,
+            codebook_size=8,
+            width=16,
+            layers=1,
+            heads=2,
+            ffn_width=32,
+            condition_width=32,
+        )
     )
     talker.pace.durations_V.fill_(0.1)  # untrained, it never ends by itself: let its guard come soon
-    projectors = Projectors(ProjectorsConfig(width=32, vision_width=16, audio_width=32, pool_grid=1, audio_pool=2)).start_at(1.0)
+    projectors = Projectors(
+        ProjectorsConfig(width=32, vision_width=16, audio_width=32, pool_grid=1, audio_pool=2)
+    ).init_output_scale(1.0)
 
     def final(stage: str) -> Path:
         return run / stage / "final"
@@ -60,4 +94,6 @@ def save_run(run: Path) -> None:
     store.save(projectors, final("omni") / "projectors")
     spec = MediaSpec(image_size=32, image_tokens=2, mel=HEARING, audio_pool=2, max_audio_tokens=24)
     media = {**vars(spec), "mel": spec.mel.model_dump()}
-    files.write_json(final("omni") / "omni.json", {"media": media, "prompts": {"image": "what is it", "audio": "write"}})
+    files.write_json(
+        final("omni") / "omni.json", {"media": media, "prompts": {"image": "what is it", "audio": "write"}}
+    )

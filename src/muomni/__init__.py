@@ -1,7 +1,7 @@
 """muOmni: staged training of omni-modal models by a trainer that refuses to lie.
 
-Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder), `quickstart` (a toy world -> a score board), `gate`
-(a finished stage -> verdicts) and `plan` (what a recipe will need).
+Gives `Engine` (a trained folder -> answers), `run` (a recipe -> a run folder), `quickstart` (a toy world -> a
+score board), `gate` (a finished stage -> verdicts) and `plan` (what a recipe will need).
 Each is imported when first used, so that importing the package costs nothing.
 """
 
@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 __all__ = ["Engine", "gate", "plan", "quickstart", "run"]
 
 if TYPE_CHECKING:
+    from muomni.execution.runner import gate, quickstart, run
     from muomni.infer.engine import Engine
     from muomni.planning.forecast import plan
-    from muomni.stages.runner import gate, quickstart, run
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return forecast.plan
     if name in ("run", "gate", "quickstart"):
-        from muomni.stages import runner
+        from muomni.execution import runner
 
         return getattr(runner, name)
     raise AttributeError(f"module 'muomni' has no attribute {name!r}")

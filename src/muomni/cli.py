@@ -15,7 +15,7 @@ from muomni.commands.export import export
 from muomni.commands.migrate import migrate
 from muomni.commands.report import report, with_pages
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
-from muomni.units import told_seconds
+from muomni.units import format_seconds
 
 app = typer.Typer(
     name="muomni",
@@ -28,34 +28,57 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else
 
 @app.command()
 def quickstart(
-    size: Annotated[str, typer.Option(help="small (minutes) or full (a larger world, larger networks)")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (minutes) or full (a larger world, larger networks)")
+    ] = "small",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="where the run goes; runs/quickstart or runs/quickstart-full if left out")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="where the run goes; runs/quickstart or runs/quickstart-full if left out"
+        ),
     ] = None,
 ) -> None:
     """Make the toy world, train all six stages on it, and print the score board."""
-    from muomni.stages import runner
+    from muomni.execution import runner
 
     with with_pages() as trained:
         folder = runner.run(runner.quickstart_recipe(size), out=out)
         trained(folder)
     board = runner.board_of(folder)
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in board["metrics"].items()]
-    console.table(f"score board, after {told_seconds(board['wall_s'])}", ["metric", "value"], rows)
+    console.table(f"score board, after {format_seconds(board['wall_s'])}", ["metric", "value"], rows)
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="a recipe's name or file, or a flat JSON config (docs/flat.md)")],
-    args: Annotated[list[str] | None, typer.Argument(metavar="[STAGE...] [STAGE.KEY=VALUE...]", help="all stages if none is named")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="a recipe's name or file, or a flat JSON config (docs/flat.md)")
+    ],
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STAGE...] [STAGE.KEY=VALUE...]", help="all stages if none is named"),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="run folder; runs/<recipe's name>, of a flat config runs/flat, if left out")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="run folder; runs/<recipe's name>, of a flat config runs/flat, if left out"
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever is there")] = False,
-    waive: Annotated[list[str] | None, typer.Option(metavar="GATE", help="let this gate be red; may be given several times")] = None,
-    reason: Annotated[str | None, typer.Option(help="why the gate is waived; it shows in every report")] = None,
-    stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a flat JSON config whose keys do not tell its stage")] = None,
-    alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,  # a sweep without its points: they run side by side
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GATE", help="let this gate be red; may be given several times"),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="why the gate is waived; it shows in every report")
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="of a flat JSON config whose keys do not tell its stage"),
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", hidden=True)
+    ] = False,  # a sweep without its points: they run side by side
 ) -> None:
     """Run a recipe, some of its stages, or a flat JSON config; finished stages are reused, interrupted ones resume."""
     from muomni.commands.early import read_ahead
@@ -65,7 +88,7 @@ def run(
     overrides = [*([f"stage={stage}"] if stage else []), *(arg for arg in args or [] if "=" in arg)]
     read_ahead(recipe, stages, overrides, out, fresh=fresh)
     with seldom_collected():  # torch makes 200,000 objects as it is imported
-        from muomni.stages import runner
+        from muomni.execution import runner
 
     how: dict[str, Any] = {"fresh": fresh, "waive": waive or [], "reason": reason, "alone": alone}
     with with_pages(stages, alone=alone) as trained:
@@ -77,43 +100,66 @@ def run(
 @app.command()
 def gate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a finished stage's")],
-    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="an earlier --json report: what is worse now is red")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="an earlier --json report: what is worse now is red")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure and judge a finished stage, or all of a run; exit 1 on a red gate."""
-    from muomni.stages import runner
+    from muomni.execution import runner
 
-    found = runner.gate(folder, baseline=baseline)
-    stages = found if isinstance(found, list) else [found]
+    results = runner.gate(folder, baseline=baseline)
+    stages = results if isinstance(results, list) else [results]
     if as_json:
-        console.result_json(found)
+        console.result_json(results)
     else:
         for stage in stages:
-            rows = [[row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in stage["gates"]]
-            rows += [[f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]] for row in stage.get("inherited", [])]
-            console.table(f"{stage['stage']}: {stage['verdict']}", ["gate", "verdict", "value", "should be", "why"], rows)
+            rows = [
+                [row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]]
+                for row in stage["gates"]
+            ]
+            rows += [
+                [f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]]
+                for row in stage.get("inherited", [])
+            ]
+            console.table(
+                f"{stage['stage']}: {stage['verdict']}",
+                ["gate", "verdict", "value", "should be", "why"],
+                rows,
+            )
     if any(stage["verdict"] == "red" for stage in stages):
         raise typer.Exit(GateRed.exit_code)
 
 
 @app.command()
 def selftest(
-    only: Annotated[list[int] | None, typer.Option(metavar="N", help="this mutant alone; may be given several times")] = None,
+    only: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="this mutant alone; may be given several times")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 2,
     as_json: Json = False,
 ) -> None:
     """Plant the known bugs one by one and show which gate catches each; exit 1 if one is not caught."""
     from muomni.selftest import run as planting
 
-    found = planting.selftest(only or None, jobs=jobs, say=console.note)
-    caught = sum(row["caught_by"] is not None for row in found["mutants"])
+    results = planting.selftest(only or None, jobs=jobs, say=console.note)
+    caught = sum(row["caught_by"] is not None for row in results["mutants"])
     if as_json:
-        console.result_json(found)
+        console.result_json(results)
     else:
-        rows = [[row["name"], row["caught_by"] or "NOT CAUGHT", f"{row['seconds']:.0f}", row["told"]] for row in found["mutants"]]
-        console.table(f"unmutated: {found['unmutated']} {found['why']}", ["planted", "caught by", "s", "what was seen"], rows)
-        console.result(f"{caught} of {len(found['mutants'])} caught, unmutated run {found['unmutated']}, {told_seconds(found['seconds'])}")
-    if found["unmutated"] != "green" or caught < len(found["mutants"]):
+        rows = [
+            [row["name"], row["caught_by"] or "NOT CAUGHT", f"{row['seconds']:.0f}", row["told"]]
+            for row in results["mutants"]
+        ]
+        console.table(
+            f"unmutated: {results['unmutated']} {results['why']}",
+            ["planted", "caught by", "s", "what was seen"],
+            rows,
+        )
+        console.result(
+            f"{caught} of {len(results['mutants'])} caught, unmutated run {results['unmutated']}, {format_seconds(results['seconds'])}"
+        )
+    if results["unmutated"] != "green" or caught < len(results["mutants"]):
         raise typer.Exit(GateRed.exit_code)
 
 
@@ -134,11 +180,13 @@ def inspect(path: Annotated[Path, typer.Argument(help="a file or folder")], as_j
     """Describe a file or folder."""
     from muomni import inspection
 
-    found = inspection.inspect(path)
+    description = inspection.inspect(path)
     if as_json:
-        console.result_json(found)
+        console.result_json(description)
     else:
-        console.table(str(path), ["what", "value"], [[name, _plain(value)] for name, value in found.items()])
+        console.table(
+            str(path), ["what", "value"], [[name, _plain(value)] for name, value in description.items()]
+        )
 
 
 @app.command()

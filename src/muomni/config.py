@@ -1,4 +1,5 @@
-"""Recipes and stage settings: YAML in, strict pydantic out, every fault one line that names file, key, value and the nearest valid key."""
+"""Recipes and stage settings: YAML in, strict pydantic out, every fault one line that names file, key, value
+and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ class Strict(BaseModel):
     names_settings: ClassVar[frozenset[str]] = frozenset()
 
 
-class Told(Strict):
-    """Settings that refuse an option which, as the others stand, has no effect: it would be taken, and do nothing."""
+class ReportsIdle(Strict):
+    """Settings that refuse an option which, as the others stand, has no effect: it would be taken, and do
+    nothing."""
 
     def idle(self) -> dict[str, str]:
         """Options without effect as the others stand, a nested one as `model.width`, and why."""
@@ -48,7 +50,9 @@ def is_set(settings: BaseModel, name: str) -> bool:
     for part in parents:
         settings = getattr(settings, part)
     default = type(settings).model_fields[last]
-    return not default.is_required() and bool(getattr(settings, last) != default.get_default(call_default_factory=True))
+    return not default.is_required() and bool(
+        getattr(settings, last) != default.get_default(call_default_factory=True)
+    )
 
 
 # SPEC C1: names that the original's configs and docs use for the same thing.
@@ -77,14 +81,18 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", key_node.start_mark
+                )
             if isinstance(key, str):
                 seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _load(text: str, fault: str) -> Any:
@@ -95,7 +103,9 @@ def _load(text: str, fault: str) -> Any:
         raise ConfigError(f"{fault}: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         # PyYAML lets through what fails inside of a value: !!int x, a 13th month, a thousand open brackets
-        raise ConfigError(f"{fault}: a value can't be read: {type(error).__name__} {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(
+            f"{fault}: a value can't be read: {type(error).__name__} {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 # In JSON: a string, whole, or a comment. What stands in a string is no comment.
@@ -109,17 +119,21 @@ def uncommented(text: str, where: str) -> str:
     """
 
     def blank(match: re.Match[str]) -> str:
-        found = match[0]
-        if found == "/*":
+        matched = match[0]
+        if matched == "/*":
             line = text.count("\n", 0, match.start()) + 1
-            raise ConfigError(f"{where}: line {line}: the comment that begins with /* is never closed", hint="close it with */")
-        return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
+            raise ConfigError(
+                f"{where}: line {line}: the comment that begins with /* is never closed",
+                hint="close it with */",
+            )
+        return matched if matched.startswith('"') else re.sub(r"[^\n]", " ", matched)
 
     return _COMMENT.sub(blank, text)
 
 
 def _load_json(text: str, where: str) -> Any:
-    """The value of a JSON text; what JSON refuses may still be YAML's flow style (a comma too many, keys without quotes)."""
+    """The value of a JSON text; what JSON refuses may still be YAML's flow style (a comma too many, keys
+    without quotes)."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -134,9 +148,11 @@ def _load_json(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, or in a JSON file that may have comments; `${NAME}` and `${NAME:-default}` come from the environment.
+    """The mapping in a YAML file, or in a JSON file that may have comments; `${NAME}` and `${NAME:-default}`
+    come from the environment.
 
-    Raises  ConfigError for a missing file, bad YAML, a comment that is never closed, or a value that is no mapping.
+    Raises  ConfigError for a missing file, bad YAML, a comment that is never closed, or a value that is no
+            mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -154,7 +170,9 @@ def parse_yaml(text: str, where: str, *, is_json: bool = False) -> dict[str, Any
         name, default = match["name"], match["default"]
         value = os.environ.get(name, default)
         if value is None:
-            raise ConfigError(f"{where}: ${{{name}}} is not set", hint=f"export {name}=... or write ${{{name}:-default}}")
+            raise ConfigError(
+                f"{where}: ${{{name}}} is not set", hint=f"export {name}=... or write ${{{name}:-default}}"
+            )
         return value
 
     text = uncommented(text, where) if is_json else text
@@ -188,7 +206,8 @@ def say_renamed(old: str, new: str, where: str) -> None:
 
 
 def current(values: Any, model: type[BaseModel], where: str | None = None) -> Any:
-    """Values of a settings model and of all models inside of it, old keys replaced by new ones (`muomni.renamed`).
+    """Values of a settings model and of all models inside of it, old keys replaced by new ones
+    (`muomni.renamed`).
 
     Takes   values: as read from a file, not checked; what is no mapping stays as it is.
             where: the file, to say each new name on standard error; None: say nothing, as for stored files.
@@ -199,7 +218,8 @@ def current(values: Any, model: type[BaseModel], where: str | None = None) -> An
 
 
 def _new_name(key: str, of: type[BaseModel], where: str | None) -> str:
-    """The key by its name of today, as a path where it has moved into a block: resampler_width is connector.width."""
+    """The key by its name of today, as a path where it has moved into a block: resampler_width is
+    connector.width."""
     new = key if key in of.model_fields else renames.keys_of(of).get(key, key)
     if new != key and where is not None:
         say_renamed(key, new, where)
@@ -207,7 +227,8 @@ def _new_name(key: str, of: type[BaseModel], where: str | None) -> str:
 
 
 def first_names(values: Any, model: type[BaseModel]) -> Any:
-    """Values of a settings model with every key under the first name that it had, and where it stood, for digests."""
+    """Values of a settings model with every key under the first name that it had, and where it stood, for
+    digests."""
 
     def old_name(path: str, of: type[BaseModel]) -> str:
         return next((old for old, new in renames.keys_of(of).items() if new == path), path)
@@ -218,18 +239,27 @@ def first_names(values: Any, model: type[BaseModel]) -> Any:
 def as_stored(values: Mapping[str, Any], stored: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Values of a settings model without the keys that stored ones lack and that stand at their defaults.
 
-    This is what the version that wrote `stored` would write now: options that came later change no digest while nobody uses them.
+    This is what the version that wrote `stored` would write now: options that came later change no digest
+    while nobody uses them.
     """
     kept: dict[str, Any] = {}
     for key, value in values.items():
         field = model.model_fields.get(key)
-        if field is not None and key not in stored and value == to_jsonable_python(field.get_default(call_default_factory=True)):
+        if (
+            field is not None
+            and key not in stored
+            and value == to_jsonable_python(field.get_default(call_default_factory=True))
+        ):
             continue
         before, inside = stored.get(key), [] if field is None else _models_in(field.annotation)
         pairs: Any = [(value, before)] if isinstance(value, Mapping) else []
         if isinstance(value, list) and isinstance(before, list) and len(value) == len(before):
             pairs = zip(value, before)
-        if inside and (both := list(pairs)) and all(isinstance(part, Mapping) for pair in both for part in pair):
+        if (
+            inside
+            and (both := list(pairs))
+            and all(isinstance(part, Mapping) for pair in both for part in pair)
+        ):
             pruned = [as_stored(now, then, inside[0]) for now, then in both]
             value = pruned if isinstance(value, list) else pruned[0]
         kept[key] = value
@@ -248,7 +278,11 @@ def _reworded(value: Any, models: list[type[BaseModel]], name: Callable[[str, ty
     out: dict[Any, Any] = {}
     for key, part in value.items():
         # A block into which keys have moved is gone through key by key: each may have its own place.
-        paths = {f"{key}.{inner}": each for inner, each in part.items()} if key in blocks and isinstance(part, dict) else {key: part}
+        paths = (
+            {f"{key}.{inner}": each for inner, each in part.items()}
+            if key in blocks and isinstance(part, dict)
+            else {key: part}
+        )
         for path, each in paths.items():
             new = name(path, model) if isinstance(path, str) else path
             if new == path != key:
@@ -256,7 +290,13 @@ def _reworded(value: Any, models: list[type[BaseModel]], name: Callable[[str, ty
             if has(out, new) or (new != path and has(value, new)):
                 raise ConfigError(f"{path}: given twice (it means the same as {new})")
             lists_settings = isinstance(each, dict) and key in getattr(model, "names_settings", ())
-            put(out, new, _reworded(each, [model] if lists_settings else _models_at(model, moved.get(path, path)), name))
+            put(
+                out,
+                new,
+                _reworded(
+                    each, [model] if lists_settings else _models_at(model, moved.get(path, path)), name
+                ),
+            )
     return out
 
 
@@ -313,7 +353,8 @@ def current_path(path: str, model: type[BaseModel], where: str) -> str:
 
 
 def build(model: type[_Model], values: Mapping[str, Any], where: str, *, is_stored: bool = False) -> _Model:
-    """Check values against a settings model; a fault becomes one line with the key, the value and the nearest valid key.
+    """Check values against a settings model; a fault becomes one line with the key, the value and the nearest
+    valid key.
 
     Old names of keys are accepted; the new ones are said on standard error, unless muomni itself stored the
     values (`is_stored`).
@@ -331,11 +372,17 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     for fault in error.errors()[:5]:
         key = ".".join(str(part) for part in fault["loc"])
         got = repr(fault.get("input"))
-        found = f", got {got if len(got) < 80 else got[:77] + '...'}"
-        line = f"{where}: {key}: {fault['msg'].lower()}{found}" if key else f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+        got_text = f", got {got if len(got) < 80 else got[:77] + '...'}"
+        line = (
+            f"{where}: {key}: {fault['msg'].lower()}{got_text}"
+            if key
+            else f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+        )
         if fault["type"] == "extra_forbidden":
             fields = _fields_at(model, fault["loc"][:-1])
-            line += "; " + did_you_mean(fault["loc"][-1], fields, f"valid keys: {', '.join(fields)}", cutoff=0.5)
+            line += "; " + did_you_mean(
+                fault["loc"][-1], fields, f"valid keys: {', '.join(fields)}", cutoff=0.5
+            )
         lines.append(line)
     return "; ".join(lines)
 
@@ -349,15 +396,15 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
         field = current.model_fields.get(part)
         if field is None:
             continue
-        found = _models_in(field.annotation)
-        current = found[0] if found else current
+        models = _models_in(field.annotation)
+        current = models[0] if models else current
     return list(current.model_fields)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:

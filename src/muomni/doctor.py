@@ -17,12 +17,17 @@ GIB = 1 << 30
 LEAST_MEMORY_BYTES = 3 * GIB
 LEAST_DISK_BYTES = 2 * GIB
 OLDEST_TORCH = (2, 11)
-EXTRAS = {"transformers": "hf", "espeakng_loader": "speech", "tensorboard": "track"}  # module -> extra of our package
+EXTRAS = {
+    "transformers": "hf",
+    "espeakng_loader": "speech",
+    "tensorboard": "track",
+}  # module -> extra of our package
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check; `ok` False means that the user should act, and `hint` says how. Absent extras are ok."""
+    """Result of one check; `ok` False means that the user should act, and `hint` says how. Absent extras are
+    ok."""
 
     name: str
     ok: bool
@@ -53,13 +58,21 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:  # a failing check must not hide the others
         reason = " ".join(str(error).split()) or type(error).__name__
-        return Finding(name, False, f"the check failed: {reason}", "is the installation whole? pip install --force-reinstall muomni")
+        return Finding(
+            name,
+            False,
+            f"the check failed: {reason}",
+            "is the installation whole? pip install --force-reinstall muomni",
+        )
 
 
 def _python() -> Finding:
     good = sys.version_info >= (3, 11)
     return Finding(
-        "python", good, f"{platform.python_version()} on {platform.platform()}", "" if good else "muOmni needs Python 3.11 or newer"
+        "python",
+        good,
+        f"{platform.python_version()} on {platform.platform()}",
+        "" if good else "muOmni needs Python 3.11 or newer",
     )
 
 
@@ -68,9 +81,18 @@ def _torch() -> Finding:
 
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     good = (major, minor) >= OLDEST_TORCH
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only"
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"ROCm {torch.version.hip}"
+        if torch.version.hip
+        else "CPU only"
+    )
     return Finding(
-        "torch", good, f"{torch.__version__}, {build}", "" if good else f"muOmni needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer"
+        "torch",
+        good,
+        f"{torch.__version__}, {build}",
+        "" if good else f"muOmni needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer",
     )
 
 
@@ -96,16 +118,21 @@ def _threads() -> Finding:
 def _bf16() -> Finding:
     import torch
 
-    from muomni.runtime import EMULATED_BELOW, choose_dtype, format_gain, has_bf16, told_format
+    from muomni.runtime import EMULATED_BELOW, choose_dtype, format_gain, format_name, has_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gain = format_gain(torch.bfloat16, device)
     own = "by the chip itself" if has_bf16(device) else "only emulated"
-    chosen = told_format(choose_dtype("auto", 1 << 30, device))
-    said = f"{own}, {gain:.2g} x float32's speed: `precision: auto` takes {chosen} ({_chip(device)})"
+    chosen = format_name(choose_dtype("auto", 1 << 30, device))
+    summary = f"{own}, {gain:.2g} x float32's speed: `precision: auto` takes {chosen} ({_chip(device)})"
     good = not has_bf16(device) or gain >= EMULATED_BELOW
     return Finding(
-        "bf16", good, said, "" if good else "is the machine busy? run it again when idle; else use precision: fp32, and report it"
+        "bf16",
+        good,
+        summary,
+        ""
+        if good
+        else "is the machine busy? run it again when idle; else use precision: fp32, and report it",
     )
 
 
@@ -115,7 +142,10 @@ def _chip(device: Any) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     rows = dict(line.split(":", 1) for line in _read(Path("/proc/cpuinfo")).splitlines() if ":" in line)
-    name = next((value.strip() for key, value in rows.items() if key.strip() == "model name"), platform.processor() or platform.machine())
+    name = next(
+        (value.strip() for key, value in rows.items() if key.strip() == "model name"),
+        platform.processor() or platform.machine(),
+    )
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -141,7 +171,9 @@ def _cuda() -> Finding:
         hint = "a driver is installed, but this torch can't use it: install a CUDA build" if nvidia else ""
         return Finding("cuda", not nvidia, "no device: muOmni runs on the CPU", hint)
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return Finding("cuda", True, ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices))
+    return Finding(
+        "cuda", True, ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
+    )
 
 
 def _extra(module: str) -> Finding:
@@ -155,17 +187,24 @@ def _data() -> Finding:
     if not folder:
         return Finding("data", True, "MUOMNI_DATA is not set: only the toy world is used")
     good = Path(folder).is_dir()
-    return Finding("data", good, f"MUOMNI_DATA = {folder}", "" if good else "no such folder: correct or unset MUOMNI_DATA")
+    return Finding(
+        "data",
+        good,
+        f"MUOMNI_DATA = {folder}",
+        "" if good else "no such folder: correct or unset MUOMNI_DATA",
+    )
 
 
 def _sound() -> Finding:
     import soundfile
 
-    wanted = ("WAV", "FLAC", "OGG", "MP3")
-    known = soundfile.available_formats()
-    good = {"WAV", "FLAC"} <= set(known)
-    detail = f"libsndfile {soundfile.__libsndfile_version__}: {', '.join(kind for kind in wanted if kind in known)}"
-    return Finding("sound", good, detail, "" if good else "install a newer libsndfile: WAV and FLAC are needed")
+    formats = ("WAV", "FLAC", "OGG", "MP3")
+    available = soundfile.available_formats()
+    good = {"WAV", "FLAC"} <= set(available)
+    detail = f"libsndfile {soundfile.__libsndfile_version__}: {', '.join(kind for kind in formats if kind in available)}"
+    return Finding(
+        "sound", good, detail, "" if good else "install a newer libsndfile: WAV and FLAC are needed"
+    )
 
 
 def _usable_cores() -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 class MuomniError(Exception):
-    """Base of every error we raise on purpose; the command line prints `message` and leaves with `exit_code`."""
+    """Base of every error we raise on purpose; the command line prints `message` and leaves with
+    `exit_code`."""
 
     exit_code = 3
 
@@ -28,7 +29,8 @@ class UserError(MuomniError):
 
 
 class GateRed(MuomniError):
-    """A gate is red: the stage did not prove that it learned. `folder` is that of the run, once it is known."""
+    """A gate is red: the stage did not prove that it learned. `folder` is that of the run, once it is
+    known."""
 
     exit_code = 1
     folder: Path | None = None
@@ -54,7 +56,8 @@ class DataError(UserError):
 
 
 class DataNote(DataError):
-    """Something about a row or a file that is told, while what it is about is read all the same: it stands in no row's place."""
+    """Something about a row or a file that is told, while what it is about is read all the same: it stands in
+    no row's place."""
 
 
 class ShapeError(UserError):

@@ -21,7 +21,9 @@ from muomni.errors import UserError
 T = TypeVar("T")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 
-PART = ".part"  # ends the name of everything that is being made; what has it after a crash is nothing to anyone
+PART = (
+    ".part"  # ends the name of everything that is being made; what has it after a crash is nothing to anyone
+)
 READY = ".new"  # ends the name of a whole folder that waits for its place, where two names can't be exchanged
 
 
@@ -44,7 +46,8 @@ def make_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new, never a part, after a power cut too."""
+    """Write a file atomically: a reader sees the old content or the new, never a part, after a power cut
+    too."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
@@ -81,12 +84,14 @@ def read_stored(path: Path, kind: type[T], *, hint: str) -> T:
     Raises  UserError where it is torn, or holds no value of that kind: nothing is guessed in its place.
     """
     try:
-        found = read_json(path)
+        value = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: torn, or no JSON: {' '.join(str(error).split())[:120]}", hint=hint) from error
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise UserError(f"{path}: torn: expected {_KINDS[kind]}, got {type(found).__name__}", hint=hint)
-    return found
+        raise UserError(
+            f"{path}: torn, or no JSON: {' '.join(str(error).split())[:120]}", hint=hint
+        ) from error
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{path}: torn: expected {_KINDS[kind]}, got {type(value).__name__}", hint=hint)
+    return value
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -96,11 +101,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path`, whole and synced, when the block ends well; else it leaves nothing.
+    """A temporary folder that becomes `path`, whole and synced, when the block ends well; else it leaves
+    nothing.
 
-    A folder that is there already is there until the very moment in which the new one is: their names are exchanged in
-    one system call. Where the system has none (other than Linux, some network disks), the old one steps aside for the new
-    one, which lies ready beside it, and `settle` finishes what a crash between the two renames left.
+    A folder that is there already is there until the very moment in which the new one is: their names are
+    exchanged in one system call. Where the system has none (other than Linux, some network disks), the old
+    one steps aside for the new one, which lies ready beside it, and `warm_start` finishes what a crash
+    between the two renames left.
     """
     make_folder(path.parent)
     settle(path)
@@ -125,7 +132,8 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 def _step_aside(part: Path, path: Path) -> None:
-    """Put `part` in the place of `path` by three renames, each of which leaves the old or the new whole one to be found."""
+    """Put `part` in the place of `path` by three renames, each of which leaves the old or the new whole one
+    to be found."""
     ready = path.parent / f".{path.name}{READY}"
     os.replace(part, ready)
     sync(path.parent)
@@ -137,7 +145,8 @@ def _step_aside(part: Path, path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Bring a folder to its name that was whole and ready when a crash kept it from it; nothing else changes."""
+    """Bring a folder to its name that was whole and ready when a crash kept it from it; nothing else
+    changes."""
     ready = path.parent / f".{path.name}{READY}"
     if not ready.exists():
         return
@@ -149,7 +158,8 @@ def settle(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Finish or remove what writers that died left in a folder, and below it if `deep`. Nobody else may be writing there."""
+    """Finish or remove what writers that died left in a folder, and below it if `deep`. Nobody else may be
+    writing there."""
     if not folder.is_dir():
         return
     entries = folder.rglob(".*") if deep else folder.glob(".*")
@@ -161,7 +171,9 @@ def clear_leftovers(folder: Path, *, deep: bool = False) -> None:
 
 
 @contextmanager
-def only_writer(lock: Path, *, patience_s: float = 60.0, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def only_writer(
+    lock: Path, *, patience_s: float = 60.0, say: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """Hold a lock file for this process; whoever else asks for it waits, and is refused after a while.
 
     The system frees it however the process ends, and children do not inherit it. It stays as an empty file.
@@ -203,9 +215,11 @@ def only_writer(lock: Path, *, patience_s: float = 60.0, say: Callable[[str], No
 
 
 class Use:
-    """A lock file that says that a thing is in use: shared by all who read it, or one process' alone, to make or remove it.
+    """A lock file that says that a thing is in use: shared by all who read it, or one process' alone, to make
+    or remove it.
 
-    The system frees it however the process ends. Children that are forked hold it too, those that are spawned don't.
+    The system frees it however the process ends. Children that are forked hold it too, those that are spawned
+    don't.
     """
 
     def __init__(self, lock: Path) -> None:
@@ -213,13 +227,15 @@ class Use:
         self._stream = lock.open("a")
 
     def share(self) -> None:
-        """Read from here on, together with others. Between `alone` and this, another may have been alone: look again."""
+        """Read from here on, together with others. Between `alone` and this, another may have been alone:
+        look again."""
         import fcntl
 
         fcntl.flock(self._stream, fcntl.LOCK_SH)
 
     def alone(self, say: Callable[[str], None] | None = None) -> bool:
-        """Wait until nobody else uses it; without `say`, which is told once where that takes time, don't wait. Whether it is ours alone."""
+        """Wait until nobody else uses it; without `say`, which is told once where that takes time, don't
+        wait. Whether it is ours alone."""
         import fcntl
 
         try:
@@ -240,7 +256,8 @@ class Use:
 
 
 def put_away(path: Path) -> None:
-    """Delete a whole folder, whose name is gone at once: a crash half-way leaves nothing of it under that name."""
+    """Delete a whole folder, whose name is gone at once: a crash half-way leaves nothing of it under that
+    name."""
     away = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART))
     os.replace(path, away / path.name)
     sync(path.parent)
@@ -264,7 +281,11 @@ def _exchange(one: Path, two: Path) -> bool:
     if call(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):  # an old kernel, or a disk that has no such call
+    if number in (
+        errno.ENOSYS,
+        errno.EINVAL,
+        errno.EOPNOTSUPP,
+    ):  # an old kernel, or a disk that has no such call
         return False
     raise OSError(number, os.strerror(number), str(two))
 
@@ -278,8 +299,8 @@ def _renameat2() -> Callable[..., int] | None:
         return None
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
     call.restype = ctypes.c_int
-    found: Callable[..., int] = call
-    return found
+    function: Callable[..., int] = call
+    return function
 
 
 def sha256_bytes(content: bytes) -> str:
@@ -297,7 +318,8 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """As `sha256_file`, but a file that has not changed since is read once a process: weights are gigabytes."""
+    """As `sha256_file`, but a file that has not changed since is read once a process: weights are
+    gigabytes."""
     status = path.stat()
     key = str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     if key not in _DIGESTS:
@@ -305,20 +327,25 @@ def sha256_once(path: Path) -> str:
     return _DIGESTS[key]
 
 
-State = tuple[str, int, int, int, int]  # of a file: path, size in bytes, times of change (content, and anything) in ns, inode
+State = tuple[
+    str, int, int, int, int
+]  # of a file: path, size in bytes, times of change (content, and anything) in ns, inode
 _DIGESTS: dict[State, str] = {}
 
 
 def known_digests() -> dict[State, str]:
-    """What `sha256_once` has read so far: the main rank tells it to the others, which then need not read the same files."""
+    """What `sha256_once` has read so far: the main rank tells it to the others, which then need not read the
+    same files."""
     return dict(_DIGESTS)
 
 
-def learn_digests(known: dict[State, str]) -> None:
+def learn_digests(digests: dict[State, str]) -> None:
     """Take over what another rank's `known_digests` gave."""
-    _DIGESTS.update(known)
+    _DIGESTS.update(digests)
 
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode())
+    return sha256_bytes(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode()
+    )

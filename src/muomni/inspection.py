@@ -1,4 +1,5 @@
-"""Describe a file or folder for `muomni inspect`: weights, networks, runs, checkpoints, sound, pictures, manifests.
+"""Describe a file or folder for `muomni inspect`: weights, networks, runs, checkpoints, sound, pictures,
+manifests.
 
 Reads headers and never unpickles.
 """
@@ -15,8 +16,36 @@ from muomni import files, units
 from muomni.errors import UserError
 
 MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
-BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma", ".amr"}
+BYTES_OF = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+SOUND = {
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".mp3",
+    ".aiff",
+    ".aif",
+    ".au",
+    ".caf",
+    ".w64",
+    ".m4a",
+    ".aac",
+    ".wma",
+    ".amr",
+}
 PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 TEXT = {".txt", ".md", ".csv", ".yaml", ".yml"}
 PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
@@ -25,8 +54,8 @@ PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 def inspect(path: str | Path) -> dict[str, Any]:
     """Facts about a file or folder as one JSON object: `path`, `kind`, and the fields of that kind.
 
-    kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank, targets, parameters) |
-            omni (what sees, hears and answers, and the bases that it stands on) |
+    kind    weights (tensors, parameters) | network (config, tensors, parameters, verdict) | lora (rank,
+            targets, parameters) | omni (what sees, hears and answers, and the bases that it stands on) |
             rows (of a token space, on what base and codecs) | token space (regions, codecs, hash) |
             token shards (samples, ids, token space) | checkpoint | stage | run (stages with verdicts) |
             tokenizer | data | sound | picture | jsonl | json | text.
@@ -43,7 +72,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: nested too deeply to be read") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: can't be read: {' '.join(str(error).split())}", hint="the file is torn, or its suffix is wrong"
+            f"{path}: can't be read: {' '.join(str(error).split())}",
+            hint="the file is torn, or its suffix is wrong",
         ) from error
 
 
@@ -80,7 +110,10 @@ def _folder(path: Path) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix in PICKLED:
-        raise UserError(f"{path}: pickled files can run code and are never opened here", hint="save it as safetensors where you trust it")
+        raise UserError(
+            f"{path}: pickled files can run code and are never opened here",
+            hint="save it as safetensors where you trust it",
+        )
     readers: list[tuple[bool, Callable[[Path], dict[str, Any]]]] = [
         (suffix == ".safetensors", _weights),
         (suffix in SOUND, _sound),
@@ -94,8 +127,10 @@ def _file(path: Path) -> dict[str, Any]:
     for fits, reader in readers:
         if fits:
             return reader(path)
-    known = sorted({".safetensors", ".jsonl", ".json"} | SOUND | PICTURE | TEXT)
-    raise UserError(f"{path}: unknown kind of file {suffix or 'without a suffix'!r}", hint=f"known: {' '.join(known)}")
+    suffixes = sorted({".safetensors", ".jsonl", ".json"} | SOUND | PICTURE | TEXT)
+    raise UserError(
+        f"{path}: unknown kind of file {suffix or 'without a suffix'!r}", hint=f"known: {' '.join(suffixes)}"
+    )
 
 
 def _weights(path: Path) -> dict[str, Any]:
@@ -104,7 +139,9 @@ def _weights(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size_bytes < 8 or not 2 <= length <= min(MOST_HEADER_BYTES, size_bytes - 8):
-            raise UserError(f"{path}: torn or no safetensors file: a header of {length} bytes does not fit a file of {size_bytes}")
+            raise UserError(
+                f"{path}: torn or no safetensors file: a header of {length} bytes does not fit a file of {size_bytes}"
+            )
         header = json.loads(stream.read(length))
     metadata = header.pop("__metadata__", {})
     announced = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
@@ -114,16 +151,26 @@ def _weights(path: Path) -> dict[str, Any]:
         begin, end = tensor["data_offsets"]
         needed = BYTES_OF.get(tensor["dtype"], 0) * math.prod(tensor["shape"])
         if needed and needed != end - begin:
-            raise UserError(f"{path}: torn: tensor {name} needs {needed} bytes, the header gives it {end - begin}")
+            raise UserError(
+                f"{path}: torn: tensor {name} needs {needed} bytes, the header gives it {end - begin}"
+            )
     tensors = {name: {"shape": tensor["shape"], "dtype": tensor["dtype"]} for name, tensor in header.items()}
     parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-    return {"kind": "weights", "parameters": parameters, "bytes": size_bytes, "metadata": metadata, "tensors": tensors}
+    return {
+        "kind": "weights",
+        "parameters": parameters,
+        "bytes": size_bytes,
+        "metadata": metadata,
+        "tensors": tensors,
+    }
 
 
 def _network(path: Path) -> dict[str, Any]:
     config = files.read_json(path / "config.json")
     index = path / "model.safetensors.index.json"
-    names = [config.get("transformers_weights") or "model.safetensors"]  # the same choice as models.store.weight_index
+    names = [
+        config.get("transformers_weights") or "model.safetensors"
+    ]  # the same choice as models.store.weight_index
     if names[0].endswith(".index.json"):
         index, names = path / names[0], []
     if not names or (index.is_file() and not (path / names[0]).is_file()):
@@ -133,13 +180,24 @@ def _network(path: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise UserError(f"{index}: names a file outside of its folder: {name}")
         if not (path / name).is_file():
-            raise UserError(f"{path}: config.json is there, {name} is missing", hint="copy the whole folder again")
+            raise UserError(
+                f"{path}: config.json is there, {name} is missing", hint="copy the whole folder again"
+            )
         tensors |= _weights(path / name)["tensors"]
     parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-    about = {"kind": "network", "model_type": config.get("model_type"), "parameters": parameters, "verdict": _verdict(path)}
+    about = {
+        "kind": "network",
+        "model_type": config.get("model_type"),
+        "parameters": parameters,
+        "verdict": _verdict(path),
+    }
     if number := config.get("num_experts") or config.get("num_local_experts"):
-        in_experts = sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if ".mlp.experts." in name)
-        about["active_parameters"] = parameters - in_experts // number * (number - config["num_experts_per_tok"])
+        in_experts = sum(
+            math.prod(tensor["shape"]) for name, tensor in tensors.items() if ".mlp.experts." in name
+        )
+        about["active_parameters"] = parameters - in_experts // number * (
+            number - config["num_experts_per_tok"]
+        )
     return about | {"config": config, "tensors": tensors}
 
 
@@ -149,7 +207,10 @@ def _omni(path: Path) -> dict[str, Any]:
     parts = [folder.name for folder in sorted(path.iterdir()) if (folder / "config.json").is_file()]
     networks = {name: _network(path / name) for name in parts}
     shape = networks["projectors"]["config"] if "projectors" in networks else {}
-    about: dict[str, Any] = {"kind": "omni", "verdict": _verdict(path.parent if path.name == "final" else path)}
+    about: dict[str, Any] = {
+        "kind": "omni",
+        "verdict": _verdict(path.parent if path.name == "final" else path),
+    }
     about["image_tokens"] = content["media"].get("image_tokens")
     about["image_size"] = content["media"].get("image_size")
     grid = shape.get("pool_grid", shape.get("grid"))  # its older name
@@ -158,19 +219,31 @@ def _omni(path: Path) -> dict[str, Any]:
     if (path / "lora").is_dir():
         about["lora"] = _lora(path / "lora")
     bases = content.get("bases", {})
-    about["bases"] = {name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")} for name, base in bases.items()}
+    about["bases"] = {
+        name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")}
+        for name, base in bases.items()
+    }
     return about | ({"origin": content["origin"]} if "origin" in content else {})
 
 
 def _rows(path: Path) -> dict[str, Any]:
     """The `final/` of stage rows or mmpt: new rows of a token space, and what they refer to or hold."""
-    note, weights = files.read_json(path / "trainable_rows.json"), _weights(path / "trainable_rows.safetensors")
-    about: dict[str, Any] = {"kind": "rows", "verdict": _verdict(path.parent if path.name == "final" else path)}
+    note, weights = (
+        files.read_json(path / "trainable_rows.json"),
+        _weights(path / "trainable_rows.safetensors"),
+    )
+    about: dict[str, Any] = {
+        "kind": "rows",
+        "verdict": _verdict(path.parent if path.name == "final" else path),
+    }
     about["rows"] = f"{note['row_start']}..{note['row_end'] - 1}"
     about["parameters"] = weights["parameters"]
     about["longest"] = note["longest"]
     bases = {"thinker": note["base"], **note["codecs"]}
-    about["bases"] = {name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")} for name, base in bases.items()}
+    about["bases"] = {
+        name: {key: base.get(key) for key in ("name", "revision", "digest", "stage")}
+        for name, base in bases.items()
+    }
     if (path / "lora").is_dir():
         about["lora"] = _lora(path / "lora")
     if (path / "thinker").is_dir():
@@ -184,18 +257,37 @@ def _space(path: Path) -> dict[str, Any]:
 
     space = TokenSpace.load(path.parent)
     regions = {region.name: f"{region.start}..{region.end}" for region in space.regions}
-    codecs = {entry.modality: {key: value for key, value in entry.to_json().items() if value is not None} for entry in space.codecs}
-    return {"kind": "token space", "hash": space.hash, "size": space.size, "regions": regions, "codecs": codecs}
+    codecs = {
+        entry.modality: {key: value for key, value in entry.to_json().items() if value is not None}
+        for entry in space.codecs
+    }
+    return {
+        "kind": "token space",
+        "hash": space.hash,
+        "size": space.size,
+        "regions": regions,
+        "codecs": codecs,
+    }
 
 
 def _shards(path: Path) -> dict[str, Any]:
     """A set of token shards, by its index; `muomni data verify` looks into them."""
     index, made_of = files.read_json(path / "index.json"), files.read_json(path / "shards.json")
     sides = {
-        side: {"samples": held["samples"], "shards": len(held["shards"]), "unreadable": held["bad"], "ids": held["ids"]}
+        side: {
+            "samples": held["samples"],
+            "shards": len(held["shards"]),
+            "unreadable": held["bad"],
+            "ids": held["ids"],
+        }
         for side, held in index["sides"].items()
     }
-    return {"kind": "token shards", "sides": sides, "settings": made_of["settings"], "token_space": _space(path / "token_space.json")}
+    return {
+        "kind": "token shards",
+        "sides": sides,
+        "settings": made_of["settings"],
+        "token_space": _space(path / "token_space.json"),
+    }
 
 
 def _lora(path: Path) -> dict[str, Any]:
@@ -203,7 +295,12 @@ def _lora(path: Path) -> dict[str, Any]:
     config = files.read_json(path / "adapter_config.json")
     weights = _weights(path / "adapter_model.safetensors")
     settings = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": config["target_modules"]}
-    return {"kind": "lora", **settings, "parameters": weights["parameters"], "base": config.get("base_model_name_or_path")}
+    return {
+        "kind": "lora",
+        **settings,
+        "parameters": weights["parameters"],
+        "base": config.get("base_model_name_or_path"),
+    }
 
 
 def _with_manifest(path: Path) -> dict[str, Any]:
@@ -223,12 +320,22 @@ def _with_manifest(path: Path) -> dict[str, Any]:
 def _stage(path: Path) -> dict[str, Any]:
     certificate = files.read_json(path / "certificate.json")
     gates = {gate["name"]: gate["verdict"] for gate in certificate["gates"]}
-    return {"kind": "stage", "verdict": certificate["verdict"], "gates": gates, "checkpoints": _checkpoints(path), "speed": _speed(path)}
+    return {
+        "kind": "stage",
+        "verdict": certificate["verdict"],
+        "gates": gates,
+        "checkpoints": _checkpoints(path),
+        "speed": _speed(path),
+    }
 
 
 def _speed(path: Path) -> dict[str, float]:
     """The last speed in metrics.jsonl, under its keys; empty if there is none."""
-    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (path / "metrics.jsonl").is_file() else []
+    lines = (
+        (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        if (path / "metrics.jsonl").is_file()
+        else []
+    )
     for line in reversed(lines):
         try:
             row = json.loads(line)
@@ -279,7 +386,13 @@ def _picture(path: Path) -> dict[str, Any]:
 
     upright = image.read(path)
     with Image.open(path) as picture:
-        return {"kind": "picture", "width": upright.width, "height": upright.height, "mode": picture.mode, "format": picture.format}
+        return {
+            "kind": "picture",
+            "width": upright.width,
+            "height": upright.height,
+            "mode": picture.mode,
+            "format": picture.format,
+        }
 
 
 def _jsonl(path: Path) -> dict[str, Any]:
@@ -302,14 +415,25 @@ def _jsonl(path: Path) -> dict[str, Any]:
 def _tokenizer(path: Path) -> dict[str, Any]:
     content = files.read_json(path)
     model, added = content["model"], content.get("added_tokens", [])
-    vocabulary = model["vocab"] if isinstance(model["vocab"], dict) else [piece for piece, _ in model["vocab"]]  # Unigram has a list
+    vocabulary = (
+        model["vocab"] if isinstance(model["vocab"], dict) else [piece for piece, _ in model["vocab"]]
+    )  # Unigram has a list
     names = [token["content"] for token in added]
-    return {"kind": "tokenizer", "type": model.get("type"), "vocab_size": len(set(vocabulary) | set(names)), "special": names}
+    return {
+        "kind": "tokenizer",
+        "type": model.get("type"),
+        "vocab_size": len(set(vocabulary) | set(names)),
+        "special": names,
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:
     content = files.read_json(path)
-    return {"kind": "json", "keys": list(content)} if isinstance(content, dict) else {"kind": "json", "rows": len(content)}
+    return (
+        {"kind": "json", "keys": list(content)}
+        if isinstance(content, dict)
+        else {"kind": "json", "rows": len(content)}
+    )
 
 
 def _text(path: Path) -> dict[str, Any]:

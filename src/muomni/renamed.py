@@ -1,9 +1,10 @@
 """Keys of settings that had other names: the one table. `config` reads it, docs/renamed.md shows it.
 
-A key is renamed within its settings class, by the class's name; what inherits from the class has the renamed key too. Digests of
-runs are taken over the names that a key had first (`config.first_names`), so a rename leaves the digest of a finished run as it
-was. A key that has moved into a block is named by its path there. No line ever leaves this table; a key that is renamed twice has
-two, the first name first, both to the name of today.
+A key is renamed within its settings class, by the class's name; what inherits from the class has the renamed
+key too. Digests of runs are taken over the names that a key had first (`config.first_names`), so a rename
+leaves the digest of a finished run as it was. A key that has moved into a block is named by its path there.
+No line ever leaves this table; a key that is renamed twice has two, the first name first, both to the name of
+today.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ PLACES: dict[str, str] = {
     "VisionSettings": "vision",
     "TalkerSettings": "talker",
     "OmniSettings": "omni",
-    "SeeingSettings": "align, sweep, instruct",
+    "VlmSettings": "align, sweep, instruct",
     "AlignSettings": "align, sweep",
     "PictureAugment": "`augment` of stages with pictures",
     "SpeechAugment": "`augment` of hearing",
@@ -50,7 +51,7 @@ KEYS: dict[str, dict[str, str]] = {
         "resampler": "projectors.perceiver",
         "audio_pool": "projectors.audio_pool",
     },
-    "SeeingSettings": {
+    "VlmSettings": {
         "apart": "separate_questions",
         "proof": "ablation_tasks",
         "exact": "exact_match_tasks",
@@ -103,7 +104,9 @@ KEYS: dict[str, dict[str, str]] = {
 
 def keys_of(settings: type) -> dict[str, str]:
     """Old key -> new key, of a settings class and all that it inherits from."""
-    return {old: new for each in reversed(settings.__mro__) for old, new in KEYS.get(each.__name__, {}).items()}
+    return {
+        old: new for each in reversed(settings.__mro__) for old, new in KEYS.get(each.__name__, {}).items()
+    }
 
 
 def page() -> str:
@@ -119,7 +122,9 @@ def page() -> str:
         "| where | was | is |",
         "|---|---|---|",
     ]
-    lines += [f"| {PLACES[name]} | `{old}` | `{new}` |" for name, keys in KEYS.items() for old, new in keys.items()]
+    lines += [
+        f"| {PLACES[name]} | `{old}` | `{new}` |" for name, keys in KEYS.items() for old, new in keys.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

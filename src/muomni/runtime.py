@@ -1,4 +1,5 @@
-"""The machine as a run sees it: device, precision, threads, seeds, ranks and the signals that ask a run to stop."""
+"""The machine as a run sees it: device, precision, threads, seeds, ranks and the signals that ask a run to
+stop."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ from muomni.errors import ConfigError
 
 KERNELS_KEPT = 64
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# SPEC C3: on a CPU with bf16 of its own, narrower networks gain nothing from it: measured on two cores with AVX512-BF16 alone.
-# A chip without it computes in float32 whatever the width.
+# SPEC C3: on a CPU with bf16 of its own, narrower networks gain nothing from it: measured on two cores with
+# AVX512-BF16 alone. A chip without it computes in float32 whatever the width.
 BF16_MIN_WIDTH = 192
 # Values of ONEDNN_MAX_CPU_ISA that switch bf16 products off on a chip that has them.
-ISAS_WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
+ISAS_WITHOUT_BF16 = frozenset(
+    {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+)
 EMULATED_BELOW = 0.5  # of float32's speed: bf16 in hardware gains (1.2 to 4 times), emulated it loses (measured on AVX2: 0.02)
 
 
@@ -56,14 +59,19 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextMan
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are done by the chip itself, and are not switched off by the environment."""
+    """True where bf16 matrix products are done by the chip itself, and are not switched off by the
+    environment."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        wide = torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AVX10"))  # heeds ATEN_CPU_CAPABILITY
+        wide = torch.backends.cpu.get_cpu_capability().startswith(
+            ("AVX512", "AVX10")
+        )  # heeds ATEN_CPU_CAPABILITY
         most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
         flags = _cpu_flags()
-        return wide and most.upper() not in ISAS_WITHOUT_BF16 and ("avx512_bf16" in flags or "amx_bf16" in flags)
+        return (
+            wide and most.upper() not in ISAS_WITHOUT_BF16 and ("avx512_bf16" in flags or "amx_bf16" in flags)
+        )
     return False
 
 
@@ -75,24 +83,30 @@ def _cpu_flags() -> str:
         return ""
 
 
-def start(*, precision: str = "auto", width: int = 0, device: str = "auto", threads: int | None = None) -> Runtime:
+def start(
+    *, precision: str = "auto", width: int = 0, device: str = "auto", threads: int | None = None
+) -> Runtime:
     """Choose device and precision (SPEC C3) and join the process group where torchrun made one.
 
     precision  auto | fp32 | bf16 | fp16
-    width      of what is computed, which decides on a CPU; each stage chooses its own format (StageSettings.number_format)
+    width      of what is computed, which decides on a CPU; each stage chooses its own format
+               (StageSettings.number_format)
     """
-    # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer over each (docs/log.md).
-    # Before any thread is started: they inherit it.
+    # Numbers below 1e-38 are zero: sharp softmaxes make millions of them, and the CPU takes ten times longer
+    # over each (docs/log.md). Before any thread is started: they inherit it.
     torch.set_flush_denormal(True)
     use_threads(threads)
-    # oneDNN keeps the kernels and buffers of every shape that it has met, 1024 of them: gigabytes where lengths vary (docs/log.md).
+    # oneDNN keeps the kernels and buffers of every shape that it has met, 1024 of them: gigabytes where
+    # lengths vary (docs/log.md).
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
     if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=collective_timeout())
+        torch.distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=collective_timeout()
+        )
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return Runtime(chosen, choose_dtype(precision, width, chosen), rank, world)
@@ -101,13 +115,15 @@ def start(*, precision: str = "auto", width: int = 0, device: str = "auto", thre
 def collective_timeout() -> timedelta:
     """How long a rank waits in a collective for the others: ten minutes, or MUOMNI_COLLECTIVE_TIMEOUT_S.
 
-    Work of one rank alone (measuring, saving) is not waited for in collectives (train.distributed), so this is about a step.
+    Work of one rank alone (measuring, saving) is not waited for in collectives (train.distributed), so this
+    is about a step.
     """
     return timedelta(seconds=float(os.environ.get("MUOMNI_COLLECTIVE_TIMEOUT_S", "600")))
 
 
 def use_threads(count: int | None) -> None:
-    """Compute with so many threads from here on; None changes nothing. Another count may give other last bits."""
+    """Compute with so many threads from here on; None changes nothing. Another count may give other last
+    bits."""
     if count:
         torch.set_num_threads(count)
 
@@ -128,21 +144,25 @@ def choose_dtype(precision: str, width: int, device: torch.device) -> torch.dtyp
 
 
 def product_format(width: int, device: torch.device) -> torch.dtype:
-    """The fastest format in which matrices of this width may be multiplied where nothing scales them against underflow."""
+    """The fastest format in which matrices of this width may be multiplied where nothing scales them against
+    underflow."""
     fastest = choose_dtype("auto", width, device)
     return torch.float32 if fastest == torch.float16 else fastest
 
 
 def format_gain(dtype: torch.dtype, device: torch.device) -> float:
-    """How many times as fast as in float32 this device multiplies matrices in a format: measured, 1.0 for float32.
+    """How many times as fast as in float32 this device multiplies matrices in a format: measured, 1.0 for
+    float32.
 
-    It asks the machine, not `has_bf16`. The formats take turns and the best time of each counts, so that a busy machine slows both;
-    a format that seems emulated is tried longer.
+    It asks the machine, not `has_bf16`. The formats take turns and the best time of each counts, so that a
+    busy machine slows both; a format that seems emulated is tried longer.
     """
     if dtype == torch.float32:
         return 1.0
     size = 2048 if device.type == "cuda" else 256
-    matrices = {kind: torch.full((size, size), 0.5, dtype=kind, device=device) for kind in (torch.float32, dtype)}
+    matrices = {
+        kind: torch.full((size, size), 0.5, dtype=kind, device=device) for kind in (torch.float32, dtype)
+    }
     best = dict.fromkeys(matrices, float("inf"))
     for turn in range(32):
         for kind, matrix in matrices.items():
@@ -155,7 +175,7 @@ def format_gain(dtype: torch.dtype, device: torch.device) -> float:
     return best[torch.float32] / best[dtype]
 
 
-def told_format(dtype: torch.dtype) -> str:
+def format_name(dtype: torch.dtype) -> str:
     """A number format for people: float32, bf16, fp16."""
     name = str(dtype).removeprefix("torch.")
     return {"bfloat16": "bf16", "float16": "fp16"}.get(name, name)
@@ -165,7 +185,9 @@ def emulated(formats: Collection[torch.dtype], device: torch.device) -> list[str
     """A line for the user where one of the formats has no hardware on this device, else none."""
     if torch.bfloat16 not in formats or has_bf16(device):
         return []
-    return [f"bf16 is only emulated on this {device.type}, and slow: `auto` (precision, dtype) takes the fastest sound format"]
+    return [
+        f"bf16 is only emulated on this {device.type}, and slow: `auto` (precision, dtype) takes the fastest sound format"
+    ]
 
 
 def seed_everything(seed: int) -> None:
@@ -176,7 +198,8 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed the generators that a network draws from on a device; a thousandth of the time of `seed_everything`."""
+    """Seed the generators that a network draws from on a device; a thousandth of the time of
+    `seed_everything`."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -199,7 +222,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours between two steps; a second signal ends at once."""
+    """Turn SIGINT and SIGTERM into a request that the loop honours between two steps; a second signal ends at
+    once."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -223,10 +247,11 @@ PARENT = "MUOMNI_PARENT"  # the process that runs this one as a stage of its rec
 
 
 def end_with_parent() -> None:
-    """Have the system send SIGTERM to this process when the one that started it dies, by -9 or for want of memory too.
+    """Have the system send SIGTERM to this process when the one that started it dies, by -9 or for want of
+    memory too.
 
-    Only for a process to which MUOMNI_PARENT names that one: a stage that outlived its recipe would write where the next run
-    of that recipe does. Without Linux's call the lock of the stage alone keeps them apart.
+    Only for a process to which MUOMNI_PARENT names that one: a stage that outlived its recipe would write
+    where the next run of that recipe does. Without Linux's call the lock of the stage alone keeps them apart.
     """
     parent = os.environ.get(PARENT)
     if parent is None:
@@ -248,11 +273,14 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that may still be taken: the machine's, or what its container leaves; half of all where the system does not tell."""
+    """Memory that may still be taken: the machine's, or what its container leaves; half of all where the
+    system does not tell."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as stream:
         free = 1024 * int(next(line for line in stream if line.startswith("MemAvailable")).split()[1])
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # "max", where there is no limit, is no number
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        free = min(
+            free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        )
     return max(0, free)

@@ -7,9 +7,20 @@ import re
 from muomni.errors import ConfigError
 
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+BYTES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 
-# What batches hold, as a run's metrics.jsonl (`<unit>_per_s`) and a plan name it, and the words for it. Padding is never counted.
+# What batches hold, as a run's metrics.jsonl (`<unit>_per_s`) and a plan name it, and the words for it.
+# Padding is never counted.
 CONTENTS = {
     "samples": "samples",
     "tokens": "tokens",
@@ -18,8 +29,16 @@ CONTENTS = {
     "audio_s": "seconds of sound",
     "code_frames": "code frames",
 }
-# The meter's numbers (train.meter), as metrics.jsonl, pages, plans and `muomni inspect` name them; docs/formats.md says what each is.
-METERS = ("steps_per_s", *(f"{unit}_per_s" for unit in CONTENTS), "data_wait", "mfu", "flops_error", "peak_memory_mb")
+# The meter's numbers (train.meter), as metrics.jsonl, pages, plans and `muomni inspect` name them;
+# docs/formats.md says what each is.
+METERS = (
+    "steps_per_s",
+    *(f"{unit}_per_s" for unit in CONTENTS),
+    "data_wait",
+    "mfu",
+    "flops_error",
+    "peak_memory_mb",
+)
 
 
 def seconds(text: str, what: str) -> float:
@@ -35,17 +54,24 @@ def num_bytes(text: str, what: str) -> int:
 
     Raises  ConfigError
     """
-    return int(_value(text, {name: float(size) for name, size in BYTES.items()}, what, "a size such as 12GB, 8GiB or 500MB"))
+    return int(
+        _value(
+            text,
+            {name: float(size) for name, size in BYTES.items()},
+            what,
+            "a size such as 12GB, 8GiB or 500MB",
+        )
+    )
 
 
-def _value(text: str, units: dict[str, float], what: str, wanted: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
-    if found is None or found[2] not in units or float(found[1]) <= 0:
-        raise ConfigError(f"{what}: expected {wanted}, got {text!r}")
-    return float(found[1]) * units[found[2]]
+def _value(text: str, units: dict[str, float], what: str, unit_wanted: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        raise ConfigError(f"{what}: expected {unit_wanted}, got {text!r}")
+    return float(match[1]) * units[match[2]]
 
 
-def told_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A size for people: 1.2 GB."""
     for unit in ("GB", "MB", "kB"):
         size = {"GB": 1e9, "MB": 1e6, "kB": 1e3}[unit]
@@ -54,7 +80,7 @@ def told_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def told_seconds(count: float) -> str:
+def format_seconds(count: float) -> str:
     """A duration for people: 2 h 05 min, 3 min 20 s, 12 s, 1.3 s."""
     count = round(count) if count >= 10 else count  # 59.7 s is a minute
     if count >= 86400:
@@ -66,7 +92,7 @@ def told_seconds(count: float) -> str:
     return f"{count:.0f} s" if count >= 10 else f"{count:.2g} s"
 
 
-def told_count(count: float) -> str:
+def format_count(count: float) -> str:
     """A number for people: 3.7 M."""
     for letter, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:

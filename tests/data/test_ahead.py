@@ -1,4 +1,5 @@
-"""A corpus that a child reads: the same as without it, whatever becomes of the child, which outlives no parent."""
+"""A corpus that a child reads: the same as without it, whatever becomes of the child, which outlives no
+parent."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ HOW = {"val_split": 0.2, "seed": 3}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two manifests with bad rows, notes of repairs, media, and a picture on both sides of the split under two names."""
+    """Two manifests with bad rows, notes of repairs, media, and a picture on both sides of the split under
+    two names."""
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     for name in ("a", "b"):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -40,7 +42,9 @@ def folder(tmp_path: Path) -> Path:
         lines.append(json.dumps({**row, "split": "valid" if number % 2 else "train"}))
     lines[7], lines[11] = '{"id": "torn', lines[11].replace("b.png", "nowhere.png")
     (tmp_path / "pictures.jsonl").write_text("\n".join(lines))
-    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"id": f"p{n}", "text": f"text {n}"}) for n in range(ROWS)) + "\n{}\n")
+    (tmp_path / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"p{n}", "text": f"text {n}"}) for n in range(ROWS)) + "\n{}\n"
+    )
     return tmp_path
 
 
@@ -49,8 +53,13 @@ SOURCES = [Source(path="pictures.jsonl", weight=2.0), Source(path="texts.jsonl")
 
 def told(corpus: readers.Corpus, quarantine: Quarantine) -> dict[str, Any]:
     """All that a corpus says, and what was set aside."""
-    sides = {name: [sample.model_dump_json() for sample in getattr(corpus, name)] for name in ("train", "valid")}
-    rest = {name: getattr(corpus, name) for name in ("digest", "leaks", "modalities", "segments", "accounts", "notes")}
+    sides = {
+        name: [sample.model_dump_json() for sample in getattr(corpus, name)] for name in ("train", "valid")
+    }
+    rest = {
+        name: getattr(corpus, name)
+        for name in ("digest", "leaks", "modalities", "segments", "accounts", "notes")
+    }
     aside = {"counts": quarantine.counts, "examples": quarantine.examples, "kept": quarantine.notes}
     assert quarantine.path is not None
     return {**sides, **rest, **aside, "weights": list(corpus.weights), "lines": quarantine.path.read_text()}
@@ -79,7 +88,9 @@ def asked_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 def read(folder: Path, **how: Any) -> dict[str, Any]:
     quarantine = Quarantine(folder / "ahead.jsonl", 0.2)
-    return told(ahead.load(SOURCES, base=folder, quarantine=quarantine, segments=None, **{**HOW, **how}), quarantine)
+    return told(
+        ahead.load(SOURCES, base=folder, quarantine=quarantine, segments=None, **{**HOW, **how}), quarantine
+    )
 
 
 def begin(folder: Path, **how: Any) -> int:
@@ -89,7 +100,9 @@ def begin(folder: Path, **how: Any) -> int:
     return ahead._reader._child.pid
 
 
-def test_the_child_reads_what_this_process_would(folder: Path, plain: dict[str, Any], asked_here: list[int]) -> None:
+def test_the_child_reads_what_this_process_would(
+    folder: Path, plain: dict[str, Any], asked_here: list[int]
+) -> None:
     child = begin(folder)
     assert read(folder) == plain
     assert plain["counts"].total() == 3
@@ -100,14 +113,18 @@ def test_the_child_reads_what_this_process_would(folder: Path, plain: dict[str, 
     assert len(asked_here) == 1
 
 
-def test_a_child_that_dies_changes_nothing(folder: Path, plain: dict[str, Any], asked_here: list[int]) -> None:
+def test_a_child_that_dies_changes_nothing(
+    folder: Path, plain: dict[str, Any], asked_here: list[int]
+) -> None:
     os.kill(begin(folder), signal.SIGKILL)
     assert read(folder) == plain
     assert len(asked_here) == 1
 
 
 @pytest.mark.parametrize("other", [{"seed": 4}, {"val_split": 0.3}, {"limit": 0.5}, {"base": Path("/")}])
-def test_what_was_read_otherwise_is_not_taken(other: dict[str, Any], folder: Path, plain: dict[str, Any], asked_here: list[int]) -> None:
+def test_what_was_read_otherwise_is_not_taken(
+    other: dict[str, Any], folder: Path, plain: dict[str, Any], asked_here: list[int]
+) -> None:
     child = begin(folder, **other) if "base" not in other else begin(Path("/"))
     assert read(folder) == plain
     assert len(asked_here) == 1
@@ -120,7 +137,11 @@ def test_data_that_are_refused_are_refused_in_the_same_words(folder: Path) -> No
     begin(folder, limit=0.01)
     with pytest.raises(DataError) as found:
         ahead.load(SOURCES, base=folder, quarantine=Quarantine(None, 0.01), **HOW)
-    assert (str(found.value), found.value.reason, found.value.hint) == (str(plain.value), plain.value.reason, plain.value.hint)
+    assert (str(found.value), found.value.reason, found.value.hint) == (
+        str(plain.value),
+        plain.value.reason,
+        plain.value.hint,
+    )
 
 
 RECIPE = "thinker:\n  data: [{path: texts.jsonl}]\n  val_split: 0.2\n  seed: 3\n  quarantine_limit: 0.2\n  max_steps: 2\n"
@@ -151,7 +172,9 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize(("words", "said"), [((), "by the child"), (("thinker.seed=5", "thinker.val_split=0.4"), "by the child")])
+@pytest.mark.parametrize(
+    ("words", "said"), [((), "by the child"), (("thinker.seed=5", "thinker.val_split=0.4"), "by the child")]
+)
 def test_the_front_door_asks_for_what_the_stage_will(words: tuple[str, ...], said: str, folder: Path) -> None:
     with started(folder, "go", *words) as run:
         assert run.stdout is not None

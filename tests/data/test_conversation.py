@@ -16,7 +16,7 @@ from muomni.media import audio
 from muomni.media.mel import HEARING
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 
 SPEC = MediaSpec(image_size=32, image_tokens=3, mel=HEARING, audio_pool=2, max_audio_tokens=20)
 
@@ -39,8 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sample(folder: Path, *parts: dict[str, object], answer: str = "a red circle") -> Sample:
-    content = [{**part, "path": str(folder / str(part["path"]))} if "path" in part else part for part in parts]
-    return parse({"id": "s", "group": "g", "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]})
+    content = [
+        {**part, "path": str(folder / str(part["path"]))} if "path" in part else part for part in parts
+    ]
+    return parse(
+        {
+            "id": "s",
+            "group": "g",
+            "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
+        }
+    )
 
 
 RED, BLUE = {"type": "image", "path": "red.png"}, {"type": "image", "path": "blue.png"}
@@ -57,7 +65,9 @@ def test_pads_are_as_many_as_the_media_fill(tokenizer: Tokenizer, folder: Path) 
     sounds = [SPEC.audio_tokens(len(mel)) for mel in item.media["audio"]]
     assert item.ids.count(SPECIAL.audio_pad) == sum(sounds)
     kinds = [i for i in item.ids if i in (SPECIAL.image, SPECIAL.audio)]
-    assert kinds == [SPECIAL.image, SPECIAL.audio, SPECIAL.image, SPECIAL.audio], "the order of the turn is kept"
+    assert kinds == [SPECIAL.image, SPECIAL.audio, SPECIAL.image, SPECIAL.audio], (
+        "the order of the turn is kept"
+    )
     learned = [i for i in item.labels if i >= 0]
     assert tokenizer.decode(learned[:-1]) == "a red circle"
     assert learned[-1] == SPECIAL.end
@@ -67,7 +77,9 @@ def test_pads_are_as_many_as_the_media_fill(tokenizer: Tokenizer, folder: Path) 
 @pytest.mark.parametrize("downsample", [2, 4, 8])
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_the_count_of_a_sound_is_that_of_the_ears(downsample: int, pool: int) -> None:
-    ears = AudioEncoder(AudioEncoderConfig(width=16, layers=1, heads=2, ffn_width=32, channels=2, downsample=downsample))  # type: ignore[arg-type]
+    ears = AudioEncoder(
+        AudioEncoderConfig(width=16, layers=1, heads=2, ffn_width=32, channels=2, downsample=downsample)
+    )  # type: ignore[arg-type]
     spec = MediaSpec(downsample=downsample, audio_pool=pool)
     for frames in [*range(1, 40), 99, 100, 101]:
         assert spec.audio_tokens(frames) == -(-ears.length(frames) // pool)
@@ -93,7 +105,9 @@ def test_too_long_a_sound_is_refused_by_name(tokenizer: Tokenizer, folder: Path)
 
 def test_media_are_never_cut_and_answers_may_be_shortened(tokenizer: Tokenizer, folder: Path) -> None:
     whole = prepare(sample(folder, RED, ASKS, answer="one two three " * 20), tokenizer, SPEC, 500)
-    shorter = prepare(sample(folder, RED, ASKS, answer="one two three " * 20), tokenizer, SPEC, len(whole.ids) - 20)
+    shorter = prepare(
+        sample(folder, RED, ASKS, answer="one two three " * 20), tokenizer, SPEC, len(whole.ids) - 20
+    )
     assert len(shorter.ids) == len(whole.ids) - 20
     assert shorter.ids[-1] == shorter.labels[-1] == SPECIAL.end
     assert shorter.ids.count(SPECIAL.image_pad) == 3
@@ -103,13 +117,20 @@ def test_media_are_never_cut_and_answers_may_be_shortened(tokenizer: Tokenizer, 
 
 def dialogue(folder: Path, *media: dict[str, object], later: list[dict[str, object]] | None = None) -> Sample:
     first = sample(folder, *media, ASKS).model_dump(exclude_none=True)
-    ask = [{"type": "text", "text": "what do you hear?"}, *[{**part, "path": str(folder / str(part["path"]))} for part in later or []]]
+    ask = [
+        {"type": "text", "text": "what do you hear?"},
+        *[{**part, "path": str(folder / str(part["path"]))} for part in later or []],
+    ]
     first["messages"] += [{"role": "user", "content": ask}, {"role": "assistant", "content": "one two"}]
     return parse(first)
 
 
-@pytest.mark.parametrize("later", [[], [LONG], [RED, LONG]], ids=["the same sound", "a sound of its own", "the picture again"])
-def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, folder: Path, later: list[dict[str, object]]) -> None:
+@pytest.mark.parametrize(
+    "later", [[], [LONG], [RED, LONG]], ids=["the same sound", "a sound of its own", "the picture again"]
+)
+def test_questions_apart_are_each_what_it_would_be_alone(
+    tokenizer: Tokenizer, folder: Path, later: list[dict[str, object]]
+) -> None:
     asked = dialogue(folder, RED, SHORT, later=later)
     item = prepare(asked, tokenizer, SPEC, 200, apart=True)
     alone = [prepare(one, tokenizer, SPEC, 200) for one in questions(asked)]
@@ -120,7 +141,9 @@ def test_questions_apart_are_each_what_it_would_be_alone(tokenizer: Tokenizer, f
         assert item.labels[: item.shared] + item.labels[start:end] == one.labels
     assert len(item.media["image"]) == 1 + later.count(RED)
     assert item.ids.count(SPECIAL.image_pad) == len(item.media["image"]) * SPEC.image_tokens
-    sounds = [alone[0].media["audio"][0], alone[1].media["audio"][0]] if later else [alone[0].media["audio"][0]]
+    sounds = (
+        [alone[0].media["audio"][0], alone[1].media["audio"][0]] if later else [alone[0].media["audio"][0]]
+    )
     assert [mel.shape for mel in item.media["audio"]] == [mel.shape for mel in sounds]
     assert all((a == b).all() for a, b in zip(item.media["audio"], sounds, strict=True))
 
@@ -151,7 +174,9 @@ def test_a_reply_stops_where_the_model_is_to_speak(tokenizer: Tokenizer, folder:
 
 
 def test_an_unreadable_picture_is_a_data_error(tokenizer: Tokenizer, folder: Path) -> None:
-    data = Conversations([sample(folder, {"type": "image", "path": "broken.png"}, ASKS)], tokenizer, SPEC, 200)
+    data = Conversations(
+        [sample(folder, {"type": "image", "path": "broken.png"}, ASKS)], tokenizer, SPEC, 200
+    )
     for _ in range(2):
         with pytest.raises(DataError) as caught:
             data.item(0, np.random.default_rng(0))
@@ -162,12 +187,17 @@ def test_the_cache_changes_nothing_and_is_bounded(tokenizer: Tokenizer, folder: 
     samples = [sample(folder, RED, ASKS), sample(folder, BLUE, ASKS), sample(folder, SHORT)]
     rng = np.random.default_rng(0)
     full, none = Cache(7 * SPEC.image_size**2), Cache(0)  # room for two pictures
-    kept, bare = Conversations(samples, tokenizer, SPEC, 200, cache=full), Conversations(samples, tokenizer, SPEC, 200, cache=none)
+    kept, bare = (
+        Conversations(samples, tokenizer, SPEC, 200, cache=full),
+        Conversations(samples, tokenizer, SPEC, 200, cache=none),
+    )
     for index in (0, 1, 2, 1, 0):
         a, b = kept.item(index, rng), bare.item(index, rng)
         assert a.ids == b.ids
         assert a.media.keys() == b.media.keys()
-        assert all((x == y).all() for kind in a.media for x, y in zip(a.media[kind], b.media[kind], strict=True))
+        assert all(
+            (x == y).all() for kind in a.media for x, y in zip(a.media[kind], b.media[kind], strict=True)
+        )
     assert 6 * SPEC.image_size**2 < full.used_bytes <= full.budget_bytes
     assert none.records == 0
     assert kept.name(0) == "s"
@@ -186,8 +216,8 @@ def test_a_text_document_is_learned_whole_and_keeps_its_end(tmp_path: Path) -> N
     words = "the red star is big " * 40
     for ctx_len in (20, 4000):
         item = prepare(parse({"id": "d", "text": words}), tokenizer, MediaSpec(), ctx_len)
-        assert item.ids[0] == tokenizer.marks.bos
+        assert item.ids[0] == tokenizer.special_tokens.bos
         assert item.labels == [-100, *item.ids[1:]]
-        assert item.ids[-1] == tokenizer.marks.eos
+        assert item.ids[-1] == tokenizer.special_tokens.eos
         assert len(item.ids) <= ctx_len
     assert tokenizer.decode(item.ids) == words

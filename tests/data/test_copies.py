@@ -1,4 +1,5 @@
-"""Files of the same bytes under two names on both sides: found in every corpus, and read whole only where that is needed."""
+"""Files of the same bytes under two names on both sides: found in every corpus, and read whole only where
+that is needed."""
 
 from __future__ import annotations
 
@@ -23,8 +24,13 @@ def load(folder: Path, train: list[str], valid: list[str]) -> readers.Corpus:
     rows: list[dict[str, Any]] = []
     for split, paths in (("train", train), ("valid", valid)):
         for number, path in enumerate(paths):
-            turns = [{"role": "user", "content": [{"type": "image", "path": path}]}, {"role": "assistant", "content": "x"}]
-            rows.append({"id": f"{split}{number}", "group": f"{split}{number}", "split": split, "messages": turns})
+            turns = [
+                {"role": "user", "content": [{"type": "image", "path": path}]},
+                {"role": "assistant", "content": "x"},
+            ]
+            rows.append(
+                {"id": f"{split}{number}", "group": f"{split}{number}", "split": split, "messages": turns}
+            )
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return readers.load([Source(path="m.jsonl")], base=folder, val_split=0.1, seed=0, quarantine=Quarantine())
 
@@ -71,7 +77,9 @@ def test_one_byte_makes_another_file(tmp_path: Path, place: int) -> None:
     assert not load(tmp_path, ["a.png"], ["b.png"]).leaks
 
 
-def test_only_files_that_agree_in_size_and_stretches_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_that_agree_in_size_and_stretches_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     looked: list[str] = []
     whole, stretches = files.sha256_file, copies._stretches
@@ -80,7 +88,9 @@ def test_only_files_that_agree_in_size_and_stretches_are_read_whole(tmp_path: Pa
     rng = np.random.default_rng(1)
     names = [f"{number}.png" for number in range(40)]
     for number, name in enumerate(names):
-        (tmp_path / name).write_bytes(rng.bytes(20_000 + (number if number >= 10 else 0)))  # the first ten are of one size
+        (tmp_path / name).write_bytes(
+            rng.bytes(20_000 + (number if number >= 10 else 0))
+        )  # the first ten are of one size
     (tmp_path / "copy.png").write_bytes((tmp_path / "3.png").read_bytes())
     assert len(load(tmp_path, names[:30], [*names[30:], "copy.png"]).leaks.contents) == 1
     assert sorted(looked) == sorted([*names[:10], "copy.png"])

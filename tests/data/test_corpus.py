@@ -20,7 +20,7 @@ from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.chat import IGNORE
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,11 @@ DOCUMENTS = ["a cat", "the mat and the other cat " * 6, "saw", "on the mat", "é
 
 def laid_in_lists(offsets, ctx_len):
     """The packing as it was first written (c8b428a), a Python object for each piece: the slow twin."""
-    pieces = [(at, min(at + ctx_len, stop)) for start, stop in pairwise(offsets) for at in range(start, stop, ctx_len)]
+    pieces = [
+        (at, min(at + ctx_len, stop))
+        for start, stop in pairwise(offsets)
+        for at in range(start, stop, ctx_len)
+    ]
     rows, by_room, rooms = [], {}, []
     for piece in sorted(pieces, key=lambda piece: (piece[0] - piece[1], piece[0])):
         length = piece[1] - piece[0]
@@ -97,7 +101,9 @@ def test_rows_hold_the_documents(tokenizer, tmp_path):
 def test_every_token_once_per_epoch_when_documents_are_cut(tokenizer, tmp_path):
     corpus = TokenCorpus.build(tmp_path, texts(*DOCUMENTS), tokenizer)
     packed = corpus.pack(7)
-    used = Counter(int(i) for n in range(len(packed)) for i in packed[n].ids_T[packed[n].documents_T != NO_DOCUMENT])
+    used = Counter(
+        int(i) for n in range(len(packed)) for i in packed[n].ids_T[packed[n].documents_T != NO_DOCUMENT]
+    )
     assert used == Counter(i for words in DOCUMENTS for i in chat.document(tokenizer, words))
     again = corpus.pack(7)
     assert [packed.pieces(n) for n in range(len(packed))] == [again.pieces(n) for n in range(len(again))]
@@ -130,7 +136,10 @@ def test_built_once_keyed_by_content_and_tokenizer(tokenizer, tmp_path, monkeypa
 
 
 def test_a_build_that_dies_leaves_nothing(tokenizer, tmp_path):
-    turns = [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}, {"role": "assistant", "content": "x"}]
+    turns = [
+        {"role": "user", "content": [{"type": "image", "path": "a.png"}]},
+        {"role": "assistant", "content": "x"},
+    ]
     with pytest.raises(DataError, match="media"):
         TokenCorpus.build(tmp_path, [*texts("a cat"), parse({"messages": turns})], tokenizer)
     assert list(tmp_path.iterdir()) == []
@@ -159,7 +168,7 @@ def written_one_by_one(samples, tokenizer):
     ids, learned, offsets = [], [], [0]
     for one in samples:
         if one.text is not None:
-            tokens = [tokenizer.marks.bos, *tokenizer.encode(one.text), tokenizer.marks.eos]
+            tokens = [tokenizer.special_tokens.bos, *tokenizer.encode(one.text), tokenizer.special_tokens.eos]
             labels = tokens
         else:
             rendered = chat.render(tokenizer, one.messages)
@@ -170,7 +179,10 @@ def written_one_by_one(samples, tokenizer):
     return ids, learned, offsets
 
 
-TALK = {"id": "talk", "messages": [{"role": "user", "content": "the mat"}, {"role": "assistant", "content": "a cat"}]}
+TALK = {
+    "id": "talk",
+    "messages": [{"role": "user", "content": "the mat"}, {"role": "assistant", "content": "a cat"}],
+}
 
 
 def mixed():
@@ -189,7 +201,9 @@ def files_of(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("span", [(0, 25), (0, 6), (0, 18), (18, 25)], ids=["mixed", "few", "texts", "talk first"])
+@pytest.mark.parametrize(
+    "span", [(0, 25), (0, 6), (0, 18), (18, 25)], ids=["mixed", "few", "texts", "talk first"]
+)
 def test_two_processes_write_what_one_does(span, tokenizer, tmp_path, in_pieces, monkeypatch):
     samples = mixed()[slice(*span)]
     by_two = TokenCorpus.build(tmp_path / "two", samples, tokenizer)
@@ -207,7 +221,9 @@ def test_two_processes_write_what_one_does(span, tokenizer, tmp_path, in_pieces,
 def test_what_a_worker_that_dies_leaves_is_encoded_here(fatal, tokenizer, tmp_path, in_pieces, monkeypatch):
     whole = TokenCorpus.build(tmp_path / "whole", mixed(), tokenizer)
     monkeypatch.setattr(module, "_held", partial(_die_at, fatal))
-    assert files_of(TokenCorpus.build(tmp_path / "broken", mixed(), tokenizer).folder) == files_of(whole.folder)
+    assert files_of(TokenCorpus.build(tmp_path / "broken", mixed(), tokenizer).folder) == files_of(
+        whole.folder
+    )
 
 
 def _die_at(fatal, start):
@@ -218,7 +234,12 @@ def _die_at(fatal, start):
 
 
 def test_what_can_not_be_encoded_is_named_by_a_worker_too(tokenizer, tmp_path, in_pieces):
-    shown = [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}, {"role": "assistant", "content": "cat"}]
+    shown = [
+        {"role": "user", "content": [{"type": "image", "path": "a.png"}]},
+        {"role": "assistant", "content": "cat"},
+    ]
     with pytest.raises(DataError, match="sample shown: has media"):
-        TokenCorpus.build(tmp_path, [*mixed(), parse({"id": "shown", "messages": shown}), *mixed()], tokenizer)
+        TokenCorpus.build(
+            tmp_path, [*mixed(), parse({"id": "shown", "messages": shown}), *mixed()], tokenizer
+        )
     assert not list(tmp_path.glob("*/corpus.json"))

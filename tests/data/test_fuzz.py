@@ -1,4 +1,5 @@
-"""Hostile input to the readers: whatever stands in a row or a file, it is read or refused, in time, and never falls."""
+"""Hostile input to the readers: whatever stands in a row or a file, it is read or refused, in time, and never
+falls."""
 
 import importlib.util
 import json
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import readers
-from muomni.data.check import check
+from muomni.data.check.checker import check
 from muomni.data.formats import READERS
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Source, parse
@@ -87,7 +88,11 @@ scalars = (
 KEYS = "id group task split messages text role content type path start end extra negatives kind image audio wav caption captions question"
 KEYS += " conversations from value answer file_name label image_url audio_url url offset duration"
 keys = st.sampled_from(KEYS.split()) | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=15)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5),
+    max_leaves=15,
+)
 rows = st.lists(st.dictionaries(keys, values, max_size=6) | values, min_size=1, max_size=4)
 TEMPLATE = [{"user": [{"audio": "{path}", "start": "{start}"}, "{question}"]}, {"assistant": "{text}"}]
 
@@ -110,7 +115,11 @@ def test_any_rows_in_any_format(tmp_path_factory, found, form, is_array):
     (folder / "a.png").write_bytes(fuzz.picture("png", "RGB"))
     name = "m.json" if is_array else "m.jsonl"
     (folder / name).write_text(json.dumps(found) if is_array else "\n".join(map(json.dumps, found)))
-    for source in (Source(path=name), Source(path=name, format=form), Source(path=name, messages=TEMPLATE, group="{group}")):
+    for source in (
+        Source(path=name),
+        Source(path=name, format=form),
+        Source(path=name, messages=TEMPLATE, group="{group}"),
+    ):
         report = check(source, folder)
         json.dumps(report.to_json(), ensure_ascii=False).encode()
         try:
@@ -119,7 +128,10 @@ def test_any_rows_in_any_format(tmp_path_factory, found, form, is_array):
             continue
 
 
-@given(st.lists(st.lists(st.text(st.characters(), max_size=12), max_size=4), max_size=5), st.sampled_from([",", "\t", ";"]))
+@given(
+    st.lists(st.lists(st.text(st.characters(), max_size=12), max_size=4), max_size=5),
+    st.sampled_from([",", "\t", ";"]),
+)
 @settings(max_examples=50)
 def test_any_cells(tmp_path_factory, cells, comma):
     folder = tmp_path_factory.getbasetemp() / "cells"
@@ -132,7 +144,13 @@ def test_any_cells(tmp_path_factory, cells, comma):
 
 @pytest.mark.parametrize("depth", [100, 300, 900, 950, 990, 5000])
 @pytest.mark.parametrize(
-    "row", ['{"text": "x", "extra": {"a": %s}}', '{"text": "x", "odd": %s}', '{"messages": %s}', '{"id": %s, "text": "x"}']
+    "row",
+    [
+        '{"text": "x", "extra": {"a": %s}}',
+        '{"text": "x", "odd": %s}',
+        '{"messages": %s}',
+        '{"id": %s, "text": "x"}',
+    ],
 )
 def test_depth(tmp_path, depth, row):
     (tmp_path / "m.jsonl").write_text(row % ("[" * depth + "]" * depth))

@@ -43,11 +43,16 @@ def stored(samples: list[Sample]) -> Samples:
 
 def numbered(count: int) -> list[Sample]:
     return [
-        parse({"id": f"s{number}", "group": f"g{number % 7}", "text": f"words {number} " * (1 + number % 5)}) for number in range(count)
+        parse({"id": f"s{number}", "group": f"g{number % 7}", "text": f"words {number} " * (1 + number % 5)})
+        for number in range(count)
     ]
 
 
-@given(st.text(min_size=1), st.text(min_size=1).filter(str.strip), st.dictionaries(st.text(max_size=9), json_values, max_size=4))
+@given(
+    st.text(min_size=1),
+    st.text(min_size=1).filter(str.strip),
+    st.dictionaries(st.text(max_size=9), json_values, max_size=4),
+)
 @settings(max_examples=200)
 def test_a_sample_comes_back_as_it_was(name: str, words: str, extra: dict[str, Any]) -> None:
     content = [
@@ -55,7 +60,11 @@ def test_a_sample_comes_back_as_it_was(name: str, words: str, extra: dict[str, A
         {"type": "audio", "path": "x", "start": 0.1, "end": 1 / 3},
         {"type": "text", "text": words},
     ]
-    row = {"id": name, "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": words}], "extra": extra}
+    row = {
+        "id": name,
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": words}],
+        "extra": extra,
+    }
     row["negatives"] = [{"kind": "k", "text": words}]
     try:
         sample = parse(row)
@@ -78,7 +87,9 @@ def test_a_sequence_as_any_other() -> None:
     samples = stored(plain)
     assert len(samples) == 1000
     assert list(samples) == plain
-    assert [samples[i] for i in (0, 999, -1, -1000, np.int64(5))] == [plain[i] for i in (0, 999, -1, -1000, 5)]
+    assert [samples[i] for i in (0, 999, -1, -1000, np.int64(5))] == [
+        plain[i] for i in (0, 999, -1, -1000, 5)
+    ]
     assert list(samples[3:700:9]) == plain[3:700:9]
     assert list(samples[::-1]) == plain[::-1]
     assert list(reversed(samples)) == plain[::-1]
@@ -90,7 +101,9 @@ def test_a_sequence_as_any_other() -> None:
     for wrong in (1000, -1001):
         with pytest.raises(IndexError):
             samples[wrong]
-    assert list(indexed.where(samples, lambda sample: sample.group == "g3")) == [s for s in plain if s.group == "g3"]
+    assert list(indexed.where(samples, lambda sample: sample.group == "g3")) == [
+        s for s in plain if s.group == "g3"
+    ]
     assert indexed.where(plain, lambda sample: sample.group == "g3") == [s for s in plain if s.group == "g3"]
 
 
@@ -115,16 +128,29 @@ def _id_of(number: int) -> str:
 def test_captions_are_read_from_the_lines_as_from_the_samples() -> None:
     """Its twin makes a sample of each line."""
     picture = {"type": "image", "path": "a.png"}
-    shown, false = {"role": "user", "content": [picture]}, [{"kind": "word", "text": "a hat"}, {"kind": "word", "text": "é"}]
+    shown, false = (
+        {"role": "user", "content": [picture]},
+        [{"kind": "word", "text": "a hat"}, {"kind": "word", "text": "é"}],
+    )
     parts = [{"type": "text", "text": "two "}, picture, {"type": "text", "text": "parts"}]
     answers: list[Any] = ["a cat", 'a "dog"\n', parts, [{"type": "text", "text": "alone"}]]
-    rows = [{"id": str(n), "messages": [shown, {"role": "assistant", "content": said}]} for n, said in enumerate(answers)]
+    rows = [
+        {"id": str(n), "messages": [shown, {"role": "assistant", "content": said}]}
+        for n, said in enumerate(answers)
+    ]
     rows[1]["negatives"] = false
-    rows.append({"id": "more", "messages": [*rows[0]["messages"], {"role": "user", "content": "and?"}, *rows[2]["messages"][1:]]})  # type: ignore[index, misc]
+    rows.append(
+        {
+            "id": "more",
+            "messages": [*rows[0]["messages"], {"role": "user", "content": "and?"}, *rows[2]["messages"][1:]],
+        }
+    )  # type: ignore[index, misc]
     rows.append({"id": "none", "messages": [shown, {"role": "user", "content": "nobody answers"}]})
     samples = stored([parse(row) for row in rows])
     corpus = readers.Corpus(samples, samples, "", [1.0], split.Leaks(), set())
-    expected = [caption for sample in samples for caption in (sample.answer, *(n.text for n in sample.negatives))]
+    expected = [
+        caption for sample in samples for caption in (sample.answer, *(n.text for n in sample.negatives))
+    ]
     assert list(vision._texts(corpus)) == expected
     assert expected == ["a cat", 'a "dog"\n', "a hat", "é", "two parts", "alone", "two parts", ""]
 
@@ -146,7 +172,11 @@ except UserError as error:
     print("told:", error)
 """
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
     )
     assert "expected room for the samples" in found.stdout, found.stderr
     assert str(tmp_path) in found.stdout
@@ -155,7 +185,9 @@ except UserError as error:
 # --- a corpus, against the way it was first read ------------------------------------------------------------------------------------------
 
 
-def load_in_lists(sources: list[Source], base: Path, val_split: float, seed: int, quarantine: Quarantine) -> tuple[Any, ...]:
+def load_in_lists(
+    sources: list[Source], base: Path, val_split: float, seed: int, quarantine: Quarantine
+) -> tuple[Any, ...]:
     """The corpus as it was first read (c8b428a), every sample an object: the slow twin."""
     samples: list[tuple[Sample, Source]] = []
     owner: dict[str, int] = {}
@@ -166,7 +198,11 @@ def load_in_lists(sources: list[Source], base: Path, val_split: float, seed: int
             samples.append((sample, source))
     quarantine.check(len(samples) + quarantine.total)
     placed = sides_in_lists(samples, val_split, seed)
-    train = [(sample, source.weight) for (sample, source), side in zip(samples, placed, strict=True) if side == "train"]
+    train = [
+        (sample, source.weight)
+        for (sample, source), side in zip(samples, placed, strict=True)
+        if side == "train"
+    ]
     valid = [sample for (sample, _), side in zip(samples, placed, strict=True) if side == "valid"]
     kept = [sample for sample, _ in train]
     return kept, valid, [weight for _, weight in train], split.leaks(kept, valid)
@@ -203,7 +239,10 @@ def mixed(folder: Path, seed: int) -> list[Source]:
     for number in range(rng.randint(1, 4)):
         rows = []
         for index in range(rng.randint(1, 60)):
-            row: dict[str, Any] = {"id": f"{rng.choice('xy')}{rng.randint(0, 90)}", "group": f"g{rng.randrange(groups)}"}
+            row: dict[str, Any] = {
+                "id": f"{rng.choice('xy')}{rng.randint(0, 90)}",
+                "group": f"g{rng.randrange(groups)}",
+            }
             if rng.random() < 0.5:
                 row["text"] = f"words {index}"
             else:
@@ -211,7 +250,10 @@ def mixed(folder: Path, seed: int) -> list[Source]:
                     {"type": "image" if m.endswith("png") else "audio", "path": m}
                     for m in rng.sample(["a.png", "b.png", "c.wav", "d.wav"], 2)
                 ]
-                row["messages"] = [{"role": "user", "content": media}, {"role": "assistant", "content": "yes"}]
+                row["messages"] = [
+                    {"role": "user", "content": media},
+                    {"role": "assistant", "content": "yes"},
+                ]
             if rng.random() < 0.05:
                 del row["group"]
             if rng.random() < 0.04 * (seed % 3):
@@ -242,11 +284,17 @@ def test_a_corpus_is_read_as_before(tmp_path: Path, seed: int) -> None:
     assert found.leaks == leaks
     assert one.counts == other.counts
     assert one.examples == other.examples
-    pairs = [(sample, source) for source in sources for sample in readers.read(source, tmp_path, Quarantine(limit=1.0))]
+    pairs = [
+        (sample, source)
+        for source in sources
+        for sample in readers.read(source, tmp_path, Quarantine(limit=1.0))
+    ]
     sides = readers.Sides(share, seed)
     for pair in pairs:
         sides.add(*pair)
-    assert ["valid" if is_valid else "train" for is_valid in sides.is_valid().tolist()] == sides_in_lists(pairs, share, seed)
+    assert ["valid" if is_valid else "train" for is_valid in sides.is_valid().tolist()] == sides_in_lists(
+        pairs, share, seed
+    )
 
 
 def test_the_mixes_hold_all_that_can_happen(tmp_path: Path) -> None:
@@ -256,7 +304,9 @@ def test_the_mixes_hold_all_that_can_happen(tmp_path: Path) -> None:
         folder = tmp_path / str(seed)
         folder.mkdir()
         quarantine = Quarantine(limit=1.0)
-        train, valid, weights, leaks = load_in_lists(mixed(folder, seed), folder, (0.0, 0.01, 0.1, 0.5)[seed % 4], seed, quarantine)
+        train, valid, weights, leaks = load_in_lists(
+            mixed(folder, seed), folder, (0.0, 0.01, 0.1, 0.5)[seed % 4], seed, quarantine
+        )
         seen |= {name for name in ("ids", "groups", "paths") if getattr(leaks, name)}
         seen |= {"renamed"} if any(":" in sample.id for sample in train) else set()
         seen |= {"none held out"} if not valid else set()
@@ -268,13 +318,20 @@ def test_the_mixes_hold_all_that_can_happen(tmp_path: Path) -> None:
 def many(path: Path, count: int) -> None:
     with path.open("w") as stream:
         for number in range(count):
-            turns = [{"role": "user", "content": f"what is {number}?"}, {"role": "assistant", "content": f"it is {number} and no other"}]
-            stream.write(json.dumps({"id": f"s{number}", "group": f"g{number // 3}", "messages": turns}) + "\n")
+            turns = [
+                {"role": "user", "content": f"what is {number}?"},
+                {"role": "assistant", "content": f"it is {number} and no other"},
+            ]
+            stream.write(
+                json.dumps({"id": f"s{number}", "group": f"g{number // 3}", "messages": turns}) + "\n"
+            )
 
 
 def test_no_sample_lives_on_when_all_were_seen(tmp_path: Path) -> None:
     many(tmp_path / "a.jsonl", 20_000)
-    corpus = readers.load([Source(path="a.jsonl")], base=tmp_path, val_split=0.1, seed=0, quarantine=Quarantine())
+    corpus = readers.load(
+        [Source(path="a.jsonl")], base=tmp_path, val_split=0.1, seed=0, quarantine=Quarantine()
+    )
     assert sum(len(sample.messages) for side in (corpus.train, corpus.valid) for sample in side) == 40_000
     gc.collect()
     assert sum(type(thing) is Sample for thing in gc.get_objects()) < 10
@@ -287,7 +344,9 @@ def test_a_sample_costs_a_few_bytes(tmp_path: Path) -> None:
         many(tmp_path / "a.jsonl", count)
         gc.collect()
         tracemalloc.start()
-        corpus = readers.load([Source(path="a.jsonl")], base=tmp_path, val_split=0.1, seed=0, quarantine=Quarantine())
+        corpus = readers.load(
+            [Source(path="a.jsonl")], base=tmp_path, val_split=0.1, seed=0, quarantine=Quarantine()
+        )
         gc.collect()
         held[count], peaks[count] = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -1,4 +1,5 @@
-"""LLaVA's files as they are published, in small: read whole, pictures at their places, and each wrong row named by its line."""
+"""LLaVA's files as they are published, in small: read whole, pictures at their places, and each wrong row
+named by its line."""
 
 from __future__ import annotations
 
@@ -46,13 +47,18 @@ def read(tmp_path: Path) -> Read:
 
 def row(*turns: str, image: Any = "a.png", **more: Any) -> dict[str, Any]:
     """A row of turns that are by turns the human's and the machine's."""
-    conversations = [{"from": ("human", "gpt")[number % 2], "value": words} for number, words in enumerate(turns)]
+    conversations = [
+        {"from": ("human", "gpt")[number % 2], "value": words} for number, words in enumerate(turns)
+    ]
     return {"id": "1", **({} if image is None else {"image": image}), "conversations": conversations, **more}
 
 
 def shape(sample: Sample, turn: int = 0) -> list[str]:
     """A turn as words and names of pictures."""
-    return [Path(part.path).name if isinstance(part, ImagePart) else part.text for part in sample.messages[turn].parts]  # type: ignore[union-attr]
+    return [
+        Path(part.path).name if isinstance(part, ImagePart) else part.text
+        for part in sample.messages[turn].parts
+    ]  # type: ignore[union-attr]
 
 
 def load(folder: Path, **source: Any) -> Corpus:
@@ -62,10 +68,20 @@ def load(folder: Path, **source: Any) -> Corpus:
 
 def pretraining(count: int) -> list[dict[str, Any]]:
     """blip_laion_cc_sbu_558k.json of our photos: the placeholder stands before or after the instruction."""
-    asks = cycle(["Render a clear and concise summary of the photo.\n<image>", "<image>\nWrite a terse but informative summary."])
+    asks = cycle(
+        [
+            "Render a clear and concise summary of the photo.\n<image>",
+            "<image>\nWrite a terse but informative summary.",
+        ]
+    )
     rows = [json.loads(line) for line in (REAL / "captions.jsonl").read_text().splitlines()[:count]]
-    turns = [[{"from": "human", "value": next(asks)}, {"from": "gpt", "value": r["captions"][0]}] for r in rows]
-    return [{"id": Path(r["path"]).stem, "image": r["path"], "conversations": said} for r, said in zip(rows, turns)]
+    turns = [
+        [{"from": "human", "value": next(asks)}, {"from": "gpt", "value": r["captions"][0]}] for r in rows
+    ]
+    return [
+        {"id": Path(r["path"]).stem, "image": r["path"], "conversations": said}
+        for r, said in zip(rows, turns)
+    ]
 
 
 def instructions() -> list[dict[str, Any]]:
@@ -94,10 +110,18 @@ def test_a_pretraining_file_is_read_whole(tmp_path: Path) -> None:
     assert not corpus.leaks
     for given_row in rows:
         sample = samples[given_row["id"]]
-        assert (sample.group, sample.task, sample.answer) == (given_row["image"], "question", given_row["conversations"][1]["value"])
+        assert (sample.group, sample.task, sample.answer) == (
+            given_row["image"],
+            "question",
+            given_row["conversations"][1]["value"],
+        )
         assert sample.images[0].path == str(REAL / given_row["image"])
         order = [part.type for part in sample.messages[0].parts]
-        assert order == (["image", "text"] if given_row["conversations"][0]["value"].startswith("<image>") else ["text", "image"])
+        assert order == (
+            ["image", "text"]
+            if given_row["conversations"][0]["value"].startswith("<image>")
+            else ["text", "image"]
+        )
         assert "\n" not in sample.question
 
 
@@ -106,21 +130,31 @@ def test_a_pretraining_file_is_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llava_instruct_150k.json", "llava_instruct.jsonl"])
 def test_an_instruction_file_is_read_whole(tmp_path: Path, name: str) -> None:
     rows = instructions()
-    (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows)))
+    (tmp_path / name).write_text(
+        json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows))
+    )
     corpus = load(tmp_path, path=name, root=str(REAL), task="instruct")
     samples = [*corpus.train, *corpus.valid]
     assert len(samples) == len(rows) == len({sample.id for sample in samples})
     assert {sample.task for sample in samples} == {"instruct"}
     assert not corpus.leaks, "all rows of a photo are on one side"
     assert Counter(sample.id.partition("#")[0] for sample in samples) == Counter(r["id"] for r in rows)
-    assert Counter(len(sample.messages) for sample in samples) == Counter(len(r["conversations"]) for r in rows)
+    assert Counter(len(sample.messages) for sample in samples) == Counter(
+        len(r["conversations"]) for r in rows
+    )
 
 
 def test_pictures_stand_where_the_words_say(read: Read) -> None:
     samples, _ = read(
         row("<image>\nwhat?", "x"),
         row("what?\n<image>", "x"),
-        row("from <image> to\n\n<image>\nwhat changed?", "x", "and\n<image>?", "y", image=["a.png", "b.png", "a.png"]),
+        row(
+            "from <image> to\n\n<image>\nwhat changed?",
+            "x",
+            "and\n<image>?",
+            "y",
+            image=["a.png", "b.png", "a.png"],
+        ),
         row("what?", "x", "why?", "y", image=["a.png", "b.png"]),
         row("what?", "x", image=["b.png"]),
     )
@@ -167,7 +201,9 @@ def test_a_caption_may_stand_alone(read: Read) -> None:
     assert (sample.task, shape(sample)) == ("caption", ["a.png"])
     ((sample,), _) = read(row("<image>", "a cat"))
     assert (sample.task, shape(sample)) == ("caption", ["a.png"])
-    ((sample,), _) = read(row("<image>", "a cat", about="cats"), task="look", group="{about}", class_name="{about}")
+    ((sample,), _) = read(
+        row("<image>", "a cat", about="cats"), task="look", group="{about}", class_name="{about}"
+    )
     assert (sample.task, sample.group, sample.extra["names"]) == ("look", "cats", "cats")
 
 
@@ -198,7 +234,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("hostile", "reason", "said"), HOSTILE)
 @pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
-def test_a_wrong_row_is_named_by_its_line(read: Read, hostile: Any, reason: str, said: str, name: str) -> None:
+def test_a_wrong_row_is_named_by_its_line(
+    read: Read, hostile: Any, reason: str, said: str, name: str
+) -> None:
     samples, quarantine = read(row("<image>", "first"), hostile, row("<image>", "last"), name=name)
     assert [sample.answer for sample in samples] == ["first", "last"]
     assert quarantine.counts == {reason: 1}
@@ -215,12 +253,23 @@ def test_ids_do_not_clash_and_do_not_move(read: Read) -> None:
 
 
 def test_only_conversations_make_a_file_llava(tmp_path: Path) -> None:
-    for text, wanted in (('[{"conversations": []}]', "llava"), ('[{"conversations": 1}]', "samples"), ("[]", "samples")):
+    for text, wanted in (
+        ('[{"conversations": []}]', "llava"),
+        ('[{"conversations": 1}]', "samples"),
+        ("[]", "samples"),
+    ):
         (tmp_path / "m.json").write_text(text)
         assert formats.sniff(tmp_path / "m.json", Source(path="m.json")) == wanted
 
 
-@given(st.lists(st.lists(st.sampled_from(["a", " ", "\n", "<image>"]), max_size=6).map("".join), min_size=1, max_size=5), st.integers(0, 4))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", " ", "\n", "<image>"]), max_size=6).map("".join),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 4),
+)
 @settings(max_examples=300)
 def test_as_many_pictures_as_placeholders(words: list[str], images: int) -> None:
     turns = [turn for said in words for turn in (said, "yes")]
@@ -234,7 +283,12 @@ def test_as_many_pictures_as_placeholders(words: list[str], images: int) -> None
     sample = parse(convert(asked)[0])
     assert [part.path for part in sample.images] == [f"{k}.png" for k in range(images)]
     assert places in (0, images)
-    left = "".join("*" if isinstance(p, ImagePart) else p.text for m in sample.messages for p in m.parts if not hasattr(p, "speaker"))  # type: ignore[union-attr]
+    left = "".join(
+        "*" if isinstance(p, ImagePart) else p.text
+        for m in sample.messages
+        for p in m.parts
+        if not hasattr(p, "speaker")
+    )  # type: ignore[union-attr]
     wanted = "".join(turns).replace("<image>", "*") if places else "*" * images + "".join(turns)
     assert re.sub(r"\s", "", left) == re.sub(r"\s", "", wanted)
 
@@ -259,7 +313,13 @@ def test_a_told_picture_is_the_words_of_its_first_answer(read: Read) -> None:
     )
     assert not quarantine.total, "the file of a told picture need not be there"
     first = samples[0]
-    assert (first.id, first.group, first.split, first.task, first.media) == ("d", "photo", "valid", "chat", [])
+    assert (first.id, first.group, first.split, first.task, first.media) == (
+        "d",
+        "photo",
+        "valid",
+        "chat",
+        [],
+    )
     assert [part.text for part in first.messages[0].parts if isinstance(part, TextPart)] == [
         "a photo of a daisy. ",
         "what is in the picture?",
@@ -273,9 +333,19 @@ def test_a_told_picture_is_the_words_of_its_first_answer(read: Read) -> None:
     "messages",
     [
         [{"role": "user", "content": LOOKS}],
-        [{"role": "user", "content": LOOKS}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "and?"}],
-        [{"role": "user", "content": [*LOOKS, {"type": "audio", "path": "a.wav"}]}, {"role": "assistant", "content": "x"}],
-        [{"role": "user", "content": LOOKS}, {"role": "assistant", "content": [{"type": "audio", "path": "a.wav"}]}],
+        [
+            {"role": "user", "content": LOOKS},
+            {"role": "assistant", "content": "x"},
+            {"role": "user", "content": "and?"},
+        ],
+        [
+            {"role": "user", "content": [*LOOKS, {"type": "audio", "path": "a.wav"}]},
+            {"role": "assistant", "content": "x"},
+        ],
+        [
+            {"role": "user", "content": LOOKS},
+            {"role": "assistant", "content": [{"type": "audio", "path": "a.wav"}]},
+        ],
         [{"role": "user", "content": LOOKS}, {"role": "assistant", "content": LOOKS}],
     ],
 )
@@ -286,7 +356,12 @@ def test_what_cannot_be_told_is_refused(read: Read, messages: list[dict[str, Any
 
 def test_told_samples_are_chosen_by_what_they_were_and_stay_on_their_side(read: Read, tmp_path: Path) -> None:
     rows = [row("<image>", "x", id=str(i), image=f"{i}.png") for i in range(30)]
-    sounds = told([{"role": "user", "content": [{"type": "audio", "path": "a.wav"}]}, {"role": "assistant", "content": "x"}])
+    sounds = told(
+        [
+            {"role": "user", "content": [{"type": "audio", "path": "a.wav"}]},
+            {"role": "assistant", "content": "x"},
+        ]
+    )
     samples, quarantine = read(*rows, format="llava", captions_as_text=True, tasks=["caption"])
     assert len(samples) == 30
     assert not quarantine.total
@@ -304,5 +379,10 @@ def test_told_samples_are_chosen_by_what_they_were_and_stay_on_their_side(read: 
 
 def test_a_template_names_what_an_answer_must_name(read: Read) -> None:
     turns = [{"user": [{"image": "{image}"}]}, {"assistant": "a photo of a {label}"}]
-    (sample,), _ = read({"image": "a.png", "label": "daisy", "license": "CC0"}, name="m.jsonl", messages=turns, class_name="{label}")
+    (sample,), _ = read(
+        {"image": "a.png", "label": "daisy", "license": "CC0"},
+        name="m.jsonl",
+        messages=turns,
+        class_name="{label}",
+    )
     assert sample.extra == {"license": "CC0", "names": "daisy"}

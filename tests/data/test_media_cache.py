@@ -1,4 +1,5 @@
-"""The cache of decoded media: one budget, shared by processes, and nothing that anyone could tell from reading anew."""
+"""The cache of decoded media: one budget, shared by processes, and nothing that anyone could tell from
+reading anew."""
 
 from __future__ import annotations
 
@@ -81,7 +82,9 @@ def test_the_budget_holds_under_random_access() -> None:
         assert (found == index % 251).all()
         assert kept.used_bytes <= kept.budget_bytes
     assert kept.used_bytes > 250_000
-    assert os.fstat(kept._handle).st_size <= kept.budget_bytes + 64 * 1024, "the file holds the records and a small table, no more"
+    assert os.fstat(kept._handle).st_size <= kept.budget_bytes + 64 * 1024, (
+        "the file holds the records and a small table, no more"
+    )
 
 
 def test_no_budget_keeps_nothing() -> None:
@@ -147,7 +150,10 @@ def test_each_stage_begins_with_an_empty_cache() -> None:
     again = caches.begin(None)
     assert again.records == 0
     assert 0 < again.budget_bytes <= caches.DEFAULT_BYTES
-    assert again.budget_bytes <= caches.runtime.free_memory_bytes() or caches.runtime.free_memory_bytes() < again.budget_bytes * 2
+    assert (
+        again.budget_bytes <= caches.runtime.free_memory_bytes()
+        or caches.runtime.free_memory_bytes() < again.budget_bytes * 2
+    )
 
 
 def test_ranks_of_a_machine_share_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +171,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8)).save(folder / f"{number}.png")
-        audio.write(folder / f"{number}.wav", rng.normal(0, 0.1, 8000 + 700 * number).astype(np.float32), 16000)
+        audio.write(
+            folder / f"{number}.wav", rng.normal(0, 0.1, 8000 + 700 * number).astype(np.float32), 16000
+        )
     (folder / "5.png").write_bytes(b"torn")
     return folder
 
@@ -178,7 +186,10 @@ def samples(folder: Path) -> list[Sample]:
         rows.append(
             {
                 "id": f"s{number}",
-                "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": f"the {number}"}],
+                "messages": [
+                    {"role": "user", "content": parts},
+                    {"role": "assistant", "content": f"the {number}"},
+                ],
                 "negatives": [{"kind": "number", "text": "no"}, {"kind": "number", "text": "not this"}],
             }
         )
@@ -191,11 +202,15 @@ def conversations(folder: Path, cache: Cache) -> Any:
 
 
 def pictures(folder: Path, cache: Cache) -> Any:
-    return Pictures(samples(folder), TOKENIZER, 16, negatives=1, changes=PictureAugment(shift=2, jitter=True), cache=cache)
+    return Pictures(
+        samples(folder), TOKENIZER, 16, negatives=1, changes=PictureAugment(shift=2, jitter=True), cache=cache
+    )
 
 
 def heard(folder: Path, cache: Cache) -> Any:
-    return Utterances(samples(folder), MelSpec(), changes=SpeechAugment(formant_scale=(0.9, 1.1)), cache=cache)
+    return Utterances(
+        samples(folder), MelSpec(), changes=SpeechAugment(formant_scale=(0.9, 1.1)), cache=cache
+    )
 
 
 def slowed(folder: Path, cache: Cache) -> Any:
@@ -216,12 +231,19 @@ def _plain(value: Any) -> Any:
 
 
 def _stream(dataset: Any, workers: int) -> list[Any]:
-    loader = Loader(dataset, Order([len(dataset)], batch_size=2, seed=1), lambda items: [_plain(item) for item in items], workers=workers)
+    loader = Loader(
+        dataset,
+        Order([len(dataset)], batch_size=2, seed=1),
+        lambda items: [_plain(item) for item in items],
+        workers=workers,
+    )
     return [(loaded.batch, [bad.sample_id for bad in loaded.bad]) for loaded in loader.numbers(range(12))]
 
 
 @pytest.mark.parametrize("make", [conversations, pictures, heard, slowed])
-def test_batches_are_the_same_with_and_without_a_cache_and_with_any_workers(folder: Path, make: Callable[[Path, Cache], Any]) -> None:
+def test_batches_are_the_same_with_and_without_a_cache_and_with_any_workers(
+    folder: Path, make: Callable[[Path, Cache], Any]
+) -> None:
     bare = _stream(make(folder, Cache(0)), 0)
     for budget in (3000, 1 << 20):
         for workers in (0, 1, 2):

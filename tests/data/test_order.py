@@ -43,7 +43,9 @@ def indices(order: Order, numbers: range) -> list[int]:
 
 @pytest.mark.parametrize("lengths", [None, [(7 * i) % 50 for i in range(103)]])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_an_epoch_has_every_sample_once_and_its_last_batch_is_small(lengths: list[int] | None, shuffle: bool) -> None:
+def test_an_epoch_has_every_sample_once_and_its_last_batch_is_small(
+    lengths: list[int] | None, shuffle: bool
+) -> None:
     order = Order([60, 43], batch_size=8, seed=3, lengths=lengths, shuffle=shuffle, window_batches=4)
     assert order.batches_per_epoch == 13
     for epoch in range(3):
@@ -74,7 +76,10 @@ def test_ranks_share_one_sequence(world: int) -> None:
     order = Order([100], batch_size=4, seed=1)
     shared = [indices(order, range(rank, 25, world)) for rank in range(world)]
     assert sorted(chain(*shared)) == list(range(100))
-    went_on = [*indices(order, range(10)), *chain(*(indices(order, range(10 + rank, 25, world)) for rank in range(world)))]
+    went_on = [
+        *indices(order, range(10)),
+        *chain(*(indices(order, range(10 + rank, 25, world)) for rank in range(world))),
+    ]
     assert sorted(went_on) == list(range(100))
 
 
@@ -90,8 +95,14 @@ def test_weights_are_draws_an_epoch() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3)), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 9))
-def test_no_sample_is_drawn_much_oftener_than_its_source_says(sources: list[tuple[int, float]], size: int, seed: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3)), min_size=1, max_size=4),
+    st.integers(1, 9),
+    st.integers(0, 9),
+)
+def test_no_sample_is_drawn_much_oftener_than_its_source_says(
+    sources: list[tuple[int, float]], size: int, seed: int
+) -> None:
     sizes, weights = [s for s, _ in sources], [w for _, w in sources]
     order = Order(sizes, weights=weights, batch_size=size, seed=seed)
     epochs = 3
@@ -121,7 +132,9 @@ def test_batches_by_length_hold_like_lengths() -> None:
 
 def test_every_draw_has_its_own_key() -> None:
     order = Order([5, 4], weights=[3.0, 1.0], batch_size=4, seed=0)
-    keys = [(d.epoch, d.position, d.index) for n in range(3 * order.batches_per_epoch) for d in order.batch(n)]
+    keys = [
+        (d.epoch, d.position, d.index) for n in range(3 * order.batches_per_epoch) for d in order.batch(n)
+    ]
     assert len(keys) == len(set(keys)) == 3 * 19
 
 
@@ -139,10 +152,13 @@ def test_sources_are_mixed_anew_each_epoch() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 1e9])
 def test_sources_are_drawn_by_weight_and_size_tempered(temperature: float) -> None:
-    """Three sources of 900, 90 and 10, the second of weight 2: counts of an epoch against those reckoned by hand."""
+    """Three sources of 900, 90 and 10, the second of weight 2: counts of an epoch against those reckoned by
+    hand."""
     sources = [(1.0, 900), (2.0, 90), (1.0, 10)]
     order = Order([900, 90, 10], weights=[w for w, _ in tempered(sources, temperature)], batch_size=7, seed=1)
-    drawn = Counter(np.searchsorted([900, 990], indices(order, range(order.batches_per_epoch)), side="right").tolist())
+    drawn = Counter(
+        np.searchsorted([900, 990], indices(order, range(order.batches_per_epoch)), side="right").tolist()
+    )
     by_hand = {
         1.0: [900, 180, 10],
         # roots 30, 2 x 9.4868, 3.1623, together 52.1359; an epoch stays 900 + 2 x 90 + 10 = 1090 long

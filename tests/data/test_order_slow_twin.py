@@ -1,4 +1,5 @@
-"""The order against its slow twin, which lays out a whole epoch: the very same sequence, in memory that the samples do not decide."""
+"""The order against its slow twin, which lays out a whole epoch: the very same sequence, in memory that the
+samples do not decide."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ class WholeEpochs:
     ) -> None:
         weights = list(weights) if weights is not None else [1.0] * len(sizes)
         self.sizes = list(sizes)
-        self.draws = [max(1, round(size * weight)) if size and weight > 0 else 0 for size, weight in zip(sizes, weights, strict=True)]
+        self.draws = [
+            max(1, round(size * weight)) if size and weight > 0 else 0
+            for size, weight in zip(sizes, weights, strict=True)
+        ]
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.batch_size, self.seed, self.shuffle, self.window = batch_size, seed, shuffle, window_batches
         self.lengths = np.asarray(lengths, dtype=np.int64) if lengths is not None else None
@@ -48,7 +52,9 @@ class WholeEpochs:
                 part = np.empty(draws, dtype=np.int64)
                 for number in np.unique(rounds):
                     here = rounds == number
-                    part[here] = permute(ticks[here] % size, size, self.seed + 7919 * (source + 1), int(number))
+                    part[here] = permute(
+                        ticks[here] % size, size, self.seed + 7919 * (source + 1), int(number)
+                    )
             else:
                 part = ticks % size
             parts.append(part + self.offsets[source])
@@ -88,9 +94,18 @@ CASES = [
 @pytest.mark.parametrize(("sizes", "weights"), CASES)
 @pytest.mark.parametrize("has_lengths", [False, True])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_batch_of_many_epochs_is_as_before(sizes: list[int], weights: list[float] | None, has_lengths: bool, shuffle: bool) -> None:
+def test_every_batch_of_many_epochs_is_as_before(
+    sizes: list[int], weights: list[float] | None, has_lengths: bool, shuffle: bool
+) -> None:
     lengths = [(7 * i) % 50 for i in range(sum(sizes))] if has_lengths else None
-    asked = {"batch_size": 8, "seed": 3, "weights": weights, "lengths": lengths, "shuffle": shuffle, "window_batches": 3}
+    asked = {
+        "batch_size": 8,
+        "seed": 3,
+        "weights": weights,
+        "lengths": lengths,
+        "shuffle": shuffle,
+        "window_batches": 3,
+    }
     slow, fast = WholeEpochs(sizes, **asked), Order(sizes, **asked)
     assert fast.batches_per_epoch == slow.batches_per_epoch
     for number in range(7 * slow.batches_per_epoch + 2):
@@ -101,7 +116,9 @@ def test_every_batch_of_many_epochs_is_as_before(sizes: list[int], weights: list
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 3)), min_size=1, max_size=4).filter(lambda s: any(n and w > 0 for n, w in s)),
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 3)), min_size=1, max_size=4).filter(
+        lambda s: any(n and w > 0 for n, w in s)
+    ),
     st.integers(1, 9),
     st.integers(0, 2**33),
     st.integers(1, 5),
@@ -110,11 +127,26 @@ def test_every_batch_of_many_epochs_is_as_before(sizes: list[int], weights: list
     st.integers(0, 10**6),
 )
 def test_any_batch_of_any_order_is_as_before(
-    sources: list[tuple[int, float]], batch: int, seed: int, window: int, shuffle: bool, longest: int | None, number: int
+    sources: list[tuple[int, float]],
+    batch: int,
+    seed: int,
+    window: int,
+    shuffle: bool,
+    longest: int | None,
+    number: int,
 ) -> None:
     sizes, weights = [n for n, _ in sources], [w for _, w in sources]
-    lengths = None if longest is None else np.random.default_rng(seed).integers(0, longest + 1, sum(sizes)).tolist()
-    asked = {"batch_size": batch, "seed": seed, "weights": weights, "lengths": lengths, "shuffle": shuffle, "window_batches": window}
+    lengths = (
+        None if longest is None else np.random.default_rng(seed).integers(0, longest + 1, sum(sizes)).tolist()
+    )
+    asked = {
+        "batch_size": batch,
+        "seed": seed,
+        "weights": weights,
+        "lengths": lengths,
+        "shuffle": shuffle,
+        "window_batches": window,
+    }
     assert Order(sizes, **asked).batch(number) == WholeEpochs(sizes, **asked).batch(number)
 
 

@@ -32,14 +32,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def shown(folder: Path, name: str, caption: str, *, negatives: int = 0, task: str = "caption", pictures: int = 1) -> Sample:
+def shown(
+    folder: Path, name: str, caption: str, *, negatives: int = 0, task: str = "caption", pictures: int = 1
+) -> Sample:
     part = {"type": "image", "path": str(folder / f"{name}.png")}
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": [part] * pictures or "hm"},
         {"role": "assistant", "content": caption or [{"type": "audio", "path": "said.wav"}]},
     ]
     false = [{"kind": "colour", "text": f"a blue circle {n}"} for n in range(negatives)]
-    return parse({"id": f"{name}-{caption}", "group": "g", "task": task, "messages": messages, "negatives": false})
+    return parse(
+        {"id": f"{name}-{caption}", "group": "g", "task": task, "messages": messages, "negatives": false}
+    )
 
 
 def test_a_picture_with_its_captions(tokenizer: Tokenizer, folder: Path) -> None:
@@ -78,7 +82,12 @@ def test_long_captions_lose_their_end(tokenizer: Tokenizer, folder: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "caption", "pictures", "reason"),
-    [("broken", "x", 1, "undecodable"), ("red", "", 1, "empty"), ("red", "x", 0, "bad_row"), ("red", "x", 2, "bad_row")],
+    [
+        ("broken", "x", 1, "undecodable"),
+        ("red", "", 1, "empty"),
+        ("red", "x", 0, "bad_row"),
+        ("red", "x", 2, "bad_row"),
+    ],
 )
 def test_what_cannot_be_used_is_refused_with_its_reason(
     tokenizer: Tokenizer, folder: Path, name: str, caption: str, pictures: int, reason: str
@@ -89,8 +98,12 @@ def test_what_cannot_be_used_is_refused_with_its_reason(
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("values", [{"shift": 3}, {"crop": 0.5}, {"flip_tasks": ["caption"]}, {"jitter": True}])
-def test_changes_are_drawn_anew_and_leave_the_original(tokenizer: Tokenizer, folder: Path, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "values", [{"shift": 3}, {"crop": 0.5}, {"flip_tasks": ["caption"]}, {"jitter": True}]
+)
+def test_changes_are_drawn_anew_and_leave_the_original(
+    tokenizer: Tokenizer, folder: Path, values: dict[str, Any]
+) -> None:
     samples = [shown(folder, "noise", "a red circle")]
     data = Pictures(samples, tokenizer, 24, changes=PictureAugment(**values))
     original = data.pixels(0).copy()
@@ -105,7 +118,12 @@ def test_changes_are_drawn_anew_and_leave_the_original(tokenizer: Tokenizer, fol
 
 def test_only_the_named_tasks_are_mirrored(tokenizer: Tokenizer, folder: Path) -> None:
     """A mirrored 'left of' would be a lie."""
-    data = Pictures([shown(folder, "noise", "left of it", task="place")], tokenizer, 24, changes=PictureAugment(flip_tasks=["colour"]))
+    data = Pictures(
+        [shown(folder, "noise", "left of it", task="place")],
+        tokenizer,
+        24,
+        changes=PictureAugment(flip_tasks=["colour"]),
+    )
     assert all((data.item(0, RNG(seed)).pixels == data.pixels(0)).all() for seed in range(10))
 
 

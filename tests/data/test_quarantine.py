@@ -17,7 +17,10 @@ def test_rows_are_written_and_a_resumed_run_writes_none_twice(tmp_path):
         quarantine.add("a.jsonl", 9, "empty")
         assert quarantine.counts == {"missing": 1, "empty": 1}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(row["path"], row["row"], row["reason"]) for row in rows] == [("a.jsonl", 3, "missing"), ("a.jsonl", 9, "empty")]
+    assert [(row["path"], row["row"], row["reason"]) for row in rows] == [
+        ("a.jsonl", 3, "missing"),
+        ("a.jsonl", 9, "empty"),
+    ]
 
 
 def test_a_torn_line_does_not_hurt(tmp_path):
@@ -27,7 +30,9 @@ def test_a_torn_line_does_not_hurt(tmp_path):
     assert "missing" in path.read_text()
 
 
-@pytest.mark.parametrize(("bad", "total", "stops"), [(0, 0, False), (1, 3, False), (2, 100, True), (2, 200, False), (3, 200, True)])
+@pytest.mark.parametrize(
+    ("bad", "total", "stops"), [(0, 0, False), (1, 3, False), (2, 100, True), (2, 200, False), (3, 200, True)]
+)
 def test_the_limit(bad, total, stops):
     quarantine = Quarantine(limit=0.01)
     for row in range(bad):

@@ -1,4 +1,5 @@
-"""Lines that the schema's own parser takes at once, against the way that every other row goes: the same samples, errors and account."""
+"""Lines that the schema's own parser takes at once, against the way that every other row goes: the same
+samples, errors and account."""
 
 import json
 from pathlib import Path
@@ -15,10 +16,26 @@ from muomni.data.sample import Quick
 from muomni.data.source import Source
 
 words = st.sampled_from(
-    ["a cat", "", " ", "ä\n", 'say "x": y', "\\", "<image> what?", "[IMG]", "a < b", "\x00", "\ud83d\ude00", "\ud800", "1"]
+    [
+        "a cat",
+        "",
+        " ",
+        "ä\n",
+        'say "x": y',
+        "\\",
+        "<image> what?",
+        "[IMG]",
+        "a < b",
+        "\x00",
+        "\ud83d\ude00",
+        "\ud800",
+        "1",
+    ]
 )
 second = st.sampled_from([0, 1, 1.5, -1, 2.0, 1e999, None, "1", 10**400, True])
-picture = st.fixed_dictionaries({"type": st.just("image"), "path": st.sampled_from(["a.png", "b.png", "", "none.png"])})
+picture = st.fixed_dictionaries(
+    {"type": st.just("image"), "path": st.sampled_from(["a.png", "b.png", "", "none.png"])}
+)
 sound = st.fixed_dictionaries(
     {"type": st.just("audio"), "path": st.just("a.wav")},
     optional={
@@ -30,11 +47,21 @@ sound = st.fixed_dictionaries(
 )
 said = st.fixed_dictionaries({"type": st.just("text"), "text": words})
 others = st.sampled_from(
-    [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text"}, {"type": "video", "path": "a"}, "bare", 3, {"text": "untyped"}]
+    [
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "text"},
+        {"type": "video", "path": "a"},
+        "bare",
+        3,
+        {"text": "untyped"},
+    ]
 )
-content = words | st.lists(picture | sound | said, max_size=3) | st.lists(others | picture, max_size=2) | st.none()
+content = (
+    words | st.lists(picture | sound | said, max_size=3) | st.lists(others | picture, max_size=2) | st.none()
+)
 message = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", "human"]), "content": content}, optional={"weight": st.just(1)}
+    {"role": st.sampled_from(["user", "assistant", "system", "human"]), "content": content},
+    optional={"weight": st.just(1)},
 )
 row = st.fixed_dictionaries(
     {},
@@ -57,7 +84,10 @@ plain = st.fixed_dictionaries(
         "id": st.sampled_from(["7", "8"]),
         "messages": st.lists(
             st.fixed_dictionaries(
-                {"role": st.sampled_from(["user", "assistant"]), "content": words | st.lists(picture | sound | said, max_size=3)}
+                {
+                    "role": st.sampled_from(["user", "assistant"]),
+                    "content": words | st.lists(picture | sound | said, max_size=3),
+                }
             ),
             max_size=3,
         ),
@@ -74,18 +104,33 @@ def lines(draw):
     place = draw(st.integers(0, len(text)))
     if change == "double":  # a key twice, at the beginning or in any object
         at = draw(st.sampled_from([i for i, letter in enumerate(text) if letter == "{"] or [0]))
-        key = draw(st.sampled_from(['"id": "9", ', '"text" : "b", ', '"path":"b.png",', '"type": "text",', '"role": "user", ']))
+        key = draw(
+            st.sampled_from(
+                ['"id": "9", ', '"text" : "b", ', '"path":"b.png",', '"type": "text",', '"role": "user", ']
+            )
+        )
         return text[: at + 1] + key + text[at + 1 :]
     if change == "cut":
         return text[:place]
     letter = draw(st.sampled_from(list('"\\:,{}[]<\x01 a\u00a0')))
-    return text[:place] + letter + text[place + (change == "swap") :] if change in ("swap", "insert") else text
+    return (
+        text[:place] + letter + text[place + (change == "swap") :] if change in ("swap", "insert") else text
+    )
 
 
 def read(path: Path) -> tuple[object, ...]:
     quarantine, account = Quarantine(), Account()
     found = list(readers.numbered(Source(path=path.name, format="samples"), path.parent, quarantine, account))
-    return found, quarantine.counts, quarantine.examples, account.read, account.left, account.sides, account.unnamed, account.named
+    return (
+        found,
+        quarantine.counts,
+        quarantine.examples,
+        account.read,
+        account.left,
+        account.sides,
+        account.unnamed,
+        account.named,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +158,9 @@ def test_what_is_quick():
     found = quick(f'{{"id": "7", {turns}}}')
     assert found is not None
     assert (found.group, found.task, found.answer) == ("a.png", "caption", "a cat")
-    assert quick('{"id": "7", "text": "said \\": twice"}') is None, "it may be the end of a key: the slow way looks"
+    assert quick('{"id": "7", "text": "said \\": twice"}') is None, (
+        "it may be the end of a key: the slow way looks"
+    )
     assert quick(f'{{"id": "7", "id": "8", {turns}}}') is None, "a parser would keep the last"
     assert quick(f"{{{turns}}}") is None, "an id is made of the row as it stands"
 

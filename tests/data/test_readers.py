@@ -16,7 +16,9 @@ from muomni.errors import ConfigError, DataError, UserError
 
 def read(folder, source):
     quarantine = Quarantine()
-    return list(readers.read(source if isinstance(source, Source) else Source(path=source), folder, quarantine)), quarantine
+    return list(
+        readers.read(source if isinstance(source, Source) else Source(path=source), folder, quarantine)
+    ), quarantine
 
 
 def write(folder, name, content):
@@ -53,7 +55,12 @@ def test_csv_orders_bom_crlf_and_quoted_commas(tmp_path):
     assert not quarantine.total
     write(tmp_path, "tts.csv", "text,wav\nhello,b.wav\n")
     spoken = read(tmp_path, "tts.csv")[0][0]
-    assert (spoken.task, spoken.question, [Path(p.path).name for p in spoken.speech], spoken.audios) == ("speak", "hello", ["b.wav"], [])
+    assert (spoken.task, spoken.question, [Path(p.path).name for p in spoken.speech], spoken.audios) == (
+        "speak",
+        "hello",
+        ["b.wav"],
+        [],
+    )
 
 
 def test_captions_with_a_root_and_a_prompt(tmp_path):
@@ -69,7 +76,11 @@ def test_image_folders(tmp_path):
     write(tmp_path, "set/red_rose/1.png", b"x")
     write(tmp_path, "set/daisy/2.jpg", b"x")
     assert sorted(s.answer for s in read(tmp_path, "set")[0]) == ["daisy", "red rose"]
-    write(tmp_path, "set/metadata.jsonl", '{"file_name": "daisy/2.jpg", "text": "a white daisy"}\n{"file_name": "no.jpg", "text": "x"}\n')
+    write(
+        tmp_path,
+        "set/metadata.jsonl",
+        '{"file_name": "daisy/2.jpg", "text": "a white daisy"}\n{"file_name": "no.jpg", "text": "x"}\n',
+    )
     samples, quarantine = read(tmp_path, "set")
     assert [s.answer for s in samples] == ["a white daisy"]
     assert quarantine.counts == {"missing": 1}
@@ -78,18 +89,34 @@ def test_image_folders(tmp_path):
 def template(**more):
     question = [{"audio": "{audio}", "start": "{s}"}, "which?"]
     return Source(
-        path="d.jsonl", id="{id}", group="{speaker}", task="digit", messages=[{"user": question}, {"assistant": "{slots.n}"}], **more
+        path="d.jsonl",
+        id="{id}",
+        group="{speaker}",
+        task="digit",
+        messages=[{"user": question}, {"assistant": "{slots.n}"}],
+        **more,
     )
 
 
 def test_rows_fill_a_template_filter_and_name_the_missing_field(tmp_path):
     write(tmp_path, "a.wav", b"x")
     good = {"id": 1, "speaker": "ann", "audio": "a.wav", "s": 0.5, "slots": {"n": 7}, "lang": "en"}
-    rows = [good, {**good, "id": 2, "lang": "de"}, {**good, "id": 3, "speaker": None}, {**good, "id": 4, "slots": {}}]
+    rows = [
+        good,
+        {**good, "id": 2, "lang": "de"},
+        {**good, "id": 3, "speaker": None},
+        {**good, "id": 4, "slots": {}},
+    ]
     write(tmp_path, "d.jsonl", "\n".join(map(json.dumps, rows)))
     samples, quarantine = read(tmp_path, template(where={"lang": ["en", "fr"]}))
     (sample,) = samples
-    assert (sample.id, sample.group, sample.task, sample.answer, sample.audios[0].start) == ("1", "ann", "digit", "7", 0.5)
+    assert (sample.id, sample.group, sample.task, sample.answer, sample.audios[0].start) == (
+        "1",
+        "ann",
+        "digit",
+        "7",
+        0.5,
+    )
     assert quarantine.counts == {"bad_row": 2}
     first, second = quarantine.examples["bad_row"]
     assert "d.jsonl:3" in first
@@ -101,8 +128,13 @@ def test_rows_fill_a_template_filter_and_name_the_missing_field(tmp_path):
 def test_rows_expand_a_list(tmp_path):
     write(tmp_path, "a.png", b"x")
     write(tmp_path, "c.jsonl", '{"id": "p", "path": "a.png", "captions": ["one", "two"]}')
-    source = Source(path="c.jsonl", messages=[{"user": [{"image": "{path}"}]}, {"assistant": "{item}"}], expand="captions")
-    assert [(s.id, s.answer, s.group) for s in read(tmp_path, source)[0]] == [("p#0", "one", "a.png"), ("p#1", "two", "a.png")]
+    source = Source(
+        path="c.jsonl", messages=[{"user": [{"image": "{path}"}]}, {"assistant": "{item}"}], expand="captions"
+    )
+    assert [(s.id, s.answer, s.group) for s in read(tmp_path, source)[0]] == [
+        ("p#0", "one", "a.png"),
+        ("p#1", "two", "a.png"),
+    ]
 
 
 def test_bad_lines_are_counted_by_line_and_the_rest_is_read(tmp_path):
@@ -146,7 +178,9 @@ def test_csv_rows_that_are_broken(tmp_path):
 
 def test_absolute_and_parent_paths_of_a_named_manifest(tmp_path):
     write(tmp_path, "out/a.wav", b"x")
-    write(tmp_path, "in/a.csv", f"wav,text\n{tmp_path}/out/a.wav,one\n../out/a.wav,two\n../out/b.wav,x\n/\0,x\n")
+    write(
+        tmp_path, "in/a.csv", f"wav,text\n{tmp_path}/out/a.wav,one\n../out/a.wav,two\n../out/b.wav,x\n/\0,x\n"
+    )
     samples, quarantine = read(tmp_path, "in/a.csv")
     assert {s.audios[0].path for s in samples} == {str(tmp_path / "out/a.wav")}
     assert quarantine.counts == {"missing": 1, "bad_row": 1}
@@ -178,11 +212,17 @@ def test_an_empty_file_is_an_error_not_an_empty_training(tmp_path, name):
         readers.load([Source(path=name)], base=tmp_path, val_split=0.1, seed=0, quarantine=Quarantine())
 
 
-@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.sampled_from(["jsonl", "csv", "txt", "json"]))
+@given(
+    st.binary(max_size=200) | st.text(max_size=100).map(str.encode),
+    st.sampled_from(["jsonl", "csv", "txt", "json"]),
+)
 @settings(max_examples=300)
 def test_no_bytes_break_a_reader(tmp_path_factory, content, suffix):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
-    for source in (Source(path=write(folder, f"f.{suffix}", content)), Source(path=f"f.{suffix}", text="{x}")):
+    for source in (
+        Source(path=write(folder, f"f.{suffix}", content)),
+        Source(path=f"f.{suffix}", text="{x}"),
+    ):
         try:
             read(folder, source)
         except UserError:
@@ -190,11 +230,21 @@ def test_no_bytes_break_a_reader(tmp_path_factory, content, suffix):
 
 
 def load(folder, sources, quarantine=None, val_split=0.3, seed=0):
-    return readers.load(sources, base=folder, val_split=val_split, seed=seed, quarantine=quarantine or Quarantine())
+    return readers.load(
+        sources, base=folder, val_split=val_split, seed=seed, quarantine=quarantine or Quarantine()
+    )
 
 
 def grouped(folder, name, groups, **more):
-    write(folder, name, "\n".join(json.dumps({"id": f"{g}{i}", "group": g, "text": f"{g} {i}", **more}) for g in groups for i in range(2)))
+    write(
+        folder,
+        name,
+        "\n".join(
+            json.dumps({"id": f"{g}{i}", "group": g, "text": f"{g} {i}", **more})
+            for g in groups
+            for i in range(2)
+        ),
+    )
 
 
 def test_load_splits_by_group_and_names_what_decides(tmp_path):
@@ -260,8 +310,15 @@ def test_the_real_manifests_are_read_whole():
             messages=[{"user": [{"audio": "{path}"}]}, {"assistant": "{text}"}],
             where={"lang": "en"},
         ),
-        Source(path="captions.jsonl", messages=[{"user": [{"image": "{path}"}]}, {"assistant": "{item}"}], expand="captions"),
-        Source(path="vqa.jsonl", messages=[{"user": [{"image": "{image}"}, "{question}"]}, {"assistant": "{answer}"}]),
+        Source(
+            path="captions.jsonl",
+            messages=[{"user": [{"image": "{path}"}]}, {"assistant": "{item}"}],
+            expand="captions",
+        ),
+        Source(
+            path="vqa.jsonl",
+            messages=[{"user": [{"image": "{image}"}, "{question}"]}, {"assistant": "{answer}"}],
+        ),
         Source(path="text/gsm8k.jsonl"),
         Source(path="text/alice.txt", paragraphs=True),
     ]
@@ -270,16 +327,28 @@ def test_the_real_manifests_are_read_whole():
     assert quarantine.total == 0
     assert not corpus.leaks
     tasks = [s.task for s in [*corpus.train, *corpus.valid]]
-    assert (tasks.count("digit"), tasks.count("transcribe"), tasks.count("question"), tasks.count("caption")) == (600, 314, 561, 400)
+    assert (
+        tasks.count("digit"),
+        tasks.count("transcribe"),
+        tasks.count("question"),
+        tasks.count("caption"),
+    ) == (600, 314, 561, 400)
 
 
 def test_a_quote_that_is_not_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text('wav,text\na.wav,"fine, it is"\nb.wav,5" disk\nc.wav,"open\nd.wav,lost\ne.wav,lost too\n')
+    (tmp_path / "t.csv").write_text(
+        'wav,text\na.wav,"fine, it is"\nb.wav,5" disk\nc.wav,"open\nd.wav,lost\ne.wav,lost too\n'
+    )
     rows = list(formats.objects(tmp_path / "t.csv"))
     assert [number for number, _ in rows] == [2, 3, 4, 5, 6]
     assert isinstance(rows[2][1], DataError)
     assert "a quotation mark is not closed" in str(rows[2][1])
-    assert [row["text"] for _, row in rows if isinstance(row, dict)] == ["fine, it is", '5" disk', "lost", "lost too"]
+    assert [row["text"] for _, row in rows if isinstance(row, dict)] == [
+        "fine, it is",
+        '5" disk',
+        "lost",
+        "lost too",
+    ]
 
 
 def test_a_key_given_twice_is_no_row(tmp_path: Path) -> None:

@@ -23,7 +23,13 @@ def reason(row):
 
 def test_ours():
     sample = parse({"id": "7", **user({"type": "image", "path": "a.png"}, {"type": "text", "text": "what?"})})
-    assert (sample.id, sample.group, sample.task, sample.question, sample.answer) == ("7", "a.png", "question", "what?", "a cat")
+    assert (sample.id, sample.group, sample.task, sample.question, sample.answer) == (
+        "7",
+        "a.png",
+        "question",
+        "what?",
+        "a cat",
+    )
     assert sample.images == [ImagePart(path="a.png")]
     assert sample.messages[0].parts[1] == TextPart(text="what?")
 
@@ -34,7 +40,14 @@ def test_openai_and_higgs_spellings():
         user(
             {"type": "image_url", "image_url": {"url": "file:///x/a.png", "detail": "low"}},
             {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
-            {"type": "audio", "audio_url": "b.wav", "raw_audio": "", "offset": 1, "duration": 2.5, "row_id": 3},
+            {
+                "type": "audio",
+                "audio_url": "b.wav",
+                "raw_audio": "",
+                "offset": 1,
+                "duration": 2.5,
+                "row_id": 3,
+            },
             "and a word",
         )
     )
@@ -43,7 +56,12 @@ def test_openai_and_higgs_spellings():
     assert sample.audios[1] == AudioPart(path="b.wav", start=1.0, end=3.5)
     assert sample.task == "spoken_question"
     lone = parse(
-        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": {"type": "audio", "audio_url": "c.wav"}}]}
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": {"type": "audio", "audio_url": "c.wav"}},
+            ]
+        }
     )
     assert (lone.task, lone.audios, lone.speech) == ("speak", [], [AudioPart(path="c.wav")])
 
@@ -102,7 +120,11 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["id", "text", "messages", "role", "content", "type", "path", "audio_url", "image_url"]), inner, max_size=4
+            st.sampled_from(
+                ["id", "text", "messages", "role", "content", "type", "path", "audio_url", "image_url"]
+            ),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=12,
@@ -127,7 +149,10 @@ def test_broken_base64_is_undecodable():
 
 
 def test_a_row_costs_a_few_calls_however_many_there_are():
-    rows = [{"id": str(i), **user({"type": "image", "path": f"{i}.png"}, {"type": "text", "text": "what?"})} for i in range(400)]
+    rows = [
+        {"id": str(i), **user({"type": "image", "path": f"{i}.png"}, {"type": "text", "text": "what?"})}
+        for i in range(400)
+    ]
     parse(rows[0])
 
     def calls(count):

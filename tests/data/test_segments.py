@@ -1,4 +1,5 @@
-"""Long transcripts are cut between words whose times are known, and left out, not counted as bad, where they are not."""
+"""Long transcripts are cut between words whose times are known, and left out, not counted as bad, where they
+are not."""
 
 from __future__ import annotations
 
@@ -23,14 +24,29 @@ from muomni.errors import DataError
 from muomni.media import audio
 from muomni.tokens.alphabet import Alphabet, min_frames
 
-TIMED = [["one", 0.1, 0.4], ["two,", 0.4, 0.8], ["three", 1.5, 1.9], ["four", 1.9, 2.3], ["five", 2.4, 2.8], ["six", 4.0, 4.3]]
+TIMED = [
+    ["one", 0.1, 0.4],
+    ["two,", 0.4, 0.8],
+    ["three", 1.5, 1.9],
+    ["four", 1.9, 2.3],
+    ["five", 2.4, 2.8],
+    ["six", 4.0, 4.3],
+]
 TEXT = "One two, three four five six"
 
 
 def said(timed: Any = TIMED, text: str = TEXT, **window: float) -> Sample:
     sound = {"type": "audio", "path": "a.wav", **window}
     messages = [{"role": "user", "content": [sound]}, {"role": "assistant", "content": text}]
-    return parse({"id": "s", "group": "ann", "split": "train", "messages": messages, "extra": {} if timed is None else {"words": timed}})
+    return parse(
+        {
+            "id": "s",
+            "group": "ann",
+            "split": "train",
+            "messages": messages,
+            "extra": {} if timed is None else {"words": timed},
+        }
+    )
 
 
 def pieces(sample: Sample, most: int) -> list[tuple[str, float | None, float | None]]:
@@ -42,14 +58,18 @@ def pieces(sample: Sample, most: int) -> list[tuple[str, float | None, float | N
 
 
 def test_a_long_one_is_cut_in_its_pauses() -> None:
-    assert pieces(said(), 15) == [("One two,", None, 1.05), ("three four five", 1.25, 3.05), ("six", 3.75, None)]
+    assert pieces(said(), 15) == [
+        ("One two,", None, 1.05),
+        ("three four five", 1.25, 3.05),
+        ("six", 3.75, None),
+    ]
     assert pieces(said(), 20) == [("One two,", None, 1.05), ("three four five six", 1.25, None)]
 
 
 def test_a_short_one_is_the_very_sample() -> None:
     sample, segments = said(), Segments(64)
     assert next(segments.of(sample)) is sample
-    assert segments.told() == ""
+    assert segments.describe() == ""
 
 
 def test_pieces_keep_side_and_group_and_have_ids_of_their_own() -> None:
@@ -61,7 +81,10 @@ def test_pieces_keep_side_and_group_and_have_ids_of_their_own() -> None:
 
 
 def test_a_voice_of_the_assistants_is_cut_too() -> None:
-    messages = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": [{"type": "audio", "path": "a.wav"}]}]
+    messages = [
+        {"role": "user", "content": TEXT},
+        {"role": "assistant", "content": [{"type": "audio", "path": "a.wav"}]},
+    ]
     sample = parse({"id": "s", "group": "g", "messages": messages, "words": TIMED})
     assert [text for text, _, _ in pieces(sample, 15)] == ["One two,", "three four five", "six"]
 
@@ -89,7 +112,10 @@ def test_times_that_cannot_be_trusted_cut_nothing(timed: Any, why: str) -> None:
     segments = Segments(15)
     assert list(segments.of(said(timed))) == []
     assert segments.left_out == {why: 1}
-    assert segments.told() == f"1 transcripts of more than 15 characters: 1 left out (1 {why}); the longest has 28 (max_text_len)"
+    assert (
+        segments.describe()
+        == f"1 transcripts of more than 15 characters: 1 left out (1 {why}); the longest has 28 (max_text_len)"
+    )
 
 
 def test_times_outside_of_the_window_cut_nothing() -> None:
@@ -105,8 +131,13 @@ def test_a_word_that_is_too_long_alone() -> None:
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(1, 12), st.floats(0.05, 0.6), st.floats(0, 1.5)), min_size=1, max_size=30), st.integers(12, 60))
-def test_cuts_hold_every_word_once_and_no_piece_is_too_long(shape: list[tuple[int, float, float]], most: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.floats(0.05, 0.6), st.floats(0, 1.5)), min_size=1, max_size=30),
+    st.integers(12, 60),
+)
+def test_cuts_hold_every_word_once_and_no_piece_is_too_long(
+    shape: list[tuple[int, float, float]], most: int
+) -> None:
     timed, now = [], 0.0
     for letters, length, pause in shape:
         timed.append(Word("x" * letters, now + pause, now + pause + length))
@@ -128,15 +159,28 @@ def test_cuts_hold_every_word_once_and_no_piece_is_too_long(shape: list[tuple[in
 
 def corpus(folder: Path, rows: list[dict[str, Any]], **more: Any) -> readers.Corpus:
     for number in range(len(rows)):
-        audio.write(folder / f"{number}.wav", np.random.default_rng(number).normal(0, 0.1, 16000 * 5).astype(np.float32), 16000)
+        audio.write(
+            folder / f"{number}.wav",
+            np.random.default_rng(number).normal(0, 0.1, 16000 * 5).astype(np.float32),
+            16000,
+        )
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    template = {"id": "{id}", "group": "{id}", "messages": [{"user": [{"audio": "{audio}"}]}, {"assistant": "{text}"}]}
+    template = {
+        "id": "{id}",
+        "group": "{id}",
+        "messages": [{"user": [{"audio": "{audio}"}]}, {"assistant": "{text}"}],
+    }
     source = Source.model_validate({"path": "m.jsonl", **template})
-    return readers.load([source], base=folder, val_split=0.3, seed=0, quarantine=Quarantine(limit=0.0), **more)
+    return readers.load(
+        [source], base=folder, val_split=0.3, seed=0, quarantine=Quarantine(limit=0.0), **more
+    )
 
 
 def test_rows_that_are_left_out_are_no_bad_rows(tmp_path: Path) -> None:
-    rows = [{"id": f"s{n}", "audio": f"{n}.wav", "text": TEXT, **({"words": TIMED} if n % 2 else {})} for n in range(8)]
+    rows = [
+        {"id": f"s{n}", "audio": f"{n}.wav", "text": TEXT, **({"words": TIMED} if n % 2 else {})}
+        for n in range(8)
+    ]
     segments = Segments(15)
     found = corpus(tmp_path, rows, segments=segments)
     assert found.segments is segments
@@ -151,7 +195,9 @@ def test_rows_that_are_left_out_are_no_bad_rows(tmp_path: Path) -> None:
 
 def test_where_nothing_is_left_the_reason_is_told(tmp_path: Path) -> None:
     rows = [{"id": f"s{n}", "audio": f"{n}.wav", "text": TEXT} for n in range(3)]
-    with pytest.raises(DataError, match=r"3 transcripts of more than 15 characters: 3 left out \(3 without word times\)"):
+    with pytest.raises(
+        DataError, match=r"3 transcripts of more than 15 characters: 3 left out \(3 without word times\)"
+    ):
         corpus(tmp_path, rows, segments=Segments(15))
 
 
@@ -168,12 +214,15 @@ def phrases() -> list[Sample]:
         "where": {"set": "libri_phrases"},
         "messages": [{"user": [{"audio": "{path}"}]}, {"assistant": "{text}"}],
     }
-    return list(readers.read(Source.model_validate(source), Path(os.environ["MUOMNI_DATA"]), Quarantine(limit=0.0)))
+    return list(
+        readers.read(Source.model_validate(source), Path(os.environ["MUOMNI_DATA"]), Quarantine(limit=0.0))
+    )
 
 
 @REAL
 def test_real_speech_is_cut_where_it_is_quiet() -> None:
-    """Read speech with aligned words: all of it is used, each piece can be written by CTC, and cuts lie where the voice is weaker."""
+    """Read speech with aligned words: all of it is used, each piece can be written by CTC, and cuts lie where
+    the voice is weaker."""
     samples, segments = phrases(), Segments(30)
     quieter = count = 0
     for sample in samples[:80]:
@@ -198,7 +247,8 @@ def test_real_speech_is_cut_where_it_is_quiet() -> None:
 
 @REAL
 def test_without_times_the_nearest_gap_to_a_pause_is_too_often_the_wrong_one() -> None:
-    """Why no row is cut without times: pauses laid to the gap between words that stands nearest by the share of its letters."""
+    """Why no row is cut without times: pauses laid to the gap between words that stands nearest by the share
+    of its letters."""
     right = pauses = 0
     for sample in phrases():
         part, text = uses.spoken(sample)

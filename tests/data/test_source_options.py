@@ -27,7 +27,9 @@ CUT = {
     "start": 0.0,
     "duration": 1.0,
     "channel": 0,
-    "supervisions": [{"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}],
+    "supervisions": [
+        {"id": "s", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}
+    ],
     "recording": {
         "id": "r",
         "sources": [{"type": "file", "channels": [0], "source": "a.wav"}],
@@ -35,7 +37,14 @@ CUT = {
         "num_samples": 16000,
     },
 }
-FLAT = {"name": "x", "image": "a.png", "say": "a dog", "which": ["a", "b"], "false": [{"kind": "animal", "text": "a cat"}], "side": "train"}
+FLAT = {
+    "name": "x",
+    "image": "a.png",
+    "say": "a dog",
+    "which": ["a", "b"],
+    "false": [{"kind": "animal", "text": "a cat"}],
+    "side": "train",
+}
 TEMPLATE: dict[str, Any] = {"messages": [{"user": [{"image": "{image}"}]}, {"assistant": "{say}"}]}
 # The bytes of each format's file, and what a source must say of it.
 FILES: dict[str, tuple[str, str]] = {
@@ -48,7 +57,12 @@ FILES: dict[str, tuple[str, str]] = {
     "images": ("folder", ""),
     "sounds": ("heard", ""),
     "llava": ("l.json", json.dumps([LLAVA, CAPTION])),
-    "alpaca": ("i.json", json.dumps([{"instruction": "what?", "input": "", "output": "a dog", "image": "a.png", "kind": "dog"}])),
+    "alpaca": (
+        "i.json",
+        json.dumps(
+            [{"instruction": "what?", "input": "", "output": "a dog", "image": "a.png", "kind": "dog"}]
+        ),
+    ),
     "lhotse": ("cuts.jsonl", json.dumps(CUT)),
     "ljspeech": ("lj", ""),
     "librispeech": ("libri", ""),
@@ -134,6 +148,14 @@ def test_a_field_changes_the_samples_or_is_refused(folder: Path, kind: str) -> N
 
 
 def test_the_table_of_the_docs_is_that_of_the_readers() -> None:
-    rows = [line.split("|")[1:3] for line in DOCS.read_text().splitlines() if line.startswith("| ") and line.count("|") == 3]
-    told = {row[0].strip(): sorted(re.findall(r"`(\w+)`", row[1])) for row in rows if row[0].strip() in formats.USES}
+    rows = [
+        line.split("|")[1:3]
+        for line in DOCS.read_text().splitlines()
+        if line.startswith("| ") and line.count("|") == 3
+    ]
+    told = {
+        row[0].strip(): sorted(re.findall(r"`(\w+)`", row[1]))
+        for row in rows
+        if row[0].strip() in formats.USES
+    }
     assert told == {kind: sorted(used) for kind, used in formats.USES.items()}

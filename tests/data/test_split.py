@@ -12,7 +12,9 @@ def test_growth_moves_no_group(groups, seed):
     before = {g: split.assign(g, 0.3, seed) for g in sorted(groups)}
     after = {g: split.assign(g, 0.3, seed) for g in sorted(groups | {"new", "newer"})}
     assert before.items() <= after.items()
-    assert all(split.assign(g, 0.5, seed) == "valid" for g, side in before.items() if side == "valid")  # a larger share only adds
+    assert all(
+        split.assign(g, 0.5, seed) == "valid" for g, side in before.items() if side == "valid"
+    )  # a larger share only adds
 
 
 def test_the_share_is_kept_and_the_seed_matters():
@@ -27,7 +29,10 @@ def test_the_assignment_is_pinned():
 
 
 def image(name, group, path):
-    turns = [{"role": "user", "content": [{"type": "image", "path": path}]}, {"role": "assistant", "content": "x"}]
+    turns = [
+        {"role": "user", "content": [{"type": "image", "path": path}]},
+        {"role": "assistant", "content": "x"},
+    ]
     return parse({"id": name, "group": group, "messages": turns})
 
 

@@ -1,4 +1,5 @@
-"""The stratified draw: equal shares, shortages carried on, blind to order, steady under growth, and never redrawn in silence."""
+"""The stratified draw: equal shares, shortages carried on, blind to order, steady under growth, and never
+redrawn in silence."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ def chosen_of(samples: list[Sample], lengths: list[int], size: int, **more: int)
 def test_lengths_are_those_of_the_assistants_words() -> None:
     tokenizer = Tokenizer.train(["a red circle and a blue square"] * 3, 280)
     said = ["a red circle", "and a blue square"]
-    turns = [turn for words in said for turn in ({"role": "user", "content": "what do you see?"}, {"role": "assistant", "content": words})]
+    turns = [
+        turn
+        for words in said
+        for turn in ({"role": "user", "content": "what do you see?"}, {"role": "assistant", "content": words})
+    ]
     chat, document = parse({"messages": turns}), parse({"text": "a red circle"})
     wanted = sum(len(tokenizer.encode(words)) for words in said)
     assert label_lengths([chat, document, chat], tokenizer) == [wanted, 0, wanted]
@@ -43,7 +48,9 @@ def test_edges_belong_to_the_bucket_below() -> None:
     assert buckets([40, 41], (0, 10, 20, 40)) == [2, 3]
 
 
-@pytest.mark.parametrize(("size", "shares"), [(64, (21, 21, 22)), (200, (66, 66, 68)), (1, (0, 0, 1)), (0, (0, 0, 0))])
+@pytest.mark.parametrize(
+    ("size", "shares"), [(64, (21, 21, 22)), (200, (66, 66, 68)), (1, (0, 0, 1)), (0, (0, 0, 0))]
+)
 def test_equal_shares_and_the_rest_to_the_last(size: int, shares: tuple[int, ...]) -> None:
     lengths = [5, 15, 25] * 100
     counts = Counter(lengths[index] for index in draw(make(300), lengths, size))
@@ -52,9 +59,16 @@ def test_equal_shares_and_the_rest_to_the_last(size: int, shares: tuple[int, ...
 
 @pytest.mark.parametrize(
     ("held", "size", "shares"),
-    [((5, 100, 100), 30, (5, 15, 10)), ((100, 100, 2), 30, (None, None, 2)), ((0, 0, 50), 30, (0, 0, 30)), ((4, 3, 2), 30, (4, 3, 2))],
+    [
+        ((5, 100, 100), 30, (5, 15, 10)),
+        ((100, 100, 2), 30, (None, None, 2)),
+        ((0, 0, 50), 30, (0, 0, 30)),
+        ((4, 3, 2), 30, (4, 3, 2)),
+    ],
 )
-def test_a_shortage_is_carried_to_the_others(held: tuple[int, ...], size: int, shares: tuple[int | None, ...]) -> None:
+def test_a_shortage_is_carried_to_the_others(
+    held: tuple[int, ...], size: int, shares: tuple[int | None, ...]
+) -> None:
     lengths = [length for length, count in zip((5, 15, 25), held, strict=True) for _ in range(count)]
     chosen = draw(make(len(lengths)), lengths, size)
     assert len(chosen) == min(size, len(lengths)) == len(set(chosen))
@@ -62,9 +76,16 @@ def test_a_shortage_is_carried_to_the_others(held: tuple[int, ...], size: int, s
     assert all(share in (None, counts[length]) for length, share in zip((5, 15, 25), shares, strict=True))
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 40), st.integers(0, 5), st.sampled_from([5, 15, 25]))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.integers(0, 40),
+    st.integers(0, 5),
+    st.sampled_from([5, 15, 25]),
+)
 @settings(max_examples=100)
-def test_the_order_decides_nothing_and_one_more_moves_one(lengths: list[int], size: int, seed: int, more: int) -> None:
+def test_the_order_decides_nothing_and_one_more_moves_one(
+    lengths: list[int], size: int, seed: int, more: int
+) -> None:
     samples = make(len(lengths))
     drawn = chosen_of(samples, lengths, size, seed=seed)
     both = list(zip(samples, lengths, strict=True))

@@ -1,4 +1,5 @@
-"""Bytes of any packing and size as rows: arrays element by element, in flat memory, and whatever is torn is named."""
+"""Bytes of any packing and size as rows: arrays element by element, in flat memory, and whatever is torn is
+named."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import formats, readers, streams
-from muomni.data.check import check
+from muomni.data.check.checker import check
 from muomni.data.quarantine import Quarantine
 from muomni.data.source import Source
 from muomni.errors import DataError, DataNote
@@ -40,7 +41,11 @@ def test_arrays_are_read_element_by_element(tmp_path: Path, indent: int | None, 
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=20,
 )
@@ -62,7 +67,9 @@ def test_any_array_in_chunks_of_any_size(
 
 
 @pytest.mark.parametrize("chunk", range(1, 12))
-def test_numbers_are_never_cut_at_a_chunks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_numbers_are_never_cut_at_a_chunks_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
     rows = [-2.5, 1e-07, 12345678901234567890, -0.125e300, 0, [1.5, {"a": -3.25}], True, None, "x"]
     for indent in (None, 0, 2):
@@ -98,7 +105,9 @@ def test_a_torn_array_is_never_a_short_one(tmp_path_factory: pytest.TempPathFact
         ("/annex/objects/SHA256E-s3--0.json\n", 0, "a pointer of git-annex"),
     ],
 )
-def test_what_can_not_be_read_is_named_with_its_line(tmp_path: Path, content: str | bytes, good: int, expected: str) -> None:
+def test_what_can_not_be_read_is_named_with_its_line(
+    tmp_path: Path, content: str | bytes, good: int, expected: str
+) -> None:
     (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     rows: list[object] = []
     with pytest.raises(DataError, match=expected):
@@ -121,7 +130,10 @@ def test_objects_around_rows_and_behind_each_other(tmp_path: Path) -> None:
         assert found[:2] == [(1, rows[0]), (2, rows[1])]
         assert isinstance(found[2][1], DataNote)
         assert "left: version, info" in str(found[2][1])
-    assert values(tmp_path, "\n".join(json.dumps(row, indent=1) for row in rows)) == [(1, rows[0]), (4, rows[1])]
+    assert values(tmp_path, "\n".join(json.dumps(row, indent=1) for row in rows)) == [
+        (1, rows[0]),
+        (4, rows[1]),
+    ]
     assert values(tmp_path, "\n".join(map(json.dumps, rows))) == [(1, rows[0]), (2, rows[1])]
     talk = {"data": ["q", "a"]}  # a row that happens to have such a key
     assert values(tmp_path, json.dumps(talk)) == [(1, talk)]
@@ -173,8 +185,14 @@ def test_what_is_packed_by_name_alone_is_named(tmp_path: Path) -> None:
 
 def test_line_ends_of_every_kind(tmp_path: Path) -> None:
     for end in ("\n", "\r\n", "\r"):
-        (tmp_path / "a.txt").write_bytes(end.join(["first line", "second line", "third\u2028line", ""]).encode())
-        assert [line for _, line in streams.lines(tmp_path / "a.txt")] == ["first line", "second line", "third\u2028line"]
+        (tmp_path / "a.txt").write_bytes(
+            end.join(["first line", "second line", "third\u2028line", ""]).encode()
+        )
+        assert [line for _, line in streams.lines(tmp_path / "a.txt")] == [
+            "first line",
+            "second line",
+            "third\u2028line",
+        ]
 
 
 MEASURED = """
@@ -191,13 +209,21 @@ print(count, int(peak.split()[1]) // 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_an_array(tmp_path: Path) -> None:
     """40 MB and 100 MB of one array take the same memory, to 4 MB."""
-    element = json.dumps({"image": "a.jpg", "conversations": [{"from": "human", "value": "words " * 100}] * 4})
+    element = json.dumps(
+        {"image": "a.jpg", "conversations": [{"from": "human", "value": "words " * 100}] * 4}
+    )
     peaks = []
     for count in (16_000, 40_000):
         path = tmp_path / "a.json"
         with path.open("w") as stream:
             stream.write("[" + ",".join([element] * count) + "]")
-        run = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=True, env={**os.environ})
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ},
+        )
         found, peak = map(int, run.stdout.split())
         assert found == count
         peaks.append(peak)

@@ -1,4 +1,5 @@
-"""Tables as their writers meant them: what a known writer wrote is read back equal, or refused, or told; never glued, cut or dropped."""
+"""Tables as their writers meant them: what a known writer wrote is read back equal, or refused, or told;
+never glued, cut or dropped."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muomni.data import readers, tables
-from muomni.data.check import check
+from muomni.data.check.checker import check
 from muomni.data.quarantine import Quarantine
 from muomni.data.source import Source
 from muomni.errors import DataError, DataNote
@@ -42,9 +43,28 @@ def table(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
 # 1. Writers
 
 ALPHABET = "ab \"\\,;|\t\n\r'#éx1."
-ODD = ['"', '""', '"who is', 'he said "no"', "C:\\dir\\", "a, b", '"a"', "", "\\N", "1.5", "-3", "#x", " x", "x ", "a\nb", "\ta"]
+ODD = [
+    '"',
+    '""',
+    '"who is',
+    'he said "no"',
+    "C:\\dir\\",
+    "a, b",
+    '"a"',
+    "",
+    "\\N",
+    "1.5",
+    "-3",
+    "#x",
+    " x",
+    "x ",
+    "a\nb",
+    "\ta",
+]
 CELLS = st.text(ALPHABET, max_size=8) | st.sampled_from(ODD)
-ROWS = st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=6))
+ROWS = st.integers(1, 4).flatmap(
+    lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=6)
+)
 STYLES: dict[str, dict[str, Any]] = {
     "minimal": {"quoting": csv.QUOTE_MINIMAL},
     "all": {"quoting": csv.QUOTE_ALL},
@@ -58,10 +78,21 @@ STYLES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("writer", ["csv", "pandas"])
 @pytest.mark.parametrize("style", STYLES)
-@given(ROWS, st.sampled_from(",\t;|"), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+@given(
+    ROWS,
+    st.sampled_from(",\t;|"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
 @settings(max_examples=150)
 def test_what_a_writer_wrote_is_read_back_or_told(
-    tmp_path_factory: pytest.TempPathFactory, writer: str, style: str, rows: list[list[str]], delimiter: str, end: str, encoding: str
+    tmp_path_factory: pytest.TempPathFactory,
+    writer: str,
+    style: str,
+    rows: list[list[str]],
+    delimiter: str,
+    end: str,
+    encoding: str,
 ) -> None:
     names = ["wav", "text", "c", "d"][: len(rows[0])]
     path = tmp_path_factory.getbasetemp() / ("w.tsv" if delimiter == "\t" else "w.csv")
@@ -89,15 +120,23 @@ def test_what_a_writer_wrote_is_read_back_or_told(
 @pytest.mark.parametrize("writer", ["csv", "pandas"])
 @pytest.mark.parametrize("style", ["minimal", "all", "nonnumeric", "escape", "escape_all"])
 def test_ordinary_tables_of_each_writer_are_read_as_they_are(tmp_path: Path, writer: str, style: str) -> None:
-    """Nothing is refused, and told only where backslashes are at play: what was written is read, with the lines on which rows begin."""
-    rows = [["a.wav", "plain"], ["b.wav", 'he said "no", twice'], ["c.wav", "two\nlines, one cell"], ["d.wav", "end"]]
+    """Nothing is refused, and told only where backslashes are at play: what was written is read, with the
+    lines on which rows begin."""
+    rows = [
+        ["a.wav", "plain"],
+        ["b.wav", 'he said "no", twice'],
+        ["c.wav", "two\nlines, one cell"],
+        ["d.wav", "end"],
+    ]
     for delimiter, name in ((",", "t.csv"), ("\t", "t.tsv"), (";", "t.csv"), ("|", "t.csv")):
         path = tmp_path / name
         if writer == "csv":
             with path.open("w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream, delimiter=delimiter, **STYLES[style]).writerows([["wav", "text"], *rows])
         else:
-            pandas.DataFrame(rows, columns=["wav", "text"]).to_csv(path, sep=delimiter, index=False, **STYLES[style])
+            pandas.DataFrame(rows, columns=["wav", "text"]).to_csv(
+                path, sep=delimiter, index=False, **STYLES[style]
+            )
         tables._dialect.cache_clear()
         found = list(tables.rows(path))
         assert [(number, list(row.values())) for number, row in found if isinstance(row, dict)] == list(
@@ -130,7 +169,9 @@ def test_ordinary_tables_of_each_writer_are_read_as_they_are(tmp_path: Path, wri
         (b'a b;"x""y";c,;"d;"\r\n"""""";,.x1;" ;\nax"; ,\'\r\n', [['""', ",.x1", " ;\nax", " ,'"]]),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_told(tmp_path: Path, content: bytes, expected: list[list[str]]) -> None:
+def test_what_can_be_read_in_two_ways_is_told(
+    tmp_path: Path, content: bytes, expected: list[list[str]]
+) -> None:
     """What writers wrote of these cells makes whole rows of other cells in another dialect."""
     try:
         good, said = read(table(tmp_path, content))
@@ -142,8 +183,13 @@ def test_what_can_be_read_in_two_ways_is_told(tmp_path: Path, content: bytes, ex
 def test_what_can_be_read_in_two_ways_has_its_line(tmp_path: Path) -> None:
     _, said = read(table(tmp_path, 'wav\ttext\na.wav\tplain\nb.wav\t"say ""hi"""\n', "t.tsv"))
     assert [line.partition(": table")[0] for line in said] == ["3: ambiguous"]
-    assert read(table(tmp_path, '"wav"\t"text"\n"a.wav"\t"say ""hi"""\n', "t.tsv")) == ([{"wav": "a.wav", "text": 'say "hi"'}], [])
-    assert read(table(tmp_path, 'wav,text\na.wav,"say ""hi"""\nb.wav,"one, two"\n'))[1] == []  # the comma settles it
+    assert read(table(tmp_path, '"wav"\t"text"\n"a.wav"\t"say ""hi"""\n', "t.tsv")) == (
+        [{"wav": "a.wav", "text": 'say "hi"'}],
+        [],
+    )
+    assert (
+        read(table(tmp_path, 'wav,text\na.wav,"say ""hi"""\nb.wav,"one, two"\n'))[1] == []
+    )  # the comma settles it
 
 
 def test_pandas_reads_the_same(tmp_path: Path) -> None:
@@ -156,29 +202,50 @@ def test_pandas_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_ten_rows_of_common_voice_are_ten(tmp_path: Path) -> None:
-    said = ["all night", '"who is there', "nobody", '"come in', "a voice", '"good evening," he said', 'a 5" disk', '"', '""']
-    path = table(tmp_path, "path\tsentence\tlocale\n" + "".join(f"{n}.mp3\t{text}\ten\n" for n, text in enumerate(said)), "validated.tsv")
+    said = [
+        "all night",
+        '"who is there',
+        "nobody",
+        '"come in',
+        "a voice",
+        '"good evening," he said',
+        'a 5" disk',
+        '"',
+        '""',
+    ]
+    path = table(
+        tmp_path,
+        "path\tsentence\tlocale\n" + "".join(f"{n}.mp3\t{text}\ten\n" for n, text in enumerate(said)),
+        "validated.tsv",
+    )
     good, told = read(path)
     assert [row["sentence"] for row in good] == said
     assert not told
 
 
 def test_quotation_marks_of_people_in_a_csv(tmp_path: Path) -> None:
-    path = table(tmp_path, 'wav,text\na.wav,one\nb.wav,"open it\nc.wav,and then\nd.wav,"close it\ne.wav,a 5" disk\n')
+    path = table(
+        tmp_path, 'wav,text\na.wav,one\nb.wav,"open it\nc.wav,and then\nd.wav,"close it\ne.wav,a 5" disk\n'
+    )
     assert [row["text"] for row in read(path)[0]] == ["one", '"open it', "and then", '"close it', 'a 5" disk']
 
 
 def test_marks_behind_a_backslash(tmp_path: Path) -> None:
     path = table(tmp_path, 'wav,text\na.wav,"he said \\"no\\", twice"\nb.wav,"C:\\\\new"\nc.wav,plain\n')
     assert [row["text"] for row in read(path)[0]] == ['he said "no", twice', "C:\\new", "plain"]
-    path = table(tmp_path, 'wav,text\na.wav,"he said \\"no\\""\nb.wav,"C:\\new"\n')  # a writer that escapes marks alone
+    path = table(
+        tmp_path, 'wav,text\na.wav,"he said \\"no\\""\nb.wav,"C:\\new"\n'
+    )  # a writer that escapes marks alone
     assert [row["text"] for row in read(path)[0]] == ['he said "no"', "C:\\new"]
-    path = table(tmp_path, 'wav,text\na.wav,"C:\\dir\\"\nb.wav,"x, y"\n')  # a path in a table of doubled marks
+    path = table(
+        tmp_path, 'wav,text\na.wav,"C:\\dir\\"\nb.wav,"x, y"\n'
+    )  # a path in a table of doubled marks
     assert [row["text"] for row in read(path)[0]] == ["C:\\dir\\", "x, y"]
 
 
 def test_glued_rows_are_refused_with_their_lines(tmp_path: Path) -> None:
-    """A mark that opens at a row's end and closes three rows on: whether it is one row or four, nobody can tell."""
+    """A mark that opens at a row's end and closes three rows on: whether it is one row or four, nobody can
+    tell."""
     lines = 'wav,text\na.wav,"one, two"\nb.wav,"open\nc.wav,lost\nd.wav,"\ne.wav,five\n'
     good, told = read(table(tmp_path, lines))
     assert [row["wav"] for row in good] == ["a.wav", "e.wav"]
@@ -187,7 +254,9 @@ def test_glued_rows_are_refused_with_their_lines(tmp_path: Path) -> None:
 
 
 def test_a_mark_that_is_never_closed_costs_one_row(tmp_path: Path) -> None:
-    good, told = read(table(tmp_path, 'wav,text\na.wav,"one, two"\nb.wav,"open, here\nc.wav,three\nd.wav,four\n'))
+    good, told = read(
+        table(tmp_path, 'wav,text\na.wav,"one, two"\nb.wav,"open, here\nc.wav,three\nd.wav,four\n')
+    )
     assert [row["wav"] for row in good] == ["a.wav", "c.wav", "d.wav"]
     assert [line.partition(" (")[0] for line in told] == ["3: bad_row: table: a quotation mark is not closed"]
 
@@ -227,14 +296,22 @@ def test_a_column_without_a_name_is_kept_by_its_place(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("wav,text,text\na.wav,b,c\n", r"t\.csv:1: expected each column once, got 'text' twice"),
-        ("a.wav,hello\nb.wav,there\n", r"t\.csv:1: expected the columns' names in the first line, got a row: 'a\.wav'"),
+        (
+            "a.wav,hello\nb.wav,there\n",
+            r"t\.csv:1: expected the columns' names in the first line, got a row: 'a\.wav'",
+        ),
         ("wav\ttext\na.wav\tx\n".encode("utf-16")[2:], "got UTF-16LE without its mark"),
         ("wav\ttext\na.wav\tx\n".encode("utf-16") + b"\0", "expected UTF-16, as its mark says"),
         ("caf\u00e9,text\n".encode("latin-1"), r"t\.csv:1: the header: line: expected UTF-8, got byte 0xe9"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "a pointer of git-lfs .*git lfs pull"),
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+            "a pointer of git-lfs .*git lfs pull",
+        ),
     ],
 )
-def test_a_file_that_must_not_be_guessed_at_is_refused(tmp_path: Path, content: str | bytes, expected: str) -> None:
+def test_a_file_that_must_not_be_guessed_at_is_refused(
+    tmp_path: Path, content: str | bytes, expected: str
+) -> None:
     with pytest.raises(DataError, match=expected):
         read(table(tmp_path, content))
 
@@ -242,7 +319,11 @@ def test_a_file_that_must_not_be_guessed_at_is_refused(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("content", "lines", "expected"),
     [
-        ("wav,text\na.wav,x\nb.wav,one, two\nc.wav,y\n", ["3"], "expected 2 cells (wav, text), got 3 (a cell that holds commas"),
+        (
+            "wav,text\na.wav,x\nb.wav,one, two\nc.wav,y\n",
+            ["3"],
+            "expected 2 cells (wav, text), got 3 (a cell that holds commas",
+        ),
         ("wav,text\na.wav,x\nb.wav\nc.wav,y\n", ["3"], "expected 2 cells (wav, text), got 1"),
         ("wav,text\na.wav,x\n# not now\nc.wav,y\n", ["3"], "a comment?"),
         ("wav,text\na.wav,x\nb.wav,\0\nc.wav,y\n", ["3"], "got a NUL byte"),
@@ -254,16 +335,24 @@ def test_a_file_that_must_not_be_guessed_at_is_refused(tmp_path: Path, content: 
         ("#wav,text\na.wav,x\n", ["1"], "names stand behind a #"),
         ('wav\ttext\na.wav\t"one, two"\nb.wav\tx\n', ["2"], "they are read as letters"),
         ('wav,text\na.wav,"one"\nb.wav,x\n', ["2"], "they are read as quoting"),
-        ("wav,text\na.wav,x\nb.wav,nan\nc.wav,nan\n", ["3"], "text holds 'nan', which programs write for nothing"),
+        (
+            "wav,text\na.wav,x\nb.wav,nan\nc.wav,nan\n",
+            ["3"],
+            "text holds 'nan', which programs write for nothing",
+        ),
     ],
 )
-def test_what_is_odd_is_refused_or_told_with_its_line(tmp_path: Path, content: str | bytes, lines: list[str], expected: str) -> None:
+def test_what_is_odd_is_refused_or_told_with_its_line(
+    tmp_path: Path, content: str | bytes, lines: list[str], expected: str
+) -> None:
     name = "t.tsv" if isinstance(content, str) and "\t" in content else "t.csv"
     good, said = read(table(tmp_path, content, name))
     assert [line.partition(":")[0] for line in said] == lines
     assert expected in said[0]
     assert {"wav", "text"} == good[0].keys()
-    assert len(good) == (3 if "repaired" in said[0] and "header" not in said[0] and "#" not in said[0] else len(good))
+    assert len(good) == (
+        3 if "repaired" in said[0] and "header" not in said[0] and "#" not in said[0] else len(good)
+    )
 
 
 def test_far_marks_are_evidence_too(tmp_path: Path) -> None:

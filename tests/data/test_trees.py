@@ -1,4 +1,5 @@
-"""Folders as they are unpacked or sorted by hand: told by themselves, strict about every line, speakers as groups, one file one name."""
+"""Folders as they are unpacked or sorted by hand: told by themselves, strict about every line, speakers as
+groups, one file one name."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from muomni.data import formats, places, readers, uses, utterances
-from muomni.data.check import check
+from muomni.data.check.checker import check
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
@@ -29,7 +30,11 @@ LJ = (
 def tone(path: Path, hz: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     times = np.arange(24000) / 16000
-    audio.write(path.with_suffix(".wav"), (0.3 * np.sin(2 * np.pi * hz * times) * np.hanning(24000)).astype(np.float32), 16000)
+    audio.write(
+        path.with_suffix(".wav"),
+        (0.3 * np.sin(2 * np.pi * hz * times) * np.hanning(24000)).astype(np.float32),
+        16000,
+    )
     path.with_suffix(".wav").rename(path)  # sounds are read by their bytes, whatever their names
 
 
@@ -47,7 +52,11 @@ def librispeech(folder: Path) -> Path:
     (folder).mkdir(parents=True)
     (folder / "SPEAKERS.TXT").write_text("; about\n")
     hz = 150
-    for part, speaker, chapter in (("train-clean-100", 103, 1240), ("train-clean-100", 1034, 121119), ("dev-clean", 84, 121123)):
+    for part, speaker, chapter in (
+        ("train-clean-100", 103, 1240),
+        ("train-clean-100", 1034, 121119),
+        ("dev-clean", 84, 121123),
+    ):
         inside = folder / part / str(speaker) / str(chapter)
         lines = []
         for number in range(2):
@@ -60,7 +69,9 @@ def librispeech(folder: Path) -> Path:
 
 def read(path: Path, **more: object) -> tuple[list[Sample], Quarantine]:
     quarantine = Quarantine(limit=1.0)
-    return list(readers.read(Source.model_validate({"path": str(path), **more}), Path(), quarantine)), quarantine
+    return list(
+        readers.read(Source.model_validate({"path": str(path), **more}), Path(), quarantine)
+    ), quarantine
 
 
 @pytest.mark.parametrize("name", ["", "metadata.csv"])
@@ -80,7 +91,10 @@ def test_ljspeech_is_told_from_its_folder_or_its_table(tmp_path: Path, name: str
 
 
 def test_every_bad_line_of_ljspeech_is_named(tmp_path: Path) -> None:
-    table = LJ + "LJ003-0001|a|b|c\nno pipes at all\nLJ003-0002| |\nLJ003-0003|no such sound|no such sound\n../LJ001-0001|up|up\n"
+    table = (
+        LJ
+        + "LJ003-0001|a|b|c\nno pipes at all\nLJ003-0002| |\nLJ003-0003|no such sound|no such sound\n../LJ001-0001|up|up\n"
+    )
     samples, quarantine = read(ljspeech(tmp_path / "lj", table))
     assert len(samples) == 3
     assert quarantine.counts == {"bad_row": 3, "empty": 1, "missing": 1}
@@ -90,7 +104,12 @@ def test_every_bad_line_of_ljspeech_is_named(tmp_path: Path) -> None:
 
 def test_librispeech_is_told_from_any_of_its_folders(tmp_path: Path) -> None:
     root = librispeech(tmp_path / "LibriSpeech")
-    for path, count in ((root, 6), (root / "train-clean-100", 4), (root / "train-clean-100" / "103", 2), (root / "dev-clean/84/121123", 2)):
+    for path, count in (
+        (root, 6),
+        (root / "train-clean-100", 4),
+        (root / "train-clean-100" / "103", 2),
+        (root / "dev-clean/84/121123", 2),
+    ):
         assert formats.sniff(path, Source(path=str(path))) == "librispeech"
         samples, quarantine = read(path)
         assert len(samples) == count
@@ -104,7 +123,9 @@ def test_librispeech_is_told_from_any_of_its_folders(tmp_path: Path) -> None:
 
 def test_held_out_parts_and_speakers_never_straddle(tmp_path: Path) -> None:
     root = librispeech(tmp_path / "LibriSpeech")
-    corpus = readers.load([Source(path=str(root))], base=Path(), val_split=0.0, seed=0, quarantine=Quarantine())
+    corpus = readers.load(
+        [Source(path=str(root))], base=Path(), val_split=0.0, seed=0, quarantine=Quarantine()
+    )
     assert {sample.group for sample in corpus.valid} == {"84"}
     assert not corpus.leaks
 
@@ -112,7 +133,10 @@ def test_held_out_parts_and_speakers_never_straddle(tmp_path: Path) -> None:
 def test_every_bad_line_of_librispeech_is_named(tmp_path: Path) -> None:
     root = librispeech(tmp_path / "LibriSpeech")
     table = root / "train-clean-100" / "103" / "1240" / "103-1240.trans.txt"
-    table.write_text(table.read_text() + "103-1240-0002\n104-1240-0003 ANOTHER SPEAKER\nwords alone\n103-1240-0009 NO SOUND\n")
+    table.write_text(
+        table.read_text()
+        + "103-1240-0002\n104-1240-0003 ANOTHER SPEAKER\nwords alone\n103-1240-0009 NO SOUND\n"
+    )
     samples, quarantine = read(root)
     assert len(samples) == 6
     assert quarantine.counts == {"bad_row": 3, "missing": 1}
@@ -175,8 +199,17 @@ def common_voice(folder: Path) -> Path:
     head = "client_id\tpath\tsentence\tup_votes\n"
     clips = [f"cv_{n}.mp3" for n in range(8)]
     voices(folder / "clips", *clips)
-    rows = [f"spk{n // 2}\t{clip}\t{'' if n % 3 else chr(34)}sentence number {n}\t2\n" for n, clip in enumerate(clips)]
-    for name, chosen in (("train", rows[:4]), ("dev", rows[4:6]), ("test", rows[6:]), ("validated", rows), ("other", rows[:1])):
+    rows = [
+        f"spk{n // 2}\t{clip}\t{'' if n % 3 else chr(34)}sentence number {n}\t2\n"
+        for n, clip in enumerate(clips)
+    ]
+    for name, chosen in (
+        ("train", rows[:4]),
+        ("dev", rows[4:6]),
+        ("test", rows[6:]),
+        ("validated", rows),
+        ("other", rows[:1]),
+    ):
         (folder / f"{name}.tsv").write_text(head + "".join(chosen))
     return folder
 
@@ -187,8 +220,16 @@ def test_the_tables_of_common_voice_are_its_splits(tmp_path: Path) -> None:
     assert [sample.split for sample in samples] == ["train"] * 4 + ["valid"] * 4
     assert [sample.group for sample in samples] == [f"spk{n // 2}" for n in range(8)]
     assert samples[3].answer == '"sentence number 3'
-    assert any("validated.tsv, which holds their rows and others, is left" in note for note in quarantine.notes)
-    corpus = readers.load([Source(path=str(tmp_path / "cv" / "en"))], base=Path(), val_split=0.5, seed=0, quarantine=Quarantine())
+    assert any(
+        "validated.tsv, which holds their rows and others, is left" in note for note in quarantine.notes
+    )
+    corpus = readers.load(
+        [Source(path=str(tmp_path / "cv" / "en"))],
+        base=Path(),
+        val_split=0.5,
+        seed=0,
+        quarantine=Quarantine(),
+    )
     assert (len(corpus.train), len(corpus.valid), bool(corpus.leaks)) == (4, 4, False)
     report = check(Source(path=str(tmp_path / "cv" / "en")), Path())
     assert (report.samples, report.total("error"), report.sides) == (8, 0, {"train": 4, "valid": 4})
@@ -217,7 +258,9 @@ def test_vctk_is_told_from_its_folder(tmp_path: Path, version: str) -> None:
     voices(tmp_path / sounds / "p315", "p315_001" + ends[0])  # its texts were lost
     samples, quarantine = read(tmp_path)
     assert formats.sniff(tmp_path, Source(path=str(tmp_path))) == "vctk"
-    assert [(sample.id, sample.group, sample.answer) for sample in samples[:1]] == [("p225_001", "p225", "Please call p225_001.")]
+    assert [(sample.id, sample.group, sample.answer) for sample in samples[:1]] == [
+        ("p225_001", "p225", "Please call p225_001.")
+    ]
     assert len(samples) == 4
     assert samples[0].audios[0].speaker == "p225"
     assert samples[0].audios[0].path.endswith(f"{sounds}/p225/p225_001{ends[0]}")
@@ -235,21 +278,38 @@ def test_folders_of_classes_with_splits(tmp_path: Path) -> None:
     for name in ("train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "test/dog/4.png"):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes(name.encode())
-    for name in (".git/x/9.png", "__MACOSX/train/cat/._1.png", "train/.ipynb_checkpoints/1-checkpoint.png", "train/cat/._1.png"):
+    for name in (
+        ".git/x/9.png",
+        "__MACOSX/train/cat/._1.png",
+        "train/.ipynb_checkpoints/1-checkpoint.png",
+        "train/cat/._1.png",
+    ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes(b"no picture")
     samples, quarantine = read(tmp_path / "a")
     found = {Path(sample.images[0].path).name: (sample.answer, sample.split) for sample in samples}
-    assert found == {"1.png": ("cat", "train"), "2.png": ("dog", "train"), "3.png": ("cat", "valid"), "4.png": ("dog", "valid")}
+    assert found == {
+        "1.png": ("cat", "train"),
+        "2.png": ("dog", "train"),
+        "3.png": ("cat", "valid"),
+        "4.png": ("dog", "valid"),
+    }
     assert not quarantine.total
     for name in ("cat/1.png", "dog/2.png", "test/3.png"):  # a class that is called test
         (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / name).write_bytes(name.encode())
-    assert [(sample.answer, sample.split) for sample in read(tmp_path / "b")[0]] == [("cat", None), ("dog", None), ("test", None)]
+    assert [(sample.answer, sample.split) for sample in read(tmp_path / "b")[0]] == [
+        ("cat", None),
+        ("dog", None),
+        ("test", None),
+    ]
     for name in ("train/cat/1.png", "train/dog/2.png"):  # one split alone says nothing
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / name).write_bytes(name.encode())
-    assert [(sample.answer, sample.split) for sample in read(tmp_path / "c")[0]] == [("cat", None), ("dog", None)]
+    assert [(sample.answer, sample.split) for sample in read(tmp_path / "c")[0]] == [
+        ("cat", None),
+        ("dog", None),
+    ]
     (tmp_path / "d/animals/cat").mkdir(parents=True)
     (tmp_path / "d/animals/cat/1.png").write_bytes(b"x")
     (tmp_path / "d/2.png").write_bytes(b"y")
@@ -263,7 +323,11 @@ def test_sounds_in_folders_are_no_pictures(tmp_path: Path) -> None:
     voices(tmp_path / "a", "dog/1.wav", "dog/2.wav", "cat/3.wav")
     samples, quarantine = read(tmp_path / "a")
     assert formats.sniff(tmp_path / "a", Source(path="a")) == "sounds"
-    assert [(sample.task, sample.answer) for sample in samples] == [("label", "cat"), ("label", "dog"), ("label", "dog")]
+    assert [(sample.task, sample.answer) for sample in samples] == [
+        ("label", "cat"),
+        ("label", "dog"),
+        ("label", "dog"),
+    ]
     assert not quarantine.total
     report = check(Source(path=str(tmp_path / "a")), Path())
     assert (report.manifests[0].format, report.samples, report.sounds) == ("sounds", 3, 3)
@@ -276,12 +340,22 @@ def test_sounds_in_folders_are_no_pictures(tmp_path: Path) -> None:
 def test_metadata_of_each_split(tmp_path: Path, kind: str) -> None:
     for side, names in (("train", ("1.wav", "sub/2.wav")), ("test", ("1.wav",))):
         voices(tmp_path / "a" / side, *names)
-        rows = [{"file_name": name, "transcription": f"{side} {name}", "speaker_id": f"{side}{n}"} for n, name in enumerate(names)]
-        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)] if kind == "csv" else map(json.dumps, rows)
+        rows = [
+            {"file_name": name, "transcription": f"{side} {name}", "speaker_id": f"{side}{n}"}
+            for n, name in enumerate(names)
+        ]
+        lines = (
+            [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+            if kind == "csv"
+            else map(json.dumps, rows)
+        )
         (tmp_path / "a" / side / f"metadata.{kind}").write_text("\n".join(lines) + "\n")
     samples, quarantine = read(tmp_path / "a")
     assert not quarantine.total
-    found = [(Path(s.audios[0].path).relative_to(tmp_path / "a").as_posix(), s.answer, s.split, s.group, s.task) for s in samples]
+    found = [
+        (Path(s.audios[0].path).relative_to(tmp_path / "a").as_posix(), s.answer, s.split, s.group, s.task)
+        for s in samples
+    ]
     assert found == [
         ("test/1.wav", "test 1.wav", "valid", "test0", "transcribe"),
         ("train/1.wav", "train 1.wav", "train", "train0", "transcribe"),
@@ -290,13 +364,18 @@ def test_metadata_of_each_split(tmp_path: Path, kind: str) -> None:
     report = check(Source(path=str(tmp_path / "a")), Path())
     assert (report.samples, report.total("error"), report.sides) == (3, 0, {"valid": 1, "train": 2})
     one, quarantine = read(tmp_path / "a" / "train")
-    assert [(sample.answer, sample.split) for sample in one] == [("train 1.wav", None), ("train sub/2.wav", None)]
+    assert [(sample.answer, sample.split) for sample in one] == [
+        ("train 1.wav", None),
+        ("train sub/2.wav", None),
+    ]
     assert not quarantine.total
 
 
 def test_a_pointer_in_a_tables_place_is_named(tmp_path: Path) -> None:
     voices(tmp_path / "a", "1.wav")
-    (tmp_path / "a" / "metadata.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    (tmp_path / "a" / "metadata.csv").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    )
     with pytest.raises(DataError, match="a pointer of git-lfs"):
         read(tmp_path / "a")
     report = check(Source(path=str(tmp_path / "a")), Path())
@@ -315,8 +394,21 @@ def spellings(folder: Path) -> list[str]:
     (folder / "hard.wav").hardlink_to(folder / "clips" / "a.wav")
     (folder.parent / "outside").symlink_to(folder)
     return [
-        *("clips/a.wav", "./clips//a.wav", "clips/../clips/a.wav", str(folder / "clips/a.wav"), "link.wav", "far.wav", "again/a.wav"),
-        *("../outside/clips/a.wav", str(folder.parent / "outside" / "again" / "a.wav"), "hard.wav", f"file://{folder}/clips/a.wav"),
+        *(
+            "clips/a.wav",
+            "./clips//a.wav",
+            "clips/../clips/a.wav",
+            str(folder / "clips/a.wav"),
+            "link.wav",
+            "far.wav",
+            "again/a.wav",
+        ),
+        *(
+            "../outside/clips/a.wav",
+            str(folder.parent / "outside" / "again" / "a.wav"),
+            "hard.wav",
+            f"file://{folder}/clips/a.wav",
+        ),
     ]
 
 
@@ -325,7 +417,13 @@ def test_a_file_is_one_file_however_it_is_spelt(tmp_path: Path) -> None:
     names = spellings(folder)
     turns = [{"role": "assistant", "content": "words"}]
     rows = [
-        {"id": str(n), "messages": [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": name}}]}, *turns]}
+        {
+            "id": str(n),
+            "messages": [
+                {"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": name}}]},
+                *turns,
+            ],
+        }
         for n, name in enumerate(names)
     ]
     (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -339,7 +437,8 @@ def test_a_file_is_one_file_however_it_is_spelt(tmp_path: Path) -> None:
 
 
 def test_what_lies_outside_is_one_file_too(tmp_path: Path) -> None:
-    """A folder that is a link out of the manifest's keeps its name; the split does not know where it leads."""
+    """A folder that is a link out of the manifest's keeps its name; the split does not know where it
+    leads."""
     voices(tmp_path / "disk", "a.wav", "b.wav")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "clips").symlink_to(tmp_path / "disk")
@@ -349,16 +448,25 @@ def test_what_lies_outside_is_one_file_too(tmp_path: Path) -> None:
     )
     samples, _ = read(tmp_path / "in" / "m.csv")
     assert [sample.group for sample in samples] == ["clips/a.wav"] * 3 + ["clips/b.wav"] * 2
-    assert {sample.audios[0].path for sample in samples} == {str(tmp_path / "in" / "clips" / name) for name in ("a.wav", "b.wav")}
+    assert {sample.audios[0].path for sample in samples} == {
+        str(tmp_path / "in" / "clips" / name) for name in ("a.wav", "b.wav")
+    }
 
 
-def test_spellings_by_capitals_where_the_disk_knows_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that finds A.wav as a.wav is imitated: whatever the system is asked of is told in small letters."""
+def test_spellings_by_capitals_where_the_disk_knows_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that finds A.wav as a.wav is imitated: whatever the system is asked of is told in small
+    letters."""
     voices(tmp_path, "a.wav", "b.wav")
     real = {name: getattr(os, name) for name in ("stat", "lstat")}
     for name, ask in real.items():
         monkeypatch.setattr(
-            os, name, lambda path, *more, ask=ask, **kw: ask(str(path).replace(".WAV", ".wav").replace("/A.", "/a."), *more, **kw)
+            os,
+            name,
+            lambda path, *more, ask=ask, **kw: ask(
+                str(path).replace(".WAV", ".wav").replace("/A.", "/a."), *more, **kw
+            ),
         )
     found = places.Places([str(tmp_path)])
     assert found.find("A.wav") == found.find("a.wav") == found.find("a.WAV")
@@ -371,7 +479,9 @@ def test_a_thousand_rows_of_a_folder_ask_for_it_once(tmp_path: Path, monkeypatch
         (tmp_path / "clips" / f"{n}.wav").write_bytes(b"x")
     asked: list[str] = []
     real = os.path.realpath
-    monkeypatch.setattr(os.path, "realpath", lambda path, **more: asked.append(str(path)) or real(path, **more))
+    monkeypatch.setattr(
+        os.path, "realpath", lambda path, **more: asked.append(str(path)) or real(path, **more)
+    )
     found = places.Places([str(tmp_path)])
     for n in range(1000):
         assert found.find(f"clips/{n}.wav") == (str(tmp_path / "clips" / f"{n}.wav"), f"clips/{n}.wav")

@@ -1,4 +1,5 @@
-"""A folder of several manifests with 32 planted faults of 18 reasons: each is reported at its row, and the clean twin is green."""
+"""A folder of several manifests with 32 planted faults of 18 reasons: each is reported at its row, and the
+clean twin is green."""
 
 import json
 import struct
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from muomni.data.check import check
+from muomni.data.check.checker import check
 from muomni.data.sample import Source
 
 RATE_HZ = 16000
@@ -21,7 +22,10 @@ def voice(path, seed, seconds=1.0, gain=0.2):
     """Five syllables of drawn pitch, so that no two seeds sound alike."""
     rng = np.random.default_rng(seed)
     times = np.arange(int(seconds * RATE_HZ / 5)) / RATE_HZ
-    parts = [sum(np.sin(2 * np.pi * f * times) * g for f, g in zip(rng.uniform(150, 3300, 4), rng.random(4))) for _ in range(5)]
+    parts = [
+        sum(np.sin(2 * np.pi * f * times) * g for f, g in zip(rng.uniform(150, 3300, 4), rng.random(4)))
+        for _ in range(5)
+    ]
     soundfile.write(path, np.concatenate([part * np.hanning(len(times)) for part in parts]) * gain, RATE_HZ)
 
 
@@ -34,19 +38,35 @@ def bomb(path):
     """A PNG whose header announces 60000 x 60000 pixels."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 def hear(path, text, **more):
     sound = {"type": "audio", "path": path, **more.pop("window", {})}
-    return {"messages": [{"role": "user", "content": [sound]}, {"role": "assistant", "content": text}], **more}
+    return {
+        "messages": [{"role": "user", "content": [sound]}, {"role": "assistant", "content": text}],
+        **more,
+    }
 
 
 def see(path, text, **more):
-    return {"messages": [{"role": "user", "content": [{"type": "image", "path": path}]}, {"role": "assistant", "content": text}], **more}
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "path": path}]},
+            {"role": "assistant", "content": text},
+        ],
+        **more,
+    }
 
 
 def chat(question, answer, **more):
@@ -77,7 +97,11 @@ class Folder:
 
     @staticmethod
     def _bytes(line):
-        return line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+        return (
+            line
+            if isinstance(line, bytes)
+            else (line if isinstance(line, str) else json.dumps(line)).encode()
+        )
 
 
 def make(path, is_clean):
@@ -91,18 +115,42 @@ def make(path, is_clean):
 
     for i, speaker in enumerate(["ann", "ann", "ben", "cat"]):
         folder.good(
-            "speech.jsonl", hear(f"s{i}.wav", f"hello {i}", id=f"s{i}", group=speaker, split="valid" if speaker == "cat" else "train")
+            "speech.jsonl",
+            hear(
+                f"s{i}.wav",
+                f"hello {i}",
+                id=f"s{i}",
+                group=speaker,
+                split="valid" if speaker == "cat" else "train",
+            ),
         )
     fault = folder.fault
-    for name, reason in (("torn.wav", "undecodable"), ("text.wav", "undecodable"), ("zero.wav", "empty"), ("silent.wav", "silent")):
+    for name, reason in (
+        ("torn.wav", "undecodable"),
+        ("text.wav", "undecodable"),
+        ("zero.wav", "empty"),
+        ("silent.wav", "silent"),
+    ):
         fault(reason, "speech.jsonl", hear(name, "hello", group="ann", split="train"))
     fault("missing", "speech.jsonl", hear("gone.wav", "hello", group="ann", split="train"))
     fault("missing", "speech.jsonl", hear("s\0.wav", "hello", group="ann", split="train"))
     fault("infeasible", "speech.jsonl", hear("s0.wav", "look " * 20, id="long", group="ann", split="train"))
-    fault("bad_row", "speech.jsonl", hear("s0.wav", "x", group="ann", split="train", window={"start": 0.8, "end": 0.2}))
+    fault(
+        "bad_row",
+        "speech.jsonl",
+        hear("s0.wav", "x", group="ann", split="train", window={"start": 0.8, "end": 0.2}),
+    )
     fault("bad_row", "speech.jsonl", hear("s0.wav", "x", group="ann", split="train", window={"start": -1.0}))
-    fault("bad_row", "speech.jsonl", hear("s0.wav", "x", group="ann", split="train", window={"start": float("nan")}))
-    fault("end_beyond", "speech.jsonl", hear("s0.wav", "beyond", group="ann", split="train", window={"start": 0.5, "end": 9.0}))
+    fault(
+        "bad_row",
+        "speech.jsonl",
+        hear("s0.wav", "x", group="ann", split="train", window={"start": float("nan")}),
+    )
+    fault(
+        "end_beyond",
+        "speech.jsonl",
+        hear("s0.wav", "beyond", group="ann", split="train", window={"start": 0.5, "end": 9.0}),
+    )
     fault("near_duplicate", "speech.jsonl", hear("louder.ogg", "hello again", group="ann", split="train"))
     fault("clipped", "speech.jsonl", hear("clipped.wav", "loud", group="ann", split="train"))
     fault("leak_group", "speech.jsonl", hear("s4.wav", "ho", group="ben", split="valid"))
@@ -153,7 +201,9 @@ def spoil(path):
     (path / "text.wav").write_text("this is no sound at all")
     (path / "zero.wav").write_bytes(b"")
     soundfile.write(path / "silent.wav", np.zeros(RATE_HZ), RATE_HZ)
-    soundfile.write(path / "clipped.wav", np.clip(soundfile.read(path / "s7.wav")[0][::-1] * 20, -1, 1), RATE_HZ)
+    soundfile.write(
+        path / "clipped.wav", np.clip(soundfile.read(path / "s7.wav")[0][::-1] * 20, -1, 1), RATE_HZ
+    )
     soundfile.write(path / "louder.ogg", wave * 1.5, RATE_HZ, format="OGG", subtype="VORBIS")
     bomb(path / "bomb.png")
     Image.open(path / "p0.png").resize((160, 120)).save(path / "smaller.jpg", quality=80)

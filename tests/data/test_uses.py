@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from muomni import cli
 from muomni.data import readers, uses
-from muomni.data.check import check
+from muomni.data.check.checker import check
+from muomni.data.check.report import lines, summary
 from muomni.data.quarantine import Quarantine
-from muomni.data.report import lines, summary
 from muomni.data.sample import Sample, parse
 from muomni.data.source import Source
 from muomni.data.tokenized import encode
@@ -26,13 +26,24 @@ PICTURE = {"type": "image", "path": "a.png"}
 
 
 def row(*turns: tuple[str, Any], **more: Any) -> Sample:
-    return parse({"id": "r", "group": "g", "messages": [{"role": role, "content": content} for role, content in turns], **more})
+    return parse(
+        {
+            "id": "r",
+            "group": "g",
+            "messages": [{"role": role, "content": content} for role, content in turns],
+            **more,
+        }
+    )
 
 
 def tones(folder: Path, count: int = 6, seconds: float = 1.0) -> None:
     times = np.arange(int(16000 * seconds)) / 16000
     for number in range(count):
-        audio.write(folder / f"{number}.wav", (0.4 * np.sin(2 * np.pi * (200 + 90 * number) * times)).astype(np.float32), 16000)
+        audio.write(
+            folder / f"{number}.wav",
+            (0.4 * np.sin(2 * np.pi * (200 + 90 * number) * times)).astype(np.float32),
+            16000,
+        )
 
 
 # --- whose words --------------------------------------------------------------------------------------------------------------------------
@@ -58,8 +69,14 @@ def test_the_words_of_a_sound(sample: Sample, words: str) -> None:
 @pytest.mark.parametrize(
     "turns",
     [
-        (("user", [PICTURE, {"type": "text", "text": "what colour is it?"}]), ("assistant", [SOUND])),  # the question is not what is said
-        (("user", [{**SOUND, "path": "b.wav"}, {"type": "text", "text": "what was that?"}]), ("assistant", [SOUND])),
+        (
+            ("user", [PICTURE, {"type": "text", "text": "what colour is it?"}]),
+            ("assistant", [SOUND]),
+        ),  # the question is not what is said
+        (
+            ("user", [{**SOUND, "path": "b.wav"}, {"type": "text", "text": "what was that?"}]),
+            ("assistant", [SOUND]),
+        ),
         (("assistant", [SOUND]),),
     ],
 )
@@ -79,8 +96,14 @@ def test_a_question_about_media_is_not_what_the_answer_says(turns: Any) -> None:
         (row(("user", "say it"), ("assistant", [{"type": "text", "text": "hello"}, SOUND])), None),
         (row(("user", "a dog"), ("assistant", "woof")), "no medium"),
         (row(("user", [PICTURE]), ("assistant", [SOUND])), "more than one medium"),
-        (row(("user", [PICTURE]), ("assistant", "a dog"), ("user", "sure?"), ("assistant", "yes")), "not one question and one answer"),
-        (row(("user", "a dog"), ("assistant", [{"type": "text", "text": "here"}, PICTURE])), "words beside the picture that it draws"),
+        (
+            row(("user", [PICTURE]), ("assistant", "a dog"), ("user", "sure?"), ("assistant", "yes")),
+            "not one question and one answer",
+        ),
+        (
+            row(("user", "a dog"), ("assistant", [{"type": "text", "text": "here"}, PICTURE])),
+            "words beside the picture that it draws",
+        ),
         (parse({"id": "r", "group": "g", "text": "a document"}), "no medium"),
     ],
 )
@@ -103,7 +126,13 @@ def test_rows_of_tts_csv_have_their_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("header", "form"),
-    [("wav,text", "asr_csv"), ("text,wav", "tts_csv"), ("wav,text", None), ("image,text", None), ("image,caption", None)],
+    [
+        ("wav,text", "asr_csv"),
+        ("text,wav", "tts_csv"),
+        ("wav,text", None),
+        ("image,text", None),
+        ("image,caption", None),
+    ],
 )
 def test_swapped_columns_are_one_line(tmp_path: Path, header: str, form: Any) -> None:
     tones(tmp_path, 2)
@@ -132,7 +161,10 @@ def manifest(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def turns(user: Any, assistant: Any, **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}], **more}
+    return {
+        "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}],
+        **more,
+    }
 
 
 def sound(number: int) -> list[dict[str, str]]:
@@ -141,7 +173,9 @@ def sound(number: int) -> list[dict[str, str]]:
 
 def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
     tones(tmp_path)
-    audio.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16000 * 21).astype(np.float32), 16000)
+    audio.write(
+        tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16000 * 21).astype(np.float32), 16000
+    )
     rows = [
         turns(sound(0), "hello", group="a"),
         turns("hello", sound(1), group="b"),
@@ -162,7 +196,16 @@ def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
     ]
     assert [one["where"].rpartition(":")[2] for one in found.to_json()["usable"]] == list("123456")
     (only,) = found.manifests
-    assert only.stages == {"hearing": 2, "codec": 3, "talker": 3, "omni": 4, "thinker": 2, "instruct": 2, "rows": 4, "mmpt": 4}
+    assert only.stages == {
+        "hearing": 2,
+        "codec": 3,
+        "talker": 3,
+        "omni": 4,
+        "thinker": 2,
+        "instruct": 2,
+        "rows": 4,
+        "mmpt": 4,
+    }
     assert only.refused["hearing"]["a sound of over 20 s (max_s)"] == 1
     assert only.refused["hearing"]["more symbols than CTC can write in its frames"] == 1
     told = dict(summary(found))["m.jsonl: for stages"]
@@ -190,7 +233,9 @@ def test_a_row_without_use_beside_useful_ones_is_a_warning(tmp_path: Path) -> No
     rows = [turns(sound(0), "hello", group="a"), turns(sound(1), sound(2), group="b")]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
     assert {"useless_row"} == {finding.reason for finding in found.findings if finding.severity != "note"}
-    assert next(finding.where for finding in found.findings if finding.reason == "useless_row").endswith("m.jsonl:2")
+    assert next(finding.where for finding in found.findings if finding.reason == "useless_row").endswith(
+        "m.jsonl:2"
+    )
 
 
 def test_swapped_columns_make_data_check_red(tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seconds, hz in (("short", 0.2, 300), ("long", 1.5, 500), ("fast", 1.0, 16000)):
         rate = 16000 if hz != 16000 else 22050
         times = np.arange(int(rate * seconds)) / rate
-        audio.write(out / f"{name}.wav", (0.4 * np.sin(2 * np.pi * 440 * times) * np.hanning(len(times))).astype(np.float32), rate)
+        audio.write(
+            out / f"{name}.wav",
+            (0.4 * np.sin(2 * np.pi * 440 * times) * np.hanning(len(times))).astype(np.float32),
+            rate,
+        )
     (out / "broken.wav").write_bytes(b"RIFF")
     return out
 
@@ -37,7 +41,10 @@ def said(folder: Path, name: str, answer: str, **extra: Any) -> Sample:
 
 def speaking(folder: Path, name: str, text: str) -> Sample:
     sound = {"type": "audio", "path": str(folder / f"{name}.wav")}
-    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": [{"type": "text", "text": text}, sound]}]
+    messages = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": [{"type": "text", "text": text}, sound]},
+    ]
     return parse({"id": "speaks", "group": "g", "messages": messages})
 
 
@@ -74,7 +81,9 @@ def test_no_sound_two_sounds_or_no_words_are_refused(folder: Path) -> None:
         ("broken", "hello", "undecodable"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_with_its_reason(folder: Path, name: str, text: str, reason: str) -> None:
+def test_what_cannot_be_learned_is_refused_with_its_reason(
+    folder: Path, name: str, text: str, reason: str
+) -> None:
     data = Utterances([said(folder, name, text)], HEARING)
     with pytest.raises(DataError) as caught:
         data.item(0, RNG(0))
@@ -116,10 +125,18 @@ def test_a_cached_utterance_is_the_one_that_was_read(folder: Path) -> None:
         {"formant_scale": (0.8, 1.2)},
         {"time_masks": 2},
         {"freq_masks": 2},
-        {"speed": (0.9, 1.1), "noise_snr_db": (10.0, 20.0), "gain_db": (-3.0, 3.0), "time_masks": 1, "freq_masks": 1},
+        {
+            "speed": (0.9, 1.1),
+            "noise_snr_db": (10.0, 20.0),
+            "gain_db": (-3.0, 3.0),
+            "time_masks": 1,
+            "freq_masks": 1,
+        },
     ],
 )
-def test_changes_are_drawn_anew_and_only_from_the_given_generator(folder: Path, values: dict[str, Any]) -> None:
+def test_changes_are_drawn_anew_and_only_from_the_given_generator(
+    folder: Path, values: dict[str, Any]
+) -> None:
     samples = [said(folder, "long", "one two")]
     plain = Utterances(samples, HEARING).item(0, RNG(0)).mel_FM
     data = Utterances(samples, HEARING, changes=SpeechAugment(**values))

@@ -32,11 +32,19 @@ def world(tiny_world: Path) -> Path:
 
 
 def rows(world: Path) -> dict[str, list[Row]]:
-    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in sorted(world.glob("*.jsonl"))}
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(world.glob("*.jsonl"))
+    }
 
 
 def parts(row: Row) -> list[Row]:
-    return [part for turn in row.get("messages", []) for part in turn["content"] if isinstance(turn["content"], list)]
+    return [
+        part
+        for turn in row.get("messages", [])
+        for part in turn["content"]
+        if isinstance(turn["content"], list)
+    ]
 
 
 def texts(row: Row) -> list[str]:
@@ -59,7 +67,9 @@ def test_no_held_out_pair_or_sentence_in_any_training_row(world: Path) -> None:
             if row["split"] == "train":
                 for text in texts(row):
                     assert not lexicon.pairs(text) & lexicon.HELD_OUT_PAIRS, (name, text)
-                    assert not any(lexicon.is_held_out(part) for part in text.replace("?", ".").split(". ")), (name, text)
+                    assert not any(
+                        lexicon.is_held_out(part) for part in text.replace("?", ".").split(". ")
+                    ), (name, text)
                 for _, colour, shape, _ in row.get("extra", {}).get("scene", []):
                     assert (colour, shape) not in lexicon.HELD_OUT_PAIRS
 
@@ -69,7 +79,9 @@ def test_valid_pictures_show_held_out_pairs_where_marked(world: Path) -> None:
     for name in ("captions", "questions", "probe", "spoken_questions"):
         for row in rows(world)[name]:
             if "scene" in row["extra"]:
-                has = any((colour, shape) in lexicon.HELD_OUT_PAIRS for _, colour, shape, _ in row["extra"]["scene"])
+                has = any(
+                    (colour, shape) in lexicon.HELD_OUT_PAIRS for _, colour, shape, _ in row["extra"]["scene"]
+                )
                 assert has == (row["extra"]["pairs"] == "held_out")
                 marks[row["split"], has] += 1
     assert marks["train", True] == 0
@@ -88,9 +100,15 @@ def test_voices_are_disjoint(world: Path) -> None:
 
 def test_valid_sentences_are_not_in_training(world: Path) -> None:
     everything = rows(world)
-    trained = {text for name in SPOKEN for row in everything[name] if row["split"] == "train" for text in heard(row)}
+    trained = {
+        text for name in SPOKEN for row in everything[name] if row["split"] == "train" for text in heard(row)
+    }
     for name in ("transcripts", "speak"):
-        valid = [row for row in everything[name] if row["split"] == "valid" and row["extra"].get("sentence") != "seen"]
+        valid = [
+            row
+            for row in everything[name]
+            if row["split"] == "valid" and row["extra"].get("sentence") != "seen"
+        ]
         assert valid
         for row in valid:
             assert row["extra"]["text"] not in trained
@@ -100,8 +118,16 @@ def test_ids_are_unique_and_media_exist(world: Path) -> None:
     everything = rows(world)
     ids = [row["id"] for content in everything.values() for row in content]
     assert len(ids) == len(set(ids))
-    media = {part["path"] for content in everything.values() for row in content for part in parts(row) if part["type"] != "text"}
-    assert media == {str(path.relative_to(world)) for folder in ("images", "audio") for path in (world / folder).iterdir()}
+    media = {
+        part["path"]
+        for content in everything.values()
+        for row in content
+        for part in parts(row)
+        if part["type"] != "text"
+    }
+    assert media == {
+        str(path.relative_to(world)) for folder in ("images", "audio") for path in (world / folder).iterdir()
+    }
 
 
 def test_valid_captions_are_distinct() -> None:
@@ -144,7 +170,17 @@ def test_vocabulary_is_the_lexicon(world: Path) -> None:
 
 
 def test_same_seed_same_bytes_in_another_process(world: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "muomni.data.world", "--out", str(tmp_path / "again"), "--seed", "1", "--size", "tiny"]
+    command = [
+        sys.executable,
+        "-m",
+        "muomni.data.world",
+        "--out",
+        str(tmp_path / "again"),
+        "--seed",
+        "1",
+        "--size",
+        "tiny",
+    ]
     subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": "77", "PATH": ""})
     assert files.read_json(tmp_path / "again" / "manifest.json") == files.read_json(world / "manifest.json")
     for path in world.rglob("*.*"):
@@ -197,11 +233,16 @@ def test_failing_speech_process_is_told(tmp_path: Path) -> None:
 
 def test_formant_voice_speaks_without_espeak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    jobs = [{"path": f"{word}.wav", "text": word, "voice": "en-us+m6", "rate_wpm": 160, "pitch": 50, "seed": 1} for word in ("one", "two")]
+    jobs = [
+        {"path": f"{word}.wav", "text": word, "voice": "en-us+m6", "rate_wpm": 160, "pitch": 50, "seed": 1}
+        for word in ("one", "two")
+    ]
     files.write_jsonl(tmp_path / "jobs.jsonl", jobs)
     speech.main(tmp_path / "jobs.jsonl", tmp_path)
     assert files.read_json(tmp_path / ".speech.json")["voice"] == "formant"
-    first, again, other = (formant.say(*said, 160, 50, 1) for said in (("star", "m6"), ("star", "m6"), ("star", "f2")))
+    first, again, other = (
+        formant.say(*said, 160, 50, 1) for said in (("star", "m6"), ("star", "m6"), ("star", "f2"))
+    )
     assert np.array_equal(first, again)
     assert np.isfinite(first).all()
     assert len(formant.say("star", "m6", 80, 50, 1)) > 1.8 * len(first)

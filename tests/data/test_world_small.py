@@ -26,7 +26,9 @@ def few_rows() -> Counts:
     """The small world's counts, a fiftieth of its rows."""
     much = counts("small")
     splits = {
-        name: {s: -(-n // 50) + 2 * (n > 0) for s, n in value.items()} for name, value in vars(much).items() if isinstance(value, dict)
+        name: {s: -(-n // 50) + 2 * (n > 0) for s, n in value.items()}
+        for name, value in vars(much).items()
+        if isinstance(value, dict)
     }
     return replace(much, **splits, repeats=1, least=1)
 
@@ -35,23 +37,35 @@ def few_rows() -> Counts:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["muomni.data.world.build"], "_SMALL", few_rows())  # the package has a function of that name
+        patch.setattr(
+            sys.modules["muomni.data.world.build"], "_SMALL", few_rows()
+        )  # the package has a function of that name
         build_world(out, seed=1, size="small")
     return out
 
 
 def rows(world: Path) -> list[tuple[str, Row]]:
-    return [(path.stem, json.loads(line)) for path in sorted(world.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return [
+        (path.stem, json.loads(line))
+        for path in sorted(world.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
 
 
 def texts(row: Row) -> list[str]:
     """Everything that a row writes or says, a sentence each."""
     content = [turn["content"] for turn in row.get("messages", [])]
     written = [
-        part if isinstance(part, str) else part.get("text", "") for one in content for part in ([one] if isinstance(one, str) else one)
+        part if isinstance(part, str) else part.get("text", "")
+        for one in content
+        for part in ([one] if isinstance(one, str) else one)
     ]
     written += [negative["text"] for negative in row.get("negatives", [])]
-    written += [row.get("text", ""), row.get("extra", {}).get("text", ""), *row.get("extra", {}).get("texts", [])]
+    written += [
+        row.get("text", ""),
+        row.get("extra", {}).get("text", ""),
+        *row.get("extra", {}).get("texts", []),
+    ]
     return [sentence for text in written for sentence in text.replace("?", ".").split(". ") if sentence]
 
 
@@ -80,12 +94,21 @@ def test_nothing_held_out_is_trained(world: Path) -> None:
         if "pairs" in extra:
             marks[row["split"], extra["pairs"]] = marks.get((row["split"], extra["pairs"]), 0) + 1
         speakers = {
-            part["speaker"] for turn in row.get("messages", []) for part in turn["content"] if isinstance(part, dict) and "speaker" in part
+            part["speaker"]
+            for turn in row.get("messages", [])
+            for part in turn["content"]
+            if isinstance(part, dict) and "speaker" in part
         }
-        assert speakers <= set(voices.TRAIN if row["split"] == "train" else (*voices.HELD_OUT, voices.ANSWER_VOICE))
+        assert speakers <= set(
+            voices.TRAIN if row["split"] == "train" else (*voices.HELD_OUT, voices.ANSWER_VOICE)
+        )
     assert marks["valid", "held_out"] > 2 * marks["valid", "seen"] > 0
     for name, row in rows(world):
-        if row["split"] == "valid" and name in ("transcripts", "speak") and row["extra"].get("sentence") != "seen":
+        if (
+            row["split"] == "valid"
+            and name in ("transcripts", "speak")
+            and row["extra"].get("sentence") != "seen"
+        ):
             assert row["extra"]["text"] not in trained["said"]
 
 
@@ -101,7 +124,10 @@ def test_every_word_is_said_often_enough(vocabulary: Any) -> None:
     said = source.many(200, held_out=False, distinct=False)
     said += source.cover(said, 10)
     counted = [word for text in said for word in lexicon.words(text)]
-    assert set(vocabulary.words) - set(counted) <= {"yes", "no"}  # answers that no sentence of a small vocabulary holds are said alone
+    assert set(vocabulary.words) - set(counted) <= {
+        "yes",
+        "no",
+    }  # answers that no sentence of a small vocabulary holds are said alone
     assert all(counted.count(word) >= 10 for word in vocabulary.words)
 
 
@@ -118,7 +144,8 @@ def test_each_shape_of_the_few_loses_one_pair() -> None:
 
 
 def test_the_picture_that_readme_and_makefile_ask_about_shows_what_they_say() -> None:
-    """Of the world of seed 1, as the quickstart makes it; few training scenes are drawn, since each split has a generator of its own."""
+    """Of the world of seed 1, as the quickstart makes it; few training scenes are drawn, since each split has
+    a generator of its own."""
     shown = picture_rows.show(1, "question", 11, {"train": 0, "valid": 4}, counts("small").asked, FEW)[3]
     assert shown.picture.path == "images/question-valid-00003.png"
     assert [(thing.colour, thing.shape, thing.place) for thing in shown.scene] == [("red", "star", "top")]

@@ -1,4 +1,5 @@
-"""The toy world says only what is so: captions, negatives and answers are re-derived here from the scene, by words alone."""
+"""The toy world says only what is so: captions, negatives and answers are re-derived here from the scene, by
+words alone."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def is_true(text: str, things: scene.Scene) -> bool:
     if found := re.fullmatch(r"the (.*) is (left of|right of|above|below) the (.*)", text):
         first, how, second = found.groups()
         return any(
-            lies(one, how, other) for one in look(first.split(), things) for other in look(second.split(), things) if one is not other
+            lies(one, how, other)
+            for one in look(first.split(), things)
+            for other in look(second.split(), things)
+            if one is not other
         )
     if found := re.match(r"there (?:is|are) (\w+) shapes?, ", text):
         if NUMBERS.index(found[1]) != len(things):
@@ -48,13 +52,19 @@ def is_true(text: str, things: scene.Scene) -> bool:
 def answer(question: str, things: scene.Scene) -> str:
     """The answer to a question, read from its words."""
     words = question.rstrip("?").split()
-    there = look([{lexicon.plural(shape): shape for shape in SHAPES}.get(word, word) for word in words], things)
+    there = look(
+        [{lexicon.plural(shape): shape for shape in SHAPES}.get(word, word) for word in words], things
+    )
     if words[:2] == ["how", "many"]:
         return NUMBERS[len(there)]
     if words[:2] == ["is", "there"]:
         return "yes" if there else "no"
     if question.startswith("what is at"):
-        return f"{'an' if there[0].colour == 'orange' else 'a'} {there[0].colour} {there[0].shape}" if there else "nothing"
+        return (
+            f"{'an' if there[0].colour == 'orange' else 'a'} {there[0].colour} {there[0].shape}"
+            if there
+            else "nothing"
+        )
     if words[0] == "is":
         how = next((how for how in lexicon.RELATIONS if f" {how} the " in question), None)
         if how:
@@ -81,7 +91,11 @@ def test_captions_hold_and_negatives_change_one_word_to_a_lie(held_out: bool) ->
             kinds.add(negative["kind"])
             assert not is_true(negative["text"], things), (things, negative)
             before, after = (
-                [word for word in lexicon.words(part) if word not in ("a", "an", "of", "is", "are", "shape", "shapes")]
+                [
+                    word
+                    for word in lexicon.words(part)
+                    if word not in ("a", "an", "of", "is", "are", "shape", "shapes")
+                ]
                 for part in (text, negative["text"])
             )
             assert sum(one != other for one, other in zip(before, after, strict=True)) == 1, (text, negative)
@@ -100,7 +114,14 @@ def test_guessing_without_looking_gains_little() -> None:
     rng = np.random.default_rng(5)
     asker = Asker(rng, training=True)
     asked = [turn for index in range(400) for turn in asker.ask(scene.sample(rng, 1 + index % 3), 5)]
-    for kind, most in {"yes no": 0.52, "colour": 0.15, "shape": 0.17, "where": 0.25, "count": 0.4, "how many": 0.42}.items():
+    for kind, most in {
+        "yes no": 0.52,
+        "colour": 0.15,
+        "shape": 0.17,
+        "where": 0.25,
+        "count": 0.4,
+        "how many": 0.42,
+    }.items():
         answers = [said for one, _, said in asked if one == kind]
         assert len(answers) > 200
         assert max(answers.count(said) for said in set(answers)) / len(answers) <= most, kind
@@ -137,7 +158,10 @@ def test_pictures_show_things_of_the_right_colour_at_the_right_place() -> None:
             near = np.abs(pixels - render.PAINT[thing.colour]).sum(2) < 40
             alike = [other for other in things if other.colour == thing.colour]
             rows, columns = np.nonzero(near)
-            centre = (np.mean([SPOTS[one.place][0] for one in alike]), np.mean([SPOTS[one.place][1] for one in alike]))
+            centre = (
+                np.mean([SPOTS[one.place][0] for one in alike]),
+                np.mean([SPOTS[one.place][1] for one in alike]),
+            )
             assert near.sum() > 0.004 * side**2
             if len(alike) == 1:
                 assert abs(columns.mean() / side - (0.2 + 0.3 * centre[0])) < 0.2
@@ -148,7 +172,9 @@ def test_big_covers_more_than_twice_what_small_covers() -> None:
     for shape in SHAPES:
         areas = {}
         for size in SIZES:
-            image = render.picture(np.random.default_rng(1), (scene.Thing(size, "pink", shape, "middle"),), 112)
+            image = render.picture(
+                np.random.default_rng(1), (scene.Thing(size, "pink", shape, "middle"),), 112
+            )
             areas[size] = (np.abs(np.asarray(image, np.int32) - render.PAINT["pink"]).sum(2) < 60).sum()
         assert areas["big"] > 2 * areas["small"] > 0, shape
 

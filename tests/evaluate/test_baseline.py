@@ -1,4 +1,5 @@
-"""Regression against a stored report: worse is red in each gate's own direction, chance and 2 % are forgiven, what is missing is red."""
+"""Regression against a stored report: worse is red in each gate's own direction, chance and 2 % are forgiven,
+what is missing is red."""
 
 from __future__ import annotations
 

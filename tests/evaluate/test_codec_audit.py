@@ -87,17 +87,32 @@ def by_threads(own: Faulty, media: Tensor, codes: Tensor) -> Tensor:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "a state between calls": ({"changes": up}, {"codec_repeat", "codec_batch", "codec_threads", "codec_process"}),
+    "a state between calls": (
+        {"changes": up},
+        {"codec_repeat", "codec_batch", "codec_threads", "codec_process"},
+    ),
     "a batch that mixes rows": ({"changes": by_rows}, {"codec_batch", "codec_process"}),
     "kernels by threads": ({"changes": by_threads}, {"codec_threads", "codec_process"}),
-    "other weights in the folder": ({"changes": lambda own, media, codes: codes.flip(2)}, {"codec_process", "codec_decode"}),
+    "other weights in the folder": (
+        {"changes": lambda own, media, codes: codes.flip(2)},
+        {"codec_process", "codec_decode"},
+    ),
     "a wrong rate": ({"frame_rate_hz": 50.0}, {"codec_shape"}),
     "too small a book": ({"codebook_size": 8}, {"codec_range", "codec_refuses"}),
     "wrong frames": ({"frames": lambda samples: samples // 320}, {"codec_shape"}),
-    "a long tail": ({"decodes": lambda own, codes: own.true.decode(codes).repeat(1, 2)}, {"codec_media", "codec_length", "codec_decode"}),
-    "a decoder that draws": ({"decodes": lambda own, codes: own.true.decode(codes) + own.calls * 1e-6}, {"codec_decode"}),
+    "a long tail": (
+        {"decodes": lambda own, codes: own.true.decode(codes).repeat(1, 2)},
+        {"codec_media", "codec_length", "codec_decode"},
+    ),
+    "a decoder that draws": (
+        {"decodes": lambda own, codes: own.true.decode(codes) + own.calls * 1e-6},
+        {"codec_decode"},
+    ),
     "no refusal": ({"decodes": lambda own, codes: own.true.decode(codes.clamp(0, 63))}, {"codec_refuses"}),
-    "no numbers": ({"decodes": lambda own, codes: own.true.decode(codes) * math.nan}, {"codec_media", "codec_decode"}),
+    "no numbers": (
+        {"decodes": lambda own, codes: own.true.decode(codes) * math.nan},
+        {"codec_media", "codec_decode"},
+    ),
 }
 
 
@@ -113,7 +128,9 @@ def test_a_planted_fault_is_found_by_name(fault: str, folder: Path, monkeypatch:
         return codes, [codec_audit.digest_of_all({"": true.decode(each[None])[0]}) for each in codes]
 
     monkeypatch.setattr(codec_audit, "_elsewhere", second)
-    monkeypatch.setattr(codec_audit, "_kept", lambda *given: 0.0)  # what decodes to no numbers can't be encoded again
+    monkeypatch.setattr(
+        codec_audit, "_kept", lambda *given: 0.0
+    )  # what decodes to no numbers can't be encoded again
     own = Faulty(true, **changes)
     found = red(codec_audit.measure(own, clips(320), folder=folder))
     assert names <= found
@@ -147,7 +164,13 @@ def test_a_codec_that_is_the_same_holds_its_baseline(audited: Any) -> None:
     judged = codec_audit.compare(own, media, facts, codec_audit.load_baseline(path))
     assert reds(judged) == {}
     named = {each.name for each in judged}
-    assert named == {"codec_baseline", "codec_codes", "codec_order", "baseline_codec_snr_db", "baseline_codec_log_mel"}
+    assert named == {
+        "codec_baseline",
+        "codec_codes",
+        "codec_order",
+        "baseline_codec_snr_db",
+        "baseline_codec_log_mel",
+    }
 
 
 def test_books_that_changed_places_are_found_by_name(audited: Any) -> None:
@@ -178,7 +201,9 @@ def test_a_stale_digest_is_found_by_name(audited: Any) -> None:
         ("codec_snr_db", -2.0, -2.99, -3.01),
     ],
 )
-def test_a_metric_may_lose_so_much_and_no_more(name: str, before: float, holds: float, breaks: float, audited: Any) -> None:
+def test_a_metric_may_lose_so_much_and_no_more(
+    name: str, before: float, holds: float, breaks: float, audited: Any
+) -> None:
     own, media, _, path = audited
     baseline = codec_audit.save_baseline(path, own, media, {name: Fact(before, 3)}, "chosen")
     gate = f"baseline_{name}"
@@ -196,7 +221,10 @@ def test_a_baseline_is_renewed_with_a_reason_that_stays(audited: Any) -> None:
     codec_audit.save_baseline(path, Faulty(own, digest="f" * 64), media, facts, "a longer training")
     codec_audit.save_baseline(path, own, media, facts, "and back")
     stored = codec_audit.load_baseline(path)
-    assert [(row["reason"], row["digest"]) for row in stored["history"]] == [("first", own.digest), ("a longer training", "f" * 64)]
+    assert [(row["reason"], row["digest"]) for row in stored["history"]] == [
+        ("first", own.digest),
+        ("a longer training", "f" * 64),
+    ]
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match="torn"):
         codec_audit.load_baseline(path)

@@ -1,4 +1,5 @@
-"""Counts against a hand's: every kind of batch agrees, numbers typed here from its rows included, and each miscount is seen by name."""
+"""Counts against a hand's: every kind of batch agrees, numbers typed here from its rows included, and each
+miscount is seen by name."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.nn import masks
 from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 from muomni.train.objective import Objective
 from muomni.train.objectives import ctc
 from muomni.train.objectives.codec import CodecBatch, CodecObjective
@@ -48,7 +49,8 @@ def decoder() -> Decoder:
 
 
 def packed() -> Made:
-    """Two documents of 3 and 2, and one of 4: the first of each has nothing before it. Padding makes 6 of each row."""
+    """Two documents of 3 and 2, and one of 4: the first of each has nothing before it. Padding makes 6 of
+    each row."""
     rows = [("a", [20, 21, 22, 30, 31], [0, 0, 0, 1, 1]), ("b", [20, 21, 22, 23], [0, 0, 0, 0])]
     padded = []
     for name, ids, documents in rows:
@@ -56,11 +58,17 @@ def packed() -> Made:
         labels = np.array([*ids, *[IGNORE] * more])
         row = Row(np.array([*ids, *[0] * more]), labels, np.array([*documents, *[-1] * more]))
         padded.append((name, row))
-    return NextToken(decoder()), collate_rows(padded), {"text": 6, "misses": 6}, {"samples": 2, "tokens": 9, "labels": 6}
+    return (
+        NextToken(decoder()),
+        collate_rows(padded),
+        {"text": 6, "misses": 6},
+        {"samples": 2, "tokens": 9, "labels": 6},
+    )
 
 
 def questions() -> Made:
-    """A shared beginning of 2, and two questions of 3 and 2 upon it, their last two and one learned; and a plain row."""
+    """A shared beginning of 2, and two questions of 3 and 2 upon it, their last two and one learned; and a
+    plain row."""
     apart = Item("a", "t", list(range(20, 27)), [IGNORE, IGNORE, IGNORE, 23, 24, IGNORE, 26], {}, 2, [2, 5])
     plain = Item("b", "t", [20, 21, 22], [IGNORE, 21, 22])
     batch = collate([apart, plain])
@@ -89,12 +97,19 @@ def fused() -> Made:
 def hearing() -> Made:
     encoder = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL))
     mels = [torch.randn(frames, 128) for frames in (40, 60)]
-    return ctc.Hearing(encoder), ctc.collate(["a", "b"], mels, [[3, 4], [5, 6, 7]]), {"ctc": 5}, {"samples": 2, "audio_s": 1.0, "labels": 5}
+    return (
+        ctc.Hearing(encoder),
+        ctc.collate(["a", "b"], mels, [[3, 4], [5, 6, 7]]),
+        {"ctc": 5},
+        {"samples": 2, "audio_s": 1.0, "labels": 5},
+    )
 
 
 def codec() -> Made:
     """Clips of 16 and 20 frames: 2 and 3 codes at 8 frames a code."""
-    model = Codec(CodecConfig(codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1))
+    model = Codec(
+        CodecConfig(codebook_size=8, width=16, latent_width=4, blocks=1, fine_width=8, fine_blocks=1)
+    )
     bins = model.config.mel.num_mels
     batch = CodecBatch(["a", "b"], torch.randn(2, 20, bins), torch.tensor([16, 20]))
     terms = {"l1": 36 * bins, "mse": 36 * bins, "delta": 34 * bins, "commitment": 5}
@@ -132,14 +147,19 @@ def contrast() -> Made:
         false,
         false > 0,
     )
-    return Contrast(eyes, words, word_weight=1.0), batch, {"contrast": 2, "words": 4}, {"samples": 2, "pictures": 2, "tokens": 8}
+    return (
+        Contrast(eyes, words, word_weight=1.0),
+        batch,
+        {"contrast": 2, "words": 4},
+        {"samples": 2, "pictures": 2, "tokens": 8},
+    )
 
 
 KINDS = [packed, questions, fused, hearing, codec, image_codec, talker, contrast]
 
 
 def checked(objective: Objective, batch: Any) -> Any:
-    objective.settle(batch)
+    objective.warm_start(batch)
     none: Any = Loader([], Order([1], batch_size=1, seed=0), lambda items: items)  # type: ignore[arg-type]
     return soundness.counts(Bench(objective.eval(), [], batch, none, CPU, TrainSettings()))
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from muomni import files
 from muomni.errors import ConfigError, GateRed
-from muomni.evaluate import certificate, gates, naming, question_only, thresholds
+from muomni.evaluate import certificate, gates, open_set_classes, question_only, thresholds
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate, judge
-from muomni.stages import recipe as recipes
+from muomni.execution import recipe as recipes
 from muomni.stages import registry
 
 LEAST = Gate("least", "a", "too little", at_least=0.5)
@@ -40,7 +40,11 @@ ABOVE = Gate("above", "a", "no better than chance", above_floor=0.1)
         (BELOW, Fact(0.0, floor=math.nan), "red"),
         (ABOVE, Fact(9.0, floor=math.nan), "red"),
         (BELOW, Fact(0.0, floor=math.inf), "red"),
-        *[(gate, Fact(value, floor=0.5), "red") for gate in (LEAST, MOST, BELOW, ABOVE) for value in (math.nan, math.inf, -math.inf)],
+        *[
+            (gate, Fact(value, floor=0.5), "red")
+            for gate in (LEAST, MOST, BELOW, ABOVE)
+            for value in (math.nan, math.inf, -math.inf)
+        ],
     ],
 )
 def test_bounds(gate: Gate, fact: Fact, verdict: str) -> None:
@@ -87,7 +91,10 @@ def test_a_waiver_shows_and_hides_nothing() -> None:
 
 
 def test_the_worst_gate_decides() -> None:
-    judged = {fact: judge([LEAST], {"a": Fact(fact)}, {}, waived)[0] for fact, waived in ((1.0, {}), (0.0, {}), (0.1, {"least": "x"}))}
+    judged = {
+        fact: judge([LEAST], {"a": Fact(fact)}, {}, waived)[0]
+        for fact, waived in ((1.0, {}), (0.0, {}), (0.1, {"least": "x"}))
+    }
     green, red, waived = judged[1.0], judged[0.0], judged[0.1]
     assert certificate.overall([green, green]) == "green"
     assert certificate.overall([green, waived]) == "waived"
@@ -130,8 +137,15 @@ def test_the_interval_is_wilsons() -> None:
     assert share(80, 100).ci == pytest.approx((0.7112, 0.8666), abs=1e-3)
 
 
-@given(st.floats(), st.none() | st.integers(0, 9), st.none() | st.tuples(st.floats(-1, 0), st.floats(0, 1)), st.none() | st.floats(-1, 1))
-def test_facts_come_back_from_json(value: float, n: int | None, ci: tuple[float, float] | None, floor: float | None) -> None:
+@given(
+    st.floats(),
+    st.none() | st.integers(0, 9),
+    st.none() | st.tuples(st.floats(-1, 0), st.floats(0, 1)),
+    st.none() | st.floats(-1, 1),
+)
+def test_facts_come_back_from_json(
+    value: float, n: int | None, ci: tuple[float, float] | None, floor: float | None
+) -> None:
     text = json.dumps(Fact(value, n, ci, floor).to_json(), allow_nan=False)
     back = Fact.from_json(json.loads(text))
     assert (back.n, back.ci, back.floor) == (n, ci, floor)
@@ -168,12 +182,28 @@ def test_a_waived_one_passes_and_shows(tmp_path: Path) -> None:
     write(tmp_path / "ears", 0.2, {"least": "a toy"})
     found = certificate.demand(tmp_path / "ears", "mind")
     assert found["verdict"] == "waived"
-    assert found["gates"][0] == {"name": "least", "verdict": "waived", "value": 0.2, "threshold": ">= 0.5", "why": "a toy"}
+    assert found["gates"][0] == {
+        "name": "least",
+        "verdict": "waived",
+        "value": 0.2,
+        "threshold": ">= 0.5",
+        "why": "a toy",
+    }
     assert certificate.red(found) == []
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "{", "[]", '"green"', '{"verdict": "green"}', '{"stage": "ears", "verdict": "green", "facts": {}}', b"\xff\xfe"]
+    "content",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '"green"',
+        '{"verdict": "green"}',
+        '{"stage": "ears", "verdict": "green", "facts": {}}',
+        b"\xff\xfe",
+    ],
 )
 def test_one_that_is_missing_or_spoiled_is_none(tmp_path: Path, content: str | bytes | None) -> None:
     folder = tmp_path / "ears"
@@ -199,12 +229,31 @@ def test_a_recipe_may_demand_more() -> None:
     least, most = gates.demanded({"word_exact": ">= 0.9", "cer": "<=1e-1"})
     assert (least.fact, least.at_least, least.at_most) == ("word_exact", 0.9, None)
     assert (most.fact, most.at_least, most.at_most) == ("cer", None, 0.1)
-    assert [row.verdict for row in judge([least, most], {"word_exact": Fact(0.9), "cer": Fact(0.2)})] == ["green", "red"]
-    assert {row.verdict for row in judge([least, most], {})} == {"red"}, "a demand for what was not measured is not met"
+    assert [row.verdict for row in judge([least, most], {"word_exact": Fact(0.9), "cer": Fact(0.2)})] == [
+        "green",
+        "red",
+    ]
+    assert {row.verdict for row in judge([least, most], {})} == {"red"}, (
+        "a demand for what was not measured is not met"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["0.9", "> 0.9", ">= ", ">= much", ">= 1e", ">= 1.2.3", ">= -", "<= +-1", ">= 0.9 or so", "", ">= nan", ">= 1e999"]
+    "text",
+    [
+        "0.9",
+        "> 0.9",
+        ">= ",
+        ">= much",
+        ">= 1e",
+        ">= 1.2.3",
+        ">= -",
+        "<= +-1",
+        ">= 0.9 or so",
+        "",
+        ">= nan",
+        ">= 1e999",
+    ],
 )
 def test_a_demand_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"extra_gates\.cer"):
@@ -232,18 +281,22 @@ def test_what_knows_nothing_gains_nothing() -> None:
     truths = ["red", "blue"] * 32
     tie = question_only.above(question_only.gains(truths, truths, truths))
     assert (tie.value, tie.ci) == (0.0, (-0.0, 0.0))
-    _, one_class = naming.named(["red"] * 64, truths, ["red", "blue"])
-    assert naming.margin(one_class) < 0
-    _, few = naming.named(["red", "blue", "red"], ["red", "blue", "red"], [])
-    assert naming.margin(few) < 0, "three right ones of three prove nothing"
-    _, all_right = naming.named(truths, truths, [])
-    assert naming.margin(all_right) > 0.4
+    _, one_class = open_set_classes.named(["red"] * 64, truths, ["red", "blue"])
+    assert open_set_classes.margin(one_class) < 0
+    _, few = open_set_classes.named(["red", "blue", "red"], ["red", "blue", "red"], [])
+    assert open_set_classes.margin(few) < 0, "three right ones of three prove nothing"
+    _, all_right = open_set_classes.named(truths, truths, [])
+    assert open_set_classes.margin(all_right) > 0.4
 
 
 def test_a_language_model_that_is_frozen_is_not_asked_what_it_forgot() -> None:
     """Its texts are asked for only where it learns; gate `frozen` sees that it did not."""
     asked = {"regression_texts", "language"}
-    for stage, values, is_taught in (("align", {}, False), ("instruct", {"lora": None}, False), ("instruct", {}, True)):
+    for stage, values, is_taught in (
+        ("align", {}, False),
+        ("instruct", {"lora": None}, False),
+        ("instruct", {}, True),
+    ):
         settings = recipes.stage(stage).settings(**values)
         applying = {gate.name for gate in recipes.stage(stage).gates if gate.applies(settings, ["image"])}
         assert asked & applying == (asked if is_taught else set()), stage

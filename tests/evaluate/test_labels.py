@@ -1,4 +1,5 @@
-"""What a whole training set teaches: cut answers, rows that can't fit, and rows without labels are counted, no picture is read."""
+"""What a whole training set teaches: cut answers, rows that can't fit, and rows without labels are counted,
+no picture is read."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ def tokenizer() -> Tokenizer:
 
 def asks(name: str, answer: str, *, path: str = "no_such_file.png", kind: str = "image") -> Sample:
     content = [{"type": kind, "path": path}, {"type": "text", "text": "x" * 4}]
-    return parse({"id": name, "group": name, "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]})
+    return parse(
+        {
+            "id": name,
+            "group": name,
+            "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
+        }
+    )
 
 
 def of(samples: list[Sample], tokenizer: Tokenizer, ctx_len: int = 40, **more: Any) -> Conversations:
@@ -36,7 +43,12 @@ def of(samples: list[Sample], tokenizer: Tokenizer, ctx_len: int = 40, **more: A
 
 
 def test_whatever_is_cut_or_left_out_is_counted(tokenizer: Tokenizer) -> None:
-    samples = [asks("fits", "y" * 10), asks("cut", "y" * 30), asks("left out", "y" * 90), parse({"id": "long", "text": "z" * 90})]
+    samples = [
+        asks("fits", "y" * 10),
+        asks("cut", "y" * 30),
+        asks("left out", "y" * 90),
+        parse({"id": "long", "text": "z" * 90}),
+    ]
     facts = labels.whole(of(samples, tokenizer), tokenizer)
     assert (facts["truncated_share"].value, facts["truncated_share"].n) == (0.75, 4)
     assert facts["truncated_share"].note == "cut, left out, long"
@@ -54,7 +66,13 @@ def test_the_share_is_that_of_what_the_loader_sees(tokenizer: Tokenizer, media: 
     dataset, cut = of(samples, tokenizer), 0
     for index, sample in enumerate(samples):
         try:
-            said = tokenizer.decode([i for i in dataset.item(index, np.random.default_rng(0)).labels if tokenizer.marks.is_word(i)])
+            said = tokenizer.decode(
+                [
+                    i
+                    for i in dataset.item(index, np.random.default_rng(0)).labels
+                    if tokenizer.special_tokens.is_word(i)
+                ]
+            )
             cut += said != sample.answer
         except DataError:
             cut += 1
@@ -69,13 +87,19 @@ def test_rows_without_labels_are_named(tokenizer: Tokenizer) -> None:
     assert [row.verdict for row in judge(COVERAGE, facts)] == ["green", "red"]
 
 
-def test_no_picture_is_read_and_sounds_are(tokenizer: Tokenizer, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_picture_is_read_and_sounds_are(
+    tokenizer: Tokenizer, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conversation, "read_picture", lambda *_: pytest.fail("a picture was read"))
-    heard = [asks(name, "y", path=str(media / f"{name}.wav"), kind="audio") for name in ("high", "low", "broken")]
+    heard = [
+        asks(name, "y", path=str(media / f"{name}.wav"), kind="audio") for name in ("high", "low", "broken")
+    ]
     short, long = (len(prepare(sample, tokenizer, SPEC, 200).ids) for sample in heard[:2])
     assert short < long
     facts = labels.whole(of([asks("a", "y"), *heard], tokenizer, short), tokenizer)
-    assert (facts["truncated_share"].value, facts["truncated_share"].n) == (1 / 3, 3), "what can't be read is left to the loader"
+    assert (facts["truncated_share"].value, facts["truncated_share"].n) == (1 / 3, 3), (
+        "what can't be read is left to the loader"
+    )
     assert facts["truncated_share"].note == "low"
 
 
@@ -92,11 +116,22 @@ def test_nothing_measured_is_red(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("reply", [False, True])
-def test_rendering_is_what_prepare_does_but_for_media(tokenizer: Tokenizer, media: Path, apart: bool, reply: bool) -> None:
+def test_rendering_is_what_prepare_does_but_for_media(
+    tokenizer: Tokenizer, media: Path, apart: bool, reply: bool
+) -> None:
     content = [{"type": "image", "path": str(media / "red.png")}, {"type": "text", "text": "x"}]
-    more = [{"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}, {"role": "assistant", "content": "w"}]
+    more = [
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": "z"},
+        {"role": "assistant", "content": "w"},
+    ]
     sample = parse({"messages": [{"role": "user", "content": content}, *more]})
     whole = prepare(sample, tokenizer, SPEC, 200, reply=reply, apart=apart)
     bare = rendered(sample, tokenizer, SPEC, 200, reply=reply, apart=apart)
-    assert (bare.ids, bare.labels, bare.shared, bare.starts) == (whole.ids, whole.labels, whole.shared, whole.starts)
+    assert (bare.ids, bare.labels, bare.shared, bare.starts) == (
+        whole.ids,
+        whole.labels,
+        whole.shared,
+        whole.starts,
+    )
     assert (len(whole.media["image"]), bare.media) == (1, {})

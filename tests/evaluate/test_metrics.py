@@ -33,10 +33,15 @@ def levenshtein_by_rows(reference: Sequence[str], guess: Sequence[str]) -> int:
     return row[-1]
 
 
-TEXTS = st.text(max_size=90) | st.text("ab \ud800", max_size=90)  # more than 64 symbols leave the library's one-word path
+TEXTS = st.text(max_size=90) | st.text(
+    "ab \ud800", max_size=90
+)  # more than 64 symbols leave the library's one-word path
 
 
-@given((st.tuples(TEXTS, TEXTS)) | st.tuples(*2 * [st.lists(st.sampled_from(["", "a", "b", "ab", "ö"]), max_size=80)]))
+@given(
+    (st.tuples(TEXTS, TEXTS))
+    | st.tuples(*2 * [st.lists(st.sampled_from(["", "a", "b", "ab", "ö"]), max_size=80)])
+)
 @settings(max_examples=200, deadline=None)
 def test_edit_distance_equals_the_one_by_rows(pair: tuple[Sequence[str], Sequence[str]]) -> None:
     assert metrics.levenshtein(*pair) == levenshtein_by_rows(*pair)

@@ -15,7 +15,7 @@ from muomni.data.pictures import Stills
 from muomni.data.sample import Sample
 from muomni.data.world import picture_rows
 from muomni.evaluate import picture_codes
-from muomni.evaluate.album import ROWS, Album
+from muomni.evaluate.samples import ROWS, StageSamples
 from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 
 COUNT = 24
@@ -81,18 +81,32 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Stills:
         path = folder / f"{number}.png"
         Image.fromarray(np.array(one.picture.draw(64))).save(path)
         content: Any = [{"type": "image", "path": str(path)}]
-        messages: Any = [{"role": "user", "content": content}, {"role": "assistant", "content": one.caption.text()}]
-        samples.append(Sample(id=f"s{number}", group=f"s{number}", task="probe" if number % 2 else "other", messages=messages))
+        messages: Any = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": one.caption.text()},
+        ]
+        samples.append(
+            Sample(
+                id=f"s{number}",
+                group=f"s{number}",
+                task="probe" if number % 2 else "other",
+                messages=messages,
+            )
+        )
     return Stills(samples, 64)
 
 
-def measured(codec: ImageCodec, held_out: Stills, album: Album | None = None, **how: Any) -> dict[str, float]:
-    facts = picture_codes.quality(codec, held_out, CPU, album or Album(), **{"most": COUNT, "checked_tasks": ["probe"], **how})
+def measured(
+    codec: ImageCodec, held_out: Stills, album: StageSamples | None = None, **how: Any
+) -> dict[str, float]:
+    facts = picture_codes.quality(
+        codec, held_out, CPU, album or StageSamples(), **{"most": COUNT, "checked_tasks": ["probe"], **how}
+    )
     return {name: fact.value for name, fact in facts.items()}
 
 
 def test_a_codec_without_loss_is_told_so(held_out: Stills, tmp_path: Path) -> None:
-    album = Album()
+    album = StageSamples()
     facts = measured(Perfect(), held_out, album)
     assert (facts["psnr"], facts["colour_kept"], facts["shape_kept"]) == (60.0, 1.0, 1.0)
     assert facts["ssim"] == pytest.approx(1.0, abs=1e-5)
@@ -116,16 +130,24 @@ def test_each_fault_moves_its_own_fact(held_out: Stills) -> None:
 
 
 def test_the_checker_is_asked_about_named_tasks_alone(held_out: Stills) -> None:
-    facts = picture_codes.quality(Perfect(), held_out, CPU, Album(), most=COUNT, checked_tasks=["probe"])
+    facts = picture_codes.quality(
+        Perfect(), held_out, CPU, StageSamples(), most=COUNT, checked_tasks=["probe"]
+    )
     assert facts["shape_kept"].n == COUNT // 2
     assert facts["psnr"].n == COUNT
     assert "shape_kept" not in measured(Perfect(), held_out, checked_tasks=[])
-    assert picture_codes.quality(Perfect(), held_out, CPU, Album(), most=6)["psnr"].n == 6
+    assert picture_codes.quality(Perfect(), held_out, CPU, StageSamples(), most=6)["psnr"].n == 6
 
 
-def test_what_can_not_be_read_is_left_out_and_nothing_at_all_gives_no_fact(held_out: Stills, tmp_path: Path) -> None:
+def test_what_can_not_be_read_is_left_out_and_nothing_at_all_gives_no_fact(
+    held_out: Stills, tmp_path: Path
+) -> None:
     content: Any = [{"type": "image", "path": str(tmp_path / "missing.png")}]
-    torn = Sample.model_validate({**held_out.samples[0].model_dump(), "messages": [{"role": "user", "content": content}]})
-    facts = picture_codes.quality(Perfect(), Stills([torn, *held_out.samples[1:4]], 64), CPU, Album(), most=COUNT)
+    torn = Sample.model_validate(
+        {**held_out.samples[0].model_dump(), "messages": [{"role": "user", "content": content}]}
+    )
+    facts = picture_codes.quality(
+        Perfect(), Stills([torn, *held_out.samples[1:4]], 64), CPU, StageSamples(), most=COUNT
+    )
     assert facts["psnr"].n == 3
-    assert picture_codes.quality(Perfect(), Stills([torn], 64), CPU, Album(), most=COUNT) == {}
+    assert picture_codes.quality(Perfect(), Stills([torn], 64), CPU, StageSamples(), most=COUNT) == {}

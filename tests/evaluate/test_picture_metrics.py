@@ -36,8 +36,14 @@ def test_ssim_is_the_mean_over_windows_of_the_papers_formula() -> None:
                 for left in range(10):
                     a, b = x[top : top + 11, left : left + 11], y[top : top + 11, left : left + 11]
                     ma, mb = (window * a).sum(), (window * b).sum()
-                    va, vb, cov = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum(), (window * (a - ma) * (b - mb)).sum()
-                    scores.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+                    va, vb, cov = (
+                        (window * (a - ma) ** 2).sum(),
+                        (window * (b - mb) ** 2).sum(),
+                        (window * (a - ma) * (b - mb)).sum(),
+                    )
+                    scores.append(
+                        (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+                    )
         expected.append(sum(scores) / len(scores))
     assert ssim_B(one, other).tolist() == pytest.approx(expected, abs=1e-4)
     assert ssim_B(one, one).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)

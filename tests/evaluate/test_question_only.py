@@ -1,4 +1,5 @@
-"""The floor without eyes: it finds whatever the question gives away, and nothing where nothing is given away."""
+"""The floor without eyes: it finds whatever the question gives away, and nothing where nothing is given
+away."""
 
 from __future__ import annotations
 
@@ -19,9 +20,16 @@ def ask(number: int, question: str, answer: str, task: str = "vqa") -> Sample:
 
 
 def test_where_the_question_tells_the_answer_the_floor_is_one() -> None:
-    told = {"What colour is grass?": "green", "what  colour is the sky": "blue", "how many legs has a cat?": "four"}
+    told = {
+        "What colour is grass?": "green",
+        "what  colour is the sky": "blue",
+        "how many legs has a cat?": "four",
+    }
     train = [ask(i, question, answer) for i, (question, answer) in enumerate(list(told.items()) * 5)]
-    held_out = [ask(i, question.upper().replace("?", " ?"), answer) for i, (question, answer) in enumerate(told.items())]
+    held_out = [
+        ask(i, question.upper().replace("?", " ?"), answer)
+        for i, (question, answer) in enumerate(told.items())
+    ]
     assert floor(train, held_out).value == 1.0
     guesser = QuestionOnly.fit(train)
     assert [guesser.answer(one) for one in held_out] == list(told.values())
@@ -36,7 +44,13 @@ def test_words_tell_where_no_question_is_asked_twice() -> None:
         for i in range(start, start + count):
             is_count = rng.random() < 0.5
             one, other = rng.sample(animals, 2)
-            made.append(ask(i, f"{'how many' if is_count else 'is there a'} {one} by {other} {i}?", "two" if is_count else "yes"))
+            made.append(
+                ask(
+                    i,
+                    f"{'how many' if is_count else 'is there a'} {one} by {other} {i}?",
+                    "two" if is_count else "yes",
+                )
+            )
         return made
 
     train, held_out = make(300, 0), make(100, 1000)
@@ -70,7 +84,9 @@ def slow(train: list[Sample], asked: Sample) -> dict[str, float]:
         own = [word for words, said in rows if said == answer for word in words]
         scores[answer] = math.log(sum(said == answer for _, said in rows) / len(rows))
         for word in [*asked.question.split(), f"task {asked.task}"]:
-            scores[answer] += math.log((own.count(word) + 1) / (len(own) + len(kinds))) if word in kinds else 0.0
+            scores[answer] += (
+                math.log((own.count(word) + 1) / (len(own) + len(kinds))) if word in kinds else 0.0
+            )
     return scores
 
 
@@ -78,7 +94,10 @@ def test_the_likeliest_is_that_of_the_formula() -> None:
     rng = random.Random(2)
 
     def make(count: int, words: str) -> list[Sample]:
-        return [ask(i, " ".join(rng.choices(words, k=rng.randint(1, 6))), rng.choice("xyz"), rng.choice("st")) for i in range(count)]
+        return [
+            ask(i, " ".join(rng.choices(words, k=rng.randint(1, 6))), rng.choice("xyz"), rng.choice("st"))
+            for i in range(count)
+        ]
 
     train = make(40, "abcde")
     guesser = QuestionOnly.fit(train)

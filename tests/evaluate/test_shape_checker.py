@@ -1,4 +1,5 @@
-"""The checker by rules against the world's own pictures: those that it must name, and those that it must not."""
+"""The checker by rules against the world's own pictures: those that it must name, and those that it must
+not."""
 
 from __future__ import annotations
 
@@ -24,21 +25,33 @@ def test_it_names_the_objects_of_held_out_pictures() -> None:
     for one in shown:
         (thing,) = one.scene
         found = only(np.array(one.picture.draw(64)))
-        if found is None or (found.colour, found.shape, found.size, found.place) != (thing.colour, thing.shape, thing.size, thing.place):
+        if found is None or (found.colour, found.shape, found.size, found.place) != (
+            thing.colour,
+            thing.shape,
+            thing.size,
+            thing.place,
+        ):
             wrong.append((thing, found))
     assert len(wrong) <= 2, wrong
 
 
 def test_every_colour_of_every_shape_is_named_also_in_larger_pictures() -> None:
-    for number, (colour, shape) in enumerate(itertools.product(render.PAINT, ("circle", "square", "star", "ring"))):
-        found = only(drawn((Thing("big", colour, shape, "left"),), side=128 if number % 2 else 64, seed=number))
+    for number, (colour, shape) in enumerate(
+        itertools.product(render.PAINT, ("circle", "square", "star", "ring"))
+    ):
+        found = only(
+            drawn((Thing("big", colour, shape, "left"),), side=128 if number % 2 else 64, seed=number)
+        )
         assert found is not None
         assert (found.colour, found.shape, found.place) == (colour, shape, "left")
 
 
 def test_two_objects_are_two_and_not_one() -> None:
     pixels = drawn((Thing("big", "red", "circle", "left"), Thing("small", "blue", "star", "right")))
-    assert {(each.colour, each.shape, each.place) for each in recognise(pixels)} == {("red", "circle", "left"), ("blue", "star", "right")}
+    assert {(each.colour, each.shape, each.place) for each in recognise(pixels)} == {
+        ("red", "circle", "left"),
+        ("blue", "star", "right"),
+    }
     assert only(pixels) is None
 
 
@@ -59,7 +72,10 @@ def test_a_shape_on_a_noisy_ground_is_still_named() -> None:
     assert (found.colour, found.shape, found.place) == ("green", "cross", "top")
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 65, 3), np.uint8), np.zeros((64, 64, 3), np.float32)])
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 65, 3), np.uint8), np.zeros((64, 64, 3), np.float32)],
+)
 def test_what_is_no_picture_of_its_size_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ShapeError, match="shape checker: expected uint8"):
         recognise(pixels)

@@ -1,4 +1,5 @@
-"""Soundness: a sound objective passes every check and is left as it was; each fault of a small one is seen by its fact."""
+"""Soundness: a sound objective passes every check and is left as it was; each fault of a small one is seen by
+its fact."""
 
 from __future__ import annotations
 
@@ -70,12 +71,18 @@ def loader(**more: Any) -> Loader[Any, Any]:
 
 def reader() -> NextToken:
     torch.manual_seed(0)
-    return NextToken(Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, ctx_len=32, dropout=0.2)))
+    return NextToken(
+        Decoder(
+            DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, ctx_len=32, dropout=0.2)
+        )
+    )
 
 
 def facts_of(objective: Objective, settings: TrainSettings = SETTINGS, **more: Any) -> dict[str, float]:
     optim.select(objective, settings)
-    return {name: fact.value for name, fact in soundness.examine(objective, loader(**more), settings, CPU).items()}
+    return {
+        name: fact.value for name, fact in soundness.examine(objective, loader(**more), settings, CPU).items()
+    }
 
 
 def test_a_sound_objective_passes_and_is_left_as_it_was() -> None:
@@ -116,12 +123,18 @@ class Spoilt(NextToken):
         if self.fault == "companions":
             terms["text"] = replace(terms["text"], total=terms["text"].total * len(batch.sample_ids))
         if self.fault == "detached":
-            terms["text"] = replace(terms["text"], total=terms["text"].total.detach() + 0.0 * self.aside.weight.sum())
+            terms["text"] = replace(
+                terms["text"], total=terms["text"].total.detach() + 0.0 * self.aside.weight.sum()
+            )
         if self.fault == "constant":
-            terms["text"] = replace(terms["text"], total=terms["text"].total * 0 + 5.0 + 0.0 * self.aside.weight.sum())
+            terms["text"] = replace(
+                terms["text"], total=terms["text"].total * 0 + 5.0 + 0.0 * self.aside.weight.sum()
+            )
         if self.fault != "idle":
             terms["text"] = replace(
-                terms["text"], total=terms["text"].total + 1e-3 * self.aside(torch.ones(2)).square().sum() * terms["text"].count
+                terms["text"],
+                total=terms["text"].total
+                + 1e-3 * self.aside(torch.ones(2)).square().sum() * terms["text"].count,
             )
         return terms
 
@@ -133,27 +146,33 @@ class Spoilt(NextToken):
 
 @pytest.mark.parametrize(
     ("fault", "fact"),
-    [("companions", "padding_error"), ("detached", "lost_gradients"), ("idle", "still_parameters"), ("drift", "unfrozen")],
+    [
+        ("companions", "padding_error"),
+        ("detached", "lost_gradients"),
+        ("idle", "still_parameters"),
+        ("drift", "unfrozen"),
+    ],
 )
 def test_each_fault_is_seen(fault: str, fact: str) -> None:
     sound, spoilt = Spoilt(), Spoilt()
     spoilt.fault = fault
-    spoilt.teaches = lambda: {"text": ("decoder.*",)}  # type: ignore[method-assign]
-    sound.teaches = spoilt.teaches  # type: ignore[method-assign]
+    spoilt.expected_gradients = lambda: {"text": ("decoder.*",)}  # type: ignore[method-assign]
+    sound.expected_gradients = spoilt.expected_gradients  # type: ignore[method-assign]
     settings = SETTINGS.model_copy(update={"train": ["*", "!decoder.model.norm.*"]})
     assert facts_of(sound, settings)[fact] < 1e-4
     assert facts_of(spoilt, settings)[fact] >= (1e-2 if fact == "padding_error" else 1)
 
 
 class Adapted(NextToken):
-    """A frozen decoder that came whole from elsewhere, in bf16, with an adapter, its activations made again in the backward."""
+    """A frozen decoder that came whole from elsewhere, in bf16, with an adapter, its activations made again
+    in the backward."""
 
     def __init__(self) -> None:
         decoder = reader().decoder.to(torch.bfloat16)
         decoder.checkpointing = True
         super().__init__(lora.attach(decoder, lora.LoraSettings(r=4, alpha=8)))
 
-    def given(self) -> Sequence[str]:
+    def frozen_parts(self) -> Sequence[str]:
         return ("decoder",)
 
 

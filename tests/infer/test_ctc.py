@@ -1,4 +1,5 @@
-"""Decoding: the beam sums over paths, the language model tips the scale, and nothing costs more than it should."""
+"""Decoding: the beam sums over paths, the language model tips the scale, and nothing costs more than it
+should."""
 
 import itertools
 import math
@@ -58,7 +59,12 @@ def test_the_beam_is_never_less_likely_than_greedy(seed: int) -> None:
 def test_a_sure_model_reads_alike_with_any_width() -> None:
     path = [0, 3, 3, 0, 3, 1, 0, 2, 2]
     log_probs = log_softmax(9.0 * np.eye(4)[path])
-    assert greedy(log_probs) == [3, 3, 1, 2] == beam(log_probs, width=1)[0].ids == beam(log_probs, width=8)[0].ids
+    assert (
+        greedy(log_probs)
+        == [3, 3, 1, 2]
+        == beam(log_probs, width=1)[0].ids
+        == beam(log_probs, width=8)[0].ids
+    )
 
 
 def test_silence_spells_nothing() -> None:
@@ -80,14 +86,18 @@ def test_the_language_model_settles_what_the_ear_leaves_open() -> None:
 def test_the_bonus_pays_for_length() -> None:
     lm = CharLM.train([[1], [1, 1]], size=2, order=2)
     log_probs = np.log(np.array([[0.3, 0.7], [0.7, 0.3], [0.4, 0.6]]))
-    lengths = [len(beam(log_probs, lm=lm, lm_weight=1.0, length_bonus=bonus)[0].ids) for bonus in (-20.0, 20.0)]
+    lengths = [
+        len(beam(log_probs, lm=lm, lm_weight=1.0, length_bonus=bonus)[0].ids) for bonus in (-20.0, 20.0)
+    ]
     assert lengths == [0, 2]
 
 
 @pytest.mark.parametrize("prefix", [(), (1,), (1, 2), (3, 3, 3), (4, 1, 2, 3)])
 def test_the_language_model_is_a_distribution(prefix: tuple[int, ...]) -> None:
     lm = CharLM.train([[1, 2, 3], [1, 2, 2], [4]], size=5, order=3)
-    assert sum(math.exp(lm.log_prob(prefix, symbol)) for symbol in [*range(5), CharLM.END]) == pytest.approx(1.0)
+    assert sum(math.exp(lm.log_prob(prefix, symbol)) for symbol in [*range(5), CharLM.END]) == pytest.approx(
+        1.0
+    )
 
 
 def test_the_language_model_by_hand() -> None:
@@ -103,7 +113,9 @@ def test_the_language_model_is_kept(tmp_path: Path) -> None:
     lm.save(tmp_path / "lm.json")
     again = CharLM.load(tmp_path / "lm.json")
     for prefix in [(), (1,), (1, 2), (2, 2, 2)]:
-        assert all(again.log_prob(prefix, symbol) == lm.log_prob(prefix, symbol) for symbol in [-1, *range(5)])
+        assert all(
+            again.log_prob(prefix, symbol) == lm.log_prob(prefix, symbol) for symbol in [-1, *range(5)]
+        )
 
 
 def test_wrong_takings_are_refused() -> None:
@@ -116,7 +128,15 @@ def test_wrong_takings_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(-3.0, -700.0), (-1e3, -1e3), (-math.inf, -2.0), (-2.0, -math.inf), (-math.inf, -math.inf), (0.0, -1e-9)]
+    ("one", "other"),
+    [
+        (-3.0, -700.0),
+        (-1e3, -1e3),
+        (-math.inf, -2.0),
+        (-2.0, -math.inf),
+        (-math.inf, -math.inf),
+        (0.0, -1e-9),
+    ],
 )
 def test_a_sum_of_two_is_numpys(one: float, other: float) -> None:
     assert ctc.log_sum(one, other) == pytest.approx(float(np.logaddexp(one, other)), rel=1e-15)

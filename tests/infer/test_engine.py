@@ -27,7 +27,10 @@ def requests(media: Path) -> list[Request]:
     """Every kind of request, of different lengths."""
     red, blue, high, low = (media / name for name in ("red.png", "blue.png", "high.wav", "low.wav"))
     turns = [
-        {"role": "user", "content": [{"type": "image", "path": str(red)}, {"type": "text", "text": "what colour"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(red)}, {"type": "text", "text": "what colour"}],
+        },
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": [{"type": "audio", "path": str(high)}]},
     ]
@@ -61,7 +64,12 @@ def test_a_batch_equals_single_rows_where_the_longest_row_leaves_no_room(engine:
 
 
 def test_the_media_matter(engine: Engine, media: Path) -> None:
-    kinds = [{"images": [media / "red.png"]}, {"images": [media / "blue.png"]}, {"audios": [media / "low.wav"]}, {}]
+    kinds = [
+        {"images": [media / "red.png"]},
+        {"images": [media / "blue.png"]},
+        {"audios": [media / "low.wav"]},
+        {},
+    ]
     states = []
     for kind in kinds:
         x, _ = engine.read([engine.prepare(Request("what", **kind))])
@@ -72,7 +80,10 @@ def test_the_media_matter(engine: Engine, media: Path) -> None:
 def test_a_picture_is_the_same_from_a_file_its_bytes_and_its_pixels(engine: Engine, media: Path) -> None:
     path = media / "red.png"
     picture = Image.open(path)
-    asked = [Request("what", images=[each]) for each in (path, str(path), path.read_bytes(), picture, np.array(picture))]
+    asked = [
+        Request("what", images=[each])
+        for each in (path, str(path), path.read_bytes(), picture, np.array(picture))
+    ]
     prompts = [engine.prepare(each) for each in asked]
     for each in prompts[1:]:
         assert each.ids == prompts[0].ids
@@ -85,7 +96,9 @@ def test_media_without_words_get_the_recipe_s_question(engine: Engine, media: Pa
 
     assert text(Request(images=[media / "red.png"])) == "what is it"
     assert text(Request(audios=[media / "low.wav"])) == "write"
-    assert text(Request(images=[media / "red.png"], audios=[media / "low.wav"])) == ""  # the sound asks about the picture
+    assert (
+        text(Request(images=[media / "red.png"], audios=[media / "low.wav"])) == ""
+    )  # the sound asks about the picture
     assert text(Request("so", images=[media / "red.png"])) == "so"
 
 
@@ -97,7 +110,9 @@ def test_a_last_answer_is_left_out_and_asked_again(engine: Engine) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_equal_seeds_give_equal_answers(engine: Engine, temperature: float) -> None:
     sampling = SamplingConfig(temperature=temperature)
-    first, again, other = (engine.answer("the", sampling=sampling, seed=seed, max_new=16).token_ids for seed in (1, 1, 2))
+    first, again, other = (
+        engine.answer("the", sampling=sampling, seed=seed, max_new=16).token_ids for seed in (1, 1, 2)
+    )
     assert first == again
     assert (first == other) == (temperature == 0)
 
@@ -155,11 +170,13 @@ def test_half_a_character_at_the_end_is_shown_as_such(engine: Engine) -> None:
         ("ab", [""], "ab", "end"),
     ],
 )
-def test_stop_strings_wait_until_they_are_certain(text: str, stops: list[str], shown: str, finish: str) -> None:
+def test_stop_strings_wait_until_they_are_certain(
+    text: str, stops: list[str], shown: str, finish: str
+) -> None:
     tokenizer = Tokenizer.train([], 271)  # bytes alone: every character is a token
     writer = Writer(tokenizer, stops)
     pieces = []
-    for token in [*tokenizer.encode(text), tokenizer.marks.end]:
+    for token in [*tokenizer.encode(text), tokenizer.special_tokens.end]:
         pieces.append(writer.push(token))
         if writer.finish:
             break
@@ -176,7 +193,9 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(engine: Engine) 
         engine.stream("a " * 200)
 
 
-def test_too_long_a_sound_is_cut_in_a_line(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_long_a_sound_is_cut_in_a_line(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = engine.parts.media[0]
     assert spec is not None
     whole = (0.5 * np.sin(np.arange(16000 * 70) / 9)).astype(np.float32)
@@ -184,9 +203,24 @@ def test_too_long_a_sound_is_cut_in_a_line(engine: Engine, tmp_path: Path, capsy
     own = engine.prepare(Request("what", audios=[whole[: longest_samples(spec)]]))
     assert spec.audio_tokens(len(own.media["audio"][0])) == spec.max_audio_tokens
     assert not capsys.readouterr().err, "a sound that just fits is left alone"
-    turn = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav")}, {"type": "text", "text": "what"}]}]
-    late = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav"), "start": 66.0}]}]
-    for asked in (Request("what", audios=[whole]), Request("what", audios=[tmp_path / "long.wav"]), Request(turn), Request(late)):
+    turn = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "audio", "path": str(tmp_path / "long.wav")},
+                {"type": "text", "text": "what"},
+            ],
+        }
+    ]
+    late = [
+        {"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "long.wav"), "start": 66.0}]}
+    ]
+    for asked in (
+        Request("what", audios=[whole]),
+        Request("what", audios=[tmp_path / "long.wav"]),
+        Request(turn),
+        Request(late),
+    ):
         cut = engine.prepare(asked)
         told = capsys.readouterr().err.splitlines()
         assert len(cut.media["audio"][0]) == len(own.media["audio"][0])
@@ -232,7 +266,10 @@ def test_logits_are_the_thinkers(engine: Engine) -> None:
 
 
 def test_transcripts_do_not_depend_on_company(engine: Engine, media: Path) -> None:
-    waves = [np.random.default_rng(seed).standard_normal(4000 * (seed + 1)).astype(np.float32) * 0.1 for seed in range(4)]
+    waves = [
+        np.random.default_rng(seed).standard_normal(4000 * (seed + 1)).astype(np.float32) * 0.1
+        for seed in range(4)
+    ]
     together = engine.transcribe([*waves, media / "low.wav"])
     assert together == [engine.transcribe([each])[0] for each in (*waves, media / "low.wav")]
     assert any(together)
@@ -247,7 +284,8 @@ def test_chunks_of_a_long_sound_join_without_gap_or_overlap(engine: Engine) -> N
         assert len(found) == encoder.length(frames)
     whole, (chunked,) = log_probs(encoder, [mel])[0], log_probs(encoder, [mel], chunk_s=4.0, overlap_s=1.0)
     assert whole.shape == chunked.shape
-    # An untrained encoder has no firm opinions, but on the whole those of the chunks must be the whole's, at the same times.
+    # An untrained encoder has no firm opinions, but on the whole those of the chunks must be the whole's, at
+    # the same times.
     assert np.corrcoef(whole.ravel(), chunked.ravel())[0, 1] > 0.9
 
 
@@ -265,7 +303,9 @@ def test_the_character_model_is_listened_to(run: Path, tmp_path: Path) -> None:
     wave = np.random.default_rng(1).standard_normal(16000).astype(np.float32) * 0.1
     assert set(Engine.load(tmp_path).transcribe([wave])[0]) != {"q"}
     alphabet = Alphabet()
-    CharLM.train([alphabet.encode("q" * 40)] * 50, size=len(alphabet)).save(tmp_path / "hearing" / "final" / "char_lm.json")
+    CharLM.train([alphabet.encode("q" * 40)] * 50, size=len(alphabet)).save(
+        tmp_path / "hearing" / "final" / "char_lm.json"
+    )
     engine = Engine.load(tmp_path)
     with_model, without = engine.transcribe([wave])[0], engine.transcribe([wave], beam=False)[0]
     assert with_model != without
@@ -296,7 +336,10 @@ def test_pictures_and_texts_share_a_space(engine: Engine, media: Path) -> None:
 
 
 def test_run_stage_and_final_folder_open_alike(run: Path) -> None:
-    answers = {Engine.load(folder).answer("the red", max_new=8).text for folder in (run, run / "omni", run / "omni" / "final")}
+    answers = {
+        Engine.load(folder).answer("the red", max_new=8).text
+        for folder in (run, run / "omni", run / "omni" / "final")
+    }
     assert len(answers) == 1
     assert Engine.load(run / "thinker" / "final").answer("the", max_new=4).token_ids
     assert Engine.load(run / "hearing").transcribe([np.ones(16000, np.float32) * 0.1]) is not None
@@ -322,7 +365,11 @@ def test_a_missing_ability_names_the_stage_to_run(run: Path, folder: str, ask: o
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    for name, expected in (("nowhere", "found nothing"), ("file", "found a file"), ("empty", "no finished stage")):
+    for name, expected in (
+        ("nowhere", "found nothing"),
+        ("file", "found a file"),
+        ("empty", "no finished stage"),
+    ):
         with pytest.raises(CheckpointError, match=expected):
             Engine.load(tmp_path / name)
 

@@ -10,7 +10,15 @@ from muomni.models.stepper import Stepper
 
 def tiny(**changes):
     torch.manual_seed(0)
-    settings = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64} | changes
+    settings = {
+        "vocab_size": 40,
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn_width": 64,
+        "ctx_len": 64,
+    } | changes
     model = Decoder(DecoderConfig(**settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,8 +60,12 @@ def test_stepper_equals_the_model_at_every_step(kv_heads, padding):
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
         model.hidden(model.embed(ids), keep_BT=keep, cache=cache)
-        stepped = torch.stack([stepper.read(model.embed(more[:, step : step + 1]), cache)[0] for step in range(5)], 1)
-        whole = model(torch.cat((ids, more), 1), keep_BT=torch.cat((keep, torch.ones(2, 5, dtype=torch.bool)), 1))[:, 6:]
+        stepped = torch.stack(
+            [stepper.read(model.embed(more[:, step : step + 1]), cache)[0] for step in range(5)], 1
+        )
+        whole = model(
+            torch.cat((ids, more), 1), keep_BT=torch.cat((keep, torch.ones(2, 5, dtype=torch.bool)), 1)
+        )[:, 6:]
     torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
 
 
@@ -77,7 +89,9 @@ def test_rows_stop_each_at_its_own_stop_id():
     model, ids = tiny(), ids_of(3, 7)
     free = generate(model, ids, max_new=12)
     stop = free[0][4]
-    assert generate(model, ids, max_new=12, stop_ids=[stop]) == [row[: row.index(stop)] if stop in row else row for row in free]
+    assert generate(model, ids, max_new=12, stop_ids=[stop]) == [
+        row[: row.index(stop)] if stop in row else row for row in free
+    ]
     assert generate(model, ids, max_new=12, stop_ids=range(40)) == [[], [], []]
 
 
@@ -101,7 +115,10 @@ def test_a_given_cache_goes_on_after_what_it_holds():
 
 def test_sampling_repeats_with_its_seed_only():
     model, ids = tiny(), ids_of(2, 7)
-    drawn = [generate(model, ids, max_new=10, sampling=SamplingConfig(temperature=2.0, seed=seed)) for seed in (1, 1, 2)]
+    drawn = [
+        generate(model, ids, max_new=10, sampling=SamplingConfig(temperature=2.0, seed=seed))
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -112,20 +129,32 @@ def test_a_strong_penalty_forbids_repeating_prompt_and_answer():
     assert not set(row) & set(ids[0].tolist())
 
 
-@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)])
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)],
+)
 def test_rows_without_an_id_are_never_said(sampling):
     model, ids = tiny(tied=False), ids_of(2, 7).clamp(max=29)
     assert max(max(row) for row in generate(model, ids, max_new=20, sampling=sampling)) >= 30
     rows = generate(model, ids, max_new=20, sampling=sampling, legal=(range(30),))
     assert max(max(row) for row in rows) < 30
-    assert list(stream(model, ids[:1], max_new=20, legal=(range(30),))) == generate(model, ids[:1], max_new=20, legal=(range(30),))[0]
+    assert (
+        list(stream(model, ids[:1], max_new=20, legal=(range(30),)))
+        == generate(model, ids[:1], max_new=20, legal=(range(30),))[0]
+    )
 
 
-@pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)])
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingConfig(), SamplingConfig(temperature=5.0, seed=3), SamplingConfig(repetition_penalty=2.0)],
+)
 def test_legal_ids_may_lie_in_several_ranges(sampling):
     model, ids = tiny(tied=False), ids_of(2, 7)
     legal = (range(3, 5), range(20, 31))
-    free, bound = generate(model, ids, max_new=9, sampling=sampling), generate(model, ids, max_new=9, sampling=sampling, legal=legal)
+    free, bound = (
+        generate(model, ids, max_new=9, sampling=sampling),
+        generate(model, ids, max_new=9, sampling=sampling, legal=legal),
+    )
     assert not {each for row in free for each in row} <= {*legal[0], *legal[1]}
     assert {each for row in bound for each in row} <= {*legal[0], *legal[1]}
 

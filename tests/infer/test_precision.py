@@ -1,4 +1,5 @@
-"""Answers in bf16 and fp16: the same on golden prompts, cached or not, and what is chosen, asked for or emulated is told."""
+"""Answers in bf16 and fp16: the same on golden prompts, cached or not, and what is chosen, asked for or
+emulated is told."""
 
 from __future__ import annotations
 
@@ -40,9 +41,20 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer = Tokenizer.train([*GOLDEN, *GOLDEN.values()] * 4, 290)
         torch.manual_seed(0)
         decoder = Decoder(
-            DecoderConfig(vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, ffn_width=64, ctx_len=64, dropout=0.0)
+            DecoderConfig(
+                vocab_size=tokenizer.vocab_size,
+                width=32,
+                layers=2,
+                heads=2,
+                ffn_width=64,
+                ctx_len=64,
+                dropout=0.0,
+            )
         )
-        turns = [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in GOLDEN.items()]
+        turns = [
+            [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+            for ask, answer in GOLDEN.items()
+        ]
         samples = [parse({"id": str(number), "messages": messages}) for number, messages in enumerate(turns)]
         batch = collate([prepare(sample, tokenizer, MediaSpec(), 64) for sample in samples])
         objective, optimizer = NextToken(decoder), torch.optim.AdamW(decoder.parameters(), lr=1e-2)
@@ -89,12 +101,17 @@ def test_the_ears_compute_in_it(run: Path) -> None:
     plain, half = log_probs(encoder, mels)[0], log_probs(encoder, mels, dtype=torch.bfloat16)[0]
     assert (half != plain).any()
     assert abs(half - plain).max() < 0.1
-    assert Engine.load(run, "cpu", "bf16").transcribe([wave]) == Engine.load(run, "cpu", "fp32").transcribe([wave])
+    assert Engine.load(run, "cpu", "bf16").transcribe([wave]) == Engine.load(run, "cpu", "fp32").transcribe(
+        [wave]
+    )
 
 
 def test_the_talker_is_held_in_it_and_its_places_in_time_are_not(run: Path) -> None:
     engine = Engine.load(run, "cpu", "bf16")
-    (wave, _), (plain, _) = engine.speak(["the red circle"])[0], Engine.load(run, "cpu", "fp32").speak(["the red circle"])[0]
+    (wave, _), (plain, _) = (
+        engine.speak(["the red circle"])[0],
+        Engine.load(run, "cpu", "fp32").speak(["the red circle"])[0],
+    )
     talker = engine.parts.voice.talker
     assert {p.dtype for p in talker.blocks.parameters()} == {torch.bfloat16}
     assert talker.pace.durations_V.dtype == talker.text_table.weight.dtype == torch.float32
@@ -113,10 +130,14 @@ def test_pictures_and_embeddings_are_seen_in_it(run: Path, media: Path) -> None:
     assert half.answer("what", images=[media / "red.png"], max_new=4).token_ids
 
 
-@pytest.mark.parametrize(("has", "narrowest", "chosen"), [(True, 8, "bf16"), (True, 192, "fp32"), (False, 8, "fp32")])
-def test_auto_is_what_training_would_take(run: Path, monkeypatch: pytest.MonkeyPatch, has: bool, narrowest: int, chosen: str) -> None:
+@pytest.mark.parametrize(
+    ("has", "narrowest", "chosen"), [(True, 8, "bf16"), (True, 192, "fp32"), (False, 8, "fp32")]
+)
+def test_auto_is_what_training_would_take(
+    run: Path, monkeypatch: pytest.MonkeyPatch, has: bool, narrowest: int, chosen: str
+) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has)
-    monkeypatch.setattr("muomni.models.base.has_bf16", lambda _: has)
+    monkeypatch.setattr("muomni.models.reference.has_bf16", lambda _: has)
     monkeypatch.setattr(runtime, "BF16_MIN_WIDTH", narrowest)
     parts = Engine.load(run, "cpu").parts
     assert parts.number_format(32) == DTYPES[chosen] == runtime.choose_dtype("auto", 32, torch.device("cpu"))
@@ -127,7 +148,9 @@ def test_auto_is_what_training_would_take(run: Path, monkeypatch: pytest.MonkeyP
     on_gpu.device = torch.device("cuda")
     assert on_gpu.number_format(32, by_steps=True) == torch.bfloat16
     plain = Parts(run, torch.device("cpu"))
-    assert next(plain.thinker.parameters()).dtype == plain.number_format(512) == torch.float32, "who trains or copies takes what is stored"
+    assert next(plain.thinker.parameters()).dtype == plain.number_format(512) == torch.float32, (
+        "who trains or copies takes what is stored"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,15 +158,24 @@ def test_auto_is_what_training_would_take(run: Path, monkeypatch: pytest.MonkeyP
     [
         ("bf16", True, ["note: computes in bf16 on cpu"]),
         ("fp32", True, ["note: computes in float32 on cpu"]),
-        ("bf16", False, ["note: computes in bf16 on cpu", "note: bf16 is only emulated on this cpu, and slow: `auto` "]),
+        (
+            "bf16",
+            False,
+            ["note: computes in bf16 on cpu", "note: bf16 is only emulated on this cpu, and slow: `auto` "],
+        ),
         ("auto", False, []),
     ],
 )
 def test_it_is_told_once(
-    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str, has: bool, lines: list[str]
+    golden: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    has: bool,
+    lines: list[str],
 ) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has)
-    monkeypatch.setattr("muomni.models.base.has_bf16", lambda _: has)
+    monkeypatch.setattr("muomni.models.reference.has_bf16", lambda _: has)
     engine = Engine.load(golden, "cpu", precision)
     for _ in range(2):
         engine.answer("how many", max_new=2)
@@ -158,11 +190,16 @@ def test_a_format_that_is_not_there_is_refused(golden: Path, precision: str) -> 
         Engine.load(golden, "cpu", precision)
 
 
-@pytest.mark.parametrize(("command", "rest"), [("chat", ["--text", "how many"]), ("transcribe", ["{media}/low.wav"]), ("speak", ["red"])])
+@pytest.mark.parametrize(
+    ("command", "rest"),
+    [("chat", ["--text", "how many"]), ("transcribe", ["{media}/low.wav"]), ("speak", ["red"])],
+)
 def test_commands_take_it(
     run: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, rest: list[str]
 ) -> None:
-    asked = [each.format(media=media) for each in rest] + (["--out", str(tmp_path / "said.wav")] if command == "speak" else [])
+    asked = [each.format(media=media) for each in rest] + (
+        ["--out", str(tmp_path / "said.wav")] if command == "speak" else []
+    )
     with pytest.raises(SystemExit) as left:
         main([command, str(run), *asked, "--precision", "bf16"])
     assert not left.value.code

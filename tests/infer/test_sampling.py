@@ -10,7 +10,12 @@ def generator(seed=0):
 
 
 def shares(logits, config, draws=4000, seen=None):
-    ids = pick(logits.expand(draws, -1), config, generator=generator(), seen_BV=None if seen is None else seen.expand(draws, -1))
+    ids = pick(
+        logits.expand(draws, -1),
+        config,
+        generator=generator(),
+        seen_BV=None if seen is None else seen.expand(draws, -1),
+    )
     return torch.bincount(ids, minlength=logits.shape[-1]) / draws
 
 
@@ -46,7 +51,11 @@ def test_penalty_makes_seen_ids_less_probable_whatever_the_sign():
     seen = torch.tensor([[True, False, False, True]])
     drawn = shares(LOGITS, SamplingConfig(temperature=1, repetition_penalty=2.0), seen=seen)
     torch.testing.assert_close(drawn, torch.tensor([1.0, 1.0, 0.0, -2.0]).softmax(0), rtol=0, atol=0.03)
-    assert pick(torch.tensor([[2.0, 1.5]]), SamplingConfig(repetition_penalty=2.0), seen_BV=torch.tensor([[True, False]])).tolist() == [1]
+    assert pick(
+        torch.tensor([[2.0, 1.5]]),
+        SamplingConfig(repetition_penalty=2.0),
+        seen_BV=torch.tensor([[True, False]]),
+    ).tolist() == [1]
 
 
 def test_a_seed_repeats_the_draw():
@@ -56,7 +65,15 @@ def test_a_seed_repeats_the_draw():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition_penalty": 0}, {"topk": 3}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"repetition_penalty": 0},
+        {"topk": 3},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError):

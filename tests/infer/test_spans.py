@@ -1,4 +1,5 @@
-"""Writing under a grammar: whatever a network says, what it writes can be decoded; and how often it obeys unasked."""
+"""Writing under a grammar: whatever a network says, what it writes can be decoded; and how often it obeys
+unasked."""
 
 from __future__ import annotations
 
@@ -16,14 +17,20 @@ from spaces import small
 
 def _model(layout: str = "interleaved", seed: int = 0) -> TokenModel:
     torch.manual_seed(seed)
-    decoder = Decoder(DecoderConfig(vocab_size=310, width=32, layers=2, heads=2, ctx_len=64, dropout=0.0, tied=False))
+    decoder = Decoder(
+        DecoderConfig(vocab_size=310, width=32, layers=2, heads=2, ctx_len=64, dropout=0.0, tied=False)
+    )
     model = TokenModel(decoder, small(layout)).eval()
     model.start(torch.Generator().manual_seed(seed), spread=3.0)
     return model
 
 
 def _rules(model, kind):
-    return grammar.of_text(model.space, 5) if kind == "text" else grammar.of_medium(model.space, kind, least=2, most=6)
+    return (
+        grammar.of_text(model.space, 5)
+        if kind == "text"
+        else grammar.of_medium(model.space, kind, least=2, most=6)
+    )
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "delay", "parallel"])
@@ -34,7 +41,9 @@ def test_whatever_is_written_is_legal_and_decodes(layout, kind, temperature):
         model = _model(layout, seed)
         rules = _rules(model, kind)
         prompts = [sequences.prompt(model.space, kind, [5, 6, 7][: 1 + row]) for row in range(3)]
-        written = spans.write(model, prompts, rules, sampling=SamplingConfig(temperature=temperature, seed=seed))
+        written = spans.write(
+            model, prompts, rules, sampling=SamplingConfig(temperature=temperature, seed=seed)
+        )
         for row in written:
             assert rules.first_illegal(row) is None
             inside = spans.content(row, rules)
@@ -85,7 +94,8 @@ def test_it_writes_the_likeliest_legal_id_of_each_step(layout, kind):
 
 
 def _obedient(model: TokenModel, row: torch.Tensor, prompt: torch.Tensor) -> TokenModel:
-    """The model with head rows by which each step's likeliest id is the one of a legal span (one stream, distinct ids)."""
+    """The model with head rows by which each step's likeliest id is the one of a legal span (one stream,
+    distinct ids)."""
     ids = torch.cat((prompt, row))
     with torch.no_grad():
         h = model.hidden(model.embed(ids[None]))[0, len(prompt) - 1 : -1]
@@ -102,19 +112,28 @@ def test_raw_compliance_counts_what_a_free_model_gets_right():
     rules, prompt = grammar.of_medium(model.space, "image"), sequences.prompt(model.space, "image", [9, 4])
     assert spans.raw_compliance(model, [prompt] * 3, rules) == spans.Compliance(0, 3), "a random network"
     first = model.space.region("image").start
-    row = torch.tensor([model.space.special("img_start"), *range(first, first + 6), model.space.special("img_end")])
+    row = torch.tensor(
+        [model.space.special("img_start"), *range(first, first + 6), model.space.special("img_end")]
+    )
     taught = _obedient(model, row, prompt)
     assert torch.equal(spans.write(taught, [prompt], rules, is_free=True)[0], row)
     assert spans.raw_compliance(taught, [prompt] * 2, rules).share == 1.0
     short = torch.cat((row[:-3], row[-1:]))
-    assert spans.raw_compliance(_obedient(_model(), short, prompt), [prompt], rules).share == 0.0, "an end too early"
+    assert spans.raw_compliance(_obedient(_model(), short, prompt), [prompt], rules).share == 0.0, (
+        "an end too early"
+    )
 
 
 def test_a_free_row_ends_where_it_says_so_even_within_a_frame():
     model = _model()
-    rules, prompt = grammar.of_medium(model.space, "audio", most=6), sequences.prompt(model.space, "audio", [9, 4])
+    rules, prompt = (
+        grammar.of_medium(model.space, "audio", most=6),
+        sequences.prompt(model.space, "audio", [9, 4]),
+    )
     books = [book.start for book in model.space.books("audio")]
-    row = torch.tensor([model.space.special("aud_start"), *books, books[0] + 1, model.space.special("aud_end")])
+    row = torch.tensor(
+        [model.space.special("aud_start"), *books, books[0] + 1, model.space.special("aud_end")]
+    )
     (found,) = spans.write(_obedient(model, row, prompt), [prompt], rules, is_free=True)
     assert torch.equal(found, row)
     assert rules.first_illegal(found) == 5

@@ -16,10 +16,16 @@ from muomni.models.talker import Talker, TalkerConfig
 
 def voice(end_bias: float = 0.0) -> Voice:
     torch.manual_seed(0)
-    codec = Codec(CodecConfig(width=16, latent_width=8, blocks=1, fine_width=8, fine_blocks=1, codebook_size=10))
+    codec = Codec(
+        CodecConfig(width=16, latent_width=8, blocks=1, fine_width=8, fine_blocks=1, codebook_size=10)
+    )
     codec.quantiser.codebooks_KND.normal_()
     codec.mel_mean.fill_(-2.0)
-    talker = Talker(TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32))
+    talker = Talker(
+        TalkerConfig(
+            text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32
+        )
+    )
     talker.heads[0].bias.data[talker.config.end] = end_bias
     return Voice(talker, codec)
 
@@ -40,7 +46,10 @@ def test_batches_do_not_change_what_is_said() -> None:
 
 
 def test_equal_seeds_say_the_same_and_others_do_not() -> None:
-    drawn = [voice().speak(["it is red"], sampling=SamplingConfig(temperature=1.0, seed=seed))[0].codes_KF for seed in (1, 1, 2)]
+    drawn = [
+        voice().speak(["it is red"], sampling=SamplingConfig(temperature=1.0, seed=seed))[0].codes_KF
+        for seed in (1, 1, 2)
+    ]
     assert torch.equal(drawn[0], drawn[1])
     assert drawn[0].shape != drawn[2].shape or not torch.equal(drawn[0], drawn[2])
 
@@ -59,7 +68,9 @@ def test_a_repetition_penalty_ends_a_stutter() -> None:
     stuck = voice(end_bias=-1e4)
     stuck.talker.heads[0].bias.data[3] = 50.0
     plain = stuck.speak(["no it is"], max_frames=12)[0].codes_KF[0]
-    aware = stuck.speak(["no it is"], max_frames=12, sampling=SamplingConfig(repetition_penalty=1e3))[0].codes_KF[0]
+    aware = stuck.speak(["no it is"], max_frames=12, sampling=SamplingConfig(repetition_penalty=1e3))[
+        0
+    ].codes_KF[0]
     assert set(plain.tolist()) == {3}
     assert len(set(aware.tolist())) > 1
 
@@ -72,7 +83,16 @@ def test_hidden_states_are_asked_for() -> None:
         return torch.ones(*ids_BT.shape, 6)
 
     listener = Talker(
-        TalkerConfig(text_vocab=99, text_units="char", codebook_size=10, width=24, layers=1, heads=2, ffn_width=32, condition_width=6)
+        TalkerConfig(
+            text_vocab=99,
+            text_units="char",
+            codebook_size=10,
+            width=24,
+            layers=1,
+            heads=2,
+            ffn_width=32,
+            condition_width=6,
+        )
     )
     Voice(listener, voice().codec, think=think).speak(["yes"], max_frames=3)
     assert asked == [(1, 3)]
@@ -95,7 +115,9 @@ def test_pieces_make_up_the_whole() -> None:
     other = griffin_lim.sound(target, spec, seed=1)
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
-        one, two = (mel.log_mel(torch.from_numpy(wave[: frames * 160])[None], spec) for wave in (first, second))
+        one, two = (
+            mel.log_mel(torch.from_numpy(wave[: frames * 160])[None], spec) for wave in (first, second)
+        )
         return float((one - two).abs().mean())
 
     assert distance(joined, whole.wave_S) < 1.5 * distance(other, whole.wave_S) + 0.1

@@ -1,4 +1,5 @@
-"""A folder of rows on a base and codecs by reference: it draws and speaks, and refuses what is not its own."""
+"""A folder of rows on a base and codecs by reference: it draws and speaks, and refuses what is not its
+own."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from muomni.errors import CheckpointError, ConfigError, ContextError, DataError,
 from muomni.infer.engine import Engine
 from muomni.infer.sampling import SamplingConfig
 from muomni.models import lora, rows, store
-from muomni.models.base import Base
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.image_codec import ImageCodec, ImageCodecConfig
+from muomni.models.reference import NetworkReference
 from muomni.models.rows import NOTE, TokenModel
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.codec import CodecEntry
@@ -33,15 +34,27 @@ def _make(run: Path, *, layout: str = "interleaved", media: tuple[str, ...] = ("
     """A run of random networks: stages thinker, image_codec, codec and rows."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(TEXTS * 4, 290)
-    decoder = Decoder(DecoderConfig(vocab_size=tokenizer.num_ids + 5, width=32, layers=2, heads=2, ctx_len=128, tied=False))
+    decoder = Decoder(
+        DecoderConfig(vocab_size=tokenizer.num_ids + 5, width=32, layers=2, heads=2, ctx_len=128, tied=False)
+    )
     store.save(decoder, run / "thinker" / "final")
     tokenizer.save(run / "thinker" / "final")
     pictures = {"image_size": 16, "patch": 4, "fine_patch": 2, "width": 8, "fine_width": 4, "levels": (3, 3)}
     store.save(ImageCodec(ImageCodecConfig(**pictures)), run / "image_codec" / "final")
-    sounds = {"width": 16, "latent_width": 8, "blocks": 1, "fine_width": 8, "fine_blocks": 1, "codebook_size": 12}
+    sounds = {
+        "width": 16,
+        "latent_width": 8,
+        "blocks": 1,
+        "fine_width": 8,
+        "fine_blocks": 1,
+        "codebook_size": 12,
+    }
     store.save(Codec(CodecConfig(**sounds)), run / "codec" / "final")
     folders = {"image": run / "image_codec" / "final", "audio": run / "codec" / "final"}
-    entries = [CodecEntry.of(open_codec(folders[each]), each, layout if each == "audio" else "interleaved") for each in media]
+    entries = [
+        CodecEntry.of(open_codec(folders[each]), each, layout if each == "audio" else "interleaved")
+        for each in media
+    ]
     model = TokenModel(decoder, TokenSpace.of(tokenizer, entries))
     model.start(torch.Generator().manual_seed(1), spread=3.0)
     final = run / "rows" / "final"
@@ -50,8 +63,10 @@ def _make(run: Path, *, layout: str = "interleaved", media: tuple[str, ...] = ("
     rows.save(
         model,
         final,
-        base=Base(name="thinker").told(run / "thinker" / "final", is_stage=True),
-        codecs={each: Base(name=names[each]).told(folders[each], is_stage=True) for each in media},
+        base=NetworkReference(name="thinker").describe(run / "thinker" / "final", is_stage=True),
+        codecs={
+            each: NetworkReference(name=names[each]).describe(folders[each], is_stage=True) for each in media
+        },
         longest={"audio": 5},
     )
     return run
@@ -76,7 +91,9 @@ def test_it_draws_and_speaks_from_a_run_a_stage_or_a_final(tokens_run, where):
     for wave, rate_hz in spoken:
         codec = engine.parts.writer.tokenizer.codecs["audio"]
         assert rate_hz == codec.sample_rate_hz
-        assert len(wave) in {codec.samples(frames) for frames in range(1, 6)}, "at most what it was trained to write"
+        assert len(wave) in {codec.samples(frames) for frames in range(1, 6)}, (
+            "at most what it was trained to write"
+        )
         assert np.isfinite(wave).all()
 
 
@@ -128,7 +145,9 @@ def _change(path: Path, **values) -> None:
 def test_another_base_is_refused(copy):
     torch.manual_seed(9)
     final = copy / "thinker" / "final"
-    store.save(Decoder(DecoderConfig(vocab_size=297, width=32, layers=2, heads=2, ctx_len=128, tied=False)), final)
+    store.save(
+        Decoder(DecoderConfig(vocab_size=297, width=32, layers=2, heads=2, ctx_len=128, tied=False)), final
+    )
     with pytest.raises(CheckpointError, match="other weights"):
         Engine.load(copy / "rows").draw(["one"])
 
@@ -137,7 +156,7 @@ def test_another_tokenizer_is_refused(copy):
     Tokenizer.train(["quite other words", "of another corpus"] * 4, 290).save(copy / "thinker" / "final")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Engine.load(copy).draw(["one"])
-    words = Base(name="thinker").told(copy / "thinker" / "final", is_stage=True)["words"]
+    words = NetworkReference(name="thinker").describe(copy / "thinker" / "final", is_stage=True)["words"]
     note = json.loads((copy / "rows" / "final" / NOTE).read_text())
     _change(copy / "rows" / "final" / NOTE, base={**note["base"], "words": words})
     with pytest.raises(TokenSpaceError, match="text tokenizer: expected"):
@@ -151,7 +170,7 @@ def test_another_codec_is_refused_and_a_stale_digest_too(copy):
     store.save(ImageCodec(ImageCodecConfig(**pictures)), copy / "image_codec" / "final")
     with pytest.raises(CheckpointError, match="other weights"):
         Engine.load(copy).draw(["one"])
-    told = Base(name="image_codec").told(copy / "image_codec" / "final", is_stage=True)
+    told = NetworkReference(name="image_codec").describe(copy / "image_codec" / "final", is_stage=True)
     note = json.loads((final / NOTE).read_text())
     _change(final / NOTE, codecs={**note["codecs"], "image": told})  # as a forger would
     with pytest.raises(TokenSpaceError, match=r"image codec: .*digest: expected"):
@@ -210,11 +229,21 @@ def test_the_command_draws_a_png_or_one_a_line(tokens_run, tmp_path, capsys):
     assert main(["draw", str(tokens_run), "a red circle", "--out", str(tmp_path / "one.png")]) == 0
     assert Image.open(tmp_path / "one.png").size == (16, 16)
     (tmp_path / "lines.txt").write_text("a red circle\none\n")
-    assert main(["draw", str(tokens_run), "--batch", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "many")]) == 0
+    assert (
+        main(
+            ["draw", str(tokens_run), "--batch", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "many")]
+        )
+        == 0
+    )
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["0000.png", "0001.png"]
     assert (tmp_path / "many" / "0000.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     assert main(["speak", str(tokens_run), "one", "--out", str(tmp_path / "one.wav")]) == 0
     assert (tmp_path / "one.wav").stat().st_size > 44
     assert capsys.readouterr().out == ""
-    for wrong in (["one"], ["--out", "x.png"], ["one", "--batch", "x.txt", "--out", "x"], [" ", "--out", str(tmp_path / "x.png")]):
+    for wrong in (
+        ["one"],
+        ["--out", "x.png"],
+        ["one", "--batch", "x.txt", "--out", "x"],
+        [" ", "--out", str(tmp_path / "x.png")],
+    ):
         assert main(["draw", str(tokens_run), *wrong]) == 2

@@ -74,7 +74,9 @@ def test_text(full: Engine) -> None:
         *grown.items(),
         ("answer", (answer,)),
     ]
-    assert grown == {f"sequence, token {n}": (1, 6 + n) for n in (1, 2, 3, answer) if n <= answer}  # 6 -> 7 -> ... -> at most 70
+    assert grown == {
+        f"sequence, token {n}": (1, 6 + n) for n in (1, 2, 3, answer) if n <= answer
+    }  # 6 -> 7 -> ... -> at most 70
     said = full.answer(text, max_new=64)
     assert answer == len(said.token_ids)
     assert hops[-1].meaning.startswith(f"decoded: {full.tokenizer.decode(said.token_ids)!r}")
@@ -114,7 +116,12 @@ def test_all_together(full: Engine) -> None:
     assert fused.shape == (1, 1 + 25 + words, 256)
     assert fused.meaning == f"1 of the picture + 25 of the sound + {words} of words and marks"
     names = [hop.name for hop in hops]
-    assert names.index("picture tokens") < names.index("sound tokens") < names.index("fused") < names.index("block 1")
+    assert (
+        names.index("picture tokens")
+        < names.index("sound tokens")
+        < names.index("fused")
+        < names.index("block 1")
+    )
 
 
 def test_speech(full: Engine) -> None:
@@ -131,7 +138,9 @@ def test_speech(full: Engine) -> None:
     assert found["previous codes"] == (1, 1, 2)
     assert (found["head 1"], found["head 2"]) == ((1, 129), (1, 128))
     assert found["frame 1"] == (1, 2)
-    assert sorted(name for name in names if name.startswith("frame ")) == [f"frame {n}" for n in (1, 2, 3, frames) if n <= frames]
+    assert sorted(name for name in names if name.startswith("frame ")) == [
+        f"frame {n}" for n in (1, 2, 3, frames) if n <= frames
+    ]
 
 
 def test_the_silence_around_a_sound_is_told(run: Path) -> None:
@@ -148,9 +157,13 @@ def test_the_silence_around_a_sound_is_told(run: Path) -> None:
     assert told.endswith("give 30")
 
 
-def test_an_answer_without_words_is_traced_as_a_greeting(full: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_without_words_is_traced_as_a_greeting(
+    full: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(full, "answer", lambda *_, **__: Answer("... !", [], "end"))
-    said = [hop.meaning for hop in trace(full, text="the", image=PICTURE, speak=True) if hop.name == "text ids"]
+    said = [
+        hop.meaning for hop in trace(full, text="the", image=PICTURE, speak=True) if hop.name == "text ids"
+    ]
     assert said == ["what is said: 'hello'"]
 
 
@@ -158,7 +171,9 @@ def test_no_hook_is_left_behind(full: Engine) -> None:
     before = full.answer("the red", images=[PICTURE], max_new=4)
     trace(full, text="the red", image=PICTURE, audio=SECOND, speak=True)
     parts: list[nn.Module] = [full.parts.omni, full.parts.voice.talker]  # type: ignore[list-item]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules()
+    )
     assert full.answer("the red", images=[PICTURE], max_new=4) == before
 
 

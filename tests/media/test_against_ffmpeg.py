@@ -1,4 +1,5 @@
-"""Sounds beside ffmpeg's libraries (PyAV): the same samples, or a refusal; and the containers that only PyAV opens."""
+"""Sounds beside ffmpeg's libraries (PyAV): the same samples, or a refusal; and the containers that only PyAV
+opens."""
 
 from __future__ import annotations
 
@@ -14,15 +15,27 @@ from numpy.typing import NDArray
 from muomni.errors import DataError
 from muomni.media import audio
 
-av = pytest.importorskip("av", reason="PyAV is not there: pip install 'muomni[av]', or nothing checks AAC, WMA, AMR and webm")
-ROUNDING = {"MS_ADPCM": 6e-3, "IMA_ADPCM": 1e-3, "VORBIS": 1e-4, "MPEG_LAYER_III": 2e-3, "GSM610": 1e-3}  # two decoders of one format
+av = pytest.importorskip(
+    "av", reason="PyAV is not there: pip install 'muomni[av]', or nothing checks AAC, WMA, AMR and webm"
+)
+ROUNDING = {
+    "MS_ADPCM": 6e-3,
+    "IMA_ADPCM": 1e-3,
+    "VORBIS": 1e-4,
+    "MPEG_LAYER_III": 2e-3,
+    "GSM610": 1e-3,
+}  # two decoders of one format
 
 
 def tones(seconds: float, rate_hz: int, channels: int = 1, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     time_S = np.arange(round(seconds * rate_hz)) / rate_hz
     waves = [
-        0.1 * sum(np.sin(2 * np.pi * hz * (time_S + 0.01 * np.sin(7 * time_S))) for hz in rng.uniform(100, rate_hz / 5, 4))
+        0.1
+        * sum(
+            np.sin(2 * np.pi * hz * (time_S + 0.01 * np.sin(7 * time_S)))
+            for hz in rng.uniform(100, rate_hz / 5, 4)
+        )
         for _ in range(channels)
     ]
     return np.stack(waves, 1).astype(np.float32)
@@ -35,7 +48,11 @@ def by_ffmpeg(content: bytes) -> NDArray[np.float32]:
         for frame in container.decode(audio=0):
             block = frame.to_ndarray()
             block = block.T if frame.format.is_planar else block.reshape(-1, frame.layout.nb_channels)
-            scale, zero = (128, 128) if block.dtype == np.uint8 else (2.0 ** (8 * block.itemsize - 1) if block.dtype.kind == "i" else 1, 0)
+            scale, zero = (
+                (128, 128)
+                if block.dtype == np.uint8
+                else (2.0 ** (8 * block.itemsize - 1) if block.dtype.kind == "i" else 1, 0)
+            )
             blocks.append((block.astype(np.float64) - zero) / scale)
     return np.concatenate(blocks).mean(1).astype(np.float32)
 
@@ -47,11 +64,26 @@ def encoded(form: str, subtype: str, wave_SC: NDArray[np.float32], rate_hz: int,
 
 
 KINDS = [
-    ("WAV", kind) for kind in ("PCM_16", "PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")
+    ("WAV", kind)
+    for kind in (
+        "PCM_16",
+        "PCM_U8",
+        "PCM_24",
+        "PCM_32",
+        "FLOAT",
+        "DOUBLE",
+        "ULAW",
+        "ALAW",
+        "IMA_ADPCM",
+        "MS_ADPCM",
+        "GSM610",
+    )
 ]
 KINDS += [(form, kind) for form in ("WAVEX", "RF64") for kind in ("PCM_16", "PCM_24", "FLOAT")]
 KINDS += [
-    (form, kind) for form in ("AIFF", "AU", "CAF") for kind in ("PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+    (form, kind)
+    for form in ("AIFF", "AU", "CAF")
+    for kind in ("PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 ]
 KINDS += [
     ("W64", "PCM_16"),
@@ -70,7 +102,9 @@ def test_every_kind_of_samples(form: str, subtype: str) -> None:
         channels = 1 if subtype == "GSM610" else channels
         content = encoded(form, subtype, tones(1.1, rate_hz, channels), rate_hz)
         ours_S, theirs_S = audio.read(content, rate_hz), by_ffmpeg(content)
-        slack = {"IMA_ADPCM": 1100, "MS_ADPCM": 1100, "VORBIS": 256}.get(subtype, 0)  # ffmpeg keeps what pads the last block
+        slack = {"IMA_ADPCM": 1100, "MS_ADPCM": 1100, "VORBIS": 256}.get(
+            subtype, 0
+        )  # ffmpeg keeps what pads the last block
         assert len(ours_S) == pytest.approx(len(theirs_S), abs=slack)
         both = min(len(ours_S), len(theirs_S))
         assert np.abs(ours_S[:both] - theirs_S[:both]).max() <= ROUNDING.get(subtype, 1e-6)
@@ -79,7 +113,9 @@ def test_every_kind_of_samples(form: str, subtype: str) -> None:
 @pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
 def test_mp3(rate_hz: int) -> None:
     for mode in ("CONSTANT", "VARIABLE"):
-        content = encoded("MP3", "MPEG_LAYER_III", tones(2.1, rate_hz, 2), rate_hz, compression_level=0.4, bitrate_mode=mode)
+        content = encoded(
+            "MP3", "MPEG_LAYER_III", tones(2.1, rate_hz, 2), rate_hz, compression_level=0.4, bitrate_mode=mode
+        )
         ours_S, theirs_S = audio.read(content, rate_hz), by_ffmpeg(content)
         assert abs(len(ours_S) - len(theirs_S)) <= 1
         both = min(len(ours_S), len(theirs_S))
@@ -87,10 +123,16 @@ def test_mp3(rate_hz: int) -> None:
 
 
 def damaged(rng: np.random.Generator) -> bytes:
-    """A file with a size of its header changed, its end cut off or something behind it, as tools leave them."""
-    form, subtype = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")][
-        rng.integers(6)
-    ]
+    """A file with a size of its header changed, its end cut off or something behind it, as tools leave
+    them."""
+    form, subtype = [
+        ("WAV", "PCM_16"),
+        ("WAV", "PCM_24"),
+        ("WAV", "FLOAT"),
+        ("RF64", "PCM_16"),
+        ("W64", "PCM_16"),
+        ("AIFF", "PCM_16"),
+    ][rng.integers(6)]
     content = bytearray(encoded(form, subtype, tones(1.3, 8000, int(rng.integers(1, 3)), 1), 8000))
     if rng.random() < 0.4:
         del content[len(content) - int(rng.choice([1, 30, 4000, len(content) // 2])) :]
@@ -98,7 +140,18 @@ def damaged(rng: np.random.Generator) -> bytes:
         names = [content.find(name) for name in (b"data", b"SSND", b"ds64")]
         place = int(rng.choice([place for place in (0, *names) if place >= 0])) + 4
         order = ">" if form == "AIFF" else "<"
-        sizes = [0, 1, 36, len(content), len(content) - 8, len(content) // 2, 2 * len(content), 0xFFFF_FFFF, 0x7FFF_F000, 0x8000_0000]
+        sizes = [
+            0,
+            1,
+            36,
+            len(content),
+            len(content) - 8,
+            len(content) // 2,
+            2 * len(content),
+            0xFFFF_FFFF,
+            0x7FFF_F000,
+            0x8000_0000,
+        ]
         content[place : place + 4] = struct.pack(f"{order}I", int(rng.choice(sizes)))
     if rng.random() < 0.3:
         content += rng.bytes(int(rng.choice([1, 7, 500, 4000])))
@@ -192,12 +245,16 @@ def test_a_torn_m4a_whose_index_is_whole() -> None:
     content = written("aac", "mp4", tones(4.0, 16_000), 16_000)
     index, sound = content.index(b"moov") - 4, content.index(b"mdat") - 4
     assert sound < index
-    front = content[:sound] + content[index:] + content[sound:index]  # places in the index are now too small, by its own size
+    front = (
+        content[:sound] + content[index:] + content[sound:index]
+    )  # places in the index are now too small, by its own size
     moved, shift = bytearray(front), len(content) - index
     table = moved.index(b"stco")
     for number in range(int.from_bytes(moved[table + 8 : table + 12], "big")):
         place = table + 12 + 4 * number
-        moved[place : place + 4] = (int.from_bytes(moved[place : place + 4], "big") + shift).to_bytes(4, "big")
+        moved[place : place + 4] = (int.from_bytes(moved[place : place + 4], "big") + shift).to_bytes(
+            4, "big"
+        )
     content = bytes(moved)
     assert len(audio.read(content, 16_000)) / 16_000 == pytest.approx(4.0, abs=0.07)
     with pytest.raises(DataError, match="torn"):

@@ -13,7 +13,9 @@ from muomni.media import image
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (37, 23), seed: int = 0) -> Image.Image:
-    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
     return picture.convert(mode)
 
 
@@ -34,15 +36,37 @@ def by_pillow(content: bytes) -> np.ndarray:
     return np.asarray(upright.convert("RGB"))
 
 
-OPAQUE = [("PNG", mode) for mode in ("1", "L", "P", "RGB")] + [("JPEG", mode) for mode in ("L", "RGB", "CMYK")]
-OPAQUE += [("TIFF", mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB")] + [("BMP", mode) for mode in ("1", "L", "P", "RGB")]
-OPAQUE += [("GIF", "P"), ("GIF", "L"), ("WEBP", "RGB"), ("PPM", "L"), ("PPM", "RGB"), ("PPM", "1"), ("JPEG2000", "RGB"), ("JPEG2000", "L")]
-CLEAR = [("PNG", "LA"), ("PNG", "RGBA"), ("WEBP", "RGBA"), ("TIFF", "RGBA"), ("TIFF", "LA"), ("JPEG2000", "RGBA"), ("GIF", "RGBA")]
+OPAQUE = [("PNG", mode) for mode in ("1", "L", "P", "RGB")] + [
+    ("JPEG", mode) for mode in ("L", "RGB", "CMYK")
+]
+OPAQUE += [("TIFF", mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB")] + [
+    ("BMP", mode) for mode in ("1", "L", "P", "RGB")
+]
+OPAQUE += [
+    ("GIF", "P"),
+    ("GIF", "L"),
+    ("WEBP", "RGB"),
+    ("PPM", "L"),
+    ("PPM", "RGB"),
+    ("PPM", "1"),
+    ("JPEG2000", "RGB"),
+    ("JPEG2000", "L"),
+]
+CLEAR = [
+    ("PNG", "LA"),
+    ("PNG", "RGBA"),
+    ("WEBP", "RGBA"),
+    ("TIFF", "RGBA"),
+    ("TIFF", "LA"),
+    ("JPEG2000", "RGBA"),
+    ("GIF", "RGBA"),
+]
 avif = pytest.mark.skipif("AVIF" not in image.FORMATS, reason="this Pillow reads no AVIF")
 
 
 @pytest.mark.parametrize(
-    ("form", "mode"), [*OPAQUE, *CLEAR, pytest.param("AVIF", "RGB", marks=avif), pytest.param("AVIF", "RGBA", marks=avif)]
+    ("form", "mode"),
+    [*OPAQUE, *CLEAR, pytest.param("AVIF", "RGB", marks=avif), pytest.param("AVIF", "RGBA", marks=avif)],
 )
 def test_modes_and_formats(form: str, mode: str) -> None:
     picture = noise("RGB")
@@ -97,7 +121,9 @@ def words(kind: str) -> PngImagePlugin.PngInfo:
     return info
 
 
-@pytest.mark.parametrize("kind", ["one of 3 MB, compressed", "one of 3 MB, international", "one of 3 MB, plain", "70 of 1 MB"])
+@pytest.mark.parametrize(
+    "kind", ["one of 3 MB, compressed", "one of 3 MB, international", "one of 3 MB, plain", "70 of 1 MB"]
+)
 def test_a_png_with_long_texts_is_read(kind: str) -> None:
     """Picture generators write their whole settings there; Pillow stops at 1 MB of one and 64 MB of all."""
     content = encoded(noise(), "PNG", pnginfo=words(kind))
@@ -119,7 +145,15 @@ def test_a_torn_png_with_long_texts_is_refused() -> None:
 
 def test_random_damage_gives_pillows_pixels_or_a_refusal() -> None:
     rng = np.random.default_rng(0)
-    for form, mode in (("PNG", "RGB"), ("PNG", "P"), ("JPEG", "RGB"), ("GIF", "P"), ("WEBP", "RGB"), ("TIFF", "RGB"), ("BMP", "RGB")):
+    for form, mode in (
+        ("PNG", "RGB"),
+        ("PNG", "P"),
+        ("JPEG", "RGB"),
+        ("GIF", "P"),
+        ("WEBP", "RGB"),
+        ("TIFF", "RGB"),
+        ("BMP", "RGB"),
+    ):
         whole = encoded(noise(mode), form)
         for _ in range(40):
             content = bytearray(whole)

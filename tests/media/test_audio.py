@@ -65,7 +65,9 @@ def test_the_limit_is_on_the_window_not_the_file(tmp_path: Path) -> None:
     assert len(audio.read(tmp_path / "a.wav", start_s=1.0, max_s=1.0)) == 16_000
 
 
-@pytest.mark.parametrize(("start_s", "end_s"), [(-1.0, None), (1.0, 0.5), (0.2, 0.2), (float("nan"), None), (None, float("nan"))])
+@pytest.mark.parametrize(
+    ("start_s", "end_s"), [(-1.0, None), (1.0, 0.5), (0.2, 0.2), (float("nan"), None), (None, float("nan"))]
+)
 def test_a_senseless_window_is_a_bad_row(tmp_path: Path, start_s: float | None, end_s: float | None) -> None:
     soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
     assert reason(tmp_path / "a.wav", start_s=start_s, end_s=end_s) == "bad_row"
@@ -161,7 +163,9 @@ def test_write_refuses_what_is_no_wave_and_keeps_the_old_file(tmp_path: Path) ->
 @pytest.mark.parametrize("rate_hz", [1, 999, 768_001, 2**31 - 1])
 def test_rates_that_no_recording_has_are_refused_before_they_fill_the_memory(rate_hz):
     stream = io.BytesIO()
-    soundfile.write(stream, np.random.default_rng(0).standard_normal(500) * 0.1, 16000, format="WAV", subtype="PCM_16")
+    soundfile.write(
+        stream, np.random.default_rng(0).standard_normal(500) * 0.1, 16000, format="WAV", subtype="PCM_16"
+    )
     content = bytearray(stream.getvalue())
     content[24:28] = rate_hz.to_bytes(4, "little")
     with pytest.raises(DataError, match="sound in memory: expected 1000 to 768000 Hz") as caught:
@@ -177,7 +181,9 @@ def test_a_message_is_the_same_in_each_run():
 
 @pytest.mark.parametrize("scale", [32_768.0, 32_767.0, 5000.0, 2.0**23, 2.0**31])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_integers_written_as_floats_are_scaled_alike_in_every_window(tmp_path: Path, scale: float, subtype: str) -> None:
+def test_integers_written_as_floats_are_scaled_alike_in_every_window(
+    tmp_path: Path, scale: float, subtype: str
+) -> None:
     """A quiet stretch of such a file is no loud one."""
     wave = np.concatenate([1e-4 * tone(16_000, 40.0), tone(16_000, 1.0)])
     path = tmp_path / "a.wav"

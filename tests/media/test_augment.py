@@ -37,7 +37,11 @@ def test_gain_is_in_decibels_as_far_as_full_scale() -> None:
 @pytest.mark.parametrize("peak", [0.3, 1.0, 1.4, 30_000.0])
 def test_no_change_makes_a_square_of_a_wave(peak: float) -> None:
     wave = tone(440) * np.float32(peak / 0.3)
-    for changed in (augment.gain(wave, 12.0), augment.noise(wave, 30.0, np.random.default_rng(0)), augment.gain(wave, 0.0)):
+    for changed in (
+        augment.gain(wave, 12.0),
+        augment.noise(wave, 30.0, np.random.default_rng(0)),
+        augment.gain(wave, 0.0),
+    ):
         assert np.corrcoef(changed, wave)[0, 1] > 0.999
         assert np.mean(np.abs(changed) > 0.999 * np.abs(changed).max()) < 0.05
         assert np.abs(changed).max() <= max(1.0, peak) * 1.0001
@@ -116,7 +120,11 @@ def test_jitter_stays_near_and_in_range() -> None:
 )
 def test_seeded_and_never_in_place(change: Callable[..., np.ndarray]) -> None:
     rng = np.random.default_rng(1)
-    inputs = [tone(300, 0.1), rng.normal(size=(9, 32)).astype(np.float32), rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)]
+    inputs = [
+        tone(300, 0.1),
+        rng.normal(size=(9, 32)).astype(np.float32),
+        rng.integers(0, 256, (8, 8, 3)).astype(np.uint8),
+    ]
     before = [x.copy() for x in inputs]
     first, again = change(*inputs, np.random.default_rng(0)), change(*inputs, np.random.default_rng(0))
     np.testing.assert_array_equal(first, again)

@@ -11,11 +11,23 @@ from muomni.errors import DataError
 from muomni.media import audio, image
 
 PLACES = {
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a pointer of git-lfs", "git lfs pull"),
-    "page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "a web page", "download the file again"),
+    "git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "a pointer of git-lfs",
+        "git lfs pull",
+    ),
+    "page": (
+        b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>",
+        "a web page",
+        "download the file again",
+    ),
     "page without a type": (b"<HTML><HEAD>403 Forbidden", "a web page", "download"),
     "XHTML": (b'<?xml version="1.0"?>\n<html xmlns="...">', "a web page", "download"),
-    "bucket": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a server's answer", "login"),
+    "bucket": (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        "a server's answer",
+        "login",
+    ),
     "api": (b'{"message": "rate limit exceeded"}', "a server's answer", "download"),
     "words": (b"404: Not Found", "text: '404: not found'", "download"),
     "archive": (gzip.compress(b"wave"), "a gzip archive", "unpack"),

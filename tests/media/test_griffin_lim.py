@@ -26,22 +26,30 @@ def chirp_and_formants(samples: int = 24_000) -> Tensor:
     pitch_hz = 110 + 60 * time_s / time_s[-1]
     source = np.diff(np.floor(np.cumsum(pitch_hz) / 16_000), prepend=0.0)
     spectrum, grid_hz = np.fft.rfft(source), np.fft.rfftfreq(samples, 1 / 16_000)
-    gain = sum(1 / (1 + ((grid_hz - centre) / width) ** 2) for centre, width in ((600, 80), (1700, 120), (3000, 200)))
+    gain = sum(
+        1 / (1 + ((grid_hz - centre) / width) ** 2) for centre, width in ((600, 80), (1700, 120), (3000, 200))
+    )
     wave = np.fft.irfft(spectrum * gain, samples)
     wave[samples // 2 : samples // 2 + 2000] = 0.0
     return torch.from_numpy((0.6 * wave / np.abs(wave).max()).astype(np.float32))
 
 
 def textbook(log_mel_FM: Tensor, spec: MelSpec) -> Tensor:
-    """The baseline: clamped pseudo-inverse, plain Griffin-Lim of as many iterations, written independently."""
+    """The baseline: clamped pseudo-inverse, plain Griffin-Lim of as many iterations, written
+    independently."""
     linear_FN = (log_mel_FM.exp() @ torch.linalg.pinv(filter_bank(spec))).clamp_min(1e-10)
     magnitude_NF = linear_FN.pow(1 / spec.power).T
     window = torch.hann_window(spec.window_samples)
     frame = (spec.n_fft, spec.hop_samples, spec.window_samples, window)
     samples = (magnitude_NF.shape[1] - 1) * spec.hop_samples
-    angles = torch.polar(torch.ones_like(magnitude_NF), 6.2832 * torch.rand(magnitude_NF.shape, generator=torch.Generator().manual_seed(0)))
+    angles = torch.polar(
+        torch.ones_like(magnitude_NF),
+        6.2832 * torch.rand(magnitude_NF.shape, generator=torch.Generator().manual_seed(0)),
+    )
     for _ in range(32):
-        rebuilt = torch.stft(torch.istft(magnitude_NF * angles, *frame, length=samples), *frame, return_complex=True)
+        rebuilt = torch.stft(
+            torch.istft(magnitude_NF * angles, *frame, length=samples), *frame, return_complex=True
+        )
         angles = rebuilt / rebuilt.abs().clamp_min(1e-16)
     return torch.istft(magnitude_NF * angles, *frame, length=samples)
 
@@ -98,7 +106,9 @@ def test_pitches_return_where_they_were(spec: MelSpec) -> None:
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 80, 128])
 def test_every_length_gives_frames_times_hop(spec: MelSpec, frames: int) -> None:
     """Also where F <= M, which the original took for a transposed matrix (B43)."""
-    wave_S = griffin_lim.invert(log_mel(chirp_and_formants()[None, : frames * 160], spec)[0], spec, iterations=4)
+    wave_S = griffin_lim.invert(
+        log_mel(chirp_and_formants()[None, : frames * 160], spec)[0], spec, iterations=4
+    )
     assert wave_S.shape == (frames * spec.hop_samples,)
     assert wave_S.dtype == torch.float32
     assert wave_S.isfinite().all()
@@ -107,7 +117,9 @@ def test_every_length_gives_frames_times_hop(spec: MelSpec, frames: int) -> None
 
 @PRESETS
 def test_silence_stays_silent(spec: MelSpec) -> None:
-    assert torch.equal(griffin_lim.invert(torch.full((20, spec.num_mels), spec.log_floor), spec), torch.zeros(3200))
+    assert torch.equal(
+        griffin_lim.invert(torch.full((20, spec.num_mels), spec.log_floor), spec), torch.zeros(3200)
+    )
     nearly = griffin_lim.invert(torch.full((20, spec.num_mels), spec.log_floor + 0.5), spec)
     assert nearly.abs().max() < 0.1
     assert griffin_lim.invert(torch.full((20, spec.num_mels), -80.0), spec).abs().max() == 0
@@ -138,7 +150,9 @@ def test_more_iterations_fit_better() -> None:
     wave_S = chirp_and_formants()
     frames = log_mel(wave_S[None], SPEECH)[0]
     few, many = (griffin_lim.invert(frames, SPEECH, iterations=count)[None] for count in (1, 32))
-    assert log_spectral_distance(many, wave_S[None], SPEECH) < log_spectral_distance(few, wave_S[None], SPEECH)
+    assert log_spectral_distance(many, wave_S[None], SPEECH) < log_spectral_distance(
+        few, wave_S[None], SPEECH
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 80), (80,), (1, 5, 80), (80, 128)])
@@ -167,7 +181,9 @@ class Work(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.transforms += "_fft_" in func.__name__
         self.products += func.__name__.startswith(("mm", "addmm", "bmm"))
-        self.written += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and not leaf._is_view())
+        self.written += sum(
+            leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and not leaf._is_view()
+        )
         return out
 
 
@@ -181,7 +197,8 @@ def work(frames: int, iterations: int) -> Work:
 
 
 def test_an_iteration_costs_two_transforms_and_all_grows_with_the_length() -> None:
-    """How long that takes is told by `python -m benchmarks.spine`: a test that measures time is red on a slower chip."""
+    """How long that takes is told by `python -m benchmarks.spine`: a test that measures time is red on a
+    slower chip."""
     short, once, long = work(50, 8), work(50, 1), work(200, 8)
     assert short.transforms == long.transforms == 2 * 8 + 1
     assert once.transforms == 2 * 1 + 1

@@ -59,7 +59,11 @@ def test_bytes_and_path_are_equal_and_1x1_works(tmp_path: Path) -> None:
 def test_alpha_is_laid_over_white() -> None:
     picture = image.read(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0))))
     assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert image.read(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 128)))).getpixel((0, 0)) == (255, 127, 127)
+    assert image.read(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 128)))).getpixel((0, 0)) == (
+        255,
+        127,
+        127,
+    )
     assert image.read(encoded(Image.new("LA", (2, 2), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -73,11 +77,15 @@ def test_a_palette_with_a_transparent_colour() -> None:
 
 
 def test_rgb_with_a_transparent_colour() -> None:
-    assert image.read(encoded(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))).getpixel((0, 0)) == (255, 255, 255)
+    assert image.read(encoded(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))).getpixel(
+        (0, 0)
+    ) == (255, 255, 255)
 
 
 def test_cmyk_jpeg() -> None:
-    red = image.read(encoded(Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK"), "JPEG")).getpixel((5, 5))
+    red = image.read(encoded(Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK"), "JPEG")).getpixel(
+        (5, 5)
+    )
     assert isinstance(red, tuple)
     assert red[0] > 240
     assert max(red[1:]) < 15
@@ -93,7 +101,11 @@ def test_16_bit_grey_keeps_its_shades() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr", "CMYK"])
 def test_other_modes_become_rgb(mode: str) -> None:
     picture = Image.new("RGB", (4, 4), (0, 0, 0)).convert(mode)
-    assert np.asarray(image.read(encoded(picture, "TIFF" if mode in ("YCbCr", "CMYK") else "PNG"))).shape == (4, 4, 3)
+    assert np.asarray(image.read(encoded(picture, "TIFF" if mode in ("YCbCr", "CMYK") else "PNG"))).shape == (
+        4,
+        4,
+        3,
+    )
 
 
 def test_32_bit_and_float_greys_without_a_known_white_are_refused() -> None:
@@ -113,7 +125,9 @@ def test_exif_turns_the_picture() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_torn_files_are_undecodable(kind: str) -> None:
-    content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)), kind)
+    content = encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)), kind
+    )
     for share in (0.1, 0.5, 0.8):
         assert reason(content[: int(len(content) * share)]) == "undecodable"
 
@@ -161,7 +175,9 @@ def test_pixels_have_channels_first_in_minus_one_to_one() -> None:
     assert torch.equal(image.to_pixels(torch.from_numpy(array[0])), pixels[0])
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)]
+)
 def test_pixels_from_anything_else_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ShapeError):
         image.to_pixels(wrong)

@@ -1,4 +1,5 @@
-"""What a header announces against what is there: streams are read to their end, torn files are refused with both lengths."""
+"""What a header announces against what is there: streams are read to their end, torn files are refused with
+both lengths."""
 
 from __future__ import annotations
 
@@ -22,8 +23,12 @@ def speech(seconds: float = 1.5, rate_hz: int = RATE_HZ, seed: int = 0) -> NDArr
     """Gliding tones in syllables: neither a codec nor an estimate of lengths finds it as easy as a sine."""
     time_S = np.arange(round(seconds * rate_hz)) / rate_hz
     rng = np.random.default_rng(seed)
-    wave_S = sum(np.sin(2 * np.pi * (hz * time_S + 3 * np.sin(2 * np.pi * time_S))) for hz in rng.uniform(150, 2500, 4))
-    return (0.15 * wave_S * np.abs(np.sin(2 * np.pi * 1.7 * time_S)) + 0.01 * rng.standard_normal(len(time_S))).astype(np.float32)
+    wave_S = sum(
+        np.sin(2 * np.pi * (hz * time_S + 3 * np.sin(2 * np.pi * time_S))) for hz in rng.uniform(150, 2500, 4)
+    )
+    return (
+        0.15 * wave_S * np.abs(np.sin(2 * np.pi * 1.7 * time_S)) + 0.01 * rng.standard_normal(len(time_S))
+    ).astype(np.float32)
 
 
 WAVE_S = speech()
@@ -32,7 +37,12 @@ FMT = struct.pack("<HHIIHH", 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
 
 
 def chunk(name: bytes, body: bytes, size: int | None = None, *, pad: bool = True) -> bytes:
-    return name + struct.pack("<I", len(body) if size is None else size) + body + (b"\0" if pad and len(body) % 2 else b"")
+    return (
+        name
+        + struct.pack("<I", len(body) if size is None else size)
+        + body
+        + (b"\0" if pad and len(body) % 2 else b"")
+    )
 
 
 def riff(*chunks: bytes, size: int | None = None, form: bytes = b"RIFF") -> bytes:
@@ -40,7 +50,13 @@ def riff(*chunks: bytes, size: int | None = None, form: bytes = b"RIFF") -> byte
     return form + struct.pack("<I", 4 + len(body) if size is None else size) + b"WAVE" + body
 
 
-def encoded(form: str, subtype: str | None = None, wave: NDArray[np.float32] = WAVE_S, rate_hz: int = RATE_HZ, **options: object) -> bytes:
+def encoded(
+    form: str,
+    subtype: str | None = None,
+    wave: NDArray[np.float32] = WAVE_S,
+    rate_hz: int = RATE_HZ,
+    **options: object,
+) -> bytes:
     stream = io.BytesIO()
     soundfile.write(stream, wave, rate_hz, format=form, subtype=subtype, **options)
     return stream.getvalue()
@@ -54,7 +70,11 @@ def reason(content: bytes) -> str:
     return str(caught.value)
 
 
-fmt, data, info = chunk(b"fmt ", FMT), chunk(b"data", PCM), chunk(b"LIST", b"INFO" + chunk(b"IART", b"somebody"))
+fmt, data, info = (
+    chunk(b"fmt ", FMT),
+    chunk(b"data", PCM),
+    chunk(b"LIST", b"INFO" + chunk(b"IART", b"somebody")),
+)
 WHOLE = {
     "plain": riff(fmt, data),
     "RIFF size counts its own eight bytes": riff(fmt, data, size=len(riff(fmt, data))),
@@ -94,7 +114,9 @@ def test_a_stream_with_unfilled_sizes_is_read_to_its_end(name: str) -> None:
     content = riff(fmt, chunk(b"data", PCM, size), size=whole)
     assert np.abs(audio.read(content, RATE_HZ) - WAVE_S).max() < 1e-4
     assert audio.info(content).is_stream
-    assert np.array_equal(audio.read(content, RATE_HZ, start_s=0.5, end_s=0.75), audio.read(content, RATE_HZ)[8000:12_000])
+    assert np.array_equal(
+        audio.read(content, RATE_HZ, start_s=0.5, end_s=0.75), audio.read(content, RATE_HZ)[8000:12_000]
+    )
 
 
 @pytest.mark.parametrize(("width", "subtype"), [(1, "PCM_U8"), (3, "PCM_24"), (4, "FLOAT"), (8, "DOUBLE")])
@@ -118,7 +140,10 @@ def test_the_pad_byte_of_an_odd_chunk_is_nobodys_length(shape: str) -> None:
     odd = ((WAVE_S[:-1] * 127) + 128).astype("u1").tobytes()
     fmt_8 = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE_HZ, RATE_HZ, 1, 8))
     body = chunk(b"data", odd, pad=shape in ("padded", "pad written only"))
-    size = {"pad counted only": 4 + len(fmt_8) + 8 + len(odd) + 1, "pad written only": 4 + len(fmt_8) + 8 + len(odd)}.get(shape)
+    size = {
+        "pad counted only": 4 + len(fmt_8) + 8 + len(odd) + 1,
+        "pad written only": 4 + len(fmt_8) + 8 + len(odd),
+    }.get(shape)
     assert len(audio.read(riff(fmt_8, body, size=size), RATE_HZ)) == len(WAVE_S) - 1
 
 
@@ -140,8 +165,24 @@ TORN += [
     ("AIFF", "PCM_16"),
     ("AIFF", "FLOAT"),
 ]
-TORN += [("AIFF", "ALAW"), ("AIFF", "IMA_ADPCM"), ("AU", "PCM_16"), ("AU", "ULAW"), ("AU", "DOUBLE"), ("CAF", "PCM_16"), ("CAF", "FLOAT")]
-TORN += [("NIST", "PCM_16"), ("SVX", "PCM_16"), ("VOC", "PCM_16"), ("AVR", "PCM_16"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("MP3", None)]
+TORN += [
+    ("AIFF", "ALAW"),
+    ("AIFF", "IMA_ADPCM"),
+    ("AU", "PCM_16"),
+    ("AU", "ULAW"),
+    ("AU", "DOUBLE"),
+    ("CAF", "PCM_16"),
+    ("CAF", "FLOAT"),
+]
+TORN += [
+    ("NIST", "PCM_16"),
+    ("SVX", "PCM_16"),
+    ("VOC", "PCM_16"),
+    ("AVR", "PCM_16"),
+    ("FLAC", "PCM_16"),
+    ("FLAC", "PCM_24"),
+    ("MP3", None),
+]
 
 
 @pytest.mark.parametrize(("form", "subtype"), TORN)
@@ -165,7 +206,9 @@ def test_a_torn_window_is_refused_though_the_window_is_there() -> None:
 
 def test_a_data_chunk_that_overruns_a_file_whose_RIFF_size_fits() -> None:
     half = PCM[: len(PCM) // 2]
-    assert "announces 1.50 s, the file holds 0.75 s" in reason(riff(fmt, chunk(b"data", half, len(PCM)), size=4 + len(fmt) + 8 + len(half)))
+    assert "announces 1.50 s, the file holds 0.75 s" in reason(
+        riff(fmt, chunk(b"data", half, len(PCM)), size=4 + len(fmt) + 8 + len(half))
+    )
 
 
 @pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
@@ -269,7 +312,9 @@ def test_an_mp3_without_a_xing_header_is_as_long_as_its_frames(rate_hz: int, mod
     assert frames * mpeg.samples_per_frame(first.header) == pytest.approx(6.0 * rate_hz, abs=0.3 * rate_hz)
     read_S, whole_S = audio.read(content, rate_hz), audio.read(whole, rate_hz)
     assert len(read_S) == pytest.approx(len(whole_S), abs=3 * 1152)
-    assert np.array_equal(read_S[576:][2000 : len(whole_S) - 3000], whole_S[2000:-3000])  # LAME's delay, which only its header tells
+    assert np.array_equal(
+        read_S[576:][2000 : len(whole_S) - 3000], whole_S[2000:-3000]
+    )  # LAME's delay, which only its header tells
     assert audio.info(content).said_s is None
 
 
@@ -293,7 +338,9 @@ def test_an_mp3_whose_header_counts_too_few_frames_is_read_whole(frames: int) ->
     content = bytearray(encoded("MP3", None, speech(3.0)))
     place = content.index(b"Xing") if b"Xing" in content else content.index(b"Info")
     content[place + 8 : place + 12] = struct.pack(">I", frames)
-    assert np.array_equal(audio.read(bytes(content), RATE_HZ), audio.read(encoded("MP3", None, speech(3.0)), RATE_HZ))
+    assert np.array_equal(
+        audio.read(bytes(content), RATE_HZ), audio.read(encoded("MP3", None, speech(3.0)), RATE_HZ)
+    )
     assert audio.decode(bytes(content)).info.said_s == pytest.approx(frames * 576 / RATE_HZ, abs=0.1)
 
 
@@ -309,9 +356,13 @@ def id3(size: int) -> bytes:
     return b"ID3\3\0\0" + bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0)) + body
 
 
-@pytest.mark.parametrize("before", [b"", id3(300), id3(200_000), id3(50) + id3(700), bytes(3000), id3(300) + bytes(100_000)])
+@pytest.mark.parametrize(
+    "before", [b"", id3(300), id3(200_000), id3(50) + id3(700), bytes(3000), id3(300) + bytes(100_000)]
+)
 @pytest.mark.parametrize("behind", [b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(500), bytes(700)])
-def test_tags_and_zeros_around_an_mp3_change_nothing(before: bytes, behind: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_tags_and_zeros_around_an_mp3_change_nothing(
+    before: bytes, behind: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
     content = encoded("MP3", None, speech(2.0))
     assert np.array_equal(audio.read(before + content + behind, RATE_HZ), audio.read(content, RATE_HZ))
     assert capfd.readouterr().err == ""
@@ -322,7 +373,13 @@ def test_a_tag_before_a_flac() -> None:
 
 
 def test_codecs_that_libsndfile_cannot_seek_in_are_read_and_cut() -> None:
-    for form, subtype in (("WAV", "GSM610"), ("AIFF", "GSM610"), ("W64", "GSM610"), ("WAV", "G721_32"), ("AU", "G723_24")):
+    for form, subtype in (
+        ("WAV", "GSM610"),
+        ("AIFF", "GSM610"),
+        ("W64", "GSM610"),
+        ("WAV", "G721_32"),
+        ("AU", "G723_24"),
+    ):
         content = encoded(form, subtype, speech(2.0, 8000), 8000)
         whole_S = audio.read(content, 8000)
         assert len(whole_S) == pytest.approx(16_000, abs=200)
@@ -345,7 +402,14 @@ def test_random_damage_never_raises_anything_else_and_says_nothing(capfd: pytest
         ("AU", "ULAW"),
         ("CAF", "PCM_16"),
     ]
-    for form, subtype in [*forms, ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("NIST", "PCM_16"), ("VOC", "PCM_16"), ("SVX", "PCM_16")]:
+    for form, subtype in [
+        *forms,
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("NIST", "PCM_16"),
+        ("VOC", "PCM_16"),
+        ("SVX", "PCM_16"),
+    ]:
         whole = encoded(form, subtype, WAVE_S[:4000])
         for _ in range(25):
             content = bytearray(whole[: rng.integers(12, len(whole) + 1)])

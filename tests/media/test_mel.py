@@ -132,7 +132,14 @@ def test_cuda_equals_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    "wave", [torch.zeros(160), torch.zeros(1, 1, 160), torch.zeros(1, 159), torch.zeros(1, 0), torch.zeros(1, 999).short()]
+    "wave",
+    [
+        torch.zeros(160),
+        torch.zeros(1, 1, 160),
+        torch.zeros(1, 159),
+        torch.zeros(1, 0),
+        torch.zeros(1, 999).short(),
+    ],
 )
 def test_wrong_waves_are_refused(wave: torch.Tensor) -> None:
     with pytest.raises(ShapeError):
@@ -141,7 +148,15 @@ def test_wrong_waves_are_refused(wave: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"window_samples": 2048}, {"hop_samples": 1280}, {"f_max_hz": 9000}, {"f_min_hz": 8000}, {"power": 3.0}, {"floor": 0.0}, {"hops": 3}],
+    [
+        {"window_samples": 2048},
+        {"hop_samples": 1280},
+        {"f_max_hz": 9000},
+        {"f_min_hz": 8000},
+        {"power": 3.0},
+        {"floor": 0.0},
+        {"hops": 3},
+    ],
 )
 def test_a_spec_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

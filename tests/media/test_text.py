@@ -53,7 +53,10 @@ def test_clean_examples() -> None:
         ("-5, (-0.5) and .5", "minus five minus zero point five and point five"),
         ("b-2, 5-6, red - 7", "b two five six red seven"),
         ("5%, 12.5 %", "five percent twelve point five percent"),
-        ("the 1st, 2nd, 3rd, 12th, 20th, 42nd and 100th", "the first second third twelfth twentieth forty second and one hundredth"),
+        (
+            "the 1st, 2nd, 3rd, 12th, 20th, 42nd and 100th",
+            "the first second third twelfth twentieth forty second and one hundredth",
+        ),
         ("1.2.3", "one point two point three"),
         ("٣.١٤", "three point one four"),
         ("a red-hot circle", "a red hot circle"),

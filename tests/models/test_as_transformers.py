@@ -1,4 +1,5 @@
-"""A language model's folder is opened as transformers opens it, or refused in one line: never as something else."""
+"""A language model's folder is opened as transformers opens it, or refused in one line: never as something
+else."""
 
 from __future__ import annotations
 
@@ -40,13 +41,17 @@ Tensors = dict[str, Tensor]
 def model(seed: int, kind: str = "dense", **sizes: Any) -> Any:
     torch.manual_seed(seed)
     if kind == "experts":
-        return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**{**SIZES, **EXPERTS, **sizes})).eval()
+        return transformers.Qwen3MoeForCausalLM(
+            transformers.Qwen3MoeConfig(**{**SIZES, **EXPERTS, **sizes})
+        ).eval()
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**SIZES, **sizes})).eval()
 
 
 @torch.no_grad()
 def theirs(folder: Path) -> Tensor:
-    logits: Tensor = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(IDS).logits
+    logits: Tensor = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(IDS).logits
+    )
     return logits
 
 
@@ -70,7 +75,9 @@ def refusal(folder: Path) -> str:
 
 def edit_config(folder: Path, **changes: Any) -> None:
     content = {**json.loads((folder / "config.json").read_text()), **changes}
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in content.items() if value is not GONE}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in content.items() if value is not GONE})
+    )
 
 
 def edit_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -90,7 +97,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_index_of_older_weights_is_passed_over_and_told(
     told: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_old_shards: bool
 ) -> None:
-    """save_pretrained of one file leaves the index of an earlier, sharded save there, with or without its shards."""
+    """save_pretrained of one file leaves the index of an earlier, sharded save there, with or without its
+    shards."""
     old, new = model(1), model(2)
     old.save_pretrained(tmp_path / "m", max_shard_size="20KB")
     if with_old_shards:
@@ -108,7 +116,9 @@ def test_an_index_of_older_weights_is_passed_over_and_told(
     assert str(tmp_path / "m" / store.INDEX) in lines[0]
     demand_same(tmp_path / "m")
     assert store.weight_files(tmp_path / "m") == [tmp_path / "m" / store.WEIGHTS]
-    assert inspect(tmp_path / "m")["parameters"] == sum(each.numel() for each in load_file(tmp_path / "m" / store.WEIGHTS).values())
+    assert inspect(tmp_path / "m")["parameters"] == sum(
+        each.numel() for each in load_file(tmp_path / "m" / store.WEIGHTS).values()
+    )
 
 
 def test_the_digest_names_the_file_that_is_opened(tmp_path: Path) -> None:
@@ -121,7 +131,9 @@ def test_the_digest_names_the_file_that_is_opened(tmp_path: Path) -> None:
     assert pretrained.digest(tmp_path) != before
 
 
-@pytest.mark.parametrize("beside", ["pytorch_model.bin", "model.fp16.safetensors", "consolidated.safetensors"])
+@pytest.mark.parametrize(
+    "beside", ["pytorch_model.bin", "model.fp16.safetensors", "consolidated.safetensors"]
+)
 def test_other_files_beside_the_weights_change_nothing(tmp_path: Path, beside: str) -> None:
     model(1).save_pretrained(tmp_path)
     other = model(2).state_dict()
@@ -129,7 +141,9 @@ def test_other_files_beside_the_weights_change_nothing(tmp_path: Path, beside: s
     demand_same(tmp_path)
 
 
-@pytest.mark.parametrize("alone", ["pytorch_model.bin", "model.fp16.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "alone", ["pytorch_model.bin", "model.fp16.safetensors", "adapter_model.safetensors"]
+)
 def test_what_lies_there_instead_of_weights_is_named(tmp_path: Path, alone: str) -> None:
     model(1).save_pretrained(tmp_path)
     (tmp_path / store.WEIGHTS).rename(tmp_path / alone)
@@ -151,7 +165,8 @@ def test_weights_that_config_json_names_come_first(tmp_path: Path, shard: str) -
 
 
 def test_shards(tmp_path: Path) -> None:
-    """What an index leaves out, or names in vain, does not matter; a shard that is missing does. Of a doubled tensor the last counts."""
+    """What an index leaves out, or names in vain, does not matter; a shard that is missing does. Of a doubled
+    tensor the last counts."""
     model(1).save_pretrained(tmp_path, max_shard_size="20KB")
     demand_same(tmp_path)
     index = json.loads((tmp_path / store.INDEX).read_text())
@@ -162,13 +177,17 @@ def test_shards(tmp_path: Path) -> None:
     demand_same(tmp_path)
     save_file(last, tmp_path / shards[-1], metadata={"format": "pt"})
     home = index["weight_map"].pop("model.norm.weight")
-    (tmp_path / store.INDEX).write_text(json.dumps({**index, "weight_map": {**index["weight_map"], "ghost": home}}))
+    (tmp_path / store.INDEX).write_text(
+        json.dumps({**index, "weight_map": {**index["weight_map"], "ghost": home}})
+    )
     demand_same(tmp_path)
     (tmp_path / shards[0]).unlink()
     assert shards[0] in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"weight_map": ["a"]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"weight_map": ["a"]}']
+)
 def test_a_broken_index_is_refused(tmp_path: Path, content: str) -> None:
     model(1).save_pretrained(tmp_path, max_shard_size="20KB")
     (tmp_path / store.INDEX).write_text(content)
@@ -197,13 +216,25 @@ def test_the_head_is_tied_where_transformers_ties_it(
     model(1, kind, tie_word_embeddings=True).save_pretrained(tmp_path)
     edit_config(tmp_path, tie_word_embeddings=says)
     table = load_file(tmp_path / store.WEIGHTS)[store.TABLE]
-    heads = {"no head": {}, "the same head": {store.HEAD: table.clone()}, "another head": {store.HEAD: torch.randn_like(table)}}
+    heads = {
+        "no head": {},
+        "the same head": {store.HEAD: table.clone()},
+        "another head": {store.HEAD: torch.randn_like(table)},
+    }
     if holds == "the head alone":
-        edit_tensors(tmp_path, lambda tensors: {(store.HEAD if name == store.TABLE else name): each for name, each in tensors.items()})
+        edit_tensors(
+            tmp_path,
+            lambda tensors: {
+                (store.HEAD if name == store.TABLE else name): each for name, each in tensors.items()
+            },
+        )
     else:
         edit_tensors(tmp_path, lambda tensors: {**tensors, **heads[holds]})
     capsys.readouterr()
-    if says is not True and holds in ("no head", "the head alone"):  # transformers draws the missing one at random
+    if says is not True and holds in (
+        "no head",
+        "the head alone",
+    ):  # transformers draws the missing one at random
         assert "missing" in refusal(tmp_path)
         return
     demand_same(tmp_path)
@@ -226,14 +257,22 @@ def test_the_head_is_tied_where_transformers_ties_it(
         {"rope_parameters": GONE, "rope_theta": 1e6, "rope_scaling": {"type": "default"}},
         {"rope_parameters": {"rope_type": "default"}, "rope_theta": 1e3},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": 1e3},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": {"rope_type": "default"}},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": {"rope_type": "default", "rope_theta": 1e3}},
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rope_scaling": {"rope_type": "default"},
+        },
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rope_scaling": {"rope_type": "default", "rope_theta": 1e3},
+        },
         {"rms_norm_eps": GONE, "hidden_act": GONE, "max_position_embeddings": GONE, "layer_types": GONE},
         {"dtype": GONE, "torch_dtype": "bfloat16", "architectures": ["Qwen3ForSequenceClassification"]},
     ],
     ids=str,
 )
-def test_rotary_settings_and_defaults_mean_what_they_mean_there(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_rotary_settings_and_defaults_mean_what_they_mean_there(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     model(1, rope_parameters={"rope_type": "default", "rope_theta": 1e4}).save_pretrained(tmp_path)
     edit_config(tmp_path, **changes)
     demand_same(tmp_path)
@@ -248,14 +287,18 @@ def test_rotary_settings_and_defaults_mean_what_they_mean_there(tmp_path: Path, 
         ("experts", {"num_attention_heads": 8, "num_key_value_heads": 4}),
     ],
 )
-def test_sizes_that_are_left_out_are_those_of_their_class(tmp_path: Path, kind: str, sizes: dict[str, int]) -> None:
+def test_sizes_that_are_left_out_are_those_of_their_class(
+    tmp_path: Path, kind: str, sizes: dict[str, int]
+) -> None:
     model(1, kind, **sizes).save_pretrained(tmp_path)
     edit_config(tmp_path, **dict.fromkeys([name for name in sizes if name != "num_attention_heads"], GONE))
     demand_same(tmp_path)
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("sizes", [{"norm_topk_prob": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"norm_topk_prob": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}], ids=str
+)
 def test_experts(tmp_path: Path, sizes: dict[str, Any], old: bool) -> None:
     model(1, "experts", **sizes).save_pretrained(tmp_path)
     if old:
@@ -267,8 +310,14 @@ def test_experts(tmp_path: Path, sizes: dict[str, Any], old: bool) -> None:
     ("changes", "named"),
     [
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope type"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type"),  # beside rope_parameters, which transformers then leaves unread
-        ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "rope settings by kind of layer"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope type",
+        ),  # beside rope_parameters, which transformers then leaves unread
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+            "rope settings by kind of layer",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}, "layer_types"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -282,7 +331,9 @@ def test_experts(tmp_path: Path, sizes: dict[str, Any], old: bool) -> None:
     ],
     ids=str,
 )
-def test_what_this_decoder_does_not_compute_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+def test_what_this_decoder_does_not_compute_is_refused(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
     model(1).save_pretrained(tmp_path)
     edit_config(tmp_path, **changes)
     assert named in refusal(tmp_path)
@@ -296,7 +347,12 @@ def test_what_this_decoder_does_not_compute_is_refused(tmp_path: Path, changes: 
 @pytest.mark.parametrize("says", ["float32", "bfloat16"])
 def test_number_formats_of_files(tmp_path: Path, dtype: torch.dtype, is_mixed: bool, says: str) -> None:
     model(1).save_pretrained(tmp_path)
-    edit_tensors(tmp_path, lambda tensors: {k: each if is_mixed and "norm" in k else each.to(dtype) for k, each in tensors.items()})
+    edit_tensors(
+        tmp_path,
+        lambda tensors: {
+            k: each if is_mixed and "norm" in k else each.to(dtype) for k, each in tensors.items()
+        },
+    )
     edit_config(tmp_path, dtype=says)
     demand_same(tmp_path)
     assert store.stored_format(tmp_path) == dtype
@@ -306,10 +362,23 @@ def test_number_formats_of_files(tmp_path: Path, dtype: torch.dtype, is_mixed: b
     ("change", "named"),
     [
         (lambda tensors: {**tensors, "extra": torch.zeros(3)}, "unexpected extra"),
-        (lambda tensors: {name: each for name, each in tensors.items() if "up_proj" not in name}, "missing model.layers.0.mlp.up_proj"),
+        (
+            lambda tensors: {name: each for name, each in tensors.items() if "up_proj" not in name},
+            "missing model.layers.0.mlp.up_proj",
+        ),
         (lambda tensors: {name.removeprefix("model."): each for name, each in tensors.items()}, "missing"),
-        (lambda tensors: {k: each.to(torch.float8_e4m3fn) if "proj" in k else each for k, each in tensors.items()}, "float8_e4m3fn"),
-        (lambda tensors: {k: (each * 9).to(torch.int8) if "up_proj" in k else each for k, each in tensors.items()}, "torch.int8"),
+        (
+            lambda tensors: {
+                k: each.to(torch.float8_e4m3fn) if "proj" in k else each for k, each in tensors.items()
+            },
+            "float8_e4m3fn",
+        ),
+        (
+            lambda tensors: {
+                k: (each * 9).to(torch.int8) if "up_proj" in k else each for k, each in tensors.items()
+            },
+            "torch.int8",
+        ),
     ],
 )
 def test_other_tensors_are_refused(tmp_path: Path, change: Callable[[Tensors], Tensors], named: str) -> None:

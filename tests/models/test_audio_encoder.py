@@ -15,7 +15,9 @@ def encoder() -> AudioEncoder:
 
 def small(downsample: int = 4) -> AudioEncoder:
     torch.manual_seed(0)
-    return AudioEncoder(AudioEncoderConfig(width=32, layers=2, heads=2, ffn_width=64, channels=8, downsample=downsample)).eval()
+    return AudioEncoder(
+        AudioEncoderConfig(width=32, layers=2, heads=2, ffn_width=64, channels=8, downsample=downsample)
+    ).eval()
 
 
 def test_the_front_has_the_shapes_of_the_specification(encoder: AudioEncoder) -> None:
@@ -25,17 +27,26 @@ def test_the_front_has_the_shapes_of_the_specification(encoder: AudioEncoder) ->
     x = encoder.convs[1](x)
     assert x.shape == (1, 64, 25, 32)
     assert (encoder.proj.in_features, encoder.proj.out_features) == (2048, 192)
-    assert (AudioEncoder(AudioEncoderConfig(downsample=8)).proj.in_features, encoder.head.out_features) == (1024, 99)
+    assert (AudioEncoder(AudioEncoderConfig(downsample=8)).proj.in_features, encoder.head.out_features) == (
+        1024,
+        99,
+    )
 
 
 def test_parameters_by_arithmetic(encoder: AudioEncoder) -> None:
     convs = (9 + 1) * 64 + (9 * 64 + 1) * 64
     front = convs + (2048 + 1) * 192
-    block = 4 * 192 * 192 + (192 * 768 + 768) + (768 * 192 + 192) + 2 * 192 + 2 * 64  # attention, mlp, two norms, q and k norm
-    assert sum(p.numel() for p in encoder.parameters()) == front + 4 * block + 192 + (192 + 1) * 99 == 2_225_635
+    block = (
+        4 * 192 * 192 + (192 * 768 + 768) + (768 * 192 + 192) + 2 * 192 + 2 * 64
+    )  # attention, mlp, two norms, q and k norm
+    assert (
+        sum(p.numel() for p in encoder.parameters()) == front + 4 * block + 192 + (192 + 1) * 99 == 2_225_635
+    )
 
 
-@pytest.mark.parametrize(("frames", "four", "eight"), [(100, 25, 13), (101, 26, 13), (1, 1, 1), (95, 24, 12), (1792, 448, 224)])
+@pytest.mark.parametrize(
+    ("frames", "four", "eight"), [(100, 25, 13), (101, 26, 13), (1, 1, 1), (95, 24, 12), (1792, 448, 224)]
+)
 def test_lengths_are_the_ceiling_a_stride(frames: int, four: int, eight: int) -> None:
     for downsample, states in ((4, four), (8, eight)):
         encoder = small(downsample)
@@ -52,7 +63,9 @@ def test_a_clip_alone_is_the_clip_in_a_padded_batch(downsample: int) -> None:
     together = encoder(poisoned, frames)
     for row, count in enumerate(frames.tolist()):
         alone = encoder(mel[row : row + 1, :count], frames[row : row + 1])
-        torch.testing.assert_close(together.states_BTD[row, : encoder.length(count)], alone.states_BTD[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together.states_BTD[row, : encoder.length(count)], alone.states_BTD[0], atol=1e-5, rtol=0
+        )
     assert together.keep_BT.sum(1).tolist() == together.lengths_B.tolist()
 
 
@@ -79,7 +92,10 @@ def test_loudness_and_digital_silence_do_not_swamp_the_words() -> None:
     assert abs(float(normal[1, :30].std()) - 1) < 1e-2
     silence = torch.cat([mel, torch.full((2, 40, 128), -23.03)], 1)
     everything = torch.ones(2, 80, dtype=torch.bool)
-    assert normalise(silence, everything, 8.0)[0, :40].std() > 1.5 * normalise(silence, everything, 100.0)[0, :40].std()
+    assert (
+        normalise(silence, everything, 8.0)[0, :40].std()
+        > 1.5 * normalise(silence, everything, 100.0)[0, :40].std()
+    )
 
 
 def test_a_constant_utterance_stays_finite() -> None:

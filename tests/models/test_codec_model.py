@@ -16,7 +16,17 @@ from muomni.models.codec import Codec, CodecConfig
 def small(**changes: int) -> Codec:
     torch.manual_seed(0)
     codec = Codec(
-        CodecConfig(**{"width": 16, "latent_width": 8, "blocks": 2, "fine_width": 8, "fine_blocks": 1, "codebook_size": 12, **changes})
+        CodecConfig(
+            **{
+                "width": 16,
+                "latent_width": 8,
+                "blocks": 2,
+                "fine_width": 8,
+                "fine_blocks": 1,
+                "codebook_size": 12,
+                **changes,
+            }
+        )
     )
     codec.quantiser.codebooks_KND.normal_()
     return codec.eval()
@@ -85,7 +95,9 @@ def test_statistics_are_of_real_frames_and_stored(tmp_path: Path) -> None:
     store.save(codec, tmp_path)
     again = store.load(tmp_path)
     assert again.config == codec.config
-    assert torch.equal(again.encode(speech(50), torch.tensor([50])), codec.encode(speech(50), torch.tensor([50])))
+    assert torch.equal(
+        again.encode(speech(50), torch.tensor([50])), codec.encode(speech(50), torch.tensor([50]))
+    )
 
 
 def test_nothing_is_below_the_floor() -> None:

@@ -32,7 +32,7 @@ def test_the_sources_sizes(vision_ln):
 
 @pytest.mark.parametrize("vision_ln", ["off", "frozen", "trained"])
 def test_each_token_is_as_loud_as_it_was_told_to_be(vision_ln):
-    model = small(vision_ln=vision_ln).start_at(0.037)
+    model = small(vision_ln=vision_ln).init_output_scale(0.037)
     for scale in (1e-2, 1.0, 1e3):
         rms = model(torch.randn(2, 9, 12) * scale).square().mean(-1).sqrt()
         torch.testing.assert_close(rms, torch.full((2, 5), 0.037), rtol=1e-3, atol=0)
@@ -41,7 +41,7 @@ def test_each_token_is_as_loud_as_it_was_told_to_be(vision_ln):
 
 
 def test_it_is_norm_resampler_projector_norm():
-    model, states = small(vision_ln="trained").start_at(2.0), torch.randn(2, 9, 12)
+    model, states = small(vision_ln="trained").init_output_scale(2.0), torch.randn(2, 9, 12)
     with torch.no_grad():
         model.vision_ln.weight.uniform_(0.5, 2.0)
         x = model.resampler(F.layer_norm(states, (12,), model.vision_ln.weight, model.vision_ln.bias))
@@ -71,7 +71,7 @@ def test_gradients_reach_all_that_trains_and_nothing_else(vision_ln):
 
 
 def test_half_precision_states_and_weights():
-    model, states = small(vision_ln="trained").start_at(0.5), torch.randn(2, 9, 12)
+    model, states = small(vision_ln="trained").init_output_scale(0.5), torch.randn(2, 9, 12)
     exact = model(states)
     assert model(states.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(model(states.bfloat16()), exact, atol=3e-2, rtol=3e-2)
@@ -82,7 +82,9 @@ def test_half_precision_states_and_weights():
     torch.testing.assert_close(half.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 3}, {"tokens": 0}, {"mlp_ratio": 0}, {"vision_ln": "on"}, {"tokns": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 3}, {"tokens": 0}, {"mlp_ratio": 0}, {"vision_ln": "on"}, {"tokns": 3}]
+)
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValidationError):
         PerceiverConfig(**wrong)
@@ -94,4 +96,8 @@ def test_no_picture_is_no_token_and_still_has_a_gradient(dtype):
     out = model(torch.empty(0, 9, 12, dtype=dtype))
     assert out.shape == (0, 5, 24)
     out.sum().backward()
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.grad is not None and not parameter.grad.any()
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )

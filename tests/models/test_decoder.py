@@ -52,7 +52,9 @@ def test_padding_moves_no_logits(side):
     padded = torch.cat((ids_of(2, left, seed=5), ids, ids_of(2, right, seed=6)), 1)
     keep = torch.zeros_like(padded, dtype=torch.bool)
     keep[:, left : left + 6] = True
-    torch.testing.assert_close(model(padded, keep_BT=keep)[:, left : left + 6], model(ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(padded, keep_BT=keep)[:, left : left + 6], model(ids), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_packed_documents_equal_separate_ones():
@@ -108,7 +110,8 @@ def test_embeddings_and_what_blocks_add_are_audible_beside_each_other():
     model = Decoder(DecoderConfig(vocab_size=1000)).eval()
     x = model.embed(torch.randint(0, 1000, (2, 64)))
     added = model.hidden(x, layer=4) - x
-    # At 0.1 (embeddings of std 0.02) words were not heard, at 2 (quiet values and outputs) nothing learned to look anything up.
+    # At 0.1 (embeddings of std 0.02) words were not heard, at 2 (quiet values and outputs) nothing learned to
+    # look anything up.
     assert 0.15 < x.std() / added.std() < 1.0
     assert abs(model.embedding_rms - float(x.square().mean().sqrt())) < 0.05 * model.embedding_rms
 
@@ -127,8 +130,12 @@ def test_positions_may_be_given():
     model, ids = tiny(), ids_of(1, 5)
     x = model.embed(ids)
     torch.testing.assert_close(model.hidden(x, positions_BT=torch.arange(5)[None]), model.hidden(x))
-    torch.testing.assert_close(model.hidden(x, positions_BT=torch.arange(5)[None] + 9.0), model.hidden(x), rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(model.hidden(x, positions_BT=torch.arange(5)[None] * 2.5), model.hidden(x), atol=1e-3)
+    torch.testing.assert_close(
+        model.hidden(x, positions_BT=torch.arange(5)[None] + 9.0), model.hidden(x), rtol=1e-3, atol=1e-4
+    )
+    assert not torch.allclose(
+        model.hidden(x, positions_BT=torch.arange(5)[None] * 2.5), model.hidden(x), atol=1e-3
+    )
 
 
 def test_too_long_is_refused_with_and_without_a_cache():
@@ -150,12 +157,18 @@ def test_config_refuses_what_does_not_fit():
 
 
 def test_config_file_goes_both_ways_and_refuses_foreign_maths():
-    config = DecoderConfig(vocab_size=10, kv_heads=2, rope_theta=5e5, ctx_len=99, tied=False, dropout=0.2, head_dim=48, eps=1e-5)
+    config = DecoderConfig(
+        vocab_size=10, kv_heads=2, rope_theta=5e5, ctx_len=99, tied=False, dropout=0.2, head_dim=48, eps=1e-5
+    )
     assert DecoderConfig.from_file(config.to_file()) == config
     with pytest.raises(CheckpointError, match="rope type"):
-        DecoderConfig.from_file(config.to_file() | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}})
+        DecoderConfig.from_file(
+            config.to_file() | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}
+        )
     with pytest.raises(CheckpointError, match="hidden_size"):
-        DecoderConfig.from_file({name: value for name, value in config.to_file().items() if name != "hidden_size"})
+        DecoderConfig.from_file(
+            {name: value for name, value in config.to_file().items() if name != "hidden_size"}
+        )
     older = config.to_file() | {"rope_theta": 5e5}
     del older["rope_parameters"]
     assert DecoderConfig.from_file(older) == config

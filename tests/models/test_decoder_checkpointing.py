@@ -1,4 +1,5 @@
-"""Activations made again in the backward: the same losses and gradients to the last bit, and far fewer activations kept."""
+"""Activations made again in the backward: the same losses and gradients to the last bit, and far fewer
+activations kept."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.lora import LoraSettings
 from muomni.train.cost import LiveTensors
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 6, "heads": 4, "kv_heads": 2, "ffn_width": 96, "ctx_len": 64}
+SIZES = {
+    "vocab_size": 40,
+    "width": 32,
+    "layers": 6,
+    "heads": 4,
+    "kv_heads": 2,
+    "ffn_width": 96,
+    "ctx_len": 64,
+}
 IDS = torch.randint(0, 40, (4, 48), generator=torch.Generator().manual_seed(1))
 
 
@@ -28,14 +37,19 @@ def decoder(kind: str, dropout: float) -> Decoder:
     return model.train()
 
 
-def taught(model: Decoder, checkpointing: bool, *, is_mixed: bool = False) -> tuple[float, dict[str, Tensor], int]:
+def taught(
+    model: Decoder, checkpointing: bool, *, is_mixed: bool = False
+) -> tuple[float, dict[str, Tensor], int]:
     """The loss, all gradients (that of the embeddings too), and the most bytes that lived at a time."""
     model.checkpointing = checkpointing
     x_BTD = model.embed(IDS).detach().requires_grad_()
     keep_BT = torch.ones_like(IDS, dtype=torch.bool)
     keep_BT[0, :5] = False
     torch.manual_seed(9)
-    with LiveTensors([*model.parameters(), x_BTD]) as live, torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+    with (
+        LiveTensors([*model.parameters(), x_BTD]) as live,
+        torch.autocast("cpu", torch.bfloat16, enabled=is_mixed),
+    ):
         loss = model.hidden(x_BTD, keep_BT=keep_BT).float().square().mean()
         loss.backward()
     after = torch.rand(1)  # the generator stands where it would
@@ -53,7 +67,12 @@ def test_the_same_to_the_last_bit_with_less_kept(kind: str, dropout: float, is_m
     again, found, less = taught(model, True, is_mixed=is_mixed)
     assert loss == again
     assert grads.keys() == found.keys()
-    assert len(grads) == {"whole": 2 + len(list(model.model.layers.parameters())) + 1, "frozen": 2, "lora": 2 + 6 * 7 * 2}[kind]
+    assert (
+        len(grads)
+        == {"whole": 2 + len(list(model.model.layers.parameters())) + 1, "frozen": 2, "lora": 2 + 6 * 7 * 2}[
+            kind
+        ]
+    )
     assert all(torch.equal(grads[name], found[name]) for name in grads)
     assert less < 0.5 * peak
 

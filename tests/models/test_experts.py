@@ -22,13 +22,25 @@ from muomni.train.objectives.language import NextToken
 from muomni.train.settings import TrainSettings
 from pretended_device import DEVICE, pretended_device
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
+SIZES = {
+    "vocab_size": 40,
+    "width": 32,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "ffn_width": 64,
+    "ctx_len": 64,
+    "dropout": 0.0,
+}
 
 
 def made(*, number: int = 5, per_token: int = 2, **more: Any) -> Decoder:
     torch.manual_seed(0)
     experts = ExpertsConfig(
-        num_experts=number, experts_per_token=per_token, ffn_width=16, **{"dense_layers": (1,), "balance_weight": 0.5, **more}
+        num_experts=number,
+        experts_per_token=per_token,
+        ffn_width=16,
+        **{"dense_layers": (1,), "balance_weight": 0.5, **more},
     )
     decoder = Decoder(DecoderConfig(**{**SIZES, "experts": experts})).eval()
     with torch.no_grad():
@@ -76,7 +88,11 @@ def test_active_parameters_are_counted_as_a_hand_counts_them(tmp_path: Path) -> 
     assert decoder.num_active == whole - 2 * 3 * expert  # two layers, three experts that a token leaves out
     store.save(decoder, tmp_path)
     found = inspect(tmp_path)
-    assert (found["parameters"], found["active_parameters"], found["model_type"]) == (whole, decoder.num_active, "qwen3_moe")
+    assert (found["parameters"], found["active_parameters"], found["model_type"]) == (
+        whole,
+        decoder.num_active,
+        "qwen3_moe",
+    )
     store.save(Decoder(DecoderConfig(**SIZES)), tmp_path / "dense")
     assert "active_parameters" not in inspect(tmp_path / "dense")
 
@@ -90,7 +106,9 @@ def test_operations_are_those_of_the_experts_that_are_used() -> None:
 
     one, two = of(made(per_token=1)), of(made(per_token=2))
     assert two - one == 2 * 11 * 2 * 3 * 32 * 16  # a multiply-add is two, layers with experts are two
-    assert of(made(number=20)) - two == 2 * 11 * 2 * 15 * 32  # other experts cost their place in the router alone
+    assert (
+        of(made(number=20)) - two == 2 * 11 * 2 * 15 * 32
+    )  # other experts cost their place in the router alone
 
 
 def batches() -> list[SequenceBatch]:
@@ -98,7 +116,9 @@ def batches() -> list[SequenceBatch]:
     for number, (rows, length) in enumerate([(2, 9), (1, 5), (3, 7)]):
         ids, keep = ids_of(rows, length, seed=number), torch.ones(rows, length, dtype=torch.bool)
         keep[-1, length - 2 :] = False
-        parts.append(SequenceBatch([f"{number}-{row}" for row in range(rows)], ids, ids.masked_fill(~keep, -100), keep))
+        parts.append(
+            SequenceBatch([f"{number}-{row}" for row in range(rows)], ids, ids.masked_fill(~keep, -100), keep)
+        )
     return parts
 
 
@@ -114,7 +134,8 @@ def together(parts: list[SequenceBatch]) -> SequenceBatch:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_micro_batches_give_the_gradient_of_the_one_batch(checkpointing: bool) -> None:
-    """Balance is a product of two means over all tokens: the mean over micro-batches of such products would be another."""
+    """Balance is a product of two means over all tokens: the mean over micro-batches of such products would
+    be another."""
     run = Runtime(torch.device("cpu"), torch.float32)
     settings = TrainSettings(max_grad_norm=1e9, explosion_norm=1e9)
     grads = []
@@ -125,14 +146,20 @@ def test_micro_batches_give_the_gradient_of_the_one_batch(checkpointing: bool) -
         seen: dict[str, torch.Tensor] = {}
         still = torch.optim.SGD(objective.parameters(), lr=0.0)
         named = dict(objective.named_parameters())
-        still.register_step_pre_hook(lambda *_, named=named, seen=seen: seen.update({n: p.grad.clone() for n, p in named.items()}))  # type: ignore[misc]
-        result = step.update(objective, objective, still, torch.amp.GradScaler("cpu", enabled=False), micro, settings, run)
+        still.register_step_pre_hook(
+            lambda *_, named=named, seen=seen: seen.update({n: p.grad.clone() for n, p in named.items()})
+        )  # type: ignore[misc]
+        result = step.update(
+            objective, objective, still, torch.amp.GradScaler("cpu", enabled=False), micro, settings, run
+        )
         grads.append((result, seen))
     (one, mine), (other, whole) = grads
     assert one.losses["balance"] == pytest.approx(other.losses["balance"], rel=1e-5)
     assert one.counts["balance"] == other.counts["balance"] == 7 + 9 + 3 + 7 + 7 + 5
     for name, grad in whole.items():
-        torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max() + 1), msg=name)
+        torch.testing.assert_close(
+            mine[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max() + 1), msg=name
+        )
     routers = [name for name in whole if name.endswith("mlp.gate.weight")]
     assert len(routers) == 2
 
@@ -142,7 +169,9 @@ def test_balance_evens_out_what_is_used() -> None:
     decoder = made(balance_weight=1.0)
     with torch.no_grad():
         for layer in (0, 2):
-            decoder.model.layers[layer].mlp.gate.weight[0].copy_(decoder.model.layers[layer].mlp.gate.weight[0] * 4)
+            decoder.model.layers[layer].mlp.gate.weight[0].copy_(
+                decoder.model.layers[layer].mlp.gate.weight[0] * 4
+            )
     objective = NextToken(decoder)
     batch = SequenceBatch(["a"] * 8, ids_of(8, 20), ids_of(8, 20))
     routers = [p for name, p in decoder.named_parameters() if name.endswith("mlp.gate.weight")]
@@ -159,7 +188,11 @@ def test_balance_evens_out_what_is_used() -> None:
 
 def test_routers_that_rest_are_not_asked() -> None:
     objective = NextToken(made())
-    assert objective(batches()[0]).keys() == {"text", "misses", "balance"} == objective.counts(batches()[0]).keys()
+    assert (
+        objective(batches()[0]).keys()
+        == {"text", "misses", "balance"}
+        == objective.counts(batches()[0]).keys()
+    )
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not name.endswith("mlp.gate.weight"))
     assert objective(batches()[0]).keys() == {"text", "misses"} == objective.counts(batches()[0]).keys()

@@ -1,4 +1,5 @@
-"""Weights that are no numbers are refused where they are opened, naming file and tensor; so is what a network gives, naming the module."""
+"""Weights that are no numbers are refused where they are opened, naming file and tensor; so is what a network
+gives, naming the module."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ from muomni.models.decoder import Decoder
 BROKEN = {
     "omni/final/thinker": ("model.layers.1.mlp.up_proj.weight", ["chat", "--text", "the"]),
     "omni/final/projectors": ("vision.weight", ["chat", "--text", "the", "--image", "{media}/red.png"]),
-    "omni/final/vision": ("blocks.0.mlp.up_proj.bias", ["chat", "--text", "the", "--image", "{media}/red.png"]),
+    "omni/final/vision": (
+        "blocks.0.mlp.up_proj.bias",
+        ["chat", "--text", "the", "--image", "{media}/red.png"],
+    ),
     "hearing/final": ("convs.0.weight", ["transcribe", "{media}/high.wav"]),
     "talker/final": ("heads.0.weight", ["speak", "the red", "--out", "{out}/said.wav"]),
     "talker/final/codec": ("to_mel.bias", ["speak", "the red", "--out", "{out}/said.wav"]),
@@ -63,7 +67,9 @@ def test_a_broken_weight_is_told_in_a_line(
     assert not (tmp_path / "said.wav").exists()
 
 
-def test_a_file_of_questions_is_refused_once(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_questions_is_refused_once(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     poison(copy / "omni/final/thinker", "lm_head.weight", math.nan)
     rows = '{"id": "%d", "messages": [{"role": "user", "content": "the"}]}'
     (tmp_path / "in.jsonl").write_text("\n".join(rows % number for number in range(3)))
@@ -81,7 +87,9 @@ def test_embeddings_are_refused_too(copy: Path, media: Path) -> None:
         Engine.load(copy).embed(texts=["the red"])
 
 
-@pytest.mark.parametrize("part", ["thinker", "hearing", "projectors"])  # opened, copied, and copied without being opened
+@pytest.mark.parametrize(
+    "part", ["thinker", "hearing", "projectors"]
+)  # opened, copied, and copied without being opened
 def test_what_is_exported_is_looked_at(part: str, copy: Path, tmp_path: Path) -> None:
     from muomni.infer import export
 
@@ -123,9 +131,21 @@ def break_after_loading(network: nn.Module, name: str) -> None:
 
 
 ASKED: dict[str, tuple[str, str, Any]] = {
-    "thinker": ("model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.down_proj", lambda e, m: e.answer("the", max_new=4)),
-    "omni": ("projectors.vision.weight", "projectors.vision", lambda e, m: e.answer("the", images=[m / "red.png"], max_new=4)),
-    "hearing": ("blocks.0.mlp.up_proj.weight", "blocks.0.mlp.up_proj", lambda e, m: e.transcribe([m / "high.wav"])),
+    "thinker": (
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.1.mlp.down_proj",
+        lambda e, m: e.answer("the", max_new=4),
+    ),
+    "omni": (
+        "projectors.vision.weight",
+        "projectors.vision",
+        lambda e, m: e.answer("the", images=[m / "red.png"], max_new=4),
+    ),
+    "hearing": (
+        "blocks.0.mlp.up_proj.weight",
+        "blocks.0.mlp.up_proj",
+        lambda e, m: e.transcribe([m / "high.wav"]),
+    ),
 }
 
 
@@ -157,7 +177,9 @@ def test_many_answers_and_logits_and_embeddings_are_seen(copy: Path, media: Path
 @pytest.mark.parametrize("part", ["talker", "codec"])
 def test_speech_is_seen(part: str, copy: Path) -> None:
     engine = Engine.load(copy)
-    break_after_loading(getattr(engine.parts.voice, part), "norm.weight" if part == "talker" else "to_mel.bias")
+    break_after_loading(
+        getattr(engine.parts.voice, part), "norm.weight" if part == "talker" else "to_mel.bias"
+    )
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         engine.speak(["the red"])
 

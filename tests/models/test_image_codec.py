@@ -38,7 +38,9 @@ def pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
         ({"patch_size": 8, "fine_patch_size": 8, "blocks": 0, "fine_blocks": 0}, 32, (4, 4), 1024),
     ],
 )
-def test_sizes_are_those_of_the_settings(changes: dict[str, Any], size: int, grid: tuple[int, int], entries: int) -> None:
+def test_sizes_are_those_of_the_settings(
+    changes: dict[str, Any], size: int, grid: tuple[int, int], entries: int
+) -> None:
     codec: Codec = made(**changes)
     assert (codec.kind, codec.modality, codec.codebooks) == ("muomni_image_codec", "image", 1)
     assert (codec.size_px, codec.grid, codec.codebook_size) == (size, grid, entries)
@@ -78,7 +80,9 @@ def test_tokens_stand_row_by_row_where_their_patch_lies() -> None:
     new[0, 0, 3] = (codes[0, 0, 3] + 512) % 1024
     spread = (codec.decode(new) - codec.decode(codes)).abs().sum((0, 1))
     assert bool((spread[:8, 24:] > 0).all())
-    assert float(spread[20:].sum() + spread[:, :12].sum()) == 0.0, "two convolutions reach a token, and a fine cell, further"
+    assert float(spread[20:].sum() + spread[:, :12].sum()) == 0.0, (
+        "two convolutions reach a token, and a fine cell, further"
+    )
 
 
 def test_it_is_saved_and_opened_as_a_codec_with_the_same_digest(tmp_path: Path) -> None:

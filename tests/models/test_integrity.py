@@ -16,9 +16,9 @@ from muomni.errors import CheckpointError, GateRed
 from muomni.evaluate import certificate
 from muomni.infer.engine import Engine
 from muomni.infer.parts import Parts
-from muomni.models import base, integrity
-from muomni.models.base import Base
+from muomni.models import integrity, reference
 from muomni.models.decoder import Decoder
+from muomni.models.reference import NetworkReference
 from muomni.report.build import report
 from seeing_run import certify, save_bases, save_stage
 from shared import swap_weights
@@ -48,7 +48,9 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     save_bases(run)
     certify(run / "vision")
-    save_stage(run, "align", Base(name="thinker"), Base(name="vision"), with_lora=False)
+    save_stage(
+        run, "align", NetworkReference(name="thinker"), NetworkReference(name="vision"), with_lora=False
+    )
     return run
 
 
@@ -62,7 +64,13 @@ def test_what_was_changed_is_refused_by_name_whoever_opens_it(run: Path, tmp_pat
     with pytest.raises(certificate.BaseChanged, match=told) as caught:
         certificate.demand(run / "thinker", "omni")
     assert caught.value.exit_code == 1
-    for part in ("stage omni", "thinker", "gate bases is red", str(run / "thinker" / "certificate.json"), "run the stage again"):
+    for part in (
+        "stage omni",
+        "thinker",
+        "gate bases is red",
+        str(run / "thinker" / "certificate.json"),
+        "run the stage again",
+    ):
         assert part in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))  # as it reaches another rank
     assert (str(again), again.lines) == (str(caught.value), caught.value.lines)
@@ -73,7 +81,9 @@ def test_what_was_changed_is_refused_by_name_whoever_opens_it(run: Path, tmp_pat
     with pytest.raises(CheckpointError):  # what stands on it opens it too
         Engine.load(run / "align", "cpu").logits([[5, 6]])
     for place in (run / "thinker", run / "align"):
-        done = CliRunner().invoke(cli.app, ["export", str(place), "--to", "hf", "--out", str(tmp_path / "out")])
+        done = CliRunner().invoke(
+            cli.app, ["export", str(place), "--to", "hf", "--out", str(tmp_path / "out")]
+        )
         assert isinstance(done.exception, CheckpointError)
         assert not (tmp_path / "out").exists()
 
@@ -104,17 +114,23 @@ def test_a_copy_in_the_right_place_is_the_same(run: Path, tmp_path: Path) -> Non
 
 
 def test_other_words_for_the_same_ids_are_another_base(run: Path, tmp_path: Path) -> None:
-    """A base in a folder without a certificate: its weights alone would not say that its tokenizer is another one."""
+    """A base in a folder without a certificate: its weights alone would not say that its tokenizer is another
+    one."""
     lone = shutil.copytree(run / "thinker" / "final", tmp_path / "lone")
-    told = Base(name=str(lone)).told(lone, is_stage=False)
-    assert base.find(told, run / "align" / "final")[1] == lone
+    told = NetworkReference(name=str(lone)).describe(lone, is_stage=False)
+    assert reference.find(told, run / "align" / "final")[1] == lone
     flip(lone / "tokenizer.json")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*trained upon another one"):
-        base.find(told, run / "align" / "final")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*trained on another one"):
+        reference.find(told, run / "align" / "final")
 
 
-@pytest.mark.parametrize(("verdict", "told"), [("red", "is red (image_swap_sure)"), (None, "no certificate"), ("old", "names no files")])
-def test_what_is_not_proven_is_opened_and_told_once(run: Path, capsys: pytest.CaptureFixture[str], verdict: str | None, told: str) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [("red", "is red (image_swap_sure)"), (None, "no certificate"), ("old", "names no files")],
+)
+def test_what_is_not_proven_is_opened_and_told_once(
+    run: Path, capsys: pytest.CaptureFixture[str], verdict: str | None, told: str
+) -> None:
     path = run / "thinker" / "certificate.json"
     if verdict is None:
         path.unlink()
@@ -150,7 +166,12 @@ def test_files_are_read_once_a_process(run: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_exported_folder_is_tied_too(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for form in ("omni", "hf"):
-        assert CliRunner().invoke(cli.app, ["export", str(run / "align"), "--to", form, "--out", str(out / form)]).exception is None
+        assert (
+            CliRunner()
+            .invoke(cli.app, ["export", str(run / "align"), "--to", form, "--out", str(out / form)])
+            .exception
+            is None
+        )
         assert integrity.verify(out / form) is not None
         Engine.load(out / form, "cpu").logits([[5, 6]])
         swap_weights(out / form / "thinker" if form == "omni" else out / form)
@@ -159,7 +180,10 @@ def test_an_exported_folder_is_tied_too(run: Path, tmp_path: Path) -> None:
 
 
 def test_waivers_are_gathered_each_once() -> None:
-    gates = [{"name": "cer", "verdict": "waived", "why": "a toy"}, {"name": "finite", "verdict": "green", "why": ""}]
+    gates = [
+        {"name": "cer", "verdict": "waived", "why": "a toy"},
+        {"name": "finite", "verdict": "green", "why": ""},
+    ]
     older = [{"stage": "thinker", "gate": "floor", "why": "small"}]
     ears = {"stage": "hearing", "gates": gates, "inherited": older}
     assert integrity.waivers(ears) == [{"stage": "hearing", "gate": "cer", "why": "a toy"}, *older]
@@ -170,7 +194,9 @@ def test_waivers_are_gathered_each_once() -> None:
 def test_the_page_shows_the_digest_and_what_was_waived_below(run: Path, tmp_path: Path) -> None:
     path = run / "align" / "certificate.json"
     inherited = [{"stage": "thinker", "gate": "floor", "why": "a toy of a few steps"}]
-    files.write_json(path, {**files.read_json(path), "inherited": inherited, "code": build_identity.identity()})
+    files.write_json(
+        path, {**files.read_json(path), "inherited": inherited, "code": build_identity.identity()}
+    )
     text = report(run / "align", out=tmp_path / "page.html").read_text()
     assert files.sha256_file(path)[:12] in text
     assert "a toy of a few steps" in text
@@ -181,7 +207,11 @@ def test_two_builds_are_told_apart(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         import subprocess
 
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            check=True,
+            capture_output=True,
+        )
 
     package = tmp_path / "src" / "package"
     package.mkdir(parents=True)

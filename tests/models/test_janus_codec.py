@@ -1,4 +1,5 @@
-"""Janus' image quantiser behind the face of all codecs, alone or within a whole Janus; and which entry is the nearest."""
+"""Janus' image quantiser behind the face of all codecs, alone or within a whole Janus; and which entry is the
+nearest."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_the_entry_is_the_nearest_by_angle_and_pictures_are_the_librarys_own(tmp
 
 @torch.inference_mode()
 def test_the_librarys_own_encode_takes_other_entries() -> None:
-    """It compares entries of any length, its decode brings them to length 1: it does not choose what decode puts nearest.
+    """It compares entries of any length, its decode brings them to length 1: it does not choose what decode
+    puts nearest.
 
     With entries of one length both agree, so the difference is this alone.
     """
@@ -77,8 +79,20 @@ def test_the_librarys_own_encode_takes_other_entries() -> None:
 
 def test_it_is_found_within_a_whole_janus(tmp_path: Path) -> None:
     alone = saved("janus_vq", tmp_path / "alone")
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 70}
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 70,
+    }
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
     config = transformers.JanusConfig(
         text_config={"model_type": "llama", "num_key_value_heads": 2, **text},
         vision_config={**vision, "projection_dim": 16, "num_image_tokens": 4},

@@ -1,4 +1,5 @@
-"""LoRA on our decoder: nothing changes at first, transformers reads the same from its folder, and cached decoding hears it."""
+"""LoRA on our decoder: nothing changes at first, transformers reads the same from its folder, and cached
+decoding hears it."""
 
 from __future__ import annotations
 
@@ -19,9 +20,34 @@ from muomni.models.lora import LoraSettings
 
 peft = pytest.importorskip("peft")
 
-SIZES = {"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64, "ctx_len": 64, "dropout": 0.0}
-QWEN3_8B = {"width": 4096, "layers": 36, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn_width": 12288, "tied": False}
-QWEN3_06B = {"width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "ffn_width": 3072, "tied": True}
+SIZES = {
+    "vocab_size": 40,
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "ffn_width": 64,
+    "ctx_len": 64,
+    "dropout": 0.0,
+}
+QWEN3_8B = {
+    "width": 4096,
+    "layers": 36,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "ffn_width": 12288,
+    "tied": False,
+}
+QWEN3_06B = {
+    "width": 1024,
+    "layers": 28,
+    "heads": 16,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "ffn_width": 3072,
+    "tied": True,
+}
 
 
 def tiny(**changes: Any) -> Decoder:
@@ -90,7 +116,9 @@ def test_the_same_seed_draws_the_same() -> None:
 
 def test_a_target_that_matches_nothing_is_named() -> None:
     model = tiny(tied=False)
-    with pytest.raises(ConfigError, match=r"match nothing: c_attn, lm_head"):  # logits read the table past any adapter
+    with pytest.raises(
+        ConfigError, match=r"match nothing: c_attn, lm_head"
+    ):  # logits read the table past any adapter
         lora.attach(model, LoraSettings(targets=["q_proj", "c_attn", "lm_head"]))
     assert lora.plain(model)
     lora.attach(model, LoraSettings(targets=["q_proj"]))
@@ -132,7 +160,9 @@ def test_the_folder_is_light(tmp_path: Path) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(tensors) == len(trained)
     assert all(
-        name.startswith("base_model.model.model.layers.") and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors
+        name.startswith("base_model.model.model.layers.")
+        and name.endswith((".lora_A.weight", ".lora_B.weight"))
+        for name in tensors
     )
     assert (tmp_path / lora.WEIGHTS).stat().st_size < 4 * sum(p.numel() for p in trained) + 8192
     config = json.loads((tmp_path / lora.CONFIG).read_text())
@@ -220,16 +250,27 @@ def test_training_moves_the_adapter_alone_and_dropout_rests_in_evaluation() -> N
     assert not torch.equal(logits(model), start)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
-        torch.nn.functional.cross_entropy(model(ids_of(2, 9)).flatten(0, 1), ids_of(2, 9).flatten()).backward()
+        torch.nn.functional.cross_entropy(
+            model(ids_of(2, 9)).flatten(0, 1), ids_of(2, 9).flatten()
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
     assert not torch.equal(logits(model.eval()), start)
 
 
-@pytest.mark.parametrize(("sizes", "base", "adapter"), [(QWEN3_8B, 8_190_735_360, 43_646_976), (QWEN3_06B, 596_049_920, 10_092_544)])
+@pytest.mark.parametrize(
+    ("sizes", "base", "adapter"),
+    [(QWEN3_8B, 8_190_735_360, 43_646_976), (QWEN3_06B, 596_049_920, 10_092_544)],
+)
 def test_parameters_of_the_real_sizes(sizes: dict[str, Any], base: int, adapter: int) -> None:
-    vocabulary, width, layers, hidden, dim = 151_936, sizes["width"], sizes["layers"], sizes["ffn_width"], sizes["head_dim"]
+    vocabulary, width, layers, hidden, dim = (
+        151_936,
+        sizes["width"],
+        sizes["layers"],
+        sizes["ffn_width"],
+        sizes["head_dim"],
+    )
     ends = [
         (width, sizes["heads"] * dim),
         (width, sizes["kv_heads"] * dim),
@@ -238,7 +279,12 @@ def test_parameters_of_the_real_sizes(sizes: dict[str, Any], base: int, adapter:
     ]
     ends += [(width, hidden), (width, hidden), (hidden, width)]
     norms = 2 * width + 2 * dim
-    assert base == (1 if sizes["tied"] else 2) * vocabulary * width + layers * (sum(a * b for a, b in ends) + norms) + width
+    assert (
+        base
+        == (1 if sizes["tied"] else 2) * vocabulary * width
+        + layers * (sum(a * b for a, b in ends) + norms)
+        + width
+    )
     assert adapter == layers * 16 * sum(a + b for a, b in ends)
     with torch.device("meta"):
         model = lora.attach(Decoder(DecoderConfig(vocab_size=vocabulary, **sizes)), LoraSettings())

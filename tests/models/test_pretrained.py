@@ -1,4 +1,5 @@
-"""Weights of others: found or refused in one line, named by their content, opened as they are and without a copy."""
+"""Weights of others: found or refused in one line, named by their content, opened as they are and without a
+copy."""
 
 import json
 import os
@@ -14,8 +15,8 @@ from muomni.errors import CheckpointError, ConfigError
 from muomni.infer.engine import Engine
 from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder, DecoderConfig
-from muomni.models.eyes import Eyes
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
+from muomni.models.vision_tower import VisionTower
 from muomni.tokens.bpe import Tokenizer
 from seeing_run import save_qwen
 
@@ -38,7 +39,9 @@ def thinker(tmp_path):
 @pytest.fixture
 def eyes(tmp_path):
     torch.manual_seed(0)
-    model = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=3, heads=2, ffn_width=64)).eval()
+    model = VisionEncoder(
+        VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=3, heads=2, ffn_width=64)
+    ).eval()
     store.save(model, tmp_path / "eyes")
     return model
 
@@ -95,7 +98,9 @@ def test_without_the_extra_the_way_out_is_named(module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(ConfigError, match=r"muomni\[hf\]") as error:
-        pretrained.open_tower(tmp_path) if module == "transformers" else pretrained.locate("Qwen/Qwen3-0.6B", None, tmp_path)
+        pretrained.open_tower(tmp_path) if module == "transformers" else pretrained.locate(
+            "Qwen/Qwen3-0.6B", None, tmp_path
+        )
     one_line(error)
 
 
@@ -142,7 +147,9 @@ def test_a_digest_of_what_is_not_there_is_refused(file, thinker, tmp_path):
 
 def shard(folder):
     tensors = load_file(folder / store.WEIGHTS)
-    files = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(sorted(tensors))}
+    files = {
+        name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(sorted(tensors))
+    }
     for file in set(files.values()):
         save_file({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
     (folder / store.WEIGHTS).unlink()
@@ -174,7 +181,10 @@ def test_a_qwen3_checkpoint_gives_transformers_logits(is_tied, kv_heads, size, d
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.to(dtype).save_pretrained(tmp_path, max_shard_size=size)
     # Opened again: a model that was cast has rounded rotary frequencies too, which no opened one has.
-    theirs, exact = (transformers.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=each).eval() for each in (dtype, torch.float32))
+    theirs, exact = (
+        transformers.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=each).eval()
+        for each in (dtype, torch.float32)
+    )
     assert (tmp_path / store.INDEX).exists() == (size == "20KB")
     ours = pretrained.open_decoder(tmp_path)
     assert not ours.training
@@ -255,13 +265,19 @@ print(anonymous_kb() - before, sum(each.nbytes for each in model.parameters()) /
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="NOT MEASURED: no /proc here to read a process's memory from")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="NOT MEASURED: no /proc here to read a process's memory from",
+)
 def test_opening_in_the_stored_dtype_costs_no_memory(thinker, tmp_path):
     config = DecoderConfig(vocab_size=65536, width=1024, layers=2, heads=8, ffn_width=4096)
     with torch.device("meta"):
         names = {name: each.shape for name, each in Decoder(config).state_dict().items()}
     (tmp_path / "large").mkdir()
-    save_file({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in names.items()}, tmp_path / "large" / store.WEIGHTS)
+    save_file(
+        {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in names.items()},
+        tmp_path / "large" / store.WEIGHTS,
+    )
     (tmp_path / "large" / store.CONFIG).write_text(json.dumps(config.to_file()))
 
     def measured(dtype):
@@ -282,17 +298,19 @@ def test_opening_in_the_stored_dtype_costs_no_memory(thinker, tmp_path):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_our_own_eyes_have_the_face(dtype, eyes, tmp_path):
     tower = pretrained.open_tower(tmp_path / "eyes", dtype=dtype)
-    assert isinstance(tower, Eyes)
+    assert isinstance(tower, VisionTower)
     assert not tower.training
-    assert (tower.image_size, tower.side, tower.width, tower.summaries, tower.depth) == (32, 4, 32, 1, 3)
+    assert (tower.image_size, tower.side, tower.width, tower.num_cls_tokens, tower.depth) == (32, 4, 32, 1, 3)
     assert tower.resample == "bicubic"
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     near = {"atol": 1e-6, "rtol": 1e-6} if dtype is None else {"atol": 0.1, "rtol": 0.1}
     with torch.no_grad():
-        seen, levels = eyes(pixels), eyes(pixels, (0, 2)).levels_BTE
-        torch.testing.assert_close(tower.look(pixels).float(), torch.cat([seen.cls_B1D, seen.grid_BPD], 1), **near)
-        torch.testing.assert_close(tower.look(pixels, (0, 2)).float(), levels, **near)
-        assert tower.look(pixels, (0, 2)).shape == (2, 17, 64)
+        seen, levels = eyes(pixels), eyes(pixels, (0, 2)).layers_BTE
+        torch.testing.assert_close(
+            tower.encode_image(pixels).float(), torch.cat([seen.cls_B1D, seen.grid_BPD], 1), **near
+        )
+        torch.testing.assert_close(tower.encode_image(pixels, (0, 2)).float(), levels, **near)
+        assert tower.encode_image(pixels, (0, 2)).shape == (2, 17, 64)
     pretrained.save_tower(tower, tmp_path / "again")
     assert store.digest(pretrained.open_tower(tmp_path / "again")) == store.digest(tower)
 
@@ -311,14 +329,19 @@ def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_refused(tmp_path, 
     """Before, the first sentence that used such an id ended in an IndexError."""
     save_qwen(tmp_path)
     ids = Tokenizer.load(tmp_path).num_ids
-    store.save(Decoder(DecoderConfig(vocab_size=ids + rows, width=16, layers=1, heads=2, ffn_width=32)), tmp_path)
+    store.save(
+        Decoder(DecoderConfig(vocab_size=ids + rows, width=16, layers=1, heads=2, ffn_width=32)), tmp_path
+    )
     if rows >= 0:
         tokenizer = pretrained.open_tokenizer(tmp_path)
         assert tokenizer.num_ids == ids
         assert tokenizer.decode([ids - 1]) == ""  # special
         Engine.load(tmp_path, "cpu").answer("the red circle", max_new=3)
         return
-    for opens in (pretrained.open_tokenizer, lambda folder: Engine.load(folder, "cpu").answer("the red circle", max_new=3)):
+    for opens in (
+        pretrained.open_tokenizer,
+        lambda folder: Engine.load(folder, "cpu").answer("the red circle", max_new=3),
+    ):
         with pytest.raises(CheckpointError) as error:
             opens(tmp_path)
         assert f"{ids} ids" in one_line(error)

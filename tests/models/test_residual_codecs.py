@@ -1,4 +1,5 @@
-"""EnCodec, Mimi and DAC behind the face of all codecs; and what a guess about them gets wrong (transformers 5.24)."""
+"""EnCodec, Mimi and DAC behind the face of all codecs; and what a guess about them gets wrong (transformers
+5.24)."""
 
 from __future__ import annotations
 
@@ -38,7 +39,12 @@ def test_a_folder_of_the_library_is_opened_as_what_it_is(kind: str, tmp_path: Pa
     saved(kind, tmp_path)
     own = codecs.open_codec(tmp_path, BOOKS)
     assert (own.kind, own.modality, own.codebooks, own.codebook_size) == (kind, "audio", BOOKS, 64)
-    assert (own.frame_rate_hz, own.sample_rate_hz, own.size_px, own.grid) == (RATES[kind] / HOPS[kind], RATES[kind], None, None)
+    assert (own.frame_rate_hz, own.sample_rate_hz, own.size_px, own.grid) == (
+        RATES[kind] / HOPS[kind],
+        RATES[kind],
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("kind", HOPS)
@@ -80,7 +86,8 @@ def test_a_single_sample_has_codes(kind: str, tmp_path: Path) -> None:
 
 
 def test_dac_of_odd_ratios_gives_less_than_whole_frames(tmp_path: Path) -> None:
-    """Higgs' 25 Hz at 24 kHz: 8 * 5 * 4 * 2 * 3 = 960 samples a frame; a guess of 960 a frame is wrong after decoding."""
+    """Higgs' 25 Hz at 24 kHz: 8 * 5 * 4 * 2 * 3 = 960 samples a frame; a guess of 960 a frame is wrong after
+    decoding."""
     saved("dac", tmp_path, downsampling_ratios=[8, 5, 4, 2, 3], sampling_rate=24_000)
     own = codecs.open_codec(tmp_path, BOOKS)
     assert own.frame_rate_hz == 25
@@ -107,7 +114,11 @@ def test_fewer_books_are_the_first_of_more(kind: str, tmp_path: Path) -> None:
 
 def test_the_number_of_books_is_never_guessed(tmp_path: Path) -> None:
     """Unasked, Mimi gives all of its 32, EnCodec at 24 kHz 2 of 32, DAC all of its 9: so it must be said."""
-    defaults = {"mimi": {}, "encodec": {"codebook_size": 1024, "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0]}, "dac": {"n_codebooks": 9}}
+    defaults = {
+        "mimi": {},
+        "encodec": {"codebook_size": 1024, "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0]},
+        "dac": {"n_codebooks": 9},
+    }
     given, most = {}, {}
     for kind, sizes in defaults.items():
         model = saved(kind, tmp_path / kind, **sizes)
@@ -132,7 +143,8 @@ def differing(model: Any, frames: int, **how: Any) -> list[int]:
 
 
 def test_a_clip_padded_in_a_batch_gets_other_codes_whatever_the_mask_says() -> None:
-    """Why clips are batched by equal length only. Seen at the library itself, which no later version must have mended."""
+    """Why clips are batched by equal length only. Seen at the library itself, which no later version must
+    have mended."""
     hop, frames = 320, 6
     mask = F.pad(torch.ones(1, 1, frames * hop - hop // 3), (0, 4 * hop)).bool()
     encodec = network("encodec")
@@ -190,9 +202,10 @@ def test_mimis_streaming_encode_is_right_for_whole_frames_only() -> None:
 def test_mimis_decode_by_chunks_needs_more_than_its_cache() -> None:
     """Its cache holds attention only. What makes pieces equal to the whole, and what only comes near.
 
-    Six frames decoded before and cut off again cover its convolutions (five would do), and they are exact as far as
-    attention does not matter; it reaches back sliding_window positions in each layer. Exact is: one frame before for the
-    unfolding, attention from the cache, and the last 8 of its states for the convolutions after it.
+    Six frames decoded before and cut off again cover its convolutions (five would do), and they are exact as
+    far as attention does not matter; it reaches back sliding_window positions in each layer. Exact is: one
+    frame before for the unfolding, attention from the cache, and the last 8 of its states for the
+    convolutions after it.
     """
     model = network("mimi")
     codes = codes_of(model, wave(24 * 1920))
@@ -244,7 +257,13 @@ def test_mimis_decode_by_chunks_needs_more_than_its_cache() -> None:
 
 def test_what_codes_alone_dont_give_back_is_refused(tmp_path: Path) -> None:
     """EnCodec at 48 kHz (stereo, chunks of a second, each with its gain)."""
-    wide = {"sampling_rate": 48_000, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01, "audio_channels": 2}
+    wide = {
+        "sampling_rate": 48_000,
+        "normalize": True,
+        "chunk_length_s": 1.0,
+        "overlap": 0.01,
+        "audio_channels": 2,
+    }
     causes = {
         "gain that is no code": {**wide},
         "overlapping chunks": {**wide, "normalize": False},
@@ -275,13 +294,21 @@ def test_a_digest_names_weights_config_and_books(kind: str, tmp_path: Path) -> N
     digests = [codecs.open_codec(tmp_path / "first", books).digest for books in (2, 3)]
     model.save_pretrained(tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
-    (tmp_path / "again" / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0", "_name_or_path": "elsewhere"}))
-    assert codecs.open_codec(tmp_path / "again", 2).digest == digests[0]  # where and by which version it was saved is nothing to codes
+    (tmp_path / "again" / "config.json").write_text(
+        json.dumps({**config, "transformers_version": "4.0", "_name_or_path": "elsewhere"})
+    )
+    assert (
+        codecs.open_codec(tmp_path / "again", 2).digest == digests[0]
+    )  # where and by which version it was saved is nothing to codes
     changes = {"pad_mode": "constant"} if kind == "encodec" else {"sampling_rate": 8_000}
     (tmp_path / "again" / "config.json").write_text(json.dumps({**config, **changes}))
     digests.append(codecs.open_codec(tmp_path / "again", 2).digest)
     tensors = load_file(tmp_path / "first" / "model.safetensors")
-    first, second = [name for name in tensors if "codebook." in name and name.endswith(("embed", "embed_sum", "codebook.weight"))][:2]
+    first, second = [
+        name
+        for name in tensors
+        if "codebook." in name and name.endswith(("embed", "embed_sum", "codebook.weight"))
+    ][:2]
     swapped = {**tensors, first: tensors[second], second: tensors[first]}  # two books have changed places
     save_file(swapped, tmp_path / "first" / "model.safetensors", metadata={"format": "pt"})
     digests.append(codecs.open_codec(tmp_path / "first", 2).digest)
@@ -294,10 +321,16 @@ def test_a_torn_folder_is_refused_in_a_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     absent = next(name for name in tensors if "quantizer" in name)
-    save_file({name: each for name, each in tensors.items() if name != absent}, path, metadata={"format": "pt"})
+    save_file(
+        {name: each for name, each in tensors.items() if name != absent}, path, metadata={"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match="missing quantizer"):
         codecs.open_codec(tmp_path, 2)
-    save_file({name: each * torch.nan if "bias" in name else each for name, each in tensors.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: each * torch.nan if "bias" in name else each for name, each in tensors.items()},
+        path,
+        metadata={"format": "pt"},
+    )
     with pytest.raises(CheckpointError):
         codecs.open_codec(tmp_path, 2)
     path.write_bytes(path.read_bytes()[:1000])

@@ -1,4 +1,5 @@
-"""New rows beside a frozen base: text scores keep their bits, rows alone are saved, and every mismatch is refused."""
+"""New rows beside a frozen base: text scores keep their bits, rows alone are saved, and every mismatch is
+refused."""
 
 from __future__ import annotations
 
@@ -132,7 +133,9 @@ def _saved(folder):
 
 
 def test_rows_on_another_base_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"trained on base thinker: expected digest bbbbbbbbbbbb, got cccccccccccc"):
+    with pytest.raises(
+        CheckpointError, match=r"trained on base thinker: expected digest bbbbbbbbbbbb, got cccccccccccc"
+    ):
         rows.load_rows(_model(), _saved(tmp_path), base_digest="c" * 64)
 
 
@@ -144,7 +147,10 @@ def test_rows_on_another_base_are_refused(tmp_path):
         (replace(small(), tokenizer="0" * 64), "text tokenizer"),
         (small("delay"), "audio codec layout: expected delay, got interleaved"),
         (small(books=2), "region audio_2: expected none"),
-        (replace(small(), codecs=(small().codecs[0], replace(small().codecs[1], digest="0" * 64))), "audio codec digest"),
+        (
+            replace(small(), codecs=(small().codecs[0], replace(small().codecs[1], digest="0" * 64))),
+            "audio codec digest",
+        ),
     ],
 )
 def test_rows_of_another_space_are_refused_with_what_differs(tmp_path, space, message):
@@ -277,6 +283,8 @@ def test_the_sources_token_space_must_be_the_models(tmp_path):
 
 
 def test_the_sources_space_grows_a_padded_table_of_its_size():
-    model = TokenModel(Decoder(DecoderConfig(vocab_size=151_936, width=8, layers=1, heads=1, ffn_width=8, ctx_len=8)), SOURCE)
+    model = TokenModel(
+        Decoder(DecoderConfig(vocab_size=151_936, width=8, layers=1, heads=1, ffn_width=8, ctx_len=8)), SOURCE
+    )
     assert model.head.size == 164_021
     assert model.new_head.shape == (12_352, 8)

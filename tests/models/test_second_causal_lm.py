@@ -1,4 +1,5 @@
-"""A causal language model of transformers behind the face of CausalLM: trained by our objective, decoded by our loop."""
+"""A causal language model of transformers behind the face of CausalLM: trained by our objective, decoded by
+our loop."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class Foreign(CausalLM):
         out: Tensor = self.network.get_input_embeddings()(ids_BT)
         return out
 
-    def hidden(self, x_BTD: Tensor, *, keep_BT: Tensor | None = None, cache: Past | None = None, **how: Any) -> Tensor:
+    def hidden(
+        self, x_BTD: Tensor, *, keep_BT: Tensor | None = None, cache: Past | None = None, **how: Any
+    ) -> Tensor:
         if any(value is not None for value in how.values()):
             raise ConfigError(f"this model takes no {', '.join(how)}")
         new = x_BTD.shape[1]
@@ -70,15 +73,26 @@ class Foreign(CausalLM):
 
 def foreign(kind: str) -> Foreign:
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = {"llama": transformers.LlamaConfig, "neox": transformers.GPTNeoXConfig}[kind](**sizes, max_position_embeddings=64)
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = {"llama": transformers.LlamaConfig, "neox": transformers.GPTNeoXConfig}[kind](
+        **sizes, max_position_embeddings=64
+    )
     return Foreign(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 
 def rows(seed: int) -> SequenceBatch:
     """Each row counts on by a step of its own; the last one is shorter."""
     draw = torch.Generator().manual_seed(seed)
-    starts, strides = torch.randint(0, VOCAB, (6, 1), generator=draw), torch.randint(1, 4, (6, 1), generator=draw)
+    starts, strides = (
+        torch.randint(0, VOCAB, (6, 1), generator=draw),
+        torch.randint(1, 4, (6, 1), generator=draw),
+    )
     ids_BT = (starts + strides * torch.arange(16)) % VOCAB
     keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     keep_BT[-1, 11:] = False
@@ -88,9 +102,14 @@ def rows(seed: int) -> SequenceBatch:
 def trained(model: Foreign, updates: int) -> list[float]:
     objective, run, settings = NextToken(model), Runtime(torch.device("cpu"), torch.float32), TrainSettings()
     objective.train()
-    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=5e-3), torch.amp.GradScaler("cpu", enabled=False)
+    optimizer, scaler = (
+        torch.optim.AdamW(model.parameters(), lr=5e-3),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
     return [
-        step.update(objective, objective, optimizer, scaler, [rows(2 * number), rows(2 * number + 1)], settings, run).losses["text"]
+        step.update(
+            objective, objective, optimizer, scaler, [rows(2 * number), rows(2 * number + 1)], settings, run
+        ).losses["text"]
         for number in range(updates)
     ]
 
@@ -101,15 +120,25 @@ def test_it_trains_with_our_objective_and_says_what_transformers_says(kind: str)
     batch = rows(0)
     ours = NextToken(model.eval())(batch)["text"]
     with torch.no_grad():
-        theirs = model.network(input_ids=batch.ids_BT, attention_mask=batch.keep_BT.long(), labels=batch.labels_BT).loss
+        theirs = model.network(
+            input_ids=batch.ids_BT, attention_mask=batch.keep_BT.long(), labels=batch.labels_BT
+        ).loss
     assert float(ours.total.detach()) / ours.count == pytest.approx(float(theirs), rel=1e-5)
     losses = trained(model, 60)
     assert losses[-1] < 0.5 * losses[0], "it learns to count"
     model.eval()
     prompt_BT = batch.ids_BT[:, :6]
-    how: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    how: dict[str, Any] = {
+        "max_new_tokens": 10,
+        "min_new_tokens": 10,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
     # Left to itself, transformers would take the id 0 of a prompt for padding.
-    expected = model.network.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), **how)[:, 6:].tolist()
+    expected = model.network.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), **how)[
+        :, 6:
+    ].tolist()
     assert generate(model, prompt_BT, max_new=10) == expected
     assert list(stream(model, prompt_BT[:1], max_new=10)) == expected[0]
     padded_BT, keep_BT = prompt_BT.clone(), torch.ones_like(prompt_BT, dtype=torch.bool)
@@ -117,7 +146,10 @@ def test_it_trains_with_our_objective_and_says_what_transformers_says(kind: str)
     expected = model.network.generate(padded_BT, attention_mask=keep_BT.long(), **how)[:, 6:].tolist()
     assert generate(model, padded_BT, keep_BT=keep_BT, max_new=10) == expected
     stop = expected[1][4]
-    assert generate(model, prompt_BT[1:2], max_new=10, stop_ids=[stop])[0] == expected[1][: expected[1].index(stop)]
+    assert (
+        generate(model, prompt_BT[1:2], max_new=10, stop_ids=[stop])[0]
+        == expected[1][: expected[1].index(stop)]
+    )
     with pytest.raises(ContextError, match="ctx_len 64"):
         generate(model, prompt_BT, max_new=60)
     with pytest.raises(ConfigError, match="documents_BT"):

@@ -1,4 +1,5 @@
-"""Our audio codec behind the face of all codecs, the registry that opens it, and what a package adds to it."""
+"""Our audio codec behind the face of all codecs, the registry that opens it, and what a package adds to
+it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,19 @@ from muomni.tokens.codec import Codec
 
 def network(**changes: int) -> MelCodec:
     torch.manual_seed(0)
-    made = MelCodec(CodecConfig(**{"width": 16, "latent": 8, "blocks": 2, "fine_width": 8, "fine_blocks": 1, "entries": 12, **changes}))
+    made = MelCodec(
+        CodecConfig(
+            **{
+                "width": 16,
+                "latent": 8,
+                "blocks": 2,
+                "fine_width": 8,
+                "fine_blocks": 1,
+                "entries": 12,
+                **changes,
+            }
+        )
+    )
     made.quantiser.codebooks_KND.normal_()
     made.mel_mean.fill_(-2.0)
     return made.eval()
@@ -93,12 +106,20 @@ def test_its_digest_is_that_of_its_content_and_no_other(folder: Path, tmp_path: 
     assert codecs.open_codec(tmp_path / "elsewhere").digest == digest
     others = [network(), network(), network(stride_frames=4)]
     others[0].quantiser.codebooks_KND[1, 3, 2] += 1e-3
-    others[1].quantiser.codebooks_KND.copy_(others[1].quantiser.codebooks_KND.flip(0))  # the books have changed places
+    others[1].quantiser.codebooks_KND.copy_(
+        others[1].quantiser.codebooks_KND.flip(0)
+    )  # the books have changed places
     assert len({SpeechCodec(each).digest for each in others} | {digest}) == 4
 
 
 def test_a_final_that_is_not_what_its_certificate_names_is_refused(folder: Path) -> None:
-    certificate = {"stage": "codec", "verdict": "green", "gates": [], "facts": {}, "files": integrity.digests(folder / "final")}
+    certificate = {
+        "stage": "codec",
+        "verdict": "green",
+        "gates": [],
+        "facts": {},
+        "files": integrity.digests(folder / "final"),
+    }
     files.write_json(folder / integrity.CERTIFICATE, certificate)
     codecs.open_codec(folder)
     store.save(network(entries=13), folder / "final")
@@ -114,13 +135,17 @@ def test_what_is_no_codec_is_refused_with_those_that_are(tmp_path: Path) -> None
         codecs.open_codec(tmp_path / "nowhere")
 
 
-def test_a_package_brings_a_codec_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_brings_a_codec_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = tmp_path / "site" / "loud-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
     entries = f"[{codecs.GROUP}]\nloud_codec = loud_codec:open_it\nmuomni_codec = loud_codec:open_it\n"
     (about / "entry_points.txt").write_text(entries)
-    (about.parent / "loud_codec.py").write_text("def open_it(folder, codebooks, device):\n    return ('loud', folder, codebooks, device)\n")
+    (about.parent / "loud_codec.py").write_text(
+        "def open_it(folder, codebooks, device):\n    return ('loud', folder, codebooks, device)\n"
+    )
     named = tmp_path / "loud"
     files.write_json(named / "config.json", {"model_type": "loud_codec"})
     with pytest.raises(CheckpointError, match="no codec"):

@@ -23,7 +23,9 @@ IDS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(1))
 
 def decoder(**changes: object) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "ffn_width": 64} | changes))
+    model = Decoder(
+        DecoderConfig(**{"vocab_size": 40, "width": 32, "layers": 2, "heads": 4, "ffn_width": 64} | changes)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
@@ -41,7 +43,8 @@ def fresh(model: Decoder) -> list[list[int]]:
 
 
 def train(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
-    """A step whose forward comes first, so that the stepper that is made between it and the update must be seen to be stale."""
+    """A step whose forward comes first, so that the stepper that is made between it and the update must be
+    seen to be stale."""
     NextToken(model)(SequenceBatch(["a", "b"], IDS, IDS))["text"].total.backward()
     answer(model)
     optimizer.step()
@@ -74,7 +77,9 @@ CHANGES: dict[str, Callable[[Decoder], object]] = {
     "one row": lambda model: torch.no_grad()(model.head.weight[7].neg_)(),
     "inference mode": lambda model: torch.inference_mode()(model.blocks[1].mlp.down_proj.weight.mul_)(-1),
     "load": lambda model: model.load_state_dict({k: -v for k, v in model.state_dict().items()}),
-    "assign": lambda model: model.load_state_dict({k: -v for k, v in model.state_dict().items()}, assign=True),
+    "assign": lambda model: model.load_state_dict(
+        {k: -v for k, v in model.state_dict().items()}, assign=True
+    ),
     "average": average,
     "moved": there_and_back,
 }

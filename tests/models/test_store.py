@@ -155,7 +155,9 @@ class Mixed(torch.nn.Module):
     def __init__(self, config: MixedConfig) -> None:
         super().__init__()
         self.config = config
-        self.first, self.second, self.frozen = (torch.nn.Linear(config.size, config.size, bias=False) for _ in range(3))
+        self.first, self.second, self.frozen = (
+            torch.nn.Linear(config.size, config.size, bias=False) for _ in range(3)
+        )
         self.second.weight = self.first.weight
         self.frozen.requires_grad_(False)
         self.register_buffer("steps", torch.tensor(7))
@@ -163,9 +165,12 @@ class Mixed(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.float32, torch.float32), ("stored", torch.bfloat16), (torch.float64, torch.float64)]
+    ("dtype", "expected"),
+    [(torch.float32, torch.float32), ("stored", torch.bfloat16), (torch.float64, torch.float64)],
 )
-def test_what_is_adopted_is_cast_but_for_whole_numbers_and_stays_tied_and_frozen(tmp_path, monkeypatch, dtype, expected):
+def test_what_is_adopted_is_cast_but_for_whole_numbers_and_stays_tied_and_frozen(
+    tmp_path, monkeypatch, dtype, expected
+):
     monkeypatch.setitem(store.CLASSES, "mixed", f"{__name__}:Mixed")
     saved = Mixed(MixedConfig()).to(torch.bfloat16)
     store.save(saved, tmp_path)
@@ -173,9 +178,9 @@ def test_what_is_adopted_is_cast_but_for_whole_numbers_and_stays_tied_and_frozen
     again = store.load(tmp_path, dtype=dtype)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert again.second.weight is again.first.weight
-    assert {name: each.dtype for name, each in again.state_dict().items() if name != "steps"} == dict.fromkeys(
-        ("first.weight", "second.weight", "frozen.weight", "mean"), expected
-    )
+    assert {
+        name: each.dtype for name, each in again.state_dict().items() if name != "steps"
+    } == dict.fromkeys(("first.weight", "second.weight", "frozen.weight", "mean"), expected)
     assert (again.steps.dtype, int(again.steps)) == (torch.int64, 7)
     assert again.first.weight.requires_grad
     assert not again.frozen.weight.requires_grad

@@ -1,4 +1,5 @@
-"""The Talker: causal over frames, deaf to padding, each book with a voice of its own, and as fast as it is right."""
+"""The Talker: causal over frames, deaf to padding, each book with a voice of its own, and as fast as it is
+right."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
-from muomni.infer.codes import Spoken, speak
+from muomni.infer.codes import SpokenCodes, speak
 from muomni.models import store
 from muomni.models.talker import Talker, TalkerConfig
 
@@ -38,7 +39,9 @@ def codes(books: int = 2, frames: int = 6) -> Tensor:
     return torch.randint(10, (2, books, frames), generator=torch.Generator().manual_seed(1))
 
 
-def every_logit(talker: Talker, grid: Tensor, text: Tensor = TEXT, keep: Tensor = KEEP, **conditions: Tensor) -> list[Tensor]:
+def every_logit(
+    talker: Talker, grid: Tensor, text: Tensor = TEXT, keep: Tensor = KEEP, **conditions: Tensor
+) -> list[Tensor]:
     states = talker(text, keep, grid[..., :-1], **conditions)
     return [talker.logits(states, book) for book in range(talker.config.codebooks)]
 
@@ -96,16 +99,22 @@ def test_codes_behind_a_rows_end_may_be_anything() -> None:
     talker = small()
     junk = codes()
     junk[1, :, 3:] = -7
-    assert torch.equal(talker.config.lay_out(junk, torch.tensor([6, 3])), talker.config.lay_out(codes(), torch.tensor([6, 3])))
+    assert torch.equal(
+        talker.config.lay_out(junk, torch.tensor([6, 3])),
+        talker.config.lay_out(codes(), torch.tensor([6, 3])),
+    )
     with pytest.raises(TokenRangeError):
         talker.config.lay_out(junk, torch.tensor([6, 4]))
     with pytest.raises(ShapeError):
         talker.config.lay_out(codes(3), torch.tensor([6, 6]))
 
 
-def speak_slowly(talker: Talker, limit: int, **conditions: Tensor) -> Spoken:
+def speak_slowly(talker: Talker, limit: int, **conditions: Tensor) -> SpokenCodes:
     """Greedy speech that reads everything anew at every step."""
-    books, lag = talker.config.codebooks, (talker.config.codebooks - 1 if talker.config.layout == "delay" else 0)
+    books, lag = (
+        talker.config.codebooks,
+        (talker.config.codebooks - 1 if talker.config.layout == "delay" else 0),
+    )
     grid = torch.full((2, books, limit + lag + 1), talker.config.pad)
     ends = torch.full((2,), limit)
     for step in range(limit + lag):
@@ -126,7 +135,7 @@ def speak_slowly(talker: Talker, limit: int, **conditions: Tensor) -> Spoken:
         for book in range(books):
             first = book if talker.config.layout == "delay" else 0
             out[row, book, : ends[row]] = grid[row, book, first : first + ends[row]]
-    return Spoken(out, ends, ends < limit)
+    return SpokenCodes(out, ends, ends < limit)
 
 
 @pytest.mark.parametrize(("layout", "books"), [("delay", 1), ("delay", 2), ("delay", 4), ("parallel", 2)])
@@ -136,7 +145,10 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
         talker = small(seed, layout=layout, codebooks=books)
         talker.heads[0].bias.data[talker.config.end] = 1.5
         conditions = {"hidden_BTD": torch.randn(2, 4, 6), "speaker_B": torch.tensor([0, 2])}
-        slow, fast = speak_slowly(talker, 12, **conditions), speak(talker, TEXT, KEEP, max_frames=12, **conditions)
+        slow, fast = (
+            speak_slowly(talker, 12, **conditions),
+            speak(talker, TEXT, KEEP, max_frames=12, **conditions),
+        )
         assert torch.equal(fast.frames_B, slow.frames_B)
         assert torch.equal(fast.codes_BKF, slow.codes_BKF)
         assert torch.equal(fast.ended_B, slow.ended_B)
@@ -207,7 +219,9 @@ def test_a_talker_comes_back_from_disk(tmp_path: Path) -> None:
     store.save(talker, tmp_path)
     again = store.load(tmp_path)
     assert again.config == talker.config
-    assert torch.equal(speak(again, TEXT, KEEP, max_frames=9).codes_BKF, speak(talker, TEXT, KEEP, max_frames=9).codes_BKF)
+    assert torch.equal(
+        speak(again, TEXT, KEEP, max_frames=9).codes_BKF, speak(talker, TEXT, KEEP, max_frames=9).codes_BKF
+    )
 
 
 def test_the_source_preset_has_two_heads_of_128() -> None:

@@ -14,7 +14,11 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 def tower(kind: str) -> TextTower:
     torch.manual_seed(0)
-    return TextTower(TextTowerConfig(kind=kind, vocab_size=50, width=32, heads=2, ffn_width=64, source_width=24, embed_dim=16))
+    return TextTower(
+        TextTowerConfig(
+            kind=kind, vocab_size=50, width=32, heads=2, ffn_width=64, source_width=24, embed_dim=16
+        )
+    )
 
 
 def captions(kind: str) -> torch.Tensor:
@@ -36,7 +40,10 @@ def test_units_that_padding_does_not_move(kind: str) -> None:
 
 def test_only_the_transformer_reads_the_order() -> None:
     text, keep = torch.randint(1, 50, (1, 7)), torch.ones(1, 7, dtype=torch.bool)
-    moved = {kind: (tower(kind).embed(text, keep) - tower(kind).embed(text.flip(1), keep)).abs().max() for kind in ("bow", "transformer")}
+    moved = {
+        kind: (tower(kind).embed(text, keep) - tower(kind).embed(text.flip(1), keep)).abs().max()
+        for kind in ("bow", "transformer")
+    }
     assert moved["bow"] < 1e-6
     assert moved["transformer"] > 1e-3
 
@@ -53,7 +60,9 @@ def test_wrong_captions_are_refused() -> None:
     with pytest.raises(TokenRangeError):
         tower("bow").embed(torch.full((3, 7), 50), keep)
     with pytest.raises(ShapeError, match="no token"):
-        tower("bow").embed(torch.ones(3, 7, dtype=torch.int64), torch.tensor([[True], [False], [True]]) & keep)
+        tower("bow").embed(
+            torch.ones(3, 7, dtype=torch.int64), torch.tensor([[True], [False], [True]]) & keep
+        )
     with pytest.raises(ShapeError):
         tower("thinker").embed(torch.ones(3, 7, dtype=torch.int64), keep)
     with pytest.raises(ShapeError):
@@ -63,7 +72,11 @@ def test_wrong_captions_are_refused() -> None:
 def test_towers_and_encoders_are_kept_whole(tmp_path: Path) -> None:
     networks = [
         tower("transformer"),
-        VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, stem="conv")),
+        VisionEncoder(
+            VisionEncoderConfig(
+                image_size=32, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, stem="conv"
+            )
+        ),
         AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn_width=64, channels=8)),
     ]
     for number, network in enumerate(networks):

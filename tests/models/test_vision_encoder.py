@@ -11,7 +11,16 @@ from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig, sin
 def small(stem: str = "conv", patch: int = 8) -> VisionEncoder:
     torch.manual_seed(0)
     return VisionEncoder(
-        VisionEncoderConfig(image_size=32, patch_size=patch, width=32, layers=2, heads=2, ffn_width=64, stem=stem, embed_dim=16)
+        VisionEncoderConfig(
+            image_size=32,
+            patch_size=patch,
+            width=32,
+            layers=2,
+            heads=2,
+            ffn_width=64,
+            stem=stem,
+            embed_dim=16,
+        )
     )
 
 
@@ -24,7 +33,9 @@ def test_a_picture_gives_one_summary_and_196_patches(stem: str) -> None:
     assert vision.positions.shape == (197, 128)
 
 
-@pytest.mark.parametrize(("stem", "patch", "patches"), [("conv", 8, 16), ("conv", 16, 4), ("linear", 8, 16), ("conv", 4, 64)])
+@pytest.mark.parametrize(
+    ("stem", "patch", "patches"), [("conv", 8, 16), ("conv", 16, 4), ("linear", 8, 16), ("conv", 4, 64)]
+)
 def test_the_grid_is_as_fine_as_the_patch(stem: str, patch: int, patches: int) -> None:
     assert small(stem, patch)(torch.rand(2, 3, 32, 32)).grid_BPD.shape == (2, patches, 32)
 
@@ -62,7 +73,10 @@ def test_the_embedding_is_unit_and_teaches_every_patch() -> None:
     assert all(p.grad is not None for p in vision.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"image_size": 30}, {"stem": "conv", "patch_size": 14, "image_size": 28}, {"width": 30}, {"wdith": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_size": 30}, {"stem": "conv", "patch_size": 14, "image_size": 28}, {"width": 30}, {"wdith": 3}],
+)
 def test_impossible_sizes_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         VisionEncoderConfig(**changes)  # type: ignore[arg-type]
@@ -76,15 +90,19 @@ def test_wrong_pictures_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_levels_are_what_passed_through_so_many_blocks() -> None:
     vision, pixels = small(), torch.rand(2, 3, 32, 32)
-    seen = vision(pixels, levels=(0, 2))
-    assert seen.levels_BTE is not None
-    assert seen.levels_BTE.shape == (2, 1 + 16, 2 * 32)
-    torch.testing.assert_close(seen.levels_BTE.unflatten(2, (2, 32)).square().mean(-1), torch.ones(2, 17, 2), atol=1e-3, rtol=0)
+    seen = vision(pixels, feature_layers=(0, 2))
+    assert seen.layers_BTE is not None
+    assert seen.layers_BTE.shape == (2, 1 + 16, 2 * 32)
+    torch.testing.assert_close(
+        seen.layers_BTE.unflatten(2, (2, 32)).square().mean(-1), torch.ones(2, 17, 2), atol=1e-3, rtol=0
+    )
     vision.norm.weight.data.fill_(1.0)
     last = vision(pixels)
-    torch.testing.assert_close(seen.levels_BTE[:, 1:, 32:], last.grid_BPD, atol=1e-5, rtol=0)  # the end is a level too
+    torch.testing.assert_close(
+        seen.layers_BTE[:, 1:, 32:], last.grid_BPD, atol=1e-5, rtol=0
+    )  # the end is a level too
     changed = pixels.clone()
     changed[:, :, :8, :8] = 1.0 - changed[:, :, :8, :8]
-    stem = vision(pixels, levels=(0,)).levels_BTE, vision(changed, levels=(0,)).levels_BTE
+    stem = vision(pixels, feature_layers=(0,)).layers_BTE, vision(changed, feature_layers=(0,)).layers_BTE
     assert not torch.allclose(stem[0][:, 1], stem[1][:, 1])
-    assert last.levels_BTE is None
+    assert last.layers_BTE is None

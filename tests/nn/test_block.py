@@ -53,4 +53,6 @@ def test_every_parameter_gets_a_gradient_also_under_autocast():
     block = Block(16, 4, 32, kv_heads=2, dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         block(torch.randn(2, 5, 16), rope=rope.angles(torch.arange(5), 4), causal=True).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in block.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in block.parameters()
+    )

@@ -39,7 +39,11 @@ def test_what_was_written_comes_back_in_order():
 
 def test_masks_by_the_definition_with_padding_left_right_and_between():
     cache = poisoned()
-    keeps = [torch.tensor([[False, True, True], [True, True, False]]), torch.tensor([[True, False], [True, True]]), None]
+    keeps = [
+        torch.tensor([[False, True, True], [True, True, False]]),
+        torch.tensor([[True, False], [True, True]]),
+        None,
+    ]
     seen = torch.zeros(2, 0, dtype=torch.bool)
     for keep, length in zip(keeps, (3, 2, 1)):
         start = seen.shape[1]
@@ -55,7 +59,10 @@ def test_masks_by_the_definition_with_padding_left_right_and_between():
 
 def test_positions_count_real_slots_only():
     cache = poisoned()
-    assert cache.begin(3, torch.tensor([[False, True, True], [True, True, False]])).tolist() == [[0, 0, 1], [0, 1, 2]]
+    assert cache.begin(3, torch.tensor([[False, True, True], [True, True, False]])).tolist() == [
+        [0, 0, 1],
+        [0, 1, 2],
+    ]
     assert cache.begin(1).tolist() == [[2], [2]]
     assert cache.begin(2).tolist() == [[3, 4], [3, 4]]
     assert poisoned().begin(3).tolist() == [0, 1, 2]

@@ -1,4 +1,5 @@
-"""The finite scalar quantiser: codes and values are each other's inverse, levels are equally wide, the gradient passes."""
+"""The finite scalar quantiser: codes and values are each other's inverse, levels are equally wide, the
+gradient passes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def test_every_code_gives_a_value_that_gives_the_code_again(levels: tuple[int, .
     assert torch.equal(quantiser.encode(latents_of(quantiser, values)), codes)
     assert len({tuple(row) for row in values[0].tolist()}) == math.prod(levels)
     assert values.abs().max() < 1
-    assert torch.allclose(values.mean(1), torch.zeros(1, len(levels)), atol=1e-6), "no side is preferred, with even numbers of levels too"
+    assert torch.allclose(values.mean(1), torch.zeros(1, len(levels)), atol=1e-6), (
+        "no side is preferred, with even numbers of levels too"
+    )
 
 
 def test_the_first_dimension_varies_fastest() -> None:
@@ -58,7 +61,9 @@ def test_forward_gives_what_codes_give_and_its_gradient_is_that_of_the_bounded_l
 
 def test_far_latents_take_the_outermost_level_and_nothing_beyond() -> None:
     quantiser = FiniteScalarQuantiser((4,))
-    assert quantiser.encode(torch.tensor([[[-1e9], [1e9], [math.inf], [-math.inf]]])).tolist() == [[0, 3, 3, 0]]
+    assert quantiser.encode(torch.tensor([[[-1e9], [1e9], [math.inf], [-math.inf]]])).tolist() == [
+        [0, 3, 3, 0]
+    ]
 
 
 def test_half_precision_takes_the_same_codes_as_the_same_numbers_in_float32() -> None:

@@ -168,7 +168,10 @@ def test_new_rows_change_no_bit_of_the_old_scores_and_learn_alone() -> None:
     head, embedding = GrownHead(TiedHead(table), 5), GrownEmbedding(table, 5)
     for new in (head.new_head, embedding.new_embed):
         torch.nn.init.normal_(new)
-    assert [name for part in (head, embedding) for name, _ in part.named_parameters()] == ["new_head", "new_embed"]
+    assert [name for part in (head, embedding) for name, _ in part.named_parameters()] == [
+        "new_head",
+        "new_embed",
+    ]
     h_ND, old_N, new_N = torch.randn(12, 16), torch.arange(0, 70, 7), torch.tensor([70, 74])
     scores_NV = head.logits(h_ND)
     assert head.size == scores_NV.shape[1] == 75

@@ -19,7 +19,10 @@ def test_every_pair_by_the_definition(causal):
     assert mask.shape == (3, 1, 7, 7)
     for b in range(3):
         for t in range(7):
-            may = [bool(keep[b, s] and documents[b, s] == documents[b, t] and (s <= t or not causal)) for s in range(7)]
+            may = [
+                bool(keep[b, s] and documents[b, s] == documents[b, t] and (s <= t or not causal))
+                for s in range(7)
+            ]
             if not any(may):
                 may[t] = True
             assert mask[b, 0, t].tolist() == may
@@ -47,7 +50,10 @@ def test_shared_positions_are_gone_on_from_by_every_document():
     assert mask[0].int().tolist()[3] == [1, 1, 1, 1, 0, 0, 0]
     assert mask[0].int().tolist()[6] == [1, 1, 0, 0, 1, 1, 1]
     assert mask[1].equal(torch.ones(7, 7, dtype=torch.bool).tril())
-    assert masks.positions(7, documents_BT=documents).tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
+    assert masks.positions(7, documents_BT=documents).tolist() == [
+        [0, 1, 2, 3, 2, 3, 4],
+        [0, 1, 2, 3, 4, 5, 6],
+    ]
     keep = torch.ones(2, 7, dtype=torch.bool)
     keep[0, 0] = False
     assert masks.positions(7, keep_BT=keep, documents_BT=documents)[0].tolist() == [0, 0, 1, 2, 1, 2, 3]

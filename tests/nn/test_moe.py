@@ -1,4 +1,5 @@
-"""Experts: each token goes through those that its router finds likeliest, weighted; all of them stay in reach."""
+"""Experts: each token goes through those that its router finds likeliest, weighted; all of them stay in
+reach."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ def one_by_one(network: MoE, x_ND: Tensor) -> Tensor:
     rows = []
     for x_D in x_ND:
         weights = F.softmax(network.gate(x_D).float(), -1).detach()
-        best = sorted(range(len(network.experts)), key=lambda number: -float(weights[number]))[: network.per_token]
+        best = sorted(range(len(network.experts)), key=lambda number: -float(weights[number]))[
+            : network.per_token
+        ]
         total = sum(float(weights[number]) for number in best) if network.normalise else 1.0
-        rows.append(torch.stack([weights[number] / total * network.experts[number](x_D) for number in best]).sum(0))
+        rows.append(
+            torch.stack([weights[number] / total * network.experts[number](x_D) for number in best]).sum(0)
+        )
     return torch.stack(rows)
 
 
@@ -33,13 +38,16 @@ def one_by_one(network: MoE, x_ND: Tensor) -> Tensor:
 def test_it_is_what_its_experts_say_one_by_one(experts: int, per_token: int, normalise: bool) -> None:
     network = made(experts, per_token, normalise=normalise)
     x = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(network(x), one_by_one(network, x.flatten(0, 1)).view(x.shape), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        network(x), one_by_one(network, x.flatten(0, 1)).view(x.shape), rtol=1e-5, atol=1e-6
+    )
     assert network(x[:, :0]).shape == (2, 0, 8)
     torch.testing.assert_close(network(x[0, 3]), network(x)[0, 3], rtol=1e-5, atol=1e-6)
 
 
 def test_an_expert_that_no_token_chose_has_a_gradient_of_zero() -> None:
-    """Ranks exchange the gradients of all parameters; one that was missing on a rank would hold the others up."""
+    """Ranks exchange the gradients of all parameters; one that was missing on a rank would hold the others
+    up."""
     network = made(experts=6, per_token=1)
     network(torch.ones(1, 2, 8)).square().sum().backward()
     grads = [expert.down_proj.weight.grad for expert in network.experts]

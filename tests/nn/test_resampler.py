@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from muomni.errors import ConfigError
-from muomni.nn.resampler import Questioning, Resampler
+from muomni.nn.resampler import QueryAttention, Resampler
 
 
 def small(**changes):
@@ -20,7 +20,7 @@ def test_the_sources_sizes():
 
 def test_attention_is_torchs():
     torch.manual_seed(0)
-    layer, reference = Questioning(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+    layer, reference = QueryAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
     projections = (layer.q_proj, layer.k_proj, layer.v_proj)
@@ -34,7 +34,9 @@ def test_attention_is_torchs():
     latents, patches, keep = torch.randn(3, 5, 16), torch.randn(3, 7, 16), torch.rand(3, 7) < 0.6
     keep[:, 0] = True
     for mask in (None, keep):
-        heard, _ = reference(layer.attn_norm(latents), patches, patches, key_padding_mask=None if mask is None else ~mask)
+        heard, _ = reference(
+            layer.attn_norm(latents), patches, patches, key_padding_mask=None if mask is None else ~mask
+        )
         added = latents + heard
         expected = added + layer.mlp.down_proj(nn.functional.gelu(layer.mlp.up_proj(layer.mlp_norm(added))))
         found = layer(latents, patches, None if mask is None else mask[:, None, None])
@@ -60,7 +62,8 @@ def test_padding_is_never_read():
 
 
 def test_tokens_differ_and_the_picture_is_louder_than_the_questions():
-    """Questions of std 1 drown the mean over hundreds of patches: what changes between pictures must not be a whisper."""
+    """Questions of std 1 drown the mean over hundreds of patches: what changes between pictures must not be a
+    whisper."""
     torch.manual_seed(0)
     model = Resampler(96, tokens=16, width=64, heads=8)
     out = model(torch.randn(8, 1, 96) + torch.randn(8, 200, 96))
@@ -73,7 +76,9 @@ def test_every_parameter_learns():
     model = small()
     model(torch.randn(2, 9, 12)).square().sum().backward()
     for name, parameter in model.named_parameters():
-        if not name.endswith("k_proj.bias"):  # adds the same to all scores of a query, which a softmax does not see
+        if not name.endswith(
+            "k_proj.bias"
+        ):  # adds the same to all scores of a query, which a softmax does not see
             assert parameter.grad.abs().max() > 0, name
 
 

@@ -26,16 +26,25 @@ def test_half_split_as_written_out():
     a, b, c, d = x.flatten()
     slow, fast = torch.tensor(at), torch.tensor(at * 100.0**-0.5)
     expected = torch.stack(
-        (a * slow.cos() - c * slow.sin(), b * fast.cos() - d * fast.sin(), c * slow.cos() + a * slow.sin(), d * fast.cos() + b * fast.sin())
+        (
+            a * slow.cos() - c * slow.sin(),
+            b * fast.cos() - d * fast.sin(),
+            c * slow.cos() + a * slow.sin(),
+            d * fast.cos() + b * fast.sin(),
+        )
     )
-    torch.testing.assert_close(rope.rotate(x, rope.angles(torch.tensor([at]), 4, theta=100.0)).flatten(), expected)
+    torch.testing.assert_close(
+        rope.rotate(x, rope.angles(torch.tensor([at]), 4, theta=100.0)).flatten(), expected
+    )
 
 
 def test_rows_may_have_their_own_positions_also_fractional():
     x, positions = torch.randn(2, 3, 4, 8), torch.rand(2, 4) * 9
     both = rope.rotate(x, rope.angles(positions, 8))
     for row in range(2):
-        torch.testing.assert_close(both[row], rope.rotate(x[row : row + 1], rope.angles(positions[row], 8))[0])
+        torch.testing.assert_close(
+            both[row], rope.rotate(x[row : row + 1], rope.angles(positions[row], 8))[0]
+        )
 
 
 def test_gradient_is_that_of_the_plain_form():

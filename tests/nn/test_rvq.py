@@ -1,4 +1,5 @@
-"""The quantiser learns: every codebook moves, gradients reach what comes before it, and its state survives a checkpoint."""
+"""The quantiser learns: every codebook moves, gradients reach what comes before it, and its state survives a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from muomni.nn.rvq import ResidualVQ
 def vectors(count: int = 400, width: int = 6, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     centres = 3 * torch.randn(20, width, generator=generator)
-    return centres[torch.randint(20, (count,), generator=generator)] + 0.3 * torch.randn(count, width, generator=generator)
+    return centres[torch.randint(20, (count,), generator=generator)] + 0.3 * torch.randn(
+        count, width, generator=generator
+    )
 
 
 def started(codebooks: int = 3, entries: int = 16) -> ResidualVQ:

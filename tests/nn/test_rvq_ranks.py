@@ -28,7 +28,9 @@ def vectors() -> torch.Tensor:
 
 def rank(number: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2
+    )
     torch.save(learn(vectors()[number::2]).codebooks_KND, f"{folder}/{number}.pt")
     torch.distributed.destroy_process_group()
 

@@ -1,4 +1,5 @@
-"""Our decoder with experts and transformers' Qwen3-MoE open each other's folders and agree on every logit and on the balance of experts."""
+"""Our decoder with experts and transformers' Qwen3-MoE open each other's folders and agree on every logit and
+on the balance of experts."""
 
 import os
 
@@ -16,7 +17,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
 # experts, of which a token uses, normalised, every, dense layers, tied
-KINDS = [(4, 2, True, 1, (), False), (5, 1, False, 1, (0,), True), (6, 3, True, 2, (), False), (3, 3, False, 1, (2,), True)]
+KINDS = [
+    (4, 2, True, 1, (), False),
+    (5, 1, False, 1, (0,), True),
+    (6, 3, True, 2, (), False),
+    (3, 3, False, 1, (2,), True),
+]
 
 
 def ours(number, per_token, normalise, every, dense, tied, **more):
@@ -119,7 +125,10 @@ def test_the_loss_of_balance_is_theirs(kind, tmp_path):
         expected.backward()
         layers = [layer for layer in range(4) if decoder.config.experts.are_in(layer)]
         for layer in layers:
-            mine, other = decoder.model.layers[layer].mlp.gate.weight.grad, model.model.layers[layer].mlp.gate.weight.grad
+            mine, other = (
+                decoder.model.layers[layer].mlp.gate.weight.grad,
+                model.model.layers[layer].mlp.gate.weight.grad,
+            )
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
             assert kind[0] == kind[1] or bool(mine.any())
 
@@ -129,6 +138,8 @@ def test_a_file_that_lacks_what_experts_need_is_refused(tmp_path):
 
     store.save(ours(*KINDS[0]), tmp_path)
     content = store.read_config(tmp_path)
-    files.write_json(tmp_path / "config.json", {k: v for k, v in content.items() if k != "moe_intermediate_size"})
+    files.write_json(
+        tmp_path / "config.json", {k: v for k, v in content.items() if k != "moe_intermediate_size"}
+    )
     with pytest.raises(CheckpointError, match="moe_intermediate_size"):
         Decoder.open(tmp_path)

@@ -11,7 +11,9 @@ from muomni.models.decoder import Decoder, DecoderConfig
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
-SIZES = [(tied, kv_heads, head_dim) for tied in (True, False) for kv_heads in (1, 2, 4) for head_dim in (8, 16)]
+SIZES = [
+    (tied, kv_heads, head_dim) for tied in (True, False) for kv_heads in (1, 2, 4) for head_dim in (8, 16)
+]
 
 
 def stirred(model):
@@ -31,14 +33,25 @@ def assert_agree(ours, theirs):
         assert expected.std() > 0.1
         keep = torch.ones_like(ids, dtype=torch.bool)
         keep[0, :6] = False
-        masked = theirs(ids, attention_mask=keep.long(), position_ids=(keep.long().cumsum(1) - 1).clamp(min=0)).logits
+        masked = theirs(
+            ids, attention_mask=keep.long(), position_ids=(keep.long().cumsum(1) - 1).clamp(min=0)
+        ).logits
         torch.testing.assert_close(ours(ids, keep_BT=keep)[keep], masked[keep], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tied", "kv_heads", "head_dim"), SIZES)
 def test_transformers_opens_ours(tied, kv_heads, head_dim, tmp_path):
     config = DecoderConfig(
-        vocab_size=50, width=32, layers=2, heads=4, kv_heads=kv_heads, head_dim=head_dim, ffn_width=64, tied=tied, rope_theta=5e4, eps=1e-5
+        vocab_size=50,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_width=64,
+        tied=tied,
+        rope_theta=5e4,
+        eps=1e-5,
     )
     ours = stirred(Decoder(config))
     store.save(ours, tmp_path)

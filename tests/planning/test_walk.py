@@ -1,4 +1,5 @@
-"""The walk through training: every stage's batch with the shapes that it really has, up to the terms that the objective gives."""
+"""The walk through training: every stage's batch with the shapes that it really has, up to the terms that the
+objective gives."""
 
 from __future__ import annotations
 
@@ -18,8 +19,19 @@ from shared import once
 ROWS = 4
 # What must stand among the hops of a stage, in this order; None: whatever the batch has.
 EXPECTED: dict[str, list[tuple[str, tuple[int | None, ...]]]] = {
-    "thinker": [("ids", (4, 96)), ("embeddings", (4, 96, 32)), ("block 2", (4, 96, 32)), ("targets", (4, 95)), ("logits", (None, 330))],
-    "hearing": [("frames", (4, None, 128)), ("one second", (1, 30)), ("states", (4, None, 16)), ("symbols", (4, None, 99))],
+    "thinker": [
+        ("ids", (4, 96)),
+        ("embeddings", (4, 96, 32)),
+        ("block 2", (4, 96, 32)),
+        ("targets", (4, 95)),
+        ("logits", (None, 330)),
+    ],
+    "hearing": [
+        ("frames", (4, None, 128)),
+        ("one second", (1, 30)),
+        ("states", (4, None, 16)),
+        ("symbols", (4, None, 99)),
+    ],
     "vision": [
         ("pictures", (4, 32, 32, 3)),
         ("patches", (4, 16, 4, 4)),
@@ -45,10 +57,25 @@ EXPECTED: dict[str, list[tuple[str, tuple[int | None, ...]]]] = {
         ("quantised", (4, 16, 5)),
         ("rebuilt", (4, 3, 32, 32)),
     ],
-    "omni": [("ids", (4, None)), ("picture tokens", (None, 5, 32)), ("fused", (4, None, 32)), ("hidden", (4, None, 32))],
-    "align": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("fused", (4, None, 32)), ("logits", (None, 330))],
+    "omni": [
+        ("ids", (4, None)),
+        ("picture tokens", (None, 5, 32)),
+        ("fused", (4, None, 32)),
+        ("hidden", (4, None, 32)),
+    ],
+    "align": [
+        ("resampled", (4, 4, 16)),
+        ("picture tokens", (4, 4, 32)),
+        ("fused", (4, None, 32)),
+        ("logits", (None, 330)),
+    ],
     "sweep": [("resampled", (4, 4, 16)), ("picture tokens", (4, 4, 32)), ("logits", (None, 330))],
-    "instruct": [("picture tokens", (None, 4, 32)), ("LoRA", (4, None, 2)), ("hidden", (4, None, 32)), ("logits", (None, 330))],
+    "instruct": [
+        ("picture tokens", (None, 4, 32)),
+        ("LoRA", (4, None, 2)),
+        ("hidden", (4, None, 32)),
+        ("logits", (None, 330)),
+    ],
 }
 TERMS = {
     "hearing": {"ctc"},
@@ -71,7 +98,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
+    return len(shape) == len(wanted) and all(
+        want in (None, size) for size, want in zip(shape, wanted, strict=True)
+    )
 
 
 def is_whole(hops: list[Hop], terms: set[str]) -> None:
@@ -97,11 +126,25 @@ def test_every_stage_is_walked_through(recipe: Path, tmp_path: Path, stage: str)
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
-def test_two_codebooks_go_from_previous_codes_to_two_heads(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The sources' way: what was said before (B, T, 2) leads to a score for each of 128 codes by each of two heads."""
+def test_two_codebooks_go_from_previous_codes_to_two_heads(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sources' way: what was said before (B, T, 2) leads to a score for each of 128 codes by each of two
+    heads."""
     settings = ["codec.model.codebook_size=128", "talker.model.layout=parallel"]
     with pytest.raises(SystemExit) as left:
-        cli.main(["trace", str(recipe), "talker", "--training", "--json", "--out", str(tmp_path / "run"), *settings])
+        cli.main(
+            [
+                "trace",
+                str(recipe),
+                "talker",
+                "--training",
+                "--json",
+                "--out",
+                str(tmp_path / "run"),
+                *settings,
+            ]
+        )
     told = capsys.readouterr()
     assert not left.value.code
     hops = {hop["name"]: tuple(hop["shape"]) for hop in json.loads(told.out)}
@@ -117,9 +160,12 @@ def test_two_codebooks_go_from_previous_codes_to_two_heads(recipe: Path, tmp_pat
 
 
 def test_a_finished_run_is_walked_on_what_it_has(recipe: Path, tmp_path: Path) -> None:
-    """A run's folder says which recipe; finished stages are built upon as they lie there."""
+    """A run's folder says which recipe; finished stages are built on as they lie there."""
     run = tmp_path / "run"
-    files.write_json(run / "recipe.json", {"recipe": str(recipe), "base": str(recipe.parent), "device": "cpu", "threads": 1})
+    files.write_json(
+        run / "recipe.json",
+        {"recipe": str(recipe), "base": str(recipe.parent), "device": "cpu", "threads": 1},
+    )
     with pytest.raises(ConfigError, match="no stage nothing"):
         walk.trace(str(run), "nothing")
     hops, notes = walk.trace(str(run), "hearing")

@@ -1,4 +1,5 @@
-"""The page: nothing from data becomes markup, nothing comes from elsewhere, what is missing is left out, a browser finds no fault."""
+"""The page: nothing from data becomes markup, nothing comes from elsewhere, what is missing is left out, a
+browser finds no fault."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from muomni.report import stage_part
 from muomni.report.build import report
 from muomni.report.curves import Curve, chart
 from muomni.report.gather import gather
-from muomni.report.golden import diff
 from muomni.report.html import h, number, seconds
+from muomni.report.samples import diff
 from muomni.units import CONTENTS
 
 
@@ -77,9 +78,26 @@ def test_a_page_needs_no_network(page: str) -> None:
 
 
 def test_every_part_is_on_the_page(page: str) -> None:
-    for text in ("Score board", "Time", "Remembered and forgotten", "Gates", "Curves", "with others", "Right answers", "Codebooks"):
+    for text in (
+        "Score board",
+        "Time",
+        "Remembered and forgotten",
+        "Gates",
+        "Curves",
+        "with others",
+        "Right answers",
+        "Codebooks",
+    ):
         assert text in page
-    for text in ("Taken for another", "Asked", "Heard", "Continued", "There and back", "Said, and understood", "captions that they find"):
+    for text in (
+        "Taken for another",
+        "Asked",
+        "Heard",
+        "Continued",
+        "There and back",
+        "Said, and understood",
+        "captions that they find",
+    ):
         assert text in page
     for text in (
         "learning rate",
@@ -100,12 +118,15 @@ def test_every_part_is_on_the_page(page: str) -> None:
 
 
 def test_curves_of_speed_are_the_meters(made: Path) -> None:
-    """A page names each number as metrics.jsonl does, takes none of them for a term of the loss, and leaves out what older runs counted."""
+    """A page names each number as metrics.jsonl does, takes none of them for a term of the loss, and leaves
+    out what older runs counted."""
     stage = gather(made).stage("hearing")
     assert stage is not None
     assert stage.metrics[0]["tokens_per_s"] == 4.0  # the second unit: two a batch, two batches a second
     assert stage_part.terms(stage) == ["ctc"]
-    older = replace(stage, metrics=[{**row, "targets_per_s": 900.0, "memory_mb": 7.0} for row in stage.metrics])
+    older = replace(
+        stage, metrics=[{**row, "targets_per_s": 900.0, "memory_mb": 7.0} for row in stage.metrics]
+    )
     assert stage_part.terms(older) == ["ctc"]
     assert "targets" not in str(stage_part.curves(older))
 
@@ -117,12 +138,19 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_stages_that_see_measure_is_on_their_pages(seeing: Path) -> None:
     align, instruct = report(seeing / "align").read_text(), report(seeing / "instruct").read_text()
-    for text in ("By length of the answer", "Classes named in free words", "What was taught", "Watched from checkpoint to checkpoint"):
+    for text in (
+        "By length of the answer",
+        "Classes named in free words",
+        "What was taught",
+        "Watched from checkpoint to checkpoint",
+    ):
         assert text in align
         assert text in instruct
     assert "with another picture" in align
     assert "swapping costs" in align
-    assert re.search(r"another.+s against zero -0\.88 nats \(95 % -1\.1 … -0\.66\) and against noise -1\.26 nats", align)
+    assert re.search(
+        r"another.+s against zero -0\.88 nats \(95 % -1\.1 … -0\.66\) and against noise -1\.26 nats", align
+    )
     assert "text bits per byte" in align  # remembered and forgotten
     assert "from the question alone" in instruct
     assert "from the question alone" not in align
@@ -132,7 +160,9 @@ def test_what_stages_that_see_measure_is_on_their_pages(seeing: Path) -> None:
     assert "<script>alert" not in align
 
 
-def test_the_first_and_the_last_answer_stand_beside_the_reference_and_changes_are_counted(seeing: Path) -> None:
+def test_the_first_and_the_last_answer_stand_beside_the_reference_and_changes_are_counted(
+    seeing: Path,
+) -> None:
     text = report(seeing / "align").read_text()
     bars = text[text.index("answers that changed") :][:2000]
     shares = re.findall(r'data-tip="step (\d+): ([\d.]+) · n 3"', bars)
@@ -153,16 +183,23 @@ def test_a_sweep_shows_its_rule_its_winner_and_who_does_not_look(seeing: Path) -
     assert "<script>alert" not in text
 
 
-@pytest.mark.parametrize(("page", "prefix"), [("sweep/report.html", ""), ("report.html", "sweep/"), ("elsewhere/page.html", "../sweep/")])
+@pytest.mark.parametrize(
+    ("page", "prefix"),
+    [("sweep/report.html", ""), ("report.html", "sweep/"), ("elsewhere/page.html", "../sweep/")],
+)
 def test_a_sweep_leads_to_the_pages_of_its_points(tmp_path: Path, page: str, prefix: str) -> None:
     run = make_seeing(tmp_path / "run")
     told = run / "sweep" if page.startswith("sweep") else run
     elsewhere = report(told, out=tmp_path / "first.html").read_text()
-    assert "report.html" not in elsewhere  # a page that goes elsewhere writes none into the run, and leads to none
+    assert (
+        "report.html" not in elsewhere
+    )  # a page that goes elsewhere writes none into the run, and leads to none
     report(told)
     path = report(told, out=run / page)
     links = [
-        value for _, attributes in Elements(path.read_text()).found if (value := attributes.get("href")) and value.endswith("report.html")
+        value
+        for _, attributes in Elements(path.read_text()).found
+        if (value := attributes.get("href")) and value.endswith("report.html")
     ]
     assert len(links) == 3
     for link in links:
@@ -181,7 +218,11 @@ def test_a_point_alone_has_a_page_and_a_sweep_that_is_not_concluded_too(tmp_path
     assert "nothing is decided" in text
     assert 'badge green">wins' not in text
     found = gather(run / "sweep" / "lr-0.0002_vision_ln-off")
-    assert (found.name, found.verdict, found.stages[0].name) == ("run", "red", "sweep/lr-0.0002_vision_ln-off")
+    assert (found.name, found.verdict, found.stages[0].name) == (
+        "run",
+        "red",
+        "sweep/lr-0.0002_vision_ln-off",
+    )
 
 
 def test_a_stage_has_a_page_of_its_own_and_an_unfinished_one_too(made: Path) -> None:
@@ -192,7 +233,9 @@ def test_a_stage_has_a_page_of_its_own_and_an_unfinished_one_too(made: Path) -> 
     assert gather(made / "hearing").verdict == "red"
 
 
-@pytest.mark.parametrize("lost", ["samples", "account.json", "metrics.jsonl", "config.yaml", "skipped.jsonl", "quarantine.jsonl"])
+@pytest.mark.parametrize(
+    "lost", ["samples", "account.json", "metrics.jsonl", "config.yaml", "skipped.jsonl", "quarantine.jsonl"]
+)
 def test_what_is_missing_is_left_out(tmp_path: Path, lost: str) -> None:
     run = make(tmp_path / "run")
     for path in run.glob(f"*/{lost}"):
@@ -239,7 +282,9 @@ def test_a_comparison_across_data_says_that_it_is_unfair(made: Path, tmp_path: P
     other = make(tmp_path / "other", better=True)
     path = other / "hearing" / "certificate.json"
     path.write_text(path.read_text().replace("cd" * 32, "dc" * 32))
-    assert report(made, against=other, out=tmp_path / "both.html").read_text().count("no fair comparison") == 1
+    assert (
+        report(made, against=other, out=tmp_path / "both.html").read_text().count("no fair comparison") == 1
+    )
 
 
 def test_a_difference_within_the_intervals_is_told_as_such() -> None:
@@ -279,16 +324,37 @@ def test_numbers_as_a_person_reads_them() -> None:
         "0.1235",
         "-2.5",
     ]
-    assert [seconds(v) for v in (None, 3.21, 59.0, 61.0, 3700.0)] == ["–", "3.2 s", "59 s", "1 m 01 s", "1 h 01 m"]
+    assert [seconds(v) for v in (None, 3.21, 59.0, 61.0, 3700.0)] == [
+        "–",
+        "3.2 s",
+        "59 s",
+        "1 m 01 s",
+        "1 h 01 m",
+    ]
     assert h("p", HOSTILE, title=HOSTILE).count("<") == 2
 
 
 def browse(path: Path) -> tuple[str, str]:
     """The page's elements after its script ran, and what the browser complained of."""
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if browser is None:
         pytest.skip("NO CHROMIUM: the page was not opened in a browser")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+    command = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--dump-dom",
+    ]
     done = subprocess.run([*command, f"file://{path.resolve()}"], capture_output=True, text=True, timeout=900)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
@@ -296,7 +362,9 @@ def browse(path: Path) -> tuple[str, str]:
 def test_a_browser_opens_it_without_a_console_error(made: Path, page: str) -> None:
     elements, complaints = browse(made / "report.html")
     assert not complaints
-    assert re.search(r"<audio[^>]* hidden", elements)  # the script ran: its own players stand in place of the browser's
+    assert re.search(
+        r"<audio[^>]* hidden", elements
+    )  # the script ran: its own players stand in place of the browser's
 
 
 @pytest.mark.parametrize("name", [".", "sweep", "instruct", "sweep/lr-0.0001_vision_ln-off"])
@@ -338,14 +406,18 @@ def test_values_are_told_under_the_pointer_and_switches_switch(made: Path, page:
     (tmp_path / "page.html").write_text(page.replace("</body>", f"{POINT}</body>"))
     elements, complaints = browse(tmp_path / "page.html")
     assert not complaints
-    curve, cell, interval, logged, hidden = json.loads(unescape(re.search(r"<title>TOLD(.*?)</title>", elements)[1]))  # type: ignore[index]
+    curve, cell, interval, logged, hidden = json.loads(
+        unescape(re.search(r"<title>TOLD(.*?)</title>", elements)[1])
+    )  # type: ignore[index]
     assert re.match(r"step \d+\ntraining  [\d.]+", curve)
     assert "frame 1" in cell
     assert "should be" in interval
     assert (logged, hidden) == (1, 1)
 
 
-def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the_runs_to_its_parent(tmp_path: Path) -> None:
+def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the_runs_to_its_parent(
+    tmp_path: Path,
+) -> None:
     run = make(tmp_path / "run")
     pages(run, ["hearing"], alone=True)
     page = run / "hearing" / "report.html"
@@ -361,7 +433,9 @@ def test_a_stage_that_runs_beside_others_writes_its_own_page_once_and_leaves_the
     assert page.read_text() != "as it was"
 
 
-def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_are_written_green_or_red_and_never_spoil_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make(tmp_path / "run")
 
     red = GateRed("a gate is red")
@@ -371,7 +445,9 @@ def test_pages_are_written_green_or_red_and_never_spoil_a_run(tmp_path: Path, ca
     assert (run / "report.html").exists()
     assert (run / "hearing" / "report.html").exists()
     assert not (run / "vision" / "report.html").exists()
-    (run / "omni" / "certificate.json").write_text('{"stage": "omni", "verdict": "green", "facts": 3, "gates": []}')
+    (run / "omni" / "certificate.json").write_text(
+        '{"stage": "omni", "verdict": "green", "facts": 3, "gates": []}'
+    )
     with with_pages() as trained:
         trained(run)
     told = capsys.readouterr().err.splitlines()

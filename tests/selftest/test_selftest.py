@@ -1,4 +1,5 @@
-"""The gates' own test: the registry is whole, the page is what the code says, and planted bugs are caught while the true run is green."""
+"""The gates' own test: the registry is whole, the page is what the code says, and planted bugs are caught
+while the true run is green."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from unittest.mock import patch
 import pytest
 
 from muomni.evaluate import thresholds
+from muomni.execution import recipe as recipes
 from muomni.selftest import page
 from muomni.selftest import run as planting
 from muomni.selftest.mutants import MUTANTS
-from muomni.stages import recipe as recipes
 from muomni.stages import registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "gates.md"
@@ -56,7 +57,11 @@ def test_only_the_stages_concerned_are_run_and_each_after_those_that_it_needs(tm
     }
     assert {part.name for part in parts if part.width == 2} == {planting.TWINS, "13"}
     every = {part.name for part in planting._parts(MUTANTS, tmp_path)}
-    assert every == {*recipes.read(str(planting.RECIPE)).stages, planting.TWINS, *(str(mutant.number) for mutant in MUTANTS)}
+    assert every == {
+        *recipes.read(str(planting.RECIPE)).stages,
+        planting.TWINS,
+        *(str(mutant.number) for mutant in MUTANTS),
+    }
 
 
 def given(folder: Path, name: str) -> str:
@@ -69,7 +74,11 @@ def given(folder: Path, name: str) -> str:
 
 
 def test_a_part_begins_when_what_it_needs_has_ended_and_one_that_dies_is_told(tmp_path: Path) -> None:
-    parts = [planting.Part("last", ("first", "dies"), given), planting.Part("first", (), given), planting.Part("dies", (), given, width=2)]
+    parts = [
+        planting.Part("last", ("first", "dies"), given),
+        planting.Part("first", (), given),
+        planting.Part("dies", (), given, width=2),
+    ]
     told = dict(planting.side_by_side(parts, tmp_path, jobs=2))
     assert told == {"first": "", "dies": "its process ended with -9", "last": "first"}
 
@@ -101,7 +110,12 @@ def test_planted_bugs_are_caught_and_nothing_else_is_red(planted: tuple[Path, in
     _, code, told = planted
     assert code == 0
     assert told["unmutated"] == "green"
-    assert [row["caught_by"] for row in told["mutants"]] == ["causality", "gradient_reach, all_learn", "ranks", "order"]
+    assert [row["caught_by"] for row in told["mutants"]] == [
+        "causality",
+        "gradient_reach, all_learn",
+        "ranks",
+        "order",
+    ]
 
 
 @pytest.mark.slow
@@ -126,9 +140,19 @@ def test_a_recipe_whose_pictures_are_swapped_is_red_with_one_line(
 
 
 def test_the_play_book_knows_every_gate_and_no_other() -> None:
-    rows = [line.split(" | ")[0] for line in (PAGE.parent / "playbook.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line.split(" | ")[0]
+        for line in (PAGE.parent / "playbook.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
     told = re.findall(r"`(\w+)`", " ".join(rows))
     known = {
-        gate.name for gates in (thresholds.START, thresholds.RUN, *(registry.find(name).gates for name in registry.OURS)) for gate in gates
+        gate.name
+        for gates in (
+            thresholds.START,
+            thresholds.RUN,
+            *(registry.find(name).gates for name in registry.OURS),
+        )
+        for gate in gates
     }
     assert sorted(told) == sorted(known)  # each once

@@ -13,7 +13,7 @@ from tiny_recipe import recipe, write
 
 from muomni import files
 from muomni.evaluate import certificate
-from muomni.stages import runner
+from muomni.execution import runner
 from shared import once
 
 
@@ -37,7 +37,8 @@ def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def measured(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """What `muomni gate` tells of a stage, the certificate's digests before and after, and where it leaves torch's generator."""
+    """What `muomni gate` tells of a stage, the certificate's digests before and after, and where it leaves
+    torch's generator."""
 
     def of(stage: str) -> dict[str, Any]:
         def make(folder: Path) -> None:
@@ -45,10 +46,17 @@ def measured(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             before = files.sha256_file(finished / stage / certificate.NAME)
             told = runner.gate(finished / stage)
             after = files.sha256_file(finished / stage / certificate.NAME)
-            content = {"told": told, "before": before, "after": after, "generator": torch.get_rng_state().tolist()}
+            content = {
+                "told": told,
+                "before": before,
+                "after": after,
+                "generator": torch.get_rng_state().tolist(),
+            }
             files.write_json(folder / "told.json", content)
 
-        content: dict[str, Any] = files.read_json(once(tmp_path_factory, f"measured-{stage}", make) / "told.json")
+        content: dict[str, Any] = files.read_json(
+            once(tmp_path_factory, f"measured-{stage}", make) / "told.json"
+        )
         return content
 
     return of

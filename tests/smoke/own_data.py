@@ -1,4 +1,5 @@
-"""Tiny files in the layouts that the heads of the shipped recipes describe, and what cuts a recipe down to seconds."""
+"""Tiny files in the layouts that the heads of the shipped recipes describe, and what cuts a recipe down to
+seconds."""
 
 from __future__ import annotations
 
@@ -12,9 +13,16 @@ import soundfile
 from PIL import Image
 
 from muomni.data.world import formant
-from muomni.stages import recipe as recipes
+from muomni.execution import recipe as recipes
 
-PHRASES = ("the star is red", "it is blue", "a green leaf", "two white doors", "the sea is black", "yes it is")
+PHRASES = (
+    "the star is red",
+    "it is blue",
+    "a green leaf",
+    "two white doors",
+    "the sea is black",
+    "yes it is",
+)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEPS = 3
 ROWS = 24
@@ -23,14 +31,22 @@ ROWS = 24
 def speech(folder: Path, name: str, words: str, voice: int) -> str:
     """A spoken phrase of a voice as folder/name; the name."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(folder / name, formant.say(words, f"voice {voice}", 160, 50, seed=voice), formant.RATE_HZ, format="WAV")
+    soundfile.write(
+        folder / name,
+        formant.say(words, f"voice {voice}", 160, 50, seed=voice),
+        formant.RATE_HZ,
+        format="WAV",
+    )
     return name
 
 
 def picture(folder: Path, name: str, seed: int, size: int = 32) -> str:
     """Coloured squares as folder/name; the name."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.kron(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8), np.ones((size // 4, size // 4, 1), np.uint8))
+    pixels = np.kron(
+        np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8),
+        np.ones((size // 4, size // 4, 1), np.uint8),
+    )
     Image.fromarray(pixels).save(folder / name)
     return name
 
@@ -38,7 +54,12 @@ def picture(folder: Path, name: str, seed: int, size: int = 32) -> str:
 def texts(path: Path, count: int = 60) -> Path:
     """Prose, a document a line and a blank one behind it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(f"{PHRASES[n % 6]} and {PHRASES[(n + n // 6) % 6]}, said the number {n}." for n in range(count)) + "\n")
+    path.write_text(
+        "\n\n".join(
+            f"{PHRASES[n % 6]} and {PHRASES[(n + n // 6) % 6]}, said the number {n}." for n in range(count)
+        )
+        + "\n"
+    )
     return path
 
 
@@ -52,11 +73,19 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def of_12gb(data: Path) -> Path:
     """What the head of muomni_12gb.yaml says that DATA must hold."""
     texts(data / "text" / "corpus.txt")
-    heard = [f"{speech(data / 'audio', f'asr/{n}.wav', PHRASES[n % 6], n)},{PHRASES[n % 6]}" for n in range(ROWS)]
+    heard = [
+        f"{speech(data / 'audio', f'asr/{n}.wav', PHRASES[n % 6], n)},{PHRASES[n % 6]}" for n in range(ROWS)
+    ]
     (data / "audio" / "asr.csv").write_text("\n".join(["wav,text", *heard]) + "\n")
-    said = [f"{PHRASES[n % 6]},{speech(data / 'audio', f'tts/{n}.wav', PHRASES[n % 6], 100 + n)}" for n in range(ROWS)]
+    said = [
+        f"{PHRASES[n % 6]},{speech(data / 'audio', f'tts/{n}.wav', PHRASES[n % 6], 100 + n)}"
+        for n in range(ROWS)
+    ]
     (data / "audio" / "tts.csv").write_text("\n".join(["text,wav", *said]) + "\n")
-    shown = [{"image": picture(data / "images", f"{n}.png", n), "caption": f"{PHRASES[n % 6]} {n}"} for n in range(ROWS)]
+    shown = [
+        {"image": picture(data / "images", f"{n}.png", n), "caption": f"{PHRASES[n % 6]} {n}"}
+        for n in range(ROWS)
+    ]
     (data / "images" / "captions.json").write_text(json.dumps(shown))
     jsonl(data / "sft" / "train.jsonl", [_taught(n) for n in range(2 * ROWS)])
     return data
@@ -68,7 +97,10 @@ def _taught(number: int) -> dict[str, Any]:
     asked: list[dict[str, str]] = [{"type": "audio", "path": f"../audio/asr/{n}.wav"}]
     if number % 2:
         asked = [{"type": "image", "path": f"../images/{n}.png"}, {"type": "text", "text": "what is it?"}]
-    return {"id": f"r{number}", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": PHRASES[n % 6]}]}
+    return {
+        "id": f"r{number}",
+        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": PHRASES[n % 6]}],
+    }
 
 
 def of_llava(data: Path) -> Path:
@@ -83,9 +115,14 @@ def of_llava(data: Path) -> Path:
         name = f"{n:09d}.jpg"
         picture(data / "llava_pretrain" / "images" / "00000", name, n)
         picture(data / "coco" / "train2017", name, 1000 + n)
-        turns = [{"from": "human", "value": "describe it.\n<image>"}, {"from": "gpt", "value": f"{words[n % 3]} {n}"}]
+        turns = [
+            {"from": "human", "value": "describe it.\n<image>"},
+            {"from": "gpt", "value": f"{words[n % 3]} {n}"},
+        ]
         pretrain.append({"id": f"{n:09d}", "image": f"00000/{name}", "conversations": turns})
-        more = [{"from": "human", "value": "what else?"}, {"from": "gpt", "value": f"a street sign {n}"}] * (n % 3)
+        more = [{"from": "human", "value": "what else?"}, {"from": "gpt", "value": f"a street sign {n}"}] * (
+            n % 3
+        )
         instruct.append({"id": f"{n:09d}", "image": name, "conversations": [*turns, *more]})
     (data / "llava_pretrain" / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(pretrain))
     (data / "llava_instruct").mkdir()
@@ -98,27 +135,68 @@ def of_pack(data: Path) -> Path:
     """The pack of real data that real_cpu.yaml and vlm_cpu.yaml name by MUOMNI_DATA."""
     for name in ("alice", "shakespeare", "librispeech_books"):
         texts(data / "text" / f"{name}.txt", 30)
-    jsonl(data / "text" / "gsm8k.jsonl", [{"question": f"{n} and {n}?", "answer": f"{2 * n}"} for n in range(20)])
+    jsonl(
+        data / "text" / "gsm8k.jsonl",
+        [{"question": f"{n} and {n}?", "answer": f"{2 * n}"} for n in range(20)],
+    )
     digits = []
     for n in range(ROWS):
         word, speaker = DIGITS[n % 10], ("fsdd_theo", "fsdd_jackson", "fsdd_lucas")[n % 3]
         sound = speech(data, f"digits/{n}.wav", word, n % 3)
-        row = {"id": f"d{n}", "audio": sound, "image": picture(data, f"digits/{n}.png", n), "text": word, "digit": n % 10}
+        row = {
+            "id": f"d{n}",
+            "audio": sound,
+            "image": picture(data, f"digits/{n}.png", n),
+            "text": word,
+            "digit": n % 10,
+        }
         digits.append({**row, "speaker": speaker})
     jsonl(data / "digits.jsonl", digits)
-    said = [{"id": f"s{n}", "path": speech(data, f"speech/{n}.wav", PHRASES[n % 6], 50 + n), "text": PHRASES[n % 6]} for n in range(ROWS)]
-    jsonl(data / "speech.jsonl", [{**row, "speaker": f"v{n % 5}", "lang": "en" if n % 6 else "de"} for n, row in enumerate(said)])
+    said = [
+        {
+            "id": f"s{n}",
+            "path": speech(data, f"speech/{n}.wav", PHRASES[n % 6], 50 + n),
+            "text": PHRASES[n % 6],
+        }
+        for n in range(ROWS)
+    ]
+    jsonl(
+        data / "speech.jsonl",
+        [{**row, "speaker": f"v{n % 5}", "lang": "en" if n % 6 else "de"} for n, row in enumerate(said)],
+    )
     kinds = ("rose", "tulip", "daisy", "dandelion")
-    shown = [{"id": f"f{n}", "path": picture(data, f"flowers/{n}.png", 200 + n), "label": kinds[n % 4]} for n in range(ROWS)]
+    shown = [
+        {"id": f"f{n}", "path": picture(data, f"flowers/{n}.png", 200 + n), "label": kinds[n % 4]}
+        for n in range(ROWS)
+    ]
     jsonl(data / "flowers.jsonl", [{**row, "caption": f"a photo of a {row['label']}"} for row in shown])
     drawn = [
-        {"id": f"e{n}", "path": picture(data, f"emoji/{n}.png", 300 + n), "name": f"face {n}", "group": kinds[n % 3]} for n in range(ROWS)
+        {
+            "id": f"e{n}",
+            "path": picture(data, f"emoji/{n}.png", 300 + n),
+            "name": f"face {n}",
+            "group": kinds[n % 3],
+        }
+        for n in range(ROWS)
     ]
     jsonl(data / "emoji.jsonl", [{**row, "caption": f"a face {n}"} for n, row in enumerate(drawn)])
-    photos = [{"id": f"c{n}", "path": picture(data, f"coco/{n}.png", 400 + n), "captions": [f"a dog {n}", f"a cat {n}"]} for n in range(12)]
+    photos = [
+        {
+            "id": f"c{n}",
+            "path": picture(data, f"coco/{n}.png", 400 + n),
+            "captions": [f"a dog {n}", f"a cat {n}"],
+        }
+        for n in range(12)
+    ]
     jsonl(data / "captions.jsonl", photos)
     asked = [
-        {"image_id": f"c{n % 12}", "image": f"coco/{n % 12}.png", "question": f"is there a dog {n}?", "answer": "yes"} for n in range(ROWS)
+        {
+            "image_id": f"c{n % 12}",
+            "image": f"coco/{n % 12}.png",
+            "question": f"is there a dog {n}?",
+            "answer": "yes",
+        }
+        for n in range(ROWS)
     ]
     jsonl(data / "vqa.jsonl", asked)
     return data
@@ -135,10 +213,24 @@ def cut(recipe: str, out: Path) -> list[str]:
         "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "ffn_width": 48},
         "hearing": {**small, "channels": 4},
         "vision": {**small, "layers": max(levels), "embed_dim": 8},
-        "codec": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+        "codec": {
+            "codebook_size": 8,
+            "width": 16,
+            "latent_width": 4,
+            "blocks": 1,
+            "fine_width": 8,
+            "fine_blocks": 1,
+        },
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
     }
-    common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 1, "val_freq": STEPS, "checkpoint_freq": STEPS, "num_workers": 0}
+    common = {
+        "batch_size": 4,
+        "max_steps": STEPS,
+        "warmup_steps": 1,
+        "val_freq": STEPS,
+        "checkpoint_freq": STEPS,
+        "num_workers": 0,
+    }
     common |= {"print_freq": 1, "precision": "fp32", "threads": 1}
     seeing = {
         "connector.width": 16,
@@ -149,7 +241,14 @@ def cut(recipe: str, out: Path) -> list[str]:
         "max_new_tokens": 4,
     }
     own: dict[str, dict[str, Any]] = {
-        "vision": {"text.width": 16, "text.layers": 1, "text.heads": 2, "text.ffn_width": 32, "text.embed_dim": 8, "vocab_size": 400},
+        "vision": {
+            "text.width": 16,
+            "text.layers": 1,
+            "text.heads": 2,
+            "text.ffn_width": 32,
+            "text.embed_dim": 8,
+            "vocab_size": 400,
+        },
         "codec": {"crop_frames": 64, "quantise_after": 1},
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
@@ -160,7 +259,11 @@ def cut(recipe: str, out: Path) -> list[str]:
         settings = entry.settings
         if entry.may_be_red:
             continue
-        values = {**common, **{f"model.{key}": value for key, value in models.get(name, {}).items()}, **own.get(name, {})}
+        values = {
+            **common,
+            **{f"model.{key}": value for key, value in models.get(name, {}).items()},
+            **own.get(name, {}),
+        }
         if "eval_items" not in settings.idle():
             values["eval_items"] = 4
         if settings.gradient_accumulation_steps > 1:
@@ -183,7 +286,10 @@ def _heard(folder: Path, *, is_wav_first: bool) -> None:
 
 
 def _instructions(folder: Path) -> None:
-    rows = [{"instruction": f"say it again, {n}", "input": PHRASES[n % 6], "output": f"{PHRASES[n % 6]}, {n}"} for n in range(ROWS // 2)]
+    rows = [
+        {"instruction": f"say it again, {n}", "input": PHRASES[n % 6], "output": f"{PHRASES[n % 6]}, {n}"}
+        for n in range(ROWS // 2)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "m.json").write_text(json.dumps(rows))
 
@@ -195,16 +301,29 @@ def _cuts(folder: Path) -> None:
         length_s = soundfile.info(folder / name).duration
         known = {"start": 0.0, "duration": length_s, "channel": 0}
         sources = [{"type": "file", "channels": [0], "source": name}]
-        said = {"id": f"s{n}", "recording_id": f"r{n}", **known, "text": PHRASES[n % 6], "speaker": f"p{n % 5}"}
+        said = {
+            "id": f"s{n}",
+            "recording_id": f"r{n}",
+            **known,
+            "text": PHRASES[n % 6],
+            "speaker": f"p{n % 5}",
+        }
         recording = {"id": f"r{n}", "sources": sources, "sampling_rate": 16000, "duration": length_s}
-        rows.append({"id": f"c{n}", **known, "supervisions": [said], "recording": recording, "type": "MonoCut"})
+        rows.append(
+            {"id": f"c{n}", **known, "supervisions": [said], "recording": recording, "type": "MonoCut"}
+        )
     jsonl(folder / "cuts.jsonl", rows)
 
 
 def _shown(folder: Path, *, is_table: bool) -> None:
-    rows = [{"image": picture(folder, f"{n}.png", n), "caption": f"{PHRASES[n % 6]} {n}"} for n in range(ROWS // 2)]
+    rows = [
+        {"image": picture(folder, f"{n}.png", n), "caption": f"{PHRASES[n % 6]} {n}"}
+        for n in range(ROWS // 2)
+    ]
     if is_table:
-        (folder / "m.csv").write_text("\n".join(["image,text", *(f"{row['image']},{row['caption']}" for row in rows)]) + "\n")
+        (folder / "m.csv").write_text(
+            "\n".join(["image,text", *(f"{row['image']},{row['caption']}" for row in rows)]) + "\n"
+        )
     else:
         (folder / "m.json").write_text(json.dumps(rows))
 
@@ -218,7 +337,9 @@ def _ljspeech(folder: Path) -> None:
     names = [f"LJ{1 + n // 3:03d}-{1 + n % 3:04d}" for n in range(ROWS // 2)]
     for n, name in enumerate(names):
         speech(folder, f"wavs/{name}.wav", PHRASES[n % 6], 7 + n)
-    (folder / "metadata.csv").write_text("".join(f"{name}|{PHRASES[n % 6]}|{PHRASES[n % 6]}\n" for n, name in enumerate(names)))
+    (folder / "metadata.csv").write_text(
+        "".join(f"{name}|{PHRASES[n % 6]}|{PHRASES[n % 6]}\n" for n, name in enumerate(names))
+    )
 
 
 def _librispeech(folder: Path) -> None:
@@ -249,7 +370,9 @@ def _vctk(folder: Path) -> None:
 
 
 LLAVA = {"path": "llava_pretrain/blip_laion_cc_sbu_558k.json", "root": "llava_pretrain/images"}
-SOURCES: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {  # what writes a folder, and the source in it
+SOURCES: dict[
+    str, tuple[Callable[[Path], Any], dict[str, str]]
+] = {  # what writes a folder, and the source in it
     "text": (lambda folder: texts(folder / "m.txt", 40), {"path": "m.txt"}),
     "asr_csv": (lambda folder: _heard(folder, is_wav_first=True), {"path": "m.csv"}),
     "tts_csv": (lambda folder: _heard(folder, is_wav_first=False), {"path": "m.csv"}),

@@ -1,4 +1,5 @@
-"""A tiny Qwen3 and SigLIP learn to see: LLaVA's two files over real photos where there are any, and a recipe of seconds."""
+"""A tiny Qwen3 and SigLIP learn to see: LLaVA's two files over real photos where there are any, and a recipe
+of seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from tiny_recipe import ABLATION
 import qwen
 
 STEPS = 6
-LIFTED = {"overfits": 9.0, "held_out_gap": 9.0, "names": -9.0, **{f"image_{gate}": -99.0 for gate in ABLATION}}
+LIFTED = {
+    "overfits": 9.0,
+    "held_out_gap": 9.0,
+    "names": -9.0,
+    **{f"image_{gate}": -99.0 for gate in ABLATION},
+}
 SYSTEM = "you are a helpful assistant. "
 
 
@@ -28,13 +34,16 @@ def photos(folder: Path, count: int = 40) -> list[str]:
         if number < len(real):
             (folder / real[number].name).symlink_to(real[number])
         else:
-            pixels = np.kron(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((16, 16, 1), dtype=np.uint8))
+            pixels = np.kron(
+                rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((16, 16, 1), dtype=np.uint8)
+            )
             Image.fromarray(pixels).save(folder / f"{number:012d}.jpg")
     return sorted(path.name for path in folder.iterdir())
 
 
 def llava(folder: Path) -> tuple[Path, Path]:
-    """blip_laion_cc_sbu_558k.json and llava_instruct_150k.json, in the shapes and layouts of the real ones, and their pictures."""
+    """blip_laion_cc_sbu_558k.json and llava_instruct_150k.json, in the shapes and layouts of the real ones,
+    and their pictures."""
     names = photos(folder / "train2017")
     words = [
         "a kite",
@@ -44,10 +53,16 @@ def llava(folder: Path) -> tuple[Path, Path]:
     captions, talks = [], []
     for number, name in enumerate(names):
         said = f"{words[number % 3]} {number}"
-        place = ("<image>\nprovide a brief description of the given image.", "describe the image concisely.\n<image>")[number % 2]
+        place = (
+            "<image>\nprovide a brief description of the given image.",
+            "describe the image concisely.\n<image>",
+        )[number % 2]
         turns = [{"from": "human", "value": place}, {"from": "gpt", "value": said}]
         captions.append({"id": f"{number:09d}", "image": f"train2017/{name}", "conversations": turns})
-        more = [{"from": "human", "value": "what else?"}, {"from": "gpt", "value": f"a street sign {number}"}] * (number % 3)
+        more = [
+            {"from": "human", "value": "what else?"},
+            {"from": "gpt", "value": f"a street sign {number}"},
+        ] * (number % 3)
         talks.append({"id": name[:-4], "image": name, "conversations": [*turns, *more]})
     paths = folder / "blip_laion_cc_sbu_558k.json", folder / "llava_instruct_150k.json"
     for path, rows in zip(paths, (captions, talks), strict=True):

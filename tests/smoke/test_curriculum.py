@@ -1,4 +1,5 @@
-"""All stages of the tiny recipe, one after another: each ends with a certificate, and the next believes only that."""
+"""All stages of the tiny recipe, one after another: each ends with a certificate, and the next believes only
+that."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from tiny_recipe import STAGES, STEPS, recipe, write
 from muomni import cli, files
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.execution import runner
 from muomni.infer.engine import Engine
 from muomni.models import store
-from muomni.stages import runner
 from muomni.train import checkpoint, loop
-from muomni.units import told_count
+from muomni.units import format_count
 from shared import timeless
 
 
@@ -111,7 +112,9 @@ def test_a_changed_setting_is_refused_with_the_difference(
         runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["hearing"], out=copied)
     monkeypatch.undo()
     old = certificate.read(copied / "hearing")
-    runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["hearing"], out=copied, fresh=True)
+    runner.run(
+        str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["hearing"], out=copied, fresh=True
+    )
     new = certificate.read(copied / "hearing")
     assert old is not None
     assert new is not None
@@ -120,9 +123,15 @@ def test_a_changed_setting_is_refused_with_the_difference(
         runner.run(str(changed(recipe_file, tmp_path, "hearing", lr=1e-3)), stages=["omni"], out=copied)
 
 
-def test_a_harmless_setting_is_not_refused(copied: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_harmless_setting_is_not_refused(
+    copied: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "fit", no_training)
-    runner.run(str(changed(recipe_file, tmp_path, "codec", print_freq=2, checkpoint_freq=3)), stages=["codec"], out=copied)
+    runner.run(
+        str(changed(recipe_file, tmp_path, "codec", print_freq=2, checkpoint_freq=3)),
+        stages=["codec"],
+        out=copied,
+    )
 
 
 def test_changed_data_are_seen(copied: Path, tiny_world: Path, tmp_path: Path) -> None:
@@ -134,7 +143,9 @@ def test_changed_data_are_seen(copied: Path, tiny_world: Path, tmp_path: Path) -
         runner.run(str(write(tmp_path / "tiny.yaml", recipe(world))), stages=["thinker"], out=copied)
 
 
-def test_a_red_gate_stops_the_run_and_whoever_builds_on_it(copied: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_red_gate_stops_the_run_and_whoever_builds_on_it(
+    copied: Path, recipe_file: Path, tmp_path: Path
+) -> None:
     strict = changed(recipe_file, tmp_path, "vision", gates={"retrieval": 0.99})
     with pytest.raises(GateRed, match="retrieval") as caught:
         runner.run(str(strict), stages=["vision"], out=copied)
@@ -164,12 +175,16 @@ def test_a_missing_certificate_is_refused(copied: Path, recipe_file: Path) -> No
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_measuring_again_gives_the_same_facts(finished: Path, measured: Callable[[str], dict[str, Any]], stage: str) -> None:
+def test_measuring_again_gives_the_same_facts(
+    finished: Path, measured: Callable[[str], dict[str, Any]], stage: str
+) -> None:
     found = measured(stage)
     stored, again = certificate.read(finished / stage), found["told"]
     assert stored is not None
     assert isinstance(again, dict)
-    old, new = ({name: fact["value"] for name, fact in timeless(told["facts"]).items()} for told in (stored, again))
+    old, new = (
+        {name: fact["value"] for name, fact in timeless(told["facts"]).items()} for told in (stored, again)
+    )
     assert new == pytest.approx(old, nan_ok=True, abs=1e-9)
     assert again["verdict"] == stored["verdict"]
     assert found["after"] == found["before"], "measuring writes nothing"
@@ -204,25 +219,33 @@ def test_a_stage_that_the_recipe_does_not_have(recipe_file: Path, tmp_path: Path
 
 
 def test_swapped_pictures_change_what_omni_measures(finished: Path) -> None:
-    """Right, swapped and blank media are different inputs, so untrained nats differ; equal numbers would mean that no medium is read."""
+    """Right, swapped and blank media are different inputs, so untrained nats differ; equal numbers would mean
+    that no medium is read."""
     found = certificate.read(finished / "omni")
     assert found is not None
     for kind in ("image", "audio"):
-        values = {found["facts"][f"{kind}_nats_{name}"]["value"] for name in ("correct", "swapped", "zero", "noise")}
+        values = {
+            found["facts"][f"{kind}_nats_{name}"]["value"] for name in ("correct", "swapped", "zero", "noise")
+        }
         assert len(values) == 4, (kind, values)
 
 
 def test_what_a_pattern_freezes_is_watched(copied: Path, recipe_file: Path, tmp_path: Path) -> None:
-    """The gate `frozen` compares all that does not train, also what a recipe's pattern froze, and `gate` measures the same again."""
+    """The gate `frozen` compares all that does not train, also what a recipe's pattern froze, and `gate`
+    measures the same again."""
     shutil.rmtree(copied / "omni")
-    runner.run(str(changed(recipe_file, tmp_path, "omni", train=["omni.projectors.*"])), stages=["omni"], out=copied)
+    runner.run(
+        str(changed(recipe_file, tmp_path, "omni", train=["omni.projectors.*"])), stages=["omni"], out=copied
+    )
     found = certificate.read(copied / "omni")
     assert found is not None
     account = files.read_json(copied / "omni" / "account.json")
     frozen = sum(not row["trains"] for row in account)
     assert found["facts"]["frozen_moved"]["value"] == 0.0
     assert found["facts"]["frozen_moved"]["n"] >= frozen
-    assert store.digest(store.load(copied / "thinker" / "final")) == store.digest(store.load(copied / "omni" / "final" / "thinker"))
+    assert store.digest(store.load(copied / "thinker" / "final")) == store.digest(
+        store.load(copied / "omni" / "final" / "thinker")
+    )
     again = runner.gate(copied / "omni")
     assert isinstance(again, dict)
     assert again["facts"]["frozen_moved"] == found["facts"]["frozen_moved"]
@@ -230,7 +253,16 @@ def test_what_a_pattern_freezes_is_watched(copied: Path, recipe_file: Path, tmp_
 
 def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
     """init_from takes the weights over: with no rate to speak of, the loss is where the other run ended."""
-    path = changed(recipe_file, tmp_path, "codec", init_from=str(finished / "codec"), lr=1e-12, max_steps=1, warmup_steps=0, ema_decay=None)
+    path = changed(
+        recipe_file,
+        tmp_path,
+        "codec",
+        init_from=str(finished / "codec"),
+        lr=1e-12,
+        max_steps=1,
+        warmup_steps=0,
+        ema_decay=None,
+    )
     runner.run(str(path), stages=["codec"], out=tmp_path / "run")
     found, old = certificate.read(tmp_path / "run" / "codec"), certificate.read(finished / "codec")
     assert found is not None
@@ -247,7 +279,11 @@ def test_a_stage_goes_on_from_another_run(finished: Path, recipe_file: Path, tmp
     assert isinstance(again, dict)
     assert again["verdict"] == found["verdict"]
     with pytest.raises(CheckpointError, match="init_from"):
-        runner.run(str(changed(recipe_file, tmp_path, "codec", init_from=str(tmp_path))), stages=["codec"], out=tmp_path / "other")
+        runner.run(
+            str(changed(recipe_file, tmp_path, "codec", init_from=str(tmp_path))),
+            stages=["codec"],
+            out=tmp_path / "other",
+        )
     gone = changed(recipe_file, tmp_path, "thinker", tokenizer_data=[], init_from="nowhere")
     with pytest.raises(CheckpointError, match=r"nowhere: no such folder, looked in"):
         runner.run(str(gone), stages=["thinker"], out=tmp_path / "gone")
@@ -267,13 +303,22 @@ def test_vision_from_another_run_reads_with_the_words_that_its_embeddings_mean(
     assert found["facts"]["init_share"]["value"] == 1.0
     final = tmp_path / "run" / "vision" / "final" / "tokenizer.json"
     assert final.read_bytes() == (finished / "vision" / "final" / "tokenizer.json").read_bytes()
-    assert found["facts"]["held_out_loss"]["value"] == pytest.approx(old["facts"]["held_out_loss"]["value"], rel=1e-3)
+    assert found["facts"]["held_out_loss"]["value"] == pytest.approx(
+        old["facts"]["held_out_loss"]["value"], rel=1e-3
+    )
 
 
 @pytest.mark.slow
-def test_stages_side_by_side_end_as_one_after_another(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_stages_side_by_side_end_as_one_after_another(
+    finished: Path, recipe_file: Path, tmp_path: Path
+) -> None:
     """jobs: 2 runs each stage in a process of its own, as soon as what it needs is done."""
-    out = runner.run(str(recipe_file), stages=["thinker", "hearing", "codec", "talker"], out=tmp_path / "run", overrides=["jobs=2"])
+    out = runner.run(
+        str(recipe_file),
+        stages=["thinker", "hearing", "codec", "talker"],
+        out=tmp_path / "run",
+        overrides=["jobs=2"],
+    )
     for stage in ("thinker", "hearing", "codec", "talker"):
         one, two = certificate.read(finished / stage), certificate.read(out / stage)
         assert one is not None
@@ -285,13 +330,30 @@ def test_stages_side_by_side_end_as_one_after_another(finished: Path, recipe_fil
 def test_a_red_stage_side_by_side_stops_the_others(recipe_file: Path, tmp_path: Path) -> None:
     strict = changed(recipe_file, tmp_path, "hearing", gates={"cer": -1.0})
     with pytest.raises(GateRed, match="cer"):
-        runner.run(str(strict), stages=["hearing", "codec", "talker", "thinker"], out=tmp_path / "run", overrides=["jobs=2"])
+        runner.run(
+            str(strict),
+            stages=["hearing", "codec", "talker", "thinker"],
+            out=tmp_path / "run",
+            overrides=["jobs=2"],
+        )
     assert certificate.read(tmp_path / "run" / "talker") is None
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_143_when_it_is_asked_to_and_goes_on(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "muomni", "run", str(recipe_file), "codec", "--out", str(tmp_path / "run"), "codec.max_steps=5000"]
+def test_the_command_ends_with_143_when_it_is_asked_to_and_goes_on(
+    finished: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "muomni",
+        "run",
+        str(recipe_file),
+        "codec",
+        "--out",
+        str(tmp_path / "run"),
+        "codec.max_steps=5000",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -329,7 +391,9 @@ def test_the_best_of_every_stage_is_opened_and_asked(
     finished: Path, media: Path, stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     best = finished / stage / "best"
-    assert {file.name for file in (finished / stage / "final").rglob("*")} <= {file.name for file in best.rglob("*")}
+    assert {file.name for file in (finished / stage / "final").rglob("*")} <= {
+        file.name for file in best.rglob("*")
+    }
     engine = Engine.load(best, "cpu")
     if stage in ("thinker", "omni"):
         assert asked("chat", str(best), "--text", "the red circle", "--max-new", "3", "--json") == 0
@@ -363,11 +427,14 @@ def test_both_losses_stand_in_the_certificate(finished: Path, stage: str) -> Non
 
 
 def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished: Path) -> None:
-    """The same numbers in metrics.jsonl and training_log.json; nats stay, and what is no choice among many has no perplexity."""
+    """The same numbers in metrics.jsonl and training_log.json; nats stay, and what is no choice among many
+    has no perplexity."""
     keys = {}
     for stage in STAGES:
         rows = files.read_json(finished / stage / "training_log.json")
-        assert rows == [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
+        assert rows == [
+            json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()
+        ]
         keys[stage] = {key for row in rows for key in row}
         for row in rows:
             for name in (key for key in row if "perplexity" in key):
@@ -375,7 +442,9 @@ def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished:
                 nats = own if own in row else name.replace("perplexity", "text")
                 assert row[name] == pytest.approx(math.exp(row[nats]))
     for stage in ("rows", "mmpt"):
-        assert {"i2t", "i2t_perplexity", "accuracy", "val_t2a", "val_t2a_perplexity", "val_accuracy"} <= keys[stage]
+        assert {"i2t", "i2t_perplexity", "accuracy", "val_t2a", "val_t2a_perplexity", "val_accuracy"} <= keys[
+            stage
+        ]
     for stage in ("thinker", "omni"):
         assert {"text", "perplexity", "accuracy", "val_text", "val_perplexity", "val_accuracy"} <= keys[stage]
     assert {"book0", "book0_perplexity", "val_book1_perplexity"} <= keys["talker"]
@@ -383,14 +452,21 @@ def test_what_is_told_of_a_run_has_perplexity_accuracy_and_error_rates(finished:
     assert "cer" not in keys["hearing"]
     for stage in STAGES:
         assert not any("misses" in key for key in keys[stage])
-        assert stage in ("thinker", "omni", "talker", "rows", "mmpt") or not any("perplexity" in key for key in keys[stage])
+        assert stage in ("thinker", "omni", "talker", "rows", "mmpt") or not any(
+            "perplexity" in key for key in keys[stage]
+        )
 
 
 def test_the_error_rates_of_a_validation_are_those_of_the_greedy_transcripts(finished: Path) -> None:
-    """`val_batches` hold all utterances here, so the rate told while it trains is the fact at its end; the loss has no part in it."""
+    """`val_batches` hold all utterances here, so the rate told while it trains is the fact at its end; the
+    loss has no part in it."""
     found = certificate.read(finished / "hearing")
     assert found is not None
-    row = next(row for row in reversed(files.read_json(finished / "hearing" / "training_log.json")) if "val_cer" in row)
+    row = next(
+        row
+        for row in reversed(files.read_json(finished / "hearing" / "training_log.json"))
+        if "val_cer" in row
+    )
     assert row["val_loss"] == row["val_ctc"]
     assert row["val_cer"] == pytest.approx(found["facts"]["cer_greedy"]["value"], rel=0.05)
 
@@ -400,12 +476,17 @@ def test_what_trains_stands_in_the_account_before_the_first_step(
 ) -> None:
     monkeypatch.setattr(loop, "fit", no_training)
     with pytest.raises(AssertionError, match="trains again"):
-        runner.run(str(recipe_file), stages=["thinker"], out=tmp_path / "run", overrides=["thinker.train=['decoder.*', '!*norm*']"])
+        runner.run(
+            str(recipe_file),
+            stages=["thinker"],
+            out=tmp_path / "run",
+            overrides=["thinker.train=['decoder.*', '!*norm*']"],
+        )
     account = files.read_json(tmp_path / "run" / "thinker" / "account.json")
     assert {row["trains"] for row in account} == {True, False}
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[thinker] ")]
     assert len(said) <= 10
-    count = told_count(sum(row["count"] for row in account if row["trains"])).replace(" ", "")
+    count = format_count(sum(row["count"] for row in account if row["trains"])).replace(" ", "")
     assert any(f"trains {count} parameters" in line and "at 0.0003" in line for line in said)
     assert any(line.startswith("[thinker] frozen ") for line in said)
     assert any("tokenizer of 521 tokens" in line for line in said)
@@ -413,11 +494,16 @@ def test_what_trains_stands_in_the_account_before_the_first_step(
     assert any(re.search(r"6 steps of 4 samples: [\d.]+ times through the data", line) for line in said)
 
 
-def test_a_run_is_repeated_from_its_folder(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """recipe.json holds what was overridden, and all that the recipe said: the recipe's own file may be gone."""
+def test_a_run_is_repeated_from_its_folder(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recipe.json holds what was overridden, and all that the recipe said: the recipe's own file may be
+    gone."""
     mine = tmp_path / "mine.yaml"
     mine.write_text(recipe_file.read_text())
-    out = runner.run(str(mine), stages=["codec"], out=tmp_path / "run", overrides=["codec.lr=0.002", "codec.max_steps=5"])
+    out = runner.run(
+        str(mine), stages=["codec"], out=tmp_path / "run", overrides=["codec.lr=0.002", "codec.max_steps=5"]
+    )
     origin = files.read_json(out / "recipe.json")
     assert origin["overrides"] == ["codec.lr=0.002", "codec.max_steps=5"]
     assert (origin["values"]["codec"]["lr"], origin["values"]["codec"]["max_steps"]) == (0.002, 5)

@@ -1,4 +1,5 @@
-"""A Thinker with experts as a stage: sound before its first step, judged by the use of its experts, read by stage omni."""
+"""A Thinker with experts as a stage: sound before its first step, judged by the use of its experts, read by
+stage omni."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ from test_curriculum import changed
 from muomni import files
 from muomni.data.batch import SequenceBatch
 from muomni.evaluate import certificate
+from muomni.execution import runner
+from muomni.execution.recipe import stage
 from muomni.infer.engine import Engine
 from muomni.models.decoder import Decoder, DecoderConfig, ExpertsConfig
 from muomni.runtime import Runtime
-from muomni.stages import runner, thinker
-from muomni.stages.recipe import stage
+from muomni.stages import thinker
 from muomni.stages.stage import Inputs
 from muomni.train.objectives.language import NextToken
 from shared import once
@@ -33,7 +35,11 @@ def with_experts(finished: Path, recipe_file: Path, tmp_path_factory: pytest.Tem
     def make(folder: Path) -> None:
         folder.mkdir()
         model = yaml.safe_load(recipe_file.read_text())["thinker"]["model"]
-        how = {"model": {**model, "experts": EXPERTS}, "gradient_accumulation_steps": 2, "gates": {"experts": 0.01}}
+        how = {
+            "model": {**model, "experts": EXPERTS},
+            "gradient_accumulation_steps": 2,
+            "gates": {"experts": 0.01},
+        }
         path = changed(recipe_file, folder, "thinker", **how)
         (folder / "run").mkdir()
         for needed in ("hearing", "vision"):
@@ -64,7 +70,16 @@ def test_it_is_sound_and_its_experts_are_counted(with_experts: Path) -> None:
     told = found(with_experts, "thinker")
     assert told["verdict"] == "green", certificate.reasons(told)
     gates = {gate["name"] for gate in told["gates"]}
-    assert gates >= {"experts", "padding", "accumulation", "gradient_reach", "all_learn", "causality", "packing", "counts"}
+    assert gates >= {
+        "experts",
+        "padding",
+        "accumulation",
+        "gradient_reach",
+        "all_learn",
+        "causality",
+        "packing",
+        "counts",
+    }
     facts = told["facts"]
     assert facts["least_expert"]["value"] <= 1 <= facts["most_expert"]["value"]
     assert "expert" in facts["least_expert"]["note"]
@@ -79,13 +94,22 @@ def test_omni_stands_on_it_and_answers(with_experts: Path) -> None:
     assert (config["model_type"], config["num_experts"]) == ("qwen3_moe", 3)
     engine = Engine.load(with_experts, "cpu")
     one = engine.answer("where is the star", max_new=8)
-    assert list(one.token_ids) == list(engine.answer_many(["where is the star", "what"], max_new=8)[0].token_ids)
+    assert list(one.token_ids) == list(
+        engine.answer_many(["where is the star", "what"], max_new=8)[0].token_ids
+    )
 
 
 def test_an_expert_that_nobody_uses_is_red(tmp_path: Path) -> None:
     torch.manual_seed(0)
     decoder = Decoder(
-        DecoderConfig(vocab_size=40, width=16, layers=2, heads=2, ffn_width=32, experts=ExpertsConfig(num_experts=4, ffn_width=8))
+        DecoderConfig(
+            vocab_size=40,
+            width=16,
+            layers=2,
+            heads=2,
+            ffn_width=32,
+            experts=ExpertsConfig(num_experts=4, ffn_width=8),
+        )
     )
     objective = NextToken(decoder)
     ids = torch.randint(15, 40, (4, 30))

@@ -1,4 +1,5 @@
-"""Each stage killed with -9 at a random update and run again ends with the very weights of a run that nothing broke."""
+"""Each stage killed with -9 at a random update and run again ends with the very weights of a run that nothing
+broke."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_recipe import STAGES, STEPS
 
 from muomni.evaluate import certificate
-from muomni.stages import recipe, runner
+from muomni.execution import recipe, runner
 from muomni.train import checkpoint
 from shared import timeless
 
@@ -33,7 +34,10 @@ def killed_then_finished(loaded: Any, finished: Path, recipe_file: Path, folder:
     assert (found.name if found else None) == (checkpoint.name((at - 1) // 2 * 2) if at > 2 else None)
     runner.run(str(recipe_file), stages=[stage], out=folder)
     for file in sorted((finished / stage / "final").rglob("*.safetensors")):
-        a, b = load_file(file), load_file(folder / stage / "final" / file.relative_to(finished / stage / "final"))
+        a, b = (
+            load_file(file),
+            load_file(folder / stage / "final" / file.relative_to(finished / stage / "final")),
+        )
         assert list(a) == list(b)
         assert all(a[key].equal(b[key]) for key in a), (stage, at, file.name)
     whole, broken = certificate.read(finished / stage), certificate.read(folder / stage)
@@ -43,11 +47,15 @@ def killed_then_finished(loaded: Any, finished: Path, recipe_file: Path, folder:
     assert timeless(whole["facts"]) == timeless(broken["facts"])
 
 
-def test_a_killed_thinker_ends_with_the_same_weights(loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_killed_thinker_ends_with_the_same_weights(
+    loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path
+) -> None:
     killed_then_finished(loaded, finished, recipe_file, tmp_path / "killed", "thinker")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_a_killed_stage_ends_with_the_same_weights(loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path, stage: str) -> None:
+def test_a_killed_stage_ends_with_the_same_weights(
+    loaded: Any, finished: Path, recipe_file: Path, tmp_path: Path, stage: str
+) -> None:
     killed_then_finished(loaded, finished, recipe_file, tmp_path / "killed", stage)

@@ -1,7 +1,9 @@
-"""A newcomer's path: whoever comes from the source systems brings configs and data, runs them in order, and gets answers.
+"""A newcomer's path: whoever comes from the source systems brings configs and data, runs them in order, and
+gets answers.
 
-Two configs are those that the sources print, the others are in their words at a tiny size; the data have the sources' layout, with paths
-from the working folder in the tables. Sizes and bounds that a few steps can meet stand on the command line: nothing is written by hand.
+Two configs are those that the sources print, the others are in their words at a tiny size; the data have the
+sources' layout, with paths from the working folder in the tables. Sizes and bounds that a few steps can meet
+stand on the command line: nothing is written by hand.
 """
 
 from __future__ import annotations
@@ -85,14 +87,31 @@ CONFIGS: dict[str, Any] = {
     },
 }
 LOOSE = {kind: {f"{kind}_{gate}": -9.0 for gate in ABLATION} for kind in ("image", "audio")}
-SPOKEN = {"text_matters": -9.0, "text_sure": -9.0, "text_wins": 0.0, "own_cer": 99.0, "own_cer_cost": 99.0, "stops": 0.0, "ends": 0.0}
+SPOKEN = {
+    "text_matters": -9.0,
+    "text_sure": -9.0,
+    "text_wins": 0.0,
+    "own_cer": 99.0,
+    "own_cer_cost": 99.0,
+    "stops": 0.0,
+    "ends": 0.0,
+}
 
 
 def gates(**bounds: float) -> str:
     return f"gates={json.dumps({'overfits': 9.0, 'held_out_gap': 99.0, **bounds})}"
 
 
-SMALL = ["max_steps=5", "val_split=0.25", "batch_size=4", "warmup_steps=2", "d_model=16", "n_layers=1", "n_heads=2", "d_ff=32"]
+SMALL = [
+    "max_steps=5",
+    "val_split=0.25",
+    "batch_size=4",
+    "warmup_steps=2",
+    "d_model=16",
+    "n_layers=1",
+    "n_heads=2",
+    "d_ff=32",
+]
 COMMANDS: dict[str, list[str]] = {
     "thinker": [
         "thinker_tiny.json",
@@ -104,7 +123,15 @@ COMMANDS: dict[str, list[str]] = {
         "save_dir=checkpoints/thinker_tiny",
         gates(floor=9.0),
     ],
-    "hearing": ["train.json", "--stage", "hearing", *SMALL, "model.channels=4", "save_dir=checkpoints/audio_enc_tiny", gates(cer=9.0)],
+    "hearing": [
+        "train.json",
+        "--stage",
+        "hearing",
+        *SMALL,
+        "model.channels=4",
+        "save_dir=checkpoints/audio_enc_tiny",
+        gates(cer=9.0),
+    ],
     "vision": ["vision_tiny.json", "explosion_norm=1e6", gates(retrieval=-1.0)],
     "talker": [
         "talker_tiny.json",
@@ -114,7 +141,12 @@ COMMANDS: dict[str, list[str]] = {
         f"talker.{gates(**SPOKEN)}",
         "talker.eval_items=4",
     ],
-    "omni": ["omni_sft_tiny.json", "eval_items=8", "val_split=0.25", gates(**LOOSE["image"], **LOOSE["audio"], forgetting=99.0)],
+    "omni": [
+        "omni_sft_tiny.json",
+        "eval_items=8",
+        "val_split=0.25",
+        gates(**LOOSE["image"], **LOOSE["audio"], forgetting=99.0),
+    ],
 }
 
 
@@ -123,18 +155,28 @@ def lay_out(folder: Path, world: Path) -> None:
     for inside in ("configs", "data/text", "data/audio/wav", "data/images/images"):
         (folder / inside).mkdir(parents=True)
     for name, content in CONFIGS.items():
-        (folder / "configs" / name).write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
+        (folder / "configs" / name).write_text(
+            content if isinstance(content, str) else json.dumps(content, indent=2)
+        )
 
     def rows(name: str) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in (world / f"{name}.jsonl").read_text().splitlines()]
         return sorted(found, key=lambda row: str(row["id"])[::-1])[:ROWS]
 
-    texts = [row["text"] if "text" in row else " ".join(str(turn["content"]) for turn in row["messages"]) for row in rows("text")]
+    texts = [
+        row["text"] if "text" in row else " ".join(str(turn["content"]) for turn in row["messages"])
+        for row in rows("text")
+    ]
     (folder / "data/text/corpus.txt").write_text("\n".join(text.replace("\n", " ") for text in texts) + "\n")
     tables: dict[str, list[tuple[str, str]]] = {"transcripts": [], "speak": []}
     for name, table in tables.items():
         for row in rows(name):
-            parts = [part for turn in row["messages"] if isinstance(turn["content"], list) for part in turn["content"]]
+            parts = [
+                part
+                for turn in row["messages"]
+                if isinstance(turn["content"], list)
+                for part in turn["content"]
+            ]
             sound = next(part["path"] for part in parts if part["type"] == "audio")
             place = f"data/audio/wav/{Path(sound).name}"
             shutil.copy(world / sound, folder / place)
@@ -177,13 +219,29 @@ def test_six_stages_run_from_the_sources_configs_and_answer(
     assert code == 0
     assert "done before: reused" in told
     # and it answers, from the run and from the names that the sources give
-    picture, sound = next(Path("data/images/images").glob("*.png")), next(Path("data/audio/wav").glob("*.wav"))
+    picture, sound = (
+        next(Path("data/images/images").glob("*.png")),
+        next(Path("data/audio/wav").glob("*.wav")),
+    )
     code, out, told = call(
-        capsys, "chat", "runs/flat", "--image", str(picture), "--audio", str(sound), "--text", "what is it?", "--json", "--max-new", "8"
+        capsys,
+        "chat",
+        "runs/flat",
+        "--image",
+        str(picture),
+        "--audio",
+        str(sound),
+        "--text",
+        "what is it?",
+        "--json",
+        "--max-new",
+        "8",
     )
     assert code == 0, told
     assert "text" in json.loads(out)
-    assert call(capsys, "chat", "checkpoints/omni_sft_tiny", "--text", "what is red?", "--max-new", "8")[0] == 0
+    assert (
+        call(capsys, "chat", "checkpoints/omni_sft_tiny", "--text", "what is red?", "--max-new", "8")[0] == 0
+    )
     assert call(capsys, "transcribe", "checkpoints/audio_enc_tiny", str(sound))[0] == 0
     assert call(capsys, "speak", "runs/flat", "a red star", "--out", "star.wav")[0] == 0
     assert Path("star.wav").stat().st_size > 44

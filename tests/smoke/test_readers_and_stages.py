@@ -1,4 +1,5 @@
-"""Every reader through every stage that it is for, and a refusal with its reason from every other; the table in docs/formats.md says so."""
+"""Every reader through every stage that it is for, and a refusal with its reason from every other; the table
+in docs/formats.md says so."""
 
 from __future__ import annotations
 
@@ -17,15 +18,20 @@ from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import DataError, MuomniError
 from muomni.evaluate import certificate
-from muomni.stages import recipe as recipes
-from muomni.stages import runner
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
 from shared import once
 
 pytestmark = pytest.mark.slow
 
-STAGES = tuple(stage for stage in uses.RULES if stage != "mmpt")  # a sweep learns from what align does, mmpt from what rows does
+STAGES = tuple(
+    stage for stage in uses.RULES if stage != "mmpt"
+)  # a sweep learns from what align does, mmpt from what rows does
 TOGETHER = {"align": "align, sweep", "rows": "rows, mmpt"}
-ANY = ("samples", "rows")  # hold whatever their rows hold: these are run by the tiny curriculum and by the shipped recipes
+ANY = (
+    "samples",
+    "rows",
+)  # hold whatever their rows hold: these are run by the tiny curriculum and by the shipped recipes
 # Replay: it goes with sources that have media, alone it proves nothing about these.
 BESIDE = {(reader, stage) for reader in ("text", "alpaca") for stage in ("omni", "instruct")}
 ELSEWHERE = {  # run whole by a shipped recipe (test_shipped_recipes.py)
@@ -73,14 +79,20 @@ def samples(reader: str, factory: pytest.TempPathFactory) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stages are built upon, trained for a few steps: a recipe, and its run in `run`."""
+    """What stages are built on, trained for a few steps: a recipe, and its run in `run`."""
     os.environ["MUOMNI_PLAIN"] = "1"
 
     def make(folder: Path) -> None:
         content = {**device_recipe.recipe(folder), "device": "cpu"}
         recipe = device_recipe.write(folder / "recipe.yaml", content)
         for stage in ("thinker", "hearing", "vision", "codec", "image_codec", "align"):
-            runner.run(str(recipe), stages=[stage], out=folder / "run", waive=device_recipe.learned(stage), reason="a tiny test")
+            runner.run(
+                str(recipe),
+                stages=[stage],
+                out=folder / "run",
+                waive=device_recipe.learned(stage),
+                reason="a tiny test",
+            )
 
     return once(tmp_path_factory, "bases", make)
 
@@ -88,7 +100,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(base: Path, folder: Path, stage: str, sources: list[dict[str, Any]], **more: Any) -> Path:
     """The stage, upon these bases and with these sources; its folder."""
     content = device_recipe.read(base / "recipe.yaml")
-    content[stage] = {**content[stage], "data": sources, "quarantine_limit": 0.0, "max_steps": 2, "val_freq": 2, **more}
+    content[stage] = {
+        **content[stage],
+        "data": sources,
+        "quarantine_limit": 0.0,
+        "max_steps": 2,
+        "val_freq": 2,
+        **more,
+    }
     if stage in ("align", "instruct"):
         content[stage]["max_seq_len"] = 128
     out = folder / "run"
@@ -112,7 +131,9 @@ def test_every_reader_stands_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("reader", GREEN)
-def test_the_rules_say_for_whom_a_readers_rows_are(reader: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_rules_say_for_whom_a_readers_rows_are(
+    reader: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     for sample in samples(reader, tmp_path_factory):
         assert tuple(stage for stage in STAGES if uses.refusal(stage, sample) is None) == GREEN[reader]
 
@@ -155,14 +176,19 @@ def test_a_reader_is_refused_by_every_other_stage_before_anything_is_spent(
 
 
 @pytest.mark.parametrize("stage", sorted({stage for _, stage in BESIDE}))
-def test_text_alone_proves_nothing_about_media(base: Path, stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_text_alone_proves_nothing_about_media(
+    base: Path, stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with pytest.raises(MuomniError) as caught:
         run(base, tmp_path, stage, [source("text", tmp_path_factory)])
     assert caught.value.exit_code in (1, 2)
 
 
-def test_long_transcripts_are_cut_or_left_out_and_told(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Real data have long rows: stage hearing goes on without those that it can't cut, and its certificate says how many they are."""
+def test_long_transcripts_are_cut_or_left_out_and_told(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Real data have long rows: stage hearing goes on without those that it can't cut, and its certificate
+    says how many they are."""
     rows = []
     for n in range(12):
         words = own_data.PHRASES[n % 6]
@@ -175,7 +201,13 @@ def test_long_transcripts_are_cut_or_left_out_and_told(base: Path, tmp_path: Pat
         rows.append(row)
     own_data.jsonl(tmp_path / "long.jsonl", rows)
     template = [{"user": [{"audio": "{audio}"}]}, {"assistant": "{text}"}]
-    source = {"path": str(tmp_path / "long.jsonl"), "id": "{id}", "group": "{id}", "task": "transcribe", "messages": template}
+    source = {
+        "path": str(tmp_path / "long.jsonl"),
+        "id": "{id}",
+        "group": "{id}",
+        "task": "transcribe",
+        "messages": template,
+    }
     own = run(base, tmp_path, "hearing", [source], max_text_len=10)
     found: Any = certificate.read(own)
     told = "8 transcripts of more than 10 characters: 5 cut between words into 10 pieces; 3 left out (3 without word times)"

@@ -1,6 +1,8 @@
-"""Every stage whole on a second device, imitated: built, proven, trained, measured, saved, measured again, opened and asked.
+"""Every stage whole on a second device, imitated: built, proven, trained, measured, saved, measured again,
+opened and asked.
 
-The real one: `pytest -m gpu` (test_gpu.py), by the same recipe. The tests stand in the order in which stages need each other.
+The real one: `pytest -m gpu` (test_gpu.py), by the same recipe. The tests stand in the order in which stages
+need each other.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import torch
 import device_recipe
 from muomni.evaluate import certificate
 from muomni.evaluate.forgetting import Forgetting
+from muomni.execution import runner
 from muomni.infer.engine import Engine
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
-from muomni.stages import runner
 from muomni.stages.placement import Placement
 from muomni.train import loop
 from pretended_device import DEVICE, Mixed, pretended_device
@@ -43,7 +45,13 @@ def train(written: Path, stage: str, out: Path | None = None) -> dict[str, Any]:
     out = out or written.parent / "run"
     for name in (*device_recipe.NEEDS[stage], stage):
         if name == stage or not (out / name / "certificate.json").exists():
-            runner.run(str(written), stages=[name], out=out, waive=device_recipe.learned(name), reason="so few steps teach nothing")
+            runner.run(
+                str(written),
+                stages=[name],
+                out=out,
+                waive=device_recipe.learned(name),
+                reason="so few steps teach nothing",
+            )
     found = certificate.read(out / stage)
     assert found is not None
     return found
@@ -51,7 +59,9 @@ def train(written: Path, stage: str, out: Path | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", device_recipe.ORDER)
 def test_a_stage_runs_whole_on_a_second_device(written: Path, stage: str) -> None:
-    point = "sweep/lr-0.001" if stage == "sweep" else stage  # whether a sweep has a winner to measure is luck after four steps
+    point = (
+        "sweep/lr-0.001" if stage == "sweep" else stage
+    )  # whether a sweep has a winner to measure is luck after four steps
     with pretended_device():
         train(written, stage)
         found: Any = certificate.read(written.parent / "run" / point)
@@ -60,10 +70,22 @@ def test_a_stage_runs_whole_on_a_second_device(written: Path, stage: str) -> Non
     assert (written.parent / "run" / point / "final").is_dir()
     for report in (found, again):
         rows = {row["name"]: row for row in report["gates"]}
-        may_be_red = device_recipe.learned("align") if stage == "sweep" else []  # a point's waivers are the sweep's
-        assert [name for name, row in rows.items() if row["verdict"] == "red" and name not in may_be_red] == []
+        may_be_red = (
+            device_recipe.learned("align") if stage == "sweep" else []
+        )  # a point's waivers are the sweep's
+        assert [
+            name for name, row in rows.items() if row["verdict"] == "red" and name not in may_be_red
+        ] == []
         assert rows["placement"]["verdict"] == "green"
-    same = {"held_out_loss", "training_loss", "text_bits_per_byte", "own_cer", "cer", "retrieval_r1", "mel_error"} & again["facts"].keys()
+    same = {
+        "held_out_loss",
+        "training_loss",
+        "text_bits_per_byte",
+        "own_cer",
+        "cer",
+        "retrieval_r1",
+        "mel_error",
+    } & again["facts"].keys()
     assert same
     for name in same:
         assert again["facts"][name]["value"] == pytest.approx(found["facts"][name]["value"], rel=1e-4), name
@@ -82,7 +104,10 @@ def test_what_was_made_there_is_asked_there(written: Path) -> None:
         assert engine.transcribe([(spoken, rate)]) is not None
         assert engine.parts.omni is not None
         assert engine.parts.voice.device == DEVICE
-        assert all(p.device == DEVICE for p in [*engine.parts.omni.parameters(), *engine.parts.voice.codec.parameters()])
+        assert all(
+            p.device == DEVICE
+            for p in [*engine.parts.omni.parameters(), *engine.parts.voice.codec.parameters()]
+        )
         with_lora = Engine.load(run / "instruct", "cuda")
         assert isinstance(with_lora.answer("what colour is it?", images=[picture], max_new=4).text, str)
         assert next(with_lora.parts.thinker.parameters()).device == DEVICE
@@ -96,7 +121,11 @@ def test_what_was_made_there_is_asked_there(written: Path) -> None:
 def skipping(kind: type[torch.nn.Module]) -> AbstractContextManager[Any]:
     """Networks of this kind are not placed."""
     true = Placement.__call__
-    return patch.object(Placement, "__call__", lambda self, network: network if isinstance(network, kind) else true(self, network))
+    return patch.object(
+        Placement,
+        "__call__",
+        lambda self, network: network if isinstance(network, kind) else true(self, network),
+    )
 
 
 def moved_back() -> AbstractContextManager[Any]:

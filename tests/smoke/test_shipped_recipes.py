@@ -1,7 +1,9 @@
-"""Every shipped recipe runs through all of its stages, on tiny files of exactly the layout that its head describes.
+"""Every shipped recipe runs through all of its stages, on tiny files of exactly the layout that its head
+describes.
 
-The recipes are the files themselves, with their paths, sources and options; overrides cut sizes and steps alone. What so few steps can't
-teach is waived, with the reason; all that is structure must be green at its own bounds.
+The recipes are the files themselves, with their paths, sources and options; overrides cut sizes and steps
+alone. What so few steps can't teach is waived, with the reason; all that is structure must be green at its
+own bounds.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ import pytest
 
 import qwen
 from muomni.evaluate import certificate, thresholds
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
 from muomni.infer.engine import Engine
-from muomni.stages import recipe as recipes
-from muomni.stages import runner
 from shared import once
 
 pytestmark = pytest.mark.slow
 
 SHIPPED = sorted(path.stem for path in recipes.SHIPPED.glob("*.yaml"))
-DATA: dict[str, tuple[str, Callable[[Path], Path]]] = {  # recipe -> the variable by which it names its data, and what writes them
+DATA: dict[
+    str, tuple[str, Callable[[Path], Path]]
+] = {  # recipe -> the variable by which it names its data, and what writes them
     "muomni_12gb": ("DATA", own_data.of_12gb),
     "real_cpu": ("MUOMNI_DATA", own_data.of_pack),
     "vlm_cpu": ("MUOMNI_DATA", own_data.of_pack),
@@ -37,7 +41,9 @@ LUCK = {"overfits", "eligible"}  # of so few steps
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
-def finished(request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def finished(
+    request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     """A recipe's name and its run."""
     name, out = request.param, tmp_path_factory.mktemp("shipped") / request.param
     known = {"MUOMNI_PLAIN": "1"}
@@ -56,8 +62,18 @@ def finished(request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory:
         plan = recipes.read(name, overrides, out=out)
         for stage, entry in plan.stages.items():
             every = entry.gates
-            waived = [gate.name for gate in every if gate.name not in thresholds.STRUCTURE or gate.name in LUCK]
-            runner.run(name, stages=[stage], out=out, overrides=overrides, waive=waived, reason="three steps teach nothing", alone=True)
+            waived = [
+                gate.name for gate in every if gate.name not in thresholds.STRUCTURE or gate.name in LUCK
+            ]
+            runner.run(
+                name,
+                stages=[stage],
+                out=out,
+                overrides=overrides,
+                waive=waived,
+                reason="three steps teach nothing",
+                alone=True,
+            )
     return name, out
 
 
@@ -74,7 +90,9 @@ def test_every_stage_ends_with_what_its_structure_proves(finished: tuple[str, Pa
         if stage != "sweep":
             assert found["facts"]["steps"]["value"] == own_data.STEPS
             assert (out / stage / "final").is_dir()
-            assert not (out / stage / "quarantine.jsonl").exists(), (out / stage / "quarantine.jsonl").read_text()
+            assert not (out / stage / "quarantine.jsonl").exists(), (
+                out / stage / "quarantine.jsonl"
+            ).read_text()
 
 
 def test_what_it_made_answers(finished: tuple[str, Path], tiny_world: Path) -> None:

@@ -1,4 +1,5 @@
-"""What stage talker learns from is encoded once, in batches of equal lengths, and a second start encodes nothing."""
+"""What stage talker learns from is encoded once, in batches of equal lengths, and a second start encodes
+nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ import torch
 
 from muomni.data.sample import Sample
 from muomni.errors import DataError
+from muomni.execution import recipe
 from muomni.infer.speech import listen_to
 from muomni.models import store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
 from muomni.runtime import Runtime
-from muomni.stages import coded, recipe, talker
+from muomni.stages import coded, talker
 from muomni.stages import stage as stages
 from muomni.stages.talker import TalkerTraining
 from muomni.tokens.bpe import Tokenizer
@@ -57,12 +59,16 @@ def build(finished: Path, recipe_file: Path, own: Path) -> TalkerTraining:
     """Stage talker, built on the finished stages."""
     settings: Any = recipe.read(str(recipe_file)).stages["talker"].settings
     needed = {name: finished / name / "final" for name in recipe.stage("talker").needs}
-    built = stages.build(recipe.stage("talker"), settings, own, needed, recipe_file.parent, Runtime(CPU, torch.float32))
+    built = stages.build(
+        recipe.stage("talker"), settings, own, needed, recipe_file.parent, Runtime(CPU, torch.float32)
+    )
     assert isinstance(built, TalkerTraining)
     return built
 
 
-def test_a_second_start_encodes_nothing(finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_encodes_nothing(
+    finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = Calls(monkeypatch)
     first = build(finished, recipe_file, tmp_path / "talker")
     rows = len(first.corpus.train) + len(first.corpus.valid)
@@ -110,12 +116,20 @@ def same(one: TalkerItem, two: TalkerItem) -> bool:
 def made(finished: Path, samples: Sequence[Sample]) -> list[tuple[int, TalkerItem | DataError]]:
     """What the stage encodes of these."""
     final = finished / "talker" / "final"
-    codec, thinker, speaker = store.load(finished / "codec" / "final"), Decoder.open(finished / "thinker" / "final"), store.load(final)
+    codec, thinker, speaker = (
+        store.load(finished / "codec" / "final"),
+        Decoder.open(finished / "thinker" / "final"),
+        store.load(final),
+    )
     settings = talker.TalkerSettings()
-    return list(talker.code(samples, speaker, Tokenizer.load(final), codec, listen_to(thinker, 1), settings, CPU))
+    return list(
+        talker.code(samples, speaker, Tokenizer.load(final), codec, listen_to(thinker, 1), settings, CPU)
+    )
 
 
-def test_batches_give_what_each_gives_alone(finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_give_what_each_gives_alone(
+    finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples = build(finished, recipe_file, tmp_path / "talker").corpus.train[:40]
     samples = [*samples, samples[0].model_copy(update={"id": "torn", "messages": []}), *samples[:3]]
     calls = Calls(monkeypatch)

@@ -1,4 +1,5 @@
-"""Stages rows and mmpt end to end: the text is untouched, only new rows learn, every mismatch is refused by name, LoRA and kills."""
+"""Stages rows and mmpt end to end: the text is untouched, only new rows learn, every mismatch is refused by
+name, LoRA and kills."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from tiny_recipe import STEPS, write
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError, TokenSpaceError
 from muomni.evaluate import certificate
-from muomni.evaluate.album import ROWS as ALBUM
+from muomni.evaluate.samples import ROWS as ALBUM
+from muomni.execution import runner
 from muomni.infer.engine import Engine
 from muomni.inspection import inspect
 from muomni.models import lora, pretrained, rows, store
 from muomni.report import explain
 from muomni.report.build import report
-from muomni.stages import runner
 from muomni.tokens.space import TOKEN_SPACE, TokenSpace
 from muomni.train import checkpoint
 
@@ -70,7 +71,8 @@ def test_text_scores_keep_every_bit_through_stage_rows(finished: Path) -> None:
 
 
 def test_only_the_new_rows_have_state_and_are_kept(finished: Path) -> None:
-    """Two tensors learn: checkpoints and final/ hold them, and the optimizer two moments of each, whatever the base's size."""
+    """Two tensors learn: checkpoints and final/ hold them, and the optimizer two moments of each, whatever
+    the base's size."""
     stored = checkpoint.newest(finished / "rows")
     assert stored is not None
     account = files.read_json(finished / "rows" / "account.json")
@@ -120,7 +122,8 @@ def other_base(final: Path) -> None:
 
 
 def with_space(**change: Any) -> Callable[[Path], None]:
-    """Another token space in the place of the folder's; `says`: the note of the rows names it too, as a forger would have it."""
+    """Another token space in the place of the folder's; `says`: the note of the rows names it too, as a
+    forger would have it."""
 
     def plant(final: Path) -> None:
         space = TokenSpace.load(final)
@@ -133,7 +136,9 @@ def with_space(**change: Any) -> Callable[[Path], None]:
         other = TokenSpace(space.text_size, tokenizer, entries, size)
         other.save(final)
         if change.get("says", True):
-            files.write_json(final / rows.NOTE, {**files.read_json(final / rows.NOTE), "token_space": other.hash})
+            files.write_json(
+                final / rows.NOTE, {**files.read_json(final / rows.NOTE), "token_space": other.hash}
+            )
 
     return plant
 
@@ -151,7 +156,10 @@ MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
     "special": (with_space(special_size=80), r"expected rows \d+\.\.\d+, got"),
     "codec": (with_space(audio={"digest": "f" * 64}), "digest.*ffff"),
     # The layout stands nowhere but in the space, whose hash the rows' note holds.
-    "layout": (with_space(audio={"layout": "delay"}, says=False), r"trainable_rows\.json.* token space|layout"),
+    "layout": (
+        with_space(audio={"layout": "delay"}, says=False),
+        r"trainable_rows\.json.* token space|layout",
+    ),
     "tokenizer": (with_space(tokenizer="e" * 64), "tokenizer.*eeee"),
 }
 
@@ -162,10 +170,14 @@ def test_every_mismatch_is_refused_by_the_stage_and_by_the_engine(
 ) -> None:
     plant, message = MISMATCHES[mismatch]
     plant(beside / "rows" / "final")
-    with pytest.raises((GateRed, MuomniError)) as seen:  # its certificate knows the files: it is refused before they are read
+    with pytest.raises(
+        (GateRed, MuomniError)
+    ) as seen:  # its certificate knows the files: it is refused before they are read
         runner.run(str(recipe_file), stages=["mmpt"], out=beside)
     assert rows.NOTE in str(seen.value) or TOKEN_SPACE in str(seen.value)
-    (beside / "rows" / "certificate.json").unlink()  # whoever has none is still refused, by what the files say
+    (
+        beside / "rows" / "certificate.json"
+    ).unlink()  # whoever has none is still refused, by what the files say
     with pytest.raises((CheckpointError, TokenSpaceError, ConfigError), match=message) as caught:
         Engine.load(beside / "rows", "cpu").draw(["red"])
     assert caught.value.exit_code == 2
@@ -195,14 +207,22 @@ def by_lora(finished: Path, recipe_file: Path, tmp_path_factory: pytest.TempPath
         (folder / stage).symlink_to(finished / stage)
     replayed = yaml.safe_load(recipe_file.read_text())["mmpt"]["replay"][0]["path"]
     shutil.copy(replayed, folder / "text.jsonl")
-    path = changed(recipe_file, folder, lora={"r": 4, "alpha": 8}, replay=[{"path": str(folder / "text.jsonl")}])
+    path = changed(
+        recipe_file, folder, lora={"r": 4, "alpha": 8}, replay=[{"path": str(folder / "text.jsonl")}]
+    )
     return runner.run(str(path), stages=["mmpt"], out=folder)
 
 
 def test_lora_is_saved_light_and_opens(finished: Path, by_lora: Path) -> None:
     final = by_lora / "mmpt" / "final"
     names = {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_file()}
-    assert names == {rows.ROWS, rows.NOTE, TOKEN_SPACE, "lora/adapter_config.json", "lora/adapter_model.safetensors"}
+    assert names == {
+        rows.ROWS,
+        rows.NOTE,
+        TOKEN_SPACE,
+        "lora/adapter_config.json",
+        "lora/adapter_model.safetensors",
+    }
     found: Any = certificate.read(by_lora / "mmpt")
     assert found["verdict"] == "green", certificate.reasons(found)
     assert found["facts"]["frozen_moved"]["value"] == 0.0
@@ -239,7 +259,9 @@ def test_a_killed_lora_ends_with_the_same_weights(by_lora: Path, tmp_path: Path)
     for stage in NEEDED:
         (folder / stage).symlink_to((by_lora / stage).resolve())
     recipe = str(by_lora / "tiny.yaml")
-    died = multiprocessing.get_context("spawn").Process(target=tiny_recipe.die, args=(recipe, folder, "mmpt", 4))
+    died = multiprocessing.get_context("spawn").Process(
+        target=tiny_recipe.die, args=(recipe, folder, "mmpt", 4)
+    )
     died.start()
     died.join(timeout=600)
     assert died.exitcode == -signal.SIGKILL
@@ -248,7 +270,10 @@ def test_a_killed_lora_ends_with_the_same_weights(by_lora: Path, tmp_path: Path)
     assert stored.name == checkpoint.name(2)
     runner.run(recipe, stages=["mmpt"], out=folder)
     for file in sorted((by_lora / "mmpt" / "final").rglob("*.safetensors")):
-        whole, broken = load_file(file), load_file(folder / "mmpt" / "final" / file.relative_to(by_lora / "mmpt" / "final"))
+        whole, broken = (
+            load_file(file),
+            load_file(folder / "mmpt" / "final" / file.relative_to(by_lora / "mmpt" / "final")),
+        )
         assert all(whole[name].equal(broken[name]) for name in whole), file.name
     assert len([path for path in os.listdir(folder / "mmpt") if path.startswith("step_")]) >= 1
 
@@ -276,7 +301,12 @@ def test_what_was_drawn_said_and_written_stands_on_the_page(finished: Path, tmp_
     assert any("seen" in row for row in shown if row["kind"] == "drawn")
     assert all("heard" in row for row in shown if row["kind"] == "token_speech")
     text = report(finished, out=tmp_path / "report.html").read_text()
-    for title in ("Drawn from words", "Spoken from words", "Written of images and sounds", "the checker sees"):
+    for title in (
+        "Drawn from words",
+        "Spoken from words",
+        "Written of images and sounds",
+        "the checker sees",
+    ):
         assert title in text
 
 
@@ -296,11 +326,13 @@ def test_a_folder_of_rows_is_inspected(finished: Path) -> None:
 
 
 def test_a_row_of_tokens_is_explained(finished: Path) -> None:
-    text = explain.of_stage(str(finished), "mmpt", explain.Wanted(index=0))
+    text = explain.of_stage(str(finished), "mmpt", explain.SampleChoice(index=0))
     for each in ("gen_text", "img_start", "learned", "nats", "Task i2t", "<img"):
         assert each in text
     sample = json.loads((finished / "mmpt" / "samples" / ALBUM).read_text().splitlines()[0])["id"]
-    assert "Ids, regions, labels" in explain.of_stage(str(finished), "mmpt", explain.Wanted(sample=sample))
+    assert "Ids, regions, labels" in explain.of_stage(
+        str(finished), "mmpt", explain.SampleChoice(sample=sample)
+    )
 
 
 def test_a_token_model_alone_is_not_exported(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A tiny pretrained model learns to see, all the way: align and instruct over Qwen3 and both kinds of SigLIP, and what they leave."""
+"""A tiny pretrained model learns to see, all the way: align and instruct over Qwen3 and both kinds of SigLIP,
+and what they leave."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from muomni.data import readers
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.execution import recipe, runner
 from muomni.infer.engine import Engine
 from muomni.infer.prompt import Request
-from muomni.stages import recipe, runner
 from muomni.train import loop
 from shared import timeless
 
@@ -31,15 +32,39 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 STAGES = ("align", "instruct")
 STRUCTURAL = {
-    *("terms", "padding", "accumulation", "gradient_reach", "all_learn", "frozen_rests", "reloads", "schedule", "finite", "updates"),
-    *("label_coverage", "frozen", "leaks", "order", "ranks", "saved", "causality", "shift", "supervision", "ends_taught", "truncation"),
+    *(
+        "terms",
+        "padding",
+        "accumulation",
+        "gradient_reach",
+        "all_learn",
+        "frozen_rests",
+        "reloads",
+        "schedule",
+        "finite",
+        "updates",
+    ),
+    *(
+        "label_coverage",
+        "frozen",
+        "leaks",
+        "order",
+        "ranks",
+        "saved",
+        "causality",
+        "shift",
+        "supervision",
+        "ends_taught",
+        "truncation",
+    ),
     *("zero_labels", "media_reach"),
 }
 BUCKETS = ["short", "medium", "long"]
 
 
 class Run:
-    """A finished run of align and instruct, and where all that it stands on lies; `tokens` of the tokenizer, `rows` of the model."""
+    """A finished run of align and instruct, and where all that it stands on lies; `tokens` of the tokenizer,
+    `rows` of the model."""
 
     def __init__(self, home: Path, words: int = seeing_recipe.WORDS) -> None:
         self.home, self.out, self.recipe = home, home / "run", home / "recipe.yaml"
@@ -52,7 +77,13 @@ class Run:
         """The samples of a stage, split as it split them."""
         settings = recipe.read(str(self.recipe)).stages[stage].settings
         quarantine = Quarantine(None, 1.0)
-        return readers.load(settings.data, base=self.home, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        return readers.load(
+            settings.data,
+            base=self.home,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +131,14 @@ def test_structural_gates_are_green_at_their_own_bounds(run: Run, stage: str) ->
     assert not STRUCTURAL & {*LIFTED, "language"}
     assert {name for name in STRUCTURAL if gates[name]["verdict"] != "green"} == set()
     facts = found["facts"]
-    assert facts["frozen_moved"]["n"] > 20  # a digest for each tensor of the frozen networks, not none of none
+    assert (
+        facts["frozen_moved"]["n"] > 20
+    )  # a digest for each tensor of the frozen networks, not none of none
     assert facts["image_swap_gap_nats"]["n"] == 6
     assert facts["label_tokens_mean"]["value"] > 4
-    assert sum(f"nats_{bucket}" in facts for bucket in BUCKETS) >= 2  # which ones, the hash of the photos' names decides
+    assert (
+        sum(f"nats_{bucket}" in facts for bucket in BUCKETS) >= 2
+    )  # which ones, the hash of the photos' names decides
     assert facts["text_bits_per_byte"]["value"] > 0
     if stage == "align":  # nothing that speaks has changed
         assert facts["forgetting_bits_per_byte"]["value"] == 0
@@ -111,9 +146,16 @@ def test_structural_gates_are_green_at_their_own_bounds(run: Run, stage: str) ->
         assert facts["forgetting_bits_per_byte"]["value"] != 0
 
 
-def test_texts_to_measure_forgetting_by_are_asked_for_where_a_language_model_learns(naflex: Run, tmp_path: Path) -> None:
+def test_texts_to_measure_forgetting_by_are_asked_for_where_a_language_model_learns(
+    naflex: Run, tmp_path: Path
+) -> None:
     """Of a base of others, whose own texts nobody knows: align leaves it as it is, instruct teaches it."""
-    runner.run(str(naflex.recipe), stages=["align"], out=tmp_path / "out", overrides=["align.regression=[]", "align.max_steps=2"])
+    runner.run(
+        str(naflex.recipe),
+        stages=["align"],
+        out=tmp_path / "out",
+        overrides=["align.regression=[]", "align.max_steps=2"],
+    )
     found = files.read_json(tmp_path / "out" / "align" / "certificate.json")
     assert found["facts"]["regression_texts"]["value"] == 0
     assert not {"regression_texts", "language"} & {gate["name"] for gate in found["gates"]}
@@ -122,7 +164,12 @@ def test_texts_to_measure_forgetting_by_are_asked_for_where_a_language_model_lea
             str(naflex.recipe),
             stages=["instruct"],
             out=tmp_path / "out",
-            overrides=["align.regression=[]", "align.max_steps=2", "instruct.regression=[]", "instruct.connector=align"],
+            overrides=[
+                "align.regression=[]",
+                "align.max_steps=2",
+                "instruct.regression=[]",
+                "instruct.connector=align",
+            ],
         )
     assert not list((tmp_path / "out" / "instruct").glob("step_*"))
     assert not (tmp_path / "out" / "instruct" / "final").exists()
@@ -141,8 +188,13 @@ def test_golden_items_and_splits_are_held_out(run: Run, stage: str) -> None:
     assert sum(count > 0 for count in split["bucket_counts"].values()) >= 2
     ids = [row["id"] for row in split["eval"]]
     assert set(ids) <= held_out.keys() - taught
-    assert not {image.path for i in ids for image in held_out[i].images} & {image.path for s in corpus.train for image in s.images}
-    assert all(set(row) == {"id", "bucket", "label_len", "image"} and Path(row["image"]).is_file() for row in split["eval"])
+    assert not {image.path for i in ids for image in held_out[i].images} & {
+        image.path for s in corpus.train for image in s.images
+    }
+    assert all(
+        set(row) == {"id", "bucket", "label_len", "image"} and Path(row["image"]).is_file()
+        for row in split["eval"]
+    )
     dumped = sorted((run.out / stage / "golden").iterdir())
     assert [path.name for path in dumped] == [f"step_{step:06d}.jsonl" for step in range(2, STEPS + 1, 2)]
     for path in dumped:
@@ -159,13 +211,21 @@ def test_golden_items_and_splits_are_held_out(run: Run, stage: str) -> None:
 
 def test_final_holds_what_was_learned_and_nothing_of_the_frozen(run: Run) -> None:
     """The original's folders held the whole embedding and head (lumo C13)."""
-    assert {str(path.relative_to(run.final("align"))) for path in run.final("align").rglob("*") if path.is_file()} == {
+    assert {
+        str(path.relative_to(run.final("align"))) for path in run.final("align").rglob("*") if path.is_file()
+    } == {
         "omni.json",
         "projectors/config.json",
         "projectors/model.safetensors",
     }
     added = {path.name for path in run.final("instruct").rglob("*") if path.is_file()}
-    assert added == {"omni.json", "config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"}
+    assert added == {
+        "omni.json",
+        "config.json",
+        "model.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     lora = load_file(run.final("instruct") / "lora" / "adapter_model.safetensors")
     assert all(".lora_A." in name or ".lora_B." in name for name in lora)
     assert any(bool(tensor.any()) for name, tensor in lora.items() if ".lora_B." in name)
@@ -173,7 +233,9 @@ def test_final_holds_what_was_learned_and_nothing_of_the_frozen(run: Run) -> Non
     for stage in STAGES:
         assert weighs(run.final(stage)) < 200_000
         for path in run.final(stage).rglob("*.safetensors"):
-            assert all(max(tensor.shape, default=0) < run.tokens for tensor in load_file(path).values()), "a row for each token"
+            assert all(max(tensor.shape, default=0) < run.tokens for tensor in load_file(path).values()), (
+                "a row for each token"
+            )
 
 
 def weighs(folder: Path) -> int:
@@ -203,7 +265,8 @@ def test_adapters_open_in_peft_over_the_base_as_it_was(run: Run) -> None:
     with torch.no_grad():
         ours, expected = Engine.load(run.out, "cpu").logits(ids), theirs(ids).logits.float()
     assert ours.shape[-1] == run.rows
-    # In bf16 they add the adapter to what the layer gives, we to its weight: single logits of six million round apart, never all of them.
+    # In bf16 they add the adapter to what the layer gives, we to its weight: single logits of six million
+    # round apart, never all of them.
     far = 0.05 if base.dtype == torch.bfloat16 else 1e-4
     assert (ours - expected).square().mean().sqrt() < far * expected.square().mean().sqrt()
     if far < 1e-3:
@@ -219,7 +282,10 @@ def test_run_stage_and_final_answer_alike_about_a_picture(run: Run) -> None:
         ("instruct", [run.out, run.out / "instruct", run.final("instruct")]),
         ("align", [run.out / "align", run.final("align")]),
     ):
-        said = [Engine.load(folder, "cpu").answer("what is it?", images=[picture], max_new=6) for folder in folders]
+        said = [
+            Engine.load(folder, "cpu").answer("what is it?", images=[picture], max_new=6)
+            for folder in folders
+        ]
         assert len({tuple(answer.token_ids) for answer in said}) == 1, stage
         assert said[0].token_ids
 
@@ -240,7 +306,11 @@ def test_a_vocabulary_of_the_real_size(tmp_path: Path) -> None:
     engine = Engine.load(run.out / "align", "cpu")
     assert (run.tokens, run.rows) == (151_669, 151_936)
     assert engine.tokenizer.vocab_size == 151_669
-    assert weighs(run.final("align")) < 200_000 < sum(path.stat().st_size for path in (run.home / "qwen3").glob("*.safetensors")) // 20
+    assert (
+        weighs(run.final("align"))
+        < 200_000
+        < sum(path.stat().st_size for path in (run.home / "qwen3").glob("*.safetensors")) // 20
+    )
     assert engine.logits(torch.arange(40)[None]).shape[-1] == 151_936
     assert engine.prepare(Request("which?", [pictures(run)[0]])).ids.count(151_655) == 4
     names_no_other_row(engine, run)
@@ -248,7 +318,11 @@ def test_a_vocabulary_of_the_real_size(tmp_path: Path) -> None:
 
 def names_no_other_row(engine: Engine, run: Run) -> None:
     assert engine.parts.thinker.config.vocab_size == run.rows
-    head = engine.parts.thinker.lm_head if engine.parts.thinker.lm_head is not None else engine.parts.thinker.model.embed_tokens
+    head = (
+        engine.parts.thinker.lm_head
+        if engine.parts.thinker.lm_head is not None
+        else engine.parts.thinker.model.embed_tokens
+    )
     with torch.no_grad():
         head.weight[engine.tokenizer.vocab_size :] = head.weight[100] * 3  # louder than whatever has an id
         head.weight[engine.tokenizer.vocab_size + 1 :] *= -1
@@ -257,13 +331,20 @@ def names_no_other_row(engine: Engine, run: Run) -> None:
 
 
 def test_a_batch_answers_as_each_would_alone(run: Run) -> None:
-    """The original padded on the right and went on from a pad (lumo C4); several pictures, lengths and turns, in one batch."""
+    """The original padded on the right and went on from a pad (lumo C4); several pictures, lengths and turns,
+    in one batch."""
     engine, (one, two, three, *_) = Engine.load(run.out, "cpu"), pictures(run)
     talk: list[dict[str, Any]] = [
         {"role": "system", "content": "you are a helpful assistant."},
-        {"role": "user", "content": [{"type": "image", "path": str(one)}, {"type": "text", "text": "what is it?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(one)}, {"type": "text", "text": "what is it?"}],
+        },
         {"role": "assistant", "content": "a kite"},
-        {"role": "user", "content": [{"type": "text", "text": "is this the same?"}, {"type": "image", "path": str(two)}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "is this the same?"}, {"type": "image", "path": str(two)}],
+        },
     ]
     requests = [
         Request("what?", [one]),
@@ -276,11 +357,17 @@ def test_a_batch_answers_as_each_would_alone(run: Run) -> None:
     ]
     alone = [engine.answer_many([request], max_new=8)[0].token_ids for request in requests]
     streamed = [
-        engine.answer(request.ask, images=request.images, max_new=8).token_ids for request in requests if isinstance(request, Request)
+        engine.answer(request.ask, images=request.images, max_new=8).token_ids
+        for request in requests
+        if isinstance(request, Request)
     ]
-    assert streamed == [ids for ids, request in zip(alone, requests, strict=True) if isinstance(request, Request)]
+    assert streamed == [
+        ids for ids, request in zip(alone, requests, strict=True) if isinstance(request, Request)
+    ]
     assert len({tuple(ids) for ids in alone}) > 2
-    if engine.parts.thinker.model.embed_tokens.weight.dtype == torch.float32:  # half precision rounds otherwise in other shapes
+    if (
+        engine.parts.thinker.model.embed_tokens.weight.dtype == torch.float32
+    ):  # half precision rounds otherwise in other shapes
         assert [answer.token_ids for answer in engine.answer_many(requests, max_new=8)] == alone
         assert [answer.token_ids for answer in engine.answer_many(requests[::-1], max_new=8)] == alone[::-1]
     assert len({len(engine.prepare(request).ids) for request in requests}) >= 5
@@ -344,7 +431,9 @@ def test_an_interrupted_stage_ends_with_the_same_bits(
         assert golden.read_text() == (out / stage / "golden" / golden.name).read_text()
 
 
-def test_run_again_everything_is_reused(run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_again_everything_is_reused(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*.safetensors")}
     monkeypatch.setattr(loop, "update", None)
     runner.run(str(run.recipe), out=run.out)
@@ -372,6 +461,7 @@ def test_one_changed_byte_of_what_it_stands_on_is_refused(run: Run, part: str) -
 def test_a_folder_that_was_moved_finds_its_bases(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.final("instruct"), tmp_path / "elsewhere")
     said = [
-        Engine.load(f, "cpu").answer("what?", images=[pictures(run)[0]], max_new=4).token_ids for f in (tmp_path / "elsewhere", run.out)
+        Engine.load(f, "cpu").answer("what?", images=[pictures(run)[0]], max_new=4).token_ids
+        for f in (tmp_path / "elsewhere", run.out)
     ]
     assert said[0] == said[1]

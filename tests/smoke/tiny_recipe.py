@@ -11,14 +11,25 @@ import yaml
 
 STEPS = 6
 ABLATION = ("swap_gap", "swap_share", "swap_sure", "swap_wins", "zero_sure", "noise_sure", "pairs")
-READING = {f"{task}_{gate}": -9.0 for task in ("i2t", "a2t") for gate in ("swap_gap", "swap_wins", "noise_wins")}
-WRITING = {f"{task}_{gate}": -9.0 for task in ("t2i", "t2a") for gate in ("swap_wins", "swap_sure", "empty_wins")}
+READING = {
+    f"{task}_{gate}": -9.0 for task in ("i2t", "a2t") for gate in ("swap_gap", "swap_wins", "noise_wins")
+}
+WRITING = {
+    f"{task}_{gate}": -9.0 for task in ("t2i", "t2a") for gate in ("swap_wins", "swap_sure", "empty_wins")
+}
 STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni")
 
 
 def recipe(world: Path) -> dict[str, Any]:
     """All stages of one network on a tiny toy world; bounds that six updates can meet."""
-    common = {"batch_size": 4, "max_steps": STEPS, "warmup_steps": 2, "checkpoint_freq": 2, "val_freq": 3, "print_freq": 1}
+    common = {
+        "batch_size": 4,
+        "max_steps": STEPS,
+        "warmup_steps": 2,
+        "checkpoint_freq": 2,
+        "val_freq": 3,
+        "print_freq": 1,
+    }
 
     def data(*names: str) -> list[dict[str, Any]]:
         return [{"path": str(world / f"{name}.jsonl")} for name in names]
@@ -32,7 +43,15 @@ def recipe(world: Path) -> dict[str, Any]:
             **common,
             "data": data("text"),
             "tokenizer_data": data("questions", "speak", "transcripts"),
-            "model": {"vocab_size": 700, "width": 32, "layers": 2, "heads": 2, "ffn_width": 64, "ctx_len": 256, "dropout": 0.1},
+            "model": {
+                "vocab_size": 700,
+                "width": 32,
+                "layers": 2,
+                "heads": 2,
+                "ffn_width": 64,
+                "ctx_len": 256,
+                "dropout": 0.1,
+            },
             "row_len": 128,
             "ema_decay": 0.8,
             "gates": {"overfits": 9.0, "floor": 9.0, "held_out_gap": 9.0},
@@ -62,7 +81,14 @@ def recipe(world: Path) -> dict[str, Any]:
         "codec": {
             **common,
             "data": data("speak"),
-            "model": {"codebook_size": 8, "width": 16, "latent_width": 4, "blocks": 1, "fine_width": 8, "fine_blocks": 1},
+            "model": {
+                "codebook_size": 8,
+                "width": 16,
+                "latent_width": 4,
+                "blocks": 1,
+                "fine_width": 8,
+                "fine_blocks": 1,
+            },
             "crop_frames": 64,
             "quantise_after": 3,
             "gates": {"overfits": 9.0, "round_trip": 9.0, "usage": 0.0},
@@ -100,7 +126,14 @@ def recipe(world: Path) -> dict[str, Any]:
             "checked_tasks": ["probe"],
             "judge": "hearing",
             "eval_items": 8,
-            "gates": {"overfits": 9.0, **READING, **WRITING, "text_kept": 9.0, "reading_kept": 9.0, "drawn_right": 0.0},
+            "gates": {
+                "overfits": 9.0,
+                **READING,
+                **WRITING,
+                "text_kept": 9.0,
+                "reading_kept": 9.0,
+                "drawn_right": 0.0,
+            },
         },
         "talker": {
             **common,
@@ -142,7 +175,7 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 
 def die(recipe: str, out: Path, stage: str, at: int) -> None:
     """Run one stage in a process of its own, which is killed by -9 in update `at`."""
-    from muomni.stages import runner
+    from muomni.execution import runner
     from muomni.train import loop
 
     update, count = loop.update, 0

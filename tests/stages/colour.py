@@ -1,4 +1,5 @@
-"""A stage as another package brings it: it names the colour of a picture. docs/architecture.md shows it to newcomers."""
+"""A stage as another package brings it: it names the colour of a picture. docs/architecture.md shows it to
+newcomers."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from muomni.data.conversation import read_picture
 from muomni.data.loader import Loader
 from muomni.data.sample import Sample
-from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate
+from muomni.evaluate.samples import StageSamples
 from muomni.models import store
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loaders
@@ -47,7 +48,9 @@ class Namer(nn.Module):
     def __init__(self, config: Shape) -> None:
         super().__init__()
         self.config = config
-        self.body = nn.Sequential(nn.Linear(3, config.hidden), nn.Tanh(), nn.Linear(config.hidden, len(config.names)))
+        self.body = nn.Sequential(
+            nn.Linear(3, config.hidden), nn.Tanh(), nn.Linear(config.hidden, len(config.names))
+        )
 
     def forward(self, pixels_BHW3: Tensor) -> Tensor:
         logits_BC: Tensor = self.body(pixels_BHW3.float().mean((1, 2)) / 255 - 0.5)
@@ -116,7 +119,9 @@ class ColourTraining(Training[ColourSettings]):
     """A small network upon pictures and their captions; how many held-out pictures it names rightly."""
 
     def vocabulary(self) -> None:
-        self.names = sorted({_colour(sample) for side in (self.corpus.train, self.corpus.valid) for sample in side})
+        self.names = sorted(
+            {_colour(sample) for side in (self.corpus.train, self.corpus.valid) for sample in side}
+        )
 
     def wire(self) -> tuple[Objective, dict[str, nn.Module]]:
         self.namer = self.inputs.place(Namer(Shape(hidden=self.settings.hidden, names=self.names)))
@@ -129,7 +134,7 @@ class ColourTraining(Training[ColourSettings]):
     def save(self, folder: Path) -> None:
         store.save(self.namer, folder)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, album: StageSamples) -> dict[str, Fact]:
         rows = [self.held_out.item(index, np.random.default_rng(0)) for index in range(len(self.held_out))]
         batch = collate(rows).to(self.inputs.run.device)
         right = int((self.namer(batch.pixels_BHW3).argmax(-1) == batch.names_B).sum())
@@ -138,7 +143,9 @@ class ColourTraining(Training[ColourSettings]):
 
 def assume(settings: ColourSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
     pictures = assumed.pictures(folder, SIZE)
-    ask = [[assumed.part("image", pictures[number % assumed.KINDS])] for number in range(4 * settings.batch_size)]
+    ask = [
+        [assumed.part("image", pictures[number % assumed.KINDS])] for number in range(4 * settings.batch_size)
+    ]
     return [assumed.turns(question, words[number % 4]) for number, question in enumerate(ask)]
 
 
@@ -147,7 +154,9 @@ STAGE = Stage(
     "the names of colours",
     ColourSettings,
     ColourTraining,
-    gates=(Gate("named", "named", "it names colours no better than by chance: train longer", above_floor=0.2),),
+    gates=(
+        Gate("named", "named", "it names colours no better than by chance: train longer", above_floor=0.2),
+    ),
     board=(BoardRow("colour.named", "named", 0.5),),
     assume=assume,
 )

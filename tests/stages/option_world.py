@@ -1,4 +1,5 @@
-"""What a stage makes of its settings, in cheap steps: the first that differs tells that an option does something."""
+"""What a stage makes of its settings, in cheap steps: the first that differs tells that an option does
+something."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 import device_recipe
 from muomni import config, files, runtime
-from muomni.evaluate.album import Album
+from muomni.evaluate.samples import StageSamples
+from muomni.execution import recipe as recipes
+from muomni.execution import stage_run
 from muomni.models import rows, store
 from muomni.runtime import Runtime
-from muomni.stages import one
-from muomni.stages import recipe as recipes
 from muomni.stages.stage import Entry, StageSettings, Training
 from muomni.train import checkpoint, loop
 from muomni.units import METERS
@@ -52,13 +53,22 @@ class World:
         swap_weights(self.folder / "another" / "final" / "projectors")
         shutil.copytree(self.folder / "rows" / "final", self.folder / "another_rows" / "final")
         other = self.folder / "another_rows" / "final" / rows.ROWS
-        save_file({name: tensor + 0.01 for name, tensor in load_file(other).items()}, other, metadata={"format": "pt"})
+        save_file(
+            {name: tensor + 0.01 for name, tensor in load_file(other).items()},
+            other,
+            metadata={"format": "pt"},
+        )
         named = _rows(self.folder, "captions")
         for number, row in enumerate(named):
             row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]
-            row["extra"] = {"shape": ("round", "square")[number % 2], "colour": ("pale", "dark")[number % 3 // 2]}
+            row["extra"] = {
+                "shape": ("round", "square")[number % 2],
+                "colour": ("pale", "dark")[number % 3 // 2],
+            }
         files.write_jsonl(self.folder / "world" / "rich.jsonl", named)
-        (self.folder / "world" / "torn.jsonl").write_text("{\n{\n" + (self.folder / "world" / "text.jsonl").read_text())
+        (self.folder / "world" / "torn.jsonl").write_text(
+            "{\n{\n" + (self.folder / "world" / "text.jsonl").read_text()
+        )
 
     def settings(self, stage: str, values: dict[str, Any]) -> StageSettings:
         """The stage's settings with some of them (`model.width`) changed.
@@ -79,7 +89,7 @@ class World:
         entry = self.entry(stage, settings)
         needed = {name: self.folder / name / "final" for name in entry.needs}
         with patch.object(Entry, "folder", own), patch.object(Entry, "needed", needed):
-            return one._begun(entry, self.folder, CPU)
+            return stage_run._begin(entry, self.folder, CPU)
 
     def entry(self, stage: str, settings: StageSettings) -> Entry:
         return Entry(stage, recipes.stage(stage), settings, self.folder)
@@ -90,8 +100,8 @@ class World:
     def _stand(self, stage: str) -> None:
         settings, own = self.settings(stage, {}), self.folder / stage
         built = self.built(stage, settings, own)
-        one.write_settings(own, settings.model_dump(mode="json"), "")
-        built.objective.settle(next(iter(built.train.numbers(range(1)))).batch)
+        stage_run.write_settings(own, settings.model_dump(mode="json"), "")
+        built.objective.warm_start(next(iter(built.train.numbers(range(1)))).batch)
         with files.fresh_folder(own / "final") as part:
             built.save(part)
         with torch.no_grad():
@@ -119,24 +129,53 @@ class World:
         built = self.built(stage, settings, own)
         yield "weights at the start", store.digest(built.objective)
         yield "what trains", [(name, p.requires_grad) for name, p in built.objective.named_parameters()]
-        yield "samples", [len(built.train.dataset), built.train.order.batches_per_epoch, len(built.valid.dataset) if built.valid else 0]
+        yield (
+            "samples",
+            [
+                len(built.train.dataset),
+                built.train.order.batches_per_epoch,
+                len(built.valid.dataset) if built.valid else 0,
+            ],
+        )
         yield "batches", [batch_digest(built.train, 3), batch_digest(built.valid, 1) if built.valid else ""]
         yield "checks", {name: fact.value for name, fact in built.checks().items()}
         yield "files", folder_digest(own, built.save)
         fitted = loop.fit(
-            built.objective, built.train, built.valid, settings, built.inputs.run, own, name="x", saved=built.saved, export=built.export
+            built.objective,
+            built.train,
+            built.valid,
+            settings,
+            built.inputs.run,
+            own,
+            name="x",
+            saved=built.saved,
+            export=built.export,
         )
-        rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in files.read_json(own / "training_log.json")]
+        rows = [
+            {key: value for key, value in row.items() if key not in CLOCK}
+            for row in files.read_json(own / "training_log.json")
+        ]
         yield "losses", [json.dumps(row) for row in rows]
         yield "weights at the end", store.digest(built.objective)
         yield "progress", json.dumps({**vars(fitted.progress), "settings": {}})
-        names = sorted(path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file() and "tokens/" not in str(path))
-        yield "golden answers", {path.name: files.sha256_file(path) for path in sorted((own / "golden").glob("*.jsonl"))}
+        names = sorted(
+            path.relative_to(own).as_posix()
+            for path in own.rglob("*")
+            if path.is_file() and "tokens/" not in str(path)
+        )
+        yield (
+            "golden answers",
+            {path.name: files.sha256_file(path) for path in sorted((own / "golden").glob("*.jsonl"))},
+        )
         yield "names of the files", [name for name in names if "events.out" not in name]
-        facts = {**built.notes, **one._sound(built, fitted, settings), **built.measure(fitted, Album())}
+        facts = {
+            **built.notes,
+            **stage_run._sound(built, fitted, settings),
+            **built.measure(fitted, StageSamples()),
+        }
         clock = {"rtf"}
         yield "facts", {name: (fact.value, fact.n) for name, fact in facts.items() if name not in clock}
-        judged = one.judge(self.entry(stage, settings), built.modalities, facts, {})
+        judged = stage_run.judge(self.entry(stage, settings), built.modalities, facts, {})
         yield "verdicts", [(row.name, row.verdict, row.threshold) for row in judged]
 
 
@@ -168,6 +207,10 @@ def folder_digest(own: Path, save: Callable[[Path], None]) -> dict[str, str]:
     """What a stage would hand on."""
     with files.fresh_folder(own / "trial") as part:
         save(part)
-    found = {path.relative_to(own).as_posix(): files.sha256_file(path) for path in sorted((own / "trial").rglob("*")) if path.is_file()}
+    found = {
+        path.relative_to(own).as_posix(): files.sha256_file(path)
+        for path in sorted((own / "trial").rglob("*"))
+        if path.is_file()
+    }
     shutil.rmtree(own / "trial")
     return found

@@ -1,4 +1,5 @@
-"""Codes on the disk: what was made comes back, it is made once, and no more of it is in memory than is asked for."""
+"""Codes on the disk: what was made comes back, it is made once, and no more of it is in memory than is asked
+for."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ BOOKS, WIDTH = 4, 24
 def samples(count: int) -> list[Sample]:
     content = [{"type": "audio", "path": "nowhere.wav"}]
     return [
-        parse({"id": f"é{n}", "messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": content}]})
+        parse(
+            {
+                "id": f"é{n}",
+                "messages": [
+                    {"role": "user", "content": f"say {n}"},
+                    {"role": "assistant", "content": content},
+                ],
+            }
+        )
         for n in range(count)
     ]
 
@@ -40,7 +49,12 @@ def items(count: int, *, hidden: bool = True) -> Iterator[tuple[int, TalkerItem 
             continue
         ids = list(range(1, 3 + number % 7))
         codes = torch.randint(0, 512, (BOOKS, 1 + number % 11), generator=own)
-        yield number, TalkerItem(f"é{number}", ids, codes, torch.randn(len(ids), WIDTH, generator=own) if hidden else None)
+        yield (
+            number,
+            TalkerItem(
+                f"é{number}", ids, codes, torch.randn(len(ids), WIDTH, generator=own) if hidden else None
+            ),
+        )
 
 
 def never() -> Iterator[tuple[int, TalkerItem | DataError]]:
@@ -96,7 +110,9 @@ def test_what_they_are_made_from_names_them(tmp_path: Path) -> None:
     changed[4] = changed[4].model_copy(update={"messages": samples(11)[10].messages})
     with pytest.raises(AssertionError):
         coded.build(tmp_path, changed, "key", never())
-    assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 1, "a build that dies leaves nothing"
+    assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 1, (
+        "a build that dies leaves nothing"
+    )
 
 
 def only_set(cache: Path) -> Path:
@@ -136,7 +152,9 @@ def test_a_set_that_was_never_finished_is_nothing(tmp_path: Path) -> None:
 def test_a_file_of_the_same_size_that_was_written_since_is_another(tmp_path: Path) -> None:
     wave = tmp_path / "a.wav"
     wave.write_bytes(b"one")
-    row = parse({"id": "a", "messages": [{"role": "assistant", "content": [{"type": "audio", "path": str(wave)}]}]})
+    row = parse(
+        {"id": "a", "messages": [{"role": "assistant", "content": [{"type": "audio", "path": str(wave)}]}]}
+    )
     made = dict(items(1))
     coded.build(tmp_path / "c", [row], "key", iter(made.items()))
     coded.build(tmp_path / "c", [row], "key", never())
@@ -174,7 +192,9 @@ def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.Cap
     assert "waiting for another process" not in capsys.readouterr().out
 
 
-def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothing_in_use(tmp_path: Path) -> None:
+def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothing_in_use(
+    tmp_path: Path,
+) -> None:
     held = {name: coded.build(tmp_path, samples(10), name, items(10)) for name in ("a", "b", "c")}
     names = {name: each.items.folder for name, each in held.items()}
     for age, name in enumerate(("b", "a", "c")):

@@ -38,7 +38,9 @@ def words(folder: Path, text: str = "the red star") -> Tokenizer:
     return made
 
 
-def test_it_is_found_from_the_recipes_folder_first_and_else_from_the_working_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_found_from_the_recipes_folder_first_and_else_from_the_working_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, here = tmp_path / "recipes" / "own", tmp_path / "work"
     for folder in (base / "runs" / "a", here / "runs" / "a", here / "runs" / "b"):
         folder.mkdir(parents=True)
@@ -61,7 +63,9 @@ def test_the_hint_names_what_would_work(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_nothing_near_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no such folder, looked in .*recipes and .*give the folder of a stage"):
+    with pytest.raises(
+        CheckpointError, match=r"no such folder, looked in .*recipes and .*give the folder of a stage"
+    ):
         initial_weights.locate(Path("runs/x"), tmp_path / "recipes")
 
 
@@ -73,7 +77,12 @@ def test_weights_are_taken_and_what_they_were_is_kept(tmp_path: Path) -> None:
     assert fact.value == pytest.approx(2 / 3)
     record = initial_weights.origin(own)
     assert record is not None
-    assert (record["folder"], record["checkpoint"], record["taken"], record["of"]) == (str(tmp_path / "old"), "step_000004", 2, 3)
+    assert (record["folder"], record["checkpoint"], record["taken"], record["of"]) == (
+        str(tmp_path / "old"),
+        "step_000004",
+        2,
+        3,
+    )
     assert record["digest"] == files.sha256_file(tmp_path / "old" / "step_000004" / "weights.safetensors")
     assert "table.weight" in record["left"]
 
@@ -87,7 +96,9 @@ def test_a_begun_stage_goes_on_from_the_weights_that_it_began_from(tmp_path: Pat
     initial_weights.take_over(Tables(), Path("old"), tmp_path, own, is_main=True)  # as it was: it goes on
     torch.manual_seed(9)
     stage(tmp_path / "old", step=8)
-    with pytest.raises(CheckpointError, match=r"began from weights .*step_000004.* now holds .*step_000008.*--fresh"):
+    with pytest.raises(
+        CheckpointError, match=r"began from weights .*step_000004.* now holds .*step_000008.*--fresh"
+    ):
         initial_weights.take_over(Tables(), Path("old"), tmp_path, own, is_main=True)
     assert initial_weights.origin(own) == before
 

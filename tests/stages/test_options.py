@@ -1,4 +1,5 @@
-"""The walk: every option of every stage changes what the stage is, does or leaves; or it is refused, with the reason, in one line."""
+"""The walk: every option of every stage changes what the stage is, does or leaves; or it is refused, with the
+reason, in one line."""
 
 from __future__ import annotations
 
@@ -22,12 +23,24 @@ from pydantic import BaseModel
 from muomni import cli, files
 from muomni.data.utterances import voice_of
 from muomni.errors import ConfigError, MuomniError
+from muomni.execution import recipe as recipes
 from muomni.infer.engine import Engine
 from muomni.models.talker import NO_VOICE
-from muomni.stages import recipe as recipes
 from muomni.train import loop
 
-STAGES = ("thinker", "hearing", "vision", "codec", "image_codec", "talker", "omni", "align", "instruct", "rows", "mmpt")
+STAGES = (
+    "thinker",
+    "hearing",
+    "vision",
+    "codec",
+    "image_codec",
+    "talker",
+    "omni",
+    "align",
+    "instruct",
+    "rows",
+    "mmpt",
+)
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
 # By their nature these change no result: the test asks that they don't.
@@ -78,7 +91,9 @@ MEL = {
 def nested(prefix: str, cases: dict[str, Case]) -> dict[str, Case]:
     """The cases of a part of the settings."""
     return {
-        f"{prefix}.{name}": Case(case.value, {f"{prefix}.{key}": value for key, value in case.context.items()})
+        f"{prefix}.{name}": Case(
+            case.value, {f"{prefix}.{key}": value for key, value in case.context.items()}
+        )
         for name, case in cases.items()
     }
 
@@ -312,7 +327,9 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
         "lr": refused(0.02),
         "wd": refused(0.7),
         "connector": Case("another"),
-        "train": Case(["omni.projectors.*"], {"param_groups": [{"pattern": "omni.projectors.*", "lr": 1e-3}]}),
+        "train": Case(
+            ["omni.projectors.*"], {"param_groups": [{"pattern": "omni.projectors.*", "lr": 1e-3}]}
+        ),
         "lora.r": Case(4),
         "lora.alpha": Case(16),
         "lora.dropout": Case(0.5),
@@ -322,7 +339,10 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
 }
 TOKENS: dict[str, Case | list[Case]] = {
     "tasks": Case({"i2t": 1.0, "a2t": 0.2}, {}, {"replay": [], "ramp_steps": 0}),
-    "replay": [Case("replayed", {"tasks": {"i2t": 1.0, "text": 1.0}}), refused("replayed", tasks={"i2t": 1.0})],
+    "replay": [
+        Case("replayed", {"tasks": {"i2t": 1.0, "text": 1.0}}),
+        refused("replayed", tasks={"i2t": 1.0}),
+    ],
     "ramp_steps": [Case(3, {"tasks": {"i2t": 1.0, "t2i": 1.0}}), refused(3, tasks={"i2t": 1.0})],
     "max_seq_len": Case(40, {"quarantine_limit": 1.0}),
     "legal_loss": Case(True),
@@ -384,7 +404,8 @@ OWN["align"]["max_seq_len"] = Case(16, {"connector.tokens": 14})
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option, nested ones as `model.width`, with its type; sources and groups are values, and walked where they are read."""
+    """Every option, nested ones as `model.width`, with its type; sources and groups are values, and walked
+    where they are read."""
     for name, info in model.model_fields.items():
         kinds = [info.annotation, *get_args(info.annotation)]
         part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
@@ -403,7 +424,11 @@ def cases_of(stage: str) -> Iterator[tuple[str, Case]]:
             yield from ((name, case) for case in (found if isinstance(found, list) else [found]))
             if name == "final" or OWN[stage].get(name):
                 continue
-        literals = get_args(kind) if get_origin(kind) is Literal else [one for part in get_args(kind) for one in literals_of(part)]
+        literals = (
+            get_args(kind)
+            if get_origin(kind) is Literal
+            else [one for part in get_args(kind) for one in literals_of(part)]
+        )
         if literals or kind is bool:
             yield from ((name, Case(value)) for value in (literals or [True, False]) if found is None)
         elif found is None:
@@ -424,7 +449,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @contextmanager
 def no_disk() -> Iterator[None]:
-    """Files need not survive a power cut here, and to wait for a disk is most of the time of so small a run."""
+    """Files need not survive a power cut here, and to wait for a disk is most of the time of so small a
+    run."""
     with patch.object(files, "sync", lambda path: None), patch.object(os, "fsync", lambda handle: None):
         yield
 
@@ -453,14 +479,19 @@ def placed(world: World, stage: str, name: str, value: Any) -> Any:
 
 def context_of(world: World, stage: str, case: Case) -> dict[str, Any]:
     """What stands around an option, in the words of a recipe."""
-    context = {name: placed(world, stage, name, value) for name, value in case.context.items() if name != "refused"}
+    context = {
+        name: placed(world, stage, name, value) for name, value in case.context.items() if name != "refused"
+    }
     if context.pop("torn", False):
         context["data"] = [*world.recipe[stage]["data"], world.source("torn")]
     if context.pop("rich", False):
         context["data"] = [world.source("rich")]
     if tasks := context.get("tasks"):
         is_replayed, writes = "text" in tasks, {"t2i", "t2a"} & tasks.keys()
-        context |= {"replay": [world.source("text")] if is_replayed else [], **({} if writes else {"ramp_steps": 0})}
+        context |= {
+            "replay": [world.source("text")] if is_replayed else [],
+            **({} if writes else {"ramp_steps": 0}),
+        }
     first = world.recipe[stage]["data"][0]
     if context.pop("two", False):
         context["data"] = [first, {**first, "limit": 12}]
@@ -516,14 +547,26 @@ def test_every_option_does_something_or_is_refused(world: World, stage: str) -> 
     assert faults == [], "\n".join(["", *faults])
 
 
-def faults_of(world: World, stage: str, name: str, case: Case, context: dict[str, Any], values: dict[str, Any], known: Any) -> str:
+def faults_of(
+    world: World,
+    stage: str,
+    name: str,
+    case: Case,
+    context: dict[str, Any],
+    values: dict[str, Any],
+    known: Any,
+) -> str:
     """What is wrong with an option; empty where it does something, or is refused as it should be."""
     if case.context.get("refused"):
         try:
             for _ in itertools.islice(ended(world, stage, values, world.folder / "own"), 3):
                 pass
         except ConfigError as error:
-            return "" if name.rpartition(".")[2] in error.message else f"refused without its name: {error.message}"
+            return (
+                ""
+                if name.rpartition(".")[2] in error.message
+                else f"refused without its name: {error.message}"
+            )
         return "taken, and it should be refused"
     key = repr(sorted(context.items(), key=str))
     before = known.setdefault(key, [])
@@ -543,20 +586,41 @@ def faults_of(world: World, stage: str, name: str, case: Case, context: dict[str
     return "" if name in CHANGE_NOTHING else "changes nothing"
 
 
-def test_a_voice_of_the_data_is_asked_for_by_its_name(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each speaker of the training data has a row, which is told in the batches, learned, saved by name, and heard."""
+def test_a_voice_of_the_data_is_asked_for_by_its_name(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each speaker of the training data has a row, which is told in the batches, learned, saved by name, and
+    heard."""
     with no_disk():
-        values = {"model.num_speakers": 40, "model.speaker_dropout": 0.0, "lr": 0.5, "wd": 0.0, "max_steps": 2}
+        values = {
+            "model.num_speakers": 40,
+            "model.speaker_dropout": 0.0,
+            "lr": 0.5,
+            "wd": 0.0,
+            "max_steps": 2,
+        }
         settings = world.settings("talker", values)
         built = world.built("talker", settings, tmp_path / "talker")
         trained = sorted({voice_of(sample) or "" for sample in built.corpus.train})
         batch = next(iter(built.train.numbers(range(1)))).batch
         names = {sample.id: voice_of(sample) for sample in built.corpus.train}
-        assert [trained[number] for number in batch.speaker_B.tolist()] == [names[one] for one in batch.sample_ids]
+        assert [trained[number] for number in batch.speaker_B.tolist()] == [
+            names[one] for one in batch.sample_ids
+        ]
         held_out = next(iter(built.valid.numbers(range(1)))).batch
-        assert set(held_out.speaker_B.tolist()) == {NO_VOICE}, "groups never stand on both sides, so nobody here was learned"
+        assert set(held_out.speaker_B.tolist()) == {NO_VOICE}, (
+            "groups never stand on both sides, so nobody here was learned"
+        )
         begin = built.objective.talker.speakers.weight.detach().clone()
-        run = loop.fit(built.objective, built.train, built.valid, settings, built.inputs.run, tmp_path / "talker", name="talker")
+        run = loop.fit(
+            built.objective,
+            built.train,
+            built.valid,
+            settings,
+            built.inputs.run,
+            tmp_path / "talker",
+            name="talker",
+        )
         moved = (built.objective.talker.speakers.weight - begin).abs().sum(1) > 0.1
         drawn = {names[built.corpus.train[place].id] for place in run.drawn.counts_N.nonzero()[0].tolist()}
         assert {trained[row] for row in moved.nonzero().flatten().tolist()} == drawn
@@ -569,7 +633,17 @@ def test_a_voice_of_the_data_is_asked_for_by_its_name(world: World, tmp_path: Pa
     codes = []
     for name in ("nobody", one):
         with pytest.raises(SystemExit) as left:
-            cli.main(["speak", str(tmp_path / "talker"), "red", "--voice", name, "--out", str(tmp_path / "red.wav")])
+            cli.main(
+                [
+                    "speak",
+                    str(tmp_path / "talker"),
+                    "red",
+                    "--voice",
+                    name,
+                    "--out",
+                    str(tmp_path / "red.wav"),
+                ]
+            )
         codes.append(left.value.code)
     assert codes == [2, 0]
     assert one in capsys.readouterr().err, "a wrong name tells the right ones"
@@ -589,9 +663,18 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
     }
     for name, value in changed.items():
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**recipe, "align": {"data": [{"path": "x"}]}, "sweep": {**base, name: value}}))
+        path.write_text(
+            yaml.safe_dump({**recipe, "align": {"data": [{"path": "x"}]}, "sweep": {**base, name: value}})
+        )
         point = recipes.read(str(path)).stages["sweep/lr-0.5"].settings.model_dump(mode="json")
         assert point["lr"] == 0.5
         wanted = {"name": "vision", "revision": None, "dtype": "auto"} if name == "llm" else value
-        assert point[name] == wanted if not isinstance(value, dict) or name == "llm" else point[name]["shift"] == 4
-    assert set(recipes.stage("sweep").settings.model_fields) == {"grid", *recipes.stage("align").settings.model_fields}
+        assert (
+            point[name] == wanted
+            if not isinstance(value, dict) or name == "llm"
+            else point[name]["shift"] == 4
+        )
+    assert set(recipes.stage("sweep").settings.model_fields) == {
+        "grid",
+        *recipes.stage("align").settings.model_fields,
+    }

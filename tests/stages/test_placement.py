@@ -1,4 +1,5 @@
-"""Networks lie where the run computes: what was never placed is found wherever it hides, and nothing else moves a network."""
+"""Networks lie where the run computes: what was never placed is found wherever it hides, and nothing else
+moves a network."""
 
 from __future__ import annotations
 
@@ -149,10 +150,40 @@ def test_a_frozen_network_is_found_once_and_data_are_not_looked_into() -> None:
 
 # --- nothing else moves a network: by reading the code ----------------------------------------------------------------------------------
 
-# Who may call `.to`, `.cuda` or `.cpu` with a device: the one place, and those that open a folder on a device that they are told.
+# Who may call `.to`, `.cuda` or `.cpu` with a device: the one place, and those that open a folder on a device
+# that they are told.
 OWNERS = {"stages/placement.py:__call__", "models/from_transformers.py:open_network"}
-TENSORS = {"batch", "tensor", "tensors", "pixels", "ids", "keep", "part", "rows", "value", "wave_S", "shares", "values", "t", "x", "media"}
-MAKERS = {"collate", "gather", "of", "from_numpy", "tensor", "encode", "decode", "look", "view", "unsqueeze", "permute", "detach"}
+TENSORS = {
+    "batch",
+    "tensor",
+    "tensors",
+    "pixels",
+    "ids",
+    "keep",
+    "part",
+    "rows",
+    "value",
+    "wave_S",
+    "shares",
+    "values",
+    "t",
+    "x",
+    "media",
+}
+MAKERS = {
+    "collate",
+    "gather",
+    "of",
+    "from_numpy",
+    "tensor",
+    "encode",
+    "decode",
+    "encode_image",
+    "view",
+    "unsqueeze",
+    "permute",
+    "detach",
+}
 MAKERS |= {
     "pixels",
     "padded",
@@ -180,7 +211,9 @@ def calls_of_moves(path: Path) -> Iterator[tuple[str, int, ast.expr]]:
         for child in ast.iter_child_nodes(node):
             inside = child.name if isinstance(child, ast.FunctionDef) else function
             if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute):
-                told = " ".join(ast.unparse(each) for each in [*child.args, *(word.value for word in child.keywords)])
+                told = " ".join(
+                    ast.unparse(each) for each in [*child.args, *(word.value for word in child.keywords)]
+                )
                 names_device = any(word in told for word in ("device", "cpu", "cuda"))
                 if child.func.attr in ("cuda", "cpu") or (child.func.attr == "to" and names_device):
                     yield inside, child.lineno, child.func.value
@@ -194,7 +227,11 @@ def is_of_tensors(receiver: ast.expr) -> bool:
     if isinstance(receiver, ast.Subscript):
         return is_of_tensors(receiver.value)
     if isinstance(receiver, ast.Call):
-        name = receiver.func.attr if isinstance(receiver.func, ast.Attribute) else getattr(receiver.func, "id", "")
+        name = (
+            receiver.func.attr
+            if isinstance(receiver.func, ast.Attribute)
+            else getattr(receiver.func, "id", "")
+        )
         return name in MAKERS
     name = receiver.attr if isinstance(receiver, ast.Attribute) else getattr(receiver, "id", "")
     return name in TENSORS or bool(name.rpartition("_")[2].isupper() or name.rpartition("_")[2][:1].isupper())
@@ -207,7 +244,9 @@ def test_networks_are_moved_in_one_place() -> None:
         for function, line, receiver in calls_of_moves(path)
         if not is_of_tensors(receiver) and f"{path.relative_to(SOURCE).as_posix()}:{function}" not in OWNERS
     ]
-    assert others == [], "pass a network through inputs.place; a batch or tensor is known by its name (ids_BT) or its maker"
+    assert others == [], (
+        "pass a network through inputs.place; a batch or tensor is known by its name (ids_BT) or its maker"
+    )
 
 
 def test_the_reading_finds_what_it_is_for(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The two quickstarts: what the command runs, the least values of their boards, and the boards that their recipes' heads tell."""
+"""The two quickstarts: what the command runs, the least values of their boards, and the boards that their
+recipes' heads tell."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import yaml
 
 from muomni import cli, files
 from muomni.errors import ConfigError, GateRed
-from muomni.stages import recipe as recipes
-from muomni.stages import registry, runner, scoreboard
+from muomni.execution import recipe as recipes
+from muomni.execution import runner, scoreboard
+from muomni.stages import registry
 
 RECIPES = Path(recipes.__file__).parents[1] / "recipes"
 
@@ -24,7 +26,10 @@ def head(path: Path) -> tuple[list[str], dict[str, dict[str, float]]]:
     columns = next(line.split()[1:] for line in comment if line.startswith("row "))
     rows = {line.split()[0]: line.split()[1:] for line in comment if re.match(r"\w+\.\w+ ", line)}
     assert all(len(values) == len(columns) for values in rows.values()), rows
-    return columns, {name: {c: float(v) for c, v in zip(columns, values, strict=True) if v != "-"} for name, values in rows.items()}
+    return columns, {
+        name: {c: float(v) for c, v in zip(columns, values, strict=True) if v != "-"}
+        for name, values in rows.items()
+    }
 
 
 @pytest.mark.parametrize("size", runner.QUICKSTARTS)
@@ -56,12 +61,18 @@ def test_least_values_are_the_headers_then_what_is_demanded_then_those_of_the_ta
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     least = scoreboard.least_values(recipes.read(str(tmp_path / "r.yaml"), out=tmp_path))
-    assert (least["omni.speech_to_speech_exact"], least["hearing.cer"], least["hearing.digit_exact"]) == (0.3, 0.2, 0.5)
+    assert (least["omni.speech_to_speech_exact"], least["hearing.cer"], least["hearing.digit_exact"]) == (
+        0.3,
+        0.2,
+        0.5,
+    )
     assert (least["vision.shape_probe"], least["thinker.bits_per_byte"]) == (0.80, None)
 
 
 def test_a_row_that_no_board_has_is_refused_before_anything_is_run(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"scoreboard": {"omni.sight": 0.3}, "thinker": {"data": [{"path": "a.txt"}]}}))
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump({"scoreboard": {"omni.sight": 0.3}, "thinker": {"data": [{"path": "a.txt"}]}})
+    )
     with pytest.raises(ConfigError, match=r"omni\.sight.*"):
         runner.run(str(tmp_path / "r.yaml"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -71,13 +82,20 @@ def test_a_row_that_no_board_has_is_refused_before_anything_is_run(tmp_path: Pat
 def test_a_run_is_red_where_its_board_lacks_what_the_header_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float | None, is_red: bool
 ) -> None:
-    recipe = {"device": "cpu", "scoreboard": {"hearing.digit_exact": 0.4}, "hearing": {"data": [{"path": str(tmp_path / "d.jsonl")}]}}
+    recipe = {
+        "device": "cpu",
+        "scoreboard": {"hearing.digit_exact": 0.4},
+        "hearing": {"data": [{"path": str(tmp_path / "d.jsonl")}]},
+    }
     (tmp_path / "d.jsonl").write_text("")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
 
     def run_stage(plan: Any, entry: Any, *_: Any, **__: Any) -> None:
         facts = {} if value is None else {"digit_exact": {"value": value}}
-        files.write_json(entry.folder / "certificate.json", {"stage": entry.name, "verdict": "green", "gates": [], "facts": facts})
+        files.write_json(
+            entry.folder / "certificate.json",
+            {"stage": entry.name, "verdict": "green", "gates": [], "facts": facts},
+        )
 
     monkeypatch.setattr(runner, "run_stage", run_stage)
     if is_red:
@@ -90,7 +108,11 @@ def test_a_run_is_red_where_its_board_lacks_what_the_header_asks(
 
 @pytest.mark.parametrize(
     ("words", "recipe", "out"),
-    [((), "quickstart", None), (("--size", "full"), "quickstart_full", None), (("--out", "there"), "quickstart", Path("there"))],
+    [
+        ((), "quickstart", None),
+        (("--size", "full"), "quickstart_full", None),
+        (("--out", "there"), "quickstart", Path("there")),
+    ],
 )
 def test_the_command_runs_the_recipe_of_its_size(
     words: tuple[str, ...], recipe: str, out: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,7 +121,10 @@ def test_the_command_runs_the_recipe_of_its_size(
 
     def run(name: str, *, out: Path | None = None) -> Path:
         asked.append((name, out))
-        files.write_json(tmp_path / "scoreboard.json", {"wall_s": 1.0, "metrics": {"hearing.cer": 0.5}, "least": {"hearing.cer": None}})
+        files.write_json(
+            tmp_path / "scoreboard.json",
+            {"wall_s": 1.0, "metrics": {"hearing.cer": 0.5}, "least": {"hearing.cer": None}},
+        )
         return tmp_path
 
     monkeypatch.chdir(tmp_path)
@@ -108,7 +133,10 @@ def test_the_command_runs_the_recipe_of_its_size(
         cli.main(["quickstart", *words])
     assert not left.value.code
     assert asked == [(recipe, out)]
-    assert recipes.read(recipe).name == {"quickstart": "quickstart", "quickstart_full": "quickstart-full"}[recipe]  # runs/<name>
+    assert (
+        recipes.read(recipe).name
+        == {"quickstart": "quickstart", "quickstart_full": "quickstart-full"}[recipe]
+    )  # runs/<name>
 
 
 def test_another_size_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:

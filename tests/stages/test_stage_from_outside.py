@@ -1,4 +1,5 @@
-"""A stage of another package (colour.py, beside this file) is run, planned, measured again, shown: nothing in src knows its name."""
+"""A stage of another package (colour.py, beside this file) is run, planned, measured again, shown: nothing in
+src knows its name."""
 
 from __future__ import annotations
 
@@ -16,19 +17,21 @@ import yaml
 from muomni import inspection
 from muomni.errors import ConfigError, GateRed
 from muomni.evaluate import certificate
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
 from muomni.planning import forecast, walk
 from muomni.report import explain
 from muomni.report.build import report
-from muomni.report.explain import Wanted
+from muomni.report.explain import SampleChoice
 from muomni.selftest import world
-from muomni.stages import recipe as recipes
-from muomni.stages import registry, runner
+from muomni.stages import registry
 
 STEPS = 60
 
 
 def install(name: str, source: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage, installed as a package brings it: by an entry point, in this process and in those that it starts."""
+    """A stage, installed as a package brings it: by an entry point, in this process and in those that it
+    starts."""
     about = site / f"{name}-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -47,22 +50,37 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     world.build(tmp_path / "world")
-    settings = {"data": [{"path": str(tmp_path / "world" / "captions.jsonl")}], "max_steps": STEPS, "lr": 0.02, "val_split": 0.25}
+    settings = {
+        "data": [{"path": str(tmp_path / "world" / "captions.jsonl")}],
+        "max_steps": STEPS,
+        "lr": 0.02,
+        "val_split": 0.25,
+    }
     settings |= {"warmup_steps": 2, "val_freq": 30, "print_freq": 10, "use_amp": False}
     path = tmp_path / "colours.yaml"
-    path.write_text(yaml.safe_dump({"seed": 3, "threads": 1, "device": "cpu", "scoreboard": True, "colour": settings}))
+    path.write_text(
+        yaml.safe_dump({"seed": 3, "threads": 1, "device": "cpu", "scoreboard": True, "colour": settings})
+    )
     return path
 
 
-def test_a_stage_from_outside_has_the_whole_life_of_one_of_ours(brought: None, recipe: Path, tmp_path: Path) -> None:
+def test_a_stage_from_outside_has_the_whole_life_of_one_of_ours(
+    brought: None, recipe: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     with pytest.raises(GateRed, match="named"):  # it is judged by its own gate
-        runner.run(str(recipe), out=tmp_path / "short", overrides=["colour.max_steps=1", "colour.lr=1e-9", "colour.gates={overfits: 9}"])
+        runner.run(
+            str(recipe),
+            out=tmp_path / "short",
+            overrides=["colour.max_steps=1", "colour.lr=1e-9", "colour.gates={overfits: 9}"],
+        )
     runner.run(str(recipe), out=out)
     made: Any = certificate.read(out / "colour")
     assert made["verdict"] == "green"
     assert made["facts"]["named"]["value"] > 0.5
-    assert json.loads((out / "scoreboard.json").read_text())["metrics"] == {"colour.named": made["facts"]["named"]["value"]}
+    assert json.loads((out / "scoreboard.json").read_text())["metrics"] == {
+        "colour.named": made["facts"]["named"]["value"]
+    }
 
     again: Any = runner.gate(out / "colour")
     assert again["facts"]["named"]["value"] == made["facts"]["named"]["value"]
@@ -82,12 +100,14 @@ def test_it_is_planned_traced_and_explained(brought: None, recipe: Path, tmp_pat
     (stage,) = planned["stages"]
     assert (stage["stage"], stage["data_found"], stage["data"]["updates"]) == ("colour", True, STEPS)
     assert stage["parameters"]["trained"] == (3 + 1) * 16 + (16 + 1) * 8
-    nowhere = forecast.plan(str(recipe), overrides=["colour.data=[{path: nowhere.jsonl}]"], out=tmp_path / "run", probe=0)
+    nowhere = forecast.plan(
+        str(recipe), overrides=["colour.data=[{path: nowhere.jsonl}]"], out=tmp_path / "run", probe=0
+    )
     assert nowhere["stages"][0]["data_found"] is False
 
     hops, _ = walk.trace(str(recipe), "colour", out=tmp_path / "run")
     assert [hop.name for hop in hops] == ["pixels_BHW3", "names_B", "term name", "loss"]
-    assert "pixels_BHW3" in explain.of_stage(str(recipe), "colour", Wanted(index=2))
+    assert "pixels_BHW3" in explain.of_stage(str(recipe), "colour", SampleChoice(index=2))
 
 
 def test_without_the_package_there_is_no_such_stage(recipe: Path) -> None:
@@ -97,8 +117,14 @@ def test_without_the_package_there_is_no_such_stage(recipe: Path) -> None:
         registry.find("colour")
 
 
-def test_the_exercise_of_the_page_is_a_stage_of_60_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text().split("## Exercise: add a stage in 60 lines")[1]
+def test_the_exercise_of_the_page_is_a_stage_of_60_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (
+        (Path(__file__).parents[2] / "docs" / "architecture.md")
+        .read_text()
+        .split("## Exercise: add a stage in 60 lines")[1]
+    )
     (code, content) = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 60
     (tmp_path / "words.py").write_text(code)

@@ -35,13 +35,16 @@ def test_unknown_is_visible_and_blank_is_not():
 
 @given(st.lists(st.integers(1, 3), max_size=4))
 def test_min_frames_is_the_shortest_path_that_collapses_to_the_text(ids):
-    """Against brute force: no shorter path over {blank, 1, 2, 3} writes the symbols, one of this length does."""
+    """Against brute force: no shorter path over {blank, 1, 2, 3} writes the symbols, one of this length
+    does."""
     frames = min_frames(ids)
     paths = (p for n in range(min(frames, 6) + 1) for p in itertools.product(range(4), repeat=n))
     shortest = next((len(p) for p in paths if collapse(p) == ids), None)
     assert shortest == frames if frames <= 6 else shortest is None
 
 
-@pytest.mark.parametrize(("path", "written"), [([], []), ([0, 0], []), ([5, 5, 0, 5], [5, 5]), ([1, 1, 2, 2, 0, 0, 2], [1, 2, 2])])
+@pytest.mark.parametrize(
+    ("path", "written"), [([], []), ([0, 0], []), ([5, 5, 0, 5], [5, 5]), ([1, 1, 2, 2, 0, 0, 2], [1, 2, 2])]
+)
 def test_collapse(path, written):
     assert collapse(path) == written

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError, UserError
 from muomni.tokens import bpe
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 
-CORPUS = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "Grüße, 你好, привет"] * 20
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog",
+    "pack my box with five dozen liquor jugs",
+    "Grüße, 你好, привет",
+] * 20
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +82,22 @@ def test_transformers_opens_it_with_the_same_ids_and_template(tokenizer, tmp_pat
     tokenizer.save(tmp_path)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert theirs("the quick Grüße").input_ids == tokenizer.encode("the quick Grüße")
-    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 1, 7)  # generation stops at the end of a turn
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (
+        0,
+        1,
+        7,
+    )  # generation stops at the end of a turn
     turns = [{"role": "user", "content": "fox?"}]
-    theirs_ids = theirs.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert theirs_ids == [SPECIAL.bos, SPECIAL.user, *tokenizer.encode("fox?"), SPECIAL.end, SPECIAL.assistant]
+    theirs_ids = theirs.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    assert theirs_ids == [
+        SPECIAL.bos,
+        SPECIAL.user,
+        *tokenizer.encode("fox?"),
+        SPECIAL.end,
+        SPECIAL.assistant,
+    ]
 
 
 def test_bad_input_is_the_users_error(tokenizer, tmp_path):
@@ -123,7 +139,9 @@ def test_words_that_are_looked_up_have_the_ids_that_the_library_gives(tokenizer,
 @settings(max_examples=1000)
 def test_ascii_texts_are_cut_where_the_library_cuts_them(tokenizer, text):
     def cut(part):
-        return [part[start:stop] for _, (start, stop) in tokenizer._library.pre_tokenizer.pre_tokenize_str(part)]
+        return [
+            part[start:stop] for _, (start, stop) in tokenizer._library.pre_tokenizer.pre_tokenize_str(part)
+        ]
 
     words = bpe.WORD.findall(text)
     assert words == cut(text)

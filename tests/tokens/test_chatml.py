@@ -1,4 +1,5 @@
-"""ChatML over Qwen3's vocabulary: the ids it has, what is learned of a turn, and files that stay what they were."""
+"""ChatML over Qwen3's vocabulary: the ids it has, what is learned of a turn, and files that stay what they
+were."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def spelled(tokenizer, ids):
 
 
 def test_ids_come_from_the_vocabulary_by_name_and_none_is_new(tokenizer, theirs):
-    marks = tokenizer.marks
+    marks = tokenizer.special_tokens
     assert (marks.bos, marks.eos, marks.end, marks.stops) == (151643, 151643, END, (END, 151643))
     assert (marks.media["image"].start, marks.media["image"].pad, marks.media["image"].end) == IMAGE
     assert (marks.opening, set(marks.media), marks.speech, tokenizer.is_own) == ((), {"image"}, None, False)
@@ -83,12 +84,18 @@ def test_its_files_come_out_byte_for_byte(tokenizer, qwen_folder, tmp_path):
     for source in (qwen_folder, tmp_path / "crlf"):
         out = tmp_path / "out" / source.name
         pickle.loads(pickle.dumps(Tokenizer.load(source))).save(out)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in source.iterdir()}
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+            path.name: path.read_bytes() for path in source.iterdir()
+        }
 
 
 def test_a_loaders_worker_has_the_same_marks(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
-    assert (again.marks, again.digest, again.vocab_size) == (tokenizer.marks, tokenizer.digest, tokenizer.vocab_size)
+    assert (again.special_tokens, again.digest, again.vocab_size) == (
+        tokenizer.special_tokens,
+        tokenizer.digest,
+        tokenizer.vocab_size,
+    )
     assert again.encode("<|im_end|>") == tokenizer.encode("<|im_end|>")
 
 
@@ -102,19 +109,31 @@ def test_the_rows_of_the_model_stay_as_they_are(qwen_llm, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
-def test_a_vocabulary_without_vision_marks_refuses_pictures_in_one_line(qwen_folder, qwen_llm, tmp_path, name):
+def test_a_vocabulary_without_vision_marks_refuses_pictures_in_one_line(
+    qwen_folder, qwen_llm, tmp_path, name
+):
     from muomni.models import pretrained
     from muomni.models.omni import Omni, Projectors, ProjectorsConfig
     from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
     blind = Tokenizer.load(qwen.without(qwen_folder, tmp_path / "blind", name))
-    assert not blind.marks.media
+    assert not blind.special_tokens.media
     assert chat.render(blind, turns("", "hi", "a dog")).ids
     with pytest.raises(DataError) as refused:
         chat.render(blind, THREE, positions={"image": [4, 4]})
-    eyes = VisionEncoder(VisionEncoderConfig(image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
+    eyes = VisionEncoder(
+        VisionEncoderConfig(
+            image_size=32, patch_size=16, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8
+        )
+    )
     with pytest.raises(ConfigError) as unwired:
-        Omni(pretrained.open_decoder(qwen_llm), eyes, None, Projectors(ProjectorsConfig(width=32, vision_width=16)), blind.marks)
+        Omni(
+            pretrained.open_decoder(qwen_llm),
+            eyes,
+            None,
+            Projectors(ProjectorsConfig(width=32, vision_width=16)),
+            blind.special_tokens,
+        )
     assert "\n" not in str(refused.value) + str(unwired.value)
 
 
@@ -125,8 +144,11 @@ def test_a_vocabulary_of_neither_kind_is_refused(qwen_folder, tmp_path):
 
 # --- the template -------------------------------------------------------------------------------------------------------------------------
 
-# A turn that begins with an empty line joins its header's line end into one token in transformers; nobody means anything by it.
-plain = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20).filter(lambda words: "<" not in words and words == words.lstrip())
+# A turn that begins with an empty line joins its header's line end into one token in transformers; nobody
+# means anything by it.
+plain = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20).filter(
+    lambda words: "<" not in words and words == words.lstrip()
+)
 
 
 @given(st.lists(plain, min_size=2, max_size=7))
@@ -134,12 +156,15 @@ plain = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20).filter
 def test_plain_turns_are_tokenised_as_transformers_does(tokenizer, theirs, said):
     messages = turns(*said)
     dicts = [vars(message) for message in messages]
-    asked = theirs.apply_chat_template(dicts[:2], tokenize=True, add_generation_prompt=True, return_dict=False)
+    asked = theirs.apply_chat_template(
+        dicts[:2], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
     assert chat.render(tokenizer, messages[:2], reply=True).ids == asked
     whole = theirs.apply_chat_template(dicts, tokenize=True, return_dict=False)
     if messages[-1].role == "assistant":
-        # Qwen3's template puts an empty think block before answers after the last question, and there alone: the same turn has other ids
-        # once the conversation goes on, which shifted the original's label mask into user text (lumo C2). Ours has none, anywhere.
+        # Qwen3's template puts an empty think block before answers after the last question, and there alone:
+        # the same turn has other ids once the conversation goes on, which shifted the original's label mask
+        # into user text (lumo C2). Ours has none, anywhere.
         block = theirs("<think>\n\n</think>\n\n")["input_ids"]
         at = next(i for i in range(len(whole)) if whole[i : i + len(block)] == block)
         whole = whole[:at] + whole[at + len(block) :]
@@ -177,7 +202,9 @@ def test_the_golden_file_says_what_it_should():
         taught = [piece for i, label, piece in row if label == i]
         assert all(label in (-100, i) for i, label, _ in row)
         assert "".join(taught) == (said.pop(0) + "<|im_end|>" if role == "assistant" else "")
-    assert [sum(i in IMAGE for i in ids[a - 1 : a + n + 1]) for a, n in golden["spans"]] == [n + 2 for _, n in golden["spans"]]
+    assert [sum(i in IMAGE for i in ids[a - 1 : a + n + 1]) for a, n in golden["spans"]] == [
+        n + 2 for _, n in golden["spans"]
+    ]
     assert sum(i in IMAGE for i in ids) == 3 + 2 + 2 * 2
 
 
@@ -187,7 +214,10 @@ def test_answers_and_their_ends_are_learned_and_nothing_else(tokenizer, exchange
     pictures = [data.draw(st.integers(0, 2)) for _ in exchanges]
     messages = []
     for (question, answer), count in zip(exchanges, pictures):
-        messages += [Obj(role="user", content=[PICTURE] * count + [text(question)]), Obj(role="assistant", content=answer)]
+        messages += [
+            Obj(role="user", content=[PICTURE] * count + [text(question)]),
+            Obj(role="assistant", content=answer),
+        ]
     out = chat.render(tokenizer, messages, positions={"image": [5] * sum(pictures)})
     wanted = [i for _, answer in exchanges for i in [*tokenizer.encode(answer), END]]
     assert [label for label in out.labels if label != chat.IGNORE] == wanted
@@ -205,9 +235,15 @@ def test_a_picture_costs_two_ids_more_than_its_tokens(tokenizer, tokens):
     words = text("what is in the picture?")
     without = chat.render(tokenizer, turns("", [words], "a dog"))
     one = chat.render(tokenizer, turns("", [PICTURE, words], "a dog"), positions={"image": [tokens]})
-    two = chat.render(tokenizer, turns("", [PICTURE, words, PICTURE], "a dog"), positions={"image": [tokens, tokens]})
+    two = chat.render(
+        tokenizer, turns("", [PICTURE, words, PICTURE], "a dog"), positions={"image": [tokens, tokens]}
+    )
     assert (len(one) - len(without), len(two) - len(without)) == (tokens + 2, 2 * (tokens + 2))
-    assert one.ids[one.spans[0].start - 1 : one.spans[0].start + tokens + 1] == [IMAGE[0], *[IMAGE[1]] * tokens, IMAGE[2]]
+    assert one.ids[one.spans[0].start - 1 : one.spans[0].start + tokens + 1] == [
+        IMAGE[0],
+        *[IMAGE[1]] * tokens,
+        IMAGE[2],
+    ]
 
 
 @pytest.mark.parametrize("name", qwen.NAMES[: len(qwen.SPECIAL)])
@@ -220,10 +256,18 @@ def test_text_that_spells_a_mark_stays_text(tokenizer, name):
 
 
 def row(answer):
-    return parse({"id": "one", "messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": answer}]})
+    return parse(
+        {
+            "id": "one",
+            "messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": answer}],
+        }
+    )
 
 
-@pytest.mark.parametrize("answer", ["so <think>hm</think> a <tool_call> dog", "cafe\u0301 \u212b", "a dog\r\n\r\n", " \u4f60\u597d "])
+@pytest.mark.parametrize(
+    "answer",
+    ["so <think>hm</think> a <tool_call> dog", "cafe\u0301 \u212b", "a dog\r\n\r\n", " \u4f60\u597d "],
+)
 def test_an_answer_is_read_back_as_the_words_it_was(tokenizer, answer):
     """What Qwen's vocabulary adds as words (<think>) or writes in another way (NFC) is no wrong label."""
     sample = row(answer)

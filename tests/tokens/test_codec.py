@@ -1,4 +1,5 @@
-"""What tokens know of a codec: batches by equal length only, refusals that name what is wrong, entries of a token space."""
+"""What tokens know of a codec: batches by equal length only, refusals that name what is wrong, entries of a
+token space."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from muomni.tokens.codec import CodecEntry
 
 
 class Counting:
-    """Codes of a wave are its samples by tens: book 0 the tens, book 1 the ones. `batches` says what it was asked."""
+    """Codes of a wave are its samples by tens: book 0 the tens, book 1 the ones. `batches` says what it was
+    asked."""
 
     kind, modality, codebooks, codebook_size = "counting", "audio", 2, 10
     frame_rate_hz, sample_rate_hz, size_px, grid = 100.0, 100, None, None
@@ -62,7 +64,9 @@ def test_clips_are_batched_with_their_equals_and_come_back_in_order() -> None:
     assert own.batches == [(3, 5), (2, 3), (1, 1)]
 
 
-def test_a_batch_holds_no_more_rows_than_said_and_no_more_numbers_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_holds_no_more_rows_than_said_and_no_more_numbers_than_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own = Counting()
     codes = codec.encode_by_length(own, [clip(5, start) for start in range(5)], most=2)
     assert own.batches == [(2, 5), (2, 5), (1, 5)]
@@ -74,7 +78,9 @@ def test_a_batch_holds_no_more_rows_than_said_and_no_more_numbers_than_fit(monke
     assert codec.encode_by_length(own, []) == []
 
 
-@pytest.mark.parametrize("media", [torch.zeros(3), torch.zeros(2, 0), torch.zeros(1, 1, 5), torch.zeros(1, 5, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "media", [torch.zeros(3), torch.zeros(2, 0), torch.zeros(1, 1, 5), torch.zeros(1, 5, dtype=torch.int64)]
+)
 def test_waves_of_another_shape_are_refused(media: Tensor) -> None:
     with pytest.raises(ShapeError, match="mono waves"):
         Counting().encode(media)
@@ -127,11 +133,20 @@ def test_an_entry_goes_through_json_and_back() -> None:
 
 @pytest.mark.parametrize(
     ("key", "other"),
-    [("digest", "1" * 64), ("codebooks", 3), ("codebook_size", 11), ("frame_rate_hz", 50.0), ("sample_rate_hz", 8000), ("kind", "mimi")],
+    [
+        ("digest", "1" * 64),
+        ("codebooks", 3),
+        ("codebook_size", 11),
+        ("frame_rate_hz", 50.0),
+        ("sample_rate_hz", 8000),
+        ("kind", "mimi"),
+    ],
 )
 def test_a_stale_entry_is_refused_and_says_what_differs(key: str, other: object) -> None:
     entry = replace(CodecEntry.of(Counting(), "voice", "delay"), **{key: other})
-    with pytest.raises(CheckpointError, match=f"shards: codec voice is not the one that made it: {key}: expected"):
+    with pytest.raises(
+        CheckpointError, match=f"shards: codec voice is not the one that made it: {key}: expected"
+    ):
         entry.require(Counting(), "shards")
 
 

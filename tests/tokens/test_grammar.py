@@ -29,7 +29,9 @@ def _written(rules, seed):
             if not legal:
                 return torch.tensor(columns).T
             sizes = torch.tensor([len(ids) for ids in legal])
-            place = int(torch.randint(len(legal), (), generator=generator))  # a range first, so that spans do end
+            place = int(
+                torch.randint(len(legal), (), generator=generator)
+            )  # a range first, so that spans do end
             column.append(legal[place][int(torch.randint(int(sizes[place]), (), generator=generator))])
             if stream == 0 and column[0] == rules.end and end is None:
                 end = (step - 1) // len(rules.books) if rules.lags is None else step - 1
@@ -76,11 +78,22 @@ def test_the_end_competes_where_a_frame_may_begin_and_nowhere_else():
     books = [book.ids for book in space.books("audio")]
     steps = [rules.legal(step) for step in range(rules.steps)]
     assert steps[0] == (range(space.special("aud_start"), space.special("aud_start") + 1),)
-    assert [end in legal for legal in steps[1:]] == [*[False] * 6, True, False, False, True, False, False, True]
+    assert [end in legal for legal in steps[1:]] == [
+        *[False] * 6,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     assert steps[1:4] == [(books[0],), (books[1],), (books[2],)]
     assert steps[-1] == (end,)
     assert rules.legal(8, end=2) == ()
-    assert [end in legal for legal in rules.targets(2)[0]] == [*[False] * 7, True], "the sets that a writer of 2 frames meets"
+    assert [end in legal for legal in rules.targets(2)[0]] == [*[False] * 7, True], (
+        "the sets that a writer of 2 frames meets"
+    )
 
 
 def test_an_image_has_exactly_its_tokens():
@@ -102,7 +115,9 @@ def test_what_is_illegal_is_named():
     rules.require(ids, space)
     swapped = ids.clone()
     swapped[[4, 5]] = swapped[[5, 4]]
-    with pytest.raises(TokenRangeError, match=r"step 4: expected 380\.\.387 or 305\.\.305, got \d+, which is of audio_1"):
+    with pytest.raises(
+        TokenRangeError, match=r"step 4: expected 380\.\.387 or 305\.\.305, got \d+, which is of audio_1"
+    ):
         rules.require(swapped, space)
     with pytest.raises(TokenRangeError, match=r"step 10: .*got the end of the ids"):
         rules.require(ids[:-1], space)

@@ -19,7 +19,9 @@ def test_undelay_undoes_delay(batch, books, frames, seed):
 
 
 def test_book_k_starts_k_steps_later():
-    assert grid.delay(torch.tensor([[[1, 2], [3, 4], [5, 6]]]), 0).tolist() == [[[1, 2, 0, 0], [0, 3, 4, 0], [0, 0, 5, 6]]]
+    assert grid.delay(torch.tensor([[[1, 2], [3, 4], [5, 6]]]), 0).tolist() == [
+        [[1, 2, 0, 0], [0, 3, 4, 0], [0, 0, 5, 6]]
+    ]
 
 
 def test_undelay_reads_no_fill():
@@ -29,7 +31,9 @@ def test_undelay_reads_no_fill():
     assert torch.equal(grid.undelay(poisoned), grid.undelay(delayed))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 0, 3, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 0, 3, dtype=torch.int64)]
+)
 def test_wrong_shapes_are_refused(bad):
     with pytest.raises(ShapeError):
         grid.delay(bad, 0)

@@ -56,14 +56,26 @@ def test_rows_of_any_space_hold_their_content(space, task, frames, seed):
     medium = _medium(space, task, frames, seed)
     text = [seed % space.text_size] * 3
     row = sequences.build(space, task, text, medium)
-    assert row.ids.shape == row.labels.shape == ((space.streams, len(row)) if space.streams > 1 else (len(row),))
+    assert (
+        row.ids.shape == row.labels.shape == ((space.streams, len(row)) if space.streams > 1 else (len(row),))
+    )
     for span in row.spans:
         inside = row.ids[..., span.start : span.start + span.length]
         if space.streams > 1:
-            streams = 1 if span.kind == "text" or space.lags(span.kind) is None else space.codec(span.kind).codebooks
-            content = space.ids_of(span.kind, codes(space, span.kind, frames, seed)) if span.kind != "text" else torch.tensor(text)
+            streams = (
+                1
+                if span.kind == "text" or space.lags(span.kind) is None
+                else space.codec(span.kind).codebooks
+            )
+            content = (
+                space.ids_of(span.kind, codes(space, span.kind, frames, seed))
+                if span.kind != "text"
+                else torch.tensor(text)
+            )
             # The end token stands beside the tail of delayed streams; all else is as `ids_of` lays it out.
-            end = inside == space.special({"text": "text_end", "image": "img_end", "audio": "aud_end"}[span.kind])
+            end = inside == space.special(
+                {"text": "text_end", "image": "img_end", "audio": "aud_end"}[span.kind]
+            )
             laid = torch.where(end, space.pad, inside)[:streams]
             assert torch.equal(laid if content.ndim == 2 else laid[0], content)
             inside = laid if content.ndim == 2 else laid[0]
@@ -96,7 +108,9 @@ def test_a_long_sound_that_is_read_is_windowed_at_frames_and_says_so():
     row = sequences.build(space, "a2t", TEXT, space.ids_of("audio", whole), window=window)
     assert row.window == window
     span = row.spans[0]
-    assert torch.equal(space.codes_of("audio", row.ids[span.start : span.start + span.length]), whole[:, 7:13])
+    assert torch.equal(
+        space.codes_of("audio", row.ids[span.start : span.start + span.length]), whole[:, 7:13]
+    )
     assert sequences.build(space, "a2t", TEXT, space.ids_of("audio", whole)).window is None
     assert sequences.window_of(6, 6) is None
 

@@ -1,4 +1,5 @@
-"""The token space: ranges, ids of codes and back, one hash for one meaning, and refusals that say what differs."""
+"""The token space: ranges, ids of codes and back, one hash for one meaning, and refusals that say what
+differs."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def test_two_processes_two_times_and_two_paths_give_one_hash(tmp_path):
     hashes, contents = set(), set()
     for place in ("one", "two/deep"):
         env = {**os.environ, "PYTHONHASHSEED": str(len(place)), "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-c", program, str(tmp_path / place), place], check=True, env=env, timeout=600)
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / place), place], check=True, env=env, timeout=600
+        )
         hashes.add(TokenSpace.load(tmp_path / place).hash)
         contents.add((tmp_path / place / TOKEN_SPACE).read_text())
     assert hashes == {SOURCE.hash}
@@ -89,7 +92,10 @@ def test_the_name_of_a_codec_and_the_kind_of_its_number_are_no_meaning():
 
 MISMATCHES = {
     "range": (replace(SOURCE, text_size=151_643), "region text: expected 0..151668, got 0..151642"),
-    "special": (replace(SOURCE, special_size=32), "region special: expected 151669..151732, got 151669..151700"),
+    "special": (
+        replace(SOURCE, special_size=32),
+        "region special: expected 151669..151732, got 151669..151700",
+    ),
     "image size": (
         replace(SOURCE, codecs=(replace(IMAGE, codebook_size=4096), AUDIO)),
         "image codec codebook_size: expected 8192, got 4096",
@@ -98,10 +104,22 @@ MISMATCHES = {
         replace(SOURCE, codecs=(IMAGE, replace(AUDIO, digest="9" * 64))),
         "audio codec digest: expected 222222222222, got 999999999999",
     ),
-    "layout": (replace(SOURCE, codecs=(IMAGE, replace(AUDIO, layout="delay"))), "audio codec layout: expected interleaved, got delay"),
-    "rate": (replace(SOURCE, codecs=(IMAGE, replace(AUDIO, frame_rate_hz=75.0))), "audio codec frame_rate_hz: expected 150.0, got 75.0"),
-    "books": (replace(SOURCE, codecs=(IMAGE, replace(AUDIO, codebooks=2))), "region audio_2: expected 161973..162996, got none"),
-    "tokenizer": (replace(SOURCE, tokenizer="8" * 64), "text tokenizer: expected 333333333333, got 888888888888"),
+    "layout": (
+        replace(SOURCE, codecs=(IMAGE, replace(AUDIO, layout="delay"))),
+        "audio codec layout: expected interleaved, got delay",
+    ),
+    "rate": (
+        replace(SOURCE, codecs=(IMAGE, replace(AUDIO, frame_rate_hz=75.0))),
+        "audio codec frame_rate_hz: expected 150.0, got 75.0",
+    ),
+    "books": (
+        replace(SOURCE, codecs=(IMAGE, replace(AUDIO, codebooks=2))),
+        "region audio_2: expected 161973..162996, got none",
+    ),
+    "tokenizer": (
+        replace(SOURCE, tokenizer="8" * 64),
+        "text tokenizer: expected 333333333333, got 888888888888",
+    ),
     "medium": (replace(SOURCE, codecs=(IMAGE,)), "region audio_0: expected 159925..160948, got none"),
 }
 
@@ -166,11 +184,15 @@ def test_a_torn_or_missing_file_is_the_users_matter(tmp_path):
 
 
 def test_out_of_range_codes_and_ids_are_named_both_ways():
-    with pytest.raises(TokenRangeError, match=r"position 1: expected a code of image \(0\.\.8191\), got 9000"):
+    with pytest.raises(
+        TokenRangeError, match=r"position 1: expected a code of image \(0\.\.8191\), got 9000"
+    ):
         SOURCE.to_global("image", torch.tensor([5, 9000]))
     with pytest.raises(TokenRangeError, match=r"position \(0, 1\): .* got -1"):
         SOURCE.to_global("image", torch.tensor([[5, -1]]))
-    with pytest.raises(TokenRangeError, match=r"position 2: expected an id of image .*got 159925, which is of audio_0"):
+    with pytest.raises(
+        TokenRangeError, match=r"position 2: expected an id of image .*got 159925, which is of audio_0"
+    ):
         SOURCE.from_global("image", torch.tensor([151_733, 159_924, 159_925]))
     with pytest.raises(TokenRangeError, match=r"got 151671, which is img_start"):
         SOURCE.from_global("image", torch.tensor([151_671]))
@@ -188,19 +210,24 @@ def test_swapped_codebooks_are_named():
     ids = SOURCE.ids_of("audio", codes(SOURCE, "audio", 5))
     ids[[9, 10]] = ids[[10, 9]]
     with pytest.raises(
-        TokenRangeError, match=r"audio span: position 9: expected an id of audio_1 \(160949\.\.161972\), got \d+, which is of audio_2"
+        TokenRangeError,
+        match=r"audio span: position 9: expected an id of audio_1 \(160949\.\.161972\), got \d+, which is of audio_2",
     ):
         SOURCE.codes_of("audio", ids)
 
 
 def test_truncated_spans_are_named():
     ids = SOURCE.ids_of("audio", codes(SOURCE, "audio", 5))
-    with pytest.raises(TokenRangeError, match=r"position 18: expected an id of audio_2 \(161973\.\.162996\), got the end"):
+    with pytest.raises(
+        TokenRangeError, match=r"position 18: expected an id of audio_2 \(161973\.\.162996\), got the end"
+    ):
         SOURCE.codes_of("audio", ids[:18])
     with pytest.raises(TokenRangeError, match="position 0"):
         SOURCE.codes_of("audio", ids[:0])
     image = SOURCE.ids_of("image", codes(SOURCE, "image", 0))
-    with pytest.raises(TokenRangeError, match=r"position 31: expected an id of image .* got the end.*32 frames"):
+    with pytest.raises(
+        TokenRangeError, match=r"position 31: expected an id of image .* got the end.*32 frames"
+    ):
         SOURCE.codes_of("image", image[:31])
     with pytest.raises(TokenRangeError, match="expected the end after 32 frames, got 1 more"):
         SOURCE.codes_of("image", torch.cat((image, image[:1])))
@@ -258,7 +285,11 @@ def test_impossible_spaces_are_refused():
 def test_the_documents_tables_are_the_code():
     lines = (Path(__file__).parents[2] / "docs" / "tokens.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    regions = {row[0]: tuple(int(cell.replace(",", "")) for cell in row[1:]) for row in rows if len(row) == 4 and row[1][:1].isdigit()}
+    regions = {
+        row[0]: tuple(int(cell.replace(",", "")) for cell in row[1:])
+        for row in rows
+        if len(row) == 4 and row[1][:1].isdigit()
+    }
     expected = {region.name: (region.start, region.end, region.size) for region in SOURCE.regions}
     assert regions == {**expected, "all": (0, SOURCE.size - 1, SOURCE.size)}
     specials = {row[0]: int(row[1].replace(",", "")) for row in rows if row[0] in SPECIALS}
@@ -269,5 +300,7 @@ def test_the_documents_tables_are_the_code():
         ids = sequences.build(small(), name, [1], media).ids
         words = [small().describe(int(token)).split()[-1] for token in ids]
         words = [word if word in SPECIALS else word.split("_")[0].upper() for word in words]
-        assert row.split() == [word for place, word in enumerate(words) if place == 0 or word != words[place - 1]]
+        assert row.split() == [
+            word for place, word in enumerate(words) if place == 0 or word != words[place - 1]
+        ]
     assert set(tasks) == set(TASKS)

@@ -1,4 +1,5 @@
-"""The unified tokenizer: text, pictures and sounds to ids of one space and back; every mismatch is refused."""
+"""The unified tokenizer: text, pictures and sounds to ids of one space and back; every mismatch is
+refused."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ TEXT = Tokenizer.train(["a red circle and a blue square"] * 4, 290)
 
 
 def _space(layout: str = "interleaved") -> TokenSpace:
-    return TokenSpace.of(TEXT, [CodecEntry.of(ToySounds(), "sounds", layout), CodecEntry.of(ToyImages(), "pictures", "interleaved")])
+    return TokenSpace.of(
+        TEXT,
+        [CodecEntry.of(ToySounds(), "sounds", layout), CodecEntry.of(ToyImages(), "pictures", "interleaved")],
+    )
 
 
 def _unified(layout: str = "interleaved") -> UnifiedTokenizer:
@@ -49,7 +53,7 @@ def test_text_never_spells_a_framing_token():
 
 def test_words_are_plain_text():
     tokenizer = _unified()
-    assert tokenizer.words == (range(TEXT.marks.words_from, TEXT.num_ids),)
+    assert tokenizer.words == (range(TEXT.special_tokens.words_from, TEXT.num_ids),)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "delay", "parallel"])
@@ -74,10 +78,14 @@ def test_media_survive_with_their_meta_alone(layout):
 def test_the_meta_of_written_codes_decodes_them():
     tokenizer = _unified()
     codes = torch.zeros(3, 2, dtype=torch.int64)
-    wave, _ = tokenizer.decode_audio(tokenizer.space.ids_of("audio", codes), tokenizer.meta_of("audio", codes))
+    wave, _ = tokenizer.decode_audio(
+        tokenizer.space.ids_of("audio", codes), tokenizer.meta_of("audio", codes)
+    )
     assert len(wave) == 40
     codes = torch.zeros(1, 6, dtype=torch.int64)
-    assert tokenizer.decode_image(tokenizer.space.ids_of("image", codes), tokenizer.meta_of("image", codes)).shape == (3, 6, 6)
+    assert tokenizer.decode_image(
+        tokenizer.space.ids_of("image", codes), tokenizer.meta_of("image", codes)
+    ).shape == (3, 6, 6)
 
 
 def test_another_tokenizer_or_codec_is_refused_with_what_differs():
@@ -87,7 +95,9 @@ def test_another_tokenizer_or_codec_is_refused_with_what_differs():
         UnifiedTokenizer(other, space)
     sounds = ToySounds()
     sounds.digest = "f" * 64
-    with pytest.raises(TokenSpaceError, match=r"audio codec: .*digest: expected 555555555555, got ffffffffffff"):
+    with pytest.raises(
+        TokenSpaceError, match=r"audio codec: .*digest: expected 555555555555, got ffffffffffff"
+    ):
         UnifiedTokenizer(TEXT, space, [sounds])
     sounds = ToySounds()
     sounds.codebooks = 2

@@ -11,8 +11,20 @@ from muomni.errors import TokenSpaceError
 from muomni.tokens import uti
 from spaces import AUDIO, IMAGE, SOURCE, small
 
-# As the source's builder lays it out (reference B1 to B5): the order of keys, names of ranges and special tokens.
-NAMES = ("text_start", "text_end", "img_start", "img_end", "aud_start", "aud_end", "gen_text", "gen_img", "gen_aud", "pad_mm")
+# As the source's builder lays it out (reference B1 to B5): the order of keys, names of ranges and special
+# tokens.
+NAMES = (
+    "text_start",
+    "text_end",
+    "img_start",
+    "img_end",
+    "aud_start",
+    "aud_end",
+    "gen_text",
+    "gen_img",
+    "gen_aud",
+    "pad_mm",
+)
 FILE = {
     "version": "uti_v1",
     "created_utc": "2026-01-14T10:00:00Z",
@@ -29,7 +41,13 @@ FILE = {
         "AUDIO_CB3": {"start": 162_997, "end": 164_020, "size": 1024},
     },
     "image_tokenizer": {"name": "seed2", "device": "cuda", "codebook_size": 8192},
-    "audio_codec": {"name": "encodec", "fp16": True, "n_codebooks": 4, "codebook_size": 1024, "sample_rate": 48_000},
+    "audio_codec": {
+        "name": "encodec",
+        "fp16": True,
+        "n_codebooks": 4,
+        "codebook_size": 1024,
+        "sample_rate": 48_000,
+    },
     "vocab_size_total": 164_021,
 }
 
@@ -56,21 +74,35 @@ def test_what_is_written_is_the_sources_layout(tmp_path):
     )
     content = json.loads((tmp_path / "token_space.json").read_text())
     assert list(content) == list(FILE)
-    assert content.pop("audio_codec") == {**FILE["audio_codec"], "serialization": "flatten_by_time_interleaved_codebooks"}
+    assert content.pop("audio_codec") == {
+        **FILE["audio_codec"],
+        "serialization": "flatten_by_time_interleaved_codebooks",
+    }
     assert content == {key: value for key, value in FILE.items() if key != "audio_codec"}
     whole = json.loads((tmp_path / "token_space.json").read_text())
     expected = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
     assert (tmp_path / "token_space.sha256").read_text().strip() == expected
-    assert uti.read(tmp_path / "token_space.json", tokenizer=SOURCE.tokenizer, codecs=(IMAGE, AUDIO)) == SOURCE
+    assert (
+        uti.read(tmp_path / "token_space.json", tokenizer=SOURCE.tokenizer, codecs=(IMAGE, AUDIO)) == SOURCE
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"vocab_size_total": 164_022}, "vocab_size_total: expected 164021, got 164022"),
-        ({"ranges": {**FILE["ranges"], "IMAGE": {"start": 151_733, "end": 159_923, "size": 8191}}}, "ranges IMAGE"),
-        ({"ranges": {key: value for key, value in FILE["ranges"].items() if key != "AUDIO_CB3"}}, "ranges AUDIO_CB3: .* got none"),
-        ({"special_tokens": {**FILE["special_tokens"], "<|img_start|>": 151_670}}, r"special_tokens <\|img_start\|>"),
+        (
+            {"ranges": {**FILE["ranges"], "IMAGE": {"start": 151_733, "end": 159_923, "size": 8191}}},
+            "ranges IMAGE",
+        ),
+        (
+            {"ranges": {key: value for key, value in FILE["ranges"].items() if key != "AUDIO_CB3"}},
+            "ranges AUDIO_CB3: .* got none",
+        ),
+        (
+            {"special_tokens": {**FILE["special_tokens"], "<|img_start|>": 151_670}},
+            r"special_tokens <\|img_start\|>",
+        ),
         ({"audio_codec": {"n_codebooks": 8}}, "audio_codec n_codebooks: expected 4, got 8"),
         ({"audio_codec": {"sample_rate": 24_000}}, "audio_codec sample_rate: expected 48000, got 24000"),
         ({"version": "uti_v2"}, "expected version uti_v1"),

@@ -30,10 +30,18 @@ def run_ranks(world: int, folder: Path, timeout_s: float = 900, **told: Any) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **told.pop("environment", {})}
+    shared = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        **told.pop("environment", {}),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     told["folder"] = str(folder)
-    ranks = [FORKS.Process(target=work, args=({**shared, "RANK": str(n), "LOCAL_RANK": str(n)}, told), daemon=True) for n in range(world)]
+    ranks = [
+        FORKS.Process(target=work, args=({**shared, "RANK": str(n), "LOCAL_RANK": str(n)}, told), daemon=True)
+        for n in range(world)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -76,26 +84,35 @@ class Failure(Toy):
 
 
 def work(environment: dict[str, str], told: dict[str, Any]) -> None:
-    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad, failing), slow_s (saving)."""
+    """One rank. told: folder, values (settings), stop_before (updates), fail [how, rank, forward], rows (bad,
+    failing), slow_s (saving)."""
     os.environ.update(environment)
     folder = Path(told["folder"])
     error = os.open(folder / f"stderr-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(error, 2)
-    flops.peak = lambda run: 1e9  # what the chip can do takes seconds to measure, and is nothing to these tests
+    flops.peak = lambda run: (
+        1e9
+    )  # what the chip can do takes seconds to measure, and is nothing to these tests
     run = runtime.start(precision="fp32", device="cpu", threads=1)
     chosen = settings(**{"print_freq": 1, "quarantine_limit": 1.0, **told.get("values", {})})
-    rows = {"bad": Rows(bad=tuple(range(1, 13))), "failing": Failing()}.get(told.get("rows", ""), Rows(bad=(7,)))
+    rows = {"bad": Rows(bad=tuple(range(1, 13))), "failing": Failing()}.get(
+        told.get("rows", ""), Rows(bad=(7,))
+    )
     train = Loader(rows, Order([len(rows)], batch_size=chosen.batch_size, seed=chosen.seed), collate)
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
     objective = Failure(*told["fail"]) if "fail" in told else Toy()
     steps = iter(range(10**9))
-    loop.asked = lambda stop: next(steps) == told.get("stop_before", -1)  # counted from where this process begins
+    loop.asked = lambda stop: (
+        next(steps) == told.get("stop_before", -1)
+    )  # counted from where this process begins
     saved = (lambda step: time.sleep(told["slow_s"])) if "slow_s" in told else (lambda step: None)
     try:
         with distributed.together(run, alike=(loop.Interrupted,)):
             fitted = loop.fit(objective, train, valid, chosen, run, folder, name="toy", saved=saved)
             if run.is_main:
-                (folder / "drawn.json").write_text(json.dumps([fitted.drawn.counts_N.tolist(), fitted.drawn.state, vars(fitted.progress)]))
+                (folder / "drawn.json").write_text(
+                    json.dumps([fitted.drawn.counts_N.tolist(), fitted.drawn.state, vars(fitted.progress)])
+                )
     except loop.Interrupted:
         pass
     except MuomniError as problem:

@@ -1,4 +1,5 @@
-"""Updates of several objectives by one process or, under torchrun's variables, by two; the weights after them tell whether they agree."""
+"""Updates of several objectives by one process or, under torchrun's variables, by two; the weights after them
+tell whether they agree."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from muomni.models.omni import MediaBatch, Omni, Projectors, ProjectorsConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.runtime import Runtime
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
 from muomni.train.objectives.contrast import Contrast, VisionBatch
@@ -52,8 +53,11 @@ def next_token() -> tuple[Objective, list[Any]]:
 
 
 def experts() -> tuple[Objective, list[Any]]:
-    """Routers that are asked, loudly, to use all experts alike: over all rows of an update, whoever has them."""
-    config = DECODER.model_copy(update={"experts": ExpertsConfig(num_experts=4, experts_per_token=2, ffn_width=8, balance_weight=3.0)})
+    """Routers that are asked, loudly, to use all experts alike: over all rows of an update, whoever has
+    them."""
+    config = DECODER.model_copy(
+        update={"experts": ExpertsConfig(num_experts=4, experts_per_token=2, ffn_width=8, balance_weight=3.0)}
+    )
     return NextToken(Decoder(config)), [texts(n) for n in range(4)]
 
 
@@ -67,14 +71,19 @@ def contrast() -> tuple[Objective, list[Any]]:
         ids = torch.randint(1, 30, (rows, 5), generator=draw)
         pixels = torch.randint(0, 256, (rows, 16, 16, 3), generator=draw, dtype=torch.uint8)
         return VisionBatch(
-            [f"{number}-{i}" for i in range(rows)], pixels, ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows) % 2
+            [f"{number}-{i}" for i in range(rows)],
+            pixels,
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+            torch.arange(rows) % 2,
         )
 
     return Contrast(eyes, words), [batch(n) for n in range(4)]
 
 
 def omni() -> tuple[Objective, list[Any]]:
-    """Rank 0 sees pictures, then text; rank 1 hears sounds, then text: each leaves a projector without gradients."""
+    """Rank 0 sees pictures, then text; rank 1 hears sounds, then text: each leaves a projector without
+    gradients."""
     body = decoder()
     eyes = freeze(VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL)))
     ears = freeze(AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)))
@@ -82,7 +91,9 @@ def omni() -> tuple[Objective, list[Any]]:
     draw = torch.Generator().manual_seed(5)
     pictures = texts(0)
     pictures.ids_BT[:, 1] = SPECIAL.image_pad
-    pictures.media = {"image": MediaBatch(torch.randint(0, 256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8))}
+    pictures.media = {
+        "image": MediaBatch(torch.randint(0, 256, (2, 3, 16, 16), generator=draw, dtype=torch.uint8))
+    }
     sounds = texts(1)
     sounds.ids_BT[:, 1:3] = SPECIAL.audio_pad
     mel = torch.randn(2, 8, ears.config.mel.num_mels, generator=draw)  # type: ignore[union-attr]
@@ -110,7 +121,9 @@ def updates(name: str, run: Runtime) -> dict[str, Tensor]:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     result = None
     for number in range(UPDATES):
-        result = step.update(objective, wrapped, optimizer, scaler, batches[run.rank :: run.world], settings(), run)
+        result = step.update(
+            objective, wrapped, optimizer, scaler, batches[run.rank :: run.world], settings(), run
+        )
         assert not result.skipped, result
         objective.after_step(number + 1)
     assert result is not None

@@ -1,4 +1,5 @@
-"""`best/`: kept at every better validation, whatever is handed on; whole at any moment; what early stopping leaves with."""
+"""`best/`: kept at every better validation, whatever is handed on; whole at any moment; what early stopping
+leaves with."""
 
 from __future__ import annotations
 
@@ -25,7 +26,13 @@ from muomni.runtime import Runtime
 from muomni.train import best, checkpoint, loop
 from muomni.train.objective import Objective, Term
 
-WANDERING: dict[str, Any] = {"max_steps": 12, "val_freq": 2, "lr": 0.3, "schedule": "constant", "warmup_steps": 0}
+WANDERING: dict[str, Any] = {
+    "max_steps": 12,
+    "val_freq": 2,
+    "lr": 0.3,
+    "schedule": "constant",
+    "warmup_steps": 0,
+}
 
 
 def note(folder: Path) -> dict[str, Any]:
@@ -55,7 +62,10 @@ def test_the_best_is_kept_whatever_is_handed_on(tmp_path: Path, values: dict[str
     assert (note(tmp_path)["step"], note(tmp_path)["loss"]) == (step, told[step])
     assert (fitted.progress.best, fitted.progress.last) == (told[step], told[12])
     name = "ema.safetensors" if "ema_decay" in values else "weights.safetensors"
-    wanted, kept = load_file(tmp_path / checkpoint.name(step) / name), load_file(tmp_path / "best" / "weights.safetensors")
+    wanted, kept = (
+        load_file(tmp_path / checkpoint.name(step) / name),
+        load_file(tmp_path / "best" / "weights.safetensors"),
+    )
     assert all(torch.equal(kept[key], tensor) for key, tensor in wanted.items())
     is_best = all(torch.equal(kept[key], tensor) for key, tensor in model.state_dict().items())
     assert is_best == (values.get("final") == "best")
@@ -76,11 +86,17 @@ def test_early_stopping_hands_on_the_best_unless_asked_otherwise(tmp_path: Path)
     fitted = fit(tmp_path / "best", Worsening(), **values)
     assert (fitted.progress.stopped_early, fitted.progress.step, fitted.validation["loss"]) == (True, 10, 0.0)
     last = fit(tmp_path / "last", Worsening(), **values, final="last")
-    assert (last.progress.step, last.validation["loss"], last.progress.last, last.progress.best) == (10, 4.0, 4.0, 0.0)
+    assert (last.progress.step, last.validation["loss"], last.progress.last, last.progress.best) == (
+        10,
+        4.0,
+        4.0,
+        0.0,
+    )
 
 
 def test_killed_while_the_best_is_written_it_is_the_one_before(tmp_path: Path) -> None:
-    """Between the files of a new best and its name: the folder holds the old one, and the run goes on to the same end."""
+    """Between the files of a new best and its name: the folder holds the old one, and the run goes on to the
+    same end."""
     fit(tmp_path / "whole", **WANDERING)
     script = f"""
 import os, signal, sys, json
@@ -101,7 +117,14 @@ files.write_json = dies
 toy_training.fit(Path({str(tmp_path / "killed")!r}), **{{**json.loads({json.dumps(json.dumps(WANDERING))}), "checkpoint_freq": 1}})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=False, env=environment)
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=environment,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first = note(tmp_path / "killed")
     assert first["step"] == 2
@@ -109,7 +132,10 @@ toy_training.fit(Path({str(tmp_path / "killed")!r}), **{{**json.loads({json.dump
     assert note(tmp_path / "killed") == note(tmp_path / "whole")
     one, two = (load_file(tmp_path / name / "best" / "weights.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not list((tmp_path / "killed").glob(".best*.part")) or files.clear_leftovers(tmp_path / "killed") is None
+    assert (
+        not list((tmp_path / "killed").glob(".best*.part"))
+        or files.clear_leftovers(tmp_path / "killed") is None
+    )
 
 
 def test_a_best_that_is_gone_is_not_replaced_by_the_last(tmp_path: Path) -> None:
@@ -120,7 +146,8 @@ def test_a_best_that_is_gone_is_not_replaced_by_the_last(tmp_path: Path) -> None
 
 
 class Starting(Worsening):
-    """A part of it starts to work after eight updates, and costs: losses before can't be compared with those after."""
+    """A part of it starts to work after eight updates, and costs: losses before can't be compared with those
+    after."""
 
     @property
     def is_settled(self) -> bool:
@@ -139,7 +166,9 @@ class Two(Objective):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.decoder = Decoder(DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, ffn_width=16, ctx_len=8))
+        self.decoder = Decoder(
+            DecoderConfig(vocab_size=300, width=16, layers=1, heads=2, ffn_width=16, ctx_len=8)
+        )
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.register_buffer("empty", torch.zeros(0))
 
@@ -157,11 +186,17 @@ def test_one_copy_of_the_weights_in_the_files_of_the_engine(tmp_path: Path) -> N
     assert set(load_file(tmp_path / "best" / "weights.safetensors")) == {"scale", "empty"}
     assert not store.changed(made.decoder, tmp_path / "best")
     assert best.put_back(tmp_path, found, export(found))["step"] == 7
-    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), found.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(made.state_dict().values(), found.state_dict().values(), strict=True)
+    )
 
 
-def test_overflows_of_fp16_are_told_and_not_counted_as_unsafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scaler starts at 65536: the first updates of a sound network overflow, and a run must not go red for it."""
+def test_overflows_of_fp16_are_told_and_not_counted_as_unsafe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler starts at 65536: the first updates of a sound network overflow, and a run must not go red for
+    it."""
 
     class Large(Toy):
         def forward(self, batch: toy_training.RowBatch) -> dict[str, Any]:
@@ -169,7 +204,9 @@ def test_overflows_of_fp16_are_told_and_not_counted_as_unsafe(tmp_path: Path, mo
             scaled = terms["nats"].total
             if not scaled.requires_grad:
                 return terms
-            scaled.register_hook(lambda grad: grad * (float("inf") if float(grad.abs().max()) > 2000.0 else 1.0))
+            scaled.register_hook(
+                lambda grad: grad * (float("inf") if float(grad.abs().max()) > 2000.0 else 1.0)
+            )
             return terms
 
     half = Runtime(torch.device("cpu"), torch.float16)

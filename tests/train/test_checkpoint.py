@@ -43,7 +43,10 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "step_000003", model, state(3, w=torch.arange(3.0)))
     drawn = torch.rand(3), random.random(), random.gauss(0, 1), np.random.standard_normal(3)
     loaded = checkpoint.load(tmp_path / "step_000003", other, CPU.device)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    )
     assert loaded.progress == {"step": 3, "best": 0.5}
     assert loaded.optimizer["param_groups"] == [{"lr": 0.1}]
     assert torch.equal(loaded.ema["w"], torch.arange(3.0))
@@ -74,11 +77,17 @@ NAMES = ("weights.safetensors", "ema.safetensors", "train_state.pt", "progress.j
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["cut", "empty", "gone", "flipped"])
-def test_a_torn_file_is_named_and_the_one_before_is_taken(tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_file_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     older, newer = saved(tmp_path, 3), saved(tmp_path, 6)
     assert checkpoint.newest(tmp_path) == newer
     content = (newer / name).read_bytes()
-    spoiled = {"cut": content[: len(content) // 2], "empty": b"", "flipped": bytes([content[0] ^ 1]) + content[1:]}
+    spoiled = {
+        "cut": content[: len(content) // 2],
+        "empty": b"",
+        "flipped": bytes([content[0] ^ 1]) + content[1:],
+    }
     if how == "gone":
         (newer / name).unlink()
     else:
@@ -123,7 +132,9 @@ def test_loading_runs_no_code_of_the_file(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "owned"),)
 
     folder = saved(tmp_path)
-    torch.save({"optimizer": Evil(), "scaler": {}, "rng": {"cpu": torch.get_rng_state()}}, folder / "train_state.pt")
+    torch.save(
+        {"optimizer": Evil(), "scaler": {}, "rng": {"cpu": torch.get_rng_state()}}, folder / "train_state.pt"
+    )
     manifest = files.read_json(folder / "manifest.json")
     manifest["files"]["train_state.pt"] = files.sha256_file(folder / "train_state.pt")
     files.write_json(folder / "manifest.json", manifest)
@@ -180,7 +191,9 @@ def test_other_faults_are_not_called_a_full_disk(tmp_path: Path, monkeypatch: py
         checkpoint.save(tmp_path / checkpoint.name(6), Toy(), state(6))
 
 
-def test_a_crash_before_the_name_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_before_the_name_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Crash(BaseException):
         pass
 
@@ -205,7 +218,11 @@ def test_only_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
 
 def test_a_run_keeps_what_it_was_told(tmp_path: Path) -> None:
     fit(tmp_path / "run", max_steps=12, keep_checkpoints=3)
-    assert sorted(path.name for path in (tmp_path / "run").glob("step_*")) == ["step_000006", "step_000009", "step_000012"]
+    assert sorted(path.name for path in (tmp_path / "run").glob("step_*")) == [
+        "step_000006",
+        "step_000009",
+        "step_000012",
+    ]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
@@ -219,8 +236,11 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_whenever_a_save_is_cut_off_a_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed anywhere between the first call of a save and the last of what it retains: the newest whole one is the old or the new."""
+def test_whenever_a_save_is_cut_off_a_whole_checkpoint_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed anywhere between the first call of a save and the last of what it retains: the newest whole one
+    is the old or the new."""
     run, model, before = tmp_path / "run", Toy(), tmp_path / "before"
     for step in (2, 4):
         saved(before, step)

@@ -1,4 +1,5 @@
-"""A checkpoint is a start for the settings that it was trained with alone, and gives none of the rates that settings say."""
+"""A checkpoint is a start for the settings that it was trained with alone, and gives none of the rates that
+settings say."""
 
 from __future__ import annotations
 
@@ -31,8 +32,12 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> No
             toy_training.fit(folder, **how)
 
 
-@pytest.mark.parametrize(("other", "named"), [(identity(0.01), "lr: 0.02 -> 0.01"), (identity(0.02, "other data"), "its data")])
-def test_a_checkpoint_of_other_settings_is_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Identity, named: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "named"), [(identity(0.01), "lr: 0.02 -> 0.01"), (identity(0.02, "other data"), "its data")]
+)
+def test_a_checkpoint_of_other_settings_is_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Identity, named: str
+) -> None:
     interrupted(tmp_path, monkeypatch, identity=identity(0.02))
     with pytest.raises(CheckpointError) as error:
         toy_training.fit(tmp_path, identity=other)
@@ -41,7 +46,9 @@ def test_a_checkpoint_of_other_settings_is_no_start(tmp_path: Path, monkeypatch:
     toy_training.fit(tmp_path, identity=identity(0.02))
 
 
-def test_a_checkpoint_of_an_older_version_tells_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_an_older_version_tells_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupted(tmp_path, monkeypatch)
     assert "settings" not in files.read_json(tmp_path / "step_000004" / "manifest.json")
     with pytest.raises(CheckpointError, match=r"lr: 0\.02 -> 0\.01"):
@@ -50,7 +57,9 @@ def test_a_checkpoint_of_an_older_version_tells_its_settings(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_rates_decay_and_betas_are_those_of_the_settings_whatever_a_checkpoint_says(tmp_path: Path, kind: Any) -> None:
+def test_rates_decay_and_betas_are_those_of_the_settings_whatever_a_checkpoint_says(
+    tmp_path: Path, kind: Any
+) -> None:
     """Before, a resumed run stepped by the rates of the run that had written the checkpoint."""
     model: Any = torch.nn.ModuleDict({"self_attn": torch.nn.Linear(4, 4), "embed": torch.nn.Embedding(4, 4)})
     made = {}
@@ -59,11 +68,16 @@ def test_rates_decay_and_betas_are_those_of_the_settings_whatever_a_checkpoint_s
         made[lr] = optim.make_optimizer(model, optim.select(model, settings), settings)
     model["embed"](torch.tensor([1])).sum().backward()
     made[0.1].step()
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in made[0.001].param_groups]
+    groups = [
+        {key: value for key, value in group.items() if key != "params"} for group in made[0.001].param_groups
+    ]
     state = made[0.1].state_dict()
     if len(made[0.1].param_groups) == len(groups):
         optim.go_on(made[0.001], state, where=tmp_path)
-        assert [{key: value for key, value in group.items() if key != "params"} for group in made[0.001].param_groups] == groups
+        assert [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in made[0.001].param_groups
+        ] == groups
         optim.set_lr(made[0.001], 1.0)
         assert {group["lr"] for group in made[0.001].param_groups} == {0.001}
     else:

@@ -22,7 +22,9 @@ def batch(seed: int, frames: tuple[int, ...] = (32, 40), pad: float = 0.0) -> Co
     mel = torch.full((len(frames), max(frames) + 8, SPEECH.num_mels), pad)
     for row, length in enumerate(frames):
         tones = torch.randn(4, SPEECH.num_mels, generator=torch.Generator().manual_seed(9))
-        mel[row, :length] = tones[torch.randint(4, (length // 8,), generator=generator)].repeat_interleave(8, 0)
+        mel[row, :length] = tones[torch.randint(4, (length // 8,), generator=generator)].repeat_interleave(
+            8, 0
+        )
     return CodecBatch(["a"] * len(frames), mel, torch.tensor(frames))
 
 
@@ -63,7 +65,10 @@ def test_gradients_reach_the_encoder_through_the_quantiser() -> None:
     run(objective, optimizer, range(4))
     terms = objective(batch(0))
     terms["l1"].total.backward()
-    assert all(parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in objective.codec.encoder.parameters())
+    assert all(
+        parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        for parameter in objective.codec.encoder.parameters()
+    )
 
 
 def test_terms_have_the_keys_of_counts_always() -> None:
@@ -84,10 +89,14 @@ def test_what_padding_holds_changes_nothing() -> None:
     for name in clean:
         torch.testing.assert_close(clean[name].total, poisoned[name].total)
     single = [
-        objective(CodecBatch(["a"], part.mel_BFM[row : row + 1], part.frames_B[row : row + 1])) for part in [batch(1)] for row in (0, 1)
+        objective(CodecBatch(["a"], part.mel_BFM[row : row + 1], part.frames_B[row : row + 1]))
+        for part in [batch(1)]
+        for row in (0, 1)
     ]
     for name in clean:
-        torch.testing.assert_close(sum(one[name].total for one in single), clean[name].total, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            sum(one[name].total for one in single), clean[name].total, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_resume_is_exact_at_every_phase() -> None:

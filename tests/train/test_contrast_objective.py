@@ -1,4 +1,5 @@
-"""Vision's objective: one large batch and many small ones teach the same; duplicates and false captions count right."""
+"""Vision's objective: one large batch and many small ones teach the same; duplicates and false captions count
+right."""
 
 import math
 import os
@@ -18,7 +19,11 @@ from muomni.train.objectives.contrast import Contrast, VisionBatch
 
 def contrast(word_weight: float = 0.0) -> Contrast:
     torch.manual_seed(0)
-    vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
+    vision = VisionEncoder(
+        VisionEncoderConfig(
+            image_size=16, patch_size=8, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8
+        )
+    )
     text = TextTower(TextTowerConfig(vocab_size=30, width=16, layers=1, heads=2, ffn_width=32, embed_dim=8))
     return Contrast(vision, text, word_weight=word_weight)
 
@@ -63,7 +68,9 @@ def run(objective: Contrast, micro_batches: list[VisionBatch]) -> tuple[float, d
 @pytest.mark.parametrize("cuts", [[6, 12], [1, 5, 12], [2, 4, 6, 8, 10, 12]])
 @pytest.mark.parametrize("negatives", [0, 2])
 @pytest.mark.parametrize("word_weight", [0.0, 0.5])
-def test_micro_batches_teach_what_the_one_batch_teaches(cuts: list[int], negatives: int, word_weight: float) -> None:
+def test_micro_batches_teach_what_the_one_batch_teaches(
+    cuts: list[int], negatives: int, word_weight: float
+) -> None:
     objective, whole = contrast(word_weight), batch(12, negatives=negatives)
     loss, wanted = run(objective, [whole])
     pieces = [part(whole, slice(start, end)) for start, end in zip([0, *cuts], cuts)]
@@ -72,11 +79,14 @@ def test_micro_batches_teach_what_the_one_batch_teaches(cuts: list[int], negativ
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
         rounding = 1e-5 * max(1.0, float(gradient.abs().max()))  # sums of nats: some gradients are large
-        torch.testing.assert_close(got[name], gradient, atol=rounding, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(
+            got[name], gradient, atol=rounding, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}"
+        )
 
 
 def test_micro_batches_of_the_same_samples_keep_their_own_rows() -> None:
-    """A source that is gone through twice in one update: pictures may be augmented otherwise, ids are the same."""
+    """A source that is gone through twice in one update: pictures may be augmented otherwise, ids are the
+    same."""
     objective, whole = contrast(), batch(12)
     loss, wanted = run(objective, [whole])
     pieces = [part(whole, slice(0, 6)), replace(part(whole, slice(6, 12)), sample_ids=whole.sample_ids[:6])]
@@ -99,7 +109,10 @@ def _rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     whole, objective = batch(11), contrast()
-    mine = [[part(whole, slice(0, 3)), part(whole, slice(3, 7))], [part(whole, slice(7, 9)), part(whole, slice(9, 11))]][rank]
+    mine = [
+        [part(whole, slice(0, 3)), part(whole, slice(3, 7))],
+        [part(whole, slice(7, 9)), part(whole, slice(9, 11))],
+    ][rank]
     objective.begin(mine, 2)
     total = 0.0
     for micro in mine:
@@ -202,6 +215,11 @@ def test_a_batch_without_false_captions_moves() -> None:
 
 
 def test_words_are_counted_in_the_different_tokens_of_the_captions() -> None:
-    """Counted by row, the term had the scale of the captions' lengths, and one weight meant another thing for each data set."""
+    """Counted by row, the term had the scale of the captions' lengths, and one weight meant another thing for
+    each data set."""
     some, objective = batch(8, negatives=0), contrast(1.0)
-    assert objective(some)["words"].count == objective.counts(some)["words"] == sum(len(set(row.tolist())) for row in some.caption_ids_BT)
+    assert (
+        objective(some)["words"].count
+        == objective.counts(some)["words"]
+        == sum(len(set(row.tolist())) for row in some.caption_ids_BT)
+    )

@@ -17,7 +17,9 @@ from muomni.train.objectives import ctc
 @pytest.fixture
 def hearing() -> ctc.Hearing:
     torch.manual_seed(0)
-    return ctc.Hearing(AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn_width=64, channels=8, symbols=5)))
+    return ctc.Hearing(
+        AudioEncoder(AudioEncoderConfig(width=32, layers=1, heads=2, ffn_width=64, channels=8, symbols=5))
+    )
 
 
 def mels(*frames: int) -> list[torch.Tensor]:
@@ -39,7 +41,10 @@ def test_the_sum_is_that_of_every_path(hearing: ctc.Hearing) -> None:
     term = hearing(batch)["ctc"]
     heard = hearing.encoder(batch.mel_BFM, batch.frames_B)
     log_probs = hearing.encoder.symbols(heard.states_BTD).detach()
-    wanted = sum(brute_force(log_probs[row, : int(heard.lengths_B[row])], ids) for row, ids in enumerate([[1, 2], [3, 3]]))
+    wanted = sum(
+        brute_force(log_probs[row, : int(heard.lengths_B[row])], ids)
+        for row, ids in enumerate([[1, 2], [3, 3]])
+    )
     assert float(term.total) == pytest.approx(wanted, rel=1e-4)
     assert term.count == hearing.counts(batch)["ctc"] == 4
 
@@ -47,8 +52,12 @@ def test_the_sum_is_that_of_every_path(hearing: ctc.Hearing) -> None:
 def test_rows_add_up(hearing: ctc.Hearing) -> None:
     clips, labels = mels(40, 24, 33), [[1, 2, 3], [4], [2, 2]]
     whole = hearing(ctc.collate(["a", "b", "c"], clips, labels))["ctc"]
-    single = [hearing(ctc.collate([name], [clip], [ids]))["ctc"] for name, clip, ids in zip("abc", clips, labels)]
-    torch.testing.assert_close(whole.total, torch.stack([term.total for term in single]).sum(), atol=1e-4, rtol=1e-5)
+    single = [
+        hearing(ctc.collate([name], [clip], [ids]))["ctc"] for name, clip, ids in zip("abc", clips, labels)
+    ]
+    torch.testing.assert_close(
+        whole.total, torch.stack([term.total for term in single]).sum(), atol=1e-4, rtol=1e-5
+    )
     assert whole.count == sum(term.count for term in single)
 
 
@@ -71,7 +80,9 @@ def test_feasible_is_exactly_what_torch_can_spell() -> None:
     """At the limit the loss is finite, one state under it is infinite."""
     log_probs = torch.randn(3, 1, 5).log_softmax(-1)
     for states in (3, 2):
-        nats = torch.nn.functional.ctc_loss(log_probs[:states], torch.tensor([[2, 2]]), torch.tensor([states]), torch.tensor([2]))
+        nats = torch.nn.functional.ctc_loss(
+            log_probs[:states], torch.tensor([[2, 2]]), torch.tensor([states]), torch.tensor([2])
+        )
         assert bool(nats.isfinite()) is ctc.feasible(states, [2, 2])
 
 
@@ -108,11 +119,17 @@ def test_it_learns_two_clips(hearing: ctc.Hearing) -> None:
 
 def test_a_batch_moves_whole() -> None:
     batch = ctc.collate(["a"], mels(9), [[1]]).to("meta")
-    assert {batch.mel_BFM.device.type, batch.frames_B.device.type, batch.labels_BU.device.type, batch.symbols_B.device.type} == {"meta"}
+    assert {
+        batch.mel_BFM.device.type,
+        batch.frames_B.device.type,
+        batch.labels_BU.device.type,
+        batch.symbols_B.device.type,
+    } == {"meta"}
 
 
 def test_a_validation_tells_how_many_characters_and_words_are_wrong(hearing: ctc.Hearing) -> None:
-    """Each row is judged on its own states, against its own symbols; nothing of it is learned, and training does not pay for it."""
+    """Each row is judged on its own states, against its own symbols; nothing of it is learned, and training
+    does not pay for it."""
     seen = []
 
     def counted(log_probs_TC: ctc.FloatArray, symbols: list[int]) -> tuple[int, int, int, int]:
@@ -124,7 +141,9 @@ def test_a_validation_tells_how_many_characters_and_words_are_wrong(hearing: ctc
     hearing.mistakes = counted
     terms = hearing.validated(batch)
     assert seen == [((10, 5), [1, 2, 3]), ((6, 5), [4])]
-    assert {name: (float(term.total), term.count, term.weight) for name, term in terms.items() if name != "ctc"} == {
+    assert {
+        name: (float(term.total), term.count, term.weight) for name, term in terms.items() if name != "ctc"
+    } == {
         "cer": (3.0, 4, 0.0),
         "wer": (2.0, 2, 0.0),
     }

@@ -29,10 +29,21 @@ def free_port() -> int:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left behind; a rank that hangs is ended by the clock."""
     out = tmp_path_factory.mktemp("ranks")
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, ranks.__file__, str(out)]
     processes = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     try:
@@ -56,14 +67,20 @@ def test_two_ranks_equal_one_process(two: Path, name: str) -> None:
         found = load_file(two / f"{name}-{rank}.safetensors")
         assert found.keys() == alone.keys()
         for key, value in alone.items():
-            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                found[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def test_the_loop_of_two_ranks_equals_the_loop_of_one(two: Path, tmp_path: Path) -> None:
-    """One global sequence of batches: 2 ranks x 2 micro-batches see what 1 x 4 sees, and tell the same losses."""
+    """One global sequence of batches: 2 ranks x 2 micro-batches see what 1 x 4 sees, and tell the same
+    losses."""
     ranks.whole_loop(tmp_path, CPU, 4)
     name = checkpoint.name(6)
-    a, b = load_file(tmp_path / name / "weights.safetensors"), load_file(two / "loop" / name / "weights.safetensors")
+    a, b = (
+        load_file(tmp_path / name / "weights.safetensors"),
+        load_file(two / "loop" / name / "weights.safetensors"),
+    )
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, atol=1e-5, rtol=1e-5)
     for (step, one), (other, shared) in zip(losses(tmp_path), losses(two / "loop"), strict=True):
@@ -72,7 +89,8 @@ def test_the_loop_of_two_ranks_equals_the_loop_of_one(two: Path, tmp_path: Path)
 
 
 def test_two_ranks_tell_the_speed_of_both(two: Path) -> None:
-    """By the clock no number can be foretold, but an update of two ranks is two micro-batches of four rows on each."""
+    """By the clock no number can be foretold, but an update of two ranks is two micro-batches of four rows on
+    each."""
     rows = [json.loads(line) for line in (two / "loop" / "metrics.jsonl").read_text().splitlines()]
     timed = [row for row in rows if "steps_per_s" in row]
     assert len(timed) >= 3

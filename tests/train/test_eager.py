@@ -13,7 +13,9 @@ from muomni.train import eager
 PAIRS = [(eager.AdamW, torch.optim.AdamW, {"fused": True}), (eager.SGD, torch.optim.SGD, {"momentum": 0.9})]
 
 
-def trained(kind: type[torch.optim.Optimizer], given: dict[str, object]) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+def trained(
+    kind: type[torch.optim.Optimizer], given: dict[str, object]
+) -> tuple[torch.Tensor, torch.optim.Optimizer]:
     """Weights after five updates, with a reload of the state between."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(7, 5))

@@ -1,4 +1,5 @@
-"""Operations: counted as a hand counts them, reckoned for batches that were not counted, against a peak that no run is above."""
+"""Operations: counted as a hand counts them, reckoned for batches that were not counted, against a peak that
+no run is above."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ CONFIG = DecoderConfig(vocab_size=50, width=16, layers=2, heads=2, ffn_width=32,
 
 
 def batch(rows: int, length: int, labelled: int) -> SequenceBatch:
-    ids_BT = torch.randint(15, 50, (rows, length), generator=torch.Generator().manual_seed(rows * 100 + length))
+    ids_BT = torch.randint(
+        15, 50, (rows, length), generator=torch.Generator().manual_seed(rows * 100 + length)
+    )
     labels_BT = ids_BT.clone()
     labels_BT[:, : length - labelled] = -100
     return SequenceBatch([str(row) for row in range(rows)], ids_BT, labels_BT)
@@ -48,7 +51,9 @@ def test_a_product_counts_two_a_multiply_add() -> None:
 def test_fused_attention_counts_what_plain_attention_does(kv_heads: int) -> None:
     """torch's own table has no row for a CPU's kernel: attention was free there."""
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 6, 8, generator=draw, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+    q, k, v = (
+        torch.randn(2, heads, 6, 8, generator=draw, requires_grad=True) for heads in (4, kv_heads, kv_heads)
+    )
     found = []
     for attend in (
         lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads != 4),
@@ -64,7 +69,8 @@ def test_fused_attention_counts_what_plain_attention_does(kv_heads: int) -> None
 
 
 def test_a_decoder_counts_as_by_hand() -> None:
-    """Forward: 2 FLOP a weight and position, attention 4 d T a position and layer; the backward twice that; the loss on labels alone."""
+    """Forward: 2 FLOP a weight and position, attention 4 d T a position and layer; the backward twice that;
+    the loss on labels alone."""
     config, rows, length, labelled = CONFIG, 3, 12, 5
     body = config.layers * (4 * 16 * 16 + 3 * 16 * 32)
     square = config.layers * 2 * 16 * length
@@ -169,7 +175,8 @@ def test_two_updates_in_a_row_are_never_counted() -> None:
 
 
 def machine(units_flops: dict[torch.dtype, float], launch_s: float, clock: list[float]) -> Any:
-    """A device that takes so long to start a product, and has units of such a speed; emulated formats are slow ones."""
+    """A device that takes so long to start a product, and has units of such a speed; emulated formats are
+    slow ones."""
 
     def product_s(dtype: torch.dtype, size: int) -> float:
         took_s = launch_s + 2 * size**3 / units_flops[dtype]
@@ -181,19 +188,23 @@ def machine(units_flops: dict[torch.dtype, float], launch_s: float, clock: list[
 
 def peak_of(units_flops: dict[torch.dtype, float], launch_s: float) -> tuple[float, float]:
     clock = [0.0]
-    found = flops.measured_peak(list(units_flops), machine(units_flops, launch_s, clock), clock=lambda: clock[0])
+    found = flops.measured_peak(
+        list(units_flops), machine(units_flops, launch_s, clock), clock=lambda: clock[0]
+    )
     return found, clock[0]
 
 
 def test_the_peak_of_a_gpu_is_not_that_of_its_launches() -> None:
-    """1024 x 1024 on such a device: 2 GFLOP in 22 us, a tenth of its peak; and by the fastest format, whatever the run takes."""
+    """1024 x 1024 on such a device: 2 GFLOP in 22 us, a tenth of its peak; and by the fastest format,
+    whatever the run takes."""
     found, took_s = peak_of({torch.float32: 5e13, torch.float16: 9e14, torch.bfloat16: 9e14}, 2e-5)
     assert 0.95 * 9e14 < found <= 9e14
     assert took_s < flops.BUDGET_S
 
 
 def test_the_peak_of_a_slow_chip_is_found_in_its_time() -> None:
-    """Half precision is emulated there, at a hundredth of the speed: it is not the peak, and not waited for."""
+    """Half precision is emulated there, at a hundredth of the speed: it is not the peak, and not waited
+    for."""
     found, took_s = peak_of({torch.float32: 5e10, torch.bfloat16: 3e8, torch.float16: 1e9}, 2e-6)
     assert 0.95 * 5e10 < found <= 5e10
     assert took_s < flops.BUDGET_S
@@ -204,7 +215,9 @@ def test_the_peak_of_a_chip_with_bf16_units_is_theirs() -> None:
     assert 0.9 * 8e11 < found <= 8e11
 
 
-def test_the_peak_is_measured_once_and_without_touching_the_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_measured_once_and_without_touching_the_generators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(flops, "_PEAKS", {})
     monkeypatch.setattr(flops, "SIZES", (64, 128))
     before = torch.get_rng_state()

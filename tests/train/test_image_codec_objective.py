@@ -1,4 +1,5 @@
-"""The image codec's objective: errors per value, a gradient to every part, and pictures that are learned through codes."""
+"""The image codec's objective: errors per value, a gradient to every part, and pictures that are learned
+through codes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def objective() -> ImageCodecObjective:
 
 
 def batch(count: int = 4) -> ImageCodecBatch:
-    pixels = torch.randint(256, (count, 1, 1, 3), generator=torch.Generator().manual_seed(1)).expand(count, 16, 16, 3)
+    pixels = torch.randint(256, (count, 1, 1, 3), generator=torch.Generator().manual_seed(1)).expand(
+        count, 16, 16, 3
+    )
     return ImageCodecBatch([str(n) for n in range(count)], pixels.to(torch.uint8).contiguous())
 
 

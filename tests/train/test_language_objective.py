@@ -21,7 +21,7 @@ from muomni.models.omni import Omni, Projectors, ProjectorsConfig, gather, padde
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.nn.head import OwnHead
 from muomni.tokens.chat import IGNORE
-from muomni.tokens.marks import SPECIAL
+from muomni.tokens.special_tokens import SPECIAL
 from muomni.train.objectives.language import NextToken, collate
 from muomni.train.objectives.symbols import targets
 
@@ -40,7 +40,11 @@ def decoder() -> Decoder:
 def nats(model: Decoder, ids: list[int], labels: list[int]) -> float:
     """The slow way: one position after another."""
     logits = model.logits(model.hidden(model.embed(torch.tensor([ids]))))[0]
-    return sum(float(F.cross_entropy(logits[t - 1], torch.tensor(labels[t])).detach()) for t in range(1, len(ids)) if labels[t] >= 0)
+    return sum(
+        float(F.cross_entropy(logits[t - 1], torch.tensor(labels[t])).detach())
+        for t in range(1, len(ids))
+        if labels[t] >= 0
+    )
 
 
 def item(ids: list[int], labels: list[int]) -> Item:
@@ -86,10 +90,14 @@ def test_padding_changes_nothing() -> None:
     alone = [objective(collate([one]))["text"] for one in (short, long)]
     both = objective(collate([short, long]))["text"]
     assert both.count == sum(term.count for term in alone) == 3 + 19
-    assert float(both.total.detach()) == pytest.approx(sum(float(term.total.detach()) for term in alone), abs=1e-4)
+    assert float(both.total.detach()) == pytest.approx(
+        sum(float(term.total.detach()) for term in alone), abs=1e-4
+    )
     batch = collate([short, long])
     batch.ids_BT[0, 4:] = 33  # what stands in the padding is never looked at
-    assert float(objective(batch)["text"].total.detach()) == pytest.approx(float(both.total.detach()), abs=1e-5)
+    assert float(objective(batch)["text"].total.detach()) == pytest.approx(
+        float(both.total.detach()), abs=1e-5
+    )
 
 
 def test_packed_documents_cost_what_they_cost_apart() -> None:
@@ -99,9 +107,13 @@ def test_packed_documents_cost_what_they_cost_apart() -> None:
     documents = torch.tensor([[n for n, part in enumerate(parts) for _ in part]])
     packed = NextToken(model)(SequenceBatch(["a"], ids, ids.clone(), documents_BT=documents))["text"]
     assert packed.count == sum(len(part) - 1 for part in parts)
-    assert float(packed.total.detach()) == pytest.approx(sum(nats(model, part, part) for part in parts), abs=1e-4)
+    assert float(packed.total.detach()) == pytest.approx(
+        sum(nats(model, part, part) for part in parts), abs=1e-4
+    )
     merged = NextToken(model)(SequenceBatch(["a"], ids, ids.clone()))["text"]
-    assert merged.count == packed.count + 2  # without the document mask, ends are asked to foretell beginnings
+    assert (
+        merged.count == packed.count + 2
+    )  # without the document mask, ends are asked to foretell beginnings
 
 
 def test_prompts_are_never_learned() -> None:
@@ -125,7 +137,9 @@ def test_the_future_does_not_reach_an_earlier_loss() -> None:
     for t in range(6, 15):
         other = [*ids]
         other[t] = 38
-        assert float(NextToken(model)(collate([item(other, labels)]))["text"].total) == pytest.approx(first, abs=1e-6)
+        assert float(NextToken(model)(collate([item(other, labels)]))["text"].total) == pytest.approx(
+            first, abs=1e-6
+        )
     other = [*ids]
     other[5] = 38
     assert abs(float(NextToken(model)(collate([item(other, labels)]))["text"].total) - first) > 1e-3
@@ -133,7 +147,10 @@ def test_the_future_does_not_reach_an_earlier_loss() -> None:
 
 def test_counts_are_known_before_the_forward() -> None:
     model = decoder()
-    for batch in (collate([item([1, 20], [-100, -100])]), collate([item([1, 20, 21], [1, 20, -100]), item([9], [9])])):
+    for batch in (
+        collate([item([1, 20], [-100, -100])]),
+        collate([item([1, 20, 21], [1, 20, -100]), item([9], [9])]),
+    ):
         objective = NextToken(model)
         terms = objective(batch)
         assert objective.counts(batch) == {name: term.count for name, term in terms.items()}
@@ -165,10 +182,14 @@ def audio_tokens(model: Omni, frames: int) -> int:
 
 def omni(*, eyes: bool = True, ears: bool = True) -> Omni:
     body = decoder()
-    vision = VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL)).eval() if eyes else None
+    vision = (
+        VisionEncoder(VisionEncoderConfig(image_size=16, patch_size=8, embed_dim=8, **SMALL)).eval()
+        if eyes
+        else None
+    )
     audio = AudioEncoder(AudioEncoderConfig(channels=2, **SMALL)).eval() if ears else None
     shape = ProjectorsConfig(width=16, vision_width=16, audio_width=16, pool_grid=1, audio_pool=2)
-    return Omni(body, vision, audio, Projectors(shape).start_at(body.embedding_rms)).eval()
+    return Omni(body, vision, audio, Projectors(shape).init_output_scale(body.embedding_rms)).eval()
 
 
 def picture(seed: int) -> np.ndarray:
@@ -186,13 +207,18 @@ def test_media_stand_at_their_pads_in_order() -> None:
     assert model.projectors.config.image_tokens == 2
     image, audio = SPECIAL.image_pad, SPECIAL.audio_pad
     rows = [[20, image, image, 21, *[audio] * counts[0], 22], [*[audio] * counts[1], 23, image, image]]
-    batch = collate([Item(name, "", rows[n], rows[n], {"image": [pictures[n]], "audio": [mels[n]]}) for n, name in enumerate("ab")])
+    batch = collate(
+        [
+            Item(name, "", rows[n], rows[n], {"image": [pictures[n]], "audio": [mels[n]]})
+            for n, name in enumerate("ab")
+        ]
+    )
     with torch.no_grad():
         x = model.embed(batch.ids_BT, batch.media)
         for row, ids in enumerate(rows):
-            seen = model.see(pixels([pictures[row]]).values_N)[0]
+            seen = model.embed_image(pixels([pictures[row]]).values_N)[0]
             alone = padded([mels[row]])
-            heard = model.hear(alone.values_N, alone.lengths_N)[0][0, : counts[row]]  # type: ignore[arg-type]
+            heard = model.embed_audio(alone.values_N, alone.lengths_N)[0][0, : counts[row]]  # type: ignore[arg-type]
             places = torch.tensor(ids)
             torch.testing.assert_close(x[row, : len(ids)][places == image], seen, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(x[row, : len(ids)][places == audio], heard, atol=1e-5, rtol=1e-5)
@@ -202,7 +228,7 @@ def test_media_stand_at_their_pads_in_order() -> None:
 
 def test_media_are_as_loud_as_words() -> None:
     model = omni()
-    seen = model.see(pixels([picture(0)]).values_N)
+    seen = model.embed_image(pixels([picture(0)]).values_N)
     ratio = float(seen.square().mean().sqrt()) / model.decoder.embedding_rms
     assert 0.4 < ratio < 2.5
 
@@ -226,28 +252,33 @@ def test_pads_without_any_media_are_refused(pad: int) -> None:
 
 
 def test_a_missing_sense_is_named() -> None:
-    with pytest.raises(ShapeError, match="no eyes"):
-        omni(eyes=False).see(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(ShapeError, match="no ears"):
-        omni(ears=False).hear(torch.zeros(1, 8, 128), torch.tensor([8]))
+    with pytest.raises(ShapeError, match="no vision tower"):
+        omni(eyes=False).embed_image(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match="no audio encoder"):
+        omni(ears=False).embed_audio(torch.zeros(1, 8, 128), torch.tensor([8]))
 
 
 def test_the_towers_get_no_gradient_and_the_projectors_do() -> None:
     model = omni()
     count = audio_tokens(model, 20)
     row = [20, *[SPECIAL.image_pad] * 2, *[SPECIAL.audio_pad] * count, 21, 22]
-    batch = collate([Item("a", "", row, [-100] * (len(row) - 1) + [22], {"image": [picture(0)], "audio": [sound(20, 1)]})])
+    batch = collate(
+        [Item("a", "", row, [-100] * (len(row) - 1) + [22], {"image": [picture(0)], "audio": [sound(20, 1)]})]
+    )
     NextToken(model.decoder, model)(batch)["text"].total.backward()
     assert all(p.grad is None for part in (model.vision, model.audio) for p in part.parameters())  # type: ignore[union-attr]
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.projectors.parameters())
 
 
 def test_questions_apart_cost_what_they_cost_alone() -> None:
-    """Two questions about one picture in a row, padded beside a longer one, against each with the picture to itself."""
+    """Two questions about one picture in a row, padded beside a longer one, against each with the picture to
+    itself."""
     model = omni()
     pads, first, second = [20, SPECIAL.image_pad, SPECIAL.image_pad, 21], [22, 23, 24, 2], [25, 26, 2]
     ignored = [IGNORE] * 6
-    shared = Item("a", "", pads + first + second, [*ignored, 24, 2, IGNORE, 26, 2], {"image": [picture(0)]}, 4, [4, 8])
+    shared = Item(
+        "a", "", pads + first + second, [*ignored, 24, 2, IGNORE, 26, 2], {"image": [picture(0)]}, 4, [4, 8]
+    )
     other = Item("b", "", pads + list(range(22, 34)), ignored + list(range(24, 34)), {"image": [picture(1)]})
     alone = [
         Item("c", "", pads + first, [*ignored, 24, 2], {"image": [picture(0)]}),
@@ -260,12 +291,18 @@ def test_questions_apart_cost_what_they_cost_alone() -> None:
     with torch.no_grad():
         assert cost(shared, other) == pytest.approx(cost(other) + sum(map(cost, alone)), abs=1e-4)
         shared.starts, shared.shared = [], 0
-        assert abs(cost(shared, other) - cost(other) - sum(map(cost, alone))) > 1e-2, "as a dialogue it would not"
+        assert abs(cost(shared, other) - cost(other) - sum(map(cost, alone))) > 1e-2, (
+            "as a dialogue it would not"
+        )
 
 
 def test_nats_of_rows_are_those_of_each_alone() -> None:
     model = decoder()
-    rows = [item([20, 21, 22, 23, 2], [IGNORE, IGNORE, 22, 23, 2]), item([30, 31, 2], [IGNORE, 31, 2]), item([25, 26], [IGNORE, IGNORE])]
+    rows = [
+        item([20, 21, 22, 23, 2], [IGNORE, IGNORE, 22, 23, 2]),
+        item([30, 31, 2], [IGNORE, 31, 2]),
+        item([25, 26], [IGNORE, IGNORE]),
+    ]
     found = NextToken(model).nats(collate(rows))
     slow = [nats(model, row.ids, row.labels) / count for row, count in zip(rows, (3, 2, 1), strict=True)]
     torch.testing.assert_close(found, torch.tensor(slow), atol=1e-4, rtol=1e-4)
@@ -276,8 +313,8 @@ def test_a_sound_in_a_longer_batch_is_heard_the_same() -> None:
     with torch.no_grad():
         alone = padded([sound(18, 1)])
         both = padded([sound(18, 1), sound(90, 2)])
-        one, count = model.hear(alone.values_N, alone.lengths_N)  # type: ignore[arg-type]
-        two, counts = model.hear(both.values_N, both.lengths_N)  # type: ignore[arg-type]
+        one, count = model.embed_audio(alone.values_N, alone.lengths_N)  # type: ignore[arg-type]
+        two, counts = model.embed_audio(both.values_N, both.lengths_N)  # type: ignore[arg-type]
     assert counts[0] == count[0] == audio_tokens(model, 18)
     torch.testing.assert_close(two[0, : count[0]], one[0, : count[0]], atol=1e-4, rtol=1e-4)
 
@@ -290,8 +327,18 @@ def test_uniform_guesses_cost_the_logarithm_of_the_vocabulary() -> None:
 
 
 def test_nats_are_told_with_their_perplexity_and_misses_as_accuracy() -> None:
-    told = NextToken(decoder()).told({"text": math.log(50), "misses": 0.25, "loss": 1.0, "text@<=64": 1e6, "misses@<=64": 1.0})
-    assert list(told) == ["text", "perplexity", "loss", "text@<=64", "perplexity@<=64", "accuracy", "accuracy@<=64"]
+    told = NextToken(decoder()).describe(
+        {"text": math.log(50), "misses": 0.25, "loss": 1.0, "text@<=64": 1e6, "misses@<=64": 1.0}
+    )
+    assert list(told) == [
+        "text",
+        "perplexity",
+        "loss",
+        "text@<=64",
+        "perplexity@<=64",
+        "accuracy",
+        "accuracy@<=64",
+    ]
     assert told["perplexity"] == pytest.approx(50)
     assert math.isfinite(told["perplexity@<=64"]), "JSON has no infinity"
     assert (told["accuracy"], told["accuracy@<=64"]) == (0.75, 0.0)

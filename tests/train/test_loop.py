@@ -22,9 +22,9 @@ from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.order import Order
 from muomni.errors import CheckpointError, DataError, UserError
-from muomni.evaluate import witnesses
+from muomni.evaluate import run_record_checks
 from muomni.train import checkpoint, loop, validation
-from muomni.train.witness import Rates
+from muomni.train.run_record import Rates
 
 
 class Crash(Exception):
@@ -56,7 +56,9 @@ def same_state(a: Path, b: Path, step: int) -> None:
     assert losses(a) == losses(b)
 
 
-@pytest.mark.parametrize("values", [{}, {"ema_decay": 0.5}, {"gradient_accumulation_steps": 2}, {"final": "best"}, {"workers": 2}])
+@pytest.mark.parametrize(
+    "values", [{}, {"ema_decay": 0.5}, {"gradient_accumulation_steps": 2}, {"final": "best"}, {"workers": 2}]
+)
 def test_broken_and_resumed_equals_uninterrupted(tmp_path: Path, values: dict[str, Any]) -> None:
     whole = fit(tmp_path / "whole", **values)
     broken = Toy(dies=crash_at(5))
@@ -66,7 +68,9 @@ def test_broken_and_resumed_equals_uninterrupted(tmp_path: Path, values: dict[st
     resumed = fit(tmp_path / "broken", again, **values)
     same_state(tmp_path / "whole", tmp_path / "broken", 8)
     assert whole.validation == resumed.validation
-    assert again.seen == 5 + 3 if values.get("final") != "best" else True  # from step 3 on, counted by the buffer: 8 updates in all
+    assert (
+        again.seen == 5 + 3 if values.get("final") != "best" else True
+    )  # from step 3 on, counted by the buffer: 8 updates in all
 
 
 def test_the_final_weights_are_the_same_after_a_break(tmp_path: Path) -> None:
@@ -75,11 +79,15 @@ def test_the_final_weights_are_the_same_after_a_break(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         fit(tmp_path / "broken", Toy(dies=crash_at(7)), ema_decay=0.9)
     fit(tmp_path / "broken", broken, ema_decay=0.9)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), broken.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), broken.state_dict().values(), strict=True)
+    )
 
 
 def test_speed_is_told_by_what_the_batches_of_the_window_held(tmp_path: Path) -> None:
-    """Two of four rows of some batches are bad: each row of metrics tells those that were left, by a clock that cancels out."""
+    """Two of four rows of some batches are bad: each row of metrics tells those that were left, by a clock
+    that cancels out."""
     bad = (3, 7, 8, 15, 20)
     done = fit(tmp_path, rows=Rows(bad=bad), quarantine_limit=1.0)
     order = Order([24], batch_size=4, seed=settings().seed)
@@ -90,7 +98,12 @@ def test_speed_is_told_by_what_the_batches_of_the_window_held(tmp_path: Path) ->
     assert {2, 4} <= set(timed), "at most every other update is counted"
     assert timed == {step: pytest.approx(left[step - 1]) for step in timed}
     assert done.progress.samples == sum(left)
-    labels = sum(3 - index % 3 for number in range(8) for index in (d.index for d in order.batch(number)) if index not in bad)
+    labels = sum(
+        3 - index % 3
+        for number in range(8)
+        for index in (d.index for d in order.batch(number))
+        if index not in bad
+    )
     assert done.progress.targets == {"nats": labels}
 
 
@@ -105,7 +118,11 @@ def test_a_window_is_summed_and_not_its_last_update_taken_for_all(tmp_path: Path
             return super().contents(batch)
 
     fit(tmp_path, Noting(), rows=Rows(bad=bad), quarantine_limit=1.0, print_freq=8)
-    row = next(row for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "steps_per_s" in row)
+    row = next(
+        row
+        for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        if "steps_per_s" in row
+    )
     assert len(held) >= 4
     assert len(set(held)) > 1
     assert row["samples_per_s"] / row["steps_per_s"] == pytest.approx(sum(held) / len(held))
@@ -122,7 +139,14 @@ def test_killed_by_sigkill_at_a_random_step(tmp_path: Path, workers: int) -> Non
     values = {"workers": workers, "ema_decay": 0.8, "quarantine_limit": 1.0}
     fit(tmp_path / "whole", **values)
     step = random.randint(1, 7)
-    script = [sys.executable, toy_training.__file__, str(tmp_path / "killed"), json.dumps(values), "--die-at", str(step)]
+    script = [
+        sys.executable,
+        toy_training.__file__,
+        str(tmp_path / "killed"),
+        json.dumps(values),
+        "--die-at",
+        str(step),
+    ]
     killed = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / checkpoint.name(8)).exists()
@@ -160,7 +184,10 @@ def test_restore_gives_what_fit_left(tmp_path: Path) -> None:
         valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
         restored = loop.restore(found, valid, chosen, CPU, folder)
         assert restored.validation == fitted.validation
-        assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), found.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(made.state_dict().values(), found.state_dict().values(), strict=True)
+        )
         assert not found.training
 
 
@@ -195,7 +222,15 @@ def test_every_step_stands_once_in_the_metrics(tmp_path: Path) -> None:
 
 def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     model = Toy()
-    values = {"max_steps": 60, "val_freq": 2, "patience": 2, "lr": 0.5, "schedule": "constant", "final": "best", "warmup_steps": 0}
+    values = {
+        "max_steps": 60,
+        "val_freq": 2,
+        "patience": 2,
+        "lr": 0.5,
+        "schedule": "constant",
+        "final": "best",
+        "warmup_steps": 0,
+    }
     fitted = fit(tmp_path / "run", model, **values)
     progress = fitted.progress
     assert progress.stopped_early
@@ -212,7 +247,10 @@ def test_final_weights_are_the_moving_average(tmp_path: Path) -> None:
     fit(tmp_path / "ema", average, ema_decay=0.999)
     fit(tmp_path / "last", last)
     start = Toy()
-    moved = [(a - s).norm() / (p - s).norm() for a, p, s in zip(average.parameters(), last.parameters(), start.parameters(), strict=True)]
+    moved = [
+        (a - s).norm() / (p - s).norm()
+        for a, p, s in zip(average.parameters(), last.parameters(), start.parameters(), strict=True)
+    ]
     assert max(moved) < 0.02
 
 
@@ -223,8 +261,17 @@ def raw_and_average(folder: Path, step: int) -> list[dict[str, torch.Tensor]]:
 
 
 def test_the_best_is_the_best_average_not_the_best_raw_weights(tmp_path: Path) -> None:
-    """With `ema_decay` what is validated, kept, handed on and put in place again is the average of that step."""
-    values = {"ema_decay": 0.7, "final": "best", "max_steps": 12, "val_freq": 1, "checkpoint_freq": 1, "keep_checkpoints": 99, "lr": 0.3}
+    """With `ema_decay` what is validated, kept, handed on and put in place again is the average of that
+    step."""
+    values = {
+        "ema_decay": 0.7,
+        "final": "best",
+        "max_steps": 12,
+        "val_freq": 1,
+        "checkpoint_freq": 1,
+        "keep_checkpoints": 99,
+        "lr": 0.3,
+    }
     made, found = Toy(), Toy()
     fitted = fit(tmp_path, made, **values)
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
@@ -242,17 +289,29 @@ def test_the_best_is_the_best_average_not_the_best_raw_weights(tmp_path: Path) -
     assert fitted.progress.best_step == best
     wanted = raw_and_average(tmp_path, best)[1]
     assert all(torch.equal(made.state_dict()[key], value) for key, value in wanted.items())
-    assert all(torch.equal(load_file(tmp_path / "best" / "weights.safetensors")[key], value) for key, value in wanted.items())
+    assert all(
+        torch.equal(load_file(tmp_path / "best" / "weights.safetensors")[key], value)
+        for key, value in wanted.items()
+    )
     loop.restore(found, valid, settings(**values), CPU, tmp_path)
     assert all(torch.equal(found.state_dict()[key], value) for key, value in wanted.items())
     for fit_again in (fitted, loop.restore(Toy(), valid, settings(**values), CPU, tmp_path)):
         trained = [p for p in made.parameters() if p.requires_grad]
-        assert witnesses.average(trained, 0.7, fit_again.average)["ema_error"].value < 0.01
+        assert run_record_checks.average(trained, 0.7, fit_again.average)["ema_error"].value < 0.01
 
 
 def test_one_held_out_set_decides_the_last_time_too(tmp_path: Path) -> None:
-    """Of three held-out batches one decides: the harder ones of the end, asked of the last weights only, must not."""
-    values = {"final": "best", "val_batches": 1, "val_freq": 2, "max_steps": 10, "lr": 0.02, "keep_checkpoints": 99, "checkpoint_freq": 2}
+    """Of three held-out batches one decides: the harder ones of the end, asked of the last weights only, must
+    not."""
+    values = {
+        "final": "best",
+        "val_batches": 1,
+        "val_freq": 2,
+        "max_steps": 10,
+        "lr": 0.02,
+        "keep_checkpoints": 99,
+        "checkpoint_freq": 2,
+    }
     model = Toy()
     fitted = fit(tmp_path, model, **values)
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
@@ -262,7 +321,9 @@ def test_one_held_out_set_decides_the_last_time_too(tmp_path: Path) -> None:
         kept.load_state_dict(load_file(tmp_path / checkpoint.name(step) / "weights.safetensors"))
         few.append(validation.validate(kept, valid, settings(**values), CPU)["loss"])
         many.append(validation.validate(kept, valid, settings(**values), CPU, full=True)["loss"])
-    assert [row["val_loss"] for _, row in losses(tmp_path) if "val_loss" in row] == pytest.approx(few, abs=1e-6)
+    assert [row["val_loss"] for _, row in losses(tmp_path) if "val_loss" in row] == pytest.approx(
+        few, abs=1e-6
+    )
     assert fitted.progress.best == pytest.approx(min(few), abs=1e-6)
     assert fitted.progress.best_step == 2 * few.index(min(few)) + 2
     assert fitted.validation["loss"] == pytest.approx(many[few.index(min(few))], abs=1e-6)
@@ -270,14 +331,18 @@ def test_one_held_out_set_decides_the_last_time_too(tmp_path: Path) -> None:
 
 
 def test_a_run_notes_what_it_did_over_a_break_too(tmp_path: Path) -> None:
-    """The notes that the gates read, from settings that a fit has, and as they stand after a kill and a resume."""
+    """The notes that the gates read, from settings that a fit has, and as they stand after a kill and a
+    resume."""
     with pytest.raises(Crash):
         fit(tmp_path, Toy(dies=crash_at(8)), max_steps=9)
     fitted = fit(tmp_path, max_steps=9)
     order = Order([24], batch_size=4, seed=42)
-    assert witnesses.order(fitted.drawn, order, fitted.progress.samples)["order_error"].value == 0
+    assert run_record_checks.order(fitted.drawn, order, fitted.progress.samples)["order_error"].value == 0
     rates = Rates(**fitted.progress.rates)
-    assert witnesses.schedule(rates, settings(max_steps=9), 0.02, is_whole=True)["rate_errors"].value == 0
+    assert (
+        run_record_checks.schedule(rates, settings(max_steps=9), 0.02, is_whole=True)["rate_errors"].value
+        == 0
+    )
     logged = [row["lr"] for _, row in losses(tmp_path) if "lr" in row]
     assert (rates.updates, rates.first, rates.last, rates.peak) == (9, logged[0], logged[-1], max(logged))
 
@@ -294,19 +359,30 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="undecodable"):
         fit(tmp_path / "run", rows=Rows(bad=(1, 2, 3, 4, 5, 6)), quarantine_limit=0.1)
-    named = {json.loads(line)["path"] for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()}
+    named = {
+        json.loads(line)["path"] for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    }
     assert named
     assert named <= {f"row {i}" for i in range(1, 7)}
 
 
 def test_bad_samples_within_the_limit_are_counted_and_left_out(tmp_path: Path) -> None:
-    fitted = fit(tmp_path / "run", rows=Rows(bad=(1, 2)), quarantine_limit=0.2, max_steps=6)  # one epoch of 24 rows
+    fitted = fit(
+        tmp_path / "run", rows=Rows(bad=(1, 2)), quarantine_limit=0.2, max_steps=6
+    )  # one epoch of 24 rows
     assert fitted.progress.quarantined == 2
     assert fitted.progress.samples == 22
 
 
 def test_a_batch_of_bad_samples_only_is_passed_over(tmp_path: Path) -> None:
-    fitted = fit(tmp_path / "run", rows=Rows(8, bad=tuple(range(7))), quarantine_limit=1.0, max_steps=4, batch_size=2, warmup_steps=0)
+    fitted = fit(
+        tmp_path / "run",
+        rows=Rows(8, bad=tuple(range(7))),
+        quarantine_limit=1.0,
+        max_steps=4,
+        batch_size=2,
+        warmup_steps=0,
+    )
     assert fitted.progress.step == 4
     assert fitted.progress.samples == 1
 
@@ -327,7 +403,9 @@ def test_validation_by_length_bucket() -> None:
     class Long(RowBatch):
         length = 70
 
-    valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), lambda items: Long(**vars(collate(items))))
+    valid = Loader(
+        Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), lambda items: Long(**vars(collate(items)))
+    )
     for edges, name in (([64, 128], "nats@<=128"), ([64], "nats@>64"), ([70], "nats@<=70")):
         assert name in validation.validate(Toy(), valid, settings(len_buckets=edges), CPU)
 

@@ -1,4 +1,5 @@
-"""Every number of the meter against a count by hand: a clock that is wound by hand, batches of known contents."""
+"""Every number of the meter against a count by hand: a clock that is wound by hand, batches of known
+contents."""
 
 from __future__ import annotations
 
@@ -69,7 +70,15 @@ def ready(clock: Clock, run: Runtime = CPU, **more: Any) -> Meter:
     return Meter(Reading(), run, reckoner=reckoner(**more), counts=False, clock=clock)
 
 
-def passes(made: Meter, clock: Clock, batches: Sequence[Held], *, takes: float, waited: float = 0.0, more: float = 0.0) -> None:
+def passes(
+    made: Meter,
+    clock: Clock,
+    batches: Sequence[Held],
+    *,
+    takes: float,
+    waited: float = 0.0,
+    more: float = 0.0,
+) -> None:
     with made.update(batches, waited):
         clock.now += takes
     with made.more():
@@ -98,14 +107,21 @@ def test_a_window_ends_where_it_is_read(clock: Clock) -> None:
     made.read()
     passes(made, clock, [Held(1, 4)], takes=2.0)
     found = made.read()
-    assert (found["steps_per_s"], found["tokens_per_s"], found["data_wait"], found["mfu"]) == (0.5, 2.0, 0.0, 0.2)
+    assert (found["steps_per_s"], found["tokens_per_s"], found["data_wait"], found["mfu"]) == (
+        0.5,
+        2.0,
+        0.0,
+        0.2,
+    )
     assert made.read() == {"peak_memory_mb": 321.0}, "no update, no speed"
 
 
 def test_a_counted_update_is_left_out_with_all_that_is_its_own(clock: Clock) -> None:
     made = Meter(Reading(), CPU, clock=clock)
     a = torch.ones(10, 5)
-    with made.update([Held(1, 10)], 50.0):  # the first update of a process is counted: 10 x 10 x 5 multiply-adds
+    with made.update(
+        [Held(1, 10)], 50.0
+    ):  # the first update of a process is counted: 10 x 10 x 5 multiply-adds
         clock.now += 70.0
         a @ a.T
     with made.more():
@@ -116,7 +132,9 @@ def test_a_counted_update_is_left_out_with_all_that_is_its_own(clock: Clock) -> 
     found = made.read()
     assert found["tokens_per_s"] == 5.0
     assert found["data_wait"] == 0.0
-    assert found["mfu"] == pytest.approx(2 * 1000.0 / (4.0 * 1000.0))  # twice the counted 1000 FLOP, by its tokens
+    assert found["mfu"] == pytest.approx(
+        2 * 1000.0 / (4.0 * 1000.0)
+    )  # twice the counted 1000 FLOP, by its tokens
     assert "flops_error" not in found, "nothing was checked yet"
 
 
@@ -127,7 +145,9 @@ def test_a_peak_that_is_outdone_is_measured_anew(clock: Clock, monkeypatch: pyte
     assert made.read()["mfu"] == 0.5
 
 
-def test_the_peak_is_measured_when_the_first_rate_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_measured_when_the_first_rate_is_told(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Runtime] = []
     monkeypatch.setattr(flops, "peak", lambda run, again=False: asked.append(run) or 1000.0)
     made = ready(clock)
@@ -140,7 +160,15 @@ def test_the_peak_is_measured_when_the_first_rate_is_told(clock: Clock, monkeypa
 
 def test_two_ranks_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank has the same number of updates, fewer tokens, and waited longer."""
-    other = {"samples": 1.0, "tokens": 5.0, "pictures": 2.0, "seconds": 4.0, "waited": 3.0, "flops": 500.0, "possible": 4000.0}
+    other = {
+        "samples": 1.0,
+        "tokens": 5.0,
+        "pictures": 2.0,
+        "seconds": 4.0,
+        "waited": 3.0,
+        "flops": 500.0,
+        "possible": 4000.0,
+    }
 
     def summed(mine: dict[str, float], run: Runtime) -> dict[str, float]:
         return {name: mine.get(name, 0.0) + other.get(name, 0.0) for name in {**mine, **other}}
@@ -149,7 +177,12 @@ def test_two_ranks_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
     made = ready(clock, Runtime(torch.device("cpu"), torch.float32, 0, 2))
     passes(made, clock, [Held(3, 15)], takes=3.0, waited=1.0)
     found = made.read()
-    assert (found["steps_per_s"], found["samples_per_s"], found["tokens_per_s"], found["pictures_per_s"]) == (0.25, 1.0, 5.0, 0.5)
+    assert (found["steps_per_s"], found["samples_per_s"], found["tokens_per_s"], found["pictures_per_s"]) == (
+        0.25,
+        1.0,
+        5.0,
+        0.5,
+    )
     assert found["data_wait"] == 4.0 / 8.0
     assert found["mfu"] == (1500.0 + 500.0) / (4000.0 + 4000.0)
 

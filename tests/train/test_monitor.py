@@ -26,7 +26,9 @@ def start(folder: Path, step: int = 0) -> Monitor:
     return Monitor(folder, "toy", step=step, max_steps=10, is_main=True)
 
 
-def test_rows_are_on_the_disk_at_once_and_plain_lines_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_on_the_disk_at_once_and_plain_lines_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with start(tmp_path) as log:
         log.log({"step": 1, "loss": 2.0})
         assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
@@ -63,14 +65,19 @@ def test_how_long_it_takes_is_told_once_and_in_words(
         paced(log, clock, range(1, 20), 1.0)
         assert capsys.readouterr().err == ""
         paced(log, clock, range(20, 21), 1.0 - 60)
-        assert capsys.readouterr().err == "[toy] about 14 min 10 s for 850 steps, until 12:13; validation and measuring come on top\n"
+        assert (
+            capsys.readouterr().err
+            == "[toy] about 14 min 10 s for 850 steps, until 12:13; validation and measuring come on top\n"
+        )
         log.log({"step": 20, "loss": 1.0})
         assert capsys.readouterr().err == "[toy] step 20/850, 13 min 50 s left: loss=1\n"
         paced(log, clock, range(21, 60), 1.0 - 60 / 39)
         assert capsys.readouterr().err == ""
 
 
-def test_slow_steps_are_told_of_before_twenty(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_steps_are_told_of_before_twenty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     with Monitor(tmp_path, "toy", step=100, max_steps=850, is_main=True) as log:
         paced(log, clock, range(101, 105), 30.0)
@@ -158,11 +165,17 @@ def test_curves_for_tensorboard(tmp_path: Path) -> None:
     with monitor.Monitor(tmp_path, "t", step=0, max_steps=4, is_main=True, tensorboard=True) as log:
         for step in (1, 2, 3):
             log.log({"step": step, "loss": 1.0 / step})
-    with monitor.Monitor(tmp_path, "t", step=2, max_steps=4, is_main=True, tensorboard=True) as log:  # resumed before step 3
+    with monitor.Monitor(
+        tmp_path, "t", step=2, max_steps=4, is_main=True, tensorboard=True
+    ) as log:  # resumed before step 3
         log.log({"step": 3, "loss": 9.0})
     board = events.EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [(row.step, round(row.value, 3)) for row in board.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert [(row.step, round(row.value, 3)) for row in board.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 9.0),
+    ]
 
 
 def test_rows_are_written_and_not_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,9 @@ from muomni.train.settings import TrainSettings
 def test_a_schedule_starts_above_zero_and_stays_where_it_ends(schedule: str, warmup: int) -> None:
     chosen = settings(max_steps=100, warmup_steps=warmup, schedule=schedule, min_lr_ratio=0.1)
     scales = [optim.lr_scale(step, chosen) for step in range(250)]
-    assert all(type(scale) is float for scale in scales)  # a tensor as rate turns the fused optimiser off (B32)
+    assert all(
+        type(scale) is float for scale in scales
+    )  # a tensor as rate turns the fused optimiser off (B32)
     assert 0 < scales[0] <= 1
     assert max(scales) == 1.0
     end = 1.0 if schedule == "constant" else 0.1
@@ -79,7 +81,11 @@ def test_decay_is_on_matrices_only() -> None:
 def test_patterns_choose_exclude_and_name_their_rates() -> None:
     model = Toy()
     rows = {
-        r.name: r for r in optim.select(model, settings(train=["*", "!body.*"], param_groups=[{"pattern": "*.bias", "lr": 0.5, "wd": 0.2}]))
+        r.name: r
+        for r in optim.select(
+            model,
+            settings(train=["*", "!body.*"], param_groups=[{"pattern": "*.bias", "lr": 0.5, "wd": 0.2}]),
+        )
     }
     assert {name for name, row in rows.items() if row.trains} == {"head.weight", "head.bias"}
     assert rows["head.bias"].lr == 0.5
@@ -95,7 +101,12 @@ def test_the_last_pattern_that_fits_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"train": ["haed.*"]}, {"train": ["*", "!nothing*"]}, {"param_groups": [{"pattern": "tail*", "lr": 1.0}]}]
+    "values",
+    [
+        {"train": ["haed.*"]},
+        {"train": ["*", "!nothing*"]},
+        {"param_groups": [{"pattern": "tail*", "lr": 1.0}]},
+    ],
 )
 def test_a_pattern_that_matches_nothing_is_an_error(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="matches no parameter"):
@@ -130,8 +141,12 @@ def test_a_frozen_part_stays_in_eval_mode_without_gradients_and_unchanged(tmp_pa
         assert not torch.equal(model.head.weight, Toy().head.weight)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"])
-def test_a_frozen_model_is_frozen_again_as_a_copy_and_is_itself(again: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"]
+)
+def test_a_frozen_model_is_frozen_again_as_a_copy_and_is_itself(
+    again: Callable[[nn.Module], nn.Module],
+) -> None:
     model = optim.freeze(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
     other = again(nn.ModuleList([model]))[0]
     assert other.train() is other
@@ -147,7 +162,9 @@ def test_a_part_that_trains_is_in_training_mode() -> None:
     assert model.head.training
     assert model.training
     assert not model.body[0].training
-    assert torch.equal(*(model.body(collate([Rows().item(0, np.random.default_rng(0))]).x_BD) for _ in range(2)))
+    assert torch.equal(
+        *(model.body(collate([Rows().item(0, np.random.default_rng(0))]).x_BD) for _ in range(2))
+    )
 
 
 def test_tied_weights_train_once() -> None:
@@ -172,16 +189,22 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
     assert isinstance(optimizer, optim.Both)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    by_muon, by_adamw = ({names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    by_muon, by_adamw = (
+        {names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.parts
+    )
     assert by_muon | by_adamw == set(names.values())
     assert by_muon == {name for name in names.values() if "_proj" in name}
     assert len(by_muon) == 2 * 7
-    assert isinstance(optim.make_optimizer(Toy(), optim.select(Toy(), settings()), chosen), torch.optim.AdamW), "it has none of them"
+    assert isinstance(
+        optim.make_optimizer(Toy(), optim.select(Toy(), settings()), chosen), torch.optim.AdamW
+    ), "it has none of them"
 
 
 def test_gains_within_a_resampler_are_no_matrices() -> None:
     """torch's Muon takes matrices alone: a connector with norms would have stopped a run at its start."""
-    shape = ProjectorsConfig(width=8, vision_width=8, audio_width=8, perceiver=PerceiverConfig(tokens=2, width=8, heads=2, depth=1))
+    shape = ProjectorsConfig(
+        width=8, vision_width=8, audio_width=8, perceiver=PerceiverConfig(tokens=2, width=8, heads=2, depth=1)
+    )
     model = nn.ModuleDict({"omni": nn.ModuleDict({"projectors": Projectors(shape)})})
     chosen = settings(optimizer="muon")
     optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
@@ -197,7 +220,10 @@ def test_gains_within_a_resampler_are_no_matrices() -> None:
         ({"optimizer": "muon"}, "muon has no effect"),
         ({"lr": 0.5, "param_groups": [{"pattern": "*", "lr": 0.1}]}, "lr has no effect"),
         ({"wd": 0.5, "param_groups": [{"pattern": "*", "wd": 0.2}]}, "wd has no effect"),
-        ({"train": ["body.*"], "param_groups": [{"pattern": "head.*", "lr": 0.1}]}, "names nothing that trains"),
+        (
+            {"train": ["body.*"], "param_groups": [{"pattern": "head.*", "lr": 0.1}]},
+            "names nothing that trains",
+        ),
     ],
 )
 def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) -> None:
@@ -209,7 +235,9 @@ def test_what_would_move_nothing_is_refused(values: dict[str, Any], words: str) 
 def test_muon_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
     def made() -> tuple[Decoder, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        model = Decoder(DecoderConfig(vocab_size=20, width=16, layers=1, heads=2, ffn_width=32, ctx_len=16, dropout=0.0))
+        model = Decoder(
+            DecoderConfig(vocab_size=20, width=16, layers=1, heads=2, ffn_width=32, ctx_len=16, dropout=0.0)
+        )
         chosen = settings(optimizer="muon", lr=0.01)
         return model, optim.make_optimizer(model, optim.select(model, chosen), chosen)
 
@@ -247,12 +275,19 @@ class Formats(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.seen |= {value.dtype for value in tree_leaves(out) if isinstance(value, torch.Tensor) and value.is_floating_point()}
+        self.seen |= {
+            value.dtype
+            for value in tree_leaves(out)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }
         return out
 
 
-def stepped(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], shape: tuple[int, int]) -> tuple[torch.Tensor, set[torch.dtype]]:
-    """A matrix after three updates by the same random gradients, and the formats that the updates computed in."""
+def stepped(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], shape: tuple[int, int]
+) -> tuple[torch.Tensor, set[torch.dtype]]:
+    """A matrix after three updates by the same random gradients, and the formats that the updates computed
+    in."""
     generator = torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, generator=generator))
     optimizer, formats = make([parameter]), Formats()
@@ -264,18 +299,26 @@ def stepped(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], shape: 
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_muon_is_torchs_where_it_iterates_in_bf16(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_is_torchs_where_it_iterates_in_bf16(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(optim, "product_format", lambda width, device: torch.bfloat16)
     ours, _ = stepped(lambda held: optim.Muon(held, lr=0.1, weight_decay=0.1), shape)
-    theirs, _ = stepped(lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape)
+    theirs, _ = stepped(
+        lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape
+    )
     assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_muon_emulates_nothing_and_steps_where_torchs_does(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_emulates_nothing_and_steps_where_torchs_does(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda device: False)
     ours, formats = stepped(lambda held: optim.Muon(held, lr=0.1, weight_decay=0.1), shape)
-    theirs, of_torch = stepped(lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape)
+    theirs, of_torch = stepped(
+        lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape
+    )
     assert formats == {torch.float32}
     assert torch.bfloat16 in of_torch, "torch no longer iterates in bf16: is optim.Muon still needed?"
     start, _ = stepped(lambda held: torch.optim.SGD(held, lr=0.0), shape)
@@ -293,11 +336,16 @@ def test_singular_values_come_near_one() -> None:
 
 @pytest.mark.parametrize(("rank", "least", "most"), [(1, 1e-5, 2e-4), (4, 1e-6, 2e-4), (48, 1e-7, 1e-4)])
 @pytest.mark.parametrize("shape", [(48, 48), (48, 160), (160, 48)])
-def test_muon_lifts_what_rounding_leaves_of_a_gradient(shape: tuple[int, int], rank: int, least: float, most: float) -> None:
-    """What docs/architecture.md says of ranks: they sum in another order, and 1e-7 of a gradient is not 1e-7 of a step."""
+def test_muon_lifts_what_rounding_leaves_of_a_gradient(
+    shape: tuple[int, int], rank: int, least: float, most: float
+) -> None:
+    """What docs/architecture.md says of ranks: they sum in another order, and 1e-7 of a gradient is not 1e-7
+    of a step."""
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-        gradient = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+        gradient = torch.randn(shape[0], rank, generator=generator) @ torch.randn(
+            rank, shape[1], generator=generator
+        )
         noise = torch.randn(shape, generator=generator)
         other = gradient + noise * (1e-7 * gradient.norm() / noise.norm())
         for dtype, bound in ((torch.float32, most), (torch.bfloat16, 0.1)):

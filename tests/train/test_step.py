@@ -23,7 +23,9 @@ def batch(*indices: int) -> RowBatch:
     return collate([Rows().item(i, np.random.default_rng(i)) for i in indices])
 
 
-def step(model: Objective, micro: list[Any], chosen: TrainSettings | None = None, optimizer: Any = None) -> StepResult:
+def step(
+    model: Objective, micro: list[Any], chosen: TrainSettings | None = None, optimizer: Any = None
+) -> StepResult:
     chosen = chosen or settings()
     optimizer = optimizer or optim.make_optimizer(model, optim.select(model, chosen), chosen)
     return update(model, model, optimizer, torch.amp.GradScaler("cpu", enabled=False), micro, chosen, CPU)
@@ -39,7 +41,8 @@ def weights(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "pieces", [[[0, 1, 2, 3], [4, 5, 8, 11]], [[0], [1], [2], [3], [4], [5], [8], [11]], [[0, 3, 1, 4, 2], [5, 8, 11]]]
+    "pieces",
+    [[[0, 1, 2, 3], [4, 5, 8, 11]], [[0], [1], [2], [3], [4], [5], [8], [11]], [[0, 3, 1, 4, 2], [5, 8, 11]]],
 )
 def test_micro_batches_of_unequal_labels_equal_one_batch(pieces: list[list[int]]) -> None:
     """A mean of the micro-batches' means would differ: their label counts do."""
@@ -226,7 +229,8 @@ def broken_backward(x: Tensor) -> Tensor:
 
 
 def test_an_overflow_that_the_scaler_answers_is_no_unsafe_update() -> None:
-    """The scale is halved while there is something to halve; gradients that are not finite at scale 1 are the network's own fault."""
+    """The scale is halved while there is something to halve; gradients that are not finite at scale 1 are the
+    network's own fault."""
     model, chosen = Broken(broken_backward), settings()
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=True)
     optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
@@ -246,5 +250,8 @@ def test_half_precision_trains_on_a_gpu() -> None:
     chosen = settings()
     optimizer = optim.make_optimizer(model, optim.select(model, chosen), chosen)
     scaler = torch.amp.GradScaler("cuda")
-    results = [update(model, model, optimizer, scaler, [batch(0, 1, 3).to(run.device)], chosen, run) for _ in range(30)]
+    results = [
+        update(model, model, optimizer, scaler, [batch(0, 1, 3).to(run.device)], chosen, run)
+        for _ in range(30)
+    ]
     assert results[-1].loss < results[0].loss

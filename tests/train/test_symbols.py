@@ -1,4 +1,5 @@
-"""The next symbol by regions of ids: terms that add up to the whole, legal ids that share the probability, no label lost."""
+"""The next symbol by regions of ids: terms that add up to the whole, legal ids that share the probability, no
+label lost."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def objective(**terms: Symbols) -> NextToken:
 
 
 def test_regions_add_up_to_the_whole_with_its_gradients() -> None:
-    whole, parts = objective(), objective(words=Symbols(ids=(WORDS,)), codes=Symbols(ids=(CODES,), weight=0.5))
+    whole, parts = (
+        objective(),
+        objective(words=Symbols(ids=(WORDS,)), codes=Symbols(ids=(CODES,), weight=0.5)),
+    )
     one, several = whole(batch()), parts(batch())
     assert parts.counts(batch()) == {"words": 18, "codes": 12, "misses": 30}
     assert {name: term.count for name, term in several.items()} == parts.counts(batch())
@@ -61,7 +65,10 @@ def test_legal_ids_are_those_of_the_region_and_what_may_end_it() -> None:
     scores_NV[:, [each for each in range(40) if all(each not in ids for ids in legal)]] = -torch.inf
     expected = F.cross_entropy(scores_NV, labels_BT[is_code_BT], reduction="sum")
     torch.testing.assert_close(terms["codes"].total, expected)
-    assert terms["codes"].total < objective(words=Symbols(ids=(WORDS,)), codes=Symbols(ids=(CODES,)))(some)["codes"].total
+    assert (
+        terms["codes"].total
+        < objective(words=Symbols(ids=(WORDS,)), codes=Symbols(ids=(CODES,)))(some)["codes"].total
+    )
 
 
 @pytest.mark.parametrize("regions", [[range(20), CODES], [WORDS, range(25, 40)]], ids=["a gap", "an overlap"])
@@ -90,8 +97,14 @@ def test_a_region_without_a_label_is_zero_and_reaches_the_parameters() -> None:
 
 def test_terms_have_a_perplexity_of_their_own() -> None:
     parts = objective(words=Symbols(ids=(WORDS,)), codes=Symbols(ids=(CODES,)))
-    told = parts.told({"words": 0.0, "codes@<8": 1.0, "misses": 0.25})
-    assert told == {"words": 0.0, "words_perplexity": 1.0, "codes@<8": 1.0, "codes_perplexity@<8": pytest.approx(2.71828), "accuracy": 0.75}
+    told = parts.describe({"words": 0.0, "codes@<8": 1.0, "misses": 0.25})
+    assert told == {
+        "words": 0.0,
+        "words_perplexity": 1.0,
+        "codes@<8": 1.0,
+        "codes_perplexity@<8": pytest.approx(2.71828),
+        "accuracy": 0.75,
+    }
 
 
 def test_rows_that_teach_codes_alone_are_labelled() -> None:
@@ -99,6 +112,8 @@ def test_rows_that_teach_codes_alone_are_labelled() -> None:
     codes_BKS = torch.zeros(2, 2, 4, dtype=torch.int64)
     labels_BKS = torch.full_like(codes_BKS, IGNORE)
     labels_BKS[1, 1, 3] = 0
-    some = SequenceBatch(["a", "b"], torch.ones_like(nothing), nothing, codes_BKS=codes_BKS, code_labels_BKS=labels_BKS)
+    some = SequenceBatch(
+        ["a", "b"], torch.ones_like(nothing), nothing, codes_BKS=codes_BKS, code_labels_BKS=labels_BKS
+    )
     assert some.labelled_rows == 1
     assert SequenceBatch(["a", "b"], torch.ones_like(nothing), nothing).labelled_rows == 0

@@ -31,7 +31,9 @@ def small(**changes: object) -> TalkerObjective:
 
 
 def item(seed: int, text: list[int], frames: int) -> TalkerItem:
-    return TalkerItem(str(seed), text, torch.randint(16, (2, frames), generator=torch.Generator().manual_seed(seed)))
+    return TalkerItem(
+        str(seed), text, torch.randint(16, (2, frames), generator=torch.Generator().manual_seed(seed))
+    )
 
 
 def batch_of(items: list[TalkerItem], layout: str = "delay") -> SequenceBatch:
@@ -72,7 +74,9 @@ def test_a_batch_is_the_sum_of_its_rows() -> None:
 @pytest.mark.parametrize("layout", ["delay", "parallel"])
 def test_random_codes_stay_above_their_entropy(layout: str) -> None:
     objective = small(layout=layout)
-    batches = [batch_of([item(16 * number + row, [1, 2], 12) for row in range(16)], layout) for number in range(40)]
+    batches = [
+        batch_of([item(16 * number + row, [1, 2], 12) for row in range(16)], layout) for number in range(40)
+    ]
     fit(objective, batches, 40)
     fresh = batch_of([item(5000 + row, [1, 2], 12) for row in range(64)], layout)
     terms = objective(fresh)
@@ -85,7 +89,9 @@ def test_a_counting_sequence_goes_on_by_one() -> None:
     counting = torch.arange(40) % 16
 
     def count(start: int, text: list[int]) -> TalkerItem:
-        return TalkerItem("c", text, torch.stack((counting[start : start + 10], counting[start : start + 10])))
+        return TalkerItem(
+            "c", text, torch.stack((counting[start : start + 10], counting[start : start + 10]))
+        )
 
     fit(objective, [batch_of([count(start, [1 + start % 8]) for start in range(8)], "parallel")], 120)
     spoken = speak(objective.talker, torch.tensor([[4]]), torch.tensor([[True]]))
@@ -99,7 +105,12 @@ def test_one_batch_is_learned_by_text_with_its_end_and_the_swap_is_worse() -> No
     batch = batch_of(items)
     fit(objective, [batch], 120)
     assert mean(objective, batch).item() < 0.1
-    assert mean(objective, replace(batch, ids_BT=batch.ids_BT.roll(1, 0), keep_BT=batch.keep_BT.roll(1, 0))).item() > 1.0
+    assert (
+        mean(
+            objective, replace(batch, ids_BT=batch.ids_BT.roll(1, 0), keep_BT=batch.keep_BT.roll(1, 0))
+        ).item()
+        > 1.0
+    )
     spoken = speak(objective.talker, batch.ids_BT, batch.keep_BT)
     assert spoken.frames_B.tolist() == [4, 5, 6, 7]
     for row, one in enumerate(items):
@@ -108,17 +119,24 @@ def test_one_batch_is_learned_by_text_with_its_end_and_the_swap_is_worse() -> No
 
 def test_every_parameter_gets_a_gradient() -> None:
     objective = small(condition_width=6, num_speakers=2, condition_dropout=0.0, code_noise=0.1)
-    items = [TalkerItem(str(row), [1, 2, 3], item(row, [1], 6).codes_KF, torch.randn(3, 6), row % 2) for row in range(4)]
+    items = [
+        TalkerItem(str(row), [1, 2, 3], item(row, [1], 6).codes_KF, torch.randn(3, 6), row % 2)
+        for row in range(4)
+    ]
     mean(objective.train(), batch_of(items)).backward()
     silent = [
-        name for name, parameter in objective.named_parameters() if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)
+        name
+        for name, parameter in objective.named_parameters()
+        if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)
     ]
     assert silent == []
 
 
 def test_noise_changes_a_share_of_codes_and_no_symbols() -> None:
     objective = small(code_noise=0.5)
-    grid = objective.talker.config.lay_out(torch.zeros(2, 2, 500, dtype=torch.int64), torch.tensor([500, 300]))
+    grid = objective.talker.config.lay_out(
+        torch.zeros(2, 2, 500, dtype=torch.int64), torch.tensor([500, 300])
+    )
     torch.manual_seed(0)
     noisy = objective.noisy(grid)
     assert torch.equal(noisy >= 16, grid >= 16)

@@ -33,7 +33,8 @@ def test_a_training_step_reaches_every_part_of_a_decoder_through_its_call(tied: 
 
 
 def test_weights_are_read_nowhere_else() -> None:
-    """With a table that is there only during the call of the module it belongs to, as sharding leaves it, a step works."""
+    """With a table that is there only during the call of the module it belongs to, as sharding leaves it, a
+    step works."""
     decoder = Decoder(DecoderConfig(vocab_size=40, width=16, layers=1, heads=2, ffn_width=32, tied=False))
     head = decoder.head
     whole, none = head.weight, nn.Parameter(torch.empty(0, 16))

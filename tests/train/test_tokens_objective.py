@@ -1,4 +1,5 @@
-"""Tasks over tokens: each term is a hand count of its own rows, whatever they are batched with, and late tasks join by a ramp."""
+"""Tasks over tokens: each term is a hand count of its own rows, whatever they are batched with, and late
+tasks join by a ramp."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ WEIGHTS = {"i2t": 1.0, "a2t": 0.5, "t2i": 2.0, "t2a": 0.25, "text": 0.5}
 
 def model(seed: int = 0, space: TokenSpace = SPACE) -> TokenModel:
     torch.manual_seed(seed)
-    config = DecoderConfig(vocab_size=space.text_size, width=16, layers=1, heads=2, ffn_width=32, ctx_len=128, dropout=0.0)
+    config = DecoderConfig(
+        vocab_size=space.text_size, width=16, layers=1, heads=2, ffn_width=32, ctx_len=128, dropout=0.0
+    )
     made = TokenModel(Decoder(config), space)
     made.start(torch.Generator().manual_seed(seed), spread=1.0)
     with torch.no_grad():
@@ -69,7 +72,8 @@ def by_hand(made: TokenModel, rows: Sequence[TokenItem], task: str, legal: bool 
 
 
 def legal_ids(label: int, row: TokenItem, t: int) -> list[int]:
-    """What may stand at a target of a row, thought out again: a word or the end, the code of the book whose turn it is, or no choice."""
+    """What may stand at a target of a row, thought out again: a word or the end, the code of the book whose
+    turn it is, or no choice."""
     first = int((row.labels != IGNORE).nonzero()[0])
     end = len(row.ids) - 1
     if t == first:
@@ -105,7 +109,9 @@ def test_padding_and_neighbours_change_no_row() -> None:
     for row in rows:
         for name, term in objective(batch([row])).items():
             alone[name] = alone.get(name, 0.0) + float(term.total.detach())
-    assert {name: float(term.total.detach()) for name, term in together.items()} == pytest.approx(alone, rel=1e-5)
+    assert {name: float(term.total.detach()) for name, term in together.items()} == pytest.approx(
+        alone, rel=1e-5
+    )
     wide = batch(rows)
     wide.ids_BT = F.pad(wide.ids_BT, (0, 7), value=5)
     wide.labels_BT = F.pad(wide.labels_BT, (0, 7), value=IGNORE)
@@ -161,9 +167,11 @@ def test_a_late_task_joins_by_its_ramp_and_a_resumed_run_knows_where_it_was() ->
         again.load_state_dict(objective.state_dict())
         assert again(rows)["t2i"].weight == objective(rows)["t2i"].weight
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
-    assert TokenTasks(model(), WEIGHTS, ramp={"t2i": 4}).eval()(rows)["t2i"].weight == WEIGHTS["t2i"], "measured, it counts in full"
+    assert TokenTasks(model(), WEIGHTS, ramp={"t2i": 4}).eval()(rows)["t2i"].weight == WEIGHTS["t2i"], (
+        "measured, it counts in full"
+    )
     settled = TokenTasks(model(), WEIGHTS, ramp={"t2i": 4})
-    settled.settle(rows)
+    settled.warm_start(rows)
     assert settled.train()(rows)["t2i"].weight == WEIGHTS["t2i"]
 
 

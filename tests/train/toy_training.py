@@ -1,4 +1,5 @@
-"""A network of a few weights trained by the real loop, in this process or in one of its own that may be killed."""
+"""A network of a few weights trained by the real loop, in this process or in one of its own that may be
+killed."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class RowBatch:
 
 
 class Toy(Objective):
-    """Three guesses a row, of which some are asked; `dies` is called with each step's number after its update."""
+    """Three guesses a row, of which some are asked; `dies` is called with each step's number after its
+    update."""
 
     def __init__(self, *, dropout: float = 0.2, dies: Any = None) -> None:
         super().__init__()
@@ -93,7 +95,15 @@ def collate(items: list[tuple[str, np.ndarray, np.ndarray]]) -> RowBatch:
 
 
 def settings(**values: Any) -> TrainSettings:
-    usual = {"max_steps": 8, "warmup_steps": 2, "batch_size": 4, "lr": 0.02, "checkpoint_freq": 3, "val_freq": 4, "print_freq": 1}
+    usual = {
+        "max_steps": 8,
+        "warmup_steps": 2,
+        "batch_size": 4,
+        "lr": 0.02,
+        "checkpoint_freq": 3,
+        "val_freq": 4,
+        "print_freq": 1,
+    }
     return TrainSettings(**{**usual, **values})
 
 
@@ -110,7 +120,9 @@ def fit(
     """The loop on 24 rows for training and 10 held out."""
     chosen, rows = settings(**values), rows or Rows()
     folder.mkdir(parents=True, exist_ok=True)
-    train = Loader(rows, Order([len(rows)], batch_size=chosen.batch_size, seed=chosen.seed), collate, workers=workers)
+    train = Loader(
+        rows, Order([len(rows)], batch_size=chosen.batch_size, seed=chosen.seed), collate, workers=workers
+    )
     valid = Loader(Rows(10), Order([10], batch_size=4, seed=0, shuffle=False), collate)
     return loop.fit(objective or Toy(), train, valid, chosen, run, folder, name="toy", identity=identity)
 

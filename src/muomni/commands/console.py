@@ -49,10 +49,10 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def each(items: list[T], read: Callable[[T], R]) -> tuple[dict[int, R], int]:
     """The readable ones of many, by place; each unreadable one is reported in a line, and counted."""
-    found: dict[int, R] = {}
+    results: dict[int, R] = {}
     for place, item in enumerate(items):
         try:
-            found[place] = read(item)
+            results[place] = read(item)
         except (DataError, OSError) as error:
             problem(error)
-    return found, len(items) - len(found)
+    return results, len(items) - len(results)

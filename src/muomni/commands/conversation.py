@@ -50,15 +50,15 @@ class Chat:
             elif command[:1] == "/" and command[1:] in MODALITIES:
                 media.setdefault(command[1:], []).append(Path(rest.strip()))
             elif line or media:
-                asked = [*turns, {"role": "user", "content": _parts(line, media)}]
+                messages = [*turns, {"role": "user", "content": _parts(line, media)}]
                 media = {}
                 try:
-                    answer = self._tell(asked)
+                    answer = self._tell(messages)
                 except (MuomniError, OSError) as error:
                     console.problem(error)
                     continue
                 # A turn without words can't be shown to the model again.
-                turns = [*asked, {"role": "assistant", "content": answer}] if answer.strip() else turns
+                turns = [*messages, {"role": "assistant", "content": answer}] if answer.strip() else turns
 
     def answer_file(self, path: Path, out: Path) -> None:
         """All samples of a file; rows that fail are reported, and the others are still answered.
@@ -73,7 +73,9 @@ class Chat:
         while some := list(islice(samples, ROWS_AT_ONCE)):
             prompts, refused = console.each(some, self._prepare)
             bad += refused
-            answers = self.engine.answer_many(list(prompts.values()), **self.how, speak=self.speak is not None)
+            answers = self.engine.answer_many(
+                list(prompts.values()), **self.how, speak=self.speak is not None
+            )
             for place, answer in zip(prompts, answers):
                 row: dict[str, Any] = {"id": some[place].id, "text": answer.text}
                 if answer.audio is not None and self.speak is not None:
@@ -86,7 +88,11 @@ class Chat:
             for example in examples:
                 console.problem(example)
         if bad := bad + quarantine.total:
-            raise DataError("bad_row", f"{path}: {bad} rows failed, for the reasons above; {len(rows)} were answered", hint=str(out))
+            raise DataError(
+                "bad_row",
+                f"{path}: {bad} rows failed, for the reasons above; {len(rows)} were answered",
+                hint=str(out),
+            )
 
     def _prepare(self, sample: Sample) -> Any:
         try:

@@ -33,7 +33,9 @@ def world(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")],
+    path: Annotated[
+        Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")
+    ],
     form: Annotated[
         str | None,
         typer.Option("--format", help="see `muomni data formats`; detected from the file if left out"),
@@ -46,21 +48,27 @@ def check(
     ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
     val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share held out")] = 0.05,
     seed: Annotated[int, typer.Option(help="of the split")] = 0,
-    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for exact lengths")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for exact lengths")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
 ) -> None:
     """Read every row and open every file of a dataset; exit 1 on errors."""
-    from muomni.data import report as reports
-    from muomni.data.check import check as examine
+    from muomni.data.check import report as reports
+    from muomni.data.check.checker import check as examine
     from muomni.tokens.bpe import Tokenizer
 
     source = _source(path, form, template, root)
-    found = Tokenizer.load(tokenizer) if tokenizer else None
-    report = examine(source, Path(), tokenizer=found, ctx_len=ctx_len, val_split=val_split, seed=seed)
+    text_tokenizer = Tokenizer.load(tokenizer) if tokenizer else None
+    report = examine(
+        source, Path(), tokenizer=text_tokenizer, ctx_len=ctx_len, val_split=val_split, seed=seed
+    )
     if as_json:
         console.result_json(report.to_json())
     else:
-        console.table(f"check of {path.absolute()}", ["what", "value"], [list(row) for row in reports.summary(report)])
+        console.table(
+            f"check of {path.absolute()}", ["what", "value"], [list(row) for row in reports.summary(report)]
+        )
         for line in reports.lines(report):
             console.result(line)
     if report.total("error"):
@@ -78,19 +86,23 @@ def explain(
     ] = None,
     index: Annotated[int, typer.Option(min=0, help="else its number")] = 0,
     split: Annotated[str, typer.Option(help="train or valid: where --index counts")] = "train",
-    checkpoint: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights give the loss of every token")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for a manifest")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="a run whose weights give the loss of every token")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a folder with tokenizer.json, for a manifest")
+    ] = None,
 ) -> None:
     """Show one sample as a stage reads it: media, ids, labels, attention mask, and a checkpoint's loss a
     token."""
     from muomni import files
     from muomni.report import explain as pages
 
-    wanted = pages.Wanted(sample, index, split)
+    choice = pages.SampleChoice(sample, index, split)
     if stage is not None:
-        files.write_text(out, pages.of_stage(source, stage, wanted, checkpoint=checkpoint))
+        files.write_text(out, pages.of_stage(source, stage, choice, checkpoint=checkpoint))
     elif tokenizer is not None:
-        files.write_text(out, pages.of_manifest(Path(source), tokenizer, wanted))
+        files.write_text(out, pages.of_manifest(Path(source), tokenizer, choice))
     else:
         raise ConfigError("explain: which stage?", hint="RECIPE STAGE, or MANIFEST --tokenizer DIR")
     console.result(str(out))
@@ -125,19 +137,27 @@ def shard(
     root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
     processes: Annotated[int, typer.Option(min=1, help="at work side by side, one thread each")] = 1,
     samples: Annotated[int, typer.Option(min=1, help="of a shard")] = 1000,
-    val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share of the groups that is held out")] = 0.05,
+    val_split: Annotated[
+        float, typer.Option(min=0, max=0.99, help="share of the groups that is held out")
+    ] = 0.05,
     seed: Annotated[int, typer.Option(help="of the split")] = 0,
-    bad_limit: Annotated[float, typer.Option(min=0, max=1, help="largest share of unreadable samples")] = 0.01,
+    bad_limit: Annotated[
+        float, typer.Option(min=0, max=1, help="largest share of unreadable samples")
+    ] = 0.01,
     audit: Annotated[
         bool,
-        typer.Option("--audit", help="encode each medium alone, deterministic algorithms only: slower, recorded"),
+        typer.Option(
+            "--audit", help="encode each medium alone, deterministic algorithms only: slower, recorded"
+        ),
     ] = False,
     engine: Annotated[
         str,
         typer.Option(help="local, or ray (pip install 'muomni[scale]'): many machines, one shared folder"),
     ] = "local",
     device: Annotated[str, typer.Option(help="cpu or cuda; where the codecs compute")] = "cpu",
-    fresh: Annotated[bool, typer.Option("--fresh", help="remove the shards that are there and begin anew")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="remove the shards that are there and begin anew")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the index as JSON")] = False,
 ) -> None:
     """Turn samples into token shards: WebDataset tars of ids with an index (docs/shards.md)."""
@@ -173,14 +193,18 @@ def shard(
         ]
         for side, found in about["sides"].items()
     ]
-    console.table(f"token shards in {out}", ["side", "samples", "shards", "unreadable", "without a task"], rows)
+    console.table(
+        f"token shards in {out}", ["side", "samples", "shards", "unreadable", "without a task"], rows
+    )
 
 
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `muomni data shard` made")],
     level: Annotated[str, typer.Option(help="integrity (every sample, no codec) or full")] = "full",
-    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="instead of the one that made the shards")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="instead of the one that made the shards")
+    ] = None,
     codec: Annotated[
         list[str] | None,
         typer.Option(metavar="DIR[:BOOKS[:LAYOUT]]", help="instead of those that made the shards"),
@@ -193,7 +217,9 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="compare with it instead of the set's own baseline.json"),
     ] = None,
-    set_baseline: Annotated[str | None, typer.Option(metavar="REASON", help="make this set the baseline, and say why")] = None,
+    set_baseline: Annotated[
+        str | None, typer.Option(metavar="REASON", help="make this set the baseline, and say why")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="of report.json and errors.jsonl; DIR/verify if left out"),
@@ -219,11 +245,15 @@ def verify(
             raise ConfigError(f"{folder / PROVENANCE}: it names no tokenizer and codecs", hint=hint)
         tokens = unified.open_unified(text, references)
     space = TokenSpace.load(folder) if tokens is None else tokens.space
-    report = token_shards.audit(folder, space, tokens, settings, baseline=baseline, set_baseline=set_baseline, out=out)
+    report = token_shards.audit(
+        folder, space, tokens, settings, baseline=baseline, set_baseline=set_baseline, out=out
+    )
     if as_json:
         console.result_json(report)
     else:
-        console.table(f"audit of {folder}", ["check", "kind", "verdict", "wrong", "what"], token_shards.summary(report))
+        console.table(
+            f"audit of {folder}", ["check", "kind", "verdict", "wrong", "what"], token_shards.summary(report)
+        )
         for problem in token_shards.first_problems(out or folder / "verify"):
             console.result(problem)
     if report["exit_code"]:

@@ -7,21 +7,26 @@ import sys
 from pathlib import Path
 
 from muomni import config
-from muomni.data import ahead, media_pool
+from muomni.data import ahead
+from muomni.data.check import media_pool
 from muomni.errors import MuomniError
 from muomni.train.settings import TrainSettings
 
 ENOUGH_BYTES = 4 * 2**20  # of manifests: a process takes longer to begin than to read less
 
 
-def read_ahead(recipe: str, stages: list[str], overrides: list[str], out: Path | None, *, fresh: bool) -> None:
+def read_ahead(
+    recipe: str, stages: list[str], overrides: list[str], out: Path | None, *, fresh: bool
+) -> None:
     """Begin to read the data of the first stage that will train, beside the imports.
 
     It is a guess: what is not plain here (a toy world, a run folder, a flat config, a mistake) is left to the
     run, which reads its data itself where it asks for something else.
     """
     path = Path(recipe)
-    is_alone = "torch" not in sys.modules and "WORLD_SIZE" not in os.environ  # nothing to wait for; ranks read too
+    is_alone = (
+        "torch" not in sys.modules and "WORLD_SIZE" not in os.environ
+    )  # nothing to wait for; ranks read too
     if not (is_alone and sys.platform == "linux" and media_pool.cores() > 1 and path.is_file()):
         return
     try:

@@ -12,11 +12,24 @@ from muomni.errors import ConfigError, GateRed
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder (its last stage that answers), a stage's, or a final/")],
-    to: Annotated[Literal["hf", "omni"], typer.Option(help="omni: all parts, for muomni; hf: the language model, for transformers")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="a run's folder (its last stage that answers), a stage's, or a final/"
+        ),
+    ],
+    to: Annotated[
+        Literal["hf", "omni"],
+        typer.Option(help="omni: all parts, for muomni; hf: the language model, for transformers"),
+    ],
     out: Annotated[Path, typer.Option(metavar="D", help="where it goes: a new or an empty folder")],
-    waive: Annotated[list[str] | None, typer.Option(metavar="GATE", help="let this gate be red; may be given several times")] = None,
-    reason: Annotated[str | None, typer.Option(help="why the gate is waived; it goes along in the certificate")] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GATE", help="let this gate be red; may be given several times"),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="why the gate is waived; it goes along in the certificate")
+    ] = None,
 ) -> None:
     """Write a trained model as a folder that stands alone; a red one is refused."""
     if waive and not (reason or "").strip():
@@ -28,7 +41,9 @@ def export(
     speaks = work.speaking(folder, to)
     certificates = [_certificate(final)]
     if speaks is not None:
-        certificates.append(_certificate(speaks, f"; or export {final.parent}, the answers without the voice"))
+        certificates.append(
+            _certificate(speaks, f"; or export {final.parent}, the answers without the voice")
+        )
     _waive(certificates, waive or [], reason or "")
     _demand_proven(certificates[0])
     if speaks is None:
@@ -46,10 +61,13 @@ def _certificate(final: Path, otherwise: str = "") -> dict[str, Any]:
     """
     from muomni.models import integrity
 
-    found = integrity.verify(final)
-    if found is None:
-        raise GateRed(f"{final} has no certificate: it is not known whether it learned", hint=f"run its stage to the end first{otherwise}")
-    return found
+    certificate = integrity.verify(final)
+    if certificate is None:
+        raise GateRed(
+            f"{final} has no certificate: it is not known whether it learned",
+            hint=f"run its stage to the end first{otherwise}",
+        )
+    return certificate
 
 
 def _waive(certificates: list[dict[str, Any]], waive: list[str], reason: str) -> None:
@@ -57,26 +75,37 @@ def _waive(certificates: list[dict[str, Any]], waive: list[str], reason: str) ->
 
     Raises  ConfigError for a gate that none has.
     """
-    names = {gate["name"] for found in certificates for gate in found["gates"]}
+    names = {gate["name"] for certificate in certificates for gate in certificate["gates"]}
     if unknown := [name for name in waive if name not in names]:
-        stages = " and ".join(str(found["stage"]) for found in certificates)
-        raise ConfigError(f"--waive {unknown[0]}: no such gate of {stages}", hint=f"the gates are {', '.join(sorted(names))}")
-    for found in certificates:
-        for gate in found["gates"]:
+        stages = " and ".join(str(certificate["stage"]) for certificate in certificates)
+        raise ConfigError(
+            f"--waive {unknown[0]}: no such gate of {stages}",
+            hint=f"the gates are {', '.join(sorted(names))}",
+        )
+    for certificate in certificates:
+        for gate in certificate["gates"]:
             if gate["verdict"] == "red" and gate["name"] in waive:
                 gate["verdict"], gate["why"] = "waived", reason
-        verdicts = {gate["verdict"] for gate in found["gates"]}
-        verdicts |= {"waived"} if found.get("inherited") else set()
-        found["verdict"] = next((each for each in ("red", "waived") if each in verdicts), found["verdict"])
+        verdicts = {gate["verdict"] for gate in certificate["gates"]}
+        verdicts |= {"waived"} if certificate.get("inherited") else set()
+        certificate["verdict"] = next(
+            (each for each in ("red", "waived") if each in verdicts), certificate["verdict"]
+        )
 
 
-def _demand_proven(found: dict[str, Any], otherwise: str = "") -> None:
+def _demand_proven(certificate_json: dict[str, Any], otherwise: str = "") -> None:
     """Raises GateRed for a certificate that is red, or names no files."""
     from muomni.evaluate import certificate
     from muomni.models import integrity
 
-    if found["verdict"] == "red":
-        hint = f'fix it and run again, or --waive {(certificate.red(found) or ["GATE"])[0]} --reason "..."{otherwise}'
-        raise GateRed(f"{found['stage']} is not exported: {certificate.reasons(found) or 'it is red'}", hint=hint)
-    if not integrity.names_files(found):
-        raise GateRed(f"{found['stage']}: {integrity.caveat(found)}", hint=f"muomni run RECIPE STAGE{otherwise}")
+    if certificate_json["verdict"] == "red":
+        hint = f'fix it and run again, or --waive {(certificate.red(certificate_json) or ["GATE"])[0]} --reason "..."{otherwise}'
+        raise GateRed(
+            f"{certificate_json['stage']} is not exported: {certificate.reasons(certificate_json) or 'it is red'}",
+            hint=hint,
+        )
+    if not integrity.names_files(certificate_json):
+        raise GateRed(
+            f"{certificate_json['stage']}: {integrity.caveat(certificate_json)}",
+            hint=f"muomni run RECIPE STAGE{otherwise}",
+        )

@@ -11,13 +11,19 @@ from muomni.commands import console
 
 
 def migrate(
-    configs: Annotated[list[str], typer.Argument(metavar="FILE... [KEY=VALUE...]", help="flat JSON configs, one or several")],
-    stage: Annotated[str | None, typer.Option(metavar="NAME", help="of a config whose keys do not tell its stage")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the recipe goes; standard output if left out")] = None,
+    configs: Annotated[
+        list[str], typer.Argument(metavar="FILE... [KEY=VALUE...]", help="flat JSON configs, one or several")
+    ],
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of a config whose keys do not tell its stage")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where the recipe goes; standard output if left out")
+    ] = None,
 ) -> None:
     """Write flat JSON configs as one recipe that trains the same."""
     from muomni import files
-    from muomni.stages import migration
+    from muomni.execution import migration
 
     names = [each for each in configs if "=" not in each]
     assignments = [*([f"stage={stage}"] if stage else []), *(each for each in configs if "=" in each)]

@@ -17,7 +17,9 @@ from muomni.errors import GateRed
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a run's folder or a stage's")],
     against: Annotated[Path | None, typer.Option(metavar="OTHER", help="another run, laid beside")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the page goes; DIR/report.html if left out")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where the page goes; DIR/report.html if left out")
+    ] = None,
 ) -> None:
     """Write the page of a run or a stage: gates, curves, and held-out samples to look at and listen to; one HTML file."""
     from muomni.report.build import report as write
@@ -30,7 +32,7 @@ def with_pages(stages: list[str] | None = None, *, alone: bool = False) -> Itera
     """Write the pages of these stages (none: all) and of their run when what is trained inside ends, green or red.
 
     Gives   what is to be told the run's folder; of a run that ends red, the error knows it.
-    Takes   alone: whoever started this process writes the run's page, once for all stages.
+    Takes   alone: the parent process writes the run's page, once for all stages.
     """
     done: list[Path] = []
     try:
@@ -48,7 +50,11 @@ def pages(folder: Path, stages: list[str] | None = None, *, alone: bool = False)
 
     A page is no part of the result: whatever fails here is told in one line, and the training stands.
     """
-    done = [path.parent for path in sorted(folder.glob("*/certificate.json")) if not stages or path.parent.name in stages]
+    done = [
+        path.parent
+        for path in sorted(folder.glob("*/certificate.json"))
+        if not stages or path.parent.name in stages
+    ]
     if not done or os.environ.get("RANK", "0") != "0":
         return
     from muomni.report.build import report as write

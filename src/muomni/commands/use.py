@@ -25,38 +25,57 @@ TopK = Annotated[int, typer.Option(help="draw among the k likeliest; 0: among al
 TopP = Annotated[float, typer.Option(help="draw among the fewest that hold this share of the probability")]
 Penalty = Annotated[float, typer.Option(help="above 1: what stood before becomes less likely")]
 Seed = Annotated[int, typer.Option(help="of the drawing")]
-Precision = Annotated[str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")]
+Precision = Annotated[
+    str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")
+]
 
 
 def chat(
     folder: Folder,
     text: Annotated[str | None, typer.Option(help="what to ask")] = None,
-    image: Annotated[list[Path] | None, typer.Option(metavar="F", help="a picture; may be given several times")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(metavar="F", help="a sound; may be given several times")] = None,
-    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="say the answer aloud; with --batch a folder")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="F", help="a picture; may be given several times")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(metavar="F", help="a sound; may be given several times")
+    ] = None,
+    speak: Annotated[
+        Path | None, typer.Option(metavar="OUT.wav", help="say the answer aloud; with --batch a folder")
+    ] = None,
     as_json: Json = False,
-    batch: Annotated[Path | None, typer.Option(metavar="IN.jsonl", help="answer many samples, the last turn of each is the user's")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="OUT.jsonl", help="where the answers to --batch go")] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(metavar="IN.jsonl", help="answer many samples, the last turn of each is the user's"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="OUT.jsonl", help="where the answers to --batch go")
+    ] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     repetition_penalty: Penalty = 1.0,
     max_new: Annotated[int, typer.Option(help="most tokens of an answer")] = 128,
     seed: Seed = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text; may be given several times")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="end the answer before this text; may be given several times")
+    ] = None,
     precision: Precision = "auto",
 ) -> None:
     """Answer a question about text, pictures and sounds; an interactive chat without a question."""
     if (batch is None) != (out is None):
         raise ConfigError("chat: --batch and --out go together", hint="--batch IN.jsonl --out OUT.jsonl")
     if batch is not None and (text is not None or image or audio):
-        raise ConfigError("chat: --batch brings its own questions, so --text, --image and --audio can't be given")
+        raise ConfigError(
+            "chat: --batch brings its own questions, so --text, --image and --audio can't be given"
+        )
     from muomni.commands.conversation import Chat
     from muomni.infer.engine import Engine
 
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     engine = Engine.load(folder, precision=precision)
-    talk = Chat(engine, {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak)
+    talk = Chat(
+        engine, {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak
+    )
     if batch is not None and out is not None:
         talk.answer_file(batch, out)
     elif text is not None or image or audio:
@@ -84,8 +103,8 @@ def transcribe(
         some = wavs[first : first + FILES_AT_ONCE]
         waves, refused = console.each(some, lambda path: prompt.read_sound(path, rate_hz, max_s=LONGEST_S))
         bad += refused
-        found = zip(waves, engine.transcribe(list(waves.values()), beam=not greedy))
-        rows += [{"path": str(some[place]), "text": text} for place, text in found]
+        transcripts = zip(waves, engine.transcribe(list(waves.values()), beam=not greedy))
+        rows += [{"path": str(some[place]), "text": text} for place, text in transcripts]
         if len(wavs) > FILES_AT_ONCE:
             console.note(f"{min(first + FILES_AT_ONCE, len(wavs))} of {len(wavs)} files")
     if as_json:
@@ -100,9 +119,16 @@ def transcribe(
 def speak(
     folder: Folder,
     text: Annotated[str | None, typer.Argument(help="what to say")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="F.wav|FOLDER", help="where the speech goes; a folder with --batch")] = None,
-    batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="say each line: 0000.wav, 0001.wav, ...")] = None,
-    voice: Annotated[str | None, typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists the voices")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="F.wav|FOLDER", help="where the speech goes; a folder with --batch")
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(metavar="F.txt", help="say each line: 0000.wav, 0001.wav, ...")
+    ] = None,
+    voice: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists the voices"),
+    ] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -122,8 +148,8 @@ def speak(
     engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        said = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
-        for place, (wave, rate_hz) in enumerate(said, start=first):
+        speeches = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
+        for place, (wave, rate_hz) in enumerate(speeches, start=first):
             path = out if batch is None else out / f"{place:04d}.wav"
             audio.write(path, wave, rate_hz)
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} spoken -> {out}")
@@ -132,8 +158,13 @@ def speak(
 def draw(
     folder: Folder,
     text: Annotated[str | None, typer.Argument(help="what to draw")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="F.png|FOLDER", help="where the picture goes; a folder with --batch")] = None,
-    batch: Annotated[Path | None, typer.Option(metavar="F.txt", help="draw each line: 0000.png, 0001.png, ...")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="F.png|FOLDER", help="where the picture goes; a folder with --batch"),
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(metavar="F.txt", help="draw each line: 0000.png, 0001.png, ...")
+    ] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -152,22 +183,37 @@ def draw(
     engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, 1.0, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        for place, pixels in enumerate(engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling), start=first):
+        for place, pixels in enumerate(
+            engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling), start=first
+        ):
             image.write(out if batch is None else out / f"{place:04d}.png", pixels)
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} drawn -> {out}")
 
 
 def trace(
-    source: Annotated[str, typer.Argument(metavar="DIR|RECIPE", help="a run's folder, a stage's, or a final/; with --training a recipe")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|RECIPE", help="a run's folder, a stage's, or a final/; with --training a recipe"
+        ),
+    ],
     args: Annotated[
-        list[str] | None, typer.Argument(metavar="[STAGE] [STAGE.KEY=VALUE...]", help="with --training: which stage, by which settings")
+        list[str] | None,
+        typer.Argument(
+            metavar="[STAGE] [STAGE.KEY=VALUE...]", help="with --training: which stage, by which settings"
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="what to ask")] = None,
     image: Annotated[Path | None, typer.Option(metavar="F", help="a picture")] = None,
     audio: Annotated[Path | None, typer.Option(metavar="F", help="a sound")] = None,
     speak: Annotated[bool, typer.Option("--speak", help="also say the text aloud")] = False,
-    training: Annotated[bool, typer.Option("--training", help="walk through one batch of a stage's training, up to its loss")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="with --training: the run folder, read for finished stages")] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="walk through one batch of a stage's training, up to its loss")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="with --training: the run folder, read for finished stages"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Trace one request, or one batch of training: each step of the forward pass with its shape and meaning."""
@@ -175,25 +221,38 @@ def trace(
         title, hops = _of_training(source, args or [], out, has_request=any((text, image, audio, speak)))
     else:
         if args or out is not None:
-            raise ConfigError("trace: a stage, its settings and --out go with --training", hint="muomni trace RECIPE STAGE --training")
+            raise ConfigError(
+                "trace: a stage, its settings and --out go with --training",
+                hint="muomni trace RECIPE STAGE --training",
+            )
         from muomni.infer.engine import Engine
         from muomni.infer.trace import trace as walk
 
-        title, hops = f"trace of {source}", walk(Engine.load(source), text=text, image=image, audio=audio, speak=speak)
+        title, hops = (
+            f"trace of {source}",
+            walk(Engine.load(source), text=text, image=image, audio=audio, speak=speak),
+        )
     if as_json:
         console.result_json([hop.to_json() for hop in hops])
     else:
-        console.table(title, ["hop", "shape", "meaning"], [[hop.name, str(hop.shape), hop.meaning] for hop in hops])
+        console.table(
+            title, ["hop", "shape", "meaning"], [[hop.name, str(hop.shape), hop.meaning] for hop in hops]
+        )
 
 
-def _of_training(source: str, args: list[str], out: Path | None, *, has_request: bool) -> tuple[str, list[Hop]]:
+def _of_training(
+    source: str, args: list[str], out: Path | None, *, has_request: bool
+) -> tuple[str, list[Hop]]:
     stages, overrides = [arg for arg in args if "=" not in arg], [arg for arg in args if "=" in arg]
     if len(stages) != 1:
         raise ConfigError(
-            f"trace --training: expected one stage, got {', '.join(stages) or 'none'}", hint="muomni trace RECIPE STAGE --training"
+            f"trace --training: expected one stage, got {', '.join(stages) or 'none'}",
+            hint="muomni trace RECIPE STAGE --training",
         )
     if has_request:
-        raise ConfigError("trace --training: the batch is the stage's own, so --text, --image, --audio and --speak can't be given")
+        raise ConfigError(
+            "trace --training: the batch is the stage's own, so --text, --image, --audio and --speak can't be given"
+        )
     from muomni.planning import walk
 
     hops, notes = walk.trace(source, stages[0], overrides, out=out)
@@ -202,7 +261,9 @@ def _of_training(source: str, args: list[str], out: Path | None, *, has_request:
     return f"training of {stages[0]}, one batch", hops
 
 
-def _sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> SamplingConfig:
+def _sampling(
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int
+) -> SamplingConfig:
     from pydantic import ValidationError
 
     from muomni.infer.sampling import SamplingConfig
@@ -231,7 +292,11 @@ def _lines(path: Path | None) -> list[str]:
         raise DataError("undecodable", f"{path}: expected UTF-8 text: {error}") from error
     for number, line in enumerate(texts, start=1):
         if not line.strip():
-            raise DataError("empty", f"{path}:{number}: expected words, got a blank line", hint="each line becomes one file")
+            raise DataError(
+                "empty",
+                f"{path}:{number}: expected words, got a blank line",
+                hint="each line becomes one file",
+            )
     if not texts:
         raise DataError("empty", f"{path}: no line with words")
     return texts

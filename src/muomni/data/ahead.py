@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from muomni.data import readers
-from muomni.data.media_pool import end_with
+from muomni.data.check.media_pool import end_with
 from muomni.data.quarantine import Quarantine
 from muomni.data.source import Source
 
@@ -54,7 +54,8 @@ class Reader:
         theirs.close()
 
     def corpus(self, quarantine: Quarantine) -> readers.Corpus | None:
-        """The corpus; what was set aside goes to the quarantine. None where the child has failed, for whatever reason."""
+        """The corpus; what was set aside goes to the quarantine. None where the child has failed, for
+        whatever reason."""
         corpus: readers.Corpus
         try:
             corpus, calls = self._ours.recv()

@@ -1,4 +1,5 @@
-"""Batches: they move to a device whole, rows of ids are padded on the right, and sequences are all of one class."""
+"""Batches: they move to a device whole, rows of ids are padded on the right, and sequences are all of one
+class."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        held: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
         moved: dict[str, Any] = {}
-        for name, value in held.items():
+        for name, value in values.items():
             if isinstance(value, Tensor):
                 moved[name] = value.to(device, non_blocking=True)
             elif isinstance(value, Mapping):
@@ -29,7 +30,8 @@ class Batch:
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int = 0, width: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids of any lengths -> (ids int64, keep bool), both (rows, T): T is the longest length, at least `width`."""
+    """Ids of any lengths -> (ids int64, keep bool), both (rows, T): T is the longest length, at least
+    `width`."""
     size = max([width, *map(len, rows)])
     ids_BT = torch.full((len(rows), size), fill, dtype=torch.int64)
     keep_BT = torch.zeros(len(rows), size, dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""What was read and decoded, kept for the next epoch: one budget for all data sets of a process and all of its loader workers.
+"""Cache of decoded media: one budget for all data sets of a process and all of its loader workers.
 
-Records lie in a file without a name in the temporary folder. It ends with the last process that has it open, workers share it, and
-reading copies one record at a time: no process holds the cache in its own memory, and the kernel may write its pages out.
+Records lie in a file without a name in the temporary folder. It ends with the last process that has it open,
+workers share it, and reading copies one record at a time: no process holds the cache in its own memory, and
+the kernel may write its pages out.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ FREE_SHARE = 8  # and no more than an eighth of the memory, and of the disk, tha
 HEADER = struct.Struct("<QQ")  # bytes used, records
 SLOT = struct.Struct("<16sQQ")  # the key's hash, where its record begins, its bytes; all zero where none is
 PROBES = 8  # slots in a row in which a key may lie
-SLOT_BYTES = 4096  # of the budget for each slot: there are more slots than records of pictures or sounds will fit
+SLOT_BYTES = (
+    4096  # of the budget for each slot: there are more slots than records of pictures or sounds will fit
+)
 ALIGN = 16
 
 
 class Cache:
-    """Arrays by key, as many as a budget holds; the first ones stay. Several processes read and write it at once.
+    """Arrays by key, as many as a budget holds; the first ones stay. Several processes read and write it at
+    once.
 
-    Samples come in another random order each epoch: throwing out what was used longest ago would throw out what comes next.
+    Samples come in another random order each epoch: throwing out what was used longest ago would throw out
+    what comes next.
     """
 
     def __init__(self, budget_bytes: int, *, handle: int | None = None) -> None:
@@ -59,7 +64,10 @@ class Cache:
             os.close(self._handle)
 
     def __reduce__(self) -> tuple[Callable[..., Cache], tuple[int, Any]]:
-        return _same, (self.budget_bytes, reduction.DupFd(self._handle))  # a worker that is not forked gets the same file
+        return _same, (
+            self.budget_bytes,
+            reduction.DupFd(self._handle),
+        )  # a worker that is not forked gets the same file
 
     def part(self) -> Part:
         """A part of the cache for one data set: its keys are none of the other parts'."""
@@ -81,12 +89,12 @@ class Cache:
         Raises  whatever `make` does; nothing is kept then.
         """
         name = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        found = self._find(name)
-        if found is not None:
-            return found
-        made = list(make())
-        self._put(name, made)
-        return made
+        stored = self._find(name)
+        if stored is not None:
+            return stored
+        arrays = list(make())
+        self._put(name, arrays)
+        return arrays
 
     def _state(self) -> tuple[int, int]:
         used, records = HEADER.unpack(os.pread(self._handle, HEADER.size, 0))
@@ -97,7 +105,9 @@ class Cache:
         return HEADER.size + SLOT.size * (int.from_bytes(name[:8], "little") % self.slots)
 
     def _find(self, name: bytes) -> list[NDArray[Any]] | None:
-        for key, start, size in SLOT.iter_unpack(os.pread(self._handle, SLOT.size * PROBES, self._place(name))):
+        for key, start, size in SLOT.iter_unpack(
+            os.pread(self._handle, SLOT.size * PROBES, self._place(name))
+        ):
             if key == name:
                 record = bytearray(size)
                 if os.preadv(self._handle, [record], start) == size and record[:16] == name:
@@ -168,7 +178,8 @@ def shared() -> Cache:
 
 
 def default_bytes() -> int:
-    """The budget of a process: 2 GiB, where that is no more than an eighth of what is free, shared by the ranks of this machine."""
+    """The budget of a process: 2 GiB, where that is no more than an eighth of what is free, shared by the
+    ranks of this machine."""
     free = min(runtime.free_memory_bytes(), shutil.disk_usage(tempfile.gettempdir()).free)
     return int(min(DEFAULT_BYTES, free // FREE_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -186,7 +197,8 @@ def _write(handle: int, content: bytes | bytearray, place: int) -> None:
 
 
 def _pack(name: bytes, arrays: Arrays) -> bytearray:
-    """A record: the key's hash, the length of a description, the description, then each array where it can be used as it lies."""
+    """A record: the key's hash, the length of a description, the description, then each array where it can be
+    used as it lies."""
     about = json.dumps([[array.dtype.str, array.shape] for array in arrays]).encode()
     record = bytearray(name + struct.pack("<Q", len(about)) + about)
     for array in arrays:

@@ -1,4 +1,5 @@
-"""Samples as the Thinker reads them: a conversation rendered to ids and labels, with its pictures and sounds as arrays."""
+"""Samples as the Thinker reads them: a conversation rendered to ids and labels, with its pictures and sounds
+as arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class MediaSpec:
     """How media become arrays and how many tokens they fill; the numbers belong to the towers that read them.
 
     image_size    pixels of a side, resampled as the eyes were trained; image_tokens positions a picture fills
-    mel           spectrum of the ears; downsample and pool: mel frames of one token; max_audio_tokens: SPEC M-E's ctx_len // 4
+    mel           spectrum of the ears; downsample and pool: mel frames of one token; max_audio_tokens: SPEC
+                  M-E's ctx_len // 4
     pad_s         silence put on both sides of a sound, so that the shortest word has frames enough
     """
 
@@ -42,7 +44,8 @@ class MediaSpec:
     pad_s: float = PAD_S
 
     def audio_tokens(self, frames: int) -> int:
-        """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give them."""
+        """Positions that a sound of so many mel frames fills: exact, as the ears' strides and the pool give
+        them."""
         return -(-num_states(frames, self.downsample) // self.audio_pool)
 
 
@@ -50,8 +53,10 @@ class MediaSpec:
 class Item:
     """One conversation, ready for a batch: ids and labels (see tokens.chat), and its media as arrays.
 
-    media           by modality, in the order of the conversation: pictures (H,W,3) uint8, log-mels (F,M) float32
-    shared, starts  where questions stand apart: how many first ids (the media) each goes on from, and where each begins
+    media           by modality, in the order of the conversation: pictures (H,W,3) uint8, log-mels (F,M)
+                    float32
+    shared, starts  where questions stand apart: how many first ids (the media) each goes on from, and where
+                    each begins
     """
 
     sample_id: str
@@ -69,14 +74,23 @@ class Changes(Protocol):
     def change(self, pixels: NDArray[np.uint8], rng: np.random.Generator, task: str) -> NDArray[np.uint8]: ...
 
 
-def read_picture(part: ImagePart, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
+def read_picture(
+    part: ImagePart, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic"
+) -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of an image part; raises DataError."""
     return image.to_array(image.read(inline_bytes(part.path) or Path(part.path)), size, resample=resample)
 
 
 def read_wave(part: AudioPart, rate_hz: int, *, max_s: float = 60.0) -> NDArray[np.float32]:
     """Mono samples (S,) of an audio part; raises DataError."""
-    return audio.read(inline_bytes(part.path) or part.path, rate_hz, start_s=part.start, end_s=part.end, channel=part.channel, max_s=max_s)
+    return audio.read(
+        inline_bytes(part.path) or part.path,
+        rate_hz,
+        start_s=part.start,
+        end_s=part.end,
+        channel=part.channel,
+        max_s=max_s,
+    )
 
 
 def wave_to_mel(wave_S: NDArray[np.float32], spec: MelSpec, pad_s: float) -> NDArray[np.float32]:
@@ -128,28 +142,39 @@ Positions = dict[str, list[int]]
 
 
 def input_media(sample: Sample) -> dict[str, list[Any]]:
-    """The media that the model takes in, by modality, in the order of the conversation; none of a modality: absent."""
+    """The media that the model takes in, by modality, in the order of the conversation; none of a modality:
+    absent."""
     parts = [part for message in sample.messages if message.role != "assistant" for part in message.media]
     return {kind: some for kind in MODALITIES if (some := [part for part in parts if part.type == kind])}
 
 
 def positions(media: Mapping[str, Sequence[Array]], spec: MediaSpec, name: str) -> Positions:
-    """Positions that media fill; raises DataError (too_long) for one that fills more than it may, by its owner's name."""
+    """Positions that media fill; raises DataError (too_long) for one that fills more than it may, by its
+    owner's name."""
     counts: Positions = {}
     for kind, arrays in media.items():
         reader = MEDIA_READERS[kind]
         counts[kind] = filled = [(reader.fills or reader.guess)(array, spec) for array in arrays]
         if max(filled, default=0) > (most := reader.most(spec)):
             noun, hint = MODALITIES[kind].noun, "cut it into parts, or raise max_audio_tokens or audio_pool"
-            told = f"{name}: a {noun} fills {max(filled)} positions, at most {most} are allowed"
-            raise DataError("too_long", told, hint=hint)
+            message = f"{name}: a {noun} fills {max(filled)} positions, at most {most} are allowed"
+            raise DataError("too_long", message, hint=hint)
     return counts
 
 
-def prepare(sample: Sample, tokenizer: Tokenizer, spec: MediaSpec, ctx_len: int, *, reply: bool = False, apart: bool = False) -> Item:
+def prepare(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    spec: MediaSpec,
+    ctx_len: int,
+    *,
+    reply: bool = False,
+    apart: bool = False,
+) -> Item:
     """Read a sample's media and render its turns; see `rendered`.
 
-    Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit ctx_len (media are never cut).
+    Raises  DataError: unreadable media, a sound longer than its budget, or a conversation that can't fit
+            ctx_len (media are never cut).
     """
     parts = input_media(sample)
     media = {kind: [MEDIA_READERS[kind].read(part, spec) for part in some] for kind, some in parts.items()}
@@ -171,20 +196,33 @@ def rendered(
 
     Takes   filled: positions of its media; None: as guessed, for media of which the guess is exact.
             reply=True stops where the assistant is to speak.
-            With `apart` each question is rendered as if it was the first: all share the ids of the media that they are about, and none
-            reads what others were told. In a dialogue the answers given before say much of what the next one asks for.
+            With `apart` each question is rendered as if it was the first: all share the ids of the media that
+            they are about, and none reads what others were told. In a dialogue the answers given before say
+            much of what the next one asks for.
     Gives   an Item without the media's arrays.
-    Raises  DataError: a conversation that can't fit ctx_len (media are never cut), or whose assistant answers by sound alone.
+    Raises  DataError: a conversation that can't fit ctx_len (media are never cut), or whose assistant answers
+            by sound alone.
     """
     if sample.text is not None:
         return _document(sample, tokenizer, ctx_len)
     if not reply and sample.speech and not says_words(sample):
-        raise DataError("bad_row", f"{sample.id}: the assistant says nothing in words", hint="stages codec and talker learn from its sound")
+        raise DataError(
+            "bad_row",
+            f"{sample.id}: the assistant says nothing in words",
+            hint="stages codec and talker learn from its sound",
+        )
     media = input_media(sample)
     if filled is None:
-        filled = {kind: [MEDIA_READERS[kind].guess(part, spec) for part in parts] for kind, parts in media.items()}
-    counts = {part: count for kind, parts in media.items() for part, count in zip(parts, filled[kind], strict=True)}
-    in_turns = all(message.role == ("assistant" if number % 2 else "user") for number, message in enumerate(sample.messages))
+        filled = {
+            kind: [MEDIA_READERS[kind].guess(part, spec) for part in parts] for kind, parts in media.items()
+        }
+    counts = {
+        part: count for kind, parts in media.items() for part, count in zip(parts, filled[kind], strict=True)
+    }
+    in_turns = all(
+        message.role == ("assistant" if number % 2 else "user")
+        for number, message in enumerate(sample.messages)
+    )
     shared = _shared(sample) if apart and in_turns and sample.messages[-1].role == "assistant" else []
     rows = [
         chat.fit(
@@ -212,30 +250,43 @@ def rendered(
 
 
 def _shared(sample: Sample) -> list[ImagePart | AudioPart]:
-    """The media that all questions are about: the first one's; only those that last if later ones bring their own."""
+    """The media that all questions are about: the first one's; only those that last if later ones bring their
+    own."""
     first, *later = [message.media for message in sample.messages if message.role == "user"] or [[]]
     return [part for part in first if not any(later) or MEDIA_READERS[part.type].lasts]
 
 
 def questions(sample: Sample) -> list[Sample]:
-    """Each question of a sample as a sample of its own, in front of its words the media that all are about and those that it brings.
+    """Each question of a sample as a sample of its own, in front of its words the media that all are about
+    and those that it brings.
 
     `extra["kind"]` is that of `extra["kinds"]`.
     """
     shared = _shared(sample)
     kinds = sample.extra.get("kinds") or [sample.extra.get("kind", "")] * len(sample.messages)
     singles = []
-    pairs = [(a, b) for a, b in zip(sample.messages, sample.messages[1:]) if a.role == "user" and b.role == "assistant"]
+    pairs = [
+        (a, b)
+        for a, b in zip(sample.messages, sample.messages[1:])
+        if a.role == "user" and b.role == "assistant"
+    ]
     for number, (question, answer) in enumerate(pairs):
         own = [part for part in question.parts if not any(part is one for one in shared)]
-        asked = Message(role="user", content=[*shared, *sorted(own, key=lambda part: part.type == "text")])
+        user_message = Message(
+            role="user", content=[*shared, *sorted(own, key=lambda part: part.type == "text")]
+        )
         extra = {**sample.extra, "kind": kinds[number] if number < len(kinds) else ""}
-        singles.append(sample.model_copy(update={"id": f"{sample.id}/{number}", "messages": [asked, answer], "extra": extra}))
+        singles.append(
+            sample.model_copy(
+                update={"id": f"{sample.id}/{number}", "messages": [user_message, answer], "extra": extra}
+            )
+        )
     return singles
 
 
 def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
-    """A text document as a row of its own, all of it learned; a longer one loses its end, never its end symbol."""
+    """A text document as a row of its own, all of it learned; a longer one loses its end, never its end
+    symbol."""
     assert sample.text is not None
     ids = chat.document(tokenizer, sample.text)
     if len(ids) > ctx_len:
@@ -244,7 +295,8 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
 
 
 class Conversations:
-    """Samples as a dataset of `Item`s; media and ids are kept in the cache, `changes` are made anew each time.
+    """Samples as a dataset of `Item`s; media and ids are kept in the cache, `changes` are made anew each
+    time.
 
     apart  questions about the same media do not see each other (see `prepare`)
     """

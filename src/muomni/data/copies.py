@@ -1,7 +1,8 @@
-"""Pictures and sounds of the same bytes under two names, on both sides of a split, at a cost that is bounded.
+"""Equal media files under two names on both sides of a split, found at a bounded cost.
 
-A file is told from others by its size, which costs a look at its entry. Only where a size stands on both sides under different names are
-three short stretches of it read, and only where these are equal too is it read whole, once a process for as long as it stays as it is.
+A file is told from others by its size, which costs a look at its entry. Only where a size stands on both
+sides under different names are three short stretches of it read, and only where these are equal too is it
+read whole, once a process for as long as it stays as it is.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ class CopyFinder:
             self._names.append(hash(part.path))
             self._owners.append(owner)
 
-    def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> list[str]:
-        """`VALID holds the bytes of TRAIN` for each medium of validation whose bytes training has under another name."""
+    def found(
+        self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]
+    ) -> list[str]:
+        """`VALID holds the bytes of TRAIN` for each medium of validation whose bytes training has under
+        another name."""
         sizes, names = np.frombuffer(self._sizes, np.int64), np.frombuffer(self._names, np.int64)
         owners = np.frombuffer(self._owners, np.uint32)
         side = is_valid[owners]
@@ -50,14 +54,16 @@ class CopyFinder:
         chosen = np.flatnonzero(np.isin(sizes, shared) & (sizes > 0))
         chosen = chosen[_has_company(sizes[chosen], names[chosen])]
         places = np.where(is_valid, np.cumsum(is_valid), np.cumsum(~is_valid)) - 1  # of a sample on its side
-        wanted = {int(name) for name in names[chosen]}
+        chosen_names = {int(name) for name in names[chosen]}
         paths: dict[bool, dict[str, int]] = {False: {}, True: {}}
         for held_out, samples in ((False, train), (True, valid)):
             here = chosen[side[chosen] == held_out]
             _, first = np.unique(names[here], return_index=True)  # one sample that holds it, of each name
             for owner in np.unique(owners[here[first]]).tolist():
                 media = samples[int(places[owner])].media
-                paths[held_out].update((part.path, _size(part.path)) for part in media if hash(part.path) in wanted)
+                paths[held_out].update(
+                    (part.path, _size(part.path)) for part in media if hash(part.path) in chosen_names
+                )
         return sorted(_pairs(paths[False], paths[True]))
 
 
@@ -75,17 +81,21 @@ def _has_company(sizes: NDArray[np.int64], names: NDArray[np.int64]) -> NDArray[
 
 
 def _pairs(train: dict[str, int], valid: dict[str, int]) -> Iterator[str]:
-    """Media of validation beside those of training that hold their bytes: told apart by size, then by stretches, then by all they hold."""
+    """Media of validation beside those of training that hold their bytes: told apart by size, then by
+    stretches, then by all they hold."""
     groups = [([*train], [path for path in valid if path not in train])]
     sizes = train | valid
     for key in (sizes.__getitem__, _stretches, _digest):
         groups = [parts for group in groups for parts in _parted(*group, key)]
     for ours, theirs in groups:
-        yield from (f"{_told(path)} holds the bytes of {_told(ours[0])}" for path in theirs)
+        yield from (f"{_shown(path)} holds the bytes of {_shown(ours[0])}" for path in theirs)
 
 
-def _parted(train: list[str], valid: list[str], key: Callable[[str], Hashable]) -> Iterator[tuple[list[str], list[str]]]:
-    """Those of both sides that agree in something, where both sides have such; what can't be read agrees with nothing."""
+def _parted(
+    train: list[str], valid: list[str], key: Callable[[str], Hashable]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Those of both sides that agree in something, where both sides have such; what can't be read agrees with
+    nothing."""
     sides: dict[Hashable, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for number, paths in enumerate((valid, train)):
         for path in paths:
@@ -97,8 +107,8 @@ def _parted(train: list[str], valid: list[str], key: Callable[[str], Hashable]) 
 def _size(path: str) -> int:
     """Bytes of a medium."""
     try:
-        held = stored.size(path)
-        return held if held is not None else os.stat(path).st_size
+        size = stored.size(path)
+        return size if size is not None else os.stat(path).st_size
     except (OSError, ValueError, DataError):
         return UNKNOWN
 
@@ -106,9 +116,9 @@ def _size(path: str) -> int:
 def _stretches(path: str) -> bytes:
     """A digest of the beginning, the middle and the end of a medium."""
     digest = hashlib.blake2b(digest_size=16)
-    held = stored.size(path)
-    if held is not None:
-        for place in _places(held):
+    size = stored.size(path)
+    if size is not None:
+        for place in _places(size):
             digest.update(stored.stretch(path, place, STRETCH_BYTES) or b"")
         return digest.digest()
     with open(path, "rb", buffering=0) as stream:
@@ -125,9 +135,9 @@ def _places(size: int) -> list[int]:
 
 def _digest(path: str) -> str:
     """Of all that a medium holds."""
-    held = stored.content(path)
-    return files.sha256_bytes(held) if held is not None else files.sha256_once(Path(path))
+    content_bytes = stored.content(path)
+    return files.sha256_bytes(content_bytes) if content_bytes is not None else files.sha256_once(Path(path))
 
 
-def _told(path: str) -> str:
+def _shown(path: str) -> str:
     return stored.shown(path)

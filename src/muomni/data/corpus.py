@@ -1,4 +1,5 @@
-"""Documents as one flat memory-mapped token file, and rows of whole documents packed from it: text that never waits for a tokenizer."""
+"""Documents as one flat memory-mapped token file, and rows of whole documents packed from it: text that never
+waits for a tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from muomni import files
 from muomni.data import indexed
-from muomni.data.media_pool import cores, forked
+from muomni.data.check.media_pool import cores, forked
 from muomni.data.sample import Sample
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import chat
@@ -57,23 +58,32 @@ class TokenCorpus:
         try:
             meta = files.read_json(folder / "corpus.json")
             self.offsets: Ints = np.load(folder / "offsets.npy", allow_pickle=False)
-            self.ids: NDArray[np.unsignedinteger] = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
+            self.ids: NDArray[np.unsignedinteger] = np.memmap(
+                folder / "ids.bin", dtype=meta["dtype"], mode="r"
+            )
             # None: every token is learned
-            self.learned: NDArray[np.uint8] | None = np.memmap(folder / "learned.bin", np.uint8, "r") if meta["has_labels"] else None
+            self.learned: NDArray[np.uint8] | None = (
+                np.memmap(folder / "learned.bin", np.uint8, "r") if meta["has_labels"] else None
+            )
             self.digest: str = meta["digest"]
             self.num_bytes: int = meta["bytes"]  # of the text in UTF-8: the divisor of bits per byte
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder}: not a whole token corpus ({error})", hint="remove the folder; it is made again") from error
+            raise CheckpointError(
+                f"{folder}: not a whole token corpus ({error})", hint="remove the folder; it is made again"
+            ) from error
         if len(self.ids) != self.offsets[-1]:
             raise CheckpointError(
-                f"{folder}: expected {self.offsets[-1]} tokens, got {len(self.ids)}", hint="remove the folder; it is made again"
+                f"{folder}: expected {self.offsets[-1]} tokens, got {len(self.ids)}",
+                hint="remove the folder; it is made again",
             )
 
     @classmethod
     def build(cls, cache: Path, samples: Sequence[Sample], tokenizer: Tokenizer) -> TokenCorpus:
-        """The corpus of these samples: made once in `cache/<digest>`, then opened; a build that dies leaves nothing.
+        """The corpus of these samples: made once in `cache/<digest>`, then opened; a build that dies leaves
+        nothing.
 
-        Takes   text samples (all learned, between bos and eos) and conversations without media (the assistant's words learned).
+        Takes   text samples (all learned, between bos and eos) and conversations without media (the
+                assistant's words learned).
         Raises  DataError (empty) without samples; DataError (bad_row) if one has media.
         """
         if not samples:
@@ -98,7 +108,8 @@ class TokenCorpus:
         return int(self.offsets[-1])
 
     def pack(self, ctx_len: int, *, single: bool = False) -> Packed:
-        """Rows of ctx_len that use every token once; `single` puts one document, or one piece of a long one, in each."""
+        """Rows of ctx_len that use every token once; `single` puts one document, or one piece of a long one,
+        in each."""
         return Packed(self, ctx_len, single=single)
 
     def labels(self, start: int, stop: int) -> Ints:
@@ -110,7 +121,8 @@ class TokenCorpus:
 
 
 class Packed:
-    """Rows by number. Documents longer than ctx_len are cut into pieces; pieces are laid best-fit, longest first, the same way always."""
+    """Rows by number. Documents longer than ctx_len are cut into pieces; pieces are laid best-fit, longest
+    first, the same way always."""
 
     def __init__(self, corpus: TokenCorpus, ctx_len: int, *, single: bool = False) -> None:
         self.corpus = corpus
@@ -125,7 +137,10 @@ class Packed:
 
     def pieces(self, index: int) -> list[tuple[int, int]]:
         """The stretches of the token file that a row is made of, in their order."""
-        return [(int(start), int(stop)) for start, stop in self._pieces[self._bounds[index] : self._bounds[index + 1]]]
+        return [
+            (int(start), int(stop))
+            for start, stop in self._pieces[self._bounds[index] : self._bounds[index + 1]]
+        ]
 
     @property
     def fill(self) -> float:
@@ -177,7 +192,8 @@ def _pieces(offsets: Ints, ctx_len: int) -> Ints:
 def _best_fit(pieces: Ints, ctx_len: int) -> tuple[Ints, Ints]:
     """Each piece into the fullest row that still has room for it, longest pieces first.
 
-    Gives   the pieces row by row, in the order in which they were laid, and the bounds of the rows, (rows + 1,).
+    Gives   the pieces row by row, in the order in which they were laid, and the bounds of the rows, (rows +
+            1,).
     """
     lengths = pieces[:, 1] - pieces[:, 0]
     order = np.lexsort((pieces[:, 0], -lengths))
@@ -187,12 +203,12 @@ def _best_fit(pieces: Ints, ctx_len: int) -> tuple[Ints, Ints]:
     num_rows = 0
     for place, index in enumerate(order):
         length = int(lengths[index])
-        found = bisect_left(rooms, length)
-        if found < len(rooms):
-            room = rooms[found]
+        room_index = bisect_left(rooms, length)
+        if room_index < len(rooms):
+            room = rooms[room_index]
             row = by_room[room].pop()
             if not by_room[room]:
-                del by_room[room], rooms[found]
+                del by_room[room], rooms[room_index]
         else:
             room, row = ctx_len, num_rows
             num_rows += 1
@@ -233,16 +249,25 @@ class _Piece:
 def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> _Piece:
     texts = list(indexed.texts(samples))
     encoded = iter(tokenizer.encode_many([one for one in texts if isinstance(one, str)]))
-    ids, lengths, learned, num_bytes = array("H" if tokenizer.vocab_size <= 2**16 else "I"), array("q"), bytearray(), 0
+    ids, lengths, learned, num_bytes = (
+        array("H" if tokenizer.vocab_size <= 2**16 else "I"),
+        array("q"),
+        bytearray(),
+        0,
+    )
     has_labels = False
     for one in texts:
         if isinstance(one, str):
             # bos in front, so that the first word is predicted too, and bits per byte count every byte.
-            tokens = [tokenizer.marks.bos, *next(encoded), tokenizer.marks.eos]
+            tokens = [tokenizer.special_tokens.bos, *next(encoded), tokenizer.special_tokens.eos]
             learned += len(tokens) * b"\1"
             num_bytes += len(one.encode())
         elif one.media:
-            raise DataError("bad_row", f"sample {one.id}: has media, which a token corpus can't hold", hint="use the omni stage")
+            raise DataError(
+                "bad_row",
+                f"sample {one.id}: has media, which a token corpus can't hold",
+                hint="use the omni stage",
+            )
         else:
             rendered = chat.render(tokenizer, one.messages)
             tokens, has_labels = rendered.ids, True
@@ -250,11 +275,14 @@ def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer) -> _Piece:
             num_bytes += sum(len(m.text.encode()) for m in one.messages if m.role == "assistant")
         ids.extend(tokens)
         lengths.append(len(tokens))
-    return _Piece(ids.tobytes(), np.array(lengths, np.int64), bytes(learned) if has_labels else None, num_bytes)
+    return _Piece(
+        ids.tobytes(), np.array(lengths, np.int64), bytes(learned) if has_labels else None, num_bytes
+    )
 
 
 def _pieces_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> Iterator[_Piece]:
-    """All samples in pieces; where they are many, by two processes, since most of the work holds Python's lock."""
+    """All samples in pieces; where they are many, by two processes, since most of the work holds Python's
+    lock."""
     starts = range(0, len(samples), ENCODED_AT_ONCE)
     done = 0
     if len(samples) >= MANY and cores() > 1 and sys.platform == "linux":
@@ -294,14 +322,18 @@ def _write(folder: Path, samples: Sequence[Sample], tokenizer: Tokenizer, digest
             ids_file.write(piece.ids)
             if piece.learned is not None and not has_labels:
                 has_labels = True
-                learned_file.writelines(int(each.sum()) * b"\1" for each in lengths)  # of the pieces before it
+                learned_file.writelines(
+                    int(each.sum()) * b"\1" for each in lengths
+                )  # of the pieces before it
             here = int(piece.lengths.sum())
             if has_labels:
                 learned_file.write(here * b"\1" if piece.learned is None else piece.learned)
             lengths.append(piece.lengths)
             num_tokens += here
             num_bytes += piece.num_bytes
-    np.save(folder / "offsets.npy", np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64), allow_pickle=False)
+    np.save(
+        folder / "offsets.npy", np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64), allow_pickle=False
+    )
     meta = {
         "digest": digest,
         "tokenizer": tokenizer.digest,

@@ -1,4 +1,5 @@
-"""Files -> (line, row) pairs in the spelling of `sample.parse`; a line that can't be read comes as a DataError in its place."""
+"""Files -> (line, row) pairs in the spelling of `sample.parse`; a line that can't be read comes as a
+DataError in its place."""
 
 from __future__ import annotations
 
@@ -26,11 +27,14 @@ Rows = Iterator[tuple[int, Reading | dict[str, Any] | Sample | DataError]]
 LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
-READ_EXTRA = frozenset({"names", "text", "words", "kind", "kinds", "speaker"})  # keys beside ours that somebody reads from `extra`
+READ_EXTRA = frozenset(
+    {"names", "text", "words", "kind", "kinds", "speaker"}
+)  # keys beside ours that somebody reads from `extra`
 
 
 def text(path: Path, source: Source) -> Rows:
-    """One document a line, or, with `paragraphs`, whole paragraphs up to about 2000 characters; blank lines only separate."""
+    """One document a line, or, with `paragraphs`, whole paragraphs up to about 2000 characters; blank lines
+    only separate."""
     if not source.paragraphs:
         for number, line in lines(path):
             if isinstance(line, DataError):
@@ -69,11 +73,13 @@ def _paragraphs(path: Path) -> Iterator[tuple[int, str | DataError]]:
 
 
 def objects(path: Path, quick: Quick | None = None) -> Iterator[tuple[int, Any]]:
-    """Rows of any container, numbered from 1 or by line: JSON values, a table's or a parquet file's rows, a tar's samples.
+    """Rows of any container, numbered from 1 or by line: JSON values, a table's or a parquet file's rows, a
+    tar's samples.
 
-    Of several files (a pattern, a folder of shards) the rows are numbered through, and their split is told by the files' names, where
-    these say it. DataErrors stand in the places of rows that can't be read.
-    Takes   quick: what makes samples of lines, where it can; of a lone file only, since rows of several learn something from its name.
+    Of several files (a pattern, a folder of shards) the rows are numbered through, and their split is told by
+    the files' names, where these say it. DataErrors stand in the places of rows that can't be read.
+    Takes   quick: what makes samples of lines, where it can; of a lone file only, since rows of several learn
+            something from its name.
     """
     parts = shards.parts(path)
     if len(parts) == 1 and parts[0] == path:
@@ -81,8 +87,13 @@ def objects(path: Path, quick: Quick | None = None) -> Iterator[tuple[int, Any]]
         return
     top, sides, count = home(path), shards.sides(parts), 0
     if trees.common_voice(path) and len(parts) > 1 and (path / "validated.tsv").exists():
-        said = ", ".join(part.name for part in parts)
-        yield 1, DataNote("repaired", f"{said} are read; validated.tsv, which holds their rows and others, is left")
+        names = ", ".join(part.name for part in parts)
+        yield (
+            1,
+            DataNote(
+                "repaired", f"{names} are read; validated.tsv, which holds their rows and others, is left"
+            ),
+        )
     for part in parts:
         inside = os.path.relpath(part.parent, top) if part.name in trees.TABLES and part.parent != top else ""
         for number, row in _objects(part, os.path.relpath(part, top), f"{part.name.partition('.')[0]}/"):
@@ -97,8 +108,11 @@ def objects(path: Path, quick: Quick | None = None) -> Iterator[tuple[int, Any]]
             yield max(1, count), row
 
 
-def _objects(path: Path, container: str, name: str = "", quick: Quick | None = None) -> Iterator[tuple[int, Any]]:
-    """Rows of one file. Takes container: its path from `home`; name: what stands before the ids that a tar gives."""
+def _objects(
+    path: Path, container: str, name: str = "", quick: Quick | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Rows of one file. Takes container: its path from `home`; name: what stands before the ids that a tar
+    gives."""
     suffix = streams.suffix(path)
     if suffix in tables.SUFFIXES:
         return tables.rows(path)
@@ -108,7 +122,8 @@ def _objects(path: Path, container: str, name: str = "", quick: Quick | None = N
 
 
 def _placed(key: str, value: Any, inside: str) -> Any:
-    """A field of a table in a folder of the set: what names files, as Hugging Face spells such columns, with that folder before it."""
+    """A field of a table in a folder of the set: what names files, as Hugging Face spells such columns, with
+    that folder before it."""
     if isinstance(value, str) and (key == "file_name" or key.endswith("_file_name")):
         return f"{inside}/{value}"
     if isinstance(value, list) and (key == "file_names" or key.endswith("_file_names")):
@@ -128,10 +143,19 @@ def home(path: Path) -> Path:
 
 def folders(path: Path) -> list[Path]:
     """The folders of the files of a pattern: where their media may lie too."""
-    return sorted({part.parent for part in shards.parts(path)}) if shards.is_pattern(path) and not path.exists() else []
+    return (
+        sorted({part.parent for part in shards.parts(path)})
+        if shards.is_pattern(path) and not path.exists()
+        else []
+    )
 
 
-OBJECTS = (".jsonl", ".json", shards.TAR, shards.PARQUET)  # suffixes of files whose rows are objects, not lines of cells
+OBJECTS = (
+    ".jsonl",
+    ".json",
+    shards.TAR,
+    shards.PARQUET,
+)  # suffixes of files whose rows are objects, not lines of cells
 
 
 def is_table(path: Path) -> bool:
@@ -140,12 +164,16 @@ def is_table(path: Path) -> bool:
 
 
 def kind(path: Path) -> str:
-    """The suffix that says what a file holds, or each file of a pattern or of a folder of shards: `.jsonl` of `cuts.jsonl.gz`."""
+    """The suffix that says what a file holds, or each file of a pattern or of a folder of shards: `.jsonl` of
+    `cuts.jsonl.gz`."""
     return streams.suffix(shards.parts(path)[0] if path.is_dir() and shards.is_set(path) else path)
 
 
-def dicts(path: Path, source: Source, quick: Quick | None = None) -> Iterator[tuple[int, dict[str, Any] | Sample | DataError]]:
-    """The objects of a file, without the columns that the source ignores; what is no object is an error in its place."""
+def dicts(
+    path: Path, source: Source, quick: Quick | None = None
+) -> Iterator[tuple[int, dict[str, Any] | Sample | DataError]]:
+    """The objects of a file, without the columns that the source ignores; what is no object is an error in
+    its place."""
     ignored = [key for key in source.ignore if not key.startswith(("<", "["))]
     for number, row in objects(path, None if ignored else quick):
         if isinstance(row, dict):
@@ -161,11 +189,19 @@ def without(row: dict[str, Any], ignored: Sequence[str]) -> dict[str, Any]:
     kept = {key: value for key, value in row.items() if key not in ignored}
     for turns in ("messages", "conversations"):
         if isinstance(kept.get(turns), list):
-            kept[turns] = [{k: v for k, v in turn.items() if k not in ignored} if isinstance(turn, dict) else turn for turn in kept[turns]]
+            kept[turns] = [
+                {k: v for k, v in turn.items() if k not in ignored} if isinstance(turn, dict) else turn
+                for turn in kept[turns]
+            ]
     return kept
 
 
-def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterator[Reading]], quick: Quick | None = None) -> Rows:
+def each(
+    path: Path,
+    source: Source,
+    convert: Callable[[dict[str, Any]], Iterator[Reading]],
+    quick: Quick | None = None,
+) -> Rows:
     """Every row of a file as a layout reads it; what it raises stands in the row's place."""
     for number, row in dicts(path, source, quick):
         if not isinstance(row, dict):
@@ -179,12 +215,13 @@ def each(path: Path, source: Source, convert: Callable[[dict[str, Any]], Iterato
 
 
 def says_sides(path: Path, source: Source) -> bool:
-    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing, and the hash decides."""
+    """Whether a column of a file's rows holds any of them out: one that is `train` throughout says nothing,
+    and the hash decides."""
     keys: list[str] = []
     for number, row in enumerate(row for _, row in dicts(path, source) if isinstance(row, dict)):
         if number < LOOKED_AT and not keys:
-            plan = fields.plan_of(tuple(row))
-            keys = plan.splits + plan.sets
+            columns = fields.plan_of(tuple(row))
+            keys = columns.splits + columns.sets
         if not keys and number >= LOOKED_AT:
             return False
         if any(row.get(key) not in (None, "") and fields.holds_out(key, row[key]) for key in keys):
@@ -201,8 +238,8 @@ def left_of(row: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
 def samples(path: Path, source: Source) -> Rows:
     """Sample rows as they are; {"text"} documents; question and answer without media become one document.
 
-    Media and a system prompt beside the turns are put into them (see `layouts.chat`). The source's `prompt` is said where the user shows a
-    medium without a word; its `class_name` goes to `extra`.
+    Media and a system prompt beside the turns are put into them (see `layouts.chat`). The source's `prompt`
+    is said where the user shows a medium without a word; its `class_name` goes to `extra`.
     """
     about, ignored = fields.About(source), frozenset(source.ignore)
 
@@ -213,25 +250,33 @@ def samples(path: Path, source: Source) -> Rows:
             if "text" in row and row.keys() <= FIELDS:
                 yield Reading(row, row, left)
                 return
-            made, used, left = _turns_or_document(row, ignored)
+            sample, used, left = _turns_or_document(row, ignored)
         elif chat.is_plain(row):
-            made = _asked(row, source)
+            sample = _asked(row, source)
             if source.prompt is None and source.class_name is None:
                 yield Reading(row, row, left, "group" if row.get("group") is not None else "")
                 return
         else:
             turns, used, left = chat.messages(row, ignored)
-            made = _asked({**row, "messages": turns}, source)
-        made = {key: value for key, value in made.items() if key in FIELDS or key not in used}
-        told, whence = about.complete(made, {key: value for key, value in row.items() if key not in FIELDS})
-        used = [key for key in row if key in FIELDS or key in used or key in told or key in READ_EXTRA]
-        whence = "group" if made.get("group") is not None and whence == "" else whence
+            sample = _asked({**row, "messages": turns}, source)
+        sample = {key: value for key, value in sample.items() if key in FIELDS or key not in used}
+        notes, whence = about.complete(
+            sample, {key: value for key, value in row.items() if key not in FIELDS}
+        )
+        used = [key for key in row if key in FIELDS or key in used or key in notes or key in READ_EXTRA]
+        whence = "group" if sample.get("group") is not None and whence == "" else whence
         left = {**left_of(row, used), **left}
         yield Reading(
-            {key: value for key, value in made.items() if key not in told or key in FIELDS}, used, left, whence, frames=about.in_frames
+            {key: value for key, value in sample.items() if key not in notes or key in FIELDS},
+            used,
+            left,
+            whence,
+            frames=about.in_frames,
         )
 
-    yield from each(path, source, convert, Quick() if source.prompt is None and source.class_name is None else None)
+    yield from each(
+        path, source, convert, Quick() if source.prompt is None and source.class_name is None else None
+    )
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:
@@ -239,19 +284,25 @@ def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Mad
     if "text" in row:
         return _document(row)
     if chat.turns_key(row) is not None:
-        made, used, left = chat.convert(row, ignored)
+        sample, used, left = chat.convert(row, ignored)
     elif instructions.knows(row):
-        made, used, left = instructions.convert(row, ignored)
+        sample, used, left = instructions.convert(row, ignored)
     else:
         return _document(row)
-    return {**row, **made}, used, left
+    return {**row, **sample}, used, left
 
 
 def _asked(row: dict[str, Any], source: Source) -> dict[str, Any]:
     """A sample row with what the source adds to it."""
     if source.class_name is not None:
         extra = row.get("extra")
-        row = {**row, "extra": {**(extra if isinstance(extra, dict) else {}), "names": template.text(source.class_name, row)}}
+        row = {
+            **row,
+            "extra": {
+                **(extra if isinstance(extra, dict) else {}),
+                "names": template.text(source.class_name, row),
+            },
+        }
     if source.prompt is not None and isinstance(row["messages"], list):
         row = {**row, "messages": [_with_words(message, source.prompt) for message in row["messages"]]}
     return row
@@ -272,7 +323,9 @@ def _document(row: dict[str, Any]) -> chat.Made:
 
     Raises  DataError (bad_row) where it names media: they would be dropped.
     """
-    named = sorted(key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value))
+    named = sorted(
+        key for key, value in row.items() if value and key not in FIELDS and media.names_media(key, value)
+    )
     if named:
         for key in named:
             media.paths_of(key, row[key])  # which says by name what can't be read at all
@@ -296,8 +349,8 @@ def rows(path: Path, source: Source) -> Rows:
     is_chosen = not isinstance(source, Recognised)
 
     def convert(row: dict[str, Any]) -> Iterator[Reading]:
-        for made, used, whence in filled.fill(row):
-            yield Reading(made, used, left_of(row, used), whence, is_chosen, filled.in_frames)
+        for sample, used, whence in filled.fill(row):
+            yield Reading(sample, used, left_of(row, used), whence, is_chosen, filled.in_frames)
 
     yield from each(path, source, convert)
 
@@ -314,9 +367,13 @@ def pairs(medium: str, words: str, kind: str, task: str) -> Callable[[Path, Sour
 
 def paired(source: Source, medium: str, words: str, kind: str, task: str) -> Recognised:
     """The template of a medium and its words; for `speak` the assistant says them, else it writes them."""
-    shown, said = {kind: f"{{{medium}}}"}, f"{{{words}}}"
-    asked = [shown, *([source.prompt] if source.prompt else [])]
-    turns = [{"user": said}, {"assistant": [shown]}] if task == "speak" else [{"user": asked}, {"assistant": said}]
+    shown, answer = {kind: f"{{{medium}}}"}, f"{{{words}}}"
+    user_parts = [shown, *([source.prompt] if source.prompt else [])]
+    turns = (
+        [{"user": answer}, {"assistant": [shown]}]
+        if task == "speak"
+        else [{"user": user_parts}, {"assistant": answer}]
+    )
     return Recognised.of(source, task=task, messages=turns)
 
 
@@ -328,8 +385,14 @@ def _refuse_swapped(path: Path, medium: str, words: str, suffixes: frozenset[str
     if kind(path) not in tables.SUFFIXES:
         return
     rows = [row for _, row in islice(objects(path), SWAPPED_ROWS) if isinstance(row, dict)]
-    pairs = [(row[medium], row[words]) for row in rows if isinstance(row.get(medium), str) and isinstance(row.get(words), str)]
-    if pairs and all(_looks_like_a_file(text, suffixes) and not _looks_like_a_file(name, suffixes) for name, text in pairs):
+    pairs = [
+        (row[medium], row[words])
+        for row in rows
+        if isinstance(row.get(medium), str) and isinstance(row.get(words), str)
+    ]
+    if pairs and all(
+        _looks_like_a_file(text, suffixes) and not _looks_like_a_file(name, suffixes) for name, text in pairs
+    ):
         name, text = pairs[0]
         raise ConfigError(
             f"{path}: columns {medium} and {words} are swapped: {medium} holds {name[:40]!r}, {words} holds {text[:40]!r}",
@@ -343,31 +406,48 @@ def _looks_like_a_file(cell: str, suffixes: frozenset[str]) -> bool:
 
 
 def conversations(path: Path, source: Source) -> Rows:
-    """Rows of LLaVA, ShareGPT and LLaMA-Factory: `conversations` with `<image>` where the media stand, or a caption and an image."""
+    """Rows of LLaVA, ShareGPT and LLaMA-Factory: `conversations` with `<image>` where the media stand, or a
+    caption and an image."""
     return _turned(path, source, lambda row, ignored: chat.convert(row, ignored, source.prompt))
 
 
-def told_instructions(path: Path, source: Source) -> Rows:
+def instruction_rows(path: Path, source: Source) -> Rows:
     """Rows of Alpaca and its like: instruction, input, output."""
     return _turned(path, source, instructions.convert)
 
 
-def _turned(path: Path, source: Source, convert: Callable[[dict[str, Any], frozenset[str]], chat.Made]) -> Rows:
+def _turned(
+    path: Path, source: Source, convert: Callable[[dict[str, Any], frozenset[str]], chat.Made]
+) -> Rows:
     """Rows that a layout makes turns of, with ids that are made unique and what the source says of them."""
-    about, unique, ignored = fields.About(source, honours_split=says_sides(path, source)), chat.Unique(), frozenset(source.ignore)
-    said = {name for key in ("group", "task", "split", "class_name") for name in template.names(getattr(source, key))} | {"id"}
+    about, unique, ignored = (
+        fields.About(source, honours_split=says_sides(path, source)),
+        chat.Unique(),
+        frozenset(source.ignore),
+    )
+    used_names = {
+        name
+        for key in ("group", "task", "split", "class_name")
+        for name in template.names(getattr(source, key))
+    } | {"id"}
 
     def one(row: dict[str, Any]) -> Iterator[Reading]:
-        given = row.get("id")
-        name = unique(str(given)) if isinstance(given, str | int) and given != "" else None
-        made, used, inside = convert(row, ignored)
+        own_id = row.get("id")
+        name = unique(str(own_id)) if isinstance(own_id, str | int) and own_id != "" else None
+        sample, used, inside = convert(row, ignored)
         if name is not None:
-            made["id"] = name
-        made |= template.about(source, row)
-        told, whence = about.complete(made, row)
-        names = {*used, *told, *said}
+            sample["id"] = name
+        sample |= template.about(source, row)
+        notes, whence = about.complete(sample, row)
+        names = {*used, *notes, *used_names}
         left = {key: value for key, value in row.items() if key not in names}
-        yield Reading(made, [key for key in row if key in names], {**left, **inside} if inside else left, whence, frames=about.in_frames)
+        yield Reading(
+            sample,
+            [key for key in row if key in names],
+            {**left, **inside} if inside else left,
+            whence,
+            frames=about.in_frames,
+        )
 
     yield from each(path, source, one)
 
@@ -377,15 +457,16 @@ def lhotse(path: Path, source: Source) -> Rows:
     about = fields.About(source, honours_split=says_sides(path, source))
 
     def convert(row: dict[str, Any]) -> Iterator[Reading]:
-        for made, used, left in cuts.convert(row, source.prompt):
-            used = used + about.split(made, row)
-            yield Reading(made, used, {**cuts.left_of(row), **left}, "person" if "group" in made else "")
+        for sample, used, left in cuts.convert(row, source.prompt):
+            used = used + about.split(sample, row)
+            yield Reading(sample, used, {**cuts.left_of(row), **left}, "person" if "group" in sample else "")
 
     yield from each(path, source, convert)
 
 
 def ljspeech(path: Path, source: Source) -> Rows:
-    """LJSpeech: the folder, or its metadata.csv: `id|text|text as it is read` a line, without header or quotes, beside wavs/."""
+    """LJSpeech: the folder, or its metadata.csv: `id|text|text as it is read` a line, without header or
+    quotes, beside wavs/."""
     for number, line in lines(listing(path)):
         try:
             if isinstance(line, DataError):
@@ -397,7 +478,8 @@ def ljspeech(path: Path, source: Source) -> Rows:
 
 
 def librispeech(path: Path, source: Source) -> Rows:
-    """LibriSpeech: its folder, or one of a part, a speaker or a chapter; rows are numbered through all transcript files."""
+    """LibriSpeech: its folder, or one of a part, a speaker or a chapter; rows are numbered through all
+    transcript files."""
     if not path.is_dir():
         raise DataError("missing", f"{path}: expected a folder with SPEAKER/CHAPTER/{trees.LIBRI_TEXTS}")
     count = 0
@@ -414,39 +496,53 @@ def librispeech(path: Path, source: Source) -> Rows:
 
 
 def listing(path: Path) -> Path:
-    """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else itself."""
-    found = shards.parts(path) if path.is_dir() else []
-    return found[0] if len(found) == 1 and found[0].name in trees.TABLES else path
+    """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else
+    itself."""
+    tables = shards.parts(path) if path.is_dir() else []
+    return tables[0] if len(tables) == 1 and tables[0].name in trees.TABLES else path
 
 
 def images(path: Path, source: Source) -> Rows:
-    """A folder of pictures: metadata (file_name, text or caption), its own or of each split, else class folders named by the captions."""
+    """A folder of pictures: metadata (file_name, text or caption), its own or of each split, else class
+    folders named by the captions."""
     return _folder(path, source, "image", ("text", "caption"), "caption")
 
 
 def sounds(path: Path, source: Source) -> Rows:
-    """A folder of sounds: metadata (file_name, transcription or text), its own or of each split, else class folders named by the labels."""
+    """A folder of sounds: metadata (file_name, transcription or text), its own or of each split, else class
+    folders named by the labels."""
     return _folder(path, source, "audio", ("transcription", "text"), "transcribe", "label")
 
 
-def _folder(path: Path, source: Source, medium: str, words: tuple[str, str], task: str, of_classes: str | None = None) -> Rows:
+def _folder(
+    path: Path, source: Source, medium: str, words: tuple[str, str], task: str, of_classes: str | None = None
+) -> Rows:
     if not path.is_dir():
         raise DataError("missing", f"{path}: expected a folder of {MODALITIES[medium].noun}s")
     if shards.is_set(path):
-        yield from rows(path, source if source.is_template else paired(source, "file_name", words[0], medium, words[1]))
+        yield from rows(
+            path, source if source.is_template else paired(source, "file_name", words[0], medium, words[1])
+        )
         return
-    for number, found in enumerate(trees.classes(path, MODALITIES[medium].suffixes), start=1):
-        if isinstance(found, DataError):
-            yield number, found
+    for number, entry in enumerate(trees.classes(path, MODALITIES[medium].suffixes), start=1):
+        if isinstance(entry, DataError):
+            yield number, entry
             continue
-        inside, said, side = found
+        inside, class_name, side = entry
         if medium == "audio" and (path / inside).with_suffix(".txt").exists():
             what = f"{inside}: expected a folder of classes, got a text beside the sound: {inside.with_suffix('.txt').name}"
-            yield number, DataError("bad_row", what, hint="write its words into a metadata.csv with file_name and transcription")
+            yield (
+                number,
+                DataError(
+                    "bad_row",
+                    what,
+                    hint="write its words into a metadata.csv with file_name and transcription",
+                ),
+            )
             continue
         shown: list[dict[str, Any]] = [{"type": medium, "path": str(inside)}]
-        asked = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        user_parts = [*shown, {"type": "text", "text": source.prompt}] if source.prompt else shown
+        turns = [{"role": "user", "content": user_parts}, {"role": "assistant", "content": class_name}]
         row = {"task": of_classes or task, "messages": turns}
         yield number, {**row, "split": side} if side else row
 
@@ -454,7 +550,9 @@ def _folder(path: Path, source: Source, medium: str, words: tuple[str, str], tas
 def vctk(path: Path, source: Source) -> Rows:
     """VCTK's folder: a row a text of txt/, with the sound of its first microphone."""
     if not trees.is_vctk(path):
-        raise DataError("missing", f"{path}: expected a folder with txt/ and wav48_silence_trimmed/ or wav48/")
+        raise DataError(
+            "missing", f"{path}: expected a folder with txt/ and wav48_silence_trimmed/ or wav48/"
+        )
     yield from enumerate(trees.vctk(path, source.prompt), start=1)
 
 
@@ -468,7 +566,7 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "images": images,
     "sounds": sounds,
     "llava": conversations,
-    "alpaca": told_instructions,
+    "alpaca": instruction_rows,
     "lhotse": lhotse,
     "ljspeech": ljspeech,
     "librispeech": librispeech,
@@ -509,7 +607,9 @@ def refuse_idle(path: Path, source: Source, recognised: Source | None = None) ->
     for name in sorted(set().union(*USES.values()) - used):
         if is_set(source, name):
             of = ", ".join(sorted(other for other, uses in USES.items() if name in uses))
-            raise ConfigError(f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out")
+            raise ConfigError(
+                f"{path}: {name} has no effect on format {kind}", hint=f"it is of {of}; leave it out"
+            )
 
 
 def sniff(path: Path, source: Source) -> Format:
@@ -542,11 +642,11 @@ def sniff(path: Path, source: Source) -> Format:
         if {"image", "caption"} <= set(columns):
             return "captions"
     if suffix in OBJECTS:
-        return told_by(next((row for _, row in dicts(path, source) if isinstance(row, dict)), {}))
+        return format_of_row(next((row for _, row in dicts(path, source) if isinstance(row, dict)), {}))
     raise ConfigError(f"{path}: can't tell its format", hint=f"set format: one of {', '.join(READERS)}")
 
 
-def told_by(row: dict[str, Any]) -> Format:
+def format_of_row(row: dict[str, Any]) -> Format:
     """The format of a file of objects by one of them."""
     if "messages" in row:
         return "samples"

@@ -1,6 +1,7 @@
-"""Samples in a file, a line each, parsed when they are asked for: a corpus of any size costs a process a few bytes a sample.
+"""Samples in a file, one a line, parsed on access: a few bytes of memory a sample, for a corpus of any size.
 
-The file has no name and lies in the temporary folder: loader workers share it, and it ends with the last process that has it open.
+The file has no name and lies in the temporary folder: loader workers share it, and it ends with the last
+process that has it open.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ AT_ONCE = 256  # lines that a walk through all samples reads at once, where they
 
 @contextlib.contextmanager
 def seldom_collected() -> Iterator[None]:
-    """While many samples are made or encoded: none holds a cycle, so Python looks for cycles a thirtieth as often.
+    """While many samples are made or encoded: none holds a cycle, so Python looks for cycles a thirtieth as
+    often.
 
     That took 8 % of a check, and 30 % of encoding where torch's 200,000 objects are looked through each time.
     """
@@ -72,12 +74,16 @@ class Writer:
 
 
 class Samples(Sequence[Sample]):
-    """Samples of a file by number, all of them or a choice: each is parsed anew, so that none is held, and none can be changed."""
+    """Samples of a file by number, all of them or a choice: each is parsed anew, so that none is held, and
+    none can be changed."""
 
-    def __init__(self, file: _File, starts: NDArray[np.int64], numbers: NDArray[np.integer[Any]] | None = None) -> None:
+    def __init__(
+        self, file: _File, starts: NDArray[np.int64], numbers: NDArray[np.integer[Any]] | None = None
+    ) -> None:
         """Open samples.
 
-        Takes   starts (lines + 1,): where each line begins, and where the last ends; numbers: the lines that count, None: all.
+        Takes   starts (lines + 1,): where each line begins, and where the last ends; numbers: the lines that
+                count, None: all.
         """
         self._file, self._starts, self._numbers = file, starts, numbers
 
@@ -95,7 +101,9 @@ class Samples(Sequence[Sample]):
         if not -len(self) <= place < len(self):
             raise IndexError(f"sample {place} of {len(self)}")
         line = int(self._lines(np.array([place % len(self)]))[0])
-        return Sample.model_validate_json(self._file.read(int(self._starts[line]), int(self._starts[line + 1])))
+        return Sample.model_validate_json(
+            self._file.read(int(self._starts[line]), int(self._starts[line + 1]))
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return map(Sample.model_validate_json, self.lines())
@@ -105,7 +113,8 @@ class Samples(Sequence[Sample]):
         for first in range(0, len(self), AT_ONCE):
             lines = self._lines(np.arange(first, min(first + AT_ONCE, len(self))))
             starts, stops = self._starts[lines], self._starts[lines + 1]
-            # Lines of both sides of a split are mixed: they are read in one piece where little lies between them.
+            # Lines of both sides of a split are mixed: they are read in one piece where little lies between
+            # them.
             if 0 <= stops[-1] - starts[0] <= 2 * int((stops - starts).sum()):
                 base = int(starts[0])
                 piece = self._file.read(base, int(stops[-1]))
@@ -118,7 +127,9 @@ class Samples(Sequence[Sample]):
     def pick(self, places: Sequence[int] | NDArray[Any]) -> Samples:
         """Those at the given places, in their order."""
         chosen = self._lines(np.asarray(places, np.int64))
-        return Samples(self._file, self._starts, chosen.astype(np.int32 if len(self._starts) < 2**31 else np.int64))
+        return Samples(
+            self._file, self._starts, chosen.astype(np.int32 if len(self._starts) < 2**31 else np.int64)
+        )
 
     def _lines(self, places: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
         return places if self._numbers is None else self._numbers[places].astype(np.int64)
@@ -139,12 +150,12 @@ class _File:
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes in between; a call gives at most 2 GiB."""
-        found = os.pread(self._handle, stop - start, start)
-        while len(found) < stop - start:
-            more = os.pread(self._handle, stop - start - len(found), start + len(found))
+        content = os.pread(self._handle, stop - start, start)
+        while len(content) < stop - start:
+            more = os.pread(self._handle, stop - start - len(content), start + len(content))
             assert more, "the file is shorter than its index"
-            found += more
-        return found
+            content += more
+        return content
 
 
 def pick(samples: Sequence[Sample], places: Sequence[int] | NDArray[Any]) -> Sequence[Sample]:
@@ -154,7 +165,11 @@ def pick(samples: Sequence[Sample], places: Sequence[int] | NDArray[Any]) -> Seq
 
 def lines(samples: Sequence[Sample]) -> Iterator[bytes]:
     """Each sample as JSON, as it lies in the file where it does."""
-    return samples.lines() if isinstance(samples, Samples) else (sample.model_dump_json().encode() for sample in samples)
+    return (
+        samples.lines()
+        if isinstance(samples, Samples)
+        else (sample.model_dump_json().encode() for sample in samples)
+    )
 
 
 def rows(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
@@ -183,5 +198,6 @@ def _same(handle: Any) -> _File:
 
 def _no_room(error: OSError) -> UserError:
     return UserError(
-        f"{tempfile.gettempdir()}: expected room for the samples, got {error.strerror}", hint="set TMPDIR to a folder with more"
+        f"{tempfile.gettempdir()}: expected room for the samples, got {error.strerror}",
+        hint="set TMPDIR to a folder with more",
     )

@@ -1,4 +1,5 @@
-"""Batches by number: a dataset, an order and a collate, seekable to any batch in O(1), with bad samples counted, never hidden."""
+"""Batches by number: a dataset, an order and a collate, seekable to any batch in O(1), with bad samples
+counted, never hidden."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ BatchT = TypeVar("BatchT")
 
 
 class Dataset(Protocol[ItemT_co]):
-    """Samples by number. `item` draws from its generator only (a function of seed, epoch and index) and raises DataError for a bad one."""
+    """Samples by number. `item` draws from its generator only (a function of seed, epoch and index) and
+    raises DataError for a bad one."""
 
     def __len__(self) -> int: ...
 
@@ -52,9 +54,17 @@ class Loaded(Generic[BatchT]):
 
 
 class Loader(Generic[ItemT, BatchT]):
-    """Batches of a dataset in a given order, from any number on; the number of worker processes changes nothing."""
+    """Batches of a dataset in a given order, from any number on; the number of worker processes changes
+    nothing."""
 
-    def __init__(self, dataset: Dataset[ItemT], order: Order, collate: Callable[[list[ItemT]], BatchT], *, workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[ItemT],
+        order: Order,
+        collate: Callable[[list[ItemT]], BatchT],
+        *,
+        workers: int = 0,
+    ) -> None:
         self.dataset, self.order, self.collate, self.workers = dataset, order, collate, workers
 
     def load(self, number: int) -> Loaded[BatchT]:
@@ -71,8 +81,12 @@ class Loader(Generic[ItemT, BatchT]):
         return Loaded(number, self.collate(items) if items else None, bad, indices)
 
     def item(self, draw: Draw) -> ItemT:
-        """One sample as the order names it, with random numbers of its own; raises DataError for a bad one."""
-        return self.dataset.item(draw.index, np.random.default_rng([self.order.seed & 0xFFFFFFFF, draw.epoch, draw.position, draw.index]))
+        """One sample as the order names it, with random numbers of its own; raises DataError for a bad
+        one."""
+        return self.dataset.item(
+            draw.index,
+            np.random.default_rng([self.order.seed & 0xFFFFFFFF, draw.epoch, draw.position, draw.index]),
+        )
 
     def numbers(self, numbers: range) -> Iterator[Loaded[BatchT]]:
         """The batches with the given numbers, in that order."""
@@ -80,8 +94,16 @@ class Loader(Generic[ItemT, BatchT]):
             for number in numbers:
                 yield self.load(number)
             return
-        own = torch.Generator().manual_seed(0)  # else torch draws the workers' seed from the generator that dropout uses
-        yield from DataLoader(_ByNumber(self, numbers), batch_size=None, num_workers=self.workers, prefetch_factor=4, generator=own)
+        own = torch.Generator().manual_seed(
+            0
+        )  # else torch draws the workers' seed from the generator that dropout uses
+        yield from DataLoader(
+            _ByNumber(self, numbers),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4,
+            generator=own,
+        )
 
 
 class _ByNumber(TorchDataset[Any]):

@@ -1,4 +1,5 @@
-"""Rows of parquet files, a few at a time. Pictures and sounds of the Hugging Face kind stay where they are: rows name their places."""
+"""Rows of parquet files, a few at a time. Pictures and sounds of the Hugging Face kind stay where they are:
+rows name their places."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ Rows = Iterator[tuple[int, dict[str, Any] | DataError]]
 
 
 def rows(path: Path, container: str) -> Rows:
-    """The rows of a parquet file, numbered from 1; a class of the Hugging Face kind is its name, `{bytes, path}` a path into the file.
+    """The rows of a parquet file, numbered from 1; a class of the Hugging Face kind is its name, `{bytes,
+    path}` a path into the file.
 
     Raises  UserError without pyarrow; DataError (undecodable) for a torn file.
     """
@@ -50,10 +52,15 @@ def rows(path: Path, container: str) -> Rows:
             about = file.metadata.row_group(group)
             is_large = _media_bytes(about) > GROUP_BYTES
             if is_large and not group:
-                what = (
-                    f"{path.name}: row groups of {_media_bytes(about) // 2**20} MiB: pictures and sounds are copied to the temporary folder"
+                what = f"{path.name}: row groups of {_media_bytes(about) // 2**20} MiB: pictures and sounds are copied to the temporary folder"
+                yield (
+                    1,
+                    DataNote(
+                        "repaired",
+                        what,
+                        hint="write it with row_group_size=100 to have them read where they are",
+                    ),
                 )
-                yield 1, DataNote("repaired", what, hint="write it with row_group_size=100 to have them read where they are")
             place = 0
             for batch in file.iter_batches(batch_size=AT_ONCE, row_groups=[group], use_threads=False):
                 for row in batch.to_pylist():
@@ -65,19 +72,23 @@ def rows(path: Path, container: str) -> Rows:
                     place += 1
 
 
-def _row(name: str, group: int | None, place: int, row: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
+def _row(
+    name: str, group: int | None, place: int, row: dict[str, Any], classes: dict[str, list[str]]
+) -> dict[str, Any]:
     """A row of plain values. Takes group: None where the bytes must be copied."""
-    made: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for column, value in row.items():
         if column in classes and isinstance(value, int):
             names = classes[column]
-            value = names[value] if 0 <= value < len(names) else None  # -1: not known, as in the hidden half of a test
+            value = (
+                names[value] if 0 <= value < len(names) else None
+            )  # -1: not known, as in the hidden half of a test
         elif isinstance(value, list):
             value = [_plain(each, name, group, place, number, column) for number, each in enumerate(value)]
         else:
             value = _plain(value, name, group, place, -1, column)
-        made[column] = value
-    return made
+        plain[column] = value
+    return plain
 
 
 def _plain(value: Any, name: str, group: int | None, place: int, element: int, column: str) -> Any:
@@ -85,7 +96,11 @@ def _plain(value: Any, name: str, group: int | None, place: int, element: int, c
     if isinstance(value, dict):
         if value.keys() == {"bytes", "path"}:
             held = value["bytes"]
-            return value["path"] if held is None else _medium(held, value["path"], name, group, place, element, column)
+            return (
+                value["path"]
+                if held is None
+                else _medium(held, value["path"], name, group, place, element, column)
+            )
         return {key: _plain(each, name, None, place, -1, column) for key, each in value.items()}
     if isinstance(value, bytes):
         return _medium(value, None, name, group, place, element, column)
@@ -98,47 +113,64 @@ def _plain(value: Any, name: str, group: int | None, place: int, element: int, c
     return value
 
 
-def _medium(held: bytes, said: str | None, name: str, group: int | None, place: int, element: int, column: str) -> str:
+def _medium(
+    content_bytes: bytes,
+    name_said: str | None,
+    name: str,
+    group: int | None,
+    place: int,
+    element: int,
+    column: str,
+) -> str:
     """The path of bytes: their place in the file, or, where they must be copied, themselves."""
-    suffix, kind = _kind(held, said)
+    suffix, kind = _kind(content_bytes, name_said)
     if group is None:
-        return f"data:{kind}/{suffix};base64,{base64.b64encode(held).decode()}"
-    digest = hashlib.blake2b(held, digest_size=DIGEST_BYTES).hexdigest()
+        return f"data:{kind}/{suffix};base64,{base64.b64encode(content_bytes).decode()}"
+    digest = hashlib.blake2b(content_bytes, digest_size=DIGEST_BYTES).hexdigest()
     return stored.in_parquet(name, group, place, element, column, f"{digest}.{suffix}")
 
 
-def _kind(held: bytes, said: str | None) -> tuple[str, str]:
+def _kind(content_bytes: bytes, name_said: str | None) -> tuple[str, str]:
     """Suffix and kind of bytes by how they begin, else by the name that they had."""
     for magic, start, suffix, kind in MAGIC:
-        if held.startswith(magic, start):
+        if content_bytes.startswith(magic, start):
             return suffix, kind
-    suffix = Path(said or "").suffix.lower().lstrip(".") or "bin"
+    suffix = Path(name_said or "").suffix.lower().lstrip(".") or "bin"
     return suffix, of_suffix(f".{suffix}") or "image"
 
 
 def _classes(file: Any) -> dict[str, list[str]]:
-    """The names of the classes of each column that has such, as Hugging Face's datasets write them into the schema."""
+    """The names of the classes of each column that has such, as Hugging Face's datasets write them into the
+    schema."""
     about = (file.schema_arrow.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(about)["info"]["features"] if about else {}
-        return {name: each["names"] for name, each in features.items() if isinstance(each, dict) and each.get("_type") == "ClassLabel"}
+        return {
+            name: each["names"]
+            for name, each in features.items()
+            if isinstance(each, dict) and each.get("_type") == "ClassLabel"
+        }
     except (ValueError, KeyError, TypeError):
         return {}
 
 
 def _media_bytes(group: Any) -> int:
-    """Bytes of the largest column of a row group, once it is decoded: what the reading of one medium costs at most."""
-    return max((group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0)
+    """Bytes of the largest column of a row group, once it is decoded: what the reading of one medium costs at
+    most."""
+    return max(
+        (group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0
+    )
 
 
 def digest(path: Path) -> str:
-    """Names what a parquet file holds without reading pictures and sounds: its footer, and the pages of all columns without bytes."""
-    found = hashlib.sha256()
+    """Names what a parquet file holds without reading pictures and sounds: its footer, and the pages of all
+    columns without bytes."""
+    hasher = hashlib.sha256()
     with stored.parquet_file(path) as file, stored.whole_parquet(path), path.open("rb") as stream:
         stream.seek(-8, 2)
         length = int.from_bytes(stream.read(4), "little")
         stream.seek(-8 - length, 2)
-        found.update(stream.read(length))
+        hasher.update(stream.read(length))
         for group in range(file.num_row_groups):
             about = file.metadata.row_group(group)
             for number in range(about.num_columns):
@@ -151,6 +183,6 @@ def digest(path: Path) -> str:
                 stream.seek(first)
                 left = column.total_compressed_size
                 while left > 0 and (piece := stream.read(min(left, 1 << 20))):
-                    found.update(piece)
+                    hasher.update(piece)
                     left -= len(piece)
-    return found.hexdigest()
+    return hasher.hexdigest()

@@ -35,7 +35,8 @@ class PictureAugment(Strict):
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative zoom of each axis")
     shear: float = Field(0.0, ge=0, lt=1)
     shift_only_tasks: list[str] = Field(
-        [], description="tasks whose pictures are shifted and no more: colour, place and size are what they are about"
+        [],
+        description="tasks whose pictures are shifted and no more: colour, place and size are what they are about",
     )
 
     def change(self, pixels: Pixels, rng: np.random.Generator, task: str) -> Pixels:
@@ -56,7 +57,8 @@ class PictureAugment(Strict):
 
 @dataclass
 class Captioned:
-    """A picture (H,W,3) uint8, the ids of its caption, ids of false captions, and a key that equal captions share."""
+    """A picture (H,W,3) uint8, the ids of its caption, ids of false captions, and a key that equal captions
+    share."""
 
     sample_id: str
     pixels: Pixels
@@ -74,13 +76,19 @@ class Still:
 
 
 class Stills:
-    """Samples with one picture, which the user shows or the assistant draws, as a dataset; pixels are kept in the cache.
+    """Samples with one picture, which the user shows or the assistant draws, as a dataset; pixels are kept in
+    the cache.
 
     A picture is stretched to the square (media.image, "squash"), whatever its aspect.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], image_size: int, *, changes: PictureAugment | None = None, cache: Cache | None = None
+        self,
+        samples: Sequence[Sample],
+        image_size: int,
+        *,
+        changes: PictureAugment | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.samples, self.image_size, self.changes = samples, image_size, changes
         self.kept = (cache or shared()).part()
@@ -158,7 +166,9 @@ class Pictures(Stills):
         false = [n.text for n in sample.negatives]
         chosen = rng.permutation(len(false))[: self.negatives].tolist()
         key = int(files.sha256_bytes(sample.answer.encode())[:15], 16)
-        return Captioned(sample.id, pixels, self.ids(sample.answer), [self.ids(false[i]) for i in chosen], key)
+        return Captioned(
+            sample.id, pixels, self.ids(sample.answer), [self.ids(false[i]) for i in chosen], key
+        )
 
     def _parts(self, sample: Sample) -> list[ImagePart]:
         return sample.images

@@ -1,4 +1,4 @@
-"""One file under one name: however a manifest spells a path, through links or not, the same file has the same path and the same group."""
+"""Canonical paths: one file has one path and one group, whatever links or spellings a manifest uses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ KEPT = 1 << 16  # spellings whose places are remembered: rows of one photo lie n
 class Places:
     """Finds media by the paths that rows name.
 
-    A path without links is told from its folder's real path, looked up once a folder. A linked file is the file that it points to. Only
-    files of several hard links, and those in folders that don't tell capitals from small letters, are remembered one by one.
+    A path without links is told from its folder's real path, looked up once a folder. A linked file is the
+    file that it points to. Only files of several hard links, and those in folders that don't tell capitals
+    from small letters, are remembered one by one.
     """
 
     def __init__(self, roots: Sequence[str]) -> None:
@@ -25,29 +26,34 @@ class Places:
         self.roots = tuple(dict.fromkeys(roots))
         self._real_root = os.path.realpath(self.roots[0])
         self._found: dict[str, tuple[str, str]] = {}
-        self._folders: dict[str, tuple[str, bool]] = {}  # folder -> its one name, and whether case counts for nothing in it
-        self._named: dict[str, str] = {}  # real path of a folder outside of the root -> the first name that it had
+        self._folders: dict[
+            str, tuple[str, bool]
+        ] = {}  # folder -> its one name, and whether case counts for nothing in it
+        self._named: dict[
+            str, str
+        ] = {}  # real path of a folder outside of the root -> the first name that it had
         self._inodes: dict[tuple[int, int], str] = {}
 
     def find(self, path: str) -> tuple[str, str]:
-        """The absolute path of a medium, and its name for groups: the path from the first root, so that no machine's folders are in it.
+        """The absolute path of a medium, and its name for groups: the path from the first root, so that no
+        machine's folders are in it.
 
         Raises  DataError (missing).
         """
-        found = self._found.get(path)
-        if found is None:
+        place = self._found.get(path)
+        if place is None:
             container = stored.container(path) if "!" in path else None
             if container is not None:
                 whole = self._path(container) + path[len(container) :]
                 name = stored.identity(whole)
-                found = whole, self._from_root(name) if name.startswith("/") else name
+                place = whole, self._from_root(name) if name.startswith("/") else name
             else:
                 full = self._path(path)
-                found = full, self._from_root(full)
+                place = full, self._from_root(full)
             if len(self._found) >= KEPT:
                 self._found.clear()
-            self._found[path] = found
-        return found
+            self._found[path] = place
+        return place
 
     def has(self, root: str, path: str) -> bool:
         """Whether a root has such a file."""
@@ -58,12 +64,16 @@ class Places:
             status = self._file(full := os.path.normpath(os.path.join(root, path)))
             if status is not None:
                 return self._one(full, status)
-        wanted = os.path.join(self.roots[0], path)
+        first_path = os.path.join(self.roots[0], path)
         try:
-            wanted.encode()
+            first_path.encode()
         except UnicodeEncodeError as error:
-            raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {wanted!r}") from error
-        hint = "nothing is fetched from the network; download it first" if "://" in path else "check the source's `root`"
+            raise DataError("missing", f"{path!r}: expected a path in UTF-8, got {first_path!r}") from error
+        hint = (
+            "nothing is fetched from the network; download it first"
+            if "://" in path
+            else "check the source's `root`"
+        )
         raise DataError("missing", f"{path[:LONGEST_TOLD]}: expected a file under {self.roots[0]}", hint=hint)
 
     @staticmethod
@@ -92,15 +102,15 @@ class Places:
         return full
 
     def _folder(self, folder: str, name: str) -> tuple[str, bool]:
-        found = self._folders.get(folder)
-        if found is None:
+        known_folder = self._folders.get(folder)
+        if known_folder is None:
             real = os.path.realpath(folder)
             if real == self._real_root or real.startswith(f"{self._real_root}/"):
                 one = self.roots[0] + real[len(self._real_root) :]
             else:
                 one = self._named.setdefault(real, folder)
-            found = self._folders[folder] = one, _folds_case(folder, name)
-        return found
+            known_folder = self._folders[folder] = one, _folds_case(folder, name)
+        return known_folder
 
     def _from_root(self, full: str) -> str:
         root = self.roots[0]
@@ -108,9 +118,14 @@ class Places:
 
 
 def _folds_case(folder: str, name: str) -> bool:
-    """Whether a folder finds its files under other capitals too, as those of macOS and Windows do: tried with one of them."""
+    """Whether a folder finds its files under other capitals too, as those of macOS and Windows do: tried with
+    one of them."""
     other = name.swapcase()
     try:
-        return other != name and os.path.samefile(f"{folder}/{name}", f"{folder}/{other}") and other not in os.listdir(folder)
+        return (
+            other != name
+            and os.path.samefile(f"{folder}/{name}", f"{folder}/{other}")
+            and other not in os.listdir(folder)
+        )
     except OSError:
         return False

@@ -1,4 +1,5 @@
-"""Bad data is set aside with its reason, counted, and bounded: never dropped in silence, never let through."""
+"""Bad data is set aside with its reason, counted, and bounded: never dropped in silence, never let
+through."""
 
 from __future__ import annotations
 
@@ -57,12 +58,15 @@ class Quarantine:
         """`3 missing, 1 empty; first missing: photos.jsonl:7: ...` in one line."""
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
         first = "; ".join(
-            f"first {reason}: {self.examples[reason][0]}" for reason, _ in self.counts.most_common(3) if reason in self.examples
+            f"first {reason}: {self.examples[reason][0]}"
+            for reason, _ in self.counts.most_common(3)
+            if reason in self.examples
         )
         return f"{counts}; {first}" if first else counts
 
     def check(self, total: int) -> None:
-        """Stop when more than `limit` of `total` rows are bad. One bad row alone never stops, so that tiny sets can be used.
+        """Stop when more than `limit` of `total` rows are bad. One bad row alone never stops, so that tiny
+        sets can be used.
 
         Raises  DataError (quarantine) with the counts and the first row of each reason.
         """
@@ -76,11 +80,11 @@ class Quarantine:
 
 
 def _known(path: Path) -> set[tuple[str, str, str]]:
-    known = set()
+    stored = set()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-            known.add((str(entry["path"]), str(entry["row"]), str(entry["reason"])))
+            stored.add((str(entry["path"]), str(entry["row"]), str(entry["reason"])))
         except (ValueError, KeyError, TypeError):  # a line torn by a crash: the row is written again
             continue
-    return known
+    return stored

@@ -19,7 +19,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from muomni import config, files
-from muomni.data import columns, formats, parquet, shards, split, streams, trees
+from muomni.data import formats, parquet, schema_inference, shards, split, streams, trees
+from muomni.data.captions_as_text import replace_images
 from muomni.data.indexed import Samples, Writer, seldom_collected
 from muomni.data.layouts import fields
 from muomni.data.places import Places
@@ -28,9 +29,8 @@ from muomni.data.reading import Account, Reading, Signs, plain, refuse_placehold
 from muomni.data.sample import Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
-from muomni.data.told import in_words
 from muomni.data.transcripts import Transcripts
-from muomni.data.transcripts import told as told_clash
+from muomni.data.transcripts import clash_message as told_clash
 from muomni.errors import DataError, DataNote
 
 LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in base64
@@ -38,9 +38,10 @@ LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest` names the data and the
-    settings, not the place; `modalities` says what samples hold: image, audio, text (no media); `segments` tells what became of samples
-    that were too long for their stage, where one asks for that; `accounts` says of each source which of its columns were read."""
+    """Samples on their sides, each read when it is asked for. `weights[i]` belongs to train[i]; `digest`
+    names the data and the settings, not the place; `modalities` says what samples hold: image, audio, text
+    (no media); `segments` tells what became of samples that were too long for their stage, where one asks for
+    that; `accounts` says of each source which of its columns were read."""
 
     train: Sequence[Sample]
     valid: Sequence[Sample]
@@ -58,73 +59,86 @@ def locate(source: Source, base: Path) -> Path:
 
     Raises  DataError (missing).
     """
-    given = Path(source.path).expanduser()
-    path = Path(base) / given
-    if not path.exists() and given.exists():
-        return given.absolute()
-    if not path.exists() and shards.is_pattern(given):
-        return _pattern(path, given)
+    named = Path(source.path).expanduser()
+    path = Path(base) / named
+    if not path.exists() and named.exists():
+        return named.absolute()
+    if not path.exists() and shards.is_pattern(named):
+        return _pattern(path, named)
     if not path.exists():
-        raise DataError("missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`")
+        raise DataError(
+            "missing", f"{path}: expected a manifest, found nothing there", hint="check the source's `path`"
+        )
     if not (path.is_file() or path.is_dir()):  # a pipe or a device may never end
-        raise DataError("missing", f"{path}: expected a file or a folder, found neither", hint="check the source's `path`")
+        raise DataError(
+            "missing", f"{path}: expected a file or a folder, found neither", hint="check the source's `path`"
+        )
     return path
 
 
-def _pattern(path: Path, given: Path) -> Path:
+def _pattern(path: Path, named: Path) -> Path:
     """A pattern that fits files, relative to the recipe's folder or to the working folder."""
     try:
         shards.parts(path)
     except DataError:
-        if given.is_absolute():
+        if named.is_absolute():
             raise
         try:
-            shards.parts(given.absolute())
+            shards.parts(named.absolute())
         except DataError:
             shards.parts(path)
-        return given.absolute()
+        return named.absolute()
     return path
 
 
 def read(source: Source, base: Path, quarantine: Quarantine) -> Iterator[Sample]:
-    """The good samples of a source, media paths made absolute; bad rows go to the quarantine with file and line.
+    """The good samples of a source, media paths made absolute; bad rows go to the quarantine with file and
+    line.
 
     Pictures of a source with `captions_as_text` are replaced by words.
 
-    Raises  DataError if the manifest is missing or no file of that kind; ConfigError if the template or format is wrong.
+    Raises  DataError if the manifest is missing or no file of that kind; ConfigError if the template or
+            format is wrong.
     """
     return (sample for _, sample in numbered(source, base, quarantine))
 
 
-def numbered(source: Source, base: Path, quarantine: Quarantine, account: Account | None = None) -> Iterator[tuple[int, Sample]]:
-    """`read` with the line of each sample; a flat manifest without a template is read by what its columns seem to hold.
+def numbered(
+    source: Source, base: Path, quarantine: Quarantine, account: Account | None = None
+) -> Iterator[tuple[int, Sample]]:
+    """`read` with the line of each sample; a flat manifest without a template is read by what its columns
+    seem to hold.
 
     Takes   account: which columns were read and which were left goes there.
     """
     path = locate(source, base)
-    source = columns.table(path, source)
-    places = Places([str(each.absolute()) for each in (_root(source, base, path), Path(base), *formats.folders(path))])
+    source = schema_inference.table(path, source)
+    places = Places(
+        [str(each.absolute()) for each in (_root(source, base, path), Path(base), *formats.folders(path))]
+    )
     account, listing = Account() if account is None else account, formats.listing(path)
     signs = Signs(places.roots, places.has)
     ignored = frozenset(source.ignore)
     count = 0
-    for line, found in _rows(path, source):
+    for line, row_reading in _rows(path, source):
         try:
-            if isinstance(found, DataNote):
-                quarantine.note(listing, line, found.reason, str(found))
+            if isinstance(row_reading, DataNote):
+                quarantine.note(listing, line, row_reading.reason, str(row_reading))
                 continue
-            if isinstance(found, DataError):
-                raise found
-            if isinstance(found, Reading | dict):
-                reading = found if isinstance(found, Reading) else Reading(found)
+            if isinstance(row_reading, DataError):
+                raise row_reading
+            if isinstance(row_reading, Reading | dict):
+                reading = row_reading if isinstance(row_reading, Reading) else Reading(row_reading)
                 account.add(reading)
                 sample = _parsed(reading, signs, account, places)
             else:
-                sample, reading = found, plain(frozenset(found.model_fields_set))
+                sample, reading = row_reading, plain(frozenset(row_reading.model_fields_set))
                 account.add(reading)
             refuse_placeholders(sample, ignored)
             is_wanted = source.tasks is None or sample.task in source.tasks
-            sample = _rooted(in_words(sample) if source.captions_as_text and is_wanted else sample, places)
+            sample = _rooted(
+                replace_images(sample) if source.captions_as_text and is_wanted else sample, places
+            )
         except DataError as error:
             quarantine.add(listing, line, error.reason, str(error))
             continue
@@ -166,7 +180,8 @@ def _rows(path: Path, source: Source) -> formats.Rows:
 
 
 def _rooted(sample: Sample, places: Places) -> Sample:
-    """A sample that was just made, with absolute media paths, each known to exist. The named manifest may point anywhere (SPEC C11).
+    """A sample that was just made, with absolute media paths, each known to exist. The named manifest may
+    point anywhere (SPEC C11).
 
     The group of a sample that names none is its medium: however that is spelt, it is one.
     """
@@ -196,7 +211,9 @@ def _rate_hz(source: str | bytes) -> int:
     try:
         return int(soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source).samplerate)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError("undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}") from error
+        raise DataError(
+            "undecodable", f"{source!r:.80}: expected a rate, by which frames are seconds, got none: {error}"
+        ) from error
 
 
 def _bytes_or_path(path: str, places: Places) -> str | bytes:
@@ -206,14 +223,21 @@ def _bytes_or_path(path: str, places: Places) -> str | bytes:
 
 @seldom_collected()
 def load(
-    sources: Sequence[Source], *, base: Path, val_split: float, seed: int, quarantine: Quarantine, segments: Segments | None = None
+    sources: Sequence[Source],
+    *,
+    base: Path,
+    val_split: float,
+    seed: int,
+    quarantine: Quarantine,
+    segments: Segments | None = None,
 ) -> Corpus:
-    """All samples of all sources, split: a sample's own `split` wins, then held_out_groups, then the hash of its group.
+    """All samples of all sources, split: a sample's own `split` wins, then held_out_groups, then the hash of
+    its group.
 
     `segments` makes shorter samples of long ones, on the side of the long one, since they keep its group.
 
-    Where the hash holds out nothing (few groups), the group that it would hold out first is validation. The sources are read once, sample
-    by sample, and what they hold goes to a file.
+    Where the hash holds out nothing (few groups), the group that it would hold out first is validation. The
+    sources are read once, sample by sample, and what they hold goes to a file.
     Raises  DataError: missing, empty (a source without samples), quarantine (too many bad rows).
     """
     writer, sides, leaks, ids = Writer(), Sides(val_split, seed), split.LeakFinder(), _Ids()
@@ -222,7 +246,7 @@ def load(
     transcripts, lines = Transcripts(), array("q")  # of the first sample of each row: file, line, number
     for source in sources:
         path = locate(source, base)
-        formats.refuse_idle(path, source, columns.table(path, source))
+        formats.refuse_idle(path, source, schema_inference.table(path, source))
         before, bad = len(writer), quarantine.total
         account = Account()
         accounts.append((source.path, account))
@@ -236,18 +260,20 @@ def load(
                 sides.add(piece, source)
                 leaks.add(piece)
         if len(writer) == before:
-            found = "no rows that fit the source's filters"
+            nothing = "no rows that fit the source's filters"
             if quarantine.total > bad:
-                found = f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
+                nothing = f"{quarantine.total - bad} bad rows: {quarantine.summary()}"
             elif segments is not None and segments.left_out:
-                found = f"none that is short enough: {segments.told()}"
-            raise DataError("empty", f"{locate(source, base)}: expected samples, got {found}")
+                nothing = f"none that is short enough: {segments.describe()}"
+            raise DataError("empty", f"{locate(source, base)}: expected samples, got {nothing}")
         account.refuse_unnamed(str(formats.listing(path)))
         ids.next_source()
         ends.append(len(writer))
     total = len(writer) + quarantine.total
     is_valid, samples = sides.is_valid(), writer.close()
-    is_good = _without_clashes(transcripts, lines, samples, [formats.listing(locate(source, base)) for source in sources], quarantine)
+    is_good = _without_clashes(
+        transcripts, lines, samples, [formats.listing(locate(source, base)) for source in sources], quarantine
+    )
     quarantine.check(total)
     is_train, is_valid = ~is_valid & is_good, is_valid & is_good
     train, valid = samples.pick(np.flatnonzero(is_train)), samples.pick(np.flatnonzero(is_valid))
@@ -255,14 +281,27 @@ def load(
     weights = Runs([(source.weight, count) for source, count in zip(sources, counts, strict=True)])
     digest = files.sha256_json([val_split, seed, fingerprint(sources, base)])
     return Corpus(
-        train, valid, digest, weights, leaks.found(is_valid, train, valid), leaks.modalities, segments, accounts, quarantine.notes
+        train,
+        valid,
+        digest,
+        weights,
+        leaks.found(is_valid, train, valid),
+        leaks.modalities,
+        segments,
+        accounts,
+        quarantine.notes,
     )
 
 
 def _without_clashes(
-    transcripts: Transcripts, lines: array[int], samples: Samples, paths: Sequence[Path], quarantine: Quarantine
+    transcripts: Transcripts,
+    lines: array[int],
+    samples: Samples,
+    paths: Sequence[Path],
+    quarantine: Quarantine,
 ) -> NDArray[np.bool_]:
-    """True for each sample but those that share a sound and differ in its words, (samples,): these go to the quarantine."""
+    """True for each sample but those that share a sound and differ in its words, (samples,): these go to the
+    quarantine."""
     is_good = np.ones(len(samples), bool)
     rows = np.frombuffer(lines, np.int64).reshape(-1, 3)
     for numbers in transcripts.clashes():
@@ -273,7 +312,9 @@ def _without_clashes(
                 continue  # it was too long for its stage
             part = samples[first].media[0]
             where = f"; lines {', '.join(str(int(rows[other, 1])) for other in numbers[:4])}"
-            quarantine.add(paths[source], line, "two_transcripts", told_clash(part.path, len(numbers)) + where)
+            quarantine.add(
+                paths[source], line, "two_transcripts", told_clash(part.path, len(numbers)) + where
+            )
             is_good[first:stop] = False
     return is_good
 
@@ -312,7 +353,9 @@ class _Ids:
 
     def is_anothers(self, name: str) -> bool:
         """Whether an earlier source has this id."""
-        key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        key = int.from_bytes(
+            hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+        )
         self._here.append(key)
         place = int(np.searchsorted(self._earlier, np.uint64(key)))
         return place < len(self._earlier) and int(self._earlier[place]) == key
@@ -329,7 +372,9 @@ class Sides:
     def __init__(self, val_split: float, seed: int) -> None:
         self.val_split, self.seed = val_split, seed
         self._is_valid = bytearray()
-        self._places = array("d")  # of the groups that the hash alone decides, until something is held out; nan: others decide
+        self._places = array(
+            "d"
+        )  # of the groups that the hash alone decides, until something is held out; nan: others decide
 
     def add(self, sample: Sample, source: Source) -> None:
         """One more sample."""
@@ -337,7 +382,9 @@ class Sides:
         is_free = False
         if sample.split is not None:
             is_valid = sample.split == "valid"
-        elif source.held_out_groups and any(fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups):
+        elif source.held_out_groups and any(
+            fnmatchcase(sample.group, pattern) for pattern in source.held_out_groups
+        ):
             is_valid = True
         else:
             is_valid, is_free = split.assign(sample.group, share, self.seed) == "valid", share > 0
@@ -349,11 +396,11 @@ class Sides:
 
     def is_valid(self) -> NDArray[np.bool_]:
         """True where a sample is held out, (samples,)."""
-        found = np.array(self._is_valid, np.uint8).astype(bool)
+        is_valid_N = np.array(self._is_valid, np.uint8).astype(bool)
         places = np.array(self._places)
-        if not found.any() and np.isfinite(places).any() and np.nanmin(places) < np.nanmax(places):
-            found = places == np.nanmin(places)
-        return found
+        if not is_valid_N.any() and np.isfinite(places).any() and np.nanmin(places) < np.nanmax(places):
+            is_valid_N = places == np.nanmin(places)
+        return is_valid_N
 
 
 def fingerprint(sources: Sequence[Source], base: Path) -> str:
@@ -362,24 +409,33 @@ def fingerprint(sources: Sequence[Source], base: Path) -> str:
 
 
 def _fingerprint(source: Source, base: Path) -> list[object]:
-    """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its tables' bytes; and its settings."""
+    """What a source holds, wherever it lies: a manifest's bytes, or a folder's names and sizes and its
+    tables' bytes; and its settings."""
     path = locate(source, base)
-    # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as they were.
+    # What a later version can ask for, and this source doesn't, leaves the digests of runs from before it as
+    # they were.
     unasked = {name for name in ("captions_as_text", "class_name", "ignore") if not getattr(source, name)}
     settings = config.first_names(source.model_dump(exclude={"path", "root", *unasked}), type(source))
     if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]
         return (
-            [settings, *digests] if len(parts) == 1 else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
+            [settings, *digests]
+            if len(parts) == 1
+            else [settings, [[part.name, each] for part, each in zip(parts, digests, strict=True)]]
         )
     inside = sorted(trees.files(path))
     tables = shards.parts(path) or list(trees.texts(path))  # a word may change, not the size
-    return [settings, [[str(file.relative_to(path)), file.stat().st_size] for file in inside], *map(files.sha256_file, tables)]
+    return [
+        settings,
+        [[str(file.relative_to(path)), file.stat().st_size] for file in inside],
+        *map(files.sha256_file, tables),
+    ]
 
 
 def _digest(path: Path) -> str:
-    """Of a manifest's bytes; of a tar or parquet file's without its pictures and sounds, as those of other manifests are left out."""
+    """Of a manifest's bytes; of a tar or parquet file's without its pictures and sounds, as those of other
+    manifests are left out."""
     suffix = streams.suffix(path)
     if suffix == shards.TAR:
         return shards.digest(path)

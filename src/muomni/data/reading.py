@@ -1,4 +1,4 @@
-"""What a reader makes of a row of its file, and what it made no use of: each field is either used, or told, or refused."""
+"""Account of a row's fields: each is used, reported or refused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ DEPTH = 4  # of lists and objects in a field
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A row for `sample.parse`, and of the row of the file the fields that were used and those that were left.
+    """A row for `sample.parse`, and of the row of the file the fields that were used and those that were
+    left.
 
     row      in the spelling of `sample.parse`
     used     names of the fields of the file's row that it was made of
     left     the fields that nothing was made of, with their values
     whence   where its group comes from: "group" (a column or the recipe), "person", "" (its medium, its id)
-    frames   its sounds may have times in samples of their file (`start_frame`, `end_frame`), to be told in seconds
+    frames   its sounds may have times in samples of their file (`start_frame`, `end_frame`), to be told in
+             seconds
     chosen   the recipe's own template names the columns: what it does not name is told, and not refused
     """
 
@@ -43,17 +45,25 @@ class Reading:
 @lru_cache(maxsize=1024)
 def plain(fields_set: frozenset[str]) -> Reading:
     """The reading of a row that is spelt as ours are and has these fields; its sample stands for its row."""
-    return Reading({}, tuple(name for name in Sample.model_fields if name in fields_set), {}, "group" if "group" in fields_set else "")
+    return Reading(
+        {},
+        tuple(name for name in Sample.model_fields if name in fields_set),
+        {},
+        "group" if "group" in fields_set else "",
+    )
 
 
 @dataclass
 class Account:
-    """Which columns of a source were read and which were left, in how many rows; and which rows with sound name nobody who speaks."""
+    """Which columns of a source were read and which were left, in how many rows; and which rows with sound
+    name nobody who speaks."""
 
     rows: int = 0
     sides: Counter[str] = fields_of(default_factory=Counter)  # that the rows say themselves
     named: int = 0  # rows with sound whose group is a person
-    unnamed: list[int] = fields_of(default_factory=list)  # lines of rows with sound that have no group, nor a person
+    unnamed: list[int] = fields_of(
+        default_factory=list
+    )  # lines of rows with sound that have no group, nor a person
     signs: dict[str, str] = fields_of(default_factory=dict)  # column that was left -> what it names
     _shapes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = fields_of(default_factory=Counter)
     _read: Counter[str] = fields_of(default_factory=Counter)
@@ -76,13 +86,16 @@ class Account:
             self.unnamed.append(line)
 
     def refuse_unnamed(self, path: str) -> None:
-        """Raises DataError (bad_row) where some rows with sound name who speaks and others don't: theirs may stand on the other side."""
+        """Raises DataError (bad_row) where some rows with sound name who speaks and others don't: theirs may
+        stand on the other side."""
         if self.named and self.unnamed:
             raise DataError(
-                "bad_row", f"{path}:{self.unnamed[0]}: {self.told_unnamed()}", hint="fill it in, or leave the column out: `ignore: [...]`"
+                "bad_row",
+                f"{path}:{self.unnamed[0]}: {self.describe_unnamed()}",
+                hint="fill it in, or leave the column out: `ignore: [...]`",
             )
 
-    def told_unnamed(self) -> str:
+    def describe_unnamed(self) -> str:
         """How many rows name no speaker where others do."""
         count = len(self.unnamed)
         return f"expected who speaks, as in {self.named} rows, got no name in {count}: these speakers may stand on both sides of the split"
@@ -107,7 +120,7 @@ class Account:
         self._sum()
         return {name: count for name, count in self._left.items() if name not in self._read}
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """`5 columns read, 2 left: license, locale`; "" where there are no columns."""
         read, left = self.read, self.left
         if not read and not left:
@@ -117,18 +130,19 @@ class Account:
         of = f": {', '.join(names[:TOLD])}{more}" if names else ""
         return f"{len(read)} column{'s' * (len(read) != 1)} read, {len(left)} left{of}"
 
-    def told_split(self, val_split: float) -> str:
-        """Which of the two counts where rows say their side and the recipe has a share; "" where rows say nothing."""
+    def describe_split(self, val_split: float) -> str:
+        """Which of the two counts where rows say their side and the recipe has a share; "" where rows say
+        nothing."""
         if not self.sides:
             return ""
-        said = ", ".join(f"{side} {count}" for side, count in sorted(self.sides.items()))
+        counts = ", ".join(f"{side} {count}" for side, count in sorted(self.sides.items()))
         count = self.sides.total()
         rest = (
             f"val_split {val_split:g} decides on the other {self.rows - count}"
             if self.rows > count
             else f"val_split {val_split:g} decides on none"
         )
-        return f"the data say the side of {count} of {self.rows} rows ({said}), and that counts; {rest}"
+        return f"the data say the side of {count} of {self.rows} rows ({counts}), and that counts; {rest}"
 
 
 class Signs:
@@ -140,7 +154,8 @@ class Signs:
         self._known: dict[tuple[str, str], bool] = {}
 
     def refuse(self, reading: Reading, account: Account) -> None:
-        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the columns, it is only noted.
+        """Raises DataError (bad_row) for a field that was left and names a file; where a template chose the
+        columns, it is only noted.
 
         A field that names a person, and whose row has its group from elsewhere, is noted too.
         """
@@ -150,7 +165,9 @@ class Signs:
             if value is None or value == "" or isinstance(value, bool | int | float):
                 continue
             named = self.of(key, value)
-            if named is None or named in media.paths_in(reading.row):  # a second column of the same files loses nothing
+            if named is None or named in media.paths_in(
+                reading.row
+            ):  # a second column of the same files loses nothing
                 continue
             if reading.chosen:
                 account.signs.setdefault(key, "files")
@@ -165,7 +182,10 @@ class Signs:
         """Raises DataError (bad_row) for a file that `extra` of a row names: nobody opens it."""
         named = self.of("extra", extra)
         if named is not None:
-            raise DataError("bad_row", f"extra: expected words and numbers, got {named!r:.80}, which names a file and is not read")
+            raise DataError(
+                "bad_row",
+                f"extra: expected words and numbers, got {named!r:.80}, which names a file and is not read",
+            )
 
     def of(self, key: str, value: Any, depth: int = 0) -> str | None:
         """The file that a field names, None where it names none."""
@@ -181,9 +201,16 @@ class Signs:
         if depth >= DEPTH:
             return None
         if isinstance(value, dict):
-            return next((found for name, one in value.items() if (found := self.of(str(name), one, depth + 1)) is not None), None)
+            return next(
+                (
+                    sign
+                    for name, one in value.items()
+                    if (sign := self.of(str(name), one, depth + 1)) is not None
+                ),
+                None,
+            )
         if isinstance(value, list):
-            return next((found for one in value if (found := self.of(key, one, depth + 1)) is not None), None)
+            return next((sign for one in value if (sign := self.of(key, one, depth + 1)) is not None), None)
         return None
 
     def _names_a_file(self, key: str, value: str) -> bool:
@@ -212,7 +239,8 @@ def _bare_names(root: str) -> Iterable[str]:
 
 
 def refuse_placeholders(sample: Sample, ignored: frozenset[str]) -> None:
-    """Raises DataError (bad_row) where words still hold `<image>` or its like: what it stands for is not there."""
+    """Raises DataError (bad_row) where words still hold `<image>` or its like: what it stands for is not
+    there."""
     if sample.text is not None:
         if "<" in sample.text or "[" in sample.text:
             _refuse_placeholder("text", sample.text, ignored)
@@ -228,10 +256,10 @@ def refuse_placeholders(sample: Sample, ignored: frozenset[str]) -> None:
 
 
 def _refuse_placeholder(where: str, words: str, ignored: frozenset[str]) -> None:
-    found = next((one for one in placeholders.find(words) if one.spelt not in ignored), None)
-    if found is not None:
+    placeholder = next((one for one in placeholders.find(words) if one.spelt not in ignored), None)
+    if placeholder is not None:
         raise DataError(
             "bad_row",
-            f"{where}: expected words, or a place for a medium of the row, got {found.spelt[:60]!r} and no {found.kind} for it",
-            hint=f'name its file in the row, or take it as words: `ignore: ["{found.spelt[:60]}"]`',
+            f"{where}: expected words, or a place for a medium of the row, got {placeholder.spelt[:60]!r} and no {placeholder.kind} for it",
+            hint=f'name its file in the row, or take it as words: `ignore: ["{placeholder.spelt[:60]}"]`',
         )

@@ -21,10 +21,12 @@ Split = Literal["train", "valid"]
 
 
 class _Row(BaseModel):
-    # Kinds of parts are told by `type`: asking a class of pydantic whether it has an instance takes twice as long.
-    # Keys alone are kept between rows: the parser would hold 16,000 values too.
+    # Kinds of parts are told by `type`: asking a class of pydantic whether it has an instance takes twice as
+    # long. Keys alone are kept between rows: the parser would hold 16,000 values too.
     # JSON of Python's own kind, in which NaN and Infinity are numbers: `extra` may hold what it read.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants", cache_strings="keys")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants", cache_strings="keys"
+    )
 
 
 class TextPart(_Row):
@@ -42,7 +44,7 @@ class ImagePart(_Row):
 
 
 class AudioPart(_Row):
-    """A sound or a stretch of one, in seconds; in an assistant's turn it is what the model shall say.
+    """A sound or a stretch of one, in seconds; in an assistant's turn it is the model's target.
 
     channel  which one to take, counted from 0; None: the mean of all
     """
@@ -77,7 +79,11 @@ class Message(_Row):
     @property
     def text(self) -> str:
         """The words of the turn, media left out."""
-        return self.content if isinstance(self.content, str) else "".join([p.text for p in self.content if p.type == "text"])
+        return (
+            self.content
+            if isinstance(self.content, str)
+            else "".join([p.text for p in self.content if p.type == "text"])
+        )
 
 
 class Negative(_Row):
@@ -91,7 +97,9 @@ class Sample(_Row):
     """What one training step may see: `messages` or `text`, never both."""
 
     id: str = Field(min_length=1)
-    group: str = Field(default="?", min_length=1)  # what must never straddle a split: speaker, clip, photo; `parse` fills it
+    group: str = Field(
+        default="?", min_length=1
+    )  # what must never straddle a split: speaker, clip, photo; `parse` fills it
     task: str = "?"  # what is asked; `parse` fills it
     # factories: a default value would be copied deeply for each sample
     messages: list[Message] = Field(default_factory=list)
@@ -112,7 +120,7 @@ class Sample(_Row):
 
     @property
     def speech(self) -> list[AudioPart]:
-        """The sounds that the model shall make: the assistant's audio parts."""
+        """The sounds that the model must produce: the assistant's audio parts."""
         return [part for part in self._parts(spoken=True) if part.type == "audio"]
 
     @property
@@ -131,54 +139,77 @@ class Sample(_Row):
         return [part for message in self.messages for part in message.media]
 
     def _parts(self, *, spoken: bool) -> list[TextPart | ImagePart | AudioPart]:
-        chosen = [m.content for m in self.messages if not isinstance(m.content, str) and (m.role == "assistant") == spoken]
+        chosen = [
+            m.content
+            for m in self.messages
+            if not isinstance(m.content, str) and (m.role == "assistant") == spoken
+        ]
         return [part for content in chosen for part in content]
 
 
 FIELDS = frozenset(Sample.model_fields)
 TRAIN_WORDS = {"train", "training", "trn", "tr", "trainset"}
 VALID_WORDS = {
-    *("valid", "validation", "val", "dev", "devel", "development", "eval", "evaluation", "test", "testing", "tst", "cv"),
+    *(
+        "valid",
+        "validation",
+        "val",
+        "dev",
+        "devel",
+        "development",
+        "eval",
+        "evaluation",
+        "test",
+        "testing",
+        "tst",
+        "cv",
+    ),
     *("heldout", "held", "holdout", "devset", "testset", "valset", "validset", "evalset", "testa", "testb"),
 }
 
 
 def side(word: Any, key: str = "split") -> Split:
-    """The side of the split that a word names: train, or what is held out, as people spell it (`dev`, `test-clean`, `Validation`).
+    """The side of the split that a word names: train, or what is held out, as people spell it (`dev`,
+    `test-clean`, `Validation`).
 
     Raises  DataError (bad_row): a word that is neither must not be trained on.
     """
-    found = _side(word) if isinstance(word, str) else None
-    if found is None:
+    side_name = _side(word) if isinstance(word, str) else None
+    if side_name is None:
         raise DataError(
             "bad_row",
             f"{key}: expected train or valid (validation, dev, eval, test, ...), got {word!r:.60}",
             hint=f"`ignore: [{key}]` leaves the side to the hash of the group",
         )
-    return found
+    return side_name
 
 
 @lru_cache(maxsize=1024)
 def _side(word: str) -> Split | None:
     """The side that the first or the last of its words names, unless another one names the other side."""
     spelt = re.findall(r"[a-z]+", word.casefold())
-    said = {"train" if one in TRAIN_WORDS else "valid" for one in spelt if one in TRAIN_WORDS or one in VALID_WORDS}
-    if len(said) != 1 or not {spelt[0], spelt[-1]} & (TRAIN_WORDS | VALID_WORDS):
+    sides = {
+        "train" if one in TRAIN_WORDS else "valid"
+        for one in spelt
+        if one in TRAIN_WORDS or one in VALID_WORDS
+    }
+    if len(sides) != 1 or not {spelt[0], spelt[-1]} & (TRAIN_WORDS | VALID_WORDS):
         return None
-    return "train" if said == {"train"} else "valid"
+    return "train" if sides == {"train"} else "valid"
 
 
 def parse(row: Any) -> Sample:
     """A sample of one JSON row: ours, OpenAI's (`image_url`, `input_audio`) or Higgs' (`audio_url`) spelling.
 
-    Without an id the content's hash is taken; without a group the first picture, else the first sound, else the id;
-    without a task, it is told from the parts. Keys that are none of ours go to `extra`, unless they look like a slip of the pen.
+    Without an id the content's hash is taken; without a group the first picture, else the first sound, else
+    the id; without a task, it is told from the parts. Keys that are none of ours go to `extra`, unless they
+    look like a slip of the pen.
     Raises  DataError: bad_row (what, where, expected, got), empty.
     """
     if not isinstance(row, dict):
         raise DataError("bad_row", f"row: expected a JSON object, got {type(row).__name__}")
-    known = {key: value for key, value in row.items() if key in FIELDS and value is not None}
-    extra = known.pop("extra", {})
+    known_fields = {key: value for key, value in row.items() if key in FIELDS and value is not None}
+    extra = known_fields.pop("extra", {})
     if not isinstance(extra, dict):
         raise DataError("bad_row", f"extra: expected an object, got {type(extra).__name__}")
     extra = dict(extra)
@@ -190,26 +221,29 @@ def parse(row: Any) -> Sample:
             extra[key] = value
     if any(isinstance(value, list | dict) for value in extra.values()) and not _is_shallow(extra, MOST_DEPTH):
         raise DataError("bad_row", "row: nested too deeply")
-    if "messages" in known:
-        known["messages"] = _messages(known["messages"])
+    if "messages" in known_fields:
+        known_fields["messages"] = _messages(known_fields["messages"])
     for key in ("id", "group"):
-        if isinstance(known.get(key), int) and not isinstance(known[key], bool):
-            known[key] = str(known[key])
-    if "split" in known:
-        known["split"] = side(known["split"]) if isinstance(known["split"], str) else known["split"]
+        if isinstance(known_fields.get(key), int) and not isinstance(known_fields[key], bool):
+            known_fields[key] = str(known_fields[key])
+    if "split" in known_fields:
+        known_fields["split"] = (
+            side(known_fields["split"]) if isinstance(known_fields["split"], str) else known_fields["split"]
+        )
     try:
-        if "id" not in known:
-            known["id"] = files.sha256_json(row)[:16]
-        sample = Sample.model_validate({**known, "extra": extra})
+        if "id" not in known_fields:
+            known_fields["id"] = files.sha256_json(row)[:16]
+        sample = Sample.model_validate({**known_fields, "extra": extra})
     except ValidationError as error:
         raise DataError("bad_row", f"row: {_first(error)}") from error
     except UnicodeEncodeError as error:
         raise DataError("bad_row", "row: expected valid Unicode, got a lone surrogate") from error
-    return _complete(sample, has_group="group" in known, has_task="task" in known)
+    return _complete(sample, has_group="group" in known_fields, has_task="task" in known_fields)
 
 
 class Quick:
-    """Samples of lines that spell all of them as the schema does, made by its own parser: those that `parse` makes, sooner.
+    """Samples of lines that spell all of them as the schema does, made by its own parser: those that `parse`
+    makes, sooner.
 
     It stops trying where too few lines are spelt so.
     """
@@ -218,7 +252,8 @@ class Quick:
         self._luck = ENOUGH_LUCK
 
     def __call__(self, line: str) -> Sample | None:
-        """The sample of a row of JSON; None: `parse` must look at the row, since something in it is spelt otherwise, doubled or wrong."""
+        """The sample of a row of JSON; None: `parse` must look at the row, since something in it is spelt
+        otherwise, doubled or wrong."""
         if self._luck <= 0:
             return None
         sample = _plain(line)
@@ -253,8 +288,8 @@ def _plain(line: str) -> Sample | None:
             holds_media = len(shown) > before
         if "<" in words or "[" in words or not (holds_media or words.strip()):  # it may stand for a medium
             return None
-    # A parser keeps the last of two equal keys. Each key ends in a quotation mark and a colon, so that as many of these as keys
-    # were found leave no room for another one.
+    # A parser keeps the last of two equal keys. Each key ends in a quotation mark and a colon, so that as
+    # many of these as keys were found leave no room for another one.
     if len(KEY_END.findall(line)) != keys:
         return None
     return _filled(sample, shown, has_group="group" in fields_set, has_task="task" in fields_set)
@@ -264,7 +299,9 @@ def _is_shallow(value: Any, depth: int) -> bool:
     """Whether lists and objects lie at most so deep in one another."""
     if not isinstance(value, list | dict):
         return True
-    return depth > 0 and all(_is_shallow(one, depth - 1) for one in (value if isinstance(value, list) else value.values()))
+    return depth > 0 and all(
+        _is_shallow(one, depth - 1) for one in (value if isinstance(value, list) else value.values())
+    )
 
 
 def inline_bytes(path: str) -> bytes | None:
@@ -298,7 +335,9 @@ def _complete(sample: Sample, *, has_group: bool, has_task: bool) -> Sample:
             raise DataError("empty", f"message {number} ({message.role}): expected content, got none")
         for part in media:
             if part.type == "audio" and _is_reversed(part):
-                raise DataError("bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s")
+                raise DataError(
+                    "bad_row", f"message {number}: expected end > start, got {part.start}..{part.end} s"
+                )
             shown.append((message.role == "assistant", part))
     return _filled(sample, shown, has_group=has_group, has_task=has_task)
 
@@ -310,7 +349,9 @@ def _is_reversed(part: AudioPart) -> bool:
 def _filled(sample: Sample, shown: Shown, *, has_group: bool, has_task: bool) -> Sample:
     if not has_group:
         first = next((part for _, part in shown if part.type == "image"), shown[0][1] if shown else None)
-        object.__setattr__(sample, "group", first.path if first else sample.id)  # frozen, but nobody else has seen it yet
+        object.__setattr__(
+            sample, "group", first.path if first else sample.id
+        )  # frozen, but nobody else has seen it yet
     if not has_task:
         object.__setattr__(sample, "task", _task(sample, shown))
     return sample
@@ -339,7 +380,9 @@ def _messages(messages: Any) -> Any:
     for message in messages:
         if isinstance(message, dict) and not isinstance(message.get("content"), str):
             content = message.get("content")
-            parts = content if isinstance(content, list) else [content]  # Higgs writes a lone part without a list
+            parts = (
+                content if isinstance(content, list) else [content]
+            )  # Higgs writes a lone part without a list
             message = {**message, "content": [_part(part) for part in parts]}
         out.append(message)
     return out
@@ -359,25 +402,40 @@ def _part(part: Any) -> Any:
         sound = part.get("input_audio")
         if not isinstance(sound, dict):
             return part
-        return {"type": "audio", "path": f"data:audio/{sound.get('format', 'wav')};base64,{sound.get('data', '')}"}
+        return {
+            "type": "audio",
+            "path": f"data:audio/{sound.get('format', 'wav')};base64,{sound.get('data', '')}",
+        }
     if kind in ("audio", "audio_url") and "audio_url" in part:
         url = part["audio_url"]
-        found: dict[str, Any] = {"type": "audio", "path": _local(url.get("url") if isinstance(url, dict) else url)}
+        audio_part: dict[str, Any] = {
+            "type": "audio",
+            "path": _local(url.get("url") if isinstance(url, dict) else url),
+        }
         raw = part.get("raw_audio")
         if raw and isinstance(raw, str):
-            found["path"] = f"data:audio/wav;base64,{raw}"
+            audio_part["path"] = f"data:audio/wav;base64,{raw}"
         offset, length = part.get("offset"), part.get("duration")
         if isinstance(offset, int | float) and offset > 0:
-            found["start"] = _seconds("offset", offset)
+            audio_part["start"] = _seconds("offset", offset)
         if isinstance(length, int | float) and length > 0:
-            found["end"] = found.get("start", 0.0) + _seconds("duration", length)
-        return found
-    if kind in ("image", "audio") and "path" not in part:  # Qwen's and ms-swift's: {"type": "image", "image": "a.png"}
-        given = part.get(kind, part.get("url"))
-        if isinstance(given, str):
-            part = {"path": _local(given), **{key: value for key, value in part.items() if key not in (kind, "url")}}
+            audio_part["end"] = audio_part.get("start", 0.0) + _seconds("duration", length)
+        return audio_part
+    if (
+        kind in ("image", "audio") and "path" not in part
+    ):  # Qwen's and ms-swift's: {"type": "image", "image": "a.png"}
+        url_given = part.get(kind, part.get("url"))
+        if isinstance(url_given, str):
+            part = {
+                "path": _local(url_given),
+                **{key: value for key, value in part.items() if key not in (kind, "url")},
+            }
     if kind == "video":
-        raise DataError("bad_row", f"video: expected words, pictures and sounds, got {part!r:.60}", hint="take its frames as pictures")
+        raise DataError(
+            "bad_row",
+            f"video: expected words, pictures and sounds, got {part!r:.60}",
+            hint="take its frames as pictures",
+        )
     return {key: value for key, value in part.items() if value is not None}
 
 
@@ -401,8 +459,12 @@ def _local(url: Any) -> Any:
 def _first(error: ValidationError) -> str:
     """The first complaint in a line: where, what, got."""
     errors = error.errors(include_url=False)
-    first = next((e for e in errors if e["loc"][-1:] != ("str",)), errors[0])  # content: the parts' fault says more than "not a string"
-    where = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("str", "list["))) or "row"
+    first = next(
+        (e for e in errors if e["loc"][-1:] != ("str",)), errors[0]
+    )  # content: the parts' fault says more than "not a string"
+    where = (
+        ".".join(str(step) for step in first["loc"] if not str(step).startswith(("str", "list["))) or "row"
+    )
     got = repr(first["input"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {first['msg'][:200]}, got {got[:60]}{'...' if len(got) > 60 else ''}{more}"

@@ -30,24 +30,30 @@ Format = Literal[
 class Source(Strict):
     """A file or folder, how it is read, and how much it counts.
 
-    `messages` or `text` make it a template over flat rows, e.g. {path: digits.jsonl, id: "{id}", group: "{speaker}", task: digit,
-    messages: [{user: [{audio: "{audio}"}, "what digit did you hear?"]}, {assistant: "{text}"}]}.
+    `messages` or `text` make it a template over flat rows, e.g. {path: digits.jsonl, id: "{id}", group:
+    "{speaker}", task: digit, messages: [{user: [{audio: "{audio}"}, "what digit did you hear?"]}, {assistant:
+    "{text}"}]}.
     """
 
     path: str
     format: Format | None = None  # None: told from the name and the first row
     root: str | None = None  # folder of the media; None: the manifest's
-    weight: float = Field(default=1.0, gt=0)  # how often its samples are drawn, relative to the other sources'
+    weight: float = Field(
+        default=1.0, gt=0
+    )  # how often its samples are drawn, relative to the other sources'
     tasks: list[str] | None = None  # keep these tasks only
     val_split: float | None = Field(default=None, ge=0, lt=1)  # None: the recipe's
     limit: int | None = Field(default=None, ge=1)  # the first so many samples
     held_out_groups: list[str] = []  # patterns (`*`) of groups that are validation, whatever the hash says
     paragraphs: bool = False  # .txt: documents of whole paragraphs instead of one a line
     prompt: str | None = None  # what the user says besides the medium (captions, csv, images, samples)
-    ignore: list[str] = []  # columns that are left out on purpose, and placeholders (`<image>`) that are words
+    ignore: list[
+        str
+    ] = []  # columns that are left out on purpose, and placeholders (`<image>`) that are words
     captions_as_text: bool = False  # replace each picture by its answer's words, to train a text-only model
 
-    # The template of format `rows` (group, task, split and class_name of `llava` too); {field}, {field.inner} and {item} are replaced.
+    # The template of format `rows` (group, task, split and class_name of `llava` too); {field}, {field.inner}
+    # and {item} are replaced.
     id: str | None = None
     group: str | None = None
     task: str | None = None
@@ -66,10 +72,11 @@ class Source(Strict):
 
 
 class Recognised(Source):
-    """A source whose template was told from its file, not by the recipe: a column of files that it does not name is refused."""
+    """A source whose template was told from its file, not by the recipe: a column of files that it does not
+    name is refused."""
 
     @classmethod
     def of(cls, source: Source, **more: Any) -> Recognised:
         """The source with a template; a prompt has gone into it."""
-        said = {**dict(source), **more, "prompt": None}
-        return cls.model_construct(_fields_set=(source.model_fields_set | more.keys()) - {"prompt"}, **said)
+        values = {**dict(source), **more, "prompt": None}
+        return cls.model_construct(_fields_set=(source.model_fields_set | more.keys()) - {"prompt"}, **values)

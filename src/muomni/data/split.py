@@ -1,4 +1,5 @@
-"""Train or validation by the hash of a group: nothing moves when rows are added, and nothing sits on both sides."""
+"""Train or validation by the hash of a group: nothing moves when rows are added, and nothing sits on both
+sides."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def place(group: str, seed: int) -> float:
 
 
 def assign(group: str, val_split: float, seed: int) -> Split:
-    """`valid` for about val_split of all groups. A group's side depends on nothing but its name and the seed."""
+    """`valid` for about val_split of all groups. A group's side depends on nothing but its name and the
+    seed."""
     return "valid" if place(group, seed) < val_split else "train"
 
 
@@ -40,8 +42,16 @@ class Leaks:
         return bool(self.ids or self.groups or self.paths or self.contents)
 
     def __str__(self) -> str:
-        kinds = (("ids", self.ids), ("groups", self.groups), ("media", self.paths), ("contents", self.contents))
-        return ", ".join(f"{len(found)} {name} (e.g. {found[0]})" for name, found in kinds if found) or "none"
+        kinds = (
+            ("ids", self.ids),
+            ("groups", self.groups),
+            ("media", self.paths),
+            ("contents", self.contents),
+        )
+        return (
+            ", ".join(f"{len(values)} {name} (e.g. {values[0]})" for name, values in kinds if values)
+            or "none"
+        )
 
 
 # What must not stand on both sides, by the name that it has in `Leaks`.
@@ -52,19 +62,25 @@ KEYS: dict[str, Callable[[Sample], list[str]]] = {
 }
 
 
-def leaks(train: Sequence[Sample], valid: Sequence[Sample], content: Callable[[Sample], Iterable[str]] | None = None) -> Leaks:
-    """What both sides share: ids, groups, media files and, where `content` gives the hashes of a sample, contents."""
+def leaks(
+    train: Sequence[Sample], valid: Sequence[Sample], content: Callable[[Sample], Iterable[str]] | None = None
+) -> Leaks:
+    """What both sides share: ids, groups, media files and, where `content` gives the hashes of a sample,
+    contents."""
     kinds = KEYS if content is None else {**KEYS, "contents": content}
     return Leaks(**{name: _shared(train, valid, keys) for name, keys in kinds.items()})
 
 
-def _shared(train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sample], Iterable[Hashable]]) -> list[str]:
+def _shared(
+    train: Sequence[Sample], valid: Sequence[Sample], keys: Callable[[Sample], Iterable[Hashable]]
+) -> list[str]:
     ours = {key for sample in train for key in keys(sample)}
     return sorted({str(key) for sample in valid for key in keys(sample) if key in ours})
 
 
 class LeakFinder:
-    """`leaks` in one pass, with what files hold: it takes samples before their sides are known and holds a few bytes of each key.
+    """`leaks` in one pass, with what files hold: it takes samples before their sides are known and holds a
+    few bytes of each key.
 
     modalities  what the samples hold: image, audio, text (no media)
     """
@@ -93,10 +109,20 @@ class LeakFinder:
     def found(self, is_valid: NDArray[np.bool_], train: Sequence[Sample], valid: Sequence[Sample]) -> Leaks:
         """What both sides share; the samples are walked through again only where hashes meet."""
         owners = np.frombuffer(self._owners, np.uint32)
-        hashes = {"ids": (self._ids, is_valid), "groups": (self._groups, is_valid), "paths": (self._paths, is_valid[owners])}
+        hashes = {
+            "ids": (self._ids, is_valid),
+            "groups": (self._groups, is_valid),
+            "paths": (self._paths, is_valid[owners]),
+        }
         shared: dict[str, list[str]] = {}
         for name, keys in KEYS.items():
-            found, side = np.frombuffer(hashes[name][0], np.int64), hashes[name][1]
-            met = set(np.intersect1d(found[side], found[~side]).tolist())
-            shared[name] = _shared(train, valid, lambda s, keys=keys, met=met: [k for k in keys(s) if hash(k) in met]) if met else []  # type: ignore[misc]
+            hashes_N, side = np.frombuffer(hashes[name][0], np.int64), hashes[name][1]
+            met = set(np.intersect1d(hashes_N[side], hashes_N[~side]).tolist())
+
+            def met_keys(
+                sample: Sample, keys: Callable[[Sample], Iterable[Hashable]] = keys, met: set[int] = met
+            ) -> list[Hashable]:
+                return [key for key in keys(sample) if hash(key) in met]
+
+            shared[name] = _shared(train, valid, met_keys) if met else []
         return Leaks(**shared, contents=self._copies.found(is_valid, train, valid))

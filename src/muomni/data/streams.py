@@ -1,4 +1,5 @@
-"""The bytes of a manifest as lines or as JSON values, one after another: packed or plain, of any size, in flat memory."""
+"""The bytes of a manifest as lines or as JSON values, one after another: packed or plain, of any size, in
+flat memory."""
 
 from __future__ import annotations
 
@@ -21,12 +22,19 @@ MAX_LINE_BYTES = 16 * 2**20  # of a line, and of an element of a JSON array
 CHUNK_BYTES = 1 << 18
 HEAD_BYTES = 1 << 16
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")
+POINTERS = (
+    b"version https://git-lfs.github.com/spec/",
+    b"/annex/objects/",
+    b"../.git/annex/objects/",
+    b".git/annex/objects/",
+)
 ROWS_UNDER = ("data", "rows", "samples", "items", "examples", "instances", "records", "annotations", "train")
 OF_A_ROW = {"messages", "conversations", "text"}  # what has one of these is a row, not a box of rows
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SPACE = re.compile(r"[ \t\r\n]*")
-ENDS = re.compile(r"[ \t\r\n,:\]}]|.{8}", re.DOTALL)  # what may stand behind a value, or anything that is long enough
+ENDS = re.compile(
+    r"[ \t\r\n,:\]}]|.{8}", re.DOTALL
+)  # what may stand behind a value, or anything that is long enough
 HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, or one alone
 ROWS = re.compile(r"\[[ \t\r\n]*\{")
 
@@ -43,7 +51,8 @@ def suffix(path: Path) -> str:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The unpacked bytes of a file.
 
-    Raises  DataError: undecodable (a pointer of git-lfs or git-annex in the file's place, or a packed file that is torn or none).
+    Raises  DataError: undecodable (a pointer of git-lfs or git-annex in the file's place, or a packed file
+            that is torn or none).
     """
     with path.open("rb") as plain:
         head = plain.read(64)
@@ -53,7 +62,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise DataError(
                 "undecodable",
                 f"{path}: expected the file, got a pointer of {tool} to it",
-                hint="`git lfs pull` brings the file" if tool == "git-lfs" else "`git annex get` brings the file",
+                hint="`git lfs pull` brings the file"
+                if tool == "git-lfs"
+                else "`git annex get` brings the file",
             )
         unpack = PACKED.get(path.suffix.lower())
         if unpack is None:
@@ -63,18 +74,22 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with unpack(plain, "rb") as stream:
                 yield stream
         except EOFError as error:
-            raise DataError("undecodable", f"{path}: torn, the packed file ends early", hint="copy or pack it again") from error
+            raise DataError(
+                "undecodable", f"{path}: torn, the packed file ends early", hint="copy or pack it again"
+            ) from error
         except (OSError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise DataError("undecodable", f"{path}: expected a {path.suffix} file, got another or a torn one ({error})") from error
+            raise DataError(
+                "undecodable", f"{path}: expected a {path.suffix} file, got another or a torn one ({error})"
+            ) from error
 
 
 def lines(path: Path, *, ends: bool = False) -> Lines:
     """Lines of a text file from 1, without byte order mark and, unless `ends`, without line ends.
 
-    UTF-8, or UTF-16 where its byte order mark says so; where a file's lines end in a carriage return alone, they end there. A line of
-    invalid UTF-8 or over 16 MiB is a DataError in its place.
+    UTF-8, or UTF-16 where its byte order mark says so; where a file's lines end in a carriage return alone,
+    they end there. A line of invalid UTF-8 or over 16 MiB is a DataError in its place.
     Raises  DataError: undecodable (UTF-16 that is torn or has no mark; what `opened` refuses).
     """
     with opened(path) as stream:
@@ -99,7 +114,12 @@ def lines(path: Path, *, ends: bool = False) -> Lines:
                 text = raw.decode()
             except UnicodeDecodeError as error:
                 what = f"line: expected UTF-8, got byte 0x{raw[error.start]:02x} at {error.start}"
-                yield number, DataError("undecodable", what, hint="save the file as UTF-8, e.g. iconv -f cp1252 -t utf-8")
+                yield (
+                    number,
+                    DataError(
+                        "undecodable", what, hint="save the file as UTF-8, e.g. iconv -f cp1252 -t utf-8"
+                    ),
+                )
                 continue
             yield number, text if ends else text.rstrip("\r\n")
 
@@ -115,8 +135,16 @@ def _refuse_unmarked(path: Path, head: bytes) -> None:
     """UTF-16 without its mark is letters with zeros between them, which every reader would take for UTF-8."""
     start = head[:64]
     for place, order in ((1, "LE"), (0, "BE")):
-        if len(start) >= 16 and not any(start[place : len(start) & ~1 : 2]) and all(start[1 - place : len(start) & ~1 : 2]):
-            raise DataError("undecodable", f"{path}: expected UTF-8, got UTF-16{order} without its mark", hint="save the file as UTF-8")
+        if (
+            len(start) >= 16
+            and not any(start[place : len(start) & ~1 : 2])
+            and all(start[1 - place : len(start) & ~1 : 2])
+        ):
+            raise DataError(
+                "undecodable",
+                f"{path}: expected UTF-8, got UTF-16{order} without its mark",
+                hint="save the file as UTF-8",
+            )
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) and len(head) % 4 == 0:
         raise DataError("undecodable", f"{path}: expected UTF-8, got UTF-32", hint="save the file as UTF-8")
 
@@ -129,10 +157,14 @@ def _wide_lines(path: Path, stream: BinaryIO, *, ends: bool) -> Lines:
         while line := text.readline(MAX_LINE_BYTES):
             number += 1
             if len(line) == MAX_LINE_BYTES and not line.endswith("\n"):
-                raise DataError("too_large", f"{path}:{number}: expected a line of at most {MAX_LINE_BYTES} characters")
+                raise DataError(
+                    "too_large", f"{path}:{number}: expected a line of at most {MAX_LINE_BYTES} characters"
+                )
             yield number, line if ends else line.rstrip("\r\n")
     except UnicodeError as error:
-        raise DataError("undecodable", f"{path}:{number + 1}: expected UTF-16, as its mark says, got other bytes: {error}") from error
+        raise DataError(
+            "undecodable", f"{path}:{number + 1}: expected UTF-16, as its mark says, got other bytes: {error}"
+        ) from error
     finally:
         text.detach()
 
@@ -158,7 +190,8 @@ class _Returns(io.RawIOBase):
 def decode_json(text: str) -> Any:
     """A JSON value.
 
-    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a surrogate pair; on a key given twice.
+    Raises  DataError (bad_row) on whatever the parser refuses: syntax, depth, endless numbers, half a
+            surrogate pair; on a key given twice.
     """
     try:
         value = _DECODER.decode(text)
@@ -168,15 +201,17 @@ def decode_json(text: str) -> Any:
     except RecursionError as error:
         raise DataError("bad_row", "row: nested too deeply") from error
     except ValueError as error:
-        raise DataError("bad_row", f"row: expected a JSON object, got {text[:60]!r} ({str(error)[:80]})") from error
+        raise DataError(
+            "bad_row", f"row: expected a JSON object, got {text[:60]!r} ({str(error)[:80]})"
+        ) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of these keys; one that is given twice is an error, since a parser keeps but the last."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError(_twice(pairs))
-    return made
+    return content
 
 
 def _twice(pairs: list[tuple[str, Any]]) -> str:
@@ -192,9 +227,12 @@ def values(path: Path, quick: Callable[[str], Any] | None = None) -> Iterator[tu
 
     Takes   quick: what makes something of a line without decoding it, or None of one that must be decoded.
 
-    JSON lines (numbered by line; blank lines skipped), one array (numbered by element), one object that holds the rows in a list under
-    `data` or the like, or objects that stand one behind the other over several lines each (numbered by the line of their beginning).
-    Raises  DataError where the rest of the file can't be read: a torn array, a comma too many, a second array; what `opened` refuses.
+    JSON lines (numbered by line; blank lines skipped), one array (numbered by element), one object that holds
+    the rows in a list under
+    `data` or the like, or objects that stand one behind the other over several lines each (numbered by the
+    line of their beginning).
+    Raises  DataError where the rest of the file can't be read: a torn array, a comma too many, a second
+            array; what `opened` refuses.
     """
     shape = _shape(path)
     if shape == "lines":
@@ -224,7 +262,8 @@ def _of_lines(path: Path, quick: Callable[[str], Any] | None) -> Iterator[tuple[
 
 
 def _shape(path: Path) -> str:
-    """How the values of a file stand in it: `array`, `box` (one object around a list of rows), `several` objects, or `lines`."""
+    """How the values of a file stand in it: `array`, `box` (one object around a list of rows), `several`
+    objects, or `lines`."""
     is_lines = suffix(path) == ".jsonl"
     with opened(path) as stream:
         text = _Text(path, stream, "replace")
@@ -242,12 +281,18 @@ def _shape(path: Path) -> str:
                 return "box"
             return "lines" if is_one_line else "several"
     with opened(path) as stream:
-        return "box" if not is_lines and _Text(path, stream, "replace").opens_box() else "lines"  # of lines each says its own fault
+        return (
+            "box" if not is_lines and _Text(path, stream, "replace").opens_box() else "lines"
+        )  # of lines each says its own fault
 
 
 def _is_box(value: Any) -> bool:
     """Whether an object looks as if its rows stood in a list of it."""
-    return isinstance(value, dict) and not OF_A_ROW & value.keys() and any(_is_rows(value.get(key)) for key in ROWS_UNDER)
+    return (
+        isinstance(value, dict)
+        and not OF_A_ROW & value.keys()
+        and any(_is_rows(value.get(key)) for key in ROWS_UNDER)
+    )
 
 
 def _is_rows(value: Any) -> bool:
@@ -262,15 +307,17 @@ class _Text:
         _refuse_unmarked(path, head)
         self.path = path
         self.decoder = json.JSONDecoder(object_pairs_hook=self._pairs)
-        self._unpack = codecs.getincrementaldecoder("utf-16" if head.startswith(UTF16) else "utf-8-sig")(errors)
+        self._unpack = codecs.getincrementaldecoder("utf-16" if head.startswith(UTF16) else "utf-8-sig")(
+            errors
+        )
         self._buffer, self._place, self._lines_before, self._is_end = "", 0, 0, False
         self._doubled = ""
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs) and not self._doubled:
+        content = dict(pairs)
+        if len(content) < len(pairs) and not self._doubled:
             self._doubled = _twice(pairs)
-        return made
+        return content
 
     # The text
 
@@ -283,7 +330,9 @@ class _Text:
         try:
             self._buffer, self._place = left + self._unpack.decode(piece, final=self._is_end), 0
         except UnicodeDecodeError as error:
-            got = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "a torn end"
+            got = (
+                f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "a torn end"
+            )
             where = f"on line {1 + self._lines_before + left.count(chr(10)) + bytes(error.object[: error.start]).count(10)}"
             raise DataError(
                 "undecodable",
@@ -299,8 +348,8 @@ class _Text:
     def peek(self) -> str:
         """The next character that is no space, which stays; "" at the end."""
         while True:
-            if self._place < len(self._buffer) and (found := self._buffer[self._place]) > " ":
-                return found
+            if self._place < len(self._buffer) and (character := self._buffer[self._place]) > " ":
+                return character
             space = SPACE.match(self._buffer, self._place)
             self._place = space.end() if space else self._place
             if self._place < len(self._buffer):
@@ -319,7 +368,9 @@ class _Text:
             self._doubled = ""
             try:
                 value, end = self.decoder.raw_decode(self._buffer, self._place)
-                if self._is_end or ENDS.match(self._buffer, end) or isinstance(value, dict | list):  # else a number may go on: -2 of -2.5
+                if (
+                    self._is_end or ENDS.match(self._buffer, end) or isinstance(value, dict | list)
+                ):  # else a number may go on: -2 of -2.5
                     break
                 problem: ValueError | RecursionError | None = None
             except (ValueError, RecursionError) as error:
@@ -327,9 +378,15 @@ class _Text:
             if self._is_end and problem is not None:
                 self._refuse(problem)
             if len(self._buffer) - self._place > MAX_LINE_BYTES:
-                if isinstance(problem, json.JSONDecodeError) and problem.pos - self._place < MAX_LINE_BYTES // 2:
+                if (
+                    isinstance(problem, json.JSONDecodeError)
+                    and problem.pos - self._place < MAX_LINE_BYTES // 2
+                ):
                     self._refuse(problem)
-                raise DataError("too_large", f"{self.path}:{self.line}: expected values of at most {MAX_LINE_BYTES} characters")
+                raise DataError(
+                    "too_large",
+                    f"{self.path}:{self.line}: expected values of at most {MAX_LINE_BYTES} characters",
+                )
             if isinstance(problem, RecursionError):
                 self._refuse(problem)
             self._more()
@@ -353,9 +410,15 @@ class _Text:
             what = "torn, the file ends within this value" if is_torn else problem.msg
             near = self._buffer[max(self._place, problem.pos - 20) : problem.pos + 20]
             raise DataError(
-                "bad_row", f"{self.path}:{line}: expected JSON, got {near or got!r} ({what})", hint=_TORN if is_torn else _HINT
+                "bad_row",
+                f"{self.path}:{line}: expected JSON, got {near or got!r} ({what})",
+                hint=_TORN if is_torn else _HINT,
             ) from problem
-        raise DataError("bad_row", f"{self.path}:{self.line}: expected JSON, got {got!r} ({str(problem)[:80]})", hint=_HINT) from problem
+        raise DataError(
+            "bad_row",
+            f"{self.path}:{self.line}: expected JSON, got {got!r} ({str(problem)[:80]})",
+            hint=_HINT,
+        ) from problem
 
     def _fail(self, expected: str) -> DataError:
         got = self._buffer[self._place : self._place + 20]
@@ -419,7 +482,8 @@ class _Text:
         return ROWS.match(self._buffer, self._place) is not None
 
     def opens_box(self) -> bool:
-        """Whether the object that begins here has a list of objects before anything that makes it a row; the text is used up by it."""
+        """Whether the object that begins here has a list of objects before anything that makes it a row; the
+        text is used up by it."""
         try:
             for key in self._keys():
                 if key in OF_A_ROW:
@@ -437,28 +501,36 @@ class _Text:
 
         Raises  DataError where no key or several hold rows.
         """
-        found, others = "", []
+        kind, others = "", []
         for key in self._keys():
             self.peek()
             if not self._holds_rows():
                 self.value()
                 others.append(key)
-            elif key in ROWS_UNDER and not found:
-                found = key
+            elif key in ROWS_UNDER and not kind:
+                kind = key
                 yield from self._elements()
             else:
                 raise DataError(
                     "bad_row",
                     f"{self.path}:{self.line}: expected a list of rows, or an object with one under {', '.join(ROWS_UNDER[:4])}, "
-                    f"got an object with rows under {f'{found!r} and {key!r}' if found else repr(key)}",
+                    f"got an object with rows under {f'{kind!r} and {key!r}' if kind else repr(key)}",
                     hint="write the rows themselves, one JSON object a line",
                 )
         if self.peek():
             raise self._fail("the end of the file behind its object")
-        if not found:
-            raise DataError("bad_row", f"{self.path}: expected a list of rows, got an object of {', '.join(others)[:80]}")
+        if not kind:
+            raise DataError(
+                "bad_row", f"{self.path}: expected a list of rows, got an object of {', '.join(others)[:80]}"
+            )
         if others:
-            yield 1, DataNote("repaired", f"{self.path}: the rows are those under {found!r}; left: {', '.join(others)[:200]}")
+            yield (
+                1,
+                DataNote(
+                    "repaired",
+                    f"{self.path}: the rows are those under {kind!r}; left: {', '.join(others)[:200]}",
+                ),
+            )
 
 
 _TORN = "make or copy the file anew"

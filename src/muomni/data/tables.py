@@ -1,7 +1,9 @@
-"""Tables of cells as their writers meant them: the dialect is decided for each file by evidence, and every row is held to it.
+"""Tables of cells as their writers meant them: the dialect is decided for each file by evidence, and every
+row is held to it.
 
-A row that breaks the dialect is refused with its line and the next line is read as a row of its own, so that an open quotation mark
-swallows nothing. What can be read in two ways, and what was mended, is told (`DataNote`).
+A row that breaks the dialect is refused with its line and the next line is read as a row of its own, so that
+an open quotation mark swallows nothing. What can be read in two ways, and what was mended, is told
+(`DataNote`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ WINDOW_LINES = 2000  # lines from a quotation mark or a backslash on that are re
 WINDOWS, ENOUGH = 50, 3  # at most, and where they agree
 CELL_LINES = 1000  # of one row: a cell of more lines was never closed
 LONG_NAME = 100  # characters: what is longer is no column's name
-FILES = re.compile(r"[^\s].*\.(wav|flac|ogg|mp3|opus|oga|aiff?|au|m4a|png|jpe?g|webp|bmp|gif|tiff?|mp4|mkv|webm)", re.IGNORECASE)
+FILES = re.compile(
+    r"[^\s].*\.(wav|flac|ogg|mp3|opus|oga|aiff?|au|m4a|png|jpe?g|webp|bmp|gif|tiff?|mp4|mkv|webm)",
+    re.IGNORECASE,
+)
 DOUBLED = re.compile(r'"((?:[^"]++|"")*+)"')
 BACKSLASH = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 ESCAPED = re.compile(r'\\(["\\,;|\t\r\n])')
@@ -43,7 +48,18 @@ SAID: dict[Quotes, str] = {
     "doubled": "quoted cells, a mark within doubled",
     "backslash": "a backslash before marks that are letters",
 }
-NULLS = {"nan", "NaN", "None", "NULL", "null", "N/A", "NA", "#N/A", "\\N", "<NA>"}  # as programs write that there is nothing
+NULLS = {
+    "nan",
+    "NaN",
+    "None",
+    "NULL",
+    "null",
+    "N/A",
+    "NA",
+    "#N/A",
+    "\\N",
+    "<NA>",
+}  # as programs write that there is nothing
 OPEN = "a quotation mark is not closed"
 
 
@@ -75,18 +91,19 @@ def dialect(path: Path) -> Dialect | None:
 
 
 def rows(path: Path) -> Rows:
-    """Rows as objects of strings, each with the line on which it begins; DataErrors and DataNotes in their places.
+    """Rows as objects of strings, each with the line on which it begins; DataErrors and DataNotes in their
+    places.
 
     Raises  DataError, as `dialect` does.
     """
-    found = dialect(path)
-    if found is None:
+    dialect_found = dialect(path)
+    if dialect_found is None:
         return
-    yield from found.notes
-    names, width, delimiter = found.names, len(found.names), found.delimiter
-    has_quotes, has_escapes = found.quotes != "none", found.quotes == "backslash"
-    told: set[str] = set()
-    source = _Source(path, found.first)
+    yield from dialect_found.notes
+    names, width, delimiter = dialect_found.names, len(dialect_found.names), dialect_found.delimiter
+    has_quotes, has_escapes = dialect_found.quotes != "none", dialect_found.quotes == "backslash"
+    noted: set[str] = set()
+    source = _Source(path, dialect_found.first)
     unnamed = [name for name in names if name.startswith("column ")]
     for number, line in source:
         if isinstance(line, DataError):
@@ -95,12 +112,12 @@ def rows(path: Path) -> Rows:
         text = line[:-1] if line.endswith("\n") else line
         if text.endswith("\r"):
             text = text[:-1]
-            if found.ends == "\n" and "ends" not in told and number > found.first - 1:
-                told.add("ends")
+            if dialect_found.ends == "\n" and "ends" not in noted and number > dialect_found.first - 1:
+                noted.add("ends")
                 what = "table: the header's line ends in a line feed, this one in a carriage return too, which is left out"
                 yield number, DataNote("repaired", what)
         if has_quotes and ('"' in text or (has_escapes and "\\" in text)):
-            parsed = _quoted(text, line, number, found, source)
+            parsed = _quoted(text, line, number, dialect_found, source)
             if isinstance(parsed, DataError):
                 yield number, parsed
                 continue
@@ -108,25 +125,32 @@ def rows(path: Path) -> Rows:
         else:
             cells = text.split(delimiter)
         if "\0" in text:
-            yield number, DataError("bad_row", "table: expected text, got a NUL byte", hint="the file may be torn, or UTF-16")
+            yield (
+                number,
+                DataError(
+                    "bad_row", "table: expected text, got a NUL byte", hint="the file may be torn, or UTF-16"
+                ),
+            )
             continue
-        if found.is_spaced:
+        if dialect_found.is_spaced:
             cells = [cell.removeprefix(" ") for cell in cells]
         if len(cells) != width:
             if not text.strip():
                 continue
             if len(cells) > width and not any(cells[width:]):
-                if "extra" not in told:
-                    told.add("extra")
+                if "extra" not in noted:
+                    noted.add("extra")
                     what = f"table: {len(cells)} cells under {width} names: the empty ones at the end are left out, here and below"
                     yield number, DataNote("repaired", what)
                 cells = cells[:width]
             else:
-                yield number, _ragged(cells, found)
+                yield number, _ragged(cells, dialect_found)
                 continue
-        if "nulls" not in told and not NULLS.isdisjoint(cells):
-            told.add("nulls")
-            column, cell = next((name, cell) for name, cell in zip(names, cells, strict=True) if cell in NULLS)
+        if "nulls" not in noted and not NULLS.isdisjoint(cells):
+            noted.add("nulls")
+            column, cell = next(
+                (name, cell) for name, cell in zip(names, cells, strict=True) if cell in NULLS
+            )
             what = f"table: {column} holds {cell!r}, which programs write for nothing: it is read as a word, here and below"
             yield number, DataNote("ambiguous", what, hint="leave such cells empty, or remove their rows")
         row = dict(zip(names, cells))
@@ -137,14 +161,16 @@ def rows(path: Path) -> Rows:
             yield number, row
 
 
-def _ragged(cells: list[str], found: Dialect) -> DataError:
-    names = ", ".join(found.names)[:80]
-    hint = f"read with {found}"
+def _ragged(cells: list[str], dialect: Dialect) -> DataError:
+    names = ", ".join(dialect.names)[:80]
+    hint = f"read with {dialect}"
     if len(cells) == 1 and cells[0].lstrip().startswith("#"):
         hint = "a comment? only those before the header are passed over"
-    elif len(cells) > len(found.names) and found.quotes in ("none", "doubled"):
-        hint = f"a cell that holds {NAMED.get(found.delimiter, found.delimiter)} must stand in quotation marks; {hint}"
-    return DataError("bad_row", f"table: expected {len(found.names)} cells ({names}), got {len(cells)}", hint=hint)
+    elif len(cells) > len(dialect.names) and dialect.quotes in ("none", "doubled"):
+        hint = f"a cell that holds {NAMED.get(dialect.delimiter, dialect.delimiter)} must stand in quotation marks; {hint}"
+    return DataError(
+        "bad_row", f"table: expected {len(dialect.names)} cells ({names}), got {len(cells)}", hint=hint
+    )
 
 
 class _Source:
@@ -165,14 +191,15 @@ class _Source:
         self._back.extend(reversed(lines))
 
 
-def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) -> list[str] | DataError:
-    """The cells of a row that begins in this line, with the lines that it takes besides; those of a row that is refused are put back."""
-    if found.quotes == "doubled" and not found.is_spaced:
+def _quoted(text: str, line: str, number: int, dialect: Dialect, source: _Source) -> list[str] | DataError:
+    """The cells of a row that begins in this line, with the lines that it takes besides; those of a row that
+    is refused are put back."""
+    if dialect.quotes == "doubled" and not dialect.is_spaced:
         with contextlib.suppress(csv.Error):  # the same in C; what it refuses is looked at here
-            return next(csv.reader((text,), delimiter=found.delimiter, strict=True))
-    cells, problem = _cells(text, found)
+            return next(csv.reader((text,), delimiter=dialect.delimiter, strict=True))
+    cells, problem = _cells(text, dialect)
     if problem != OPEN:
-        return cells if problem is None else _broken(problem, found)
+        return cells if problem is None else _broken(problem, dialect)
     taken: list[tuple[int, str | DataError]] = []
     whole, size = line, len(line)
     for number_of, more in islice(source, CELL_LINES):
@@ -182,35 +209,39 @@ def _quoted(text: str, line: str, number: int, found: Dialect, source: _Source) 
         whole, size = whole + more, size + len(more)
         if size > streams.MAX_LINE_BYTES:
             break
-        if '"' not in more and found.quotes == "doubled":
+        if '"' not in more and dialect.quotes == "doubled":
             continue
-        cells, problem = _cells(_without_end(whole, found.ends), found)
+        cells, problem = _cells(_without_end(whole, dialect.ends), dialect)
         if problem is None:
             physical = [line, *(str(each) for _, each in taken)]
-            if _may_be_rows(physical, found):
-                what = (
-                    f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+            if _may_be_rows(physical, dialect):
+                what = f"table: lines {number} to {number_of} may be one row with a quotation mark around line ends, or {len(physical)} rows"
+                return DataError(
+                    "bad_row",
+                    what,
+                    hint="double the marks that are letters and quote their cells, or remove them",
                 )
-                return DataError("bad_row", what, hint="double the marks that are letters and quote their cells, or remove them")
             return cells
         if problem != OPEN:
             break
     source.back(taken)
-    return _broken(problem if problem is not None else OPEN, found)
+    return _broken(problem if problem is not None else OPEN, dialect)
 
 
-def _may_be_rows(lines: list[str], found: Dialect) -> bool:
-    """Whether the lines of a quoted cell may be rows of their own: each has as many cells, and names a file where the first one does.
+def _may_be_rows(lines: list[str], dialect: Dialect) -> bool:
+    """Whether the lines of a quoted cell may be rows of their own: each has as many cells, and names a file
+    where the first one does.
 
-    Where rows name no files, and nothing else in the table shows that its writer quotes cells, the number of cells is enough.
+    Where rows name no files, and nothing else in the table shows that its writer quotes cells, the number of
+    cells is enough.
     """
-    width = len(found.names)
-    if width < 2 or any(line.count(found.delimiter) != width - 1 for line in lines):
+    width = len(dialect.names)
+    if width < 2 or any(line.count(dialect.delimiter) != width - 1 for line in lines):
         return False
-    cells = [_without_end(line).split(found.delimiter) for line in lines]
+    cells = [_without_end(line).split(dialect.delimiter) for line in lines]
     named = [place for place, cell in enumerate(cells[0]) if FILES.fullmatch(cell.strip())]
     if not named:
-        return not found.is_sure
+        return not dialect.is_sure
     return any(FILES.fullmatch(each[place].strip()) for place in named for each in cells[1:])
 
 
@@ -219,16 +250,21 @@ def _without_end(text: str, ends: str = "\r\n") -> str:
     return text[:-1] if ends == "\r\n" and text.endswith("\r") else text
 
 
-def _broken(problem: str, found: Dialect) -> DataError:
-    return DataError("bad_row", f"table: {problem}", hint=f"read with {found}; double the marks that are letters and quote their cells")
+def _broken(problem: str, dialect: Dialect) -> DataError:
+    return DataError(
+        "bad_row",
+        f"table: {problem}",
+        hint=f"read with {dialect}; double the marks that are letters and quote their cells",
+    )
 
 
-def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
-    """The cells of a text that begins where a row does, and what breaks the dialect: OPEN where the row may go on in the next line."""
-    pattern = DOUBLED if found.quotes == "doubled" else BACKSLASH
+def _cells(text: str, dialect: Dialect) -> tuple[list[str], str | None]:
+    """The cells of a text that begins where a row does, and what breaks the dialect: OPEN where the row may
+    go on in the next line."""
+    pattern = DOUBLED if dialect.quotes == "doubled" else BACKSLASH
     cells: list[str] = []
-    delimiter, place = found.delimiter, 0
-    skip = 1 if found.is_spaced else 0
+    delimiter, place = dialect.delimiter, 0
+    skip = 1 if dialect.is_spaced else 0
     while True:
         start = place + skip if skip and cells and text.startswith(" ", place) else place
         if text.startswith('"', start):
@@ -238,20 +274,23 @@ def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
             place = match.end()
             if place < len(text) and text[place] != delimiter:
                 near = text[max(0, place - 10) : place + 10]
-                return cells, f"expected {delimiter!r} or the end of the line behind a closing quotation mark, got {near!r}"
+                return (
+                    cells,
+                    f"expected {delimiter!r} or the end of the line behind a closing quotation mark, got {near!r}",
+                )
             cell = match[1]
-            if found.quotes == "doubled":
+            if dialect.quotes == "doubled":
                 cell = cell.replace('""', '"')
             elif "\\" in cell:
-                cell = _plain(cell, found)
+                cell = _plain(cell, dialect)
             cells.append(cell)
         else:
-            if found.quotes == "backslash":
+            if dialect.quotes == "backslash":
                 end = _end_of_unquoted(text, place, delimiter)
                 if end < 0:
                     return cells, OPEN
                 cell = text[place:end]
-                cell = _plain(cell, found) if "\\" in cell else cell
+                cell = _plain(cell, dialect) if "\\" in cell else cell
             else:
                 end = text.find(delimiter, place)
                 end = end if end >= 0 else len(text)
@@ -266,15 +305,16 @@ def _cells(text: str, found: Dialect) -> tuple[list[str], str | None]:
             return cells, None
 
 
-def _plain(cell: str, found: Dialect) -> str:
+def _plain(cell: str, dialect: Dialect) -> str:
     """A cell without what stands before its marks."""
-    if found.keeps_backslashes:
-        return re.sub(rf'\\(["{re.escape(found.delimiter)}])', r"\1", cell)
+    if dialect.keeps_backslashes:
+        return re.sub(rf'\\(["{re.escape(dialect.delimiter)}])', r"\1", cell)
     return ESCAPED.sub(r"\1", cell)
 
 
 def _end_of_unquoted(text: str, place: int, delimiter: str) -> int:
-    """Where the next delimiter stands that no backslash precedes, or the text ends; -1 where a backslash takes the line's end along."""
+    """Where the next delimiter stands that no backslash precedes, or the text ends; -1 where a backslash
+    takes the line's end along."""
     while place < len(text):
         letter = text[place]
         if letter == delimiter:
@@ -308,7 +348,9 @@ def _dialect(path: Path, size: int, changed: int) -> Dialect | None:
         return None
     number, line = head[0]
     text = _without_end(line)
-    delimiter, other = _delimiter([_without_end(each) for _, each in head], SUFFIXES.get(streams.suffix(path), ","))
+    delimiter, other = _delimiter(
+        [_without_end(each) for _, each in head], SUFFIXES.get(streams.suffix(path), ",")
+    )
     if forced is not None:
         delimiter = forced
     elif other is not None:
@@ -329,7 +371,9 @@ def _dialect(path: Path, size: int, changed: int) -> Dialect | None:
     judged = _Evidence(path, first, is_quoted_header=text.startswith('"') and '"' in text[1:])
     quotes, keeps = judged.quotes()
     is_sure = judged.is_quoted_header or judged.twos > 0 or judged.bad["none"] > judged.bad[quotes]
-    return Dialect(delimiter, quotes, named, number + 1, ends, keeps, is_spaced, is_sure, tuple(notes + judged.notes))
+    return Dialect(
+        delimiter, quotes, named, number + 1, ends, keeps, is_spaced, is_sure, tuple(notes + judged.notes)
+    )
 
 
 def _is_spaced(text: str, delimiter: str) -> bool:
@@ -337,8 +381,11 @@ def _is_spaced(text: str, delimiter: str) -> bool:
     return delimiter in outside and outside.count(delimiter) == outside.count(delimiter + " ")
 
 
-def _without_comments(head: list[tuple[int, str]], delimiter: str, notes: list[tuple[int, DataNote]]) -> list[tuple[int, str]]:
-    """The lines from the header on. Comments stand before it; one whose cells are as many as those of a row below is the header."""
+def _without_comments(
+    head: list[tuple[int, str]], delimiter: str, notes: list[tuple[int, DataNote]]
+) -> list[tuple[int, str]]:
+    """The lines from the header on. Comments stand before it; one whose cells are as many as those of a row
+    below is the header."""
     count = next((place for place, (_, line) in enumerate(head) if not line.startswith("#")), len(head))
     if not count:
         return head
@@ -346,17 +393,35 @@ def _without_comments(head: list[tuple[int, str]], delimiter: str, notes: list[t
     below = [_without_end(line) for _, line in head[count : count + 1]]
     for mark in (delimiter, *DELIMITERS):
         width = last.count(mark)
-        if width and below and below[0].count(mark) == width and any(FILES.fullmatch(cell.strip()) for cell in below[0].split(mark)):
-            notes.append((number, DataNote("repaired", f"table: the columns' names stand behind a #: {last.strip()[:80]!r}")))
+        if (
+            width
+            and below
+            and below[0].count(mark) == width
+            and any(FILES.fullmatch(cell.strip()) for cell in below[0].split(mark))
+        ):
+            notes.append(
+                (
+                    number,
+                    DataNote(
+                        "repaired", f"table: the columns' names stand behind a #: {last.strip()[:80]!r}"
+                    ),
+                )
+            )
             return [(number, last.lstrip("#").lstrip(" ")), *head[count:]]
     if below:
-        notes.append((head[0][0], DataNote("repaired", f"table: {count} lines of comments before the header are passed over")))
+        notes.append(
+            (
+                head[0][0],
+                DataNote("repaired", f"table: {count} lines of comments before the header are passed over"),
+            )
+        )
         return head[count:]
     return head
 
 
 def _delimiter(lines: list[str], usual: str) -> tuple[str, str | None]:
-    """What parts the cells: what the file's name says, unless another mark parts the header and most rows into as many cells.
+    """What parts the cells: what the file's name says, unless another mark parts the header and most rows
+    into as many cells.
 
     Gives  the delimiter, and another mark that parts them no worse, or None.
     """
@@ -364,7 +429,11 @@ def _delimiter(lines: list[str], usual: str) -> tuple[str, str | None]:
     for mark in dict.fromkeys((usual, *DELIMITERS)):
         counts = [DOUBLED.sub("", line).count(mark) for line in lines]
         if counts[0]:
-            shares[mark] = sum(count == counts[0] for count in counts[1:]) / max(1, len(counts) - 1) if len(counts) > 1 else 1.0
+            shares[mark] = (
+                sum(count == counts[0] for count in counts[1:]) / max(1, len(counts) - 1)
+                if len(counts) > 1
+                else 1.0
+            )
     if not shares:
         return usual, None
     best = usual if shares.get(usual, 0.0) >= 0.5 else max(shares, key=lambda mark: shares[mark])
@@ -372,7 +441,9 @@ def _delimiter(lines: list[str], usual: str) -> tuple[str, str | None]:
     # cells of several lines, and rows that break, take from a mark's share: one that parts every line is sure
     least = 1.0 if shares[best] == 1.0 else 0.01
     parts = {mark: DOUBLED.sub("", lines[0]).count(mark) for mark in shares}
-    others = (mark for mark in shares if mark != best and (shares[mark] >= least or parts[mark] > parts[best]))
+    others = (
+        mark for mark in shares if mark != best and (shares[mark] >= least or parts[mark] > parts[best])
+    )
     return best, next(others, None) if len(lines) > 1 else None
 
 
@@ -381,7 +452,9 @@ def _refuse_header(path: Path, number: int, names: list[str]) -> None:
     twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
     if twice is not None:
         raise DataError(
-            "bad_row", f"{path}:{number}: expected each column once, got {twice[:40]!r} twice", hint="rename or remove one of the two"
+            "bad_row",
+            f"{path}:{number}: expected each column once, got {twice[:40]!r} twice",
+            hint="rename or remove one of the two",
         )
     odd = next((name for name in names if FILES.fullmatch(name) or len(name) > LONG_NAME), None)
     if odd is not None:
@@ -411,8 +484,8 @@ class _Trial:
     end: float = math.inf  # the line from which it can't be told within the window
 
 
-def _as_read(cells: list[str], found: Dialect) -> list[str]:
-    return [cell.removeprefix(" ") for cell in cells] if found.is_spaced else cells
+def _as_read(cells: list[str], dialect: Dialect) -> list[str]:
+    return [cell.removeprefix(" ") for cell in cells] if dialect.is_spaced else cells
 
 
 def _has_pieces(plain: _Trial, quoted: _Trial) -> bool:
@@ -421,7 +494,11 @@ def _has_pieces(plain: _Trial, quoted: _Trial) -> bool:
     pieces = [cells for number, cells in plain.rows if number not in starts and number < quoted.end]
     if not pieces:
         return False
-    named = [place for place, cell in enumerate(quoted.rows[0][1]) if FILES.fullmatch(cell)] if quoted.rows else []
+    named = (
+        [place for place, cell in enumerate(quoted.rows[0][1]) if FILES.fullmatch(cell)]
+        if quoted.rows
+        else []
+    )
     named = [place for place in named if all(FILES.fullmatch(cells[place]) for _, cells in quoted.rows)]
     return any(not FILES.fullmatch(cells[place]) for place in named for cells in pieces)
 
@@ -445,7 +522,9 @@ class _Evidence:
         self.joins = 0  # backslashes before a line's end, or before a delimiter of other tables
         self.unescaped = 0  # rows with a mark that neither quotes nor stands behind a backslash
         self.has_pieces = False  # lines of quoted cells that, as rows, would name no file where the others do
-        self.differ: dict[tuple[frozenset[Quotes], bool], int] = {}  # two dialects, keeps_backslashes; the line where they first differ
+        self.differ: dict[
+            tuple[frozenset[Quotes], bool], int
+        ] = {}  # two dialects, keeps_backslashes; the line where they first differ
 
     def quotes(self) -> tuple[Quotes, bool]:
         """How cells are quoted, and whether backslashes stay where no mark follows."""
@@ -459,15 +538,21 @@ class _Evidence:
                     continue
                 number = self.differ.get((frozenset((chosen, other)), self.lone > 0))
                 if number is not None:
-                    self._tell(f"other cells come out, from here on, with {SAID[other]}: it is read with {SAID[chosen]}", number)
+                    self._tell(
+                        f"other cells come out, from here on, with {SAID[other]}: it is read with {SAID[chosen]}",
+                        number,
+                    )
                     break
         return chosen, keeps
 
     def _choose(self, left: set[Quotes], *, keeps: bool) -> tuple[Quotes, bool]:
-        """The dialect among those that make most rows whole, and whether it keeps backslashes; choices without a reason are told."""
+        """The dialect among those that make most rows whole, and whether it keeps backslashes; choices
+        without a reason are told."""
         if self.escapes and "backslash" in left and not (self.unescaped or ("doubled" in left and self.twos)):
             if "doubled" in left or "none" in left:
-                self._tell("backslashes before marks may be letters: they are read as standing before a mark that is a letter")
+                self._tell(
+                    "backslashes before marks may be letters: they are read as standing before a mark that is a letter"
+                )
             return "backslash", keeps
         if left == {"backslash"}:
             return "backslash", keeps
@@ -485,7 +570,10 @@ class _Evidence:
         if self.odd:
             number, cell = self.first_odd
             how = "letters" if chosen == "none" else "quoting"
-            self._tell(f"marks around cells such as {cell[:40]!r} may be quoting or letters: they are read as {how}", number)
+            self._tell(
+                f"marks around cells such as {cell[:40]!r} may be quoting or letters: they are read as {how}",
+                number,
+            )
         return chosen, False
 
     def _tell(self, what: str, number: int = 0) -> None:
@@ -508,36 +596,48 @@ class _Evidence:
                     self._weigh(window)
                     window, windows = [], windows + 1
                     if windows >= WINDOWS or (
-                        windows >= ENOUGH and self.needed and not may_escape and self.bad["none"] > self.bad["doubled"]
+                        windows >= ENOUGH
+                        and self.needed
+                        and not may_escape
+                        and self.bad["none"] > self.bad["doubled"]
                     ):
                         return
         self._weigh(window)
 
     def _weigh(self, window: list[tuple[int, str]]) -> None:
-        """Read a window in each dialect: count the rows that each refuses, and note where two of them give other cells."""
-        found: dict[Quotes, _Trial] = {"none": self._try(window, "none"), "doubled": self._try(window, "doubled")}
+        """Read a window in each dialect: count the rows that each refuses, and note where two of them give
+        other cells."""
+        trials: dict[Quotes, _Trial] = {
+            "none": self._try(window, "none"),
+            "doubled": self._try(window, "doubled"),
+        }
         if not any("\\" in line for _, line in window):
-            self.bad["backslash"] += found["doubled"].bad
+            self.bad["backslash"] += trials["doubled"].bad
         else:
             text = "".join(line for _, line in window).replace("\r\n", "\n")
             self.pairs += text.count("\\\\")
             text = text.replace("\\\\", "")
             self.lone += len(LONE.findall(text))
             self.escapes += text.count('\\"') + text.count("\\" + self.plain.delimiter)
-            self.joins += text.count("\\\r") + (len(re.findall(r"\\[\n,;|\t]", text)) if len(self.plain.names) == 1 else 0)
-            found["backslash"] = self._try(window, "backslash")
-            self.bad["backslash"] += found["backslash"].bad
-            self._compare(frozenset(("none", "backslash")), found["none"], found["backslash"])
-            self._compare(frozenset(("doubled", "backslash")), found["doubled"], found["backslash"])
-        self.bad["none"] += found["none"].bad
-        self.bad["doubled"] += found["doubled"].bad
-        self._compare(frozenset(("none", "doubled")), found["none"], found["doubled"])
-        self.has_pieces = self.has_pieces or _has_pieces(found["none"], found["doubled"])
+            self.joins += text.count("\\\r") + (
+                len(re.findall(r"\\[\n,;|\t]", text)) if len(self.plain.names) == 1 else 0
+            )
+            trials["backslash"] = self._try(window, "backslash")
+            self.bad["backslash"] += trials["backslash"].bad
+            self._compare(frozenset(("none", "backslash")), trials["none"], trials["backslash"])
+            self._compare(frozenset(("doubled", "backslash")), trials["doubled"], trials["backslash"])
+        self.bad["none"] += trials["none"].bad
+        self.bad["doubled"] += trials["doubled"].bad
+        self._compare(frozenset(("none", "doubled")), trials["none"], trials["doubled"])
+        self.has_pieces = self.has_pieces or _has_pieces(trials["none"], trials["doubled"])
 
     def _compare(self, names: frozenset[Quotes], one: _Trial, other: _Trial) -> None:
         """Note the first line where two dialects give other cells, as far as both read the window."""
         end = min(one.end, other.end)
-        for keeps, rows_of in ((False, other.rows), (True, other.kept if other.kept is not None else other.rows)):
+        for keeps, rows_of in (
+            (False, other.rows),
+            (True, other.kept if other.kept is not None else other.rows),
+        ):
             if (names, keeps) in self.differ or one.rows == rows_of:
                 continue
             for (number, cells), (number_of, cells_of) in zip_longest(one.rows, rows_of, fillvalue=(end, [])):
@@ -548,10 +648,13 @@ class _Evidence:
                     break
 
     def _try(self, window: list[tuple[int, str]], quotes: Quotes) -> _Trial:
-        """The rows of a window with marks or backslashes as a dialect reads them, and how many it would refuse."""
-        trial = Dialect(self.plain.delimiter, quotes, self.plain.names, 0, self.plain.ends, is_spaced=self.plain.is_spaced)
+        """The rows of a window with marks or backslashes as a dialect reads them, and how many it would
+        refuse."""
+        trial = Dialect(
+            self.plain.delimiter, quotes, self.plain.names, 0, self.plain.ends, is_spaced=self.plain.is_spaced
+        )
         keeping = replace(trial, keeps_backslashes=True)
-        found = _Trial(kept=[] if quotes == "backslash" else None)
+        result = _Trial(kept=[] if quotes == "backslash" else None)
         width, place = len(self.plain.names), 0
         while place < len(window):
             number, line = window[place]
@@ -567,22 +670,31 @@ class _Evidence:
                 if '"' in window[stop - 1][1] or quotes == "backslash":
                     text = _without_end(whole, trial.ends)
                     cells, problem = _cells(text, trial)
-            if problem == OPEN and stop == len(window) and stop - place < CELL_LINES and len(window) == WINDOW_LINES:
-                found.end = number  # it may be closed behind the window
-                return found
-            is_whole = len(cells) == width or (quotes != "none" and len(cells) > width and not any(cells[width:]))
+            if (
+                problem == OPEN
+                and stop == len(window)
+                and stop - place < CELL_LINES
+                and len(window) == WINDOW_LINES
+            ):
+                result.end = number  # it may be closed behind the window
+                return result
+            is_whole = len(cells) == width or (
+                quotes != "none" and len(cells) > width and not any(cells[width:])
+            )
             if problem is not None or not is_whole:
-                found.bad += 1
+                result.bad += 1
                 continue
             place = stop
-            found.rows.append((number, _as_read(cells, trial)))
-            if found.kept is not None:
-                found.kept.append((number, _as_read(_cells(text, keeping)[0] if "\\" in text else cells, trial)))
+            result.rows.append((number, _as_read(cells, trial)))
+            if result.kept is not None:
+                result.kept.append(
+                    (number, _as_read(_cells(text, keeping)[0] if "\\" in text else cells, trial))
+                )
             if quotes == "doubled":
                 self._tally(number, text, trial)
             elif quotes == "backslash":
                 self.unescaped += '"' in UNESCAPED.sub("", text)
-        return found
+        return result
 
     def _tally(self, number: int, text: str, trial: Dialect) -> None:
         """What the cells of one row, whole in the doubled dialect, say about its writer."""

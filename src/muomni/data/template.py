@@ -25,10 +25,20 @@ class Template:
         self.source = source
         self.about = fields.About(source, honours_split=honours_split)
         self._ignored = frozenset(source.ignore)
-        self._says_frames = any(fields.TIMES.get(fields.fold(key), ("", 1.0))[1] is None for part in _media_parts(source) for key in part)
-        said = source.model_dump(include={"id", "group", "task", "split", "class_name", "messages", "text"})
-        self.fields = {name.partition(".")[0] for name in PLACEHOLDER.findall(json.dumps(said))}
-        self.fields |= {*source.where, *([source.expand] if source.expand else []), *([source.negatives] if source.negatives else [])}
+        self._says_frames = any(
+            fields.TIMES.get(fields.fold(key), ("", 1.0))[1] is None
+            for part in _media_parts(source)
+            for key in part
+        )
+        templates = source.model_dump(
+            include={"id", "group", "task", "split", "class_name", "messages", "text"}
+        )
+        self.fields = {name.partition(".")[0] for name in PLACEHOLDER.findall(json.dumps(templates))}
+        self.fields |= {
+            *source.where,
+            *([source.expand] if source.expand else []),
+            *([source.negatives] if source.negatives else []),
+        }
 
     @property
     def in_frames(self) -> bool:
@@ -36,19 +46,22 @@ class Template:
         return self._says_frames or self.about.in_frames
 
     def fill(self, row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str], str]]:
-        """The sample rows of one flat row, the fields that each used, and whence its group comes; none if `where` refuses it.
+        """The sample rows of one flat row, the fields that each used, and whence its group comes; none if
+        `where` refuses it.
 
         Raises  DataError (bad_row) if a field of the template is missing or null in the row.
         """
         source = self.source
-        if not all(_matches(row.get(key), wanted) for key, wanted in source.where.items()):
+        if not all(_matches(row.get(key), value) for key, value in source.where.items()):
             return
         if source.expand is None:
             yield self._one(row, "")
             return
         items = _field(row, source.expand)
         if not isinstance(items, list):
-            raise DataError("bad_row", f"field {source.expand!r}: expected a list to expand, got {type(items).__name__}")
+            raise DataError(
+                "bad_row", f"field {source.expand!r}: expected a list to expand, got {type(items).__name__}"
+            )
         for number, item in enumerate(items):
             yield self._one({**row, "item": item}, f"#{number}")
 
@@ -58,7 +71,9 @@ class Template:
         if source.id is not None:
             out["id"] = text(source.id, row)
         out |= about(source, row)
-        if source.messages is not None and isinstance(row.get("words"), list):  # [word, start, end] each: see data/segments.py
+        if source.messages is not None and isinstance(
+            row.get("words"), list
+        ):  # [word, start, end] each: see data/segments.py
             out["extra"]["words"] = row["words"]
             used.append("words")
         if source.text is not None:
@@ -67,42 +82,55 @@ class Template:
             out["messages"] = [_message(message, row, self._ignored) for message in source.messages]
         if source.negatives is not None:
             out["negatives"] = _field(row, source.negatives)
-        told, whence = self.about.complete(out, row)
+        notes, whence = self.about.complete(out, row)
         if suffix and "id" in out:
             out["id"] += suffix
-        return out, used + told, whence
+        return out, used + notes, whence
 
 
 def _media_parts(source: Source) -> Iterator[dict[str, Any]]:
     for message in source.messages or ():
         for content in message.values():
-            yield from (part for part in (content if isinstance(content, list) else [content]) if isinstance(part, dict))
+            yield from (
+                part
+                for part in (content if isinstance(content, list) else [content])
+                if isinstance(part, dict)
+            )
 
 
 def about(source: Source, row: dict[str, Any]) -> dict[str, Any]:
-    """What a source's template says about a row besides its turns: group, task, split, and in `extra` what it comes from and must name.
+    """What a source's template says about a row besides its turns: group, task, split, and in `extra` what it
+    comes from and must name.
 
     Raises  DataError (bad_row) if a field is missing or null in the row.
     """
     extra = {key: row[key] for key in KEPT if key in row}
     if source.class_name is not None:
         extra["names"] = text(source.class_name, row)
-    made: dict[str, Any] = {"extra": extra}
+    about_sample: dict[str, Any] = {"extra": extra}
     for key in ("group", "task", "split"):
         template = getattr(source, key)
         if template is not None:
-            made[key] = text(template, row)
-    return made
+            about_sample[key] = text(template, row)
+    return about_sample
 
 
 def _message(message: dict[str, Any], row: dict[str, Any], ignored: frozenset[str]) -> dict[str, Any]:
     if len(message) != 1 or next(iter(message)) not in ROLES:
-        raise DataError("bad_row", f"template: expected one of {', '.join(ROLES)} a message, got {sorted(message)}")
+        raise DataError(
+            "bad_row", f"template: expected one of {', '.join(ROLES)} a message, got {sorted(message)}"
+        )
     role, content = next(iter(message.items()))
     if isinstance(content, str):
         return {"role": role, "content": text(content, row)}
-    parts = [filled for part in (content if isinstance(content, list) else [content]) for filled in _parts(part, row)]
-    if role == "user" and any(part["type"] == "text" and placeholders.may_hold(part["text"]) for part in parts):
+    parts = [
+        filled
+        for part in (content if isinstance(content, list) else [content])
+        for filled in _parts(part, row)
+    ]
+    if role == "user" and any(
+        part["type"] == "text" and placeholders.may_hold(part["text"]) for part in parts
+    ):
         parts = media.at_places(parts, ignored)
     return {"role": role, "content": parts}
 
@@ -134,7 +162,8 @@ def _parts(part: Any, row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _paths(template: str, row: dict[str, Any]) -> list[str]:
-    """The files that a template names: a field may hold a path, a list of paths, or what `datasets` puts in a path's place."""
+    """The files that a template names: a field may hold a path, a list of paths, or what `datasets` puts in a
+    path's place."""
     names = _names(template)
     if len(names) == 1 and template == f"{{{names[0]}}}":
         value = _field(row, names[0])
@@ -154,7 +183,8 @@ def _names(template: str) -> tuple[str, ...]:
 
 
 def text(template: str, row: dict[str, Any]) -> str:
-    """A template with its {fields} filled from a row; raises DataError (bad_row) for one that the row lacks."""
+    """A template with its {fields} filled from a row; raises DataError (bad_row) for one that the row
+    lacks."""
     if not (names := _names(template)):
         return template
     if len(names) == 1 and len(template) == len(names[0]) + 2:
@@ -173,12 +203,14 @@ def _field(row: dict[str, Any], name: str) -> Any:
         for step in name.split("."):
             value = value.get(step) if isinstance(value, dict) else None
     if value is None:
-        raise DataError("bad_row", f"field {name!r}: missing in the row, which has {', '.join(map(str, row))[:120]}")
+        raise DataError(
+            "bad_row", f"field {name!r}: missing in the row, which has {', '.join(map(str, row))[:120]}"
+        )
     return value
 
 
-def _matches(value: Any, wanted: Any) -> bool:
+def _matches(value: Any, pattern: Any) -> bool:
     """Equal as is or as text (a CSV knows only text), or one of a list."""
-    if isinstance(wanted, list):
-        return any(_matches(value, one) for one in wanted)
-    return bool(value == wanted) or (value is not None and str(value) == str(wanted))
+    if isinstance(pattern, list):
+        return any(_matches(value, one) for one in pattern)
+    return bool(value == pattern) or (value is not None and str(value) == str(pattern))

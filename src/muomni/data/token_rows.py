@@ -1,4 +1,5 @@
-"""Rows of tokens as a dataset: tasks over text and media from a set of shards, and texts replayed beside them."""
+"""Rows of tokens as a dataset: tasks over text and media from a set of shards, and texts replayed beside
+them."""
 
 from __future__ import annotations
 
@@ -35,13 +36,21 @@ class TokenItem:
 class TokenRows:
     """The rows of one side: for each task those of its samples, block by block, then the replayed texts.
 
-    A caption of an image serves to read it (i2t) and to draw it (t2i), a transcript both ways as well, where both
-    tasks are wanted.
+    A caption of an image serves to read it (i2t) and to draw it (t2i), a transcript both ways as well, where
+    both tasks are wanted.
 
-    Takes   shards: a side of a set; tasks: those wanted; max_len: most columns of a row; texts: packed rows of text.
+    Takes   shards: a side of a set; tasks: those wanted; max_len: most columns of a row; texts: packed rows
+            of text.
     """
 
-    def __init__(self, shards: ShardSet, space: TokenSpace, tasks: Sequence[str], max_len: int, texts: Rows | None = None) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        space: TokenSpace,
+        tasks: Sequence[str],
+        max_len: int,
+        texts: Rows | None = None,
+    ) -> None:
         self.shards, self.space, self.max_len, self.texts = shards, space, max_len, texts
         own = self._tasks()
         self.places: list[tuple[str, int]] = []
@@ -54,8 +63,12 @@ class TokenRows:
             self.blocks[TEXT] = len(texts)
 
     def _tasks(self) -> list[str]:
-        """The task of each sample, from the index alone: which medium it has, and on which side its words stand."""
-        columns = {name: self.shards.rows[:, COLUMNS.index(name)] for name in ("text_in", "text_out", "image", "audio")}
+        """The task of each sample, from the index alone: which medium it has, and on which side its words
+        stand."""
+        columns = {
+            name: self.shards.rows[:, COLUMNS.index(name)]
+            for name in ("text_in", "text_out", "image", "audio")
+        }
         is_image_N, is_read_N = columns["image"] > 0, columns["text_out"] > 0
         names = np.where(is_image_N, np.where(is_read_N, "i2t", "t2i"), np.where(is_read_N, "a2t", "t2a"))
         tasks: list[str] = names.tolist()
@@ -66,17 +79,26 @@ class TokenRows:
 
     def lengths(self) -> NDArray[np.int64]:
         """Columns of each row, from the index alone."""
-        columns = {name: self.shards.rows[:, COLUMNS.index(name)] for name in ("text_in", "text_out", "image", "audio")}
+        columns = {
+            name: self.shards.rows[:, COLUMNS.index(name)]
+            for name in ("text_in", "text_out", "image", "audio")
+        }
         words_N = np.where(columns["text_out"] > 0, columns["text_out"], columns["text_in"])
         media_N = sum(self._columns(modality, columns[modality]) for modality in ("image", "audio"))
         own_N = (words_N + media_N + FRAMING_IDS)[[place for _, place in self.places]]
         texts_N = (
-            [] if self.texts is None else [sum(stop - start for start, stop in self.texts.packed.pieces(i)) for i in range(len(self.texts))]
+            []
+            if self.texts is None
+            else [
+                sum(stop - start for start, stop in self.texts.packed.pieces(i))
+                for i in range(len(self.texts))
+            ]
         )
         return np.concatenate([own_N, np.asarray(texts_N, np.int64)])
 
     def _columns(self, modality: str, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The columns that so many ids of a medium take; where books are delayed, the end stands beside their tail."""
+        """The columns that so many ids of a medium take; where books are delayed, the end stands beside their
+        tail."""
         has_codec = any(entry.modality == modality for entry in self.space.codecs)
         lags = self.space.lags(modality) if has_codec else None
         if lags is None:
@@ -101,7 +123,9 @@ class TokenRows:
             is_real_T = row.documents_T >= 0
             ids, labels = (torch.from_numpy(values_T[is_real_T]) for values_T in (row.ids_T, row.labels_T))
             return TokenItem(
-                self.name(index), TEXT, *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100)))
+                self.name(index),
+                TEXT,
+                *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100))),
             )
         built = self.row(index)
         return TokenItem(self.name(index), built.task, built.ids, built.labels)
@@ -121,7 +145,11 @@ class TokenRows:
         task, place = self.places[index]
         modality, record = TASKS[task].medium, self.shards.read(place)
         ids = torch.from_numpy(record.ids[modality].astype(np.int64))
-        medium = ids if self.space.lags(modality) is None else ids.reshape(self.space.codec(modality).codebooks, -1)
+        medium = (
+            ids
+            if self.space.lags(modality) is None
+            else ids.reshape(self.space.codec(modality).codebooks, -1)
+        )
         words = record.ids["text_out"] if len(record.ids["text_out"]) else record.ids["text_in"]
         return words.tolist(), medium
 
@@ -131,7 +159,9 @@ class TokenRows:
         try:
             return sequences.build(self.space, task, *self.parts(index), max_len=self.max_len)
         except DataError as error:
-            raise DataError(error.reason, f"{self.shards.where(place)}: {error.message}", hint=error.hint) from error
+            raise DataError(
+                error.reason, f"{self.shards.where(place)}: {error.message}", hint=error.hint
+            ) from error
 
     def sample(self, index: int) -> int:
         """The number of a task's sample on its side of the corpus."""
@@ -139,6 +169,7 @@ class TokenRows:
 
 
 def shares(blocks: Mapping[str, int], weights: Mapping[str, float]) -> list[tuple[float, int]]:
-    """(weight of each sample, size) of each block, by which tasks are drawn in the ratio of their weights whatever their sizes."""
+    """(weight of each sample, size) of each block, by which tasks are drawn in the ratio of their weights
+    whatever their sizes."""
     total = sum(blocks.values())
     return [(weights[task] * total / size, size) for task, size in blocks.items() if size]

@@ -1,4 +1,5 @@
-"""Folders as they are unpacked or sorted by hand: LJSpeech, LibriSpeech, VCTK, Common Voice, pictures or sounds in folders of classes."""
+"""Folders as they are unpacked or sorted by hand: LJSpeech, LibriSpeech, VCTK, Common Voice, pictures or
+sounds in folders of classes."""
 
 from __future__ import annotations
 
@@ -18,24 +19,34 @@ LIBRI_DEPTH = 4  # from the folder that holds train-clean-100 and its like down 
 LIBRI_LINE = re.compile(r"(?P<id>(?P<speaker>\d+)-(?P<chapter>\d+)-\d+)\s+(?P<words>\S.*)")
 HELD_OUT = {"dev-clean", "dev-other", "test-clean", "test-other"}
 VCTK_TEXTS, VCTK_SOUNDS = "txt", ("wav48_silence_trimmed", "wav48")
-VCTK_ENDS = ("_mic1.flac", ".wav", ".flac", "_mic2.flac")  # the first that is there; mic2 has the same words once more
+VCTK_ENDS = (
+    "_mic1.flac",
+    ".wav",
+    ".flac",
+    "_mic2.flac",
+)  # the first that is there; mic2 has the same words once more
 CLIPS = "clips"
 COMMON_VOICE = ("train.tsv", "dev.tsv", "test.tsv")
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-SIDES = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "dev", "test", "eval"), "valid")
+SIDES = {"train": "train", "training": "train"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev", "test", "eval"), "valid"
+)
 ENTRIES = 10_000  # files that are looked at to tell sounds from pictures
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the data: `.git`, `.ipynb_checkpoints`, `._a.png`, and what macOS puts beside a zip's files."""
+    """Whether a file or folder is none of the data: `.git`, `.ipynb_checkpoints`, `._a.png`, and what macOS
+    puts beside a zip's files."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def files(path: Path) -> Iterator[Path]:
     """The files of a folder and below it that are not hidden, in the order of their names."""
     with os.scandir(path) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
-    for name, is_folder in found:
+        entries_sorted = sorted(
+            (entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)
+        )
+    for name, is_folder in entries_sorted:
         if is_folder:
             yield from files(path / name)
         else:
@@ -43,7 +54,8 @@ def files(path: Path) -> Iterator[Path]:
 
 
 def is_ljspeech(path: Path) -> bool:
-    """Whether a folder, or the table in it, is in LJSpeech's layout: wavs/ beside a metadata.csv whose first line has pipes, no header."""
+    """Whether a folder, or the table in it, is in LJSpeech's layout: wavs/ beside a metadata.csv whose first
+    line has pipes, no header."""
     table = path / LJ_TABLE if path.is_dir() else path
     if not (table.suffix.lower() == ".csv" and table.is_file() and (table.parent / LJ_SOUNDS).is_dir()):
         return False
@@ -55,15 +67,21 @@ def is_ljspeech(path: Path) -> bool:
 def ljspeech(line: str) -> dict[str, Any]:
     """A row of `id|text` or `id|text|text as it is read`: the words, said by the assistant.
 
-    There is one speaker, so what must not straddle a split is the chapter, LJ001 of LJ001-0042; an id without a dash is its own group.
+    There is one speaker, so what must not straddle a split is the chapter, LJ001 of LJ001-0042; an id without
+    a dash is its own group.
     Raises  DataError: bad_row, empty.
     """
     cells = line.split("|")
     if len(cells) not in (2, 3):
-        raise DataError("bad_row", f"LJSpeech: expected id|text|text as it is read, got {len(cells)} cells in {line[:60]!r}")
+        raise DataError(
+            "bad_row",
+            f"LJSpeech: expected id|text|text as it is read, got {len(cells)} cells in {line[:60]!r}",
+        )
     name, words = cells[0].strip(), cells[-1].strip() or cells[1].strip()
     if not name or "/" in name or name.startswith("."):
-        raise DataError("bad_row", f"LJSpeech: expected the name of a sound in {LJ_SOUNDS}/, got {name[:60]!r}")
+        raise DataError(
+            "bad_row", f"LJSpeech: expected the name of a sound in {LJ_SOUNDS}/, got {name[:60]!r}"
+        )
     if not words:
         raise DataError("empty", f"LJSpeech: {name}: expected words, got none")
     sound = {"type": "audio", "path": f"{LJ_SOUNDS}/{name}.wav"}
@@ -73,7 +91,9 @@ def ljspeech(line: str) -> dict[str, Any]:
 
 def transcripts(path: Path) -> Iterator[Path]:
     """The transcript files of a LibriSpeech tree, or of a part of it, in the order of their names."""
-    yield from sorted(file for file in path.rglob(LIBRI_TEXTS) if not any(map(is_hidden, file.relative_to(path).parts)))
+    yield from sorted(
+        file for file in path.rglob(LIBRI_TEXTS) if not any(map(is_hidden, file.relative_to(path).parts))
+    )
 
 
 def texts(path: Path) -> Iterator[Path]:
@@ -91,76 +111,99 @@ def is_librispeech(path: Path) -> bool:
 
 
 def librispeech(line: str, tree: Path, inside: Path, prompt: str | None = None) -> dict[str, Any]:
-    """A row of `SPEAKER-CHAPTER-NUMBER WORDS` in the transcript file `inside` of a tree: the sound, written down.
+    """A row of `SPEAKER-CHAPTER-NUMBER WORDS` in the transcript file `inside` of a tree: the sound, written
+    down.
 
-    The group is the speaker. Words are in lower case: capitals throughout say nothing. The parts called dev and test are held out, as they
-    are for everyone.
+    The group is the speaker. Words are in lower case: capitals throughout say nothing. The parts called dev
+    and test are held out, as they are for everyone.
     Raises  DataError: bad_row.
     """
-    found = LIBRI_LINE.fullmatch(line.strip())
+    match = LIBRI_LINE.fullmatch(line.strip())
     chapter = inside.name.removesuffix(LIBRI_TEXTS[1:])
-    if found is None or f"{found['speaker']}-{found['chapter']}" != chapter:
+    if match is None or f"{match['speaker']}-{match['chapter']}" != chapter:
         raise DataError("bad_row", f"LibriSpeech: expected {chapter}-NUMBER and words, got {line[:60]!r}")
-    sound: list[dict[str, Any]] = [{"type": "audio", "path": str(inside.parent / f"{found['id']}.flac")}]
+    sound: list[dict[str, Any]] = [{"type": "audio", "path": str(inside.parent / f"{match['id']}.flac")}]
     if prompt:
         sound.append({"type": "text", "text": prompt})
-    turns = [{"role": "user", "content": sound}, {"role": "assistant", "content": found["words"].lower()}]
-    row = {"id": found["id"], "group": found["speaker"], "task": "transcribe", "messages": turns}
+    turns = [{"role": "user", "content": sound}, {"role": "assistant", "content": match["words"].lower()}]
+    row = {"id": match["id"], "group": match["speaker"], "task": "transcribe", "messages": turns}
     return {**row, "split": "valid"} if HELD_OUT & {*tree.absolute().parts[-3:], *inside.parts} else row
 
 
 def is_vctk(path: Path) -> bool:
     """Whether a folder is VCTK's, of version 0.92 (flac of two microphones) or 0.80 (wav)."""
-    return path.is_dir() and (path / VCTK_TEXTS).is_dir() and any((path / name).is_dir() for name in VCTK_SOUNDS)
+    return (
+        path.is_dir() and (path / VCTK_TEXTS).is_dir() and any((path / name).is_dir() for name in VCTK_SOUNDS)
+    )
 
 
 def vctk(path: Path, prompt: str | None = None) -> Iterator[dict[str, Any] | DataError]:
     """A row of each text of VCTK: the sound of its first microphone, written down. The group is the speaker.
 
-    A sound without a text is passed over (p315 has none); the second microphone's recordings of the same words are left, and told.
+    A sound without a text is passed over (p315 has none); the second microphone's recordings of the same
+    words are left, and told.
     """
     sounds = next(name for name in VCTK_SOUNDS if (path / name).is_dir())
     left = 0
-    for folder in sorted(each for each in (path / VCTK_TEXTS).iterdir() if each.is_dir() and not is_hidden(each.name)):
+    for folder in sorted(
+        each for each in (path / VCTK_TEXTS).iterdir() if each.is_dir() and not is_hidden(each.name)
+    ):
         speaker = folder.name
         there = set(os.listdir(path / sounds / speaker)) if (path / sounds / speaker).is_dir() else set[str]()
-        left += sum(name.endswith("_mic2.flac") and name.replace("_mic2.", "_mic1.") in there for name in there)
-        for file in sorted(each for each in folder.iterdir() if each.suffix == ".txt" and not is_hidden(each.name)):
+        left += sum(
+            name.endswith("_mic2.flac") and name.replace("_mic2.", "_mic1.") in there for name in there
+        )
+        for file in sorted(
+            each for each in folder.iterdir() if each.suffix == ".txt" and not is_hidden(each.name)
+        ):
             inside = f"{VCTK_TEXTS}/{speaker}/{file.name}"
             name = next((file.stem + end for end in VCTK_ENDS if file.stem + end in there), None)
             try:
                 words = " ".join(file.read_text(encoding="utf-8-sig").split())
             except UnicodeDecodeError as error:
-                yield DataError("undecodable", f"{inside}: expected UTF-8, got byte 0x{error.object[error.start]:02x}")
+                yield DataError(
+                    "undecodable", f"{inside}: expected UTF-8, got byte 0x{error.object[error.start]:02x}"
+                )
                 continue
             if not words:
                 yield DataError("empty", f"{inside}: expected words, got none")
             elif name is None:
-                yield DataError("missing", f"{inside}: expected its sound, {sounds}/{speaker}/{file.stem}{VCTK_ENDS[0]} or .wav")
+                yield DataError(
+                    "missing",
+                    f"{inside}: expected its sound, {sounds}/{speaker}/{file.stem}{VCTK_ENDS[0]} or .wav",
+                )
             else:
                 heard = {"type": "audio", "path": f"{sounds}/{speaker}/{name}", "speaker": speaker}
-                asked: list[dict[str, Any]] = [heard, {"type": "text", "text": prompt}] if prompt else [heard]
-                turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": words}]
+                user_parts: list[dict[str, Any]] = (
+                    [heard, {"type": "text", "text": prompt}] if prompt else [heard]
+                )
+                turns = [{"role": "user", "content": user_parts}, {"role": "assistant", "content": words}]
                 yield {"id": file.stem, "group": speaker, "task": "transcribe", "messages": turns}
     if left:
-        yield DataNote("repaired", f"{left} recordings of the second microphone (mic2) say the same words: they are left")
+        yield DataNote(
+            "repaired", f"{left} recordings of the second microphone (mic2) say the same words: they are left"
+        )
 
 
 def common_voice(path: Path) -> list[Path]:
-    """The tables of a folder of Common Voice: train, dev and test where they are there, else validated; none of another folder."""
+    """The tables of a folder of Common Voice: train, dev and test where they are there, else validated; none
+    of another folder."""
     if not (path / CLIPS).is_dir():
         return []
-    found = [path / name for name in COMMON_VOICE if (path / name).is_file()]
-    return found or [path / name for name in ("validated.tsv",) if (path / name).is_file()]
+    tables = [path / name for name in COMMON_VOICE if (path / name).is_file()]
+    return tables or [path / name for name in ("validated.tsv",) if (path / name).is_file()]
 
 
 def tables(path: Path) -> list[Path]:
-    """The tables of a folder of media that Hugging Face's imagefolder and audiofolder read: its own, else one in each folder of a split."""
+    """The tables of a folder of media that Hugging Face's imagefolder and audiofolder read: its own, else one
+    in each folder of a split."""
     own = [path / name for name in TABLES if (path / name).is_file()]
     if own:
         return own[:1]
     inside = sorted(each for each in path.iterdir() if each.name.lower() in SIDES and each.is_dir())
-    return [table for each in inside for table in [each / name for name in TABLES if (each / name).is_file()][:1]]
+    return [
+        table for each in inside for table in [each / name for name in TABLES if (each / name).is_file()][:1]
+    ]
 
 
 def sounds_alone(path: Path) -> bool:
@@ -169,9 +212,11 @@ def sounds_alone(path: Path) -> bool:
 
 
 def classes(path: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, str | None] | DataError]:
-    """Media in folders of classes: each file as it is seen from the folder, its class, and its side, where folders of splits say it.
+    """Media in folders of classes: each file as it is seen from the folder, its class, and its side, where
+    folders of splits say it.
 
-    A folder called train, val or test is a split where it holds folders of classes, or where all folders beside it are splits too.
+    A folder called train, val or test is a split where it holds folders of classes, or where all folders
+    beside it are splits too.
     """
     tops = sorted(each.name for each in path.iterdir() if each.is_dir() and not is_hidden(each.name))
     are_all = all(name.lower() in SIDES for name in tops)
@@ -190,7 +235,10 @@ def classes(path: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, s
             continue
         if len(within) > 2 and deep is None:
             deep = inside
-            yield DataNote("ambiguous", f"{inside}: its class is the folder in which it lies, {within[-2]!r}, not {within[0]!r}")
+            yield DataNote(
+                "ambiguous",
+                f"{inside}: its class is the folder in which it lies, {within[-2]!r}, not {within[0]!r}",
+            )
         yield inside, within[-2].replace("_", " "), SIDES[top.lower()] if top and says else None
 
 

@@ -1,4 +1,4 @@
-"""What a sample is good for: the words of its sound, the stages that can learn from it, and why the others can't."""
+"""Uses of a sample: the transcript of its sound, the stages that can learn from it, and why others can't."""
 
 from __future__ import annotations
 
@@ -23,20 +23,26 @@ LOOKED_AT = 64  # samples; where one of them can be used, a stage has something 
 def transcript(sample: Sample) -> str:
     """The words of a sample's sound, "" where it has none.
 
-    `extra.text` goes before all. Of a sound that is heard they are the answer. Of one that the assistant says they stand beside it, else
-    they are what the user asked to be said: the turn before it, if that has words alone (words about a picture or a sound are a question
-    about it, whose answer nobody wrote down).
+    `extra.text` goes before all. Of a sound that is heard they are the answer. Of one that the assistant says
+    they stand beside it, else they are what the user asked to be said: the turn before it, if that has words
+    alone (words about a picture or a sound are a question about it, whose answer nobody wrote down).
     """
-    if given := sample.extra.get("text"):
-        return str(given)
+    if text := sample.extra.get("text"):
+        return str(text)
     if sample.audios or not sample.speech:
         return sample.answer
     spoken = sample.speech[0]
-    place = next(number for number, message in enumerate(sample.messages) if any(part is spoken for part in message.parts))
+    place = next(
+        number
+        for number, message in enumerate(sample.messages)
+        if any(part is spoken for part in message.parts)
+    )
     if (own := sample.messages[place].text).strip():
         return own
-    asked = next((message for message in reversed(sample.messages[:place]) if message.role == "user"), None)
-    return "" if asked is None or asked.media else asked.text
+    user_message = next(
+        (message for message in reversed(sample.messages[:place]) if message.role == "user"), None
+    )
+    return "" if user_message is None or user_message.media else user_message.text
 
 
 def spoken(sample: Sample) -> tuple[AudioPart, str]:
@@ -46,7 +52,10 @@ def spoken(sample: Sample) -> tuple[AudioPart, str]:
     """
     sounds, text = sample.audios or sample.speech, transcript(sample)
     if len(sounds) != 1 or not text.strip():
-        raise DataError("bad_row", f"{sample.id}: expected one sound and its words, got {len(sounds)} sounds and {len(text.split())} words")
+        raise DataError(
+            "bad_row",
+            f"{sample.id}: expected one sound and its words, got {len(sounds)} sounds and {len(text.split())} words",
+        )
     return sounds[0], text
 
 
@@ -56,7 +65,8 @@ def says_words(sample: Sample) -> bool:
 
 
 class Shape(NamedTuple):
-    """All of a sample that decides which stages can learn from it: how many media it shows and says, and whether there are words."""
+    """All of a sample that decides which stages can learn from it: how many media it shows and says, and
+    whether there are words."""
 
     is_document: bool
     images: int  # shown to the model, as `audios`
@@ -87,7 +97,18 @@ def shape(sample: Sample) -> Shape:
             does_say |= has_answer
     has_transcript = (audios or speech) == 1 and bool(transcript(sample).strip())
     is_one_turn = turns == ["user", "assistant"]
-    return Shape(sample.text is not None, images, audios, speech, others, has_answer, has_question, is_one_turn, does_say, has_transcript)
+    return Shape(
+        sample.text is not None,
+        images,
+        audios,
+        speech,
+        others,
+        has_answer,
+        has_question,
+        is_one_turn,
+        does_say,
+        has_transcript,
+    )
 
 
 def _speech(shape: Shape) -> str | None:
@@ -175,13 +196,13 @@ class Standing(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _standing(shape: Shape, is_long: bool, is_crowded: bool) -> Standing:
-    found = {stage: reason for stage, rule in RULES.items() if (reason := rule(shape)) is not None}
+    refusals = {stage: reason for stage, rule in RULES.items() if (reason := rule(shape)) is not None}
     if is_long:
         for stage in ("hearing", "codec", "talker"):
-            found.setdefault(stage, f"a sound of over {MAX_S:g} s (max_s)")
+            refusals.setdefault(stage, f"a sound of over {MAX_S:g} s (max_s)")
     if is_crowded:
-        found.setdefault("hearing", "more symbols than CTC can write in its frames")
-    return Standing(tuple(stage for stage in RULES if stage not in found), tuple(found.items()))
+        refusals.setdefault("hearing", "more symbols than CTC can write in its frames")
+    return Standing(tuple(stage for stage in RULES if stage not in refusals), tuple(refusals.items()))
 
 
 def standing(sample: Sample, shape: Shape, sounds_s: Sequence[float]) -> Standing:
@@ -196,7 +217,9 @@ def standing(sample: Sample, shape: Shape, sounds_s: Sequence[float]) -> Standin
 def fits(words: str, seconds: float) -> bool:
     """Whether CTC can write the words in the frames of so much sound."""
     frames = states(seconds + 2 * PAD_S)
-    return 2 * len(words) <= frames or min_frames(ALPHABET.encode(words)) <= frames  # a blank between any two is the worst case
+    return (
+        2 * len(words) <= frames or min_frames(ALPHABET.encode(words)) <= frames
+    )  # a blank between any two is the worst case
 
 
 def states(seconds: float) -> int:
@@ -205,7 +228,8 @@ def states(seconds: float) -> int:
 
 
 def demand(stage: str, samples: Sequence[Sample], refused: Callable[[Sample], str | None]) -> None:
-    """Stop before anything is paid for where a stage could learn from none of its samples; a few of them tell, else all are asked.
+    """Stop before anything is paid for where a stage could learn from none of its samples; a few of them
+    tell, else all are asked.
 
     Raises  DataError (empty) with the reasons.
     """
@@ -219,11 +243,11 @@ def demand(stage: str, samples: Sequence[Sample], refused: Callable[[Sample], st
         reasons[reason] += 1
     raise DataError(
         "empty",
-        f"{stage}: expected samples that it can learn from, got none in {len(samples)}: {told(reasons)}",
+        f"{stage}: expected samples that it can learn from, got none in {len(samples)}: {format_reasons(reasons)}",
         hint="`muomni data check` says for which stages each row is",
     )
 
 
-def told(reasons: Counter[str]) -> str:
+def format_reasons(reasons: Counter[str]) -> str:
     """`12 no picture, 3 more than one picture`."""
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())

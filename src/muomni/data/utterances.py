@@ -1,4 +1,4 @@
-"""Speech with its transcript or alone, as log-mel frames: what the ears, the codec and the Talker's codec codes are made from."""
+"""Speech as log-mel frames, with or without its transcript: the data of hearing, codec and talker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muomni.config import Told
+from muomni.config import ReportsIdle
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_wave, wave_to_mel
 from muomni.data.sample import AudioPart, Sample, inline_bytes
@@ -29,14 +29,16 @@ Mel = NDArray[np.float32]
 EDGE_FRAMES = 40
 
 
-class SpeechAugment(Told):
+class SpeechAugment(ReportsIdle):
     """Changes of a training utterance, drawn anew each time; a pair is a range, None is off."""
 
     speed: tuple[float, float] | None = None
     gain_db: tuple[float, float] | None = None
     noise_snr_db: tuple[float, float] | None = None
     formant_scale: tuple[float, float] | None = None
-    low_pass_hz: float | None = Field(None, gt=0, description="half of the utterances lose what lies above: telephone sound")
+    low_pass_hz: float | None = Field(
+        None, gt=0, description="half of the utterances lose what lies above: telephone sound"
+    )
     time_masks: int = Field(0, ge=0)
     time_mask_frames: int = Field(10, ge=1)
     freq_masks: int = Field(0, ge=0)
@@ -44,8 +46,8 @@ class SpeechAugment(Told):
 
     def idle(self) -> dict[str, str]:
         """The size of masks that are not there."""
-        found = {} if self.time_masks else {"time_mask_frames": "time_masks is 0"}
-        return found if self.freq_masks else {**found, "freq_mask_bins": "freq_masks is 0"}
+        idle_options = {} if self.time_masks else {"time_mask_frames": "time_masks is 0"}
+        return idle_options if self.freq_masks else {**idle_options, "freq_mask_bins": "freq_masks is 0"}
 
     @property
     def changes_wave(self) -> bool:
@@ -91,7 +93,8 @@ class Utterance:
 
 
 def voice_of(sample: Sample) -> str | None:
-    """Who speaks in a sample: the speaker that its sound names, else its group, where the rows name one; None: nobody says."""
+    """Who speaks in a sample: the speaker that its sound names, else its group, where the rows name one;
+    None: nobody says."""
     sounds = sample.audios or sample.speech
     named = next((part.speaker for part in sounds if part.speaker), None) or sample.extra.get("speaker")
     if named:
@@ -103,35 +106,45 @@ def voice_of(sample: Sample) -> str | None:
 
 def _is_of(group: str, path: str) -> bool:
     """Whether a group is but a sound's own path, as it is seen from the folder of its manifest."""
-    return path == group or path.endswith(f"/{group}") or (group.startswith("../") and path.endswith(group[group.rindex("../") + 2 :]))
+    return (
+        path == group
+        or path.endswith(f"/{group}")
+        or (group.startswith("../") and path.endswith(group[group.rindex("../") + 2 :]))
+    )
 
 
-def duration_s(part: AudioPart, known: dict[str, float] | None = None) -> float:
+def duration_s(part: AudioPart, known_s: dict[str, float] | None = None) -> float:
     """Seconds of a sound by its header; 0 where that can't be read (reading the sound itself will say why).
 
     Takes   known: seconds of whole files by their path, looked up and added to.
     """
-    known = {} if known is None else known
-    if part.path not in known:
-        known[part.path] = _whole_s(part.path)
-    whole = known[part.path]
-    return max(0.0, min(whole, part.end if part.end is not None else whole) - (part.start or 0.0)) if whole else 0.0
+    known_s = {} if known_s is None else known_s
+    if part.path not in known_s:
+        known_s[part.path] = _whole_s(part.path)
+    whole = known_s[part.path]
+    return (
+        max(0.0, min(whole, part.end if part.end is not None else whole) - (part.start or 0.0))
+        if whole
+        else 0.0
+    )
 
 
 def _whole_s(path: str) -> float:
     if path.startswith("data:"):
         return 0.0
     try:
-        held = inline_bytes(path)
-        return audio.info(path if held is None else held).seconds
+        content_bytes = inline_bytes(path)
+        return audio.info(path if content_bytes is None else content_bytes).seconds
     except DataError:
         return 0.0
 
 
 class Utterances:
-    """Samples as a dataset of `Utterance`s. The cache keeps log-mels as float16, or waves where augmentation changes these.
+    """Samples as a dataset of `Utterance`s. The cache keeps log-mels as float16, or waves where augmentation
+    changes these.
 
-    downsample     mel frames of one state of the ears; texts that need more states are refused as "infeasible"; 0: no such check
+    downsample     mel frames of one state of the ears; texts that need more states are refused as
+                   "infeasible"; 0: no such check
     max_text_len   longer texts are refused, never cut (SPEC M-B); 0: no limit
     """
 
@@ -160,10 +173,15 @@ class Utterances:
 
     @cached_property
     def seconds_N(self) -> NDArray[np.float64]:
-        """Seconds of each by the files' headers, (len,); 0 where there is no sound, or none that can be read."""
-        known: dict[str, float] = {}  # many rows may stand on one recording
+        """Seconds of each by the files' headers, (len,); 0 where there is no sound, or none that can be
+        read."""
+        known_s: dict[str, float] = {}  # many rows may stand on one recording
         firsts = (next(iter(sample.audios or sample.speech), None) for sample in self.samples)
-        return np.fromiter((0.0 if part is None else duration_s(part, known) for part in firsts), np.float64, len(self.samples))
+        return np.fromiter(
+            (0.0 if part is None else duration_s(part, known_s) for part in firsts),
+            np.float64,
+            len(self.samples),
+        )
 
     def lengths(self) -> NDArray[np.int32]:
         """Mel frames of each, about, by the files' headers, (len,)."""
@@ -177,14 +195,19 @@ class Utterances:
         sample = self.samples[index]
         part, text = spoken(sample)
         if self.max_text_len and len(text) > self.max_text_len:
-            raise DataError("text_too_long", f"{sample.id}: {len(text)} characters, at most {self.max_text_len}", hint="raise max_text_len")
+            raise DataError(
+                "text_too_long",
+                f"{sample.id}: {len(text)} characters, at most {self.max_text_len}",
+                hint="raise max_text_len",
+            )
         symbols = ALPHABET.encode(text)
         mel_FM = self._mel(index, part, rng)
         if self.downsample:
             states = num_states(len(mel_FM), self.downsample)
             if min_frames(symbols) > states:
                 raise DataError(
-                    "infeasible", f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}"
+                    "infeasible",
+                    f"{sample.id}: {len(symbols)} symbols need {min_frames(symbols)} states, the sound has {states}",
                 )
         return Utterance(sample.id, mel_FM, text, symbols)
 
@@ -213,8 +236,8 @@ class Utterances:
 class Crops:
     """Random stretches of utterances of at most `frames` mel frames, for the codec.
 
-    Starts are drawn as if the utterance went on for EDGE_FRAMES on both sides and are then moved inside: so beginnings and ends, which
-    plain crops hardly ever show, are learned too (docs/log.md).
+    Starts are drawn as if the utterance went on for EDGE_FRAMES on both sides and are then moved inside: so
+    beginnings and ends, which plain crops hardly ever show, are learned too (docs/log.md).
     """
 
     def __init__(self, utterances: Utterances, frames: int) -> None:
@@ -232,4 +255,6 @@ class Crops:
         whole = self.utterances.item(index, rng)
         last = max(0, len(whole.mel_FM) - self.frames)
         start = int(np.clip(rng.integers(-EDGE_FRAMES, last + EDGE_FRAMES + 1), 0, last))
-        return Utterance(whole.sample_id, whole.mel_FM[start : start + self.frames], whole.text, whole.symbols)
+        return Utterance(
+            whole.sample_id, whole.mel_FM[start : start + self.frames], whole.text, whole.symbols
+        )

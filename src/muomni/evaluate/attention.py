@@ -1,4 +1,4 @@
-"""Where a network looks: the weights of its attention, computed beside the forward pass, which is left as it is."""
+"""Attention weights of a network, computed beside an unchanged forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from muomni.nn.attention import Attention
 
 @contextmanager
 def watched(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Inside, every forward of an Attention among `parts` (and within them) adds its weights (B, H, T, S), float32, to the list.
+    """Inside, every forward of an Attention among `parts` (and within them) adds its weights (B, H, T, S),
+    float32, to the list.
 
     Forwards with a cache are passed over: their queries also see what the cache holds.
     """
@@ -24,7 +25,9 @@ def watched(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], how: dict[str, Any]) -> None:
         if isinstance(module, Attention) and how.get("cache") is None:
-            seen.append(weights(module, inputs[0], how.get("rope"), how.get("mask"), causal=how.get("causal", False)))
+            seen.append(
+                weights(module, inputs[0], how.get("rope"), how.get("mask"), causal=how.get("causal", False))
+            )
 
     modules = {id(each): each for part in parts for each in part.modules() if isinstance(each, Attention)}
     handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules.values()]
@@ -36,7 +39,9 @@ def watched(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def weights(module: Attention, x_BTD: Tensor, rope: rotary.Rope | None, mask: Tensor | None, *, causal: bool) -> Tensor:
+def weights(
+    module: Attention, x_BTD: Tensor, rope: rotary.Rope | None, mask: Tensor | None, *, causal: bool
+) -> Tensor:
     """softmax(q k / sqrt(d)) as the module forms it, (B, H, T, T) float32; takes what its forward takes."""
     split = (*x_BTD.shape[:2], -1, module.head_dim)
     q = module.q_norm(module.q_proj(x_BTD).view(split)).transpose(1, 2)

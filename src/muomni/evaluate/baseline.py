@@ -1,4 +1,5 @@
-"""Regression: a stage's facts against those of a stored report, each in the direction that its gates say is better."""
+"""Regression: a stage's facts against those of a stored report, each in the direction that its gates say is
+better."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ SLACK = 0.02  # SPEC T7: not worse by more than 2 %
 
 
 def compare(gates: Sequence[Gate], now: Mapping[str, Fact], before: Mapping[str, Any]) -> list[Judged]:
-    """A verdict for each fact that has a gate and stands in both: red where it is worse by more than 2 %, and by more than chance.
+    """A verdict for each fact that has a gate and stands in both: red where it is worse by more than 2 %, and
+    by more than chance.
 
     Takes   before: the facts of a stored `muomni gate --json` (or certificate).
-    Gives   gates named `baseline_<fact>`; chance is half of the stored 95 % interval. A fact that the report has and that was not measured
-            now is red.
+    Gives   gates named `baseline_<fact>`; chance is half of the stored 95 % interval. A fact that the report
+            has and that was not measured now is red.
     """
     judged = []
     for fact, is_ceiling in {gate.fact: gate.is_ceiling for gate in gates}.items():
@@ -31,6 +33,13 @@ def compare(gates: Sequence[Gate], now: Mapping[str, Fact], before: Mapping[str,
         holds = value is not None and (value <= bound if is_ceiling else value >= bound)
         why = "" if holds else f"worse than the stored {stored.value:.4g} by more than 2 % and chance"
         judged.append(
-            Judged(f"baseline_{fact}", "green" if holds else "red", value, f"{'<=' if is_ceiling else '>='} {bound:.4g}", why, fact)
+            Judged(
+                f"baseline_{fact}",
+                "green" if holds else "red",
+                value,
+                f"{'<=' if is_ceiling else '>='} {bound:.4g}",
+                why,
+                fact,
+            )
         )
     return judged

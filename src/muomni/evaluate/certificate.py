@@ -1,4 +1,5 @@
-"""The certificate of a stage: facts, verdicts, and what they were measured on; the next stage looks at it before it builds."""
+"""The certificate of a stage: facts, verdicts, and what they were measured on; the next stage looks at it
+before it builds."""
 
 from __future__ import annotations
 
@@ -21,15 +22,23 @@ Waivers = list[dict[str, str]]
 
 
 class BaseChanged(GateRed):
-    """A stage is to be built upon a `final/` that is not what its certificate speaks of; `lines` says in what."""
+    """A stage is to be built on a `final/` that is not what its certificate speaks of; `lines` says in
+    what."""
 
     lines: tuple[str, ...] = ()
 
 
 def overall(judged: Sequence[Judged], inherited: Waivers | None = None) -> str:
-    """red if any gate is red, else waived if any is, of this stage or of one that it stands on, else green."""
+    """red if any gate is red, else waived if any is, of this stage or of one that it stands on, else
+    green."""
     verdicts = {row.verdict for row in judged}
-    return "red" if "red" in verdicts or not judged else "waived" if "waived" in verdicts or inherited else "green"
+    return (
+        "red"
+        if "red" in verdicts or not judged
+        else "waived"
+        if "waived" in verdicts or inherited
+        else "green"
+    )
 
 
 def write(
@@ -46,10 +55,12 @@ def write(
     inherited: Waivers | None = None,
     init_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Store a stage's certificate, beside the `final/` whose files it names by their sha256, as they lie on the disk now.
+    """Store a stage's certificate, beside the `final/` whose files it names by their sha256, as they lie on
+    the disk now.
 
     Takes   weights, data, settings: the digests that it speaks of; modalities: what the data hold;
-            inherited: what was waived of the stages that this one stands on; init_from: the weights that it began from.
+            inherited: what was waived of the stages that this one stands on; init_from: the weights that it
+            began from.
     """
     final = folder / integrity.FINAL
     certificate = {
@@ -66,20 +77,29 @@ def write(
         "inherited": inherited or [],
         **({"init_from": dict(init_from)} if init_from else {}),
         "code": build_identity.identity(),
-        "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
     }
     files.write_json(folder / NAME, certificate)
     return certificate
 
 
 def demand(folder: Path, for_stage: str) -> dict[str, Any]:
-    """The certificate of a stage that another builds upon, once the files of its `final/` are seen to be those that it names.
+    """The certificate of a stage that another builds on, once the files of its `final/` are seen to be those
+    that it names.
 
-    Raises  GateRed where it is missing, red, or names no files; BaseChanged where files are missing, extra or others.
+    Raises  GateRed where it is missing, red, or names no files; BaseChanged where files are missing, extra or
+            others.
     """
     certificate = read(folder)
     if certificate is None:
-        raise GateRed(f"stage {for_stage} builds on {folder.name}, which has no certificate", hint=f"run stage {folder.name} first")
+        raise GateRed(
+            f"stage {for_stage} builds on {folder.name}, which has no certificate",
+            hint=f"run stage {folder.name} first",
+        )
     if certificate["verdict"] == "red":
         raise GateRed(
             f"stage {for_stage} refuses to build on {folder.name}: {reasons(certificate)}",

@@ -1,6 +1,8 @@
-"""The audit of a codec (SPEC T3): are its codes the same wherever they are made, and what does the round trip leave.
+"""The audit of a codec (SPEC T3): are its codes the same wherever they are made, and what does the round trip
+leave.
 
-`measure` gives facts, `GATES` judge them, `compare` holds them against a baseline that was stored with a reason.
+`measure` gives facts, `GATES` judge them, `compare` holds them against a baseline that was stored with a
+reason.
 """
 
 from __future__ import annotations
@@ -34,26 +36,56 @@ from muomni.tokens.codec import Codec, CodecEntry, encode_by_length
 FORMAT = 1
 KEPT = 4  # clips whose codes a baseline keeps, so that books that have changed places are found by name
 DRIFT = 1e-3  # share of codes that may differ where rounding may: SPEC T4's bound for tokens made again
-# What a fact may lose against its baseline (SPEC T3): the bound as a function of the stored value, and its direction.
+# What a fact may lose against its baseline (SPEC T3): the bound as a function of the stored value, and its
+# direction.
 REGRESSIONS: dict[str, tuple[str, Callable[[float], float]]] = {
     "codec_snr_db": (">=", lambda before: before - 1.0),
     "codec_log_mel": ("<=", lambda before: before * 1.05),
     "codec_psnr_db": (">=", lambda before: before - 0.5),
     "codec_ssim": (">=", lambda before: before - 0.02),
 }
-_RUNS_ELSEWHERE = "the same clips get other codes: its kernels or a cache hold a state; tokenise in audit mode"
+_RUNS_ELSEWHERE = (
+    "the same clips get other codes: its kernels or a cache hold a state; tokenise in audit mode"
+)
 
 GATES = (
-    Gate("codec_repeat", "codec_repeat", "two runs in one process give other codes", at_most=0, source="SPEC T3"),
+    Gate(
+        "codec_repeat",
+        "codec_repeat",
+        "two runs in one process give other codes",
+        at_most=0,
+        source="SPEC T3",
+    ),
     Gate("codec_process", "codec_process", "a second process gives other codes", at_most=0, source="SPEC T3"),
-    Gate("codec_decode", "codec_decode", "equal codes are decoded to other media", at_most=0, source="SPEC T3"),
-    Gate("codec_batch", "codec_batch", f"another batch size: {_RUNS_ELSEWHERE}", at_most=DRIFT, source="SPEC T4"),
-    Gate("codec_threads", "codec_threads", f"other threads: {_RUNS_ELSEWHERE}", at_most=DRIFT, source="SPEC T4"),
+    Gate(
+        "codec_decode", "codec_decode", "equal codes are decoded to other media", at_most=0, source="SPEC T3"
+    ),
+    Gate(
+        "codec_batch",
+        "codec_batch",
+        f"another batch size: {_RUNS_ELSEWHERE}",
+        at_most=DRIFT,
+        source="SPEC T4",
+    ),
+    Gate(
+        "codec_threads", "codec_threads", f"other threads: {_RUNS_ELSEWHERE}", at_most=DRIFT, source="SPEC T4"
+    ),
     Gate("codec_range", "codec_range", "codes lie outside of their book", at_most=0, source="SPEC T3"),
-    Gate("codec_shape", "codec_shape", "clips get another number of frames or books than the codec says", at_most=0),
-    Gate("codec_length", "codec_length", "decoded media are longer or shorter by more than a frame", at_most=1),
-    Gate("codec_media", "codec_media", "decoded media have another shape, or values that are none", at_most=0),
-    Gate("codec_refuses", "codec_refuses", "a code outside of its book is decoded without a word", at_least=1),
+    Gate(
+        "codec_shape",
+        "codec_shape",
+        "clips get another number of frames or books than the codec says",
+        at_most=0,
+    ),
+    Gate(
+        "codec_length", "codec_length", "decoded media are longer or shorter by more than a frame", at_most=1
+    ),
+    Gate(
+        "codec_media", "codec_media", "decoded media have another shape, or values that are none", at_most=0
+    ),
+    Gate(
+        "codec_refuses", "codec_refuses", "a code outside of its book is decoded without a word", at_least=1
+    ),
 )
 
 
@@ -61,13 +93,14 @@ GATES = (
 def measure(codec: Codec, clips: Sequence[Tensor], *, folder: Path | None = None) -> dict[str, Fact]:
     """What an audit of a codec finds on clips: waves (S,) at its rate, or pictures (3, H, W), on its device.
 
-    Takes   folder: from which a second process opens it. Without one, what needs a second process isn't measured, and
-            its gates are red.
-    Gives   codec_repeat, _process, _batch, _threads: the share of codes that are others in a second run, a second
-            process, another batch size, another number of threads; codec_decode: decoded media that differ;
-            codec_range, codec_shape, codec_media: clips at fault; codec_length: the largest difference in frames;
-            codec_refuses; the means of codec_snr_db and codec_log_mel (L1, nats), or codec_psnr_db and codec_ssim;
-            codec_idempotent: the share of codes that a second round trip keeps, which no gate asks for.
+    Takes   folder: from which a second process opens it. Without one, what needs a second process isn't
+            measured, and its gates are red.
+    Gives   codec_repeat, _process, _batch, _threads: the share of codes that are others in a second run, a
+            second process, another batch size, another number of threads; codec_decode: decoded media that
+            differ; codec_range, codec_shape, codec_media: clips at fault; codec_length: the largest
+            difference in frames; codec_refuses; the means of codec_snr_db and codec_log_mel (L1, nats), or
+            codec_psnr_db and codec_ssim; codec_idempotent: the share of codes that a second round trip keeps,
+            which no gate asks for.
     Raises  DataError without clips.
     """
     if not clips:
@@ -79,7 +112,9 @@ def measure(codec: Codec, clips: Sequence[Tensor], *, folder: Path | None = None
         "codec_repeat": Fact(_differ(alone, encode_by_length(codec, clips, most=1)), total),
         "codec_batch": Fact(max(_differ(alone, each) for each in _in_batches(codec, clips)), total),
         "codec_range": Fact(float(sum(_is_outside(codec, codes) for codes in alone)), len(clips)),
-        "codec_shape": Fact(float(sum(_is_misshapen(codec, *each) for each in zip(clips, alone))), len(clips)),
+        "codec_shape": Fact(
+            float(sum(_is_misshapen(codec, *each) for each in zip(clips, alone))), len(clips)
+        ),
         "codec_media": Fact(float(sum(_is_odd(codec, *each) for each in zip(alone, decoded))), len(clips)),
         "codec_length": Fact(max(_frames_off(codec, *each) for each in zip(clips, decoded)), len(clips)),
         "codec_refuses": Fact(float(_refuses(codec, alone[0])), 1),
@@ -126,12 +161,15 @@ def round_trip(codec: Codec, clips: Sequence[Tensor], decoded: Sequence[Tensor])
 
 
 def comparison_mel(rate_hz: int) -> MelSpec:
-    """The log-mel by which sounds are compared: 80 bins up to half the rate, frames of 1,024 samples every 256."""
+    """The log-mel by which sounds are compared: 80 bins up to half the rate, frames of 1,024 samples every
+    256."""
     sizes = {"n_fft": 1024, "window_samples": 1024, "hop_samples": 256, "num_mels": 80}
     return MelSpec(rate_hz=rate_hz, f_max_hz=rate_hz / 2, floor=1e-6, **sizes)
 
 
-def save_baseline(path: Path, codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], reason: str) -> dict[str, Any]:
+def save_baseline(
+    path: Path, codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], reason: str
+) -> dict[str, Any]:
     """Store facts as what later audits are held against; gives what was stored.
 
     A baseline that is there already is renewed: its facts and its reason stay in the new one's history.
@@ -163,7 +201,9 @@ def load_baseline(path: Path) -> dict[str, Any]:
 
     Raises  UserError where it is torn; CheckpointError where it is of another format.
     """
-    content: dict[str, Any] = files.read_stored(path, dict, hint="make it anew: muomni data verify --set-baseline REASON")
+    content: dict[str, Any] = files.read_stored(
+        path, dict, hint="make it anew: muomni data verify --set-baseline REASON"
+    )
     wanted = {"format", "codec", "clips", "facts", "codes", "reason", "history"}
     if content.get("format") != FORMAT or wanted - content.keys():
         hint = "make it anew: muomni data verify --set-baseline REASON"
@@ -172,28 +212,43 @@ def load_baseline(path: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def compare(codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], baseline: Mapping[str, Any]) -> list[Judged]:
-    """Verdicts on an audit against a baseline: is it of this codec and these clips, and what has become worse.
+def compare(
+    codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], baseline: Mapping[str, Any]
+) -> list[Judged]:
+    """Verdicts on an audit against a baseline: is it of this codec and these clips, and what has become
+    worse.
 
-    Gives   codec_baseline: red where the baseline is of another codec (a stale digest) or of other clips, with what
-            differs; codec_codes: the share of the stored codes that are others now; codec_order: red where the books
-            of the stored codes have changed places; and a verdict on each metric of REGRESSIONS that the baseline
-            has (red, too, where it was not measured now).
+    Gives   codec_baseline: red where the baseline is of another codec (a stale digest) or of other clips,
+            with what differs; codec_codes: the share of the stored codes that are others now; codec_order:
+            red where the books of the stored codes have changed places; and a verdict on each metric of
+            REGRESSIONS that the baseline has (red, too, where it was not measured now).
     """
     differences = CodecEntry.from_json(baseline["codec"]).differences(codec)
     if baseline["clips"] != _digest(clips):
         differences.append(f"clips: expected {baseline['clips'][:12]}, got {_digest(clips)[:12]}")
-    why = f"the baseline is of another: {'; '.join(differences)}; renew it with a reason" if differences else ""
+    why = (
+        f"the baseline is of another: {'; '.join(differences)}; renew it with a reason" if differences else ""
+    )
     judged = [_judged("codec_baseline", not differences, float(len(differences)), "<= 0", why)]
     stored = [torch.tensor(each) for each in baseline["codes"]]
     if baseline["clips"] == _digest(clips):
         now = [codes_KF.cpu() for codes_KF in encode_by_length(codec, clips[: len(stored)], most=1)]
         share = _differ(stored, now)
-        why = "the same clips get other codes than when the baseline was made: another codec, library or build"
+        why = (
+            "the same clips get other codes than when the baseline was made: another codec, library or build"
+        )
         judged.append(_judged("codec_codes", share <= DRIFT, share, f"<= {DRIFT:g}", why))
         places = _places(stored, now)
         moved = [f"book {book} is now {place}" for book, place in enumerate(places) if place != book]
-        judged.append(_judged("codec_order", not moved, float(len(moved)), "<= 0", f"books changed places: {', '.join(moved)}"))
+        judged.append(
+            _judged(
+                "codec_order",
+                not moved,
+                float(len(moved)),
+                "<= 0",
+                f"books changed places: {', '.join(moved)}",
+            )
+        )
     for name, (sign, limit) in REGRESSIONS.items():
         if name not in baseline["facts"]:
             continue
@@ -233,13 +288,17 @@ def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 
 def _places(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[int]:
-    """For each book of the stored codes, the book that holds (nearly) the same codes now; itself where none does."""
+    """For each book of the stored codes, the book that holds (nearly) the same codes now; itself where none
+    does."""
     if any(a.shape != b.shape for a, b in zip(before, now)):
         return []
     old_KF, new_KF = torch.cat(list(before), -1), torch.cat(list(now), -1)
     same_KK = (old_KF[:, None] == new_KF[None]).float().mean(-1)
     best_K = same_KK.argmax(1).tolist()
-    is_moved = [float(same_KK[book, best]) > 1 - DRIFT and float(same_KK[book, book]) < 1 - DRIFT for book, best in enumerate(best_K)]
+    is_moved = [
+        float(same_KK[book, best]) > 1 - DRIFT and float(same_KK[book, book]) < 1 - DRIFT
+        for book, best in enumerate(best_K)
+    ]
     return [best if moved else book for book, (best, moved) in enumerate(zip(best_K, is_moved))]
 
 
@@ -311,7 +370,9 @@ def _elsewhere(codec: Codec, clips: Sequence[Tensor], folder: Path) -> tuple[lis
     """
     with tempfile.TemporaryDirectory(prefix="muomni-audit-") as name:
         place = Path(name)
-        save_file({f"{number:06d}": clip.contiguous().cpu() for number, clip in enumerate(clips)}, place / "clips")
+        save_file(
+            {f"{number:06d}": clip.contiguous().cpu() for number, clip in enumerate(clips)}, place / "clips"
+        )
         order = {
             "folder": str(folder),
             "codebooks": codec.codebooks,
@@ -339,7 +400,9 @@ def _answer(place: Path) -> None:
     codes = encode_by_length(codec, [clips[key] for key in sorted(clips)], most=1)
     decoded = [codec.decode(each[None])[0] for each in codes]
     files.write_json(place / "decoded.json", [digest_of_all({"": each}) for each in decoded])
-    save_file({f"{number:06d}": each.contiguous().cpu() for number, each in enumerate(codes)}, place / "codes")
+    save_file(
+        {f"{number:06d}": each.contiguous().cpu() for number, each in enumerate(codes)}, place / "codes"
+    )
 
 
 if __name__ == "__main__":

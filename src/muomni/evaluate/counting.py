@@ -1,6 +1,7 @@
-"""What a batch teaches and holds, counted by hand from its rows: the witness against what an objective says of itself.
+"""Targets and contents of a batch, counted row by row: an independent check of an objective's own counts.
 
-Written row by row in plain Python and apart from the objectives on purpose: a mistake must be made twice to go unseen.
+Written row by row in plain Python and apart from the objectives on purpose: a mistake must be made twice to
+go unseen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Counts = dict[str, float]
 
 
 def by_hand(objective: Objective, batch: Any) -> tuple[Counts, Counts] | None:
-    """Targets by term, and contents by unit (units.CONTENTS); None for an objective that nobody has counted for."""
+    """Targets by term, and contents by unit (units.CONTENTS); None for an objective that nobody has counted
+    for."""
     count = next((count for kind, count in COUNTS.items() if isinstance(objective, kind)), None)
     return objective.by_hand(batch) if count is None else count(objective, batch)
 
@@ -53,7 +55,8 @@ def _language(objective: NextToken, batch: SequenceBatch) -> tuple[Counts, Count
         contents["audio_s"] = _seconds(sum(frames), objective.omni.audio.config.mel)
     balance: Counts = {"balance": tokens} if objective.balances else {}
     terms: Counts = {
-        name: sum(term.ids is None or any(label in ids for ids in term.ids) for label in learned) for name, term in objective.terms.items()
+        name: sum(term.ids is None or any(label in ids for ids in term.ids) for label in learned)
+        for name, term in objective.terms.items()
     }
     return {**terms, "misses": len(learned), **balance}, contents
 
@@ -87,7 +90,10 @@ def _codec(objective: CodecObjective, batch: CodecBatch) -> tuple[Counts, Counts
 
 def _image_codec(objective: ImageCodecObjective, batch: ImageCodecBatch) -> tuple[Counts, Counts]:
     values = sum(len(pixel) for picture in batch.pixels_BHW3.tolist() for row in picture for pixel in row)
-    return {"l1": values, "mse": values}, {"samples": len(batch.sample_ids), "pictures": len(batch.pixels_BHW3.tolist())}
+    return {"l1": values, "mse": values}, {
+        "samples": len(batch.sample_ids),
+        "pictures": len(batch.pixels_BHW3.tolist()),
+    }
 
 
 def _talker(objective: TalkerObjective, batch: SequenceBatch) -> tuple[Counts, Counts]:
@@ -103,7 +109,9 @@ def _talker(objective: TalkerObjective, batch: SequenceBatch) -> tuple[Counts, C
 def _contrast(objective: Contrast, batch: VisionBatch) -> tuple[Counts, Counts]:
     """A caption's words are asked for once each."""
     ids, keep = batch.caption_ids_BT.tolist(), batch.caption_keep_BT.tolist()
-    captions = [[i for i, is_real in zip(*row, strict=True) if is_real] for row in zip(ids, keep, strict=True)]
+    captions = [
+        [i for i, is_real in zip(*row, strict=True) if is_real] for row in zip(ids, keep, strict=True)
+    ]
     terms: Counts = {"contrast": len(ids)}
     if objective.words is not None:
         terms["words"] = sum(len(set(caption)) for caption in captions)

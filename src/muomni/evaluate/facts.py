@@ -40,7 +40,13 @@ class Fact:
     def from_json(cls, row: dict[str, Any]) -> Fact:
         """The fact that `to_json` wrote."""
         value = math.nan if row["value"] is None else float(row["value"])
-        return cls(value, row.get("n"), tuple(row["ci"]) if row.get("ci") else None, row.get("floor"), row.get("note", ""))
+        return cls(
+            value,
+            row.get("n"),
+            tuple(row["ci"]) if row.get("ci") else None,
+            row.get("floor"),
+            row.get("note", ""),
+        )
 
 
 def share(hits: int, n: int, *, floor: float | None = None) -> Fact:

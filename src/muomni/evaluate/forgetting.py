@@ -1,4 +1,5 @@
-"""What a stage made the others forget: bits per byte of held-out text before and after, and what eyes and ears still know."""
+"""Forgetting: bits per byte of held-out text before and after a stage, and accuracy of vision and hearing
+after it."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.data.utterances import spoken
 from muomni.errors import DataError, UserError
-from muomni.evaluate.eyes import Eyes
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.metrics import bits_per_byte, cer
+from muomni.evaluate.vision_evaluation import VisionEvaluation
 from muomni.infer.transcribe import transcribe
 from muomni.models import integrity, store
 from muomni.models.audio_encoder import AudioEncoder
@@ -37,16 +38,21 @@ from muomni.train.objectives.language import NextToken, collate_rows
 from muomni.train.optim import freeze
 
 ROWS_AT_ONCE = 16
-PAIRS_AT_ONCE = 1 << 24  # positions that look at positions, over the rows of a batch: packed rows need a mask of so many bytes
+PAIRS_AT_ONCE = (
+    1 << 24
+)  # positions that look at positions, over the rows of a batch: packed rows need a mask of so many bytes
 
 
 class Forgetting:
-    """The meter: made before training, read after. Samples with media are left out; without text there are no facts.
+    """The meter: made before training, read after. Samples with media are left out; without text there are no
+    facts.
 
     Takes   objective: on the run's device.
     """
 
-    def __init__(self, objective: NextToken, samples: Sequence[Sample], tokenizer: Tokenizer, cache: Path, run: Runtime) -> None:
+    def __init__(
+        self, objective: NextToken, samples: Sequence[Sample], tokenizer: Tokenizer, cache: Path, run: Runtime
+    ) -> None:
         texts = indexed.where(samples, lambda sample: not sample.media)
         self.objective, self.run = objective, run
         self.corpus = TokenCorpus.build(cache, texts, tokenizer) if texts else None
@@ -61,7 +67,9 @@ class Forgetting:
         rows, size = Rows(self.corpus.pack(row_len)), rows_at_once(row_len)
         nats = 0.0
         for first in range(0, len(rows), size):
-            batch = collate_rows([rows.item(i, np.random.default_rng(0)) for i in range(first, min(first + size, len(rows)))])
+            batch = collate_rows(
+                [rows.item(i, np.random.default_rng(0)) for i in range(first, min(first + size, len(rows)))]
+            )
             with self.run.autocast():
                 nats += float(self.objective(batch.to(self.run.device))["text"].total)
         return bits_per_byte(nats, self.corpus.num_bytes)
@@ -91,9 +99,11 @@ class Texts:
 
 
 def own_texts(final: Path, base: Path, most: int) -> Texts:
-    """Held-out texts of the data that a language model of ours was trained on, at most so many, evenly chosen.
+    """Held-out texts of the data that a language model of ours was trained on, at most so many, evenly
+    chosen.
 
-    Takes   final: its stage's `final/`, beside which its settings lie; base: where its sources' paths start, unless its run says so.
+    Takes   final: its stage's `final/`, beside which its settings lie; base: where its sources' paths start,
+            unless its run says so.
     Gives   none, and why, for a model of others, or where its data are gone.
     """
     path, origin = final.parent / "config.yaml", final.parents[1] / "recipe.json"
@@ -104,34 +114,49 @@ def own_texts(final: Path, base: Path, most: int) -> Texts:
         sources = [config.build(Source, source, str(path), is_stored=True) for source in settings["data"]]
         start = Path(files.read_json(origin)["base"]) if origin.is_file() else base
         quarantine = Quarantine(None, 1.0)
-        corpus = readers.load(sources, base=start, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
+        corpus = readers.load(
+            sources, base=start, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine
+        )
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         return Texts([], f"what {path} names can't be read: {error}")
     texts = indexed.where(corpus.valid, lambda sample: not sample.media)
     places = np.linspace(0, len(texts) - 1, min(most, len(texts))).astype(int)
-    return Texts([texts[place] for place in sorted(set(places.tolist()))], f"held out from stage {final.parent.name}")
+    return Texts(
+        [texts[place] for place in sorted(set(places.tolist()))], f"held out from stage {final.parent.name}"
+    )
 
 
 def rows_at_once(row_len: int) -> int:
-    """Rows of a batch: fewer of long ones, since their masks grow with the square (of Qwen3's 10,240 positions 16 would take 1.7 GB)."""
+    """Rows of a batch: fewer of long ones, since their masks grow with the square (of Qwen3's 10,240
+    positions 16 would take 1.7 GB)."""
     return max(1, min(ROWS_AT_ONCE, PAIRS_AT_ONCE // row_len**2))
 
 
 class Senses:
-    """Ears and eyes asked again, after a later stage, what their own stages were asked: some held-out items of these, then and now.
+    """Ears and eyes asked again, after a later stage, what their own stages were asked: some held-out items
+    of these, then and now.
 
-    needed   the `final/` folders of the stages hearing and vision; the items come from the settings beside them
+    needed   the `final/` folders of the stages hearing and vision; the items come from the settings beside
+             them
     place    puts a network that is opened here on the run's device
     """
 
-    def __init__(self, needed: Mapping[str, Path], base: Path, run: Runtime, items: int, place: Callable[[nn.Module], nn.Module]) -> None:
+    def __init__(
+        self,
+        needed: Mapping[str, Path],
+        base: Path,
+        run: Runtime,
+        items: int,
+        place: Callable[[nn.Module], nn.Module],
+    ) -> None:
         self.needed, self.base, self.run, self.items, self.place = needed, base, run, min(items, 64), place
 
     def _open(self, folder: Path) -> Any:
         return self.place(store.load(folder))
 
     def facts(self, vision: VisionEncoder, audio: AudioEncoder) -> dict[str, Fact]:
-        """CER and R@1 of the towers in place of those that lie in the folders, and by how much they are worse."""
+        """CER and R@1 of the towers in place of those that lie in the folders, and by how much they are
+        worse."""
         return {**self._ears(audio), **self._eyes(vision)}
 
     def _held_out(self, stage: str) -> tuple[dict[str, Any], list[Sample]]:
@@ -139,7 +164,13 @@ class Senses:
         settings = config.read_yaml(path)
         sources = [config.build(Source, source, str(path), is_stored=True) for source in settings["data"]]
         quarantine = Quarantine(None, 1.0)
-        corpus = readers.load(sources, base=self.base, val_split=settings["val_split"], seed=settings["seed"], quarantine=quarantine)
+        corpus = readers.load(
+            sources,
+            base=self.base,
+            val_split=settings["val_split"],
+            seed=settings["seed"],
+            quarantine=quarantine,
+        )
         places = np.linspace(0, len(corpus.valid) - 1, min(self.items, len(corpus.valid))).astype(int)
         return settings, [corpus.valid[place] for place in sorted(set(places.tolist()))]
 
@@ -165,11 +196,19 @@ class Senses:
         if len(samples) < 2:
             return {}
         # Captions that a Thinker read are read by that of its own stage, whatever became of it since.
-        reader = freeze(self.place(Decoder.open(self.needed["thinker"]))) if text.config.kind == "thinker" else None
-        found = {}
+        reader = (
+            freeze(self.place(Decoder.open(self.needed["thinker"])))
+            if text.config.kind == "thinker"
+            else None
+        )
+        facts = {}
         for name, eyes in (("then", self._open(folder)), ("now", vision)):
             pictures = Pictures(samples, Tokenizer.load(folder), eyes.config.image_size)
             both: Any = self.place(Contrast(eyes, text, reader=reader))
-            found[name] = Eyes(both, self.run).retrieval(pictures)["retrieval_r1"]
-        drop = Fact(found["then"].value - found["now"].value, len(samples))
-        return {"retrieval_before": found["then"], "retrieval_after": found["now"], "forgetting_retrieval": drop}
+            facts[name] = VisionEvaluation(both, self.run).retrieval(pictures)["retrieval_r1"]
+        drop = Fact(facts["then"].value - facts["now"].value, len(samples))
+        return {
+            "retrieval_before": facts["then"],
+            "retrieval_after": facts["now"],
+            "forgetting_retrieval": drop,
+        }

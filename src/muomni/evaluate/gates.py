@@ -13,7 +13,12 @@ from muomni.errors import ConfigError
 from muomni.evaluate.facts import Fact
 
 Verdict = Literal["green", "red", "waived"]
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Gate:
 
     at_least, at_most   the bound, which a recipe may set anew
     more_than           a bound that a tie does not meet: what a model that knows nothing reaches exactly
-    below_floor         the value must be less than this factor of the fact's floor (0.5 = half of what knowing nothing gives)
+    below_floor         the value must be less than this factor of the fact's floor (0.5 = half of what
+                        knowing nothing gives)
     above_floor         the value must be at least this much above the floor
     by_ci               the worse end of the fact's 95 % interval must hold, not its middle
     why                 what a red verdict means, and what to try
@@ -92,11 +98,20 @@ class Judged:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a certificate."""
-        return {"name": self.name, "verdict": self.verdict, "value": self.value, "threshold": self.threshold, "why": self.why}
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "value": self.value,
+            "threshold": self.threshold,
+            "why": self.why,
+        }
 
 
 def judge(
-    gates: Sequence[Gate], facts: Mapping[str, Fact], overrides: Mapping[str, float] | None = None, waived: Mapping[str, str] | None = None
+    gates: Sequence[Gate],
+    facts: Mapping[str, Fact],
+    overrides: Mapping[str, float] | None = None,
+    waived: Mapping[str, str] | None = None,
 ) -> list[Judged]:
     """The verdict of every gate.
 
@@ -118,8 +133,8 @@ def judge(
             value, threshold, holds = None, f"{gate.fact} was not measured", False
         else:
             sign, bound = gate.bound(fact, overrides.get(gate.name))
-            found = gate.value(fact)
-            value = found if math.isfinite(found) else None
+            number = gate.value(fact)
+            value = number if math.isfinite(number) else None
             holds = value is not None and math.isfinite(bound) and COMPARISONS[sign](value, bound)
             threshold = f"{sign} {bound:.4g}"
         verdict: Verdict = "green" if holds else "waived" if gate.name in waived else "red"
@@ -136,11 +151,11 @@ def demanded(extra_gates: Mapping[str, str]) -> tuple[Gate, ...]:
     """
     gates = []
     for fact, text in extra_gates.items():
-        found = re.fullmatch(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
-        if found is None or not math.isfinite(float(found[2])):
+        match = re.fullmatch(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
+        if match is None or not math.isfinite(float(match[2])):
             raise ConfigError(f"extra_gates.{fact}: expected e.g. '>= 0.9' or '<= 0.1', got {text!r}")
-        bound = float(found[2])
+        bound = float(match[2])
         why = "less than the recipe's extra_gates ask: train longer, or look at its report"
-        least, most = (bound, None) if found[1] == ">=" else (None, bound)
+        least, most = (bound, None) if match[1] == ">=" else (None, bound)
         gates.append(Gate(f"demand_{fact}", fact, why, at_least=least, at_most=most))
     return tuple(gates)

@@ -1,4 +1,5 @@
-"""What is taught, told from the samples themselves: labels say what the assistant says, ends are learned, codes are fresh."""
+"""Label checks against the samples: labels decode to the assistant's text, ends are learned, codes are
+current."""
 
 from __future__ import annotations
 
@@ -66,7 +67,11 @@ def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> d
             continue
         n += 1
         try:
-            labels = (full if len(full.ids) <= dataset.ctx_len else _unread(dataset, index, tokenizer, dataset.ctx_len)).labels
+            labels = (
+                full
+                if len(full.ids) <= dataset.ctx_len
+                else _unread(dataset, index, tokenizer, dataset.ctx_len)
+            ).labels
         except DataError:
             cut.append(sample.id)
             continue
@@ -78,7 +83,9 @@ def whole(dataset: Conversations, tokenizer: Tokenizer, most: int = 50_000) -> d
     mean = float(np.mean(counts)) if counts else math.nan
     return {
         "truncated_share": dataclasses.replace(share(len(cut), n), note=", ".join(cut[:4])),
-        "zero_label_rows": Fact(float(len(empty)) if counts else math.nan, len(counts), note=", ".join(empty[:4])),
+        "zero_label_rows": Fact(
+            float(len(empty)) if counts else math.nan, len(counts), note=", ".join(empty[:4])
+        ),
         "label_tokens_mean": Fact(mean, len(counts)),
     }
 
@@ -91,31 +98,38 @@ def _unread(dataset: Conversations, index: int, tokenizer: Tokenizer, ctx_len: i
     )
 
 
-def _read_back(rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None) -> dict[str, Fact]:
-    """Share of rows whose labels spell the assistant's words (a document: all of it), and whose turns all end in a learned end symbol."""
+def _read_back(
+    rows: Sequence[Sequence[int]], samples: Sequence[Sample], tokenizer: Tokenizer, *, most: int | None
+) -> dict[str, Fact]:
+    """Share of rows whose labels spell the assistant's words (a document: all of it), and whose turns all end
+    in a learned end symbol."""
     right, ends, wrong, endless = 0, 0, "", ""
-    marks = tokenizer.marks
+    marks = tokenizer.special_tokens
     for labels, sample in zip(rows, samples, strict=True):
         learned = [token for token in labels if token != IGNORE]
-        said = [message.text for message in sample.messages if message.role == "assistant"]
-        stop, wanted = (marks.eos, [sample.text]) if sample.text is not None else (marks.end, said)
+        answers = [message.text for message in sample.messages if message.role == "assistant"]
+        stop, references = (marks.eos, [sample.text]) if sample.text is not None else (marks.end, answers)
         words = tokenizer.decode([token for token in learned if marks.is_word(token)])
-        whole = "".join(tokenizer.normal(text or "") for text in wanted)
+        whole = "".join(tokenizer.normal(text or "") for text in references)
         start = words.rstrip("\ufffd")  # a long one loses its end, maybe within a letter
         if words == whole or (len(labels) == most and start and whole.startswith(start)):
             right += 1
         else:
             wrong = wrong or f"{sample.id}: {words[:40]!r} for {whole[:40]!r}"
-        if learned.count(stop) == len(wanted) and learned and learned[-1] == stop:
+        if learned.count(stop) == len(references) and learned and learned[-1] == stop:
             ends += 1
         else:
             endless = endless or sample.id
     n = len(rows)
-    return {"taught_right": Fact(right / max(1, n), n, note=wrong), "ends_taught": Fact(ends / max(1, n), n, note=endless)}
+    return {
+        "taught_right": Fact(right / max(1, n), n, note=wrong),
+        "ends_taught": Fact(ends / max(1, n), n, note=endless),
+    }
 
 
 def infeasible(dataset: Utterances) -> dict[str, Fact]:
-    """Rows that CTC can't spell by their header's duration and their own words, and that the dataset would let through all the same."""
+    """Rows that CTC can't spell by their header's duration and their own words, and that the dataset would
+    let through all the same."""
     alphabet, doomed = Alphabet(), []
     for index, (sample, length_s) in enumerate(zip(dataset.samples, dataset.seconds_N.tolist(), strict=True)):
         try:
@@ -136,15 +150,22 @@ def infeasible(dataset: Utterances) -> dict[str, Fact]:
 
 
 @torch.no_grad()
-def stale(items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Codec, run: Runtime) -> dict[str, Fact]:
-    """Share of codes to be learned that the codec (on the run's device), asked again about the same speech, does not give."""
+def stale(
+    items: Mapping[int, TalkerItem], samples: Sequence[Sample], codec: Codec, run: Runtime
+) -> dict[str, Fact]:
+    """Share of codes to be learned that the codec (on the run's device), asked again about the same speech,
+    does not give."""
     codec.eval()
-    utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=math.inf)
+    utterances = Utterances(
+        samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=math.inf
+    )
     chosen = [sorted(items)[place] for place in _evenly(len(items))]
     differ = count = 0
     for index in chosen:
         mel_FM = torch.from_numpy(utterances.item(index, np.random.default_rng(0)).mel_FM)
-        now = codec.encode(mel_FM[None].to(run.device), torch.tensor([len(mel_FM)], device=run.device))[0].cpu()
+        now = codec.encode(mel_FM[None].to(run.device), torch.tensor([len(mel_FM)], device=run.device))[
+            0
+        ].cpu()
         then = items[index].codes_KF
         differ += int((now != then).sum()) if now.shape == then.shape else now.numel()
         count += now.numel()

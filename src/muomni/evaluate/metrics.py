@@ -22,7 +22,8 @@ def levenshtein(reference: Sequence[str], guess: Sequence[str]) -> int:
 
 
 def error_rate(references: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> float:
-    """All edits by all reference symbols: long references weigh more, and empty ones still count what is invented for them.
+    """All edits by all reference symbols: long references weigh more, and empty ones still count what is
+    invented for them.
 
     Raises  ShapeError if the lists differ in length or no reference holds a symbol.
     """
@@ -48,7 +49,7 @@ def exact(references: Sequence[Any], guesses: Sequence[Any]) -> float:
     """The share of guesses that are right in whole."""
     if len(references) != len(guesses) or not references:
         raise ShapeError(f"exact match: {len(references)} references for {len(guesses)} guesses")
-    return sum(bool(wanted == got) for wanted, got in zip(references, guesses)) / len(references)
+    return sum(bool(reference == got) for reference, got in zip(references, guesses)) / len(references)
 
 
 class Retrieval(NamedTuple):
@@ -63,11 +64,19 @@ class Retrieval(NamedTuple):
         return (self.image_to_text[k] + self.text_to_image[k]) / 2
 
 
-def retrieval(images_NE: Array, texts_NE: Array, keys: Sequence[Hashable], *, ks: Sequence[int] = (1, 5), batch: int = 64) -> Retrieval:
+def retrieval(
+    images_NE: Array,
+    texts_NE: Array,
+    keys: Sequence[Hashable],
+    *,
+    ks: Sequence[int] = (1, 5),
+    batch: int = 64,
+) -> Retrieval:
     """How often the true partner is among the k nearest, within consecutive batches.
 
-    Takes   unit vectors, row i of one belongs to row i of the other; keys, equal for equal captions: every one with the right key is
-            right. `batch` rows compete with each other; a rest smaller than that is left out, unless it is all there is.
+    Takes   unit vectors, row i of one belongs to row i of the other; keys, equal for equal captions: every
+            one with the right key is right. `batch` rows compete with each other; a rest smaller than that is
+            left out, unless it is all there is.
     Gives   Retrieval; a tie counts as wrong, and so does NaN (a collapsed encoder must not score).
     """
     if not len(images_NE) == len(texts_NE) == len(keys) or not len(keys):
@@ -79,34 +88,44 @@ def retrieval(images_NE: Array, texts_NE: Array, keys: Sequence[Hashable], *, ks
     chances: list[float] = []
     for start in range(0, len(keys) - batch + 1, batch):
         rows = slice(start, start + batch)
-        similar = np.asarray(images_NE[rows], dtype=np.float64) @ np.asarray(texts_NE[rows], dtype=np.float64).T
+        similar = (
+            np.asarray(images_NE[rows], dtype=np.float64) @ np.asarray(texts_NE[rows], dtype=np.float64).T
+        )
         right = labels[rows, None] == labels[None, rows]
         chances.extend(right.mean(1))
-        for found, matrix in zip(ranks, (similar, similar.T)):
+        for rank_lists, matrix in zip(ranks, (similar, similar.T)):
             best = np.where(right, matrix, -np.inf).max(1, keepdims=True)
-            found.extend((~(matrix < best) & ~right).sum(1).tolist())
-    forth, back = ({k: float(np.mean(np.array(found) < k)) for k in ks} for found in ranks)
+            rank_lists.extend((~(matrix < best) & ~right).sum(1).tolist())
+    forth, back = ({k: float(np.mean(np.array(rank_lists) < k)) for k in ks} for rank_lists in ranks)
     return Retrieval(forth, back, {k: min(1.0, k * float(np.mean(chances))) for k in ks})
 
 
 def linear_probe(
-    train_ND: Array, train_labels: Sequence[Hashable], test_ND: Array, test_labels: Sequence[Hashable], *, ridge: float = 1e-2
+    train_ND: Array,
+    train_labels: Sequence[Hashable],
+    test_ND: Array,
+    test_labels: Sequence[Hashable],
+    *,
+    ridge: float = 1e-2,
 ) -> float:
     """The accuracy of a ridge regression onto one-hot labels: is the attribute there for a linear reader?
 
-    Takes   features (N, D); `ridge` relative to the mean variance of the features, which are standardised by the training rows.
+    Takes   features (N, D); `ridge` relative to the mean variance of the features, which are standardised by
+            the training rows.
     Gives   the share of test rows whose label scores highest.
     """
     labels = sorted(set(train_labels), key=repr)
     mean, deviation = train_ND.mean(0, dtype=np.float64), train_ND.std(0, dtype=np.float64) + 1e-6
     x = np.c_[(train_ND - mean) / deviation, np.ones(len(train_ND))]
-    wanted = np.array([[label == other for other in labels] for label in train_labels], dtype=np.float64)
-    weights = np.linalg.solve(x.T @ x + ridge * len(x) * np.eye(x.shape[1]), x.T @ wanted)
+    one_hot = np.array([[label == other for other in labels] for label in train_labels], dtype=np.float64)
+    weights = np.linalg.solve(x.T @ x + ridge * len(x) * np.eye(x.shape[1]), x.T @ one_hot)
     scores = np.c_[(test_ND - mean) / deviation, np.ones(len(test_ND))] @ weights
     return exact(list(test_labels), [labels[best] for best in scores.argmax(1)])
 
 
-def bootstrap(values: Sequence[float], *, rounds: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float], *, rounds: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
     """The interval that holds the mean of `values` with probability `level`, by resampling items.
 
     Raises  ShapeError without values.
@@ -120,10 +139,11 @@ def bootstrap(values: Sequence[float], *, rounds: int = 1000, level: float = 0.9
 
 
 def paired(gains: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean difference between pairs: `bootstrap`, widened to 0 where a sign test does not tell them apart.
+    """The 95 % interval of a mean difference between pairs: `bootstrap`, widened to 0 where a sign test does
+    not tell them apart.
 
-    Resampling is too kind to few pairs, and to many of which few differ: of 4 wins and 196 ties its interval lies above 0, though 4 coins
-    fall alike once in 8 times.
+    Resampling is too kind to few pairs, and to many of which few differ: of 4 wins and 196 ties its interval
+    lies above 0, though 4 coins fall alike once in 8 times.
     """
     low, high = bootstrap(gains)
     wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
@@ -131,7 +151,8 @@ def paired(gains: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_outcomes(gains: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean difference between pairs that is 1 (won), 0 (a tie) or -1 (lost) in each: exact, given how many differ.
+    """The 95 % interval of a mean difference between pairs that is 1 (won), 0 (a tie) or -1 (lost) in each:
+    exact, given how many differ.
 
     It lies above 0 where a two-sided sign test finds more wins than losses.
     Raises  ShapeError without values.
@@ -145,7 +166,8 @@ def paired_outcomes(gains: Sequence[float]) -> tuple[float, float]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The probability that a fair coin falls at least as unevenly, to either side; 1 where nothing was tossed."""
+    """The probability that a fair coin falls at least as unevenly, to either side; 1 where nothing was
+    tossed."""
     return min(1.0, 2 * _at_least(max(wins, losses), wins + losses, 0.5))
 
 
@@ -174,7 +196,13 @@ def _at_least(hits: int, n: int, p: float) -> float:
         return p
     counts = np.arange(hits, n + 1)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    logs = factorials[n] - factorials[counts] - factorials[n - counts] + counts * math.log(p) + (n - counts) * math.log1p(-p)
+    logs = (
+        factorials[n]
+        - factorials[counts]
+        - factorials[n - counts]
+        + counts * math.log(p)
+        + (n - counts) * math.log1p(-p)
+    )
     return min(1.0, float(np.exp(logs).sum()))
 
 
@@ -186,7 +214,8 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float:
 
 
 def unigram_entropy(ids: Iterable[Hashable]) -> float:
-    """Nats a token of a model that knows only how frequent each token is: what any language model must beat."""
+    """Nats a token of a model that knows only how frequent each token is: what any language model must
+    beat."""
     counts = Counter(ids)
     total = counts.total()
     return -sum(count / total * math.log(count / total) for count in counts.values())

@@ -1,4 +1,5 @@
-"""How well pictures survive their codes: what the eye sees of it (PSNR, SSIM), what the codes are used for, what is still recognised."""
+"""How well pictures survive their codes: what the eye sees of it (PSNR, SSIM), what the codes are used for,
+what is still recognised."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from muomni.data.pictures import Stills
 from muomni.errors import DataError
-from muomni.evaluate import exhibits, shape_checker
-from muomni.evaluate.album import Album
+from muomni.evaluate import sample_writers, shape_checker
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import bootstrap, unigram_entropy
 from muomni.evaluate.picture_metrics import psnr_B, ssim_B
+from muomni.evaluate.samples import StageSamples
 from muomni.models.image_codec import ImageCodec
 from muomni.train.objectives.image_codec import as_image
 
@@ -24,9 +25,16 @@ REPEATED = 16  # pictures that are coded again, one at a time and with another n
 
 @torch.inference_mode()
 def quality(
-    codec: ImageCodec, held_out: Stills, device: torch.device, album: Album, *, most: int, checked_tasks: Sequence[str] = ()
+    codec: ImageCodec,
+    held_out: Stills,
+    device: torch.device,
+    stage_samples: StageSamples,
+    *,
+    most: int,
+    checked_tasks: Sequence[str] = (),
 ) -> dict[str, Fact]:
-    """Facts of the round trip on up to `most` held-out pictures, spread evenly; everything goes through codes.
+    """Facts of the round trip on up to `most` held-out pictures, spread evenly; everything goes through
+    codes.
 
     Takes   checked_tasks: tasks whose pictures show one object of the toy world, for the checker by rules.
     Gives   nothing where no picture can be read.
@@ -51,13 +59,26 @@ def quality(
     }
     rebuilt = (255 * rebuilt_N3HW.cpu()).round().byte().permute(0, 2, 3, 1).numpy()
     facts |= _recognised(held_out, indices, pixels, list(rebuilt), checked_tasks)
-    exhibits.pictures_rebuilt(album, held_out, indices, pixels, list(rebuilt), psnr_N.tolist(), codes_NKF, codec.codebook_size)
+    sample_writers.pictures_rebuilt(
+        stage_samples,
+        held_out,
+        indices,
+        pixels,
+        list(rebuilt),
+        psnr_N.tolist(),
+        codes_NKF,
+        codec.codebook_size,
+    )
     return facts
 
 
 def _readable(held_out: Stills, most: int) -> tuple[list[int], list[np.ndarray]]:
     indices, pixels = [], []
-    for index in np.linspace(0, len(held_out) - 1, min(most, len(held_out))).astype(int).tolist() if len(held_out) else []:
+    for index in (
+        np.linspace(0, len(held_out) - 1, min(most, len(held_out))).astype(int).tolist()
+        if len(held_out)
+        else []
+    ):
         try:
             pixels.append(held_out.pixels(index))
         except DataError:
@@ -77,22 +98,29 @@ def _mean(values_N: Tensor, floor: float) -> Fact:
 
 
 def _use(codec: ImageCodec, codes_NKF: Tensor) -> dict[str, Fact]:
-    """Which codes are used, and bits of a token by how often each code is: the most that a model can't know of it alone."""
+    """Which codes are used, and bits of a token by how often each code is: the most that a model can't know
+    of it alone."""
     tokens = codes_NKF.flatten().tolist()
     bits = unigram_entropy(tokens) / np.log(2)
     # Few pictures can't use all codes; each token can use one.
     possible = min(codec.codebook_size, len(tokens))
     used = len(set(tokens))
     return {
-        "codes_used": Fact(used / possible, len(tokens), None, 1 / possible, note=f"{used} of {codec.codebook_size}"),
+        "codes_used": Fact(
+            used / possible, len(tokens), None, 1 / possible, note=f"{used} of {codec.codebook_size}"
+        ),
         "entropy_bits": Fact(float(bits), len(tokens), None, 0.0),
     }
 
 
-def _repeats(codec: ImageCodec, image_N3HW: Tensor, codes_NKF: Tensor, rebuilt_N3HW: Tensor) -> dict[str, Fact]:
-    """Pictures coded and decoded again, one at a time and with another number of threads: how much is different.
+def _repeats(
+    codec: ImageCodec, image_N3HW: Tensor, codes_NKF: Tensor, rebuilt_N3HW: Tensor
+) -> dict[str, Fact]:
+    """Pictures coded and decoded again, one at a time and with another number of threads: how much is
+    different.
 
-    Convolutions round by batch and threads, so a latent right at an edge between two levels may fall on either side.
+    Convolutions round by batch and threads, so a latent right at an edge between two levels may fall on
+    either side.
     """
     threads, many = torch.get_num_threads(), min(REPEATED, len(image_N3HW))
     try:
@@ -109,16 +137,25 @@ def _repeats(codec: ImageCodec, image_N3HW: Tensor, codes_NKF: Tensor, rebuilt_N
 
 
 def _recognised(
-    held_out: Stills, indices: Sequence[int], pixels: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray], tasks: Sequence[str]
+    held_out: Stills,
+    indices: Sequence[int],
+    pixels: Sequence[np.ndarray],
+    rebuilt: Sequence[np.ndarray],
+    tasks: Sequence[str],
 ) -> dict[str, Fact]:
-    """Share of pictures with one object whose colour, or shape, the checker names alike before and after the codes."""
+    """Share of pictures with one object whose colour, or shape, the checker names alike before and after the
+    codes."""
     chosen = [place for place, index in enumerate(indices) if held_out.samples[index].task in tasks]
     before = {place: shape_checker.only(pixels[place]) for place in chosen}
-    after = {place: shape_checker.only(rebuilt[place]) for place, named in before.items() if named is not None}
+    after = {
+        place: shape_checker.only(rebuilt[place]) for place, named in before.items() if named is not None
+    }
     if not after:
         return {}
     kept = {
-        name: sum(getattr(other, name, None) == getattr(before[place], name) for place, other in after.items())
+        name: sum(
+            getattr(other, name, None) == getattr(before[place], name) for place, other in after.items()
+        )
         for name in ("colour", "shape")
     }
     chance = {"colour": 1 / 10, "shape": 1 / 8}

@@ -29,7 +29,8 @@ def ssim_B(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
 
     Takes   as `psnr_B`; of a picture smaller than the window one window of its size is taken.
     Raises  ShapeError where the two differ in shape.
-    Source  Wang et al. 2004: Gaussian window of 11 pixels and deviation 1.5, only where it lies inside; K1 0.01, K2 0.03.
+    Source  Wang et al. 2004: Gaussian window of 11 pixels and deviation 1.5, only where it lies inside; K1
+            0.01, K2 0.03.
     """
     _same(one_B3HW, other_B3HW)
     one_B3HW, other_B3HW = one_B3HW.float(), other_B3HW.float()
@@ -37,7 +38,9 @@ def ssim_B(one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
     spread_one = _blurred(one_B3HW.square()) - mean_one.square()
     spread_other = _blurred(other_B3HW.square()) - mean_other.square()
     shared = _blurred(one_B3HW * other_B3HW) - mean_one * mean_other
-    means = (2 * mean_one * mean_other + STABLE_MEAN) / (mean_one.square() + mean_other.square() + STABLE_MEAN)
+    means = (2 * mean_one * mean_other + STABLE_MEAN) / (
+        mean_one.square() + mean_other.square() + STABLE_MEAN
+    )
     spreads = (2 * shared + STABLE_SPREAD) / (spread_one + spread_other + STABLE_SPREAD)
     return (means * spreads).mean((1, 2, 3))
 
@@ -49,10 +52,14 @@ def _blurred(x_BCHW: Tensor) -> Tensor:
         width = min(WINDOW, x_BCHW.shape[axis])
         places = torch.arange(width, device=x_BCHW.device, dtype=x_BCHW.dtype) - (width - 1) / 2
         window = torch.exp(-places.square() / (2 * SIGMA**2))
-        x_BCHW = F.conv2d(x_BCHW, (window / window.sum()).view(shape).expand(channels, *shape[1:]), groups=channels)
+        x_BCHW = F.conv2d(
+            x_BCHW, (window / window.sum()).view(shape).expand(channels, *shape[1:]), groups=channels
+        )
     return x_BCHW
 
 
 def _same(one: Tensor, other: Tensor) -> None:
     if one.shape != other.shape or one.ndim != 4:
-        raise ShapeError(f"pictures: expected two batches (B, C, H, W) of one shape, got {tuple(one.shape)} and {tuple(other.shape)}")
+        raise ShapeError(
+            f"pictures: expected two batches (B, C, H, W) of one shape, got {tuple(one.shape)} and {tuple(other.shape)}"
+        )

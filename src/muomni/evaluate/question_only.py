@@ -1,4 +1,4 @@
-"""What the question alone gives away: the floor that a model with eyes must beat."""
+"""Baseline from the question alone, without media: the floor that a model with vision must beat."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ WORD = re.compile(r"\w+")
 
 
 class QuestionOnly:
-    """Training questions and answers, and three guesses at the answer of another question: by its task, its text, its words."""
+    """Training questions and answers, and three guesses at the answer of another question: by its task, its
+    text, its words."""
 
     def __init__(self, pairs: Sequence[tuple[str, list[str], str]]) -> None:
         self._by_task: dict[str, Counter[str]] = defaultdict(Counter)
         self._by_text: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         self._answers = sorted({answer for _, _, answer in pairs})
         place = {answer: number for number, answer in enumerate(self._answers)}
-        found: dict[str, Counter[int]] = defaultdict(Counter)
+        word_counts: dict[str, Counter[int]] = defaultdict(Counter)
         asked, words_A = np.zeros(len(place)), np.zeros(len(place))
         for task, words, answer in pairs:
             self._by_task[task][answer] += 1
             self._by_text[task, *words][answer] += 1
             asked[place[answer]] += 1
             for word in _features(task, words):
-                found[word][place[answer]] += 1
+                word_counts[word][place[answer]] += 1
                 words_A[place[answer]] += 1
         self._prior_A: NDArray[np.float64] = np.log(asked / len(pairs))
-        self._unseen_A: NDArray[np.float64] = -np.log(words_A + len(found))
-        self._seen = {word: (np.array(list(counts)), np.log1p(list(counts.values()))) for word, counts in found.items()}
+        self._unseen_A: NDArray[np.float64] = -np.log(words_A + len(word_counts))
+        self._seen = {
+            word: (np.array(list(counts)), np.log1p(list(counts.values())))
+            for word, counts in word_counts.items()
+        }
 
     @classmethod
     def fit(cls, samples: Iterable[Sample]) -> QuestionOnly:
@@ -57,43 +61,60 @@ class QuestionOnly:
 
     def by_text(self, sample: Sample) -> str:
         """The commonest answer to the same words; of words that were never asked, the task's."""
-        return _commonest(self._by_text.get((sample.task, *_words(sample)), Counter())) or self.by_task(sample)
+        return _commonest(self._by_text.get((sample.task, *_words(sample)), Counter())) or self.by_task(
+            sample
+        )
 
     def by_words(self, sample: Sample) -> str:
-        """The likeliest answer by multinomial naive Bayes with Laplace smoothing; words that no training question has say nothing."""
-        known = [word for word in _features(sample.task, _words(sample)) if word in self._seen]
-        score_A = self._prior_A + len(known) * self._unseen_A
-        for word in known:
+        """The likeliest answer by multinomial naive Bayes with Laplace smoothing; words that no training
+        question has say nothing."""
+        known_words = [word for word in _features(sample.task, _words(sample)) if word in self._seen]
+        score_A = self._prior_A + len(known_words) * self._unseen_A
+        for word in known_words:
             places, logs = self._seen[word]
             score_A[places] += logs
         return self._answers[int(score_A.argmax())]
 
     def answer(self, sample: Sample) -> str:
         """The commonest answer to the same words, else the likeliest by each word."""
-        return _commonest(self._by_text.get((sample.task, *_words(sample)), Counter())) or self.by_words(sample)
+        return _commonest(self._by_text.get((sample.task, *_words(sample)), Counter())) or self.by_words(
+            sample
+        )
 
-    def strongest(self, asked: Sequence[Sample]) -> tuple[str, list[str]]:
-        """The way that guesses most of these answers right, and its guesses: held-out answers serve for nothing but to be compared with."""
+    def strongest(self, samples: Sequence[Sample]) -> tuple[str, list[str]]:
+        """The way that guesses most of these answers right, and its guesses: held-out answers serve for
+        nothing but to be compared with."""
         ways = {"task": self.by_task, "text": self.by_text, "words": self.by_words}
-        guesses = {name: [way(one) for one in asked] for name, way in ways.items()}
-        best = max(guesses, key=lambda name: sum(guess == one.answer for guess, one in zip(guesses[name], asked)))
+        guesses = {name: [way(one) for one in samples] for name, way in ways.items()}
+        best = max(
+            guesses, key=lambda name: sum(guess == one.answer for guess, one in zip(guesses[name], samples))
+        )
         return best, guesses[best]
 
 
 def floor(train: Iterable[Sample], held_out: Iterable[Sample]) -> Fact:
-    """The share of held-out questions whose answer is guessed word for word without looking, by the best of the three ways."""
-    asked = [one for sample in held_out for one in questions(sample)]
-    best, guesses = QuestionOnly.fit(train).strongest(asked)
-    return replace(share(sum(guess == one.answer for guess, one in zip(guesses, asked)), len(asked)), note=f"by {best}")
+    """The share of held-out questions whose answer is guessed word for word without looking, by the best of
+    the three ways."""
+    samples = [one for sample in held_out for one in questions(sample)]
+    best, guesses = QuestionOnly.fit(train).strongest(samples)
+    return replace(
+        share(sum(guess == one.answer for guess, one in zip(guesses, samples)), len(samples)),
+        note=f"by {best}",
+    )
 
 
-def gains(said: Sequence[str], guessed: Sequence[str], truths: Sequence[str]) -> list[float]:
-    """What looking gained in each question: 1 where the answer alone is right, -1 where the guess alone is."""
-    return [float(answer == truth) - float(guess == truth) for answer, guess, truth in zip(said, guessed, truths, strict=True)]
+def gains(answers: Sequence[str], guessed: Sequence[str], truths: Sequence[str]) -> list[float]:
+    """What looking gained in each question: 1 where the answer alone is right, -1 where the guess alone
+    is."""
+    return [
+        float(answer == truth) - float(guess == truth)
+        for answer, guess, truth in zip(answers, guessed, truths, strict=True)
+    ]
 
 
 def above(gained: Sequence[float]) -> Fact:
-    """By which share answers are right more often than the guess, with an exact interval: above 0 where a sign test says so."""
+    """By which share answers are right more often than the guess, with an exact interval: above 0 where a
+    sign test says so."""
     return Fact(float(np.mean(gained)), len(gained), paired_outcomes(gained))
 
 

@@ -1,7 +1,9 @@
-"""A checker by rules, which nobody trains: it names colour, shape, size and place of the toy world's objects in a picture.
+"""A checker by rules, which nobody trains: it names colour, shape, size and place of the toy world's objects
+in a picture.
 
-It judges pictures that a model made, so it must know nothing of models: objects are what differs from the ground, their
-shape is the one of the world's own silhouettes that overlaps best, their colour the nearest paint.
+It judges pictures that a model made, so it must know nothing of models: objects are what differs from the
+ground, their shape is the one of the world's own silhouettes that overlaps best, their colour the nearest
+paint.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from muomni.errors import ShapeError
 SIDE = 64  # pixels; larger pictures are averaged down to it
 GROUND_DISTANCE = 30.0  # of 8-bit RGB: white on the lightest ground lies 50 off; a codec at 28 dB errs by 10
 LEAST_PIXELS = 16  # the smallest object covers 60
-LEAST_OVERLAP = 0.6  # a tenth of a pixel's turn or shift costs 0.02; a splash of paint overlaps with nothing by half
+LEAST_OVERLAP = (
+    0.6  # a tenth of a pixel's turn or shift costs 0.02; a splash of paint overlaps with nothing by half
+)
 ANGLES = (-0.1, -0.05, 0.0, 0.05, 0.1)
 RADII = 24  # silhouettes of each shape, from the smallest radius to the largest
 TRIED_RADII = 5  # of them, around the one that covers as much as the object
@@ -63,13 +67,26 @@ def recognise(pixels: Pixels) -> list[Recognised]:
     Takes   pixels (H, W, 3) uint8, square, at least SIDE.
     Raises  ShapeError for another shape.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != pixels.shape[1] or pixels.shape[2] != 3 or len(pixels) < SIDE:
-        raise ShapeError(f"shape checker: expected uint8 (H, H, 3), H >= {SIDE}, got {pixels.dtype} {pixels.shape}")
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 3
+        or pixels.shape[0] != pixels.shape[1]
+        or pixels.shape[2] != 3
+        or len(pixels) < SIDE
+    ):
+        raise ShapeError(
+            f"shape checker: expected uint8 (H, H, 3), H >= {SIDE}, got {pixels.dtype} {pixels.shape}"
+        )
     if len(pixels) != SIDE:
         pixels = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
     values = pixels.astype(np.float32)
     edge = np.concatenate(
-        [values[:2].reshape(-1, 3), values[-2:].reshape(-1, 3), values[:, :2].reshape(-1, 3), values[:, -2:].reshape(-1, 3)]
+        [
+            values[:2].reshape(-1, 3),
+            values[-2:].reshape(-1, 3),
+            values[:, :2].reshape(-1, 3),
+            values[:, -2:].reshape(-1, 3),
+        ]
     )
     ground = np.median(edge, axis=0)  # no object covers half of the edge
     stands_out = np.linalg.norm(values - ground, axis=-1) > GROUND_DISTANCE

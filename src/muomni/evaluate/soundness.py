@@ -30,7 +30,7 @@ from muomni.evaluate import counting
 from muomni.evaluate.facts import Fact
 from muomni.models import store
 from muomni.runtime import Runtime
-from muomni.train import checkpoint, given, optim
+from muomni.train import checkpoint, frozen_parts, optim
 from muomni.train.eager import SGD
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
@@ -63,7 +63,9 @@ class Bench:
     @cached_property
     def has_halves(self) -> bool:
         """Whether something is stored in half precision."""
-        return any(tensor.dtype in HALVES for tensor in [*self.objective.parameters(), *self.objective.buffers()])
+        return any(
+            tensor.dtype in HALVES for tensor in [*self.objective.parameters(), *self.objective.buffers()]
+        )
 
     def collate(self, items: list[Any]) -> Any:
         """A batch of these rows, in its place."""
@@ -73,9 +75,14 @@ class Bench:
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        with Single() if self.has_halves else contextlib.nullcontext():  # it looks at each operation, which takes time
-            given: dict[str, Term] = self.objective(batch)
-        return {name: float(given[name].total) if name in given else math.nan for name in {**self.objective.counts(batch), **given}}
+        with (
+            Single() if self.has_halves else contextlib.nullcontext()
+        ):  # it looks at each operation, which takes time
+            terms_given: dict[str, Term] = self.objective(batch)
+        return {
+            name: float(terms_given[name].total) if name in terms_given else math.nan
+            for name in {**self.objective.counts(batch), **terms_given}
+        }
 
     @torch.no_grad()
     def loss(self, batch: Any) -> float:
@@ -86,9 +93,11 @@ class Bench:
 
 
 class Single(TorchFunctionMode):
-    """Reckons in float32 with what is stored in half precision (a given language model), layer by layer, without a copy of the whole.
+    """Reckons in float32 with what is stored in half precision (a given language model), layer by layer,
+    without a copy of the whole.
 
-    Half precision rounds by the shape of a batch: a row beside others then differs from itself alone, though nothing leaks.
+    Half precision rounds by the shape of a batch: a row beside others then differs from itself alone, though
+    nothing leaks.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,7 +109,9 @@ def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALVES else tensor
 
 
-def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime) -> dict[str, Fact]:
+def examine(
+    objective: Objective, loader: Loader[Any, Any], settings: TrainSettings, run: Runtime
+) -> dict[str, Fact]:
     """The facts behind the gates that are judged before training; on several ranks, all of them call it.
 
     Raises  DataError (empty) where none of the first samples can be used.
@@ -108,7 +119,14 @@ def examine(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     state = torch.get_rng_state()
     try:
         bench = prepare(objective, loader, settings, run)
-        facts = {**companions(bench), **counts(bench), **past_and_future(bench), **neighbours(bench), **media(bench), **accumulation(bench)}
+        facts = {
+            **companions(bench),
+            **counts(bench),
+            **past_and_future(bench),
+            **packing(bench),
+            **media(bench),
+            **accumulation(bench),
+        }
         facts |= {**reach(bench), **round_trip(bench), **overfit(bench)}
     finally:
         torch.set_rng_state(state)
@@ -119,39 +137,44 @@ def prepare(objective: Objective, loader: Loader[Any, Any], settings: TrainSetti
     """A copy in evaluation mode (no dropout, no noise) on the rows that `choose` finds."""
     items = choose(loader, ROWS)
     batch = loader.collate(items).to(run.device)
-    twin = given.sharing_copy(objective).eval()
+    twin = frozen_parts.sharing_copy(objective).eval()
     with torch.no_grad():
-        twin.settle(batch)
+        twin.warm_start(batch)
     return Bench(twin, items, batch, loader, Runtime(run.device, torch.float32), settings)
 
 
 def choose(loader: Loader[Any, Any], count: int) -> list[Any]:
-    """Usable items of some batches of the first epoch, evenly over the data's sources: they stand one after another in the dataset.
+    """Usable items of some batches of the first epoch, evenly over the data's sources: they stand one after
+    another in the dataset.
 
-    The batches lie far apart: with batches of like length, the first ones may hold no sound, or nothing but sounds.
+    The batches lie far apart: with batches of like length, the first ones may hold no sound, or nothing but
+    sounds.
     """
     last = loader.order.batches_per_epoch - 1
     numbers = sorted(set(np.linspace(0, last, min(BATCHES, last + 1)).astype(int).tolist()))
     drawn = {draw.index: draw for number in numbers for draw in loader.order.batch(number)}
     draws = [drawn[index] for index in sorted(drawn)]
     spread = [draws[i] for i in np.linspace(0, len(draws) - 1, min(count, len(draws))).astype(int).tolist()]
-    found: list[Any] = []
+    chosen: list[Any] = []
     for draw in [*spread, *(draw for draw in draws if draw not in spread)]:
-        if len(found) == count:
+        if len(chosen) == count:
             break
         try:
-            found.append(loader.item(draw))
+            chosen.append(loader.item(draw))
         except DataError:
             continue  # the loader counts and names it in its turn
-    if not found:
+    if not chosen:
         raise DataError(
-            "empty", f"none of the {len(draws)} samples that were tried can be used", hint="run muomni data check on the sources"
+            "empty",
+            f"none of the {len(draws)} samples that were tried can be used",
+            hint="run muomni data check on the sources",
         )
-    return found
+    return chosen
 
 
 def companions(bench: Bench) -> dict[str, Fact]:
-    """Padding invariance: the rows alone, unpadded, have the losses that they have together; joint terms are padded further instead."""
+    """Padding invariance: the rows alone, unpadded, have the losses that they have together; joint terms are
+    padded further instead."""
     together = bench.terms(bench.batch)
     apart: dict[str, float] = {}
     for item in bench.items:
@@ -165,95 +188,124 @@ def companions(bench: Bench) -> dict[str, Fact]:
     counts = bench.objective.counts(bench.batch)
     lost = sorted(counts.keys() ^ bench.objective(bench.batch).keys())
     return {
-        "padding_error": Fact(max(relative(apart[name], total) for name, total in together.items()), len(bench.items)),
+        "padding_error": Fact(
+            max(relative(apart[name], total) for name, total in together.items()), len(bench.items)
+        ),
         "lost_terms": Fact(float(len(lost)), len(counts), note=", ".join(lost)),
     }
 
 
 def counts(bench: Bench) -> dict[str, Fact]:
-    """How many counts of the batch are not what a hand counts: targets announced and given (by which a loss is divided), and contents.
+    """How many counts of the batch are not what a hand counts: targets announced and given (by which a loss
+    is divided), and contents.
 
     No fact for an objective that evaluate.counting does not know: the gate is red then.
     """
-    known = counting.by_hand(bench.objective, bench.batch)
-    if known is None:
+    by_hand = counting.by_hand(bench.objective, bench.batch)
+    if by_hand is None:
         return {}
-    targets, contents = known
+    targets, contents = by_hand
     bench.objective.begin([bench.batch], 1)
     with torch.no_grad():
-        given = {name: float(term.count) for name, term in bench.objective(bench.batch).items()}
-    told: dict[str, Mapping[str, float]] = {
+        forward_counts = {name: float(term.count) for name, term in bench.objective(bench.batch).items()}
+    counted: dict[str, Mapping[str, float]] = {
         "announced": bench.objective.counts(bench.batch),
-        "given": given,
+        "given": forward_counts,
         "held": bench.objective.contents(bench.batch),
     }
     wrong = [
         f"{name} {what}: {values.get(name, math.nan):g} for {number:g}"
-        for what, values in told.items()
+        for what, values in counted.items()
         for name, number in (contents if what == "held" else targets).items()
         if relative(float(values.get(name, math.nan)), float(number)) > MOVES
     ]
-    return {"count_error": Fact(float(len(wrong)), sum(map(len, told.values())), note="; ".join(wrong))}
+    return {"count_error": Fact(float(len(wrong)), sum(map(len, counted.values())), note="; ".join(wrong))}
 
 
 def past_and_future(bench: Bench) -> dict[str, Fact]:
-    """Causality: no target depends on what stands at its own place or later. Shift: each depends on what stands right before it."""
+    """Causality: no target depends on what stands at its own place or later. Shift: each depends on what
+    stands right before it."""
     leak, moved, count = 0.0, 0, 0
     for probe in bench.objective.probes(bench.batch, PROBES, np.random.default_rng(0)):
-        asked, future, past = (bench.terms(batch)[probe.term] for batch in (probe.asked, probe.future, probe.past))
+        asked, future, past = (
+            bench.terms(batch)[probe.term] for batch in (probe.asked, probe.future, probe.past)
+        )
         leak = max(leak, relative(future, asked))
         moved += relative(past, asked) > MOVES
         count += 1
     return {"future_leak": Fact(leak, count), "past_seen": Fact(moved / count, count)} if count else {}
 
 
-def neighbours(bench: Bench) -> dict[str, Fact]:
-    """Packing: a document's loss is its own, whatever stands beside it in its row, and equals that in a row of its own.
+def packing(bench: Bench) -> dict[str, Fact]:
+    """Packing: a document's loss is its own, whatever stands beside it in its row, and equals that in a row
+    of its own.
 
     Joint terms, in which rows look at each other, are left out.
     """
-    if type(bench.objective).neighbours is Objective.neighbours:
+    if type(bench.objective).packing_pairs is Objective.packing_pairs:
         return {}
     rng = np.random.default_rng(0)
-    pairs = bench.objective.neighbours(bench.batch, PROBES, rng)
+    pairs = bench.objective.packing_pairs(bench.batch, PROBES, rng)
     if not pairs:  # rows of many documents may be rare
-        pairs = bench.objective.neighbours(bench.collate(choose(bench.loader, DRAWS)), PROBES, rng)
+        pairs = bench.objective.packing_pairs(bench.collate(choose(bench.loader, DRAWS)), PROBES, rng)
     joint = bench.objective.joint
     errors = []
     for one, other in pairs:
-        first, second = ({name: total for name, total in bench.terms(batch).items() if name not in joint} for batch in (one, other))
+        first, second = (
+            {name: total for name, total in bench.terms(batch).items() if name not in joint}
+            for batch in (one, other)
+        )
         errors.append(total_error(first, second))
     return {"packing_error": Fact(max(errors, default=0.0), len(errors))}
 
 
 def media(bench: Bench) -> dict[str, Fact]:
-    """Media reach: with other pictures, or other sounds, the loss is another; counts the kinds for which it is not."""
+    """Media reach: with other pictures, or other sounds, the loss is another; counts the kinds for which it
+    is not."""
     plain = bench.terms(bench.batch)
-    others = bench.objective.other_media(bench.batch)
+    others = bench.objective.media_swaps(bench.batch)
     blind = [kind for kind, batch in others.items() if total_error(plain, bench.terms(batch)) <= MOVES]
     return {"blind_media": Fact(float(len(blind)), len(others), note=", ".join(blind))} if others else {}
 
 
 def accumulation(bench: Bench) -> dict[str, Fact]:
-    """The update by one batch and by two micro-batches of unequal size and length, taken by the step itself: the same to rounding."""
+    """The update by one batch and by two micro-batches of unequal size and length, taken by the step itself:
+    the same to rounding."""
     if len(bench.items) < 2:
         return {"accumulation_error": Fact(0.0, len(bench.items))}
-    order = sorted(range(len(bench.items)), key=lambda row: sum(bench.objective.counts(bench.collate([bench.items[row]])).values()))
+    order = sorted(
+        range(len(bench.items)),
+        key=lambda row: sum(bench.objective.counts(bench.collate([bench.items[row]])).values()),
+    )
     cut = max(1, len(order) // 3)
     parts = [bench.collate([bench.items[row] for row in rows]) for rows in (order[:cut], order[cut:])]
     whole, halves = gradient(bench, [bench.batch]), gradient(bench, parts)
-    return {"accumulation_error": Fact(float((whole - halves).norm() / whole.norm().clamp(min=1e-12)), len(bench.items))}
+    return {
+        "accumulation_error": Fact(
+            float((whole - halves).norm() / whole.norm().clamp(min=1e-12)), len(bench.items)
+        )
+    }
 
 
 def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
     """All gradients of one update as one vector, as the optimizer is given them."""
-    twin = given.sharing_copy(bench.objective)
+    twin = frozen_parts.sharing_copy(bench.objective)
     parameters = [p for p in twin.parameters() if p.requires_grad]
     unclipped = bench.settings.model_copy(update={"max_grad_norm": math.inf, "explosion_norm": math.inf})
     seen: list[Tensor] = []
     still = SGD(parameters, lr=0.0)
-    still.register_step_pre_hook(lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters))
-    update(twin, twin, still, torch.amp.GradScaler(bench.run.device.type, enabled=False), micro_batches, unclipped, bench.run)
+    still.register_step_pre_hook(
+        lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters)
+    )
+    update(
+        twin,
+        twin,
+        still,
+        torch.amp.GradScaler(bench.run.device.type, enabled=False),
+        micro_batches,
+        unclipped,
+        bench.run,
+    )
     return torch.cat([g.flatten() for g in seen])
 
 
@@ -263,12 +315,13 @@ def reach(bench: Bench) -> dict[str, Fact]:
     bench.objective.begin([bench.batch], 1)
     terms: dict[str, Term] = bench.objective(bench.batch)
     reached = {name: _reached(term, named) for name, term in terms.items() if term.weight and term.count}
-    wanted = {name: bench.objective.teaches().get(name, ("*",)) for name in reached}
+    expected = {name: bench.objective.expected_gradients().get(name, ("*",)) for name in reached}
     lost = [
         f"{name} does not reach {pattern}"
-        for name, patterns in wanted.items()
+        for name, patterns in expected.items()
         for pattern in patterns
-        if any(fnmatchcase(other, pattern) for other in named) and not any(fnmatchcase(other, pattern) for other in reached[name])
+        if any(fnmatchcase(other, pattern) for other in named)
+        and not any(fnmatchcase(other, pattern) for other in reached[name])
     ]
     return {"lost_gradients": Fact(float(len(lost)), len(reached), note="; ".join(lost))}
 
@@ -277,18 +330,19 @@ def _reached(term: Term, named: Mapping[str, Tensor]) -> set[str]:
     """The parameters whose gradient by this term is not zero."""
     if not term.total.requires_grad:
         return set()
-    found = torch.autograd.grad(term.total, list(named.values()), retain_graph=True, allow_unused=True)
-    return {name for name, g in zip(named, found, strict=True) if g is not None and bool(g.any())}
+    gradients = torch.autograd.grad(term.total, list(named.values()), retain_graph=True, allow_unused=True)
+    return {name for name, g in zip(named, gradients, strict=True) if g is not None and bool(g.any())}
 
 
 def round_trip(bench: Bench) -> dict[str, Fact]:
-    """Save-load equality: a checkpoint, loaded into a copy in which all that it holds was wiped, gives the same losses to the last bit."""
+    """Save-load equality: a checkpoint, loaded into a copy in which all that it holds was wiped, gives the
+    same losses to the last bit."""
     plain = bench.terms(bench.batch)
-    twin = given.sharing_copy(bench.objective)
+    twin = frozen_parts.sharing_copy(bench.objective)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / checkpoint.name(0)
         checkpoint.save(path, bench.objective, checkpoint.State({"step": 0}, {}, {}, {}))
-        for tensor in given.beside(twin).values():
+        for tensor in frozen_parts.checkpoint_state(twin).values():
             tensor.zero_()
         checkpoint.load(path, twin, bench.run.device)
     again = replace(bench, objective=twin).terms(bench.batch)
@@ -296,9 +350,10 @@ def round_trip(bench: Bench) -> dict[str, Fact]:
 
 
 def overfit(bench: Bench) -> dict[str, Fact]:
-    """A few rows are learned by heart in a few real updates; meanwhile all that is to learn is taught, and nothing moves that is frozen."""
+    """A few rows are learned by heart in a few real updates; meanwhile all that is to learn is taught, and
+    nothing moves that is frozen."""
     settings = bench.settings.model_copy(update={"lr": max(bench.settings.lr, OVERFIT_LR)})
-    mine = replace(bench, objective=given.sharing_copy(bench.objective))
+    mine = replace(bench, objective=frozen_parts.sharing_copy(bench.objective))
     twin, batch = mine.objective, bench.batch
     account = optim.select(twin, settings)
     trains = {row.name for row in account if row.trains}
@@ -306,8 +361,8 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     scaler = torch.amp.GradScaler(bench.run.device.type, enabled=False)
     taught: set[str] = set()
     for name in trains:  # decay moves weights that nothing teaches, so it is the gradient that is looked at
-        told = _noting(taught, name)
-        twin.get_parameter(name).register_post_accumulate_grad_hook(told)  # type: ignore[no-untyped-call]
+        hook = _noting(taught, name)
+        twin.get_parameter(name).register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     start = _watched(twin, trains)
     before = mine.loss(batch)
     twin.train()
@@ -318,16 +373,18 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     twin.eval()
     now = _watched(twin, trains)
     moved = {name for name, digest in start.items() if digest != now[name]}
-    still = sorted(_untaught(bench, trains - taught) | (twin.outside().keys() - moved))
-    unfrozen = [*sorted(moved - twin.outside().keys()), *awake]
+    still = sorted(_without_gradient(bench, trains - taught) | (twin.learning_buffers().keys() - moved))
+    unfrozen = [*sorted(moved - twin.learning_buffers().keys()), *awake]
     return {
         "overfit_ratio": Fact(mine.loss(batch) / before if before else math.nan, len(bench.items)),
-        "still_parameters": Fact(float(len(still)), len(trains) + len(twin.outside()), note=", ".join(still[:4])),
+        "still_parameters": Fact(
+            float(len(still)), len(trains) + len(twin.learning_buffers()), note=", ".join(still[:4])
+        ),
         "unfrozen": Fact(float(len(unfrozen)), len(account) - len(trains), note=", ".join(unfrozen[:4])),
     }
 
 
-def _untaught(bench: Bench, names: set[str]) -> set[str]:
+def _without_gradient(bench: Bench, names: set[str]) -> set[str]:
     """Those of the parameters that other rows do not reach either: six may hold no sound."""
     others = choose(bench.loader, DRAWS) if names else []
     for first in range(0, len(others), ROWS):
@@ -336,7 +393,9 @@ def _untaught(bench: Bench, names: set[str]) -> set[str]:
             bench.objective.begin([batch], 1)
             terms: dict[str, Term] = bench.objective(batch)
             named = {name: bench.objective.get_parameter(name) for name in names}
-            names = names - set[str]().union(*(_reached(term, named) for term in terms.values() if term.weight))
+            names = names - set[str]().union(
+                *(_reached(term, named) for term in terms.values() if term.weight)
+            )
     return names
 
 
@@ -351,7 +410,9 @@ def _noting(taught: set[str], name: str) -> Callable[[Tensor], None]:
 def _watched(objective: Objective, trains: set[str]) -> dict[str, str]:
     """Digests of what must move without a gradient, and of what must not move at all."""
     resting = {name: p for name, p in objective.named_parameters() if name not in trains}
-    return {name: store.digest_of(tensor) for name, tensor in {**resting, **objective.outside()}.items()}
+    return {
+        name: store.digest_of(tensor) for name, tensor in {**resting, **objective.learning_buffers()}.items()
+    }
 
 
 def _is_frozen(part: torch.nn.Module) -> bool:
@@ -368,4 +429,6 @@ def relative(one: float, other: float) -> float:
 
 def total_error(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     """The largest relative difference among equal terms."""
-    return max((relative(value, other[name]) for name, value in one.items() if name in other), default=math.inf)
+    return max(
+        (relative(value, other[name]) for name, value in one.items() if name in other), default=math.inf
+    )

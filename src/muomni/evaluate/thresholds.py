@@ -1,7 +1,8 @@
-"""Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes from, and what red means.
+"""Every gate of the product in one table: what it asks, of which stage, with its bound, where the bound comes
+from, and what red means.
 
-A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`extra_gates`), or be waived one with a reason.
-docs/gates.md is written from here (`make gates`).
+A recipe may set a bound anew (`gates: {name: bound}`), add gates for facts of its own data (`extra_gates`),
+or be waived one with a reason. docs/gates.md is written from here (`make gates`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ START = (
         source="SPEC M-D: every codebook learns",
     ),
     Gate(
-        "frozen_rests", "unfrozen", "a frozen part moves within a few updates, or is not in evaluation mode", at_most=0.0, source="SPEC C8"
+        "frozen_rests",
+        "unfrozen",
+        "a frozen part moves within a few updates, or is not in evaluation mode",
+        at_most=0.0,
+        source="SPEC C8",
     ),
     Gate(
         "overfits",
@@ -75,14 +80,18 @@ START = (
         source="measured: 0.001 to 0.65 over the six stages of the quickstart in 16 updates",
     ),
     Gate(
-        "reloads", "reload_error", "a checkpoint does not give back the network that was saved", at_most=0.0, source="SPEC C7: bit for bit"
+        "reloads",
+        "reload_error",
+        "a checkpoint does not give back the network that was saved",
+        at_most=0.0,
+        source="SPEC C7: bit for bit",
     ),
     Gate(
         "bases",
         "base_mismatch",
-        "a stage that it is built upon is not what its certificate speaks of: put its files back, or run it again",
+        "a stage that it is built on is not what its certificate speaks of: put its files back, or run it again",
         at_most=0.0,
-        source="DESIGN 4: whoever opens final/ checks it",
+        source="DESIGN 4: opening final/ checks it",
     ),
     Gate(
         "native_format",
@@ -163,19 +172,35 @@ COVERAGE = (  # of the whole training set, as it is taught (labels.whole)
         at_most=0.01,
         source="SPEC V5",
     ),
-    Gate("zero_labels", "zero_label_rows", "rows teach nothing: remove them, or mend their answers", at_most=0.0, source="SPEC V5"),
+    Gate(
+        "zero_labels",
+        "zero_label_rows",
+        "rows teach nothing: remove them, or mend their answers",
+        at_most=0.0,
+        source="SPEC V5",
+    ),
 )
 
 SIGHT = (
     Gate(
-        "media_reach", "blind_media", "other pictures or sounds change nothing: media do not reach the loss", at_most=0.0, source="SPEC M-E"
+        "media_reach",
+        "blind_media",
+        "other pictures or sounds change nothing: media do not reach the loss",
+        at_most=0.0,
+        source="SPEC M-E",
     ),
 )
 
 # --- of the run itself------------------------------------------------
 
 RUN = (
-    Gate("finite", "finite", "a loss or weight is not finite: lower lr, look at skipped.jsonl", at_least=1.0, source="SPEC C5"),
+    Gate(
+        "finite",
+        "finite",
+        "a loss or weight is not finite: lower lr, look at skipped.jsonl",
+        at_least=1.0,
+        source="SPEC C5",
+    ),
     Gate(
         "updates",
         "skipped_share",
@@ -183,15 +208,27 @@ RUN = (
         at_most=0.01,
         source="SPEC C5",
     ),
-    Gate("label_coverage", "label_coverage", "some rows teach nothing: all their labels are masked", at_least=0.99, source="SPEC V5"),
+    Gate(
+        "label_coverage",
+        "label_coverage",
+        "some rows teach nothing: all their labels are masked",
+        at_least=0.99,
+        source="SPEC V5",
+    ),
     Gate("frozen", "frozen_moved", "a frozen part changed its weights", at_most=0.0, source="SPEC C8"),
-    Gate("leaks", "leaks", "training and held-out data share items: fix `group`", at_most=0.0, source="SPEC C13"),
+    Gate(
+        "leaks",
+        "leaks",
+        "training and held-out data share items: fix `group`",
+        at_most=0.0,
+        source="SPEC C13",
+    ),
     Gate(
         "order",
         "order_error",
         "samples were drawn too often, or batches passed over or taken twice, as the run itself counted: a resume began at another place",
         at_most=0.0,
-        source="SPEC C7: each sample once an epoch, batch upon batch",
+        source="SPEC C7: each sample once an epoch, batch after batch",
     ),
     Gate(
         "schedule",
@@ -208,12 +245,22 @@ RUN = (
         source="0 the average, 1 the raw weights, by probes that the run averaged by hand",
         when="ema_decay",
     ),
-    Gate("ranks", "rank_spread", "the ranks hold different weights: gradients are not synced", at_most=0.0, source="SPEC C14"),
-    Gate("saved", "saved_error", "what lies in final/ is not what was measured", at_most=0.0, source="SPEC G2"),
+    Gate(
+        "ranks",
+        "rank_spread",
+        "the ranks hold different weights: gradients are not synced",
+        at_most=0.0,
+        source="SPEC C14",
+    ),
+    Gate(
+        "saved", "saved_error", "what lies in final/ is not what was measured", at_most=0.0, source="SPEC G2"
+    ),
 )
 
 SOUND = (*START, *RUN)  # of every stage
-STRUCTURE = frozenset(gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *CODED, *COVERAGE, *SIGHT)) | {
+STRUCTURE = frozenset(
+    gate.name for gate in (*SOUND, *CAUSAL, *PACKING, *LABELS, *CODED, *COVERAGE, *SIGHT)
+) | {
     "infeasible",
     "regression_texts",
 }  # not of what was learned
@@ -231,14 +278,27 @@ def held_out_gap(most: float, unit: str) -> Gate:
 
 
 def ablation(kind: str) -> tuple[Gate, ...]:
-    """The gates that prove that a modality is used: answers are likelier with the right medium than with another, with none, with noise."""
+    """The gates that prove that a modality is used: answers are likelier with the right medium than with
+    another, with none, with noise."""
     row = MODALITIES[kind]
     probe = f"look at the swapped pairs, probe the {row.encoder}, train the projector longer"
     ignored = f"answers ignore the {row.noun}: {probe}"
     return (
-        Gate(f"{kind}_swap_gap", f"{kind}_swap_gap_nats", ignored, at_least=0.1, source="SPEC M-E", modality=kind),
         Gate(
-            f"{kind}_swap_share", f"{kind}_swap_gap_share", ignored, at_least=0.05, source="SPEC M-E: 5 % of the right nats", modality=kind
+            f"{kind}_swap_gap",
+            f"{kind}_swap_gap_nats",
+            ignored,
+            at_least=0.1,
+            source="SPEC M-E",
+            modality=kind,
+        ),
+        Gate(
+            f"{kind}_swap_share",
+            f"{kind}_swap_gap_share",
+            ignored,
+            at_least=0.05,
+            source="SPEC M-E: 5 % of the right nats",
+            modality=kind,
         ),
         Gate(
             f"{kind}_swap_sure",
@@ -249,7 +309,14 @@ def ablation(kind: str) -> tuple[Gate, ...]:
             modality=kind,
             by_ci=True,
         ),
-        Gate(f"{kind}_swap_wins", f"{kind}_swap_win_rate", ignored, at_least=0.8, source="SPEC M-E", modality=kind),
+        Gate(
+            f"{kind}_swap_wins",
+            f"{kind}_swap_win_rate",
+            ignored,
+            at_least=0.8,
+            source="SPEC M-E",
+            modality=kind,
+        ),
         Gate(
             f"{kind}_zero_sure",
             f"{kind}_zero_gap_nats",

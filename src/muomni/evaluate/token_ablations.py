@@ -1,4 +1,5 @@
-"""Whether tasks over tokens use what they read: the nats of a target with its own source, another's, noise, and none."""
+"""Whether tasks over tokens use what they read: the nats of a target with its own source, another's, noise,
+and none."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def facts(objective: TokenTasks, held_out: TokenRows, run: Runtime, most: int) -
     """For each task, over up to `most` held-out rows:
 
     nats              mean nats of a target's token, over all ids; floor: all codes or ids alike
-    swap_gap_nats     how much more a target costs behind another row's source, paired; swap_win_rate: how often it does
+    swap_gap_nats     how much more a target costs behind another row's source, paired; swap_win_rate: how
+                      often it does
     noise_win_rate    the same with random codes in the place of the image or sound that is read
     empty_win_rate    the same without the words that ask for an image or a sound
     """
@@ -36,12 +38,21 @@ def facts(objective: TokenTasks, held_out: TokenRows, run: Runtime, most: int) -
         if len(parts) < 2:
             continue
         space, rng = held_out.space, np.random.default_rng(0)
-        own = _nats(objective, [_row(space, task, words, medium, held_out.max_len) for words, medium in parts], run)
-        arms = {"swap": [_swapped(space, task, parts, place, held_out.max_len) for place in range(len(parts))]}
+        own = _nats(
+            objective, [_row(space, task, words, medium, held_out.max_len) for words, medium in parts], run
+        )
+        arms = {
+            "swap": [_swapped(space, task, parts, place, held_out.max_len) for place in range(len(parts))]
+        }
         if TASKS[task].writes == "text":
-            arms["noise"] = [_row(space, task, words, _noise(space, task, medium, rng), held_out.max_len) for words, medium in parts]
+            arms["noise"] = [
+                _row(space, task, words, _noise(space, task, medium, rng), held_out.max_len)
+                for words, medium in parts
+            ]
         else:
-            arms["empty"] = [_without_words(space, task, words, medium, held_out.max_len) for words, medium in parts]
+            arms["empty"] = [
+                _without_words(space, task, words, medium, held_out.max_len) for words, medium in parts
+            ]
         found[f"{task}_nats"] = Fact(float(np.mean(own)), len(own), None, _floor(space, task))
         for arm, rows in arms.items():
             gaps = np.array(_nats(objective, rows, run)) - np.array(own)
@@ -85,7 +96,9 @@ def _row(space: TokenSpace, task: str, words: Words, medium: Tensor, max_len: in
     return TokenItem("", task, row.ids, row.labels)
 
 
-def _swapped(space: TokenSpace, task: str, parts: Sequence[tuple[Words, Tensor]], place: int, max_len: int) -> TokenItem:
+def _swapped(
+    space: TokenSpace, task: str, parts: Sequence[tuple[Words, Tensor]], place: int, max_len: int
+) -> TokenItem:
     """The row with the source of the next one whose words are others; equal words would prove nothing."""
     words, medium = parts[place]
     for step in range(1, len(parts)):

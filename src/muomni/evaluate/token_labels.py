@@ -1,7 +1,7 @@
 """Rows over tokens against the samples that they were made from.
 
-What is read and written is what the sample holds, the end of what is written is taught, the codes are those of the
-codec as it is now, and no group stands on both sides of the shards.
+What is read and written is what the sample holds, the end of what is written is taught, the codes are those
+of the codec as it is now, and no group stands on both sides of the shards.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ LEAKS_AMONG = 1000  # records of each side
 def facts(rows: TokenRows, samples: Sequence[Sample], tokens: UnifiedTokenizer) -> dict[str, Fact]:
     """Facts about up to LOOKED_AT rows, evenly chosen:
 
-    taught_right  rows that read and write what their sample holds, and whose labels are the target span and no more
+    taught_right  rows that read and write what their sample holds, and whose labels are the target span and
+                  no more
     ends_taught   rows whose last label is the end of that span
-    stale_codes   share of the ids of their media that are others when the codec encodes these again; of a sound
-                  whose end is padded to a whole frame, and of sums in another order, a few may differ
+    stale_codes   share of the ids of their media that are others when the codec encodes these again; of a
+                  sound whose end is padded to a whole frame, and of sums in another order, a few may differ
     """
     right = ended = n = 0
     media: dict[str, dict[int, torch.Tensor]] = {modality: {} for modality in tokens.codecs}
@@ -58,7 +59,11 @@ def facts(rows: TokenRows, samples: Sequence[Sample], tokens: UnifiedTokenizer) 
         if len(media[modality]) < CODED_AGAIN:
             span = next(span for span in row.spans if span.kind == modality)
             media[modality].setdefault(number, row.ids[..., span.start : span.start + span.length])
-    return {"taught_right": share(right, n), "ends_taught": share(ended, n), "stale_codes": _stale(tokens, samples, media)}
+    return {
+        "taught_right": share(right, n),
+        "ends_taught": share(ended, n),
+        "stale_codes": _stale(tokens, samples, media),
+    }
 
 
 def _says(tokens: UnifiedTokenizer, sample: Sample, ids: torch.Tensor, spans: Sequence[Content]) -> bool:
@@ -72,7 +77,9 @@ def _says(tokens: UnifiedTokenizer, sample: Sample, ids: torch.Tensor, spans: Se
     return said == tokens.text.normal(wanted.text_out or wanted.text_in)
 
 
-def _stale(tokens: UnifiedTokenizer, samples: Sequence[Sample], media: dict[str, dict[int, torch.Tensor]]) -> Fact:
+def _stale(
+    tokens: UnifiedTokenizer, samples: Sequence[Sample], media: dict[str, dict[int, torch.Tensor]]
+) -> Fact:
     """The share of ids of media, by number of sample, that the codec does not give now."""
     differ = total = count = 0
     for modality, held in media.items():

@@ -1,4 +1,5 @@
-"""What a model of media tokens writes for held-out prompts: does it decode, does it show and say what was asked?"""
+"""What a model of media tokens writes for held-out prompts: does it decode, does it show and say what was
+asked?"""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from muomni.data.token_rows import TokenRows
 from muomni.data.tokenized.index import COLUMNS
 from muomni.errors import ContextError, MuomniError
 from muomni.evaluate import shape_checker
-from muomni.evaluate.album import MOST, Album, Picture, Sound
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.metrics import cer
+from muomni.evaluate.samples import MOST, Picture, Sound, StageSamples
 from muomni.evaluate.token_ablations import readable
 from muomni.infer import spans
 from muomni.models.rows import TokenModel
@@ -37,7 +38,7 @@ def facts(
     checked_tasks: Sequence[str],
     longest: dict[str, int],
     most: int,
-    album: Album,
+    stage_samples: StageSamples,
     hear: Hear | None = None,
 ) -> dict[str, Fact]:
     """For each task, over up to `most` held-out prompts:
@@ -45,7 +46,8 @@ def facts(
     exact          texts that were written as they are (i2t, a2t)
     decoded        images and sounds that decode when they are held to the grammar
     raw_compliance those that are legal to the last id when they are not
-    drawn_right    pictures of `checked_tasks` that show the colour and shape of the prompt, by the checker of rules
+    drawn_right    pictures of `checked_tasks` that show the colour and shape of the prompt, by the checker of
+                   rules
     spoken_right   sounds in which `hear` understands the prompt's words to the last letter; spoken_cer
 
     Takes   longest: frames or tokens of the longest target (`longest`).
@@ -63,25 +65,36 @@ def facts(
             truths = [tokens.decode_text(words) for words, _ in parts]
             said = [tokens.decode_text(spans.content(ids, rules).tolist()) for ids in written]
             found[f"{task}_exact"] = share(sum(a == b for a, b in zip(said, truths)), len(said))
-            for truth, text, place, (_, medium) in list(zip(truths, said, places, parts))[: MOST // 2]:  # both tasks have room
+            for truth, text, place, (_, medium) in list(zip(truths, said, places, parts))[
+                : MOST // 2
+            ]:  # both tasks have room
                 shown = _shown(tokens, TASKS[task].reads, medium)
-                album.add("token_text", task=task, id=samples[rows.sample(place)].id, text=truth, said=text, **shown)
+                stage_samples.add(
+                    "token_text", task=task, id=samples[rows.sample(place)].id, text=truth, said=text, **shown
+                )
             continue
         texts = [tokens.decode_text(words) for words, _ in parts]
         media = [_decoded(tokens, writes, ids, rules) for ids in written]
         found[f"{task}_decoded"] = share(sum(each is not None for each in media), len(media))
-        free = [ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in _free(model, prompts[first : first + ROWS_AT_ONCE], rules)]
-        found[f"{task}_raw_compliance"] = share(sum(rules.first_illegal(ids) is None for ids in free), len(free))
+        free = [
+            ids
+            for first in range(0, len(prompts), ROWS_AT_ONCE)
+            for ids in _free(model, prompts[first : first + ROWS_AT_ONCE], rules)
+        ]
+        found[f"{task}_raw_compliance"] = share(
+            sum(rules.first_illegal(ids) is None for ids in free), len(free)
+        )
         chosen = [samples[rows.sample(place)] for place in places]
         if writes == "image":
-            found |= _drawn(media, texts, chosen, checked_tasks, album)
+            found |= _drawn(media, texts, chosen, checked_tasks, stage_samples)
         else:
-            found |= _spoken(media, texts, [sample.id for sample in chosen], tokens, hear, album)
+            found |= _spoken(media, texts, [sample.id for sample in chosen], tokens, hear, stage_samples)
     return found
 
 
 def longest(rows: TokenRows, writes: str) -> int:
-    """Units (tokens of a text, frames of a sound) of the longest target of the rows, and a quarter more, 0 where none writes it."""
+    """Units (tokens of a text, frames of a sound) of the longest target of the rows, and a quarter more, 0
+    where none writes it."""
     columns = {"text": ("text_in", "text_out"), "audio": ("audio",)}[writes]
     most = max((int(rows.shards.rows[:, COLUMNS.index(name)].max(initial=0)) for name in columns), default=0)
     if writes == "audio" and most:
@@ -98,7 +111,9 @@ def rules_of(model: TokenModel, tokens: UnifiedTokenizer, writes: str, most: dic
 
 def _written(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
     return [
-        ids for first in range(0, len(prompts), ROWS_AT_ONCE) for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)
+        ids
+        for first in range(0, len(prompts), ROWS_AT_ONCE)
+        for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)
     ]
 
 
@@ -133,7 +148,11 @@ def _pixels(pixels_3HW: Tensor) -> np.ndarray:
 
 
 def _drawn(
-    media: Sequence[np.ndarray | None], texts: Sequence[str], samples: Sequence[Sample], checked: Sequence[str], album: Album
+    media: Sequence[np.ndarray | None],
+    texts: Sequence[str],
+    samples: Sequence[Sample],
+    checked: Sequence[str],
+    stage_samples: StageSamples,
 ) -> dict[str, Fact]:
     """How many pictures show what their prompt names; those of held-out pairs of colour and shape beside."""
     hits: list[tuple[bool, str]] = []
@@ -145,9 +164,13 @@ def _drawn(
             is_right = seen is not None and (seen.colour, seen.shape) == wanted
             hits.append((is_right, str(sample.extra.get("pairs", ""))))
         if pixels is not None:
-            shown = "nothing that it knows" if seen is None else f"{seen.size} {seen.colour} {seen.shape}, {seen.place}"
+            shown = (
+                "nothing that it knows"
+                if seen is None
+                else f"{seen.size} {seen.colour} {seen.shape}, {seen.place}"
+            )
             judged = {"seen": shown, "right": is_right} if is_checked else {}
-            album.add("drawn", id=sample.id, prompt=text, picture=Picture(pixels), **judged)
+            stage_samples.add("drawn", id=sample.id, prompt=text, picture=Picture(pixels), **judged)
     if not hits:
         return {}
     found = {"drawn_right": share(sum(hit for hit, _ in hits), len(hits))}
@@ -163,16 +186,19 @@ def _spoken(
     names: Sequence[str],
     tokens: UnifiedTokenizer,
     hear: Hear | None,
-    album: Album,
+    stage_samples: StageSamples,
 ) -> dict[str, Any]:
     """What an ear that was trained apart understands of the sounds."""
     waves = [np.zeros(1600, np.float32) if wave is None else wave for wave in media]
     heard = [None] * len(waves) if hear is None else hear(waves)
     rate_hz = int(tokens.codecs["audio"].sample_rate_hz or 0)
     for name, wave, text, words in zip(names, waves, texts, heard):
-        album.add("token_speech", id=name, prompt=text, audio=Sound(wave, rate_hz), heard=words)
+        stage_samples.add("token_speech", id=name, prompt=text, audio=Sound(wave, rate_hz), heard=words)
     if hear is None:
         return {}
     guesses = [str(words) for words in heard]
     right = sum(a == b for a, b in zip(guesses, texts))
-    return {"spoken_right": share(right, len(texts)), "spoken_cer": Fact(cer(list(texts), guesses), len(texts))}
+    return {
+        "spoken_right": share(right, len(texts)),
+        "spoken_cer": Fact(cer(list(texts), guesses), len(texts)),
+    }

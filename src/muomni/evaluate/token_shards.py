@@ -133,7 +133,9 @@ def summary(report: dict[str, Any]) -> list[list[str]]:
     for check in report["checks"]:
         counts = f"{check['failed']} of {check['n']}" if check["verdict"] != "not run" else "-"
         what = f"{check['what']}: {check['diagnosis']}" if "diagnosis" in check else check["what"]
-        rows.append([check["check"], check["kind"], check["verdict"], counts, f"{what} {check['note']}".strip()])
+        rows.append(
+            [check["check"], check["kind"], check["verdict"], counts, f"{what} {check['note']}".strip()]
+        )
     return rows
 
 
@@ -141,7 +143,9 @@ def first_problems(out: Path, most: int = 20) -> list[str]:
     """The first problems of an audit in lines: check, file, sample, what."""
     lines = (out / ERRORS).read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines[:most]]
-    places = [f"{each['file']}: sample {each['sample']}" if each["sample"] else each["file"] for each in found]
+    places = [
+        f"{each['file']}: sample {each['sample']}" if each["sample"] else each["file"] for each in found
+    ]
     told = [f"{each['check']} {place}: {each['what']}" for each, place in zip(found, places, strict=True)]
     return told + ([f"... {len(lines) - most} more in {out / ERRORS}"] if len(lines) > most else [])
 
@@ -213,7 +217,9 @@ def _retokenise(
             count = int((old != new).sum()) if len(old) == len(new) else max(len(old), len(new))
             differ += count
             if count:
-                wrong.append((shard, record.key, f"sample {sample.id!r}: {name}: {count} of {len(old)} ids differ"))
+                wrong.append(
+                    (shard, record.key, f"sample {sample.id!r}: {name}: {count} of {len(old)} ids differ")
+                )
     share = differ / max(total, 1)
     check.facts = {"ids": total, "ids_that_differ": differ, "samples_that_differ": len(wrong)}
     limit = 0.0 if split["audit"] else MOST_RETOKENISED_SHARE
@@ -230,7 +236,9 @@ def _corpus(folder: Path, split: dict[str, Any]) -> readers.Corpus:
     sources = [config.build(Source, each, where=PROVENANCE) for each in provenance["sources"]]
     quarantine = Quarantine(limit=1.0)
     base = Path(provenance["base"])
-    return readers.load(sources, base=base, val_split=split["val_split"], seed=split["seed"], quarantine=quarantine)
+    return readers.load(
+        sources, base=base, val_split=split["val_split"], seed=split["seed"], quarantine=quarantine
+    )
 
 
 def _decode(
@@ -292,7 +300,9 @@ def _decoded(tokens: UnifiedTokenizer, record: Record, modality: str) -> tuple[s
     return "", wave_S
 
 
-def _round_trip(modality: str, medium: encode.Medium, decoded: Tensor, rate_hz: int | None) -> dict[str, float]:
+def _round_trip(
+    modality: str, medium: encode.Medium, decoded: Tensor, rate_hz: int | None
+) -> dict[str, float]:
     """How near a decoded medium is to what was encoded, at the codec's own rate or size."""
     if modality == "image":
         both = medium.values[None], decoded[None].clamp(0, 1)
@@ -326,20 +336,26 @@ def _rows(
         kind = sequences.TASKS[task]
         text = record.ids["text_out" if kind.writes == "text" else "text_in"].tolist()
         try:
-            row = sequences.build(space, task, text, laid_out(record, space, kind.medium), max_len=settings.max_len)
+            row = sequences.build(
+                space, task, text, laid_out(record, space, kind.medium), max_len=settings.max_len
+            )
         except MuomniError as error:
             found.add("H", sets[side].shard_of(place), record.key, str(error))
             continue
         taught = row.labels.ne(IGNORE)
         is_target = bool(row.labels[taught].eq(row.ids[taught]).all()) and not bool(taught[..., 0].any())
         if not bool(taught.any()) or not is_target:
-            found.add("H", sets[side].shard_of(place), record.key, "labels are not the ids of the target span")
+            found.add(
+                "H", sets[side].shard_of(place), record.key, "labels are not the ids of the target span"
+            )
             continue
         rows.append(row)
     if not rows:
         return
     lengths = np.array([len(row) for row in rows])
-    check.facts = {name: float(np.percentile(lengths, share)) for name, share in (("p50", 50), ("p90", 90), ("p99", 99))}
+    check.facts = {
+        name: float(np.percentile(lengths, share)) for name, share in (("p50", 50), ("p90", 90), ("p99", 99))
+    }
     nats = _forward(space.size, space.streams, space.pad, rows[: 2 * BATCH], settings.seed)
     check.facts["tiny_lm_nats"] = nats
     if not math.isfinite(nats) or nats <= 0:
@@ -353,7 +369,9 @@ def _forward(vocab: int, streams: int, pad: int, rows: Sequence[sequences.TokenR
     grids = [row.ids.reshape(streams, -1) for row in rows]
     marks = [row.labels.reshape(streams, -1) for row in rows]
     ids_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=pad) for each in grids])
-    labels_BKT = torch.stack([nn.functional.pad(each, (0, length - each.shape[1]), value=IGNORE) for each in marks])
+    labels_BKT = torch.stack(
+        [nn.functional.pad(each, (0, length - each.shape[1]), value=IGNORE) for each in marks]
+    )
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         sizes = {"width": 32, "layers": 1, "heads": 2, "ffn_width": 64, "ctx_len": length}
@@ -423,7 +441,9 @@ def _bounds(before: dict[str, float], now: dict[str, float]) -> Iterator[tuple[s
             yield name, now[name] >= before[name] + least[name], f"at least {before[name] + least[name]:.4g}"
 
 
-def _renew(folder: Path, space: TokenSpace, place: Path, measured: dict[str, Any], reason: str, found: Findings) -> None:
+def _renew(
+    folder: Path, space: TokenSpace, place: Path, measured: dict[str, Any], reason: str, found: Findings
+) -> None:
     """Make the set the baseline; the one before, and its reason, stay in the file's history.
 
     Raises  ConfigError where another check than R is red, or was not run.

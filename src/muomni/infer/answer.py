@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from muomni.tokens.bpe import Tokenizer
 
-HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what decoding shows for bytes that are no character, or not yet
+HALF_CHARACTER = (
+    "\N{REPLACEMENT CHARACTER}"  # what decoding shows for bytes that are no character, or not yet
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Answer:
     """What the model said.
 
     token_ids  generated ids, without the end of the turn
-    finish     end: the model closed its turn; stop: a stop string came (it is not in `text`); length: max_new or ctx_len was reached
+    finish     end: the model closed its turn; stop: a stop string came (it is not in `text`); length: max_new
+               or ctx_len was reached
     audio      the same spoken, (wave (S,) float32, rate in Hz), where asked for
     """
 
@@ -34,7 +37,8 @@ class Answer:
 
 
 class Writer:
-    """One answer being written. `push` gives the text that has become certain; `text` is all that was given so far."""
+    """One answer being written. `push` gives the text that has become certain; `text` is all that was given
+    so far."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
@@ -45,15 +49,17 @@ class Writer:
 
     def push(self, token: int) -> str:
         """Take the next id, give what it makes certain: half characters and begun stop strings wait."""
-        if token == self.tokenizer.marks.end:
+        if token == self.tokenizer.special_tokens.end:
             return self.close("end")
         self.ids.append(token)
-        known = self.tokenizer.decode(self.ids).rstrip(HALF_CHARACTER)
-        if (at := self._stop_at(known)) is not None:
+        text = self.tokenizer.decode(self.ids).rstrip(HALF_CHARACTER)
+        if (at := self._stop_at(text)) is not None:
             self.finish = "stop"
-            return self._show(known[:at])
-        begun = max((n for each in self.stop for n in range(1, len(each)) if known.endswith(each[:n])), default=0)
-        return self._show(known[: len(known) - begun])
+            return self._show(text[:at])
+        begun = max(
+            (n for each in self.stop for n in range(1, len(each)) if text.endswith(each[:n])), default=0
+        )
+        return self._show(text[: len(text) - begun])
 
     def close(self, finish: Literal["end", "length"]) -> str:
         """No more ids will come: give what still waited."""

@@ -1,4 +1,5 @@
-"""A Talker's codes by the decode loop: K streams, delayed, until the end symbol of the first one or the guard."""
+"""A Talker's codes by the decode loop: K streams, delayed, until the end symbol of the first one or the
+guard."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ Choose = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenCodes:
     """What the Talker said."""
 
     codes_BKF: Tensor  # int64; zeros after a row's end
@@ -39,7 +40,8 @@ def greedy(scores_BV: Tensor, _: Tensor) -> Tensor:
 
 
 class Codes:
-    """Codes as a grid of K streams (see `decode.Layout`): book k says frame f in step f + k, or f where not delayed.
+    """Codes as a grid of K streams (see `decode.Layout`): book k says frame f in step f + k, or f where not
+    delayed.
 
     Takes   guard_B int64, frames after which a row is cut off.
     """
@@ -74,7 +76,9 @@ class Codes:
                 ends_B = (code_B == self.end) & (self.end_B > step)
                 self.end_B = torch.where(ends_B, step, self.end_B)
                 self.ended_B |= ends_B
-                code_B = torch.where(self.end_B == step, self.end, torch.where(self.end_B < step, self.pad, code_B))
+                code_B = torch.where(
+                    self.end_B == step, self.end, torch.where(self.end_B < step, self.pad, code_B)
+                )
             else:
                 code_B = torch.where(step - lag < self.end_B, self.choose(scores_BV, before_BF), self.pad)
             self.said_BKS[:, book, step] = code_B
@@ -131,9 +135,12 @@ def speak(
     speaker_B: Tensor | None = None,
     choose: Choose = greedy,
     max_frames: int | None = None,
-) -> Spoken:
-    """Codes of the speech of each text, whole; takes and raises as `frames`. The learned end symbol decides the length."""
+) -> SpokenCodes:
+    """Codes of the speech of each text, whole; takes and raises as `frames`. The learned end symbol decides
+    the length."""
     how = {"hidden_BTD": hidden_BTD, "speaker_B": speaker_B}
-    said = list(frames(talker, text_ids_BT, keep_BT, **how, choose=choose, max_frames=max_frames))
-    frames_B = torch.stack([frame.speaks_B for frame in said]).sum(0)
-    return Spoken(torch.stack([frame.codes_BK for frame in said], -1), frames_B, said[-1].ended_B)
+    frames_said = list(frames(talker, text_ids_BT, keep_BT, **how, choose=choose, max_frames=max_frames))
+    frames_B = torch.stack([frame.speaks_B for frame in frames_said]).sum(0)
+    return SpokenCodes(
+        torch.stack([frame.codes_BK for frame in frames_said], -1), frames_B, frames_said[-1].ended_B
+    )

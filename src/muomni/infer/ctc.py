@@ -1,4 +1,5 @@
-"""CTC log-probabilities -> symbols: greedy, or a prefix beam that may listen to a language model of characters."""
+"""CTC log-probabilities -> symbols: greedy, or a prefix beam that may listen to a language model of
+characters."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class CharLM:
         return cls(order, size, {context: dict(follow) for context, follow in counts.items()})
 
     def log_prob(self, prefix: Prefix, symbol: int) -> float:
-        """log p(symbol | prefix), nats; symbol END asks whether the text is over. Sums to 1 over size symbols and END."""
+        """log p(symbol | prefix), nats; symbol END asks whether the text is over. Sums to 1 over size symbols
+        and END."""
         seen = prefix[max(0, len(prefix) - self.order + 1) :]
         history = (*[self.END] * (self.order - 1 - len(seen)), *seen)
         prob = 1.0 / (self.size + 1)
@@ -86,7 +88,7 @@ class CharLM:
 
 
 @dataclass(frozen=True)
-class Guess:
+class Hypothesis:
     """A spelt text and its score: log p(ids | audio) + weight * log p_LM(ids) + bonus * length, nats."""
 
     ids: list[int]
@@ -94,12 +96,17 @@ class Guess:
 
 
 def beam(
-    log_probs_TC: FloatArray, *, width: int = 8, lm: CharLM | None = None, lm_weight: float = 0.5, length_bonus: float = 0.5
-) -> list[Guess]:
+    log_probs_TC: FloatArray,
+    *,
+    width: int = 8,
+    lm: CharLM | None = None,
+    lm_weight: float = 0.5,
+    length_bonus: float = 0.5,
+) -> list[Hypothesis]:
     """The likeliest texts, best first, each summed over the paths that spell it.
 
-    Takes   log_probs_TC (T, C), the real frames only, blank at 0; lm_weight and length_bonus (nats a symbol, to repay what the LM
-            takes from long texts) count only with an lm.
+    Takes   log_probs_TC (T, C), the real frames only, blank at 0; lm_weight and length_bonus (nats a symbol,
+            to repay what the LM takes from long texts) count only with an lm.
     Gives   at most `width` guesses.
     Source  Hannun et al. 2014, prefix beam search; the LM here weighs characters, not words.
     """
@@ -108,21 +115,25 @@ def beam(
         raise ConfigError(f"beam: width must be at least 1, got {width}")
     # A prefix keeps two masses: of the paths that end in a blank, and of those that end in its last symbol.
     masses: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}
-    told: dict[Prefix, float] = {(): 0.0}  # what LM and bonus add to a prefix
+    bonuses: dict[Prefix, float] = {(): 0.0}  # what LM and bonus add to a prefix
 
     def told_of(prefix: Prefix) -> float:
         if lm is None:
             return 0.0
-        if prefix not in told:
-            told[prefix] = told_of(prefix[:-1]) + lm_weight * lm.log_prob(prefix[:-1], prefix[-1]) + length_bonus
-        return told[prefix]
+        if prefix not in bonuses:
+            bonuses[prefix] = (
+                told_of(prefix[:-1]) + lm_weight * lm.log_prob(prefix[:-1], prefix[-1]) + length_bonus
+            )
+        return bonuses[prefix]
 
     for row in np.asarray(log_probs_TC, dtype=np.float64):
         likely = [symbol for symbol in np.flatnonzero(row > LEAST_LOG_PROB).tolist() if symbol != BLANK]
         frame: list[float] = row.tolist()
         grown: dict[Prefix, tuple[float, float]] = {}
 
-        def add(prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown) -> None:
+        def add(
+            prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown
+        ) -> None:
             had = grown.get(prefix, (NEVER, NEVER))
             grown[prefix] = (log_sum(had[0], blank), log_sum(had[1], symbol))
 
@@ -135,12 +146,13 @@ def beam(
         ranked = sorted(grown, key=lambda prefix: log_sum(*grown[prefix]) + told_of(prefix), reverse=True)
         masses = {prefix: grown[prefix] for prefix in ranked[:width]}
     ends = {prefix: lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
-    guesses = [Guess(list(p), log_sum(*masses[p]) + told_of(p) + ends[p]) for p in masses]
+    guesses = [Hypothesis(list(p), log_sum(*masses[p]) + told_of(p) + ends[p]) for p in masses]
     return sorted(guesses, key=lambda guess: guess.score, reverse=True)
 
 
 def log_sum(one: float, other: float) -> float:
-    """log(exp(one) + exp(other)); a beam asks it of so many single numbers that numpy's own takes most of its time."""
+    """log(exp(one) + exp(other)); a beam asks it of so many single numbers that numpy's own takes most of its
+    time."""
     more, less = (one, other) if one >= other else (other, one)
     return more if less == NEVER else more + math.log1p(math.exp(less - more))
 

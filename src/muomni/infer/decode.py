@@ -14,7 +14,8 @@ from muomni.nn.head import Ranges
 
 
 class Layout(Protocol):
-    """What may stand where in a grid of K streams, and where rows end: text has one stream, speech K delayed ones."""
+    """What may stand where in a grid of K streams, and where rows end: text has one stream, speech K delayed
+    ones."""
 
     @property
     def steps(self) -> int:
@@ -28,14 +29,17 @@ class Layout(Protocol):
         """What is chosen at a step, for errors."""
 
     def column(self, step: int, scores: list[Tensor]) -> Tensor:
-        """The symbols of a step, chosen by the scores (B,V) of each stream's legal ids, as `embed` takes them: (B,1) or (B,K,1)."""
+        """The symbols of a step, chosen by the scores (B,V) of each stream's legal ids, as `embed` takes
+        them: (B,1) or (B,K,1)."""
 
     @property
     def is_over(self) -> bool:
         """Whether all rows have ended."""
 
 
-def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | None = None, cache: Any = None) -> Iterator[Tensor]:
+def decode(
+    model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | None = None, cache: Any = None
+) -> Iterator[Tensor]:
     """The columns that follow embeddings (B,T,D), each as soon as it is chosen.
 
     Takes   keep_BT bool, True = a real position; cache: what stood before x_BTD.
@@ -50,7 +54,9 @@ def decode(model: CausalLM, x_BTD: Tensor, layout: Layout, *, keep_BT: Tensor | 
             read = model.reading(layout.legal)
             scores = read(x_BTD, cache, keep_BT)
             for each in scores:
-                finite.demand(each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT))
+                finite.demand(
+                    each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT)
+                )
         for step in range(layout.steps):
             with torch.inference_mode():
                 column = layout.column(step, scores)

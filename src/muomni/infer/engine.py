@@ -1,4 +1,5 @@
-"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, draw, embed, logits."""
+"""One object for everything that a trained folder can do: answer, stream, transcribe, speak, draw, embed,
+logits."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from muomni.media.text import spoken
 from muomni.models import finite
 from muomni.models.omni import gather, pixels
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.marks import PAD
+from muomni.tokens.special_tokens import PAD
 
 MAX_NEW = 128
 BATCH = 32
@@ -45,9 +46,11 @@ class Engine:
     def load(cls, folder: Path | str, device: str = "auto", precision: str = "auto") -> Self:
         """Open a recipe's run folder, a stage's, or a `final/`.
 
-        Takes   precision: auto (the fastest number format that is sound on the device, as training takes it), fp32, bf16, fp16.
-        Raises  CheckpointError where nothing finished is there, and later, when a network is first needed, where its weights are no
-                numbers; ConfigError for a format that is unknown, or that the device does not have.
+        Takes   precision: auto (the fastest number format that is sound on the device, as training takes it),
+                fp32, bf16, fp16.
+        Raises  CheckpointError where nothing finished is there, and later, when a network is first needed,
+                where its weights are no numbers; ConfigError for a format that is unknown, or that the device
+                does not have.
         """
         name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(Parts(folder, torch.device(name), precision))
@@ -71,12 +74,13 @@ class Engine:
         max_new: int = MAX_NEW,
         speak: bool = False,
     ) -> Answer:
-        """The answer to words, pictures, sounds, or a conversation that ends with the user's turn (media go before that turn's words).
+        """The answer to words, pictures, sounds, or a conversation that ends with the user's turn (media go
+        before that turn's words).
 
-        Takes   seed: in place of sampling.seed; max_new: most tokens of the answer, fewer where ctx_len ends first;
-                speak: also say it aloud.
-        Raises  DataError for media or turns that can't be used; ContextError for a prompt beyond ctx_len; CheckpointError for an ability
-                that no stage here has.
+        Takes   seed: in place of sampling.seed; max_new: most tokens of the answer, fewer where ctx_len ends
+                first; speak: also say it aloud.
+        Raises  DataError for media or turns that can't be used; ContextError for a prompt beyond ctx_len;
+                CheckpointError for an ability that no stage here has.
         """
         request = Request(ask, images, audios)
         if speak:
@@ -97,7 +101,8 @@ class Engine:
         stop: Sequence[str] = (),
         max_new: int = MAX_NEW,
     ) -> Iterator[str]:
-        """The text of `answer` in pieces as they come, characters whole; takes and raises as `answer`, before the first piece."""
+        """The text of `answer` in pieces as they come, characters whole; takes and raises as `answer`, before
+        the first piece."""
         return self._write(Request(ask, images, audios), sampling, seed, stop, max_new)[1]
 
     def answer_many(
@@ -110,30 +115,36 @@ class Engine:
         max_new: int = MAX_NEW,
         speak: bool = False,
     ) -> list[Answer]:
-        """Answers in the order of the requests, in batches of like lengths; greedy ones equal those of `answer`. Raises as `answer`."""
+        """Answers in the order of the requests, in batches of like lengths; greedy ones equal those of
+        `answer`. Raises as `answer`."""
         if speak:
             _ = self.parts.voice
         sampling = _seeded(sampling, seed)
         prompts = [each if isinstance(each, Prompt) else self.prepare(each) for each in requests]
-        found: dict[int, Answer] = {}
+        answers_by_index: dict[int, Answer] = {}
         for rows in self._batches(prompts, max_new):
             chosen = [prompts[row] for row in rows]
             writers = [Writer(self.tokenizer, stop) for _ in rows]
             x, keep_BT = self.read(chosen)
             room = self._room(max(len(each.ids) for each in chosen), max_new)
-            ids = generate.generate(self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, **self._vocabulary)
+            ids = generate.generate(
+                self.parts.thinker, x, keep_BT=keep_BT, max_new=room, sampling=sampling, **self._vocabulary
+            )
             for row, writer, new in zip(rows, writers, ids):
-                found[row] = _written(writer, new, room)
-        return self._aloud([found[row] for row in range(len(prompts))], speak)
+                answers_by_index[row] = _written(writer, new, room)
+        return self._aloud([answers_by_index[row] for row in range(len(prompts))], speak)
 
     def prepare(self, request: Request | Sample | Messages | str, *, cut: bool = True) -> Prompt:
-        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as `answer`.
+        """A request with its media read and its turns rendered, as `answer_many` takes it too; raises as
+        `answer`.
 
         Takes   cut: a sound too long for a chat loses its end, in a line; False: it is a DataError.
         """
         spec, questions = self.parts.media
         request = request if isinstance(request, Request) else Request(request)
-        return prompt.build(request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions, cut=cut)
+        return prompt.build(
+            request, self.tokenizer, self.parts.thinker.config.ctx_len, spec, questions, cut=cut
+        )
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -145,10 +156,12 @@ class Engine:
         ids_BT = ids_BT[None] if ids_BT.dim() == 1 else ids_BT
         size = self.parts.thinker.config.vocab_size
         if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < size:
-            raise TokenRangeError(f"logits: expected ids in 0..{size - 1}, got {int(ids_BT.min())}..{int(ids_BT.max())}")
-        found: Tensor = self.parts.thinker(ids_BT)
-        finite.demand(found, self.parts.thinker, "scores of tokens", lambda: self.parts.thinker(ids_BT))
-        return found.float()
+            raise TokenRangeError(
+                f"logits: expected ids in 0..{size - 1}, got {int(ids_BT.min())}..{int(ids_BT.max())}"
+            )
+        scores: Tensor = self.parts.thinker(ids_BT)
+        finite.demand(scores, self.parts.thinker, "scores of tokens", lambda: self.parts.thinker(ids_BT))
+        return scores.float()
 
     def _computing(self, width: int) -> AbstractContextManager[Any]:
         """The number format in which a network of this width computes."""
@@ -157,7 +170,7 @@ class Engine:
     @property
     def _vocabulary(self) -> dict[str, Any]:
         """What is said: the tokenizer's ids alone, up to one that ends."""
-        return {"stop_ids": self.tokenizer.marks.stops, "legal": (range(self.tokenizer.vocab_size),)}
+        return {"stop_ids": self.tokenizer.special_tokens.stops, "legal": (range(self.tokenizer.vocab_size),)}
 
     def _room(self, length: int, max_new: int) -> int:
         if max_new < 1:
@@ -167,12 +180,15 @@ class Engine:
     def _write(
         self, request: Request, sampling: SamplingConfig, seed: int | None, stop: Sequence[str], max_new: int
     ) -> tuple[Writer, Iterator[str]]:
-        """One answer's writer, and the pieces whose reading drives it; the prompt is built, and refused, at once."""
+        """One answer's writer, and the pieces whose reading drives it; the prompt is built, and refused, at
+        once."""
         ready = self.prepare(request)
         room = self._room(len(ready.ids), max_new)
         writer = Writer(self.tokenizer, stop)
         x, _ = self.read([ready])
-        ids = generate.stream(self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), **self._vocabulary)
+        ids = generate.stream(
+            self.parts.thinker, x, max_new=room, sampling=_seeded(sampling, seed), **self._vocabulary
+        )
 
         def pieces() -> Iterator[str]:
             count = 0
@@ -188,7 +204,8 @@ class Engine:
         return writer, pieces()
 
     def _batches(self, prompts: Sequence[Prompt], max_new: int) -> Iterator[list[int]]:
-        """Rows that go together: media with media (ids alone can be penalised), like lengths, and none that another's padding would cut."""
+        """Rows that go together: media with media (ids alone can be penalised), like lengths, and none that
+        another's padding would cut."""
         ctx_len = self.parts.thinker.config.ctx_len
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].ids))
         for has_media in (False, True):
@@ -199,10 +216,16 @@ class Engine:
 
     @torch.no_grad()
     def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
-        """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a lone row."""
+        """ids (B,T), or embeddings (B,T,D) where there are media, padded on the left; and keep_BT, None for a
+        lone row."""
         size = max(len(each.ids) for each in prompts)
-        ids_BT = torch.tensor([[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device)
-        keep_BT = torch.tensor([[False] * (size - len(each.ids)) + [True] * len(each.ids) for each in prompts], device=self.device)
+        ids_BT = torch.tensor(
+            [[PAD] * (size - len(each.ids)) + each.ids for each in prompts], device=self.device
+        )
+        keep_BT = torch.tensor(
+            [[False] * (size - len(each.ids)) + [True] * len(each.ids) for each in prompts],
+            device=self.device,
+        )
         media = gather([each.media for each in prompts], self.device)
         x = ids_BT
         if media:
@@ -216,8 +239,8 @@ class Engine:
     def _aloud(self, answers: list[Answer], speak: bool) -> list[Answer]:
         if not speak:
             return answers
-        said = [index for index, each in enumerate(answers) if spoken(each.text)]
-        waves = dict(zip(said, self.speak([answers[index].text for index in said])))
+        indices = [index for index, each in enumerate(answers) if spoken(each.text)]
+        waves = dict(zip(indices, self.speak([answers[index].text for index in indices])))
         return [replace(each, audio=waves.get(index)) for index, each in enumerate(answers)]
 
     # --- sound and sight ------------------------------------------------------------------------------------------------------------------
@@ -225,21 +248,31 @@ class Engine:
     def transcribe(self, sounds: Sequence[Sound], *, beam: bool = True) -> list[str]:
         """The text of each sound, of any length up to hours.
 
-        Takes   beam: search with the character model, where stage hearing left one; else the likeliest symbols.
+        Takes   beam: search with the character model, where stage hearing left one; else the likeliest
+                symbols.
         Raises  DataError for a file that can't be used; CheckpointError where stage hearing is missing.
         """
         encoder = self.parts.hearing
         waves = [prompt.read_sound(sound, encoder.config.mel.rate_hz, max_s=LONGEST_S) for sound in sounds]
         char_lm, dtype = self.parts.char_lm if beam else None, self.parts.number_format(encoder.config.width)
-        return transcribe.transcribe(encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=char_lm, dtype=dtype)
+        return transcribe.transcribe(
+            encoder, waves, pad_s=self.parts.hearing_pad_s, char_lm=char_lm, dtype=dtype
+        )
 
     def speak(
-        self, texts: Sequence[str], *, voice: str | None = None, sampling: SamplingConfig = GREEDY, seed: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        voice: str | None = None,
+        sampling: SamplingConfig = GREEDY,
+        seed: int | None = None,
     ) -> list[tuple[NDArray[np.float32], int]]:
-        """Speech of each text, (wave (S,) float32, rate in Hz): by a Talker, or where there is none by a token model.
+        """Speech of each text, (wave (S,) float32, rate in Hz): by a Talker, or where there is none by a
+        token model.
 
         Takes   voice: the name of one of a Talker of several; None: the voice of nobody, a mean of all.
-        Raises  DataError for a text without words; CheckpointError without a Talker; ConfigError for a voice that it does not have.
+        Raises  DataError for a text without words; CheckpointError without a Talker; ConfigError for a voice
+                that it does not have.
         """
         if "talker" not in self.parts.stages and "rows" in self.parts.stages:
             if voice is not None:
@@ -247,13 +280,18 @@ class Engine:
             return self.parts.writer.speak(texts, _seeded(sampling, seed))
         mouth = self.parts.voice
         speakers = None if voice is None else [mouth.number(voice)] * len(texts)
-        return [(said.wave_S, mouth.rate_hz) for said in mouth.speak(texts, sampling=_seeded(sampling, seed), speakers=speakers)]
+        return [
+            (speech.wave_S, mouth.rate_hz)
+            for speech in mouth.speak(texts, sampling=_seeded(sampling, seed), speakers=speakers)
+        ]
 
-    def draw(self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None) -> list[NDArray[np.uint8]]:
+    def draw(
+        self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None
+    ) -> list[NDArray[np.uint8]]:
         """A picture (H, W, 3) uint8 of each text, written by a token model under its grammar.
 
-        Raises  DataError for a text without words; ContextError for one too long; CheckpointError without a token
-                model; TokenSpaceError for one without image tokens.
+        Raises  DataError for a text without words; ContextError for one too long; CheckpointError without a
+                token model; TokenSpaceError for one without image tokens.
         """
         return self.parts.writer.draw(texts, _seeded(sampling, seed))
 
@@ -261,21 +299,24 @@ class Engine:
     def embed(self, *, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None) -> Tensor:
         """Unit vectors (N, E) of pictures or of texts, in one space: their products say how well they fit.
 
-        Raises  ConfigError unless exactly one of both is given; DataError for a picture that can't be read or an empty text.
+        Raises  ConfigError unless exactly one of both is given; DataError for a picture that can't be read or
+                an empty text.
         """
         if (images is None) == (texts is None):
             raise ConfigError("embed: expected images or texts, one of both")
         eyes, tower, _ = self.parts.vision
         with self._computing(eyes.config.width):
-            found = self._images(images) if images is not None else self._texts(texts or ())
-        finite.demand(found, eyes if images is not None else tower, "values of embeddings")
-        return found
+            embeddings = self._images(images) if images is not None else self._texts(texts or ())
+        finite.demand(embeddings, eyes if images is not None else tower, "values of embeddings")
+        return embeddings
 
     def _images(self, images: Sequence[Picture]) -> Tensor:
         """Unit vectors of pictures."""
         eyes = self.parts.vision[0]
         pictures = [prompt.read_picture(each, eyes.config.image_size) for each in images]
-        batches = [pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)]
+        batches = [
+            pictures[first : first + PICTURES_AT_ONCE] for first in range(0, len(pictures), PICTURES_AT_ONCE)
+        ]
         return torch.cat([eyes.embed(pixels(batch).to(self.device).values_N) for batch in batches])
 
     def _texts(self, texts: Sequence[str]) -> Tensor:

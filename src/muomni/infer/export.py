@@ -1,4 +1,5 @@
-"""A trained model as a folder that needs no other: ours, with all its parts, or the language model as transformers opens it."""
+"""A trained model as a folder that needs no other: ours, with all its parts, or the language model as
+transformers opens it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import base, finite, integrity, pretrained, siglip, store
-from muomni.models.eyes import Eyes
+from muomni.models import finite, integrity, pretrained, reference, siglip, store
+from muomni.models.vision_tower import VisionTower
 from muomni.tokens.bpe import BESIDE, GENERATION, Tokenizer
 
 Form = Literal["omni", "hf"]
@@ -27,7 +28,8 @@ TOKENIZER = (*BESIDE, GENERATION)
 def answering(folder: Path | str) -> Path:
     """The `final/` of a folder's last stage that answers, or of the stage that it is.
 
-    Raises  CheckpointError where nothing finished is there, or nothing that writes; ConfigError for a token model alone.
+    Raises  CheckpointError where nothing finished is there, or nothing that writes; ConfigError for a token
+            model alone.
     """
     stages = folders.find(folder)
     if "rows" in stages and not {"omni", "thinker"} & stages.keys():
@@ -39,14 +41,17 @@ def answering(folder: Path | str) -> Path:
 
 
 def speaking(folder: Path | str, form: Form) -> Path | None:
-    """The `final/` of the Talker that speaks what the folder answers, where the folder holds one and the form takes it along."""
+    """The `final/` of the Talker that speaks what the folder answers, where the folder holds one and the form
+    takes it along."""
     return folders.find(folder).get("talker") if form == "omni" else None
 
 
 def demand_room(out: Path, final: Path) -> None:
     """Raises ConfigError where something lies at `out` already, or `out` within what is exported."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out {out}: expected a new or an empty folder, found content", hint="give another, or empty it")
+        raise ConfigError(
+            f"--out {out}: expected a new or an empty folder, found content", hint="give another, or empty it"
+        )
     if out.resolve().is_relative_to(final.resolve()):
         raise ConfigError(f"--out {out} lies within {final}, which is exported", hint="give a place outside")
 
@@ -59,14 +64,19 @@ class Spoken:
     certificate: dict[str, Any]
 
 
-def export(final: Path, out: Path, form: Form, certificate: dict[str, Any], voice: Spoken | None = None) -> None:
-    """Write what `answering` gave as a folder of its own, whole or not at all, with its certificate and where it comes from.
+def export(
+    final: Path, out: Path, form: Form, certificate: dict[str, Any], voice: Spoken | None = None
+) -> None:
+    """Write what `answering` gave as a folder of its own, whole or not at all, with its certificate and where
+    it comes from.
 
-    omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load` serves it; with a voice
-          talker/ too, as its stage left it (tokenizer, codec, the Thinker that it listens to), with its own certificate
-    hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/ where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or holds no numbers, or a
-            network that it is built upon is missing or another.
+    omni  thinker/ (with LoRA merged, plain Qwen3), vision/, hearing/, projectors/, omni.json: `Engine.load`
+          serves it; with a voice talker/ too, as its stage left it (tokenizer, codec, the Thinker that it
+          listens to), with its own certificate
+    hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/
+          where that is SigLIP's
+    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or
+            holds no numbers, or a network that it is built on is missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
@@ -76,51 +86,64 @@ def export(final: Path, out: Path, form: Form, certificate: dict[str, Any], voic
     copied = (final, parts.text_folder, *([] if voice is None else [voice.final]))
     for folder in dict.fromkeys(copied):  # what is copied is not opened
         finite.demand_files(folder)
-    told: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "stage": certificate["stage"],
         "verdict": certificate["verdict"],
         "weights": certificate["weights"],
-        "bases": {name: _name(told) for name, told in parts.bases.items()} or _earlier(parts),
+        "bases": {name: _name(manifest) for name, manifest in parts.bases.items()} or _earlier(parts),
     }
     if voice is not None:
-        told["voice"] = {key: voice.certificate[key] for key in ("stage", "verdict", "weights")}
+        manifest["voice"] = {key: voice.certificate[key] for key in ("stage", "verdict", "weights")}
     with files.fresh_folder(out) as part:
         if "omni" not in parts.stages:
             shutil.copytree(final, part, dirs_exist_ok=True, ignore=_without_voice(final))
             say_where_to_stop(part)
-            files.write_json(part / ORIGIN, told)
+            files.write_json(part / ORIGIN, manifest)
         elif form == "omni":
             _whole(parts, final, part)
             content = files.read_json(final / folders.OMNI)
-            files.write_json(part / folders.OMNI, {"media": content["media"], "prompts": content.get("prompts", {}), "origin": told})
+            files.write_json(
+                part / folders.OMNI,
+                {"media": content["media"], "prompts": content.get("prompts", {}), "origin": manifest},
+            )
         else:
             _language_model(parts, part)
             _beside(parts, final, part)
-            files.write_json(part / ORIGIN, told)
+            files.write_json(part / ORIGIN, manifest)
         inherited = certificate.get("inherited", [])
         if voice is not None:
             shutil.copytree(voice.final, part / folders.VOICE)
             files.write_json(part / folders.VOICE / integrity.CERTIFICATE, voice.certificate)
             inherited = integrity.merged(inherited, integrity.waivers(voice.certificate))
         verdict = "waived" if inherited else certificate["verdict"]
-        handed_on = {**certificate, "verdict": verdict, "inherited": inherited, "files": integrity.digests(part)}
+        handed_on = {
+            **certificate,
+            "verdict": verdict,
+            "inherited": inherited,
+            "files": integrity.digests(part),
+        }
         files.write_json(part / integrity.CERTIFICATE, handed_on)
 
 
 def _without_voice(final: Path) -> Callable[[str, list[str]], list[str]]:
-    """For copytree: leaves out the Talker of a folder that was exported before, which is copied by itself or not at all."""
+    """For copytree: leaves out the Talker of a folder that was exported before, which is copied by itself or
+    not at all."""
     return lambda folder, names: [folders.VOICE] if Path(folder) == final and folders.VOICE in names else []
 
 
 def _name(base: dict[str, Any]) -> dict[str, Any]:
-    """Which network it was built upon, without where that lay."""
+    """Which network it was built on, without where that lay."""
     return {key: base.get(key) for key in ("name", "revision", "digest", "stage")}
 
 
 def _earlier(parts: Parts) -> dict[str, Any]:
     """The bases of what was exported before."""
-    found = files.read_json(parts.stages["omni"] / folders.OMNI).get("origin", {}) if "omni" in parts.stages else {}
-    return dict(found.get("bases", {}))
+    origin = (
+        files.read_json(parts.stages["omni"] / folders.OMNI).get("origin", {})
+        if "omni" in parts.stages
+        else {}
+    )
+    return dict(origin.get("bases", {}))
 
 
 def _whole(parts: Parts, final: Path, part: Path) -> None:
@@ -131,13 +154,14 @@ def _whole(parts: Parts, final: Path, part: Path) -> None:
         if (final / name).is_dir():
             shutil.copytree(final / name, part / name)
     if "vision" in parts.bases and parts.omni is not None and parts.omni.vision is not None:
-        pretrained.save_tower(_eyes(parts), part / "vision")
+        pretrained.save_tower(_vision_tower(parts), part / "vision")
     content = store.read_config(final / "projectors")
     files.write_json(part / "projectors" / store.CONFIG, {**content, "muomni": {}})
 
 
 def _language_model(parts: Parts, folder: Path) -> None:
-    """The Thinker that answers with its tokenizer's own files: its base's files where they hold it, else written anew."""
+    """The Thinker that answers with its tokenizer's own files: its base's files where they hold it, else
+    written anew."""
     source = parts.text_folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER:
@@ -154,33 +178,44 @@ def _language_model(parts: Parts, folder: Path) -> None:
     store.save(_as_in_files(parts.thinker, source) if is_as_stored else parts.thinker, folder)
     # Its own config.json says more than our decoder asks: ends of generation, for one.
     dtype = str(next(parts.thinker.parameters()).dtype).removeprefix("torch.")
-    content = {key: value for key, value in store.read_config(source).items() if key not in ("torch_dtype", "transformers_weights")}
-    files.write_json(folder / store.CONFIG, {**content, "dtype": dtype, "tie_word_embeddings": parts.thinker.config.tied})
+    content = {
+        key: value
+        for key, value in store.read_config(source).items()
+        if key not in ("torch_dtype", "transformers_weights")
+    }
+    files.write_json(
+        folder / store.CONFIG, {**content, "dtype": dtype, "tie_word_embeddings": parts.thinker.config.tied}
+    )
     say_where_to_stop(folder)
 
 
 def say_where_to_stop(folder: Path) -> None:
     """Have transformers stop writing where our engine does: at the end of a turn, and of a document.
 
-    Ours are written anew, whatever version wrote the folder. Another maker's files stay as they are where they name the end of a turn; a
-    base model's name the end of a document alone, and it would write on after each answer that it has learned since.
+    Ours are written anew, whatever version wrote the folder. Another maker's files stay as they are where
+    they name the end of a turn; a base model's name the end of a document alone, and it would write on after
+    each answer that it has learned since.
     """
     tokenizer = Tokenizer.load(folder)
     if tokenizer.is_own:
         tokenizer.save(folder, int(store.read_config(folder)["max_position_embeddings"]))
         return
-    known: dict[str, Any] = files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    ends = (known or store.read_config(folder)).get("eos_token_id")  # transformers asks config.json only where the other file is missing
+    generation: dict[str, Any] = (
+        files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    )
+    ends = (generation or store.read_config(folder)).get(
+        "eos_token_id"
+    )  # transformers asks config.json only where the other file is missing
     ends = [ends] if isinstance(ends, int) else list(ends or [])
-    if tokenizer.marks.end not in ends:
-        ends = [tokenizer.marks.end, *(ends or [tokenizer.marks.eos])]
-        filler = known.get("pad_token_id", tokenizer.marks.eos)
-        files.write_json(folder / GENERATION, {**known, "eos_token_id": ends, "pad_token_id": filler})
+    if tokenizer.special_tokens.end not in ends:
+        ends = [tokenizer.special_tokens.end, *(ends or [tokenizer.special_tokens.eos])]
+        filler = generation.get("pad_token_id", tokenizer.special_tokens.eos)
+        files.write_json(folder / GENERATION, {**generation, "eos_token_id": ends, "pad_token_id": filler})
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = files.read_json(path) if path.is_file() else {}
-    spelled, end = config.get("eos_token"), tokenizer.token(tokenizer.marks.end)
+    spelled, end = config.get("eos_token"), tokenizer.token(tokenizer.special_tokens.end)
     if end not in (spelled, spelled.get("content") if isinstance(spelled, dict) else None):
-        pad = config.get("pad_token") or tokenizer.token(tokenizer.marks.eos)
+        pad = config.get("pad_token") or tokenizer.token(tokenizer.special_tokens.eos)
         files.write_json(path, {**config, "eos_token": end, "pad_token": pad})
         map_path = folder / "special_tokens_map.json"
         if map_path.is_file():
@@ -192,14 +227,14 @@ def _as_in_files(network: Network, folder: Path) -> Network:
     return network.to(store.stored_format(folder))
 
 
-def _eyes(parts: Parts) -> Eyes:
+def _vision_tower(parts: Parts) -> VisionTower:
     """The eyes of a model that sees, as their files hold them, unless the recipe named another format."""
     assert parts.omni is not None
     assert parts.omni.vision is not None
-    told = parts.bases.get("vision")
-    if told is None or told.get("dtype", "auto") != "auto":
+    recorded = parts.bases.get("vision")
+    if recorded is None or recorded.get("dtype", "auto") != "auto":
         return parts.omni.vision
-    return _as_in_files(parts.omni.vision, base.find(told, parts.stages["omni"])[1])
+    return _as_in_files(parts.omni.vision, reference.find(recorded, parts.stages["omni"])[1])
 
 
 def _beside(parts: Parts, final: Path, part: Path) -> None:
@@ -207,4 +242,4 @@ def _beside(parts: Parts, final: Path, part: Path) -> None:
     if (final / "lora").is_dir():
         shutil.copytree(final / "lora", part / "lora")
     if parts.omni is not None and isinstance(parts.omni.vision, siglip.SiglipTower):
-        pretrained.save_tower(_eyes(parts), part / "vision")
+        pretrained.save_tower(_vision_tower(parts), part / "vision")

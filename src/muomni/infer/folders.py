@@ -7,9 +7,16 @@ from pathlib import Path
 from muomni import files
 from muomni.errors import CheckpointError
 
-SEEING = ("instruct", "sweep", "align")  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
+SEEING = (
+    "instruct",
+    "sweep",
+    "align",
+)  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
 OMNI = "omni.json"
-WRITING = ("mmpt", "rows")  # stages that leave a token model: new rows, by reference to base and codecs; the last one first
+WRITING = (
+    "mmpt",
+    "rows",
+)  # stages that leave a token model: new rows, by reference to base and codecs; the last one first
 ROWS = "trainable_rows.json"
 VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
 # model_type in a folder's config.json -> the stage that ends in such a folder
@@ -31,8 +38,11 @@ def find(folder: Path | str) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise CheckpointError(f"{folder}: expected a run, stage or final folder, found {found}", hint="train one: muomni run RECIPE")
+        what = "a file" if folder.exists() else "nothing"
+        raise CheckpointError(
+            f"{folder}: expected a run, stage or final folder, found {what}",
+            hint="train one: muomni run RECIPE",
+        )
     for place in (folder, folder / "final"):
         if stage := kind(place):
             return {stage: place, **({"talker": place / VOICE} if kind(place / VOICE) == "talker" else {})}
@@ -66,15 +76,15 @@ def kind(folder: Path) -> str | None:
     return KINDS.get(content.get("model_type", "")) if isinstance(content, dict) else None
 
 
-def require(stages: dict[str, Path], *wanted: str, ability: str, where: Path | str) -> tuple[str, Path]:
+def require(stages: dict[str, Path], *names: str, ability: str, where: Path | str) -> tuple[str, Path]:
     """The first of the wanted stages that is there, by name and folder.
 
     Raises  CheckpointError naming the ability that is asked for, what is there, and the stage to run.
     """
-    for name in wanted:
+    for name in names:
         if name in stages:
             return name, stages[name]
     raise CheckpointError(
-        f"{where}: to {ability}, stage {' or '.join(wanted)} must be there, found {', '.join(stages)}",
-        hint=f"train it: muomni run RECIPE {wanted[-1]}; or point at the recipe's run folder",
+        f"{where}: to {ability}, stage {' or '.join(names)} must be there, found {', '.join(stages)}",
+        hint=f"train it: muomni run RECIPE {names[-1]}; or point at the recipe's run folder",
     )

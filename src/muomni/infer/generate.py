@@ -34,13 +34,13 @@ def generate(
 ) -> list[list[int]]:
     """The ids that follow each row, without the stop id that ended it.
 
-    Takes   prompt int64 ids (B,T) or embeddings (B,T,D); keep_BT bool, True = a real position (padding left or right);
-            on_token(row, id) is told every id as it comes; cache: what stood before the prompt;
-            legal: no other ids are chosen (a table may have more rows than its tokenizer has ids), None = all may be;
-            allowed: those of them that may follow in each row, as a grammar has it.
-    Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of another shape,
-            or without a real position in some row; TokenRangeError where no id may follow; CheckpointError where the
-            scores of the next token are no numbers.
+    Takes   prompt int64 ids (B,T) or embeddings (B,T,D); keep_BT bool, True = a real position (padding left
+            or right); on_token(row, id) is told every id as it comes; cache: what stood before the prompt;
+            legal: no other ids are chosen (a table may have more rows than its tokenizer has ids), None = all
+            may be; allowed: those of them that may follow in each row, as a grammar has it.
+    Raises  ContextError if prompt and max_new do not fit the model's context; ShapeError for a prompt of
+            another shape, or without a real position in some row; TokenRangeError where no id may follow;
+            CheckpointError where the scores of the next token are no numbers.
     """
     rows: list[list[int]] = [[] for _ in range(prompt.shape[0])]
     for ids in _steps(model, prompt, max_new, keep_BT, sampling, stop_ids, cache, legal, allowed):
@@ -63,9 +63,12 @@ def stream(
     legal: Ranges | None = None,
     allowed: Allowed | None = None,
 ) -> Iterator[int]:
-    """The ids that follow one sequence (prompt (1,T) or (1,T,D)), each as soon as it is known; takes and raises as `generate`."""
+    """The ids that follow one sequence (prompt (1,T) or (1,T,D)), each as soon as it is known; takes and
+    raises as `generate`."""
     if prompt.shape[0] != 1:
-        raise ShapeError(f"stream follows one row, got a batch of {prompt.shape[0]}", hint="use generate with on_token")
+        raise ShapeError(
+            f"stream follows one row, got a batch of {prompt.shape[0]}", hint="use generate with on_token"
+        )
     for (each,) in _steps(model, prompt, max_new, None, sampling, stop_ids, cache, legal, allowed):
         if each is not None:
             yield each
@@ -86,7 +89,9 @@ class Text:
     ) -> None:
         self.steps, self.sampling, self.stop_ids = steps, sampling, frozenset(stop_ids)
         self.legal, self.allowed = [legal], allowed
-        self.ids_V = None if legal is None else torch.tensor([each for ids in legal for each in ids], device=device)
+        self.ids_V = (
+            None if legal is None else torch.tensor([each for ids in legal for each in ids], device=device)
+        )
         self.generator = torch.Generator(device).manual_seed(sampling.seed)
         self.seen_BV = seen_BV if seen_BV is None else self._of_legal(seen_BV)
         self.said: list[list[int]] = []
@@ -104,7 +109,9 @@ class Text:
             all_BV = self.allowed(self.said)
             allowed_BV = self._of_legal(all_BV.to(scores_BV.device))
             if not bool(allowed_BV.any(1).all()):
-                raise TokenRangeError(f"{self.name(step)}: no id is allowed in row {int(allowed_BV.any(1).int().argmin())}")
+                raise TokenRangeError(
+                    f"{self.name(step)}: no id is allowed in row {int(allowed_BV.any(1).int().argmin())}"
+                )
             scores_BV = scores_BV.masked_fill(~allowed_BV, -torch.inf)
         place_B = pick(scores_BV, self.sampling, generator=self.generator, seen_BV=self.seen_BV)
         if self.seen_BV is not None:
@@ -149,13 +156,22 @@ def _steps(
 
 def _check(model: CausalLM, prompt: Tensor, max_new: int, keep_BT: Tensor | None, cache: Any) -> None:
     if prompt.dim() not in (2, 3) or 0 in prompt.shape:
-        raise ShapeError(f"a prompt is ids (B,T) or embeddings (B,T,D) with at least one position, got {tuple(prompt.shape)}")
+        raise ShapeError(
+            f"a prompt is ids (B,T) or embeddings (B,T,D) with at least one position, got {tuple(prompt.shape)}"
+        )
     if keep_BT is not None and not bool(keep_BT.any(1).all()):
         raise ShapeError("every row of a prompt needs at least one real position")
     before = 0 if cache is None else cache.length
     if before + prompt.shape[1] + max_new > model.ctx_len:
-        needed = f"{before} + {prompt.shape[1]} + {max_new} new" if before else f"{prompt.shape[1]} + {max_new} new"
-        raise ContextError(f"{needed} positions do not fit ctx_len {model.ctx_len}", hint="shorten the prompt or lower max_new")
+        needed = (
+            f"{before} + {prompt.shape[1]} + {max_new} new"
+            if before
+            else f"{prompt.shape[1]} + {max_new} new"
+        )
+        raise ContextError(
+            f"{needed} positions do not fit ctx_len {model.ctx_len}",
+            hint="shorten the prompt or lower max_new",
+        )
 
 
 def _seen(prompt: Tensor, keep_BT: Tensor | None, size: int) -> Tensor:

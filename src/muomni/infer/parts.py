@@ -18,28 +18,30 @@ from muomni.infer.speech import Think, Voice, listen_to
 from muomni.infer.writer import MediaWriter
 from muomni.media.frames import PAD_S
 from muomni.media.mel import MelSpec
-from muomni.models import base, finite, integrity, lora, pretrained, rows, store
+from muomni.models import finite, integrity, lora, pretrained, reference, rows, store
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.decoder import Decoder
-from muomni.models.eyes import Eyes
 from muomni.models.omni import Omni
 from muomni.models.text_tower import TextTower
 from muomni.models.vision_encoder import VisionEncoder
+from muomni.models.vision_tower import VisionTower
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.unified import UnifiedTokenizer
 
 
 class Parts:
-    """Networks, tokenizers and settings of the stages in a folder; asking for what is not there is a CheckpointError that says so.
+    """Networks, tokenizers and settings of the stages in a folder; asking for what is not there is a
+    CheckpointError that says so.
 
     All networks are in evaluation mode; nothing is unpickled.
 
-    precision  None: networks as they are stored, for whoever trains or copies them. Else they answer, in the format that is asked for by
-               name, or with `auto` in the one that training would take (runtime.choose_dtype). What writes step by step (Thinker, Talker)
-               is then held in that format, the others compute in it; but `auto` leaves what writes in float32 on a CPU, where single
-               rows are no faster in bf16 (docs/log.md)
-    Raises  CheckpointError where there is no such folder, or nothing finished in it; ConfigError for a format that is unknown, or that the
-            device does not have.
+    precision  None: networks as they are stored, for whoever trains or copies them. Else they answer, in the
+               format that is asked for by name, or with `auto` in the one that training would take
+               (runtime.choose_dtype). What writes step by step (Thinker, Talker) is then held in that format,
+               the others compute in it; but `auto` leaves what writes in float32 on a CPU, where single rows
+               are no faster in bf16 (docs/log.md)
+    Raises  CheckpointError where there is no such folder, or nothing finished in it; ConfigError for a format
+            that is unknown, or that the device does not have.
     """
 
     def __init__(self, folder: Path | str, device: torch.device, precision: str | None = None) -> None:
@@ -53,44 +55,61 @@ class Parts:
 
     @classmethod
     def live(cls, device: torch.device, **parts: Any) -> Self:
-        """Parts that are in memory, by their names here (thinker, tokenizer, omni, media): what a stage asks before it saves them."""
-        made = cls.__new__(cls)
-        made.where, made.device, made.precision = Path("memory"), device, None
-        made.stages, made._checked, made._told = {}, set(), set()
-        vars(made).update(parts)
-        return made
+        """Parts that are in memory, by their names here (thinker, tokenizer, omni, media): what a stage asks
+        before it saves them."""
+        parts_made = cls.__new__(cls)
+        parts_made.where, parts_made.device, parts_made.precision = Path("memory"), device, None
+        parts_made.stages, parts_made._checked, parts_made._told = {}, set(), set()
+        vars(parts_made).update(parts)
+        return parts_made
 
     def number_format(self, width: int, *, by_steps: bool = False) -> torch.dtype:
-        """The format in which a network of this width computes; what is not plain, or was asked for, is told in a line.
+        """The format in which a network of this width computes; what is not plain, or was asked for, is told
+        in a line.
 
         Takes   by_steps: it writes, one position after another.
         """
         if self.precision is None:
             return torch.float32
         is_mixed = self.precision == "auto" and self.device.type == "cpu"
-        dtype = torch.float32 if by_steps and is_mixed else runtime.choose_dtype(self.precision, width, self.device)
+        dtype = (
+            torch.float32
+            if by_steps and is_mixed
+            else runtime.choose_dtype(self.precision, width, self.device)
+        )
         if (self.precision != "auto" or dtype != torch.float32) and dtype not in self._told:
             self._told.add(dtype)
-            where = f"{runtime.told_format(dtype)} on {self.device.type}"
-            told = f"eyes and ears compute in {where}, what writes in float32" if is_mixed else f"computes in {where}"
-            for line in (told, *runtime.emulated({dtype}, self.device)):
+            where = f"{runtime.format_name(dtype)} on {self.device.type}"
+            where_text = (
+                f"eyes and ears compute in {where}, what writes in float32"
+                if is_mixed
+                else f"computes in {where}"
+            )
+            for line in (where_text, *runtime.emulated({dtype}, self.device)):
                 print(f"note: {line}", file=sys.stderr, flush=True)
         return dtype
 
     @cached_property
     def bases(self) -> dict[str, dict[str, Any]]:
-        """What the model that sees says of networks that it stands on and does not hold: by "thinker" and "vision"."""
-        found: dict[str, dict[str, Any]] = self._omni_json().get("bases", {}) if "omni" in self.stages else {}
-        return found
+        """What the model that sees says of networks that it stands on and does not hold: by "thinker" and
+        "vision"."""
+        references: dict[str, dict[str, Any]] = (
+            self._omni_json().get("bases", {}) if "omni" in self.stages else {}
+        )
+        return references
 
     @cached_property
-    def _found(self) -> dict[str, tuple[base.Base, Path]]:
+    def _found(self) -> dict[str, tuple[reference.NetworkReference, Path]]:
         """These networks, found again."""
-        return {name: base.find(told, self.final("omni")) for name, told in self.bases.items()}
+        return {
+            name: reference.find(reference_json, self.final("omni"))
+            for name, reference_json in self.bases.items()
+        }
 
     @cached_property
     def text_folder(self) -> Path:
-        """The folder of the Thinker that answers, with its tokenizer; without what stage instruct has taught it."""
+        """The folder of the Thinker that answers, with its tokenizer; without what stage instruct has taught
+        it."""
         name, folder = self.stage("omni", "thinker", ability="read and write text")
         if name == "omni" and "thinker" in self.bases:
             return self._found["thinker"][1]
@@ -100,11 +119,14 @@ class Parts:
     def thinker(self) -> Decoder:
         """The language model: the tuned one of stage omni or instruct where there is one."""
         named = self._found["thinker"][0] if "thinker" in self.bases else None
-        computes_in = named.dtype_on(self.device) if named else base.as_stored(self.device)
-        # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what its export says.
-        opened_in = None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
-        if (asked := self._thinker_format(named)) is not None:
-            opened_in, computes_in = None, asked
+        computes_in = named.dtype_on(self.device) if named else reference.as_stored(self.device)
+        # What is merged is rounded as the base is stored, whatever this chip computes in: it then says what
+        # its export says.
+        opened_in = (
+            None if self.device.type == "cpu" and (named is None or named.dtype == "auto") else computes_in
+        )
+        if (dtype := self._thinker_format(named)) is not None:
+            opened_in, computes_in = None, dtype
         decoder = pretrained.open_decoder(self.text_folder, device=self.device, dtype=opened_in)
         adapter = self.final("omni") / "lora" if "omni" in self.stages else None
         if adapter is not None and adapter.is_dir():
@@ -115,11 +137,16 @@ class Parts:
             pretrained.tell_widened(self.text_folder, computes_in)
         return decoder if computes_in is None else decoder.to(computes_in)  # it lies on the device already
 
-    def _thinker_format(self, named: base.Base | None) -> torch.dtype | None:
-        """The format that the Thinker is asked to answer in; None: that of its base, where the recipe named it or nothing is faster."""
-        if self.precision is None or (self.precision == "auto" and named is not None and named.dtype != "auto"):
+    def _thinker_format(self, named: reference.NetworkReference | None) -> torch.dtype | None:
+        """The format that the Thinker is asked to answer in; None: that of its base, where the recipe named
+        it or nothing is faster."""
+        if self.precision is None or (
+            self.precision == "auto" and named is not None and named.dtype != "auto"
+        ):
             return None
-        dtype = self.number_format(int(store.read_config(self.text_folder).get("hidden_size", 0)), by_steps=True)
+        dtype = self.number_format(
+            int(store.read_config(self.text_folder).get("hidden_size", 0)), by_steps=True
+        )
         return None if self.precision == "auto" and dtype == torch.float32 else dtype
 
     @cached_property
@@ -135,18 +162,22 @@ class Parts:
         folder = self.final("omni")
         ears = store.load(folder / "hearing", self.device) if (folder / "hearing").is_dir() else None
         projectors = store.load(folder / "projectors", self.device)
-        omni = Omni(self.thinker, self._eyes(folder), ears, projectors, self.tokenizer.marks).eval()
+        omni = Omni(self.thinker, self._eyes(folder), ears, projectors, self.tokenizer.special_tokens).eval()
         finite.came_from(omni, folder)
         return omni
 
-    def _eyes(self, folder: Path) -> Eyes | None:
-        asked = torch.float32 if self.precision == "fp32" else None
+    def _eyes(self, folder: Path) -> VisionTower | None:
+        dtype = torch.float32 if self.precision == "fp32" else None
         if "vision" in self.bases:
-            given, place = self._found["vision"]
-            return pretrained.open_tower(place, device=self.device, dtype=asked or given.dtype_on(self.device))
+            tower_reference, place = self._found["vision"]
+            return pretrained.open_tower(
+                place, device=self.device, dtype=dtype or tower_reference.dtype_on(self.device)
+            )
         if not (folder / "vision").is_dir():
             return None
-        return pretrained.open_tower(folder / "vision", device=self.device, dtype=asked or base.as_stored(self.device))
+        return pretrained.open_tower(
+            folder / "vision", device=self.device, dtype=dtype or reference.as_stored(self.device)
+        )
 
     def _omni_json(self) -> dict[str, Any]:
         path = self.final("omni") / folders.OMNI
@@ -156,7 +187,9 @@ class Parts:
                 raise ValueError(f"expected an object, got {type(content).__name__}")
             return content
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: expected how media become tokens, got {type(error).__name__}: {error}") from error
+            raise CheckpointError(
+                f"{path}: expected how media become tokens, got {type(error).__name__}: {error}"
+            ) from error
 
     @cached_property
     def media(self) -> tuple[MediaSpec | None, dict[str, str]]:
@@ -166,10 +199,14 @@ class Parts:
         content = self._omni_json()
         try:
             media = dict(content["media"])
-            return MediaSpec(**{**media, "mel": MelSpec.model_validate(media["mel"])}), dict(content.get("prompts", {}))
+            return MediaSpec(**{**media, "mel": MelSpec.model_validate(media["mel"])}), dict(
+                content.get("prompts", {})
+            )
         except (ValueError, KeyError, TypeError) as error:
             path = self.stages["omni"] / folders.OMNI
-            raise CheckpointError(f"{path}: expected how media become tokens, got {type(error).__name__}: {error}") from error
+            raise CheckpointError(
+                f"{path}: expected how media become tokens, got {type(error).__name__}: {error}"
+            ) from error
 
     @property
     def reader(self) -> Decoder:
@@ -186,7 +223,11 @@ class Parts:
     @cached_property
     def hearing_folder(self) -> Path:
         """Stage hearing's, or the ears that stage omni listens through: they are the same."""
-        if "hearing" not in self.stages and "omni" in self.stages and (self.stages["omni"] / "hearing").is_dir():
+        if (
+            "hearing" not in self.stages
+            and "omni" in self.stages
+            and (self.stages["omni"] / "hearing").is_dir()
+        ):
             return self.final("omni") / "hearing"
         return self.stage("hearing", ability="transcribe")[1]
 
@@ -205,7 +246,11 @@ class Parts:
     def vision(self) -> tuple[VisionEncoder, TextTower, Tokenizer]:
         """The eyes, the tower that embeds texts beside them, and its tokenizer."""
         folder = self.stage("vision", ability="embed pictures or texts")[1]
-        return store.load(folder, self.device), store.load(folder / "text_tower", self.device), Tokenizer.load(folder)
+        return (
+            store.load(folder, self.device),
+            store.load(folder / "text_tower", self.device),
+            Tokenizer.load(folder),
+        )
 
     @cached_property
     def voice(self) -> Voice:
@@ -237,13 +282,14 @@ class Parts:
         """The states of the Thinker's layer that the Talker in `folder` was trained with."""
         return listen_to(Decoder.open(folder / "thinker", self.device), store.extra_of(folder).get("layer"))
 
-    def stage(self, *wanted: str, ability: str) -> tuple[str, Path]:
+    def stage(self, *names: str, ability: str) -> tuple[str, Path]:
         """The first of the wanted stages that is there, by name and folder."""
-        name, _ = folders.require(self.stages, *wanted, ability=ability, where=self.where)
+        name, _ = folders.require(self.stages, *names, ability=ability, where=self.where)
         return name, self.final(name)
 
     def final(self, name: str) -> Path:
-        """The `final/` of a stage that is there, its files compared with its certificate when it is first opened.
+        """The `final/` of a stage that is there, its files compared with its certificate when it is first
+        opened.
 
         What has no certificate, or a red one, is opened all the same, and that is told in a line.
         Raises  CheckpointError where files are missing, extra or others.

@@ -1,4 +1,5 @@
-"""What a user brings (words, pictures, sounds, earlier turns) -> the ids and arrays that the Thinker reads."""
+"""What a user brings (words, pictures, sounds, earlier turns) -> the ids and arrays that the Thinker
+reads."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ Messages = Sequence[Message | Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """One question: words, or a whole conversation whose last user turn is to be answered; media go before that turn's words."""
+    """One question: words, or a whole conversation whose last user turn is to be answered; media go before
+    that turn's words."""
 
     ask: str | Sample | Messages | None = None
     images: Sequence[Picture] = ()
@@ -61,20 +63,27 @@ class _Turn:
 
 
 def build(
-    request: Request, tokenizer: Tokenizer, ctx_len: int, spec: MediaSpec | None, questions: Mapping[str, str], *, cut: bool = True
+    request: Request,
+    tokenizer: Tokenizer,
+    ctx_len: int,
+    spec: MediaSpec | None,
+    questions: Mapping[str, str],
+    *,
+    cut: bool = True,
 ) -> Prompt:
     """Read the media and render the turns, up to where the assistant is to speak.
 
     Takes   spec: how media become tokens, None for a model that only reads;
             questions: by modality, what is asked of a medium that comes without words;
-            cut: a sound that fills too many positions loses its end, which is told in a line; else it is refused.
-    Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or ears),
-            ContextError (no room for an answer within ctx_len).
+            cut: a sound that fills too many positions loses its end, which is told in a line; else it is
+            refused.
+    Raises  DataError (media or turns that can't be used), CheckpointError (media for a model without eyes or
+            ears), ContextError (no room for an answer within ctx_len).
     """
     turns = [_read(message, spec, cut) for message in _messages(request.ask)]
     beside = {"image": request.images, "audio": request.audios}
-    given = [_array(kind, source, spec, cut) for kind, sources in beside.items() for source in sources]
-    last = replace(turns[-1], content=[*given, *turns[-1].content])
+    read_media = [_array(kind, source, spec, cut) for kind, sources in beside.items() for source in sources]
+    last = replace(turns[-1], content=[*read_media, *turns[-1].content])
     if not any(isinstance(part, TextPart) and part.text.strip() for part in last.content):
         kinds = {part.type for part in last.content if isinstance(part, _Medium)}
         if not kinds:
@@ -98,7 +107,9 @@ def build(
     return Prompt(ids, arrays)
 
 
-def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic") -> NDArray[np.uint8]:
+def read_picture(
+    source: Picture, size: int, resample: Literal["bicubic", "bilinear"] = "bicubic"
+) -> NDArray[np.uint8]:
     """Pixels (size, size, 3) of whatever shows a picture; raises DataError, ShapeError."""
     source = ImagePart(path=str(source)) if isinstance(source, str | Path) else source
     if isinstance(source, ImagePart):
@@ -109,7 +120,9 @@ def read_picture(source: Picture, size: int, resample: Literal["bicubic", "bilin
         from PIL.Image import fromarray
 
         source = fromarray(source)
-    return image.to_array(image.read(source) if isinstance(source, bytes) else source, size, resample=resample)
+    return image.to_array(
+        image.read(source) if isinstance(source, bytes) else source, size, resample=resample
+    )
 
 
 def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
@@ -122,7 +135,9 @@ def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
     if wave_S.ndim != 1:
         raise ShapeError(f"sound: expected a mono wave (S,), got {wave_S.shape}")
     if len(wave_S) == 0 or not np.isfinite(wave_S).all():
-        raise DataError("nonfinite" if len(wave_S) else "empty", "sound: expected finite samples, at least one")
+        raise DataError(
+            "nonfinite" if len(wave_S) else "empty", "sound: expected finite samples, at least one"
+        )
     if len(wave_S) > max_s * own_rate_hz:
         raise DataError("too_long", f"sound: {len(wave_S) / own_rate_hz:.1f} s, at most {max_s:g} s allowed")
     if own_rate_hz != rate_hz:
@@ -135,7 +150,9 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message]:
     if ask is None or isinstance(ask, str):
         return [Message(role="user", content=ask or "")]
     if not isinstance(ask, Sample):
-        ask = parse({"messages": [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in ask]})
+        ask = parse(
+            {"messages": [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in ask]}
+        )
     if ask.text is not None:
         return [Message(role="user", content=ask.text)]
     messages = list(ask.messages)
@@ -161,8 +178,8 @@ def heard(source: Sound, spec: MediaSpec) -> Wave:
     wave_S = read_sound(source, rate_hz, max_s=math.inf)
     if len(wave_S) > most:
         limit = f"in a chat it may fill {spec.max_audio_tokens} positions (max_audio_tokens)"
-        told = f"{name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}"
-        print(f"note: {told}", file=sys.stderr, flush=True)
+        note = f"{name}the sound is cut to its first {most / rate_hz:.2f} s: {limit}"
+        print(f"note: {note}", file=sys.stderr, flush=True)
     return wave_S[:most]
 
 
@@ -183,8 +200,8 @@ def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
 def _array(kind: str, source: Any, spec: MediaSpec | None, cut: bool) -> _Medium:
     """A medium that a message holds, or that came beside it."""
     if spec is None:
-        told = f"to take in {MODALITIES[kind].noun}s, stage omni must be there"
-        raise CheckpointError(told, hint="train it: muomni run RECIPE omni")
+        hint = f"to take in {MODALITIES[kind].noun}s, stage omni must be there"
+        raise CheckpointError(hint, hint="train it: muomni run RECIPE omni")
     if kind in SOURCES:
         return _Medium(kind, SOURCES[kind](source, spec, cut))
     return _Medium(kind, conversation.MEDIA_READERS[kind].read(source, spec))

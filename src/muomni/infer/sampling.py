@@ -14,22 +14,35 @@ class SamplingConfig(BaseModel):
 
     temperature: float = Field(0.0, ge=0, description="0: the most probable id")
     top_k: int = Field(0, ge=0, description="draw among the k most probable ids; 0: among all")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw among the fewest ids that hold this share of the probability")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1: ids that stood before become less probable")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw among the fewest ids that hold this share of the probability"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1: ids that stood before become less probable"
+    )
     seed: int = Field(0, ge=0)
 
 
-def pick(logits_BV: Tensor, config: SamplingConfig, *, generator: torch.Generator | None = None, seen_BV: Tensor | None = None) -> Tensor:
+def pick(
+    logits_BV: Tensor,
+    config: SamplingConfig,
+    *,
+    generator: torch.Generator | None = None,
+    seen_BV: Tensor | None = None,
+) -> Tensor:
     """One id for each row.
 
-    Takes   logits_BV; generator on the logits' device, needed unless greedy; seen_BV bool, True = stood before (for the penalty).
+    Takes   logits_BV; generator on the logits' device, needed unless greedy; seen_BV bool, True = stood
+            before (for the penalty).
     Gives   int64 (B,).
-    Source  order of steps (penalty, temperature, top-k, top-p) and the penalty as transformers has them; penalty: Keskar et al. 2019,
-            nucleus: Holtzman et al. 2020.
+    Source  order of steps (penalty, temperature, top-k, top-p) and the penalty as transformers has them;
+            penalty: Keskar et al. 2019, nucleus: Holtzman et al. 2020.
     """
     if config.repetition_penalty != 1 and seen_BV is not None:
         penalty = config.repetition_penalty
-        logits_BV = torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+        logits_BV = torch.where(
+            seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV
+        )
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV.float() / config.temperature

@@ -1,4 +1,5 @@
-"""Write the target span of a task by the decode loop: held to its grammar, or free, to see how often a model obeys it."""
+"""Write the target span of a task by the decode loop: held to its grammar, or free, to see how often a model
+obeys it."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class Span:
     """A span as a grid of streams (see `decode.Layout`), each row to its own end.
 
     Takes   streams: those of a column, at least the grammar's; further ones say pads;
-            is_free: any id may stand anywhere, and a row ends with the end token of its first stream or after the
-            longest span.
+            is_free: any id may stand anywhere, and a row ends with the end token of its first stream or after
+            the longest span.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Span:
         self.legal: list[Legal | None] = [*own, *[pad] * (streams - rules.streams)]
         self._ids_V = [None if ids is None else _all_of(ids, device) for ids in self.legal]
         self.generator = torch.Generator(device).manual_seed(sampling.seed)
-        self.ends: list[int | None] = [None] * rows  # units of each row, and all its steps, once its end is said
+        self.ends: list[int | None] = [
+            None
+        ] * rows  # units of each row, and all its steps, once its end is said
         self.lengths: list[int | None] = [None] * rows
         self.written: list[Tensor] = []  # (B, S) of each step
         self._masks: dict[tuple[int, Legal], Tensor] = {}
@@ -108,16 +111,22 @@ def write(
 ) -> list[Tensor]:
     """The span that follows each prompt, start and end included: (T,), or (K, T).
 
-    Takes   prompts: ids (T,), or (K, T), of any lengths (`sequences.prompt`); is_free: not held to the grammar.
-    Raises  ContextError where a prompt and the longest span do not fit; CheckpointError where scores are no numbers.
+    Takes   prompts: ids (T,), or (K, T), of any lengths (`sequences.prompt`); is_free: not held to the
+            grammar.
+    Raises  ContextError where a prompt and the longest span do not fit; CheckpointError where scores are no
+            numbers.
     """
     longest = max(each.shape[-1] for each in prompts)
     if longest + rules.steps > model.ctx_len:
         raise ContextError(
-            f"{longest} + {rules.steps} new positions do not fit ctx_len {model.ctx_len}", hint="shorten the prompt, or write less"
+            f"{longest} + {rules.steps} new positions do not fit ctx_len {model.ctx_len}",
+            hint="shorten the prompt, or write less",
         )
     device = model.new_embed.device
-    padded = [torch.nn.functional.pad(each, (longest - each.shape[-1], 0), value=model.space.pad) for each in prompts]
+    padded = [
+        torch.nn.functional.pad(each, (longest - each.shape[-1], 0), value=model.space.pad)
+        for each in prompts
+    ]
     keep = [[False] * (longest - each.shape[-1]) + [True] * each.shape[-1] for each in prompts]
     batch, keep_BT = torch.stack(padded).to(device), torch.tensor(keep, device=device)
     span = Span(rules, len(prompts), sampling, device, streams=model.space.streams, is_free=is_free)
@@ -142,7 +151,8 @@ class Compliance:
 
 
 def raw_compliance(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> Compliance:
-    """How often greedy writing obeys a grammar that it is not held to: what of it the model has learned. Raises as `write`."""
+    """How often greedy writing obeys a grammar that it is not held to: what of it the model has learned.
+    Raises as `write`."""
     rows = write(model, prompts, rules, is_free=True)
     return Compliance(sum(rules.first_illegal(row) is None for row in rows), len(rows))
 

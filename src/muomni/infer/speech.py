@@ -55,8 +55,8 @@ class Speech:
 class Voice:
     """A Talker and its codec, ready to speak.
 
-    Takes   tokenizer for a Talker of BPE tokens; think for one that may listen to the Thinker (without, it speaks from the tokens alone);
-            names of its voices, in the order of their rows.
+    Takes   tokenizer for a Talker of BPE tokens; think for one that may listen to the Thinker (without, it
+            speaks from the tokens alone); names of its voices, in the order of their rows.
     """
 
     def __init__(
@@ -82,8 +82,12 @@ class Voice:
         Raises  ConfigError for one that it does not have.
         """
         if name not in self.names:
-            known = f"it has {', '.join(self.names[:20])}" if self.names else "it has one voice: train it with model.num_speakers"
-            raise ConfigError(f"voice {name!r}: this Talker does not have it", hint=known)
+            names_text = (
+                f"it has {', '.join(self.names[:20])}"
+                if self.names
+                else "it has one voice: train it with model.num_speakers"
+            )
+            raise ConfigError(f"voice {name!r}: this Talker does not have it", hint=names_text)
         return self.names.index(name)
 
     @property
@@ -105,7 +109,7 @@ class Voice:
 
         Raises  DataError(empty) for a text without words; CheckpointError where a network gives no numbers.
         """
-        said: list[Speech] = []
+        speeches: list[Speech] = []
         for first in range(0, len(texts), batch):
             ids_BT, keep_BT = self._read(texts[first : first + batch])
             spoken = codes.speak(
@@ -120,16 +124,24 @@ class Voice:
             mel_BFM = self.codec.decode(spoken.codes_BKF, spoken.frames_B)
             finite.demand(mel_BFM, self.codec, "values of the log-mel")
             for row, frames in enumerate(spoken.frames_B.tolist()):
-                wave_S = griffin_lim.sound(mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel)
-                said.append(Speech(wave_S, spoken.codes_BKF[row, :, :frames].cpu(), bool(spoken.ended_B[row])))
-        return said
+                wave_S = griffin_lim.sound(
+                    mel_BFM[row, : frames * self.codec.config.stride_frames], self.codec.config.mel
+                )
+                speeches.append(
+                    Speech(wave_S, spoken.codes_BKF[row, :, :frames].cpu(), bool(spoken.ended_B[row]))
+                )
+        return speeches
 
     @torch.inference_mode()
-    def stream(self, text: str, *, sampling: SamplingConfig | None = None, speaker: int | None = None) -> Iterator[Wave]:
-        """Say one text in pieces, the first after two code frames, each about twice as long as the one before.
+    def stream(
+        self, text: str, *, sampling: SamplingConfig | None = None, speaker: int | None = None
+    ) -> Iterator[Wave]:
+        """Say one text in pieces, the first after two code frames, each about twice as long as the one
+        before.
 
-        Pieces are cross-faded over 20 ms where they meet in phase, so the whole lasts as long as that of `speak` to within 5 ms, and sounds
-        alike; samples differ, since the phases of a piece are found without knowing what comes after.
+        Pieces are cross-faded over 20 ms where they meet in phase, so the whole lasts as long as that of
+        `speak` to within 5 ms, and sounds alike; samples differ, since the phases of a piece are found
+        without knowing what comes after.
         """
         ids_BT, keep_BT = self._read([text])
         frames = codes.frames(
@@ -141,14 +153,14 @@ class Voice:
             choose=_chooser(sampling, ids_BT.device),
         )
         pieces = _Pieces(self.codec)
-        said: list[Tensor] = []
-        wanted = FIRST_PIECE_FRAMES
+        frames_said: list[Tensor] = []
+        piece_frames = FIRST_PIECE_FRAMES
         for frame in frames:
-            said.append(frame.codes_BK[0])
-            if len(said) == wanted:
-                wanted = 2 * wanted
-                yield pieces.add(torch.stack(said, -1), is_last=False)
-        yield pieces.add(torch.stack(said, -1), is_last=True)
+            frames_said.append(frame.codes_BK[0])
+            if len(frames_said) == piece_frames:
+                piece_frames = 2 * piece_frames
+                yield pieces.add(torch.stack(frames_said, -1), is_last=False)
+        yield pieces.add(torch.stack(frames_said, -1), is_last=True)
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and keep (B, T) of texts, padded on the right."""
@@ -156,7 +168,11 @@ class Voice:
         return ids_BT.to(self.device), keep_BT.to(self.device)
 
     def _speakers(self, speakers: Sequence[int] | None, first: int, count: int) -> Tensor | None:
-        return None if speakers is None else torch.tensor(list(speakers[first : first + count]), device=self.device)
+        return (
+            None
+            if speakers is None
+            else torch.tensor(list(speakers[first : first + count]), device=self.device)
+        )
 
 
 class _Pieces:
@@ -171,7 +187,8 @@ class _Pieces:
         self.tail_S: Wave | None = None  # the samples after those: to be faded into the next piece
 
     def add(self, codes_KF: Tensor, *, is_last: bool) -> Wave:
-        """The next samples, up to one code frame (which may still change) before the end of the codes known."""
+        """The next samples, up to one code frame (which may still change) before the end of the codes
+        known."""
         frames = codes_KF.shape[1]
         first = max(0, self.sent // self.frame_samples - self.codec.reach_frames)
         stride = self.codec.config.stride_frames
@@ -187,7 +204,9 @@ class _Pieces:
             start += shift
             stop += 0 if is_last else shift  # so that shifts don't add up
             rise = np.linspace(0, 1, self.fade, dtype=np.float32)
-            wave_S[start : start + self.fade] = rise * wave_S[start : start + self.fade] + (1 - rise) * self.tail_S
+            wave_S[start : start + self.fade] = (
+                rise * wave_S[start : start + self.fade] + (1 - rise) * self.tail_S
+            )
         self.tail_S = None if is_last else wave_S[stop : stop + self.fade].copy()
         return wave_S[start:stop]
 
@@ -211,7 +230,9 @@ def _chooser(sampling: SamplingConfig | None, device: torch.device) -> Choose:
     def choose(logits_BV: Tensor, before_BF: Tensor) -> Tensor:
         recent_BF = before_BF[:, -REPETITION_WINDOW_FRAMES:]
         classes = logits_BV.shape[1]
-        seen_BV = torch.zeros(len(logits_BV), classes + 2, dtype=torch.bool, device=device).scatter_(1, recent_BF, True)[:, :classes]
+        seen_BV = torch.zeros(len(logits_BV), classes + 2, dtype=torch.bool, device=device).scatter_(
+            1, recent_BF, True
+        )[:, :classes]
         return pick(logits_BV, config, generator=generator, seen_BV=seen_BV)
 
     return choose

@@ -22,28 +22,35 @@ BATCH = 16
 
 
 class MediaWriter:
-    """A token model with its tokenizer and codecs: what it writes is held to the grammar, so that it can be decoded.
+    """A token model with its tokenizer and codecs: what it writes is held to the grammar, so that it can be
+    decoded.
 
-    Takes   longest: frames of the longest sound that it was trained to write ("audio"); without it, what fits.
+    Takes   longest: frames of the longest sound that it was trained to write ("audio"); without it, what
+            fits.
     """
 
-    def __init__(self, model: TokenModel, tokenizer: UnifiedTokenizer, longest: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, model: TokenModel, tokenizer: UnifiedTokenizer, longest: Mapping[str, int] | None = None
+    ) -> None:
         self.model, self.tokenizer, self.longest = model, tokenizer, dict(longest or {})
 
     def draw(self, texts: Sequence[str], sampling: SamplingConfig = GREEDY) -> list[NDArray[np.uint8]]:
         """A picture (H, W, 3) uint8 of each text.
 
-        Raises  DataError for a text without words; ContextError for one that leaves no room; TokenSpaceError without
-                image tokens.
+        Raises  DataError for a text without words; ContextError for one that leaves no room; TokenSpaceError
+                without image tokens.
         """
         return self._written("image", texts, sampling, self._pixels)
 
-    def speak(self, texts: Sequence[str], sampling: SamplingConfig = GREEDY) -> list[tuple[NDArray[np.float32], int]]:
+    def speak(
+        self, texts: Sequence[str], sampling: SamplingConfig = GREEDY
+    ) -> list[tuple[NDArray[np.float32], int]]:
         """A sound of each text, (wave (S,) float32, rate in Hz); raises as `draw`."""
         return self._written("audio", texts, sampling, self._wave)
 
     def raw_compliance(self, kind: str, texts: Sequence[str]) -> Compliance:
-        """How often it writes a legal span of a kind ("image", "audio") greedily where nothing holds it to the grammar."""
+        """How often it writes a legal span of a kind ("image", "audio") greedily where nothing holds it to
+        the grammar."""
         legal = total = 0
         for prompts in self._batches(kind, texts):
             found = spans.raw_compliance(self.model, prompts, self.rules(kind, prompts))
@@ -64,10 +71,14 @@ class MediaWriter:
         frame = shortest.length(2) - shortest.length(1)
         room = 1 + (self.model.ctx_len - prompt - shortest.steps) // frame
         if room < 1:
-            raise ContextError(f"a prompt of {prompt} tokens leaves no room in {self.model.ctx_len}", hint="shorten the text")
+            raise ContextError(
+                f"a prompt of {prompt} tokens leaves no room in {self.model.ctx_len}", hint="shorten the text"
+            )
         return grammar.of_medium(space, kind, most=min(room, self.longest.get(kind, room)))
 
-    def _written(self, kind: str, texts: Sequence[str], sampling: SamplingConfig, decode: Callable[[Tensor], Any]) -> list[Any]:
+    def _written(
+        self, kind: str, texts: Sequence[str], sampling: SamplingConfig, decode: Callable[[Tensor], Any]
+    ) -> list[Any]:
         made: list[Any] = []
         for prompts in self._batches(kind, texts):
             rules = self.rules(kind, prompts)
@@ -80,7 +91,9 @@ class MediaWriter:
         for text in texts:
             if not text.strip():
                 raise DataError("empty_text", f"expected words, got {text!r}")
-        prompts = [sequences.prompt(self.model.space, kind, self.tokenizer.encode_text(text)) for text in texts]
+        prompts = [
+            sequences.prompt(self.model.space, kind, self.tokenizer.encode_text(text)) for text in texts
+        ]
         return [prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH)]
 
     def _pixels(self, ids: Tensor) -> NDArray[np.uint8]:

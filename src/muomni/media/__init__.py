@@ -1,1 +1,2 @@
-"""Files to float arrays and back: sound, spectra, pictures, text. Takes paths, gives numpy or torch; imports only errors and files."""
+"""Files to float arrays and back: sound, spectra, pictures, text. Takes paths, gives numpy or torch; imports
+only errors and files."""

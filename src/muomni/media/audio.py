@@ -1,4 +1,5 @@
-"""Sound files to mono float waves at the rate asked for, and back; what can't be trusted is refused with a reason."""
+"""Sound files to mono float waves at the rate asked for, and back; what can't be trusted is refused with a
+reason."""
 
 from __future__ import annotations
 
@@ -22,10 +23,14 @@ from muomni.media.decoders import TORN_S, Sound, Source
 
 SILENT_PEAK_TO_PEAK = 2e-4  # about -80 dB of full scale; dither and a constant offset lie below it
 RATES_HZ = (1000, 768_000)  # beyond these a header is damaged, and a minute of sound would not fit the memory
-LOUDEST = 4.0  # 12 dB above full scale: a file of floats may have such peaks, louder ones are of another scale
+LOUDEST = (
+    4.0  # 12 dB above full scale: a file of floats may have such peaks, louder ones are of another scale
+)
 SCALES = (2.0**15, 2.0**23, 2.0**31)  # integers written as floats
 OVER_SCALE = 1.1
-LOUD_SHARE = 0.01  # of the samples of integers are larger than LOUDEST, but for silence; else single ones are damaged
+LOUD_SHARE = (
+    0.01  # of the samples of integers are larger than LOUDEST, but for silence; else single ones are damaged
+)
 STRETCHES, STRETCH_FRAMES = 64, 4096  # by so many stretches the scale of a file of floats is told
 
 
@@ -51,7 +56,8 @@ class Info:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A wave as the file has it: (S,) float32 at the file's rate, divided by `scale`; `peak` is that of all channels before that.
+    """A wave as the file has it: (S,) float32 at the file's rate, divided by `scale`; `peak` is that of all
+    channels before that.
 
     channels_SC  the channels that it is the mean of, where they were asked for (at most KEPT_CHANNELS)
     """
@@ -64,7 +70,8 @@ class Decoded:
 
 
 def info(source: Source) -> Info:
-    """What a sound file is, without decoding it; the header of an MP3 is believed where it fits the file's size.
+    """What a sound file is, without decoding it; the header of an MP3 is believed where it fits the file's
+    size.
 
     Raises  DataError: missing, empty, undecodable (torn files too).
     """
@@ -84,13 +91,16 @@ def read(
 ) -> NDArray[np.float32]:
     """The mean of a file's channels, or one of them, resampled to `rate_hz`.
 
-    Takes   source: a file, or its content; start_s, end_s the window to decode (only it is decoded), cut at the file's end; channel:
-            counted from 0.
+    Takes   source: a file, or its content; start_s, end_s the window to decode (only it is decoded), cut at
+            the file's end; channel: counted from 0.
     Gives   (S,) float32, [-1, 1] for integer formats; S = round(frames * rate_hz / file rate), to one sample.
             Files of floats may go beyond 1 (to LOUDEST); those that hold integers are scaled to 1.
-    Raises  DataError: missing, empty, undecodable (torn files too), too_long (> max_s), nonfinite, silent, bad_row (window, channel).
+    Raises  DataError: missing, empty, undecodable (torn files too), too_long (> max_s), nonfinite, silent,
+            bad_row (window, channel).
     """
-    decoded = decode(source, start_s=start_s, end_s=end_s, channel=channel, max_s=max_s, allow_silent=allow_silent)
+    decoded = decode(
+        source, start_s=start_s, end_s=end_s, channel=channel, max_s=max_s, allow_silent=allow_silent
+    )
     return resampled(decoded, rate_hz, name_of(source))
 
 
@@ -105,28 +115,43 @@ def decode(
     name: str | None = None,
     keep_channels: bool = False,
 ) -> Decoded:
-    """As `read`, at the file's own rate, with what there is to say about the file; messages call it `name`."""
+    """As `read`, at the file's own rate, with what there is to say about the file; messages call it
+    `name`."""
     kept: list[NDArray[np.float32]] | None = [] if keep_channels and channel is None else None
     with _opened(source, name) as (sound, name):
         if channel is not None and not 0 <= channel < sound.channels:
             has = "one channel" if sound.channels == 1 else f"channels 0 to {sound.channels - 1}"
-            raise DataError("bad_row", f"{name}: expected a channel of the file, which has {has}, got {channel}", hint="mend `channel`")
+            raise DataError(
+                "bad_row",
+                f"{name}: expected a channel of the file, which has {has}, got {channel}",
+                hint="mend `channel`",
+            )
         first, last = _window(sound, name, start_s, end_s, max_s)
         try:
             wave_S, peak = decoders.gathered(sound.blocks(first, last - first), channel, kept)
         except (soundfile.LibsndfileError, OSError) as error:
-            raise DataError("undecodable", f"{name}: not a readable sound file: {decoders.said(error)}") from error
+            raise DataError(
+                "undecodable", f"{name}: not a readable sound file: {decoders.said(error)}"
+            ) from error
         _refuse_short(sound, name, first, last, len(wave_S), max_s)
         if not math.isfinite(peak) or not np.isfinite(wave_S).all():
             raise DataError("nonfinite", f"{name}: holds NaN or infinite samples", hint="make the file anew")
-        scale = _scale(sound, name, peak, is_whole=first == 0 and last == sound.frames) if sound.is_float else 1.0
+        scale = (
+            _scale(sound, name, peak, is_whole=first == 0 and last == sound.frames) if sound.is_float else 1.0
+        )
         about = _info(sound)
     if scale != 1.0:
         wave_S = wave_S / np.float32(scale)
     if not allow_silent and np.ptp(wave_S) < SILENT_PEAK_TO_PEAK:
         if peak / scale > SILENT_PEAK_TO_PEAK and about.channels > 1 and channel is None:
-            raise DataError("silent", f"{name}: its channels cancel each other", hint="name the one to take: `channel: 0`")
-        raise DataError("silent", f"{name}: nothing but silence", hint="the peak-to-peak value is below -80 dB of full scale")
+            raise DataError(
+                "silent", f"{name}: its channels cancel each other", hint="name the one to take: `channel: 0`"
+            )
+        raise DataError(
+            "silent",
+            f"{name}: nothing but silence",
+            hint="the peak-to-peak value is below -80 dB of full scale",
+        )
     channels_SC = np.concatenate(kept) if kept and about.channels > 1 else None
     return Decoded(wave_S, about, peak, scale, channels_SC)
 
@@ -167,10 +192,16 @@ def name_of(source: Source) -> str:
 
 
 @contextmanager
-def _opened(source: Source, name: str | None = None, *, is_thorough: bool = True) -> Iterator[tuple[Sound, str]]:
+def _opened(
+    source: Source, name: str | None = None, *, is_thorough: bool = True
+) -> Iterator[tuple[Sound, str]]:
     name = name or name_of(source)
     if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise DataError("missing", f"{name}: no such sound file", hint="paths in a manifest are relative to the manifest or its `root`")
+        raise DataError(
+            "missing",
+            f"{name}: no such sound file",
+            hint="paths in a manifest are relative to the manifest or its `root`",
+        )
     if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
         raise DataError("empty", f"{name}: the file has no bytes")
     try:
@@ -179,7 +210,9 @@ def _opened(source: Source, name: str | None = None, *, is_thorough: bool = True
         raise DataError("undecodable", f"{name}: not a readable sound file: {error}") from error
     try:
         if not RATES_HZ[0] <= sound.rate_hz <= RATES_HZ[1]:
-            raise DataError("undecodable", f"{name}: expected {RATES_HZ[0]} to {RATES_HZ[1]} Hz, got {sound.rate_hz} Hz")
+            raise DataError(
+                "undecodable", f"{name}: expected {RATES_HZ[0]} to {RATES_HZ[1]} Hz, got {sound.rate_hz} Hz"
+            )
         yield sound, name
     finally:
         sound.close()
@@ -187,15 +220,30 @@ def _opened(source: Source, name: str | None = None, *, is_thorough: bool = True
 
 def _info(sound: Sound) -> Info:
     return Info(
-        sound.rate_hz, sound.channels, sound.frames, sound.form, sound.codec, sound.said_s, sound.is_stream, sound.surplus, sound.is_cut
+        sound.rate_hz,
+        sound.channels,
+        sound.frames,
+        sound.form,
+        sound.codec,
+        sound.said_s,
+        sound.is_stream,
+        sound.surplus,
+        sound.is_cut,
     )
 
 
-def _window(sound: Sound, name: str, start_s: float | None, end_s: float | None, max_s: float) -> tuple[int, int]:
-    """First frame and the frame after the last, within the file; one more than is allowed where the file's length is not known."""
+def _window(
+    sound: Sound, name: str, start_s: float | None, end_s: float | None, max_s: float
+) -> tuple[int, int]:
+    """First frame and the frame after the last, within the file; one more than is allowed where the file's
+    length is not known."""
     begin_s, stop_s = start_s or 0.0, math.inf if end_s is None else end_s
     if not 0.0 <= begin_s < stop_s:  # NaN fails here too
-        raise DataError("bad_row", f"{name}: start {start_s} s and end {end_s} s are no window", hint="expected 0 <= start < end")
+        raise DataError(
+            "bad_row",
+            f"{name}: start {start_s} s and end {end_s} s are no window",
+            hint="expected 0 <= start < end",
+        )
     rate_hz, most = sound.rate_hz, max_s * sound.rate_hz
     if sound.frames is None:
         if math.isinf(begin_s):
@@ -253,7 +301,11 @@ def _scale(sound: Sound, name: str, peak: float, *, is_whole: bool) -> float:
     for first in range(0, sound.frames or 0, step):
         for block in sound.blocks(first, STRETCH_FRAMES):
             sizes = np.abs(block[np.isfinite(block)])
-            peak, loud, looked = max(peak, float(sizes.max(initial=0.0))), loud + int((sizes > LOUDEST).sum()), looked + sizes.size
+            peak, loud, looked = (
+                max(peak, float(sizes.max(initial=0.0))),
+                loud + int((sizes > LOUDEST).sum()),
+                looked + sizes.size,
+            )
     if peak <= LOUDEST:
         return 1.0
     scale = next((scale for scale in SCALES if peak <= OVER_SCALE * scale), None)

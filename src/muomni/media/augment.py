@@ -1,4 +1,5 @@
-"""Small changes that keep the meaning: of waves, log-mels and pictures. Pure functions; chance comes in as a generator."""
+"""Small changes that keep the meaning: of waves, log-mels and pictures. Pure functions; chance comes in as a
+generator."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def speed(wave_S: Wave, factor: float, *, rate_hz: int = 16_000) -> Wave:
 
 
 def gain(wave_S: Wave, decibels: float) -> Wave:
-    """Louder or quieter; no louder than full scale allows, for a wave that is cut off there is another sound."""
+    """Louder or quieter; no louder than full scale allows, for a wave that is cut off there is another
+    sound."""
     return _within(wave_S * np.float32(10 ** (decibels / 20)), wave_S)
 
 
@@ -37,14 +39,16 @@ def noise(wave_S: Wave, snr_db: float, rng: np.random.Generator) -> Wave:
 
 
 def _within(changed_S: Wave, wave_S: Wave) -> Wave:
-    """A changed wave with a peak of at most 1, or of the peak that the wave had before, where that was more."""
+    """A changed wave with a peak of at most 1, or of the peak that the wave had before, where that was
+    more."""
     peak = float(np.abs(changed_S).max(initial=0.0))
     most = max(1.0, float(np.abs(wave_S).max(initial=0.0))) if peak > 1.0 else 1.0
     return changed_S if peak <= most else changed_S * np.float32(most / peak)
 
 
 def formants(mel_FM: Mel, factor: float) -> Mel:
-    """Another vocal tract: the frequency axis of a log-mel is stretched by `factor` (a shorter tract has factor > 1)."""
+    """Another vocal tract: the frequency axis of a log-mel is stretched by `factor` (a shorter tract has
+    factor > 1)."""
     bins = np.arange(mel_FM.shape[1])
     source = np.clip(bins / factor, 0, mel_FM.shape[1] - 1)
     low = np.floor(source).astype(int)
@@ -66,7 +70,8 @@ def spec_augment(
 ) -> Mel:
     """Log-mel with stretches of time and bands of frequency set to its mean.
 
-    Takes   mel_FM; each time mask is at most `time_frames` wide and `time_share` of the utterance, so that short words survive.
+    Takes   mel_FM; each time mask is at most `time_frames` wide and `time_share` of the utterance, so that
+            short words survive.
     Source  Park et al. 2019, without time warping.
     """
     changed = mel_FM.copy()
@@ -108,19 +113,29 @@ def flip(picture_HW3: Picture) -> Picture:
 
 
 def jitter(
-    picture_HW3: Picture, rng: np.random.Generator, *, brightness: float = 0.2, contrast: float = 0.2, tint: float = 0.05
+    picture_HW3: Picture,
+    rng: np.random.Generator,
+    *,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    tint: float = 0.05,
 ) -> Picture:
     """Light, contrast and colour changed a little; each number is the largest relative change."""
     x = picture_HW3.astype(np.float32)
     mean = x.mean()
-    x = (x - mean) * (1 + rng.uniform(-contrast, contrast)) + mean * (1 + rng.uniform(-brightness, brightness))
+    x = (x - mean) * (1 + rng.uniform(-contrast, contrast)) + mean * (
+        1 + rng.uniform(-brightness, brightness)
+    )
     x *= 1 + rng.uniform(-tint, tint, 3).astype(np.float32)
     changed: Picture = np.clip(np.rint(x), 0, 255).astype(np.uint8)
     return changed
 
 
-def warp(picture_HW3: Picture, rng: np.random.Generator, *, degrees: float, scale: float, shear: float) -> Picture:
-    """Turned, zoomed and slanted a little about its middle, bilinear; what comes in from outside has the colour of the border's median.
+def warp(
+    picture_HW3: Picture, rng: np.random.Generator, *, degrees: float, scale: float, shear: float
+) -> Picture:
+    """Turned, zoomed and slanted a little about its middle, bilinear; what comes in from outside has the
+    colour of the border's median.
 
     Takes   degrees the largest turn either way; scale and shear the largest relative change.
     """

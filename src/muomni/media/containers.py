@@ -1,8 +1,10 @@
-"""What a sound file announces of its length, and how much of it is there: read from the bytes, before any decoder believes the header.
+"""What a sound file announces of its length, and how much of it is there: read from the bytes, before any
+decoder believes the header.
 
-libsndfile takes what it finds and is silent about the rest: half of a torn AIFF is a whole sound to it, and a wav whose sizes a pipe left
-unfilled is an empty one. Each parser here looks at the few bytes of a file that say how long it is. Where these are wrong and the bytes
-tell better, `head` holds a mended beginning that a decoder can believe.
+libsndfile takes what it finds and is silent about the rest: half of a torn AIFF is a whole sound to it, and a
+wav whose sizes a pipe left unfilled is an empty one. Each parser here looks at the few bytes of a file that
+say how long it is. Where these are wrong and the bytes tell better, `head` holds a mended beginning that a
+decoder can believe.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from muomni.media import mpeg
 
 HEAD_BYTES = 4096
 DS64_BYTES = 28  # of the chunk with the sizes of RF64, at least
-FOLLOWED = frozenset({"WAV", "RF64", "W64", "AIFF", "SVX", "AU", "CAF"})  # whose chunks lead to their sound, or are damaged
+FOLLOWED = frozenset(
+    {"WAV", "RF64", "W64", "AIFF", "SVX", "AU", "CAF"}
+)  # whose chunks lead to their sound, or are damaged
 PAGE_BYTES = 65_307  # the largest page of Ogg
 FRAME_BYTES = 1 << 18  # where the last frame of a FLAC file is looked for
 MOST_CHUNKS = 10_000
 STREAM_SIZES = (  # what writers put into 32 bits when they cannot come back to fill in a size
     range(1),
-    range(0x7EFF_FF00, 0x8000_0100),  # sox 0x7FFFF000 and 0x7F000000, arecord and players 0x80000000 less a part of a frame
+    range(
+        0x7EFF_FF00, 0x8000_0100
+    ),  # sox 0x7FFFF000 and 0x7F000000, arecord and players 0x80000000 less a part of a frame
     range(0xFFFF_FF00, 0x1_0000_0000),  # ffmpeg, lame, mpg123
 )
 LONGEST_BYTES = 1 << 62  # from here on a size of 64 bits was not filled in either
@@ -46,7 +52,8 @@ class Extent:
     is_stream  the header holds a placeholder, because its writer could not come back to fill it in
     head, start  read `head` and then the file from `start` on, instead of the file
     is_lost     the header does not lead to the sound
-    is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how much is lost
+    is_cut      a page of Ogg is cut or missing, or the file ends within a frame of MP3, and nothing says how
+                much is lost
     is_open     Ogg: the last page bears no mark of the end
     is_chained  Ogg: another sound follows the first
     last_page   Ogg: samples (of 48 kHz for Opus) in the file's last page; None: all of them, or not known
@@ -85,7 +92,8 @@ class WaveFormat:
 def examine(stream: BinaryIO, size: int, head: bytes, *, is_thorough: bool = True) -> Extent:
     """The extent of a file of `size` bytes that begins with `head` (at most HEAD_BYTES).
 
-    Takes   is_thorough: count the frames of an MP3 whose header fits its size, too; else that header is believed.
+    Takes   is_thorough: count the frames of an MP3 whose header fits its size, too; else that header is
+            believed.
     """
     form, parse = next(((form, parse) for is_form, form, parse in FORMS if is_form(head)), ("", None))
     if parse is None:
@@ -98,10 +106,19 @@ def examine(stream: BinaryIO, size: int, head: bytes, *, is_thorough: bool = Tru
 
 
 class _File:
-    """Bytes by their place; the beginning is there already. With `origin` what stands within a file is one of its own."""
+    """Bytes by their place; the beginning is there already. With `origin` what stands within a file is one of
+    its own."""
 
-    def __init__(self, stream: BinaryIO, size: int, head: bytes, origin: int = 0, *, is_thorough: bool = True) -> None:
-        self.stream, self.size, self.head, self.origin, self.is_thorough = stream, size, head, origin, is_thorough
+    def __init__(
+        self, stream: BinaryIO, size: int, head: bytes, origin: int = 0, *, is_thorough: bool = True
+    ) -> None:
+        self.stream, self.size, self.head, self.origin, self.is_thorough = (
+            stream,
+            size,
+            head,
+            origin,
+            is_thorough,
+        )
 
     def at(self, place: int, length: int) -> bytes:
         """`length` bytes, fewer at the file's end."""
@@ -117,7 +134,8 @@ def is_unfilled(size: int, bits: int = 32) -> bool:
 
 
 def _chunks(file: _File, place: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place of the body and announced bytes of each chunk of an IFF file; a missing pad byte is put up with."""
+    """Name, place of the body and announced bytes of each chunk of an IFF file; a missing pad byte is put up
+    with."""
     for _ in range(MOST_CHUNKS):
         if place + 8 > file.size:
             return
@@ -136,7 +154,8 @@ def _is_name(name: bytes) -> bool:
 
 
 def _wave(file: _File, form: str) -> Extent:
-    """RIFF, RIFX, RF64, BW64. A decoder gets its own header where a size lies or a chunk in front of the samples is damaged."""
+    """RIFF, RIFX, RF64, BW64. A decoder gets its own header where a size lies or a chunk in front of the
+    samples is damaged."""
     order = ">" if file.head[:4] == b"RIFX" else "<"
     long_size: int | None = None
     fmt, fields, is_clean = b"", None, file.head[:4] != b"BW64"
@@ -150,25 +169,41 @@ def _wave(file: _File, form: str) -> Extent:
             is_clean &= size == 8 + 8 * fields.channels
         elif name == b"data":
             is_long = long_size is not None and (size == 0xFFFF_FFFF or long_size > 0)
-            said = long_size if is_long and long_size is not None else size
+            said_bytes = long_size if is_long and long_size is not None else size
             is_clean &= not is_long or size == 0xFFFF_FFFF
-            return _wave_data(file, form, order, fmt, fields, place, said, 64 if is_long else 32, is_clean)
+            return _wave_data(
+                file, form, order, fmt, fields, place, said_bytes, 64 if is_long else 32, is_clean
+            )
     return Extent(form)
 
 
 def _wave_data(
-    file: _File, form: str, order: str, fmt: bytes, fields: WaveFormat | None, place: int, said: int, bits: int, is_clean: bool
+    file: _File,
+    form: str,
+    order: str,
+    fmt: bytes,
+    fields: WaveFormat | None,
+    place: int,
+    said_bytes: int,
+    bits: int,
+    is_clean: bool,
 ) -> Extent:
     rest = file.size - place
-    is_stream = is_unfilled(said, bits) and said != rest and not (said == 0 and _only_chunks(file, place, order))
-    there = rest if is_stream else min(said, rest)
+    is_stream = (
+        is_unfilled(said_bytes, bits)
+        and said_bytes != rest
+        and not (said_bytes == 0 and _only_chunks(file, place, order))
+    )
+    there = rest if is_stream else min(said_bytes, rest)
     block = fields.block_bytes if fields else 1
-    extent = Extent(form, None if is_stream else said, there, is_stream=is_stream, fmt=fields, data=place)
-    if fields and fields.tag == MP3 and there == (rest if is_stream else said):
+    extent = Extent(
+        form, None if is_stream else said_bytes, there, is_stream=is_stream, fmt=fields, data=place
+    )
+    if fields and fields.tag == MP3 and there == (rest if is_stream else said_bytes):
         inner = _mp3(_File(file.stream, there, b"", place), "MP3")
         return replace(inner, head=inner.head or b"", start=place + inner.start)
-    if not is_stream and said < rest:
-        extent = replace(extent, surplus=_surplus(file, place + said + said % 2, order))
+    if not is_stream and said_bytes < rest:
+        extent = replace(extent, surplus=_surplus(file, place + said_bytes + said_bytes % 2, order))
     if (is_stream or not is_clean) and fmt and there >= block:
         head = _riff(fmt, there, order)
         extent = replace(extent, head=head, start=place)
@@ -191,13 +226,23 @@ def _riff(fmt: bytes, data_bytes: int, order: str = "<") -> bytes:
     whole = 4 + len(chunk) + 8 + data_bytes
     if whole < 0xFFFF_FF00:
         name = b"RIFX" if order == ">" else b"RIFF"
-        return struct.pack(f"{order}4sI4s", name, whole, b"WAVE") + chunk + struct.pack(f"{order}4sI", b"data", data_bytes)
+        return (
+            struct.pack(f"{order}4sI4s", name, whole, b"WAVE")
+            + chunk
+            + struct.pack(f"{order}4sI", b"data", data_bytes)
+        )
     ds64 = struct.pack("<4sIQQQI", b"ds64", 28, whole + 36, data_bytes, 0, 0)
-    return struct.pack("<4sI4s", b"RF64", 0xFFFF_FFFF, b"WAVE") + ds64 + chunk + struct.pack("<4sI", b"data", 0xFFFF_FFFF)
+    return (
+        struct.pack("<4sI4s", b"RF64", 0xFFFF_FFFF, b"WAVE")
+        + ds64
+        + chunk
+        + struct.pack("<4sI", b"data", 0xFFFF_FFFF)
+    )
 
 
 def _only_chunks(file: _File, place: int, order: str) -> bool:
-    """Whether nothing but whole chunks (or nothing at all) follows: then an empty data chunk is truly empty."""
+    """Whether nothing but whole chunks (or nothing at all) follows: then an empty data chunk is truly
+    empty."""
     return _surplus(file, place, order) == 0
 
 
@@ -211,7 +256,11 @@ def _surplus(file: _File, place: int, order: str) -> int:
             return file.size - end
         end = body + size + size % 2
     left = file.at(end, min(HEAD_BYTES, max(0, file.size - end)))
-    return 0 if not left.strip(b"\0") or left.startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICS")) else file.size - end
+    return (
+        0
+        if not left.strip(b"\0") or left.startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICS"))
+        else file.size - end
+    )
 
 
 def _w64(file: _File, form: str) -> Extent:
@@ -239,23 +288,34 @@ def _aiff(file: _File, form: str) -> Extent:
     for name, place, size in _chunks(file, 12, ">"):
         if name in (b"SSND", b"BODY"):
             lead = 8 if name == b"SSND" else 0
-            rest, said = file.size - place - lead, size - lead
-            if is_unfilled(size) or said <= 0:
+            rest, said_bytes = file.size - place - lead, size - lead
+            if is_unfilled(size) or said_bytes <= 0:
                 return Extent(form, None, max(0, rest), is_stream=rest > 0)
-            return Extent(form, said, min(said, rest) if name == b"SSND" else rest - (rest > said and said % 2))
+            return Extent(
+                form,
+                said_bytes,
+                min(said_bytes, rest) if name == b"SSND" else rest - (rest > said_bytes and said_bytes % 2),
+            )
     return Extent(form)
 
 
 def _au(file: _File, form: str) -> Extent:
     order = ">" if file.head[:4] == b".snd" else "<"
-    place, said = struct.unpack(f"{order}II", file.head[4:12])
+    place, said_bytes = struct.unpack(f"{order}II", file.head[4:12])
     rest = file.size - place
-    if said >= rest and not is_unfilled(said):
-        return Extent(form, said, rest)
+    if said_bytes >= rest and not is_unfilled(said_bytes):
+        return Extent(form, said_bytes, rest)
     head = file.at(0, place)
     mended = head[:8] + struct.pack(f"{order}I", rest) + head[12:] if len(head) >= 24 else None
-    is_stream = is_unfilled(said) and said != rest
-    return Extent(form, None if is_stream else said, rest, is_stream=is_stream and rest > 0, head=mended, start=place)
+    is_stream = is_unfilled(said_bytes) and said_bytes != rest
+    return Extent(
+        form,
+        None if is_stream else said_bytes,
+        rest,
+        is_stream=is_stream and rest > 0,
+        head=mended,
+        start=place,
+    )
 
 
 def _caf(file: _File, form: str) -> Extent:
@@ -268,7 +328,14 @@ def _caf(file: _File, form: str) -> Extent:
             if not is_stream and size <= rest:
                 return Extent(form, size - 4, size - 4)
             head = file.at(0, place) + struct.pack(">4sq", name, rest)
-            return Extent(form, None if is_stream else size - 4, rest - 4, is_stream=is_stream, head=head, start=place + 12)
+            return Extent(
+                form,
+                None if is_stream else size - 4,
+                rest - 4,
+                is_stream=is_stream,
+                head=head,
+                start=place + 12,
+            )
         if size < 0:
             break
         place += 12 + size
@@ -278,28 +345,32 @@ def _caf(file: _File, form: str) -> Extent:
 def _nist(file: _File, form: str) -> Extent:
     start = int(file.head[8:16])
     fields = dict(re.findall(rb"(\w+) -i (\d+)", file.head[:start]))
-    said = int(fields[b"sample_count"]) * int(fields.get(b"channel_count", b"1")) * int(fields.get(b"sample_n_bytes", b"1"))
-    return Extent(form, said, file.size - start) if said else Extent(form)
+    said_bytes = (
+        int(fields[b"sample_count"])
+        * int(fields.get(b"channel_count", b"1"))
+        * int(fields.get(b"sample_n_bytes", b"1"))
+    )
+    return Extent(form, said_bytes, file.size - start) if said_bytes else Extent(form)
 
 
 def _voc(file: _File, form: str) -> Extent:
     place = struct.unpack("<H", file.head[20:22])[0]
-    said = there = 0
+    said_bytes = there = 0
     for _ in range(MOST_CHUNKS):
         block = file.at(place, 4)
         if len(block) < 4 or block[0] == 0:
             break
         size = int.from_bytes(block[1:], "little")
         if block[0] in (1, 2, 9):
-            said, there = said + size, there + min(size, file.size - place - 4)
+            said_bytes, there = said_bytes + size, there + min(size, file.size - place - 4)
         place += 4 + size
-    return Extent(form, said, there + max(0, file.size - place - 1))
+    return Extent(form, said_bytes, there + max(0, file.size - place - 1))
 
 
 def _avr(file: _File, form: str) -> Extent:
     is_stereo, bits, _, _, _, _, frames = struct.unpack(">HHHHHII", file.head[12:30])
-    said = frames * (2 if is_stereo else 1) * (bits // 8)
-    return Extent(form, said, file.size - 128)
+    said_bytes = frames * (2 if is_stereo else 1) * (bits // 8)
+    return Extent(form, said_bytes, file.size - 128)
 
 
 def _flac(file: _File, form: str) -> Extent:
@@ -311,28 +382,38 @@ def _flac(file: _File, form: str) -> Extent:
     if info[0] & 0x7F != 0:
         return Extent(form)
     bits = int.from_bytes(info[14:22], "big")
-    channels, width, said = (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1, bits & (1 << 36) - 1
+    channels, width, said_samples = (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1, bits & (1 << 36) - 1
     smallest, largest = struct.unpack(">HH", info[4:8])
     first = max(0, file.size - FRAME_BYTES)
     tail = file.at(first, file.size - first)
     ends = [end for end in _flac_ends(tail, channels, width, smallest, largest) if end]
-    if said and (not ends or said in ends[-3:]):
-        return Extent(form, said, said if ends else None)
+    if said_samples and (not ends or said_samples in ends[-3:]):
+        return Extent(form, said_samples, said_samples if ends else None)
     if not ends:
         return Extent(form, is_stream=True)
-    extent = Extent(form, said or None, ends[-1], is_stream=not said)
+    extent = Extent(form, said_samples or None, ends[-1], is_stream=not said_samples)
     mended = (bits >> 36 << 36 | ends[-1]).to_bytes(8, "big")
     return replace(extent, head=file.at(0, place + 18) + mended, start=place + 26)
 
 
 def _flac_ends(tail: bytes, channels: int, width: int, smallest: int, largest: int) -> Iterator[int]:
     """The number of the sample behind each frame that begins in `tail`. Source  RFC 9639, section 9."""
-    sizes = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{code: 256 << code - 8 for code in range(8, 16)}}
+    sizes = {
+        1: 192,
+        **{code: 576 << code - 2 for code in range(2, 6)},
+        **{code: 256 << code - 8 for code in range(8, 16)},
+    }
     widths = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
-    for found in re.finditer(rb"\xff[\xf8\xf9]", tail):
-        head = tail[found.start() : found.start() + 16].ljust(16, b"\0")  # a frame of silence is shorter
+    for match in re.finditer(rb"\xff[\xf8\xf9]", tail):
+        head = tail[match.start() : match.start() + 16].ljust(16, b"\0")  # a frame of silence is shorter
         size_code, rate_code, layout, width_code = head[2] >> 4, head[2] & 15, head[3] >> 4, head[3] >> 1 & 7
-        if size_code == 0 or rate_code == 15 or layout > 10 or head[3] & 1 or widths.get(width_code, width) != width:
+        if (
+            size_code == 0
+            or rate_code == 15
+            or layout > 10
+            or head[3] & 1
+            or widths.get(width_code, width) != width
+        ):
             continue
         if (layout + 1 if layout < 8 else 2) != channels:
             continue
@@ -347,10 +428,16 @@ def _flac_ends(tail: bytes, channels: int, width: int, smallest: int, largest: i
         extra = {6: 1, 7: 2}.get(size_code, 0)
         size = int.from_bytes(head[place : place + extra], "big") + 1 if extra else sizes[size_code]
         place += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
-        if found.start() + place < len(tail) and _crc8(head[:place]) == head[place]:
+        if match.start() + place < len(tail) and _crc8(head[:place]) == head[place]:
             is_fixed = head[1] == 0xF8
             if not is_fixed or size <= largest:
-                yield (number * smallest if is_fixed and smallest == largest else number * largest if is_fixed else number) + size
+                yield (
+                    number * smallest
+                    if is_fixed and smallest == largest
+                    else number * largest
+                    if is_fixed
+                    else number
+                ) + size
 
 
 def _crc8(content: bytes) -> int:
@@ -365,7 +452,8 @@ def _crc8(content: bytes) -> int:
 def _ogg(file: _File, form: str) -> Extent:
     """Where the last page begins, whether it is whole, and whether another sound follows the first.
 
-    Every page is complete in a whole file; nothing announces how many there are, so a torn one has lost an unknown rest.
+    Every page is complete in a whole file; nothing announces how many there are, so a torn one has lost an
+    unknown rest.
     """
     first = max(0, file.size - 3 * PAGE_BYTES)
     tail = file.at(first, file.size - first)
@@ -409,29 +497,38 @@ def _tagged(file: _File, form: str) -> Extent:
 
 
 def _mp3(file: _File, form: str) -> Extent:
-    """MPEG frames by the Xing, Info or VBRI header, and as counted where there is none or where it does not fit the file."""
-    found = mpeg.first_frame(file.at, file.size)
-    if found is None:
+    """MPEG frames by the Xing, Info or VBRI header, and as counted where there is none or where it does not
+    fit the file."""
+    frame = mpeg.first_frame(file.at, file.size)
+    if frame is None:
         return Extent("")
-    extent = Extent(form, frame_samples=mpeg.samples_per_frame(found.header))
-    if found.place > mpeg.behind_tags(file.at, file.size):
-        extent = replace(extent, head=b"", start=found.place)  # mpg123 complains of what stands before the first frame
-    announced = mpeg.announced(found)
-    fits = announced is not None and announced.fits(file.size - found.place - mpeg.tags_bytes(file.at, file.size))
+    extent = Extent(form, frame_samples=mpeg.samples_per_frame(frame.header))
+    if frame.place > mpeg.behind_tags(file.at, file.size):
+        extent = replace(
+            extent, head=b"", start=frame.place
+        )  # mpg123 complains of what stands before the first frame
+    announced = mpeg.announced(frame)
+    fits = announced is not None and announced.fits(
+        file.size - frame.place - mpeg.tags_bytes(file.at, file.size)
+    )
     if announced is not None and fits and not file.is_thorough:
         return replace(extent, said=announced.frames, there=announced.frames)
-    content = file.at(found.place, file.size - found.place)
-    there, is_cut = mpeg.count(content, found)
+    content = file.at(frame.place, file.size - frame.place)
+    there, is_cut = mpeg.count(content, frame)
     if announced is None:
-        extent, head = replace(extent, is_cut=is_cut), mpeg.tag_frame(found, there, len(content))
-        return replace(extent, there=there, head=head, start=found.place) if head and there else extent
+        extent, head = replace(extent, is_cut=is_cut), mpeg.tag_frame(frame, there, len(content))
+        return replace(extent, there=there, head=head, start=frame.place) if head and there else extent
     there -= 1  # the header stands in a frame of its own
     if abs(there - announced.frames) <= 1:
         there = announced.frames
         if fits:
             return replace(extent, said=there, there=there)
     head = announced.mended(there, len(content))
-    return replace(extent, said=announced.frames, there=there, head=head, start=found.place + len(head)) if there > 0 else extent
+    return (
+        replace(extent, said=announced.frames, there=there, head=head, start=frame.place + len(head))
+        if there > 0
+        else extent
+    )
 
 
 def _iff(head: bytes, *kinds: bytes) -> bool:

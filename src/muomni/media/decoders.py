@@ -1,7 +1,8 @@
-"""Sound files opened for reading by frames: plain wavs by numpy, most others by libsndfile, what it does not know by PyAV.
+"""Sound files opened for reading by frames: plain wavs by numpy, most others by libsndfile, what it does not
+know by PyAV.
 
-Each decoder gives what the file holds, whatever its header says, and any window of it as the same samples that lie there when the whole
-file is decoded.
+Each decoder gives what the file holds, whatever its header says, and any window of it as the same samples
+that lie there when the whole file is decoded.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ KEPT_CHANNELS = 8
 TORN_S = 0.05  # a file may hold so much less than it announces: pad bytes, and headers that count themselves
 TORN_FRAMES = 2  # of MP3, whose encoders count their own header or not
 SALVAGE_FRAMES = 256
-LEAD_S = 1.0  # decoded before a window and dropped: MP3 borrows bits of earlier frames, Opus predicts from them
+LEAD_S = (
+    1.0  # decoded before a window and dropped: MP3 borrows bits of earlier frames, Opus predicts from them
+)
 UNCHECKED = frozenset(
     {"MAT4", "MAT5", "MPC2K", "PAF", "SD2", "SDS", "WVE", "XI"}
 )  # libsndfile reads a torn half of these as a whole, or windows wrong
 BY_AV = frozenset({"MP4", "Matroska", "ASF", "AMR", "WavPack", "APE", "TTA", "AAC"})
 BY_NOTHING = frozenset({"AVI", "FLV", "RealMedia", "MPEG-TS"})  # torn ones can't be told
 TIMED = frozenset({"MP4", "Matroska", "ASF"})  # that say how long they are
-EITHER = frozenset({"WAV", "RF64", "W64", "AIFF", "CAF", "OGG"})  # containers of codecs that libsndfile has not
+EITHER = frozenset(
+    {"WAV", "RF64", "W64", "AIFF", "CAF", "OGG"}
+)  # containers of codecs that libsndfile has not
 PLAIN_ENDS = frozenset({"AU", "AVR", "NIST", "SVX", "VOC"})  # in which nothing may follow the sound
 AV_SLACK_S = 0.2  # time stamps of Matroska are milliseconds, and its length counts the padding of codecs
 AV_LEAD_S = 2.0
@@ -48,16 +53,20 @@ AV_HINT = f"pip install 'muomni[av]', or {SAVE_HINT}"
 
 
 MOST_EXTENTS = 4096
-_EXTENTS: dict[tuple[str, int, int, int, int], Extent] = {}  # of files, by all that changes with their content
+_EXTENTS: dict[
+    tuple[str, int, int, int, int], Extent
+] = {}  # of files, by all that changes with their content
 
 
 class Sound(Protocol):
     """A sound file, open.
 
     frames      of what the file holds; None where only decoding can tell
-    said_s      seconds that the header announces; None: it announces nothing, or (is_stream) holds a placeholder
+    said_s      seconds that the header announces; None: it announces nothing, or (is_stream) holds a
+                placeholder
     surplus     bytes that follow the announced sound and are nothing known
-    is_cut      the file breaks off (within a frame of MP3, or without the last page of Ogg), and nothing says how long it was
+    is_cut      the file breaks off (within a frame of MP3, or without the last page of Ogg), and nothing says
+                how long it was
     slack_frames  fewer than announced may come without a fault
     fault       what the decoder said when it stopped before the end, "" where it did not
     is_float    samples are floating-point numbers, which may have any scale
@@ -88,7 +97,8 @@ class Sound(Protocol):
 def opened(source: Source, name: str, *, is_thorough: bool = True) -> Sound:
     """A sound file, ready to be read; `is_thorough` as in `containers.examine`.
 
-    Raises  DataError (undecodable): no sound file, one that is torn, or one that takes a library which is not there.
+    Raises  DataError (undecodable): no sound file, one that is torn, or one that takes a library which is not
+            there.
     """
     stream: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0)  # noqa: SIM115  (a wav keeps it)
     is_kept = False
@@ -101,12 +111,16 @@ def opened(source: Source, name: str, *, is_thorough: bool = True) -> Sound:
     finally:
         if not is_kept:
             stream.close()
-    known = None if extent.form else foreign.explain(head)
-    if known is not None:
-        raise DataError("undecodable", f"{name}: expected a sound, got {known.what}", hint=known.hint)
+    foreign_kind = None if extent.form else foreign.explain(head)
+    if foreign_kind is not None:
+        raise DataError(
+            "undecodable", f"{name}: expected a sound, got {foreign_kind.what}", hint=foreign_kind.hint
+        )
     if extent.is_lost:
         raise DataError(
-            "undecodable", f"{name}: the header of this {extent.form} file does not lead to its sound", hint="make the file anew"
+            "undecodable",
+            f"{name}: the header of this {extent.form} file does not lead to its sound",
+            hint="make the file anew",
         )
     if extent.form in BY_NOTHING:
         raise DataError("undecodable", f"{name}: expected a sound, got {extent.form}", hint=SAVE_HINT)
@@ -124,19 +138,26 @@ def opened(source: Source, name: str, *, is_thorough: bool = True) -> Sound:
 
 
 def _extent(source: Source, stream: BinaryIO, head: bytes, is_thorough: bool) -> Extent:
-    """What `containers.examine` says; of a file whose whole length or end it takes, once for as long as the file stays as it is."""
+    """What `containers.examine` says; of a file whose whole length or end it takes, once for as long as the
+    file stays as it is."""
     if isinstance(source, bytes):
         return containers.examine(stream, len(source), head, is_thorough=is_thorough)
     status = os.fstat(stream.fileno())
-    key = f"{os.fspath(source)}\0{is_thorough}", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-    found = _EXTENTS.get(key)
-    if found is None:
-        found = containers.examine(stream, status.st_size, head, is_thorough=is_thorough)
-        if found.form in ("MP3", "FLAC", "OGG"):
+    key = (
+        f"{os.fspath(source)}\0{is_thorough}",
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+    )
+    extent = _EXTENTS.get(key)
+    if extent is None:
+        extent = containers.examine(stream, status.st_size, head, is_thorough=is_thorough)
+        if extent.form in ("MP3", "FLAC", "OGG"):
             if len(_EXTENTS) >= MOST_EXTENTS:
                 _EXTENTS.clear()
-            _EXTENTS[key] = found
-    return found
+            _EXTENTS[key] = extent
+    return extent
 
 
 def said(error: Exception) -> str:
@@ -157,7 +178,11 @@ def _announced_s(extent: Extent, frames: int, rate_hz: int, name: str) -> float 
     """
     if not extent.said or not extent.there:
         if extent.said and extent.there == 0:
-            raise DataError("undecodable", f"{name}: torn, the header announces sound, the file ends before it", hint="make the file anew")
+            raise DataError(
+                "undecodable",
+                f"{name}: torn, the header announces sound, the file ends before it",
+                hint="make the file anew",
+            )
         return None
     there_s = frames / rate_hz
     if extent.frame_samples:
@@ -168,7 +193,9 @@ def _announced_s(extent: Extent, frames: int, rate_hz: int, name: str) -> float 
         raise torn(name, said_s, there_s)
     if there_s - said_s > TORN_S and extent.form in PLAIN_ENDS:
         what = f"the header announces {said_s:.2f} s, as much as {there_s:.2f} s follow it"
-        raise DataError("undecodable", f"{name}: {what}, and nothing says which is right", hint="make the file anew")
+        raise DataError(
+            "undecodable", f"{name}: {what}, and nothing says which is right", hint="make the file anew"
+        )
     return said_s
 
 
@@ -233,7 +260,11 @@ class Libsndfile:
         if extent.head is not None:
             stream = Spliced(extent.head, source, extent.start)
         self.stream, self.sound = stream, soundfile.SoundFile(stream)
-        self.rate_hz, self.channels, self.codec = self.sound.samplerate, self.sound.channels, self.sound.subtype
+        self.rate_hz, self.channels, self.codec = (
+            self.sound.samplerate,
+            self.sound.channels,
+            self.sound.subtype,
+        )
         self.form = extent.form or self.sound.format
         self.slack_frames = TORN_FRAMES * extent.frame_samples
         self.is_float = self.codec in ("FLOAT", "DOUBLE")
@@ -242,7 +273,11 @@ class Libsndfile:
         self.frames: int | None = self.sound.frames
         try:
             if self.form in UNCHECKED:
-                raise DataError("undecodable", f"{name}: expected a format whose length can be checked, got {self.form}", hint=SAVE_HINT)
+                raise DataError(
+                    "undecodable",
+                    f"{name}: expected a format whose length can be checked, got {self.form}",
+                    hint=SAVE_HINT,
+                )
             if extent.is_cut and self.form == "OGG":
                 there_s = self.sound.frames / self.rate_hz
                 what = f"a page is cut short or missing, about {there_s:.2f} s are there; nothing says how long it was"
@@ -282,7 +317,8 @@ class Libsndfile:
             self.fault = said(error)
 
     def _entry(self, first: int) -> int:
-        """The frame from which to decode, so that those from `first` on are what they are in the whole file."""
+        """The frame from which to decode, so that those from `first` on are what they are in the whole
+        file."""
         if not self.sound.seekable() or self.codec.startswith("ALAC"):
             return 0
         if self.form != "OGG" and not self.codec.startswith("MPEG"):
@@ -311,9 +347,13 @@ class Av:
         try:
             import av
         except ImportError as error:
-            kind = extent.form if extent.form in BY_AV else f"{extent.form} of a codec that libsndfile has not"
+            kind = (
+                extent.form if extent.form in BY_AV else f"{extent.form} of a codec that libsndfile has not"
+            )
             kind = "an Ogg file of several sounds in a row" if extent.is_chained else kind
-            raise DataError("undecodable", f"{name}: {kind} takes PyAV, which is not installed", hint=AV_HINT) from error
+            raise DataError(
+                "undecodable", f"{name}: {kind} takes PyAV, which is not installed", hint=AV_HINT
+            ) from error
         self.source, self.name, self.form, self.is_stream = source, name, extent.form, extent.is_stream
         self.errors: type[Exception] = av.FFmpegError
         try:
@@ -323,18 +363,32 @@ class Av:
                 stream = container.streams.audio[0]
                 first = next(container.decode(stream), None)
                 if first is None:
-                    raise DataError("undecodable", f"{name}: no frame of its sound can be decoded", hint="make the file anew")
-                self.rate_hz, self.channels, self.codec = first.sample_rate, first.layout.nb_channels, stream.codec_context.name
+                    raise DataError(
+                        "undecodable",
+                        f"{name}: no frame of its sound can be decoded",
+                        hint="make the file anew",
+                    )
+                self.rate_hz, self.channels, self.codec = (
+                    first.sample_rate,
+                    first.layout.nb_channels,
+                    stream.codec_context.name,
+                )
                 self._origin, self._tick_s = first.pts or 0, float(stream.time_base or 0)
                 self.slack_frames = round(AV_SLACK_S * self.rate_hz)
                 self.said_s: float | None = None
                 if self.form in TIMED and stream.duration and stream.time_base:
                     self.said_s = float(stream.duration * stream.time_base)
-                elif self.form in TIMED and container.duration and len(container.streams) == 1:  # else a picture may go on for longer
+                elif (
+                    self.form in TIMED and container.duration and len(container.streams) == 1
+                ):  # else a picture may go on for longer
                     self.said_s = container.duration / 1e6
         except (av.FFmpegError, OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            hint = "a torn MP4 has lost the index at its end; make the file anew" if self.form == "MP4" else "make the file anew"
+            hint = (
+                "a torn MP4 has lost the index at its end; make the file anew"
+                if self.form == "MP4"
+                else "make the file anew"
+            )
             raise DataError("undecodable", f"{name}: not a readable sound file: {why}", hint=hint) from error
 
     def _container(self) -> InputContainer:
@@ -360,7 +414,10 @@ class Av:
                         got = f"got {frame.sample_rate} Hz and {frame.layout.nb_channels}"
                         raise DataError("undecodable", f"{self.name}: {what}, {got}", hint=SAVE_HINT)
                     if is_sought:
-                        place, is_sought = round(((frame.pts or 0) - self._origin) * self._tick_s * self.rate_hz), False
+                        place, is_sought = (
+                            round(((frame.pts or 0) - self._origin) * self._tick_s * self.rate_hz),
+                            False,
+                        )
                     block = _floats(frame)
                     if place + len(block) > first:
                         yield block[max(0, first - place) : end - place]
@@ -385,8 +442,11 @@ def _floats(frame: AudioFrame) -> Wave:
     return samples.astype(np.float32)
 
 
-def gathered(blocks: Iterator[Wave], channel: int | None, kept: list[Wave] | None = None) -> tuple[Wave, float]:
-    """One channel of all blocks, or the mean of all channels, and the peak of all; `kept` takes the blocks of several channels."""
+def gathered(
+    blocks: Iterator[Wave], channel: int | None, kept: list[Wave] | None = None
+) -> tuple[Wave, float]:
+    """One channel of all blocks, or the mean of all channels, and the peak of all; `kept` takes the blocks of
+    several channels."""
     pieces: list[Wave] = []
     peak = 0.0
     for block in blocks:

@@ -1,4 +1,5 @@
-"""What stands in a medium's place and is none: the pointer that git-lfs left, the page that a server sent instead of the file."""
+"""What stands in a medium's place and is none: the pointer that git-lfs left, the page that a server sent
+instead of the file."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ class Foreign:
 
 
 DOWNLOAD = "download the file again; a login or another address may be needed"
-LFS = Foreign("a pointer of git-lfs, whose file was never fetched", "run `git lfs pull` in the data's repository")
+LFS = Foreign(
+    "a pointer of git-lfs, whose file was never fetched", "run `git lfs pull` in the data's repository"
+)
 PAGE = Foreign("a web page", DOWNLOAD)
 ANSWER = Foreign("a server's answer in XML or JSON", DOWNLOAD)
 SIGNS: list[tuple[bytes, Foreign]] = [
@@ -44,12 +47,12 @@ SIGNS: list[tuple[bytes, Foreign]] = [
 def explain(head: bytes) -> Foreign | None:
     """What a file is that begins so, where it is known and no medium."""
     start = head[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    found = next((foreign for sign, foreign in SIGNS if start.startswith(sign)), None)
-    if found is ANSWER and b"<svg" in start:
+    kind = next((foreign for sign, foreign in SIGNS if start.startswith(sign)), None)
+    if kind is ANSWER and b"<svg" in start:
         return next(foreign for sign, foreign in SIGNS if sign == b"<svg")
-    if found is ANSWER and b"<html" in start:
+    if kind is ANSWER and b"<html" in start:
         return PAGE
-    return found or (_text(start) if start else None)
+    return kind or (_text(start) if start else None)
 
 
 def picture(head: bytes) -> Foreign | None:
@@ -73,4 +76,8 @@ def _text(start: bytes) -> Foreign | None:
     except UnicodeDecodeError:
         return None
     line = words.partition("\n")[0]
-    return Foreign(f"text: {line[:40]!r}", DOWNLOAD) if words.isprintable() or all(c.isprintable() or c.isspace() for c in words) else None
+    return (
+        Foreign(f"text: {line[:40]!r}", DOWNLOAD)
+        if words.isprintable() or all(c.isprintable() or c.isspace() for c in words)
+        else None
+    )

@@ -19,22 +19,29 @@ LOUD_NATS = 3.0  # bins so far below the loudest one still count when the loudne
 MAX_GAIN = 30.0  # a whole utterance of near-silence stays near-silent instead of becoming loud noise
 
 
-def invert(log_mel_FM: Tensor, spec: MelSpec, *, iterations: int = 32, momentum: float = 0.99, seed: int = 0) -> Tensor:
+def invert(
+    log_mel_FM: Tensor, spec: MelSpec, *, iterations: int = 32, momentum: float = 0.99, seed: int = 0
+) -> Tensor:
     """A wave whose log-mel frames are close to those given.
 
-    Takes   log_mel_FM (F, M) natural log, as `mel.log_mel` with the same spec gives it; the spec says the domain, nothing is guessed.
-    Gives   (F * hop,) float32 at spec.rate_hz, peak 0.95 (less where that needs a gain above 30); equal for equal seeds. Bins at the
-            floor count as empty, so pure silence gives zeros.
+    Takes   log_mel_FM (F, M) natural log, as `mel.log_mel` with the same spec gives it; the spec says the
+            domain, nothing is guessed.
+    Gives   (F * hop,) float32 at spec.rate_hz, peak 0.95 (less where that needs a gain above 30); equal for
+            equal seeds. Bins at the floor count as empty, so pure silence gives zeros.
     Raises  ShapeError if not (F >= 1, spec.num_mels); DataError(nonfinite).
-    Source  Griffin and Lim 1984; momentum as in Perraudin, Balazs and Søndergaard 2013, written a = r - m / (1 + m) * previous;
-            non-negative least squares by multiplicative updates, Lee and Seung 2001.
+    Source  Griffin and Lim 1984; momentum as in Perraudin, Balazs and Søndergaard 2013, written a = r - m /
+            (1 + m) * previous; non-negative least squares by multiplicative updates, Lee and Seung 2001.
     """
     if log_mel_FM.ndim != 2 or log_mel_FM.shape[1] != spec.num_mels or log_mel_FM.shape[0] < 1:
-        raise ShapeError(f"griffin_lim: expected log-mel frames (F, {spec.num_mels}), got {tuple(log_mel_FM.shape)}")
+        raise ShapeError(
+            f"griffin_lim: expected log-mel frames (F, {spec.num_mels}), got {tuple(log_mel_FM.shape)}"
+        )
     with torch.no_grad(), torch.autocast(log_mel_FM.device.type, enabled=False):
         mel_FM = log_mel_FM.float().exp()
         if not torch.isfinite(mel_FM).all():
-            raise DataError("nonfinite", "griffin_lim: the log-mel frames hold NaN, infinite or overflowing values")
+            raise DataError(
+                "nonfinite", "griffin_lim: the log-mel frames hold NaN, infinite or overflowing values"
+            )
         mel_FM = torch.where(mel_FM > spec.floor * (1.0 + 1e-4), mel_FM, 0.0)
         magnitude_FN = _linear(mel_FM, spec) ** (1.0 / spec.power)
         samples = len(mel_FM) * spec.hop_samples
@@ -72,22 +79,34 @@ def _linear(mel_FM: Tensor, spec: MelSpec) -> Tensor:
 
 def _with_phase(magnitude_FN: Tensor, spec: MelSpec, iterations: int, momentum: float, seed: int) -> Tensor:
     """Griffin-Lim: find phases under which overlapping frames agree; gives at least F * hop samples."""
-    # A wave of F * hop samples has F + 1 centred frames, and mirroring needs more than half an FFT of samples.
+    # A wave of F * hop samples has F + 1 centred frames, and mirroring needs more than half an FFT of
+    # samples.
     frames = max(len(magnitude_FN), spec.n_fft // 2 // spec.hop_samples + 1)
-    magnitude_NF = torch.cat([magnitude_FN, magnitude_FN[-1:].expand(frames + 1 - len(magnitude_FN), -1)]).T.contiguous()
+    magnitude_NF = torch.cat(
+        [magnitude_FN, magnitude_FN[-1:].expand(frames + 1 - len(magnitude_FN), -1)]
+    ).T.contiguous()
     window = torch.hann_window(spec.window_samples, device=magnitude_FN.device)
 
     def wave(angles_NF: Tensor) -> Tensor:
         return torch.istft(
-            magnitude_NF * angles_NF, spec.n_fft, spec.hop_samples, spec.window_samples, window, length=frames * spec.hop_samples
+            magnitude_NF * angles_NF,
+            spec.n_fft,
+            spec.hop_samples,
+            spec.window_samples,
+            window,
+            length=frames * spec.hop_samples,
         )
 
-    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts from the same phases
+    generator = torch.Generator().manual_seed(
+        seed
+    )  # on the CPU, so that every device starts from the same phases
     turns_NF = torch.rand(magnitude_NF.shape, generator=generator).to(magnitude_NF.device)
     angles_NF = torch.polar(torch.ones_like(magnitude_NF), 2.0 * torch.pi * turns_NF)
     previous_NF = torch.zeros_like(angles_NF)
     for _ in range(iterations):
-        rebuilt_NF = torch.stft(wave(angles_NF), spec.n_fft, spec.hop_samples, spec.window_samples, window, return_complex=True)
+        rebuilt_NF = torch.stft(
+            wave(angles_NF), spec.n_fft, spec.hop_samples, spec.window_samples, window, return_complex=True
+        )
         ahead_NF = rebuilt_NF - momentum / (1.0 + momentum) * previous_NF
         angles_NF = ahead_NF / ahead_NF.abs().clamp_min_(1e-16)
         previous_NF = rebuilt_NF

@@ -24,18 +24,32 @@ if TYPE_CHECKING:
 
 WHITE = (255, 255, 255)
 AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # from Pillow 11.3 on
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", *AVIF)  # Pillow knows forty; one starts Ghostscript
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    *AVIF,
+)  # Pillow knows forty; one starts Ghostscript
 MAX_BYTES = 256 * 2**20
 PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_WORDS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})  # chunks that change no pixel here, and that Pillow limits
+PNG_WORDS = frozenset(
+    {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+)  # chunks that change no pixel here, and that Pillow limits
 
 
 def read(path_or_bytes: str | Path | bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
-    """A picture as upright 8-bit RGB: alpha laid over white, palette, CMYK and 16-bit grey converted, EXIF orientation applied.
+    """A picture as upright 8-bit RGB: alpha laid over white, palette, CMYK and 16-bit grey converted, EXIF
+    orientation applied.
 
     Animations give their first frame.
-    Raises  DataError: missing, empty, undecodable (torn files and other FORMATS too), too_large (by the size or the header, before any
-            pixel is decoded).
+    Raises  DataError: missing, empty, undecodable (torn files and other FORMATS too), too_large (by the size
+            or the header, before any pixel is decoded).
     """
     return read_with_format(path_or_bytes, max_pixels=max_pixels)[0]
 
@@ -54,31 +68,41 @@ def read_with_format(
         except ValueError as error:
             if "MAX_TEXT" not in str(error) or not content.startswith(PNG_START):
                 raise
-            return _decoded(_without_words(content), name, max_pixels)  # megabytes of text, as picture generators write them
+            return _decoded(
+                _without_words(content), name, max_pixels
+            )  # megabytes of text, as picture generators write them
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError("too_large", f"{name}: {error}", hint="shrink it") from error
     except UnidentifiedImageError as error:
-        known = foreign.explain(content) or foreign.picture(content)
-        got = known.what if known else f"{content[:8]!r}..."
+        foreign_kind = foreign.explain(content) or foreign.picture(content)
+        got = foreign_kind.what if foreign_kind else f"{content[:8]!r}..."
         raise DataError(
-            "undecodable", f"{name}: expected a picture ({', '.join(FORMATS)}), got {got}", hint=known.hint if known else ""
+            "undecodable",
+            f"{name}: expected a picture ({', '.join(FORMATS)}), got {got}",
+            hint=foreign_kind.hint if foreign_kind else "",
         ) from error
     except Exception as error:  # Pillow's decoders let anything through on hostile bytes: SyntaxError, struct.error, IndexError ...
-        raise DataError("undecodable", f"{name}: not a readable picture: {error}", hint="make the file anew") from error
+        raise DataError(
+            "undecodable", f"{name}: not a readable picture: {error}", hint="make the file anew"
+        ) from error
 
 
 def _decoded(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit, not Pillow's
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # max_pixels is the limit, not Pillow's
         picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     if picture.width * picture.height > max_pixels:
         what = f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} allowed"
         raise DataError("too_large", what, hint="shrink it")
     form = picture.format or ""
     picture.load()
-    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):  # a damaged EXIF block turns nothing
+    with contextlib.suppress(
+        SyntaxError, ValueError, KeyError, TypeError, struct.error
+    ):  # a damaged EXIF block turns nothing
         ImageOps.exif_transpose(picture, in_place=True)
     return _rgb(picture), form
 
@@ -95,9 +119,14 @@ def _without_words(content: bytes) -> bytes:
 
 
 def to_array(
-    picture: Image.Image, size: int, fit: Literal["squash", "pad"] = "squash", *, resample: Literal["bicubic", "bilinear"] = "bicubic"
+    picture: Image.Image,
+    size: int,
+    fit: Literal["squash", "pad"] = "squash",
+    *,
+    resample: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> NDArray[np.uint8]:
-    """Pixels (size, size, 3) uint8; "squash" stretches to the square, "pad" keeps the aspect and centres on white."""
+    """Pixels (size, size, 3) uint8; "squash" stretches to the square, "pad" keeps the aspect and centres on
+    white."""
     rgb, how = picture.convert("RGB"), Image.Resampling[resample.upper()]
     if fit == "squash":
         return np.array(rgb.resize((size, size), how))
@@ -117,7 +146,9 @@ def to_pixels(array: NDArray[np.uint8] | Tensor) -> Tensor:
 
     pixels = torch.as_tensor(array)
     if pixels.dtype != torch.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
-        raise ShapeError(f"to_pixels: expected uint8 (..., H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise ShapeError(
+            f"to_pixels: expected uint8 (..., H, W, 3), got {pixels.dtype} {tuple(pixels.shape)}"
+        )
     return pixels.movedim(-1, -3).float().div(127.5).sub(1.0).contiguous()
 
 
@@ -127,7 +158,9 @@ def write(path: str | Path, pixels_HW3: NDArray[np.uint8]) -> None:
     Raises  ShapeError for other than (H, W, 3) uint8.
     """
     if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
-        raise ShapeError(f"image.write: expected pixels (H, W, 3) uint8, got {pixels_HW3.shape} {pixels_HW3.dtype}")
+        raise ShapeError(
+            f"image.write: expected pixels (H, W, 3) uint8, got {pixels_HW3.shape} {pixels_HW3.dtype}"
+        )
     stream = io.BytesIO()
     Image.fromarray(pixels_HW3).save(stream, "PNG", optimize=True)
     write_bytes(Path(path), stream.getvalue())
@@ -135,10 +168,16 @@ def write(path: str | Path, pixels_HW3: NDArray[np.uint8]) -> None:
 
 def _bytes(path: Path) -> bytes:
     if not os.path.isfile(path):
-        raise DataError("missing", f"{path}: no such picture", hint="paths in a manifest are relative to the manifest or its `root`")
+        raise DataError(
+            "missing",
+            f"{path}: no such picture",
+            hint="paths in a manifest are relative to the manifest or its `root`",
+        )
     try:
         if (size := os.path.getsize(path)) > MAX_BYTES:
-            raise DataError("too_large", f"{path}: {size} bytes, at most {MAX_BYTES} allowed", hint="shrink it")
+            raise DataError(
+                "too_large", f"{path}: {size} bytes, at most {MAX_BYTES} allowed", hint="shrink it"
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataError("undecodable", f"{path}: can't be read: {error.strerror}") from error

@@ -18,7 +18,8 @@ TINY_POWER = 1e-20  # below it the square root's gradient is cut to zero instead
 
 
 class MelSpec(BaseModel):
-    """Every number between a wave and its log-mel frames; stored with the weights that were trained on them."""
+    """Every number between a wave and its log-mel frames; stored with the weights that were trained on
+    them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +46,9 @@ class MelSpec(BaseModel):
                 f"hop_samples {self.hop_samples} must be at most half of window_samples {self.window_samples}: else samples go unseen"
             )
         if not self.f_min_hz < self.f_max_hz <= self.rate_hz / 2:
-            raise ValueError(f"expected f_min_hz {self.f_min_hz} < f_max_hz {self.f_max_hz} <= half of rate_hz {self.rate_hz}")
+            raise ValueError(
+                f"expected f_min_hz {self.f_min_hz} < f_max_hz {self.f_max_hz} <= half of rate_hz {self.rate_hz}"
+            )
         return self
 
     @property
@@ -69,20 +72,25 @@ class MelSpec(BaseModel):
         return samples // self.hop_samples
 
 
-HEARING = MelSpec(n_fft=1024, window_samples=400, num_mels=128, scale="slaney", norm="slaney", power=2.0, floor=1e-6)
+HEARING = MelSpec(
+    n_fft=1024, window_samples=400, num_mels=128, scale="slaney", norm="slaney", power=2.0, floor=1e-6
+)
 SPEECH = MelSpec(n_fft=1024, window_samples=640, num_mels=80, scale="htk", norm=None, power=1.0, floor=1e-4)
 
 
 def log_mel(wave_BS: Tensor, spec: MelSpec) -> Tensor:
     """Log-mel frames of mono audio, computed in float32 even under autocast.
 
-    Takes   wave_BS floating point at spec.rate_hz, on any device. Rows of unequal length: take each alone, or accept that the last
-            frames of a zero-padded row see zeros where a row alone sees its mirror.
-    Gives   (B, F, M) float32, natural log, at least log(spec.floor); F = S // hop. Frame f is centred on sample f * hop.
+    Takes   wave_BS floating point at spec.rate_hz, on any device. Rows of unequal length: take each alone, or
+            accept that the last frames of a zero-padded row see zeros where a row alone sees its mirror.
+    Gives   (B, F, M) float32, natural log, at least log(spec.floor); F = S // hop. Frame f is centred on
+            sample f * hop.
     Raises  ShapeError if not (B, S) of floats, or shorter than one hop.
     """
     if wave_BS.ndim != 2 or not wave_BS.is_floating_point():
-        raise ShapeError(f"log_mel: expected a floating-point wave (B, S), got {wave_BS.dtype} {tuple(wave_BS.shape)}")
+        raise ShapeError(
+            f"log_mel: expected a floating-point wave (B, S), got {wave_BS.dtype} {tuple(wave_BS.shape)}"
+        )
     samples = wave_BS.shape[1]
     if samples < spec.hop_samples:
         raise ShapeError(f"log_mel: expected at least one hop of {spec.hop_samples} samples, got {samples}")
@@ -93,17 +101,22 @@ def log_mel(wave_BS: Tensor, spec: MelSpec) -> Tensor:
         return mel_BFM.clamp_min(spec.floor).log()
 
 
-def log_spectral_distance(first_BS: Tensor, second_BS: Tensor, spec: MelSpec, *, range_db: float = 60.0) -> Tensor:
-    """How far two waves of equal length lie apart, in dB: the root mean square over bins of their log power difference, mean over frames.
+def log_spectral_distance(
+    first_BS: Tensor, second_BS: Tensor, spec: MelSpec, *, range_db: float = 60.0
+) -> Tensor:
+    """How far two waves of equal length lie apart, in dB: the root mean square over bins of their log power
+    difference, mean over frames.
 
-    Both are scaled to unit power first, so loudness does not count; what lies more than `range_db` under the louder wave's peak bin is cut,
-    so that the depth of a silence does not count.
+    Both are scaled to unit power first, so loudness does not count; what lies more than `range_db` under the
+    louder wave's peak bin is cut, so that the depth of a silence does not count.
     Gives   (B,) float32.
     Raises  ShapeError if the shapes differ.
     Source  Gray and Markel 1976.
     """
     if first_BS.shape != second_BS.shape or first_BS.ndim != 2:
-        raise ShapeError(f"log_spectral_distance: expected two waves (B, S), got {tuple(first_BS.shape)} and {tuple(second_BS.shape)}")
+        raise ShapeError(
+            f"log_spectral_distance: expected two waves (B, S), got {tuple(first_BS.shape)} and {tuple(second_BS.shape)}"
+        )
     first, second = (_power(_unit_power(wave.float()), spec) for wave in (first_BS, second_BS))
     lowest = torch.maximum(first, second).amax(dim=(1, 2), keepdim=True) * 10.0 ** (-range_db / 10.0)
     difference_db = 10.0 * (first.maximum(lowest).log10() - second.maximum(lowest).log10())
@@ -113,8 +126,9 @@ def log_spectral_distance(first_BS: Tensor, second_BS: Tensor, spec: MelSpec, *,
 def filter_bank(spec: MelSpec) -> Tensor:
     """Triangular filters of the mel scale, (n_fft // 2 + 1, M) float32.
 
-    Source  scale "slaney": linear below 1 kHz, logarithmic above (Slaney, Auditory Toolbox, 1998), as Whisper uses it;
-            "htk": 2595 log10(1 + f / 700). norm "slaney": filters of equal area in Hz; None: filters of peak 1.
+    Source  scale "slaney": linear below 1 kHz, logarithmic above (Slaney, Auditory Toolbox, 1998), as Whisper
+            uses it; "htk": 2595 log10(1 + f / 700). norm "slaney": filters of equal area in Hz; None: filters
+            of peak 1.
     """
     return _device_bank(spec, torch.device("cpu")).clone()
 
@@ -160,11 +174,14 @@ def _to_hz(mel: NDArray[np.float64], scale: str) -> NDArray[np.float64]:
 
 
 def _power(wave_BS: Tensor, spec: MelSpec) -> Tensor:
-    """Power spectrum (B, 1 + S // hop, n_fft // 2 + 1); waves too short to be mirrored are padded with zeros."""
+    """Power spectrum (B, 1 + S // hop, n_fft // 2 + 1); waves too short to be mirrored are padded with
+    zeros."""
     missing = spec.n_fft // 2 + 1 - wave_BS.shape[1]
     padded_BS = torch.nn.functional.pad(wave_BS, (0, max(0, missing)))
     window = torch.hann_window(spec.window_samples, device=wave_BS.device)
-    complex_BNF = torch.stft(padded_BS, spec.n_fft, spec.hop_samples, spec.window_samples, window, center=True, return_complex=True)
+    complex_BNF = torch.stft(
+        padded_BS, spec.n_fft, spec.hop_samples, spec.window_samples, window, center=True, return_complex=True
+    )
     return (complex_BNF.real.square() + complex_BNF.imag.square()).transpose(1, 2)
 
 

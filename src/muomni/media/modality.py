@@ -1,7 +1,8 @@
-"""The media that a sample may hold, a row each: their names, files, and how one is swapped, blanked and noised.
+"""The media that a sample may hold, a row each: their names, files, and how one is swapped, blanked and
+noised.
 
-Rooms above keep small tables of their own under the same names (docs/modalities.md lists them). Text has no row:
-it is no array, fills no pads and is never swapped.
+Rooms above keep small tables of their own under the same names (docs/modalities.md lists them). Text has no
+row: it is no array, fills no pads and is never swapped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of media. Its arrays are what its encoder takes; each function gives one of its first one's shape.
+    """One kind of media. Its arrays are what its encoder takes; each function gives one of its first one's
+    shape.
 
     noun, encoder  what people call a medium, and the network that reads it
     suffixes       of its files, with the dot, in lower case

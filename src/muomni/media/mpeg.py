@@ -1,6 +1,8 @@
-"""Frames of MPEG audio, counted by their headers: how long a file is that does not say so, or says something else.
+"""Frames of MPEG audio, counted by their headers: how long a file is that does not say so, or says something
+else.
 
-Source  ISO/IEC 11172-3 and 13818-3 for frame headers; the Xing, Info and VBRI headers as LAME and Fraunhofer write them.
+Source  ISO/IEC 11172-3 and 13818-3 for frame headers; the Xing, Info and VBRI headers as LAME and Fraunhofer
+        write them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from dataclasses import dataclass
 
 At = Callable[[int, int], bytes]  # place, length -> bytes of a file
 FIRST_FRAME_BYTES = 1 << 16  # behind the tags; what holds no frame there is no MPEG audio
-RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by version: 1, 2, 2.5
+RATES_HZ = {
+    3: (44_100, 48_000, 32_000),
+    2: (22_050, 24_000, 16_000),
+    0: (11_025, 12_000, 8_000),
+}  # by version: 1, 2, 2.5
 KBITS = {  # by (version 1?, layer)
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -49,7 +55,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Announced:
-    """What a Xing, Info or VBRI header says: frames (its own left out) and size (all bytes); `places` of the two numbers in the frame."""
+    """What a Xing, Info or VBRI header says: frames (its own left out) and size (all bytes); `places` of the
+    two numbers in the frame."""
 
     frame: Frame
     frames: int
@@ -77,10 +84,19 @@ def samples_per_frame(header: int) -> int:
 
 def length(header: int) -> int:
     """Bytes of a frame by its header; 0 for what is no header, or one of free format."""
-    version, layer, rate_code, bits = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 10 & 3, header >> 12 & 15
+    version, layer, rate_code, bits = (
+        header >> 19 & 3,
+        4 - (header >> 17 & 3),
+        header >> 10 & 3,
+        header >> 12 & 15,
+    )
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or rate_code == 3 or bits in (0, 15):
         return 0
-    rate_hz, kbits, padding = RATES_HZ[version][rate_code], KBITS[version == 3, layer][bits - 1], header >> 9 & 1
+    rate_hz, kbits, padding = (
+        RATES_HZ[version][rate_code],
+        KBITS[version == 3, layer][bits - 1],
+        header >> 9 & 1,
+    )
     if layer == 1:
         return (12_000 * kbits // rate_hz + padding) * 4
     return samples_per_frame(header) * 125 * kbits // rate_hz + padding
@@ -111,13 +127,13 @@ def first_frame(at: At, size: int) -> Frame | None:
     while place < size and not (block := at(place, FIRST_FRAME_BYTES)).strip(b"\0"):
         place += len(block)  # padding of zeros, of any length
     content = at(place, 2 * FIRST_FRAME_BYTES)
-    found = content.find(b"\xff")
-    while 0 <= found < FIRST_FRAME_BYTES:
-        header = int.from_bytes(content[found : found + 4], "big")
+    sync = content.find(b"\xff")
+    while 0 <= sync < FIRST_FRAME_BYTES:
+        header = int.from_bytes(content[sync : sync + 4], "big")
         step = length(header)
-        if step and _follows(content, found + step, header, place + len(content) >= size):
-            return Frame(place + found, header, content[found : found + step])
-        found = content.find(b"\xff", found + 1)
+        if step and _follows(content, sync + step, header, place + len(content) >= size):
+            return Frame(place + sync, header, content[sync : sync + step])
+        sync = content.find(b"\xff", sync + 1)
     return None
 
 
@@ -131,7 +147,11 @@ def announced(frame: Frame) -> Announced | None:
                 return None
             frames = int.from_bytes(content[start + 8 : start + 12], "big")
             size = int.from_bytes(content[start + 12 : start + 16], "big") if flags & 2 else None
-            return Announced(frame, frames, size, (start + 8, start + 12 if flags & 2 else 0)) if frames else None
+            return (
+                Announced(frame, frames, size, (start + 8, start + 12 if flags & 2 else 0))
+                if frames
+                else None
+            )
     if content[36:40] == b"VBRI" and len(content) >= 54:
         size, frames = struct.unpack(">II", content[46:54])
         return Announced(frame, frames, size, (50, 46))
@@ -139,7 +159,8 @@ def announced(frame: Frame) -> Announced | None:
 
 
 def count(content: bytes, first: Frame) -> tuple[int, bool]:
-    """Whole frames of the first one's kind, and whether the content ends within one; what lies between is passed over, as by decoders."""
+    """Whole frames of the first one's kind, and whether the content ends within one; what lies between is
+    passed over, as by decoders."""
     place, frames, end, kind, is_cut = 0, 0, len(content), first.header & SAME, False
     lengths: dict[int, int] = {}
     while place + 4 <= end:
@@ -161,7 +182,8 @@ def count(content: bytes, first: Frame) -> tuple[int, bool]:
 
 
 def tag_frame(first: Frame, frames: int, size: int) -> bytes | None:
-    """A frame with a Xing header, to stand before a file that has none; None for layers I and II, where no decoder looks for one."""
+    """A frame with a Xing header, to stand before a file that has none; None for layers I and II, where no
+    decoder looks for one."""
     if first.layer != 3:
         return None
     need = 4 + first.side_bytes + TAG_BYTES
@@ -181,4 +203,8 @@ def _follows(content: bytes, place: int, header: int, is_end: bool) -> bool:
 
 def _starts(content: bytes, place: int, kind: int) -> bool:
     header = int.from_bytes(content[place : place + 4], "big")
-    return header & SAME == kind and length(header) > 0 and _follows(content, place + length(header), header, True)
+    return (
+        header & SAME == kind
+        and length(header) > 0
+        and _follows(content, place + length(header), header, True)
+    )

@@ -1,7 +1,10 @@
-"""Where the bytes of a picture or sound lie: in a file of their own, in the manifest (`data:`), or within a tar or parquet file.
+"""Where the bytes of a picture or sound lie: in a file of their own, in the manifest (`data:`), or within a
+tar or parquet file.
 
-A member of a container is named by its place in it, so that it can be read in any order, by any process, without an index:
-`shard-000.tar!OFFSET+SIZE!cat.jpg`, `train.parquet!ROWGROUP.ROW.ELEMENT.COLUMN!1f2e3d.png` (element -1 where the column is no list).
+A member of a container is named by its place in it, so that it can be read in any order, by any process,
+without an index:
+`shard-000.tar!OFFSET+SIZE!cat.jpg`, `train.parquet!ROWGROUP.ROW.ELEMENT.COLUMN!1f2e3d.png` (element -1 where
+the column is no list).
 """
 
 from __future__ import annotations
@@ -36,57 +39,70 @@ def content(path: str) -> bytes | None:
             return base64.b64decode(path.partition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise DataError("undecodable", f"data URI: expected base64, got {path[:40]!r}...") from error
-    found = _member(path)
-    if found is None:
+    member = _member(path)
+    if member is None:
         return None
     try:
-        if found["offset"] is not None:
-            return _of_tar(found["container"], int(found["offset"]), int(found["size"]), path)
-        return _of_parquet(found, path)
+        if member["offset"] is not None:
+            return _of_tar(member["container"], int(member["offset"]), int(member["size"]), path)
+        return _of_parquet(member, path)
     except FileNotFoundError as error:
-        raise DataError("missing", f"{found['container']}: no such file, it holds {found['name'][-80:]}") from error
+        raise DataError(
+            "missing", f"{member['container']}: no such file, it holds {member['name'][-80:]}"
+        ) from error
     except OSError as error:
-        raise DataError("undecodable", f"{found['container']}: can't be read: {error.strerror or error}") from error
+        raise DataError(
+            "undecodable", f"{member['container']}: can't be read: {error.strerror or error}"
+        ) from error
 
 
 def size(path: str) -> int | None:
-    """Bytes of what `content` gives, without reading a tar; None for the path of a file. Raises DataError, as `content` does."""
-    found = _member(path)
-    if found is not None and found["size"] is not None:
-        return int(found["size"])
-    held = content(path)
-    return None if held is None else len(held)
+    """Bytes of what `content` gives, without reading a tar; None for the path of a file. Raises DataError, as
+    `content` does."""
+    member = _member(path)
+    if member is not None and member["size"] is not None:
+        return int(member["size"])
+    content_bytes = content(path)
+    return None if content_bytes is None else len(content_bytes)
 
 
 def stretch(path: str, start: int, count: int) -> bytes | None:
-    """So many bytes of what `content` gives, from `start` on, as few as possible of a tar read; None for the path of a file."""
-    found = _member(path)
-    if found is not None and found["size"] is not None:
-        return _of_tar(found["container"], int(found["offset"]) + start, min(count, max(0, int(found["size"]) - start)), path)
-    held = content(path)
-    return None if held is None else held[start : start + count]
+    """So many bytes of what `content` gives, from `start` on, as few as possible of a tar read; None for the
+    path of a file."""
+    member = _member(path)
+    if member is not None and member["size"] is not None:
+        return _of_tar(
+            member["container"],
+            int(member["offset"]) + start,
+            min(count, max(0, int(member["size"]) - start)),
+            path,
+        )
+    content_bytes = content(path)
+    return None if content_bytes is None else content_bytes[start : start + count]
 
 
 def container(path: str) -> str | None:
-    """The tar or parquet file that holds a medium; None for one that has a file of its own or stands in its manifest."""
-    found = _member(path)
-    return None if found is None else found["container"]
+    """The tar or parquet file that holds a medium; None for one that has a file of its own or stands in its
+    manifest."""
+    member = _member(path)
+    return None if member is None else member["container"]
 
 
 def identity(path: str) -> str:
-    """What is the same for the same medium wherever its container lies inside: a tar's member by name, a parquet's by its bytes' hash."""
-    found = _member(path)
-    if found is None:
+    """What is the same for the same medium wherever its container lies inside: a tar's member by name, a
+    parquet's by its bytes' hash."""
+    member = _member(path)
+    if member is None:
         return path
-    return f"{found['container']}!{found['name']}" if found["offset"] is not None else found["name"]
+    return f"{member['container']}!{member['name']}" if member["offset"] is not None else member["name"]
 
 
 def shown(path: str) -> str:
     """A medium's place as people should read it."""
     if path.startswith("data:"):
         return f"{path[:40]}..."
-    found = _member(path)
-    return path if found is None else f"{found['container']}!{found['name']}"
+    member = _member(path)
+    return path if member is None else f"{member['container']}!{member['name']}"
 
 
 def in_tar(container: str, offset: int, size: int, name: str) -> str:
@@ -105,24 +121,33 @@ def _member(path: str) -> re.Match[str] | None:
 
 def _of_tar(container: str, offset: int, count: int, path: str) -> bytes:
     with open(container, "rb", buffering=0) as stream:
-        held = b""
-        while len(held) < count and (more := os.pread(stream.fileno(), count - len(held), offset + len(held))):
-            held += more
-    if len(held) < count:
-        raise DataError("undecodable", f"{shown(path)}: torn, expected {count} bytes, got {len(held)}")
-    return held
+        content_bytes = b""
+        while len(content_bytes) < count and (
+            more := os.pread(stream.fileno(), count - len(content_bytes), offset + len(content_bytes))
+        ):
+            content_bytes += more
+    if len(content_bytes) < count:
+        raise DataError(
+            "undecodable", f"{shown(path)}: torn, expected {count} bytes, got {len(content_bytes)}"
+        )
+    return content_bytes
 
 
-def _of_parquet(found: re.Match[str], path: str) -> bytes:
-    status = os.stat(found["container"])
-    column = _column(found["container"], status.st_size, status.st_mtime_ns, int(found["group"]), found["column"])
-    row, element = int(found["row"]), int(found["element"])
+def _of_parquet(match: re.Match[str], path: str) -> bytes:
+    status = os.stat(match["container"])
+    column = _column(
+        match["container"], status.st_size, status.st_mtime_ns, int(match["group"]), match["column"]
+    )
+    row, element = int(match["row"]), int(match["element"])
     value = column[row].as_py() if row < len(column) else None
     if element >= 0:
         value = value[element] if isinstance(value, list) and element < len(value) else None
     held = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(held, bytes):
-        raise DataError("undecodable", f"{shown(path)}: expected bytes in column {found['column']!r}, got {type(held).__name__}")
+        raise DataError(
+            "undecodable",
+            f"{shown(path)}: expected bytes in column {match['column']!r}, got {type(held).__name__}",
+        )
     return held
 
 
@@ -142,14 +167,18 @@ def parquet_file(path: str | Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: parquet is read by pyarrow, which is not installed", hint="pip install 'muomni[parquet]'") from error
+        raise UserError(
+            f"{path}: parquet is read by pyarrow, which is not installed",
+            hint="pip install 'muomni[parquet]'",
+        ) from error
     with whole_parquet(path):
         return pyarrow.parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=1 << 20)
 
 
 @contextlib.contextmanager
 def whole_parquet(path: str | Path) -> Iterator[None]:
-    """Says of what pyarrow can't read which file it is; it raises OSError without a number, ValueErrors and others of its own."""
+    """Says of what pyarrow can't read which file it is; it raises OSError without a number, ValueErrors and
+    others of its own."""
     try:
         yield
     except UserError:
@@ -158,4 +187,8 @@ def whole_parquet(path: str | Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise DataError("undecodable", f"{path}: expected a whole parquet file, got {what}", hint="copy or make the file anew") from error
+        raise DataError(
+            "undecodable",
+            f"{path}: expected a whole parquet file, got {what}",
+            hint="copy or make the file anew",
+        ) from error

@@ -19,7 +19,8 @@ from muomni.nn.norm import RMSNorm
 
 
 class AudioEncoderConfig(BaseModel):
-    """Sizes of an AudioEncoder; `downsample` 4 gives 25 states a second at 100 mel frames a second, 8 gives 12.5."""
+    """Sizes of an AudioEncoder; `downsample` 4 gives 25 states a second at 100 mel frames a second, 8 gives
+    12.5."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +43,7 @@ class AudioEncoderConfig(BaseModel):
 
 
 @dataclass
-class Heard:
+class AudioOutput:
     """What an AudioEncoder gives: states_BTD, and lengths_B int64, how many of the T states are real."""
 
     states_BTD: Tensor
@@ -62,8 +63,9 @@ def keep(lengths_B: Tensor, size: int) -> Tensor:
 def normalise(mel_BFM: Tensor, keep_BF: Tensor, range_nats: float) -> Tensor:
     """Log-mel with mean 0 and deviation 1 an utterance, padding at 0.
 
-    Takes   mel_BFM natural log; keep_BF True = a real frame; what lies more than range_nats under the utterance's peak is cut off there,
-            so that digital silence (the logarithm's floor) does not swamp the deviation.
+    Takes   mel_BFM natural log; keep_BF True = a real frame; what lies more than range_nats under the
+            utterance's peak is cut off there, so that digital silence (the logarithm's floor) does not swamp
+            the deviation.
     Gives   (B, F, M) float32; padding has no influence on the statistics, and is 0.
     """
     mel_BFM = mel_BFM.float()
@@ -79,8 +81,10 @@ def normalise(mel_BFM: Tensor, keep_BF: Tensor, range_nats: float) -> Tensor:
 class AudioEncoder(nn.Module):
     """Log-mel -> states at frame_rate / downsample, and their CTC symbols.
 
-    A clip alone gives what it gives beside longer ones: padding is zeroed before every convolution and never attended.
-    Source  SPEC M-B; the original had neither positions, masks, exact lengths nor a logarithm (reference/muomni.md B13, B14).
+    A clip alone gives what it gives beside longer ones: padding is zeroed before every convolution and never
+    attended.
+    Source  SPEC M-B; the original had neither positions, masks, exact lengths nor a logarithm
+            (reference/muomni.md B13, B14).
     """
 
     model_type = "muomni_audio_encoder"
@@ -89,11 +93,14 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
         inputs = [1, *[config.channels] * (config.strides - 1)]
-        self.convs = nn.ModuleList(nn.Conv2d(count, config.channels, 3, stride=2, padding=1) for count in inputs)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(count, config.channels, 3, stride=2, padding=1) for count in inputs
+        )
         bins = num_states(config.mel.num_mels, config.downsample)  # the strides halve the mel axis, too
         self.proj = nn.Linear(config.channels * bins, config.width)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.ffn_width, mlp="gelu", dropout=config.dropout) for _ in range(config.layers)
+            Block(config.width, config.heads, config.ffn_width, mlp="gelu", dropout=config.dropout)
+            for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.symbols)
@@ -116,10 +123,11 @@ class AudioEncoder(nn.Module):
         projected: Tensor = self.proj(x.permute(0, 2, 1, 3).flatten(2))
         return projected
 
-    def forward(self, mel_BFM: Tensor, frames_B: Tensor) -> Heard:
+    def forward(self, mel_BFM: Tensor, frames_B: Tensor) -> AudioOutput:
         """States of a padded batch of utterances.
 
-        Takes   mel_BFM natural-log mel (any float type; padding may hold anything finite); frames_B int64, real frames a row.
+        Takes   mel_BFM natural-log mel (any float type; padding may hold anything finite); frames_B int64,
+                real frames a row.
         Gives   Heard(states_BTD, lengths_B), T = length(F).
         Raises  ShapeError if the bins are not the config's, or a row has no frame or more than F.
         """
@@ -128,15 +136,21 @@ class AudioEncoder(nn.Module):
             got = f"{tuple(mel_BFM.shape)} and {tuple(frames_B.shape)}"
             raise ShapeError(f"hearing: expected mel (B, F, {bins}) and frames (B,), got {got}")
         if not torch.compiler.is_compiling() and bool(((frames_B < 1) | (frames_B > mel_BFM.shape[1])).any()):
-            raise ShapeError(f"hearing: every row needs 1 to {mel_BFM.shape[1]} real frames, got {frames_B.tolist()}")
+            raise ShapeError(
+                f"hearing: every row needs 1 to {mel_BFM.shape[1]} real frames, got {frames_B.tolist()}"
+            )
         lengths_B = self.lengths(frames_B)
         x_BTD = self.front(mel_BFM, frames_B)
         size = x_BTD.shape[1]
         mask = masks.build(size, keep_BT=keep(lengths_B, size))
-        turn = rope.angles(torch.arange(size, device=x_BTD.device), self.config.width // self.config.heads, self.config.rope_theta)
+        turn = rope.angles(
+            torch.arange(size, device=x_BTD.device),
+            self.config.width // self.config.heads,
+            self.config.rope_theta,
+        )
         for block in self.blocks:
             x_BTD = block(x_BTD, rope=turn, mask=mask)
-        return Heard(self.norm(x_BTD), lengths_B)
+        return AudioOutput(self.norm(x_BTD), lengths_B)
 
     def symbols(self, states_BTD: Tensor) -> Tensor:
         """CTC log-probabilities (B, T, symbols), float32, blank at 0."""

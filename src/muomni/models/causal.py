@@ -1,4 +1,4 @@
-"""What training and decoding know of a causal language model, whoever made it."""
+"""The protocol of a causal language model: all that training and decoding know of one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from muomni.nn.head import Head, Ranges
 
 Read = Callable[[Tensor, Any, Tensor | None], list[Tensor]]
-"""(embeddings (B,T,D), cache of what stands before them, keep (B,T) or None) -> for each stream the scores (B,V) of
-what follows each row's last real position."""
+"""(embeddings (B,T,D), cache of what stands before them, keep (B,T) or None) -> for each stream the scores
+(B,V) of what follows each row's last real position."""
 
 
 class CausalLM(nn.Module):
-    """A causal body that reads embeddings: our Decoder, or another library's network behind these few methods.
+    """A causal body that reads embeddings: our Decoder, or another library's network behind these few
+    methods.
 
     ctx_len  longest sequence, in positions
     head     what turns hidden states into scores of the next symbol, or into the nats of labels
@@ -29,20 +30,25 @@ class CausalLM(nn.Module):
         """Embeddings (B,T,D) of ids (B,T) int64; of a grid of K streams, (B,K,T)."""
         raise NotImplementedError
 
-    def hidden(self, x_BTD: Tensor, *, keep_BT: Tensor | None = None, cache: Any = None, **how: Any) -> Tensor:
+    def hidden(
+        self, x_BTD: Tensor, *, keep_BT: Tensor | None = None, cache: Any = None, **how: Any
+    ) -> Tensor:
         """States (B,T,D) from which the head reads the symbol after each position.
 
-        Takes   keep_BT bool, True = a real position, None: all are; cache from `new_cache`: x_BTD goes on after what it holds;
-                documents_BT ids of packed documents, where the model knows them, and other arguments of its own.
+        Takes   keep_BT bool, True = a real position, None: all are; cache from `new_cache`: x_BTD goes on
+                after what it holds; documents_BT ids of packed documents, where the model knows them, and
+                other arguments of its own.
         """
         raise NotImplementedError
 
     def new_cache(self, batch: int, capacity: int) -> Any:
-        """An empty cache for `batch` rows of up to `capacity` positions; its `length` says how many it holds."""
+        """An empty cache for `batch` rows of up to `capacity` positions; its `length` says how many it
+        holds."""
         raise NotImplementedError
 
     def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
-        """How decoding reads a prompt and then one place after another; a model may know a faster way than `hidden`.
+        """How decoding reads a prompt and then one place after another; a model may know a faster way than
+        `hidden`.
 
         Takes   legal: of each stream the ids whose scores are wanted, None = all.
         """

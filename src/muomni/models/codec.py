@@ -1,4 +1,5 @@
-"""Speech codec: log-mel <-> K streams of codes. Patches of frames, ConvNeXt-like blocks, residual quantiser, and the mirror of it back."""
+"""Speech codec: log-mel <-> K streams of codes. Patches of frames, ConvNeXt-like blocks, residual quantiser,
+and the mirror of it back."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from muomni.nn.rvq import ResidualVQ, Usage
 
 
 class CodecConfig(BaseModel):
-    """Sizes of the codec; the defaults (2 x 128 at 12.5 Hz = 175 bit/s) are enough for one synthetic voice."""
+    """Sizes of the codec; the defaults (2 x 128 at 12.5 Hz = 175 bit/s) are enough for one synthetic
+    voice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,7 +24,9 @@ class CodecConfig(BaseModel):
     stride_frames: int = Field(default=8, ge=1)  # mel frames a code frame
     width: int = Field(default=192, ge=1)
     latent_width: int = Field(default=48, ge=1)
-    blocks: int = Field(default=3, ge=0)  # each side of the quantiser, at the code rate: that is where compute is cheap
+    blocks: int = Field(
+        default=3, ge=0
+    )  # each side of the quantiser, at the code rate: that is where compute is cheap
     fine_width: int = Field(default=96, ge=1)
     fine_blocks: int = Field(default=2, ge=0)  # at the mel rate
     kernel_size: int = Field(default=5, ge=1)
@@ -31,7 +35,8 @@ class CodecConfig(BaseModel):
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution over time, then an MLP, both inside one residual. Source: Liu et al. 2022 (ConvNeXt), layer scale 0.3."""
+    """Depthwise convolution over time, then an MLP, both inside one residual. Source: Liu et al. 2022
+    (ConvNeXt), layer scale 0.3."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
@@ -42,16 +47,19 @@ class ConvBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), 0.3))
 
     def forward(self, x_BTD: Tensor, keep_BT1: Tensor) -> Tensor:
-        # Padding is zeroed before the convolution, so a clip padded in a batch sees what it sees alone: zeros beyond its end.
+        # Padding is zeroed before the convolution, so a clip padded in a batch sees what it sees alone: zeros
+        # beyond its end.
         y = self.depthwise((x_BTD * keep_BT1).transpose(1, 2)).transpose(1, 2)
         out: Tensor = x_BTD + self.scale * self.down(nn.functional.gelu(self.up(self.norm(y))))
         return out
 
 
 class Codec(nn.Module):
-    """Log-mel <-> codes. `encode` and `decode` are deterministic; training goes through `latents`, `quantiser` and `rebuild`.
+    """Log-mel <-> codes. `encode` and `decode` are deterministic; training goes through `latents`,
+    `quantiser` and `rebuild`.
 
-    Statistics of the log-mel (one mean, one deviation) are set once by `fit_statistics` and stored with the weights.
+    Statistics of the log-mel (one mean, one deviation) are set once by `fit_statistics` and stored with the
+    weights.
     """
 
     model_type = "muomni_codec"
@@ -63,15 +71,27 @@ class Codec(nn.Module):
         self.config = config
         mels, stride = config.mel.num_mels, config.stride_frames
         self.patch = nn.Linear(stride * mels, config.width)
-        self.encoder = nn.ModuleList(ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks))
-        self.to_latent = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.latent_width))
+        self.encoder = nn.ModuleList(
+            ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks)
+        )
+        self.to_latent = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Linear(config.width, config.latent_width)
+        )
         self.quantiser = ResidualVQ(
-            config.codebooks, config.codebook_size, config.latent_width, decay=config.codebook_decay, revive_below=config.revive_below
+            config.codebooks,
+            config.codebook_size,
+            config.latent_width,
+            decay=config.codebook_decay,
+            revive_below=config.revive_below,
         )
         self.from_latent = nn.Linear(config.latent_width, config.width)
-        self.decoder = nn.ModuleList(ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks))
+        self.decoder = nn.ModuleList(
+            ConvBlock(config.width, config.kernel_size) for _ in range(config.blocks)
+        )
         self.unpatch = nn.Linear(config.width, stride * config.fine_width)
-        self.fine = nn.ModuleList(ConvBlock(config.fine_width, config.kernel_size) for _ in range(config.fine_blocks))
+        self.fine = nn.ModuleList(
+            ConvBlock(config.fine_width, config.kernel_size) for _ in range(config.fine_blocks)
+        )
         self.to_mel = nn.Linear(config.fine_width, mels)
         self.register_buffer("mel_mean", torch.zeros(()))
         self.register_buffer("mel_std", torch.ones(()))
@@ -93,7 +113,8 @@ class Codec(nn.Module):
 
     @property
     def reach_frames(self) -> int:
-        """Code frames on either side that the decoder looks at: with so much context, a piece decodes as in the whole."""
+        """Code frames on either side that the decoder looks at: with so much context, a piece decodes as in
+        the whole."""
         half = self.config.kernel_size // 2
         return half * self.config.blocks + -(-half * self.config.fine_blocks // self.config.stride_frames)
 
@@ -117,7 +138,11 @@ class Codec(nn.Module):
         Raises  ShapeError on another number of mel bins, or frames that the array does not have.
         """
         batch, length, mels = log_mel_BFM.shape
-        if mels != self.config.mel.num_mels or (len(frames_B) and int(frames_B.max()) > length) or len(frames_B) != batch:
+        if (
+            mels != self.config.mel.num_mels
+            or (len(frames_B) and int(frames_B.max()) > length)
+            or len(frames_B) != batch
+        ):
             raise ShapeError(
                 f"codec: expected (B, F, {self.config.mel.num_mels}) and B lengths of at most F, "
                 f"got {tuple(log_mel_BFM.shape)} and {frames_B.tolist()[:8]}"
@@ -151,7 +176,8 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def encode(self, log_mel_BFM: Tensor, frames_B: Tensor) -> Tensor:
-        """Codes (B, K, ceil(F / stride)) int64 of log-mels; frames_B are the real mel frames of each row, rows don't see their padding.
+        """Codes (B, K, ceil(F / stride)) int64 of log-mels; frames_B are the real mel frames of each row,
+        rows don't see their padding.
 
         Raises  ShapeError as `latents`.
         """
@@ -165,7 +191,9 @@ class Codec(nn.Module):
         Raises  ShapeError if there are not K streams; TokenRangeError if a code lies outside its codebook.
         """
         length = codes_BKF.shape[-1]
-        frames_B = torch.full((len(codes_BKF),), length, device=codes_BKF.device) if frames_B is None else frames_B
+        frames_B = (
+            torch.full((len(codes_BKF),), length, device=codes_BKF.device) if frames_B is None else frames_B
+        )
         keep_BF = keep_mask(frames_B, length)
         rebuilt_BFM = self.rebuild(self.quantiser.decode(codes_BKF), keep_BF)
         return (rebuilt_BFM.float() * self.mel_std + self.mel_mean).clamp(min=self.config.mel.log_floor)

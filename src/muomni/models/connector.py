@@ -1,4 +1,5 @@
-"""The connector: patches of a frozen tower -> a few tokens as loud as a frozen decoder's embeddings. All that trains in stage align."""
+"""The connector: patches of a frozen tower -> a few tokens as loud as a frozen decoder's embeddings. All that
+trains in stage align."""
 
 from __future__ import annotations
 
@@ -44,27 +45,34 @@ class PerceiverConfig(BaseModel):
 
 
 class Perceiver(nn.Module):
-    """Optional LayerNorm, Perceiver resampler, two-layer projector, and a last norm that sets the loudness and has nothing to learn."""
+    """Optional LayerNorm, Perceiver resampler, two-layer projector, and a last norm that sets the loudness
+    and has nothing to learn."""
 
     loudness: Tensor
 
     def __init__(self, config: PerceiverConfig, width_in: int, width_out: int) -> None:
         super().__init__()
         self.config, self.in_features = config, width_in
-        self.vision_ln = None if config.vision_ln == "off" else nn.LayerNorm(width_in).requires_grad_(config.vision_ln == "trained")
-        self.resampler = Resampler(width_in, tokens=config.tokens, width=config.width, heads=config.heads, depth=config.depth)
+        self.vision_ln = (
+            None
+            if config.vision_ln == "off"
+            else nn.LayerNorm(width_in).requires_grad_(config.vision_ln == "trained")
+        )
+        self.resampler = Resampler(
+            width_in, tokens=config.tokens, width=config.width, heads=config.heads, depth=config.depth
+        )
         self.projector = GeluMLP(config.width, round(config.mlp_ratio * width_out), width_out)
         self.register_buffer("loudness", torch.ones(()))
 
     @torch.no_grad()
-    def start_at(self, rms: float) -> Self:
+    def init_output_scale(self, rms: float) -> Self:
         """Speak as loudly as embeddings of this root mean square do."""
         self.loudness.fill_(rms)
         return self
 
     def forward(self, states_NPE: Tensor, keep_NP: Tensor | None = None) -> Tensor:
-        """Patches (N,P,E) in any float dtype, keep_NP True = a real one -> (N,tokens,D) in the dtype of the weights; each token's rms
-        is `loudness`."""
+        """Patches (N,P,E) in any float dtype, keep_NP True = a real one -> (N,tokens,D) in the dtype of the
+        weights; each token's rms is `loudness`."""
         x = states_NPE.to(self.resampler.latents.dtype)
         x_NTD = self.projector(self.resampler(x if self.vision_ln is None else self.vision_ln(x), keep_NP))
         normed_NTD = F.rms_norm(x_NTD.float(), x_NTD.shape[-1:])

@@ -26,9 +26,11 @@ from muomni.nn.norm import RMSNorm
 
 
 class ExpertsConfig(BaseModel):
-    """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config file in brackets.
+    """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config
+    file in brackets.
 
-    balance_weight  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef); 0: not asked
+    balance_weight  weight of the loss that asks the routers to use all experts alike (router_aux_loss_coef);
+                    0: not asked
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,14 +39,22 @@ class ExpertsConfig(BaseModel):
     experts_per_token: int = Field(2, gt=0, description="of these, used by each token (num_experts_per_tok)")
     ffn_width: int = Field(256, gt=0, description="width inside of an expert (moe_intermediate_size)")
     normalise_weights: bool = Field(True, description="a token's weights sum to 1 (norm_topk_prob)")
-    every_n_layers: int = Field(1, gt=0, description="layers n, 2 x n, ... have experts, the first being layer 1 (decoder_sparse_step)")
-    dense_layers: tuple[NonNegativeInt, ...] = Field((), description="layers, from 0, that have none all the same (mlp_only_layers)")
+    every_n_layers: int = Field(
+        1,
+        gt=0,
+        description="layers n, 2 x n, ... have experts, the first being layer 1 (decoder_sparse_step)",
+    )
+    dense_layers: tuple[NonNegativeInt, ...] = Field(
+        (), description="layers, from 0, that have none all the same (mlp_only_layers)"
+    )
     balance_weight: float = Field(0.001, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.experts_per_token > self.num_experts:
-            raise ValueError(f"experts_per_token {self.experts_per_token} must be at most num_experts {self.num_experts}")
+            raise ValueError(
+                f"experts_per_token {self.experts_per_token} must be at most num_experts {self.num_experts}"
+            )
         return self
 
     def are_in(self, layer: int) -> bool:
@@ -68,9 +78,13 @@ class DecoderConfig(BaseModel):
     ctx_len: int = Field(512, gt=0, description="longest sequence, in positions")
     dropout: float = Field(0.1, ge=0, lt=1)
     tied: bool = Field(True, description="the output projection is the embedding table")
-    qk_norm: bool = Field(True, description="False leaves Qwen3's maths; transformers can't open such a folder")
+    qk_norm: bool = Field(
+        True, description="False leaves Qwen3's maths; transformers can't open such a folder"
+    )
     eps: float = Field(1e-6, gt=0)
-    experts: ExpertsConfig | None = Field(None, description="of Qwen3-MoE; None: each token goes through the whole network")
+    experts: ExpertsConfig | None = Field(
+        None, description="of Qwen3-MoE; None: each token goes through the whole network"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -80,7 +94,9 @@ class DecoderConfig(BaseModel):
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.num_kv_heads}")
         if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}, or head_dim be given")
+            raise ValueError(
+                f"width {self.width} must be a multiple of heads {self.heads}, or head_dim be given"
+            )
         return self
 
     @property
@@ -94,7 +110,8 @@ class DecoderConfig(BaseModel):
         return self.width // self.heads if self.head_dim is None else self.head_dim
 
     def to_file(self) -> dict[str, Any]:
-        """The content of config.json, as transformers 5 writes it for Qwen3; what is only ours stands at its end."""
+        """The content of config.json, as transformers 5 writes it for Qwen3; what is only ours stands at its
+        end."""
         qwen3 = {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -135,8 +152,8 @@ class DecoderConfig(BaseModel):
     def from_file(cls, content: dict[str, Any]) -> DecoderConfig:
         """A Qwen3 or Qwen3-MoE config.json, by us or by transformers 4 or 5, as ours.
 
-        What a file leaves out is what transformers takes for it, which differs by class; a file with both spellings of the rotary
-        settings means the old one (`rope_scaling`), as there.
+        What a file leaves out is what transformers takes for it, which differs by class; a file with both
+        spellings of the rotary settings means the old one (`rope_scaling`), as there.
         Raises  CheckpointError where the file asks for maths that this decoder does not have.
         """
         positions = content.get("rope_scaling") or content.get("rope_parameters") or {}
@@ -150,7 +167,9 @@ class DecoderConfig(BaseModel):
             "quantization_config": bool(content.get("quantization_config")),
         }
         if beyond := [name for name, is_beyond in wants.items() if is_beyond]:
-            raise CheckpointError(f"config.json asks for what this decoder does not have: {', '.join(beyond)}")
+            raise CheckpointError(
+                f"config.json asks for what this decoder does not have: {', '.join(beyond)}"
+            )
         is_moe = content.get("model_type") == "qwen3_moe"
         try:
             return cls(
@@ -177,7 +196,9 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
     """What a config.json says of experts; transformers 5 calls their number num_local_experts."""
     number, other = content.get("num_experts"), content.get("num_local_experts")
     if number and other and number != other:
-        raise CheckpointError(f"config.json says {number} experts (num_experts) and {other} (num_local_experts)")
+        raise CheckpointError(
+            f"config.json says {number} experts (num_experts) and {other} (num_local_experts)"
+        )
     number = number or other
     if not number:
         return None
@@ -193,7 +214,8 @@ def _experts(content: dict[str, Any]) -> ExpertsConfig | None:
 
 
 class Body(nn.Module):
-    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint. Its call is `Decoder.hidden`.
+    """Embeddings, blocks and last norm: what stands under `model.` in a Qwen3 checkpoint. Its call is
+    `Decoder.hidden`.
 
     checkpointing   see Decoder
     """
@@ -225,7 +247,13 @@ class Body(nn.Module):
         experts = config.experts
         if experts is None or not experts.are_in(layer):
             return "swiglu"
-        return MoE(config.width, experts.ffn_width, experts.num_experts, experts.experts_per_token, normalise=experts.normalise_weights)
+        return MoE(
+            config.width,
+            experts.ffn_width,
+            experts.num_experts,
+            experts.experts_per_token,
+            normalise=experts.normalise_weights,
+        )
 
     def forward(
         self,
@@ -240,13 +268,15 @@ class Body(nn.Module):
     ) -> Tensor:
         """States from which logits are read.
 
-        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere); documents_BT ids of packed documents;
-                positions_BT in place of the sequential ones, which skip padding and restart with every document;
-                cache: x_BTD goes on after its positions, keep_BT then speaks of the new ones;
-                routing: is told which experts each token chose, layer by layer;
-                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 = x_BTD).
+        Takes   x_BTD embeddings; keep_BT bool, True = a real position (padding may stand anywhere);
+                documents_BT ids of packed documents; positions_BT in place of the sequential ones, which skip
+                padding and restart with every document; cache: x_BTD goes on after its positions, keep_BT
+                then speaks of the new ones; routing: is told which experts each token chose, layer by layer;
+                layer k: the states after k blocks, before the last norm, for whoever reads mid-way (0 =
+                x_BTD).
         Gives   (B,T,D).
-        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes with a cache.
+        Raises  ContextError beyond ctx_len positions; ConfigError if `layer` is not among 0..layers, or comes
+                with a cache.
         """
         config = self.config
         length = x_BTD.shape[1]
@@ -259,10 +289,14 @@ class Body(nn.Module):
             stepper.release(self)  # what trains has better use for the memory
         if cache is None:
             mask = masks.build(length, keep_BT=keep_BT, documents_BT=documents_BT, causal=True)
-            positions = masks.positions(length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device)
+            positions = masks.positions(
+                length, keep_BT=keep_BT, documents_BT=documents_BT, device=x_BTD.device
+            )
         else:
             mask, positions = None, cache.begin(length, keep_BT)
-        tables = rope.angles(positions if positions_BT is None else positions_BT, config.dim_of_head, config.rope_theta)
+        tables = rope.angles(
+            positions if positions_BT is None else positions_BT, config.dim_of_head, config.rope_theta
+        )
         blocks = list(self.layers)[:layer]
         how: dict[str, Any] = {"rope": tables, "mask": mask, "causal": mask is None, "routing": routing}
         if self.checkpointing and cache is None and self._is_taught(x_BTD):
@@ -277,14 +311,18 @@ class Body(nn.Module):
         return out
 
     def _is_taught(self, x_BTD: Tensor) -> bool:
-        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever made x_BTD."""
-        return torch.is_grad_enabled() and (x_BTD.requires_grad or any(p.requires_grad for p in self.layers.parameters()))
+        """Whether a backward will come through the blocks: to their weights, or past frozen ones to whoever
+        made x_BTD."""
+        return torch.is_grad_enabled() and (
+            x_BTD.requires_grad or any(p.requires_grad for p in self.layers.parameters())
+        )
 
 
 class Decoder(CausalLM):
     """ids or embeddings -> hidden states -> logits.
 
-    checkpointing   each block's activations are made again in the backward instead of kept: a third more arithmetic, memory of one block
+    checkpointing   each block's activations are made again in the backward instead of kept: a third more
+                    arithmetic, memory of one block
     """
 
     model_type: ClassVar[str] = "qwen3"
@@ -316,20 +354,25 @@ class Decoder(CausalLM):
     def _start(self) -> None:
         """Random weights at scales at which words are heard.
 
-        Embeddings of std 0.02 drown beside what blocks add (SPEC 7). They start sqrt(width) wider, and the gain of the last norm takes the
-        same factor off again, so that tied logits stay small (first loss near ln V) and the maths stays Qwen3's.
-        Products in blocks start at 0.5 / sqrt(width), those that write into the stream 1 / sqrt(2 layers) lower, as in GPT-2; values and
-        outputs of attention four times louder: what one token tells another would else drown too, and nothing learns to look anything up
-        (colour of a named shape among three tokens, 16 rows a step: exact after 100 steps; with quiet ones after 300, docs/log.md).
-        Measured before values and outputs were louder (200 steps, width 128, 1,000 words of real text, one seed, nats held out): both as
-        here 4.47, products at 0.02 4.59, embeddings at 0.02 4.58, both at 0.02 4.69.
+        Embeddings of std 0.02 drown beside what blocks add (SPEC 7). They start sqrt(width) wider, and the
+        gain of the last norm takes the same factor off again, so that tied logits stay small (first loss near
+        ln V) and the maths stays Qwen3's. Products in blocks start at 0.5 / sqrt(width), those that write
+        into the stream 1 / sqrt(2 layers) lower, as in GPT-2; values and outputs of attention four times
+        louder: what one token tells another would else drown too, and nothing learns to look anything up
+        (colour of a named shape among three tokens, 16 rows a step: exact after 100 steps; with quiet ones
+        after 300, docs/log.md). Measured before values and outputs were louder (200 steps, width 128, 1,000
+        words of real text, one seed, nats held out): both as here 4.47, products at 0.02 4.59, embeddings at
+        0.02 4.58, both at 0.02 4.69.
         """
         config = self.config
         for name, weight in self.model.layers.named_parameters():
             if weight.dim() == 2:
                 is_writing = name.endswith(("o_proj.weight", "down_proj.weight"))
                 gain = 2.0 if name.endswith(("v_proj.weight", "o_proj.weight")) else 0.5
-                nn.init.normal_(weight, std=gain / math.sqrt(config.width) / (math.sqrt(2 * config.layers) if is_writing else 1))
+                nn.init.normal_(
+                    weight,
+                    std=gain / math.sqrt(config.width) / (math.sqrt(2 * config.layers) if is_writing else 1),
+                )
         nn.init.normal_(self.model.embed_tokens.weight, std=0.02 * math.sqrt(config.width))
         if self.lm_head is None:
             self.model.norm.weight.fill_(1 / math.sqrt(config.width))
@@ -342,7 +385,11 @@ class Decoder(CausalLM):
         count = sum(parameter.numel() for parameter in self.parameters())
         for part in self.modules():
             if isinstance(part, MoE):
-                count -= sum(p.numel() for p in part.experts.parameters()) * (len(part.experts) - part.per_token) // len(part.experts)
+                count -= (
+                    sum(p.numel() for p in part.experts.parameters())
+                    * (len(part.experts) - part.per_token)
+                    // len(part.experts)
+                )
         return count
 
     @property
@@ -382,11 +429,13 @@ class Decoder(CausalLM):
 
     @property
     def blocks(self) -> Sequence[Block]:
-        """Its blocks in order, for adapters, hooks and the stepper; under `model.layers` in names of parameters."""
+        """Its blocks in order, for adapters, hooks and the stepper; under `model.layers` in names of
+        parameters."""
         return cast("Sequence[Block]", self.model.layers)
 
     def projections(self) -> Iterator[tuple[str, nn.Linear]]:
-        """The linear layers of its blocks with their full names: where adapters may stand (the output table is read past any)."""
+        """The linear layers of its blocks with their full names: where adapters may stand (the output table
+        is read past any)."""
         for name, layer in self.model.layers.named_modules(prefix="model.layers"):
             if isinstance(layer, nn.Linear):
                 yield name, layer
@@ -402,7 +451,8 @@ class Decoder(CausalLM):
 
     @property
     def embedding_rms(self) -> float:
-        """Root mean square of the token embeddings: the loudness at which projectors of other modalities should speak."""
+        """Root mean square of the token embeddings: the loudness at which projectors of other modalities
+        should speak."""
         return float(self.model.embed_tokens.weight.detach().float().square().mean().sqrt())
 
     def embed(self, ids_BT: Tensor) -> Tensor:
@@ -422,4 +472,12 @@ class Decoder(CausalLM):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, in the weights' dtype and place."""
         config, weight = self.config, self.model.embed_tokens.weight
-        return KVCache(config.layers, batch, config.num_kv_heads, capacity, config.dim_of_head, weight.dtype, weight.device)
+        return KVCache(
+            config.layers,
+            batch,
+            config.num_kv_heads,
+            capacity,
+            config.dim_of_head,
+            weight.dtype,
+            weight.device,
+        )

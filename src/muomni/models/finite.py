@@ -1,4 +1,5 @@
-"""Numbers that are none (NaN, infinite): weights are looked at once, when they are opened, what a network gives at every step."""
+"""Numbers that are none (NaN, infinite): weights are looked at once, when they are opened, what a network
+gives at every step."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ _ORIGINS: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
 def bad(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of tensors that hold a number that is none.
 
-    One sum a tensor and one question to the device: whatever is not finite makes a sum that is not. Only where one is not, values are
-    looked at one by one, since a sum of large numbers may also overflow.
+    One sum a tensor and one question to the device: whatever is not finite makes a sum that is not. Only
+    where one is not, values are looked at one by one, since a sum of large numbers may also overflow.
     """
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return []
-    sums = torch.stack([tensor.sum().float() for tensor in floats.values()])  # a sum is taken in float32, and copies nothing
+    sums = torch.stack(
+        [tensor.sum().float() for tensor in floats.values()]
+    )  # a sum is taken in float32, and copies nothing
     if bool(sums.isfinite().all()):
         return []
     return [name for name, tensor in floats.items() if not bool(tensor.isfinite().all())]
@@ -68,7 +71,9 @@ def _broken(file: Path, names: list[str], tensors: Mapping[str, Tensor]) -> Chec
     tensor = tensors[names[0]]
     count = int((~tensor.isfinite()).sum())
     more = f", so are some of {len(names) - 1} more tensors" if len(names) > 1 else ""
-    return CheckpointError(f"{file}: {names[0]}: {count} of {tensor.numel()} numbers are NaN or infinite{more}", hint=AGAIN)
+    return CheckpointError(
+        f"{file}: {names[0]}: {count} of {tensor.numel()} numbers are NaN or infinite{more}", hint=AGAIN
+    )
 
 
 def came_from(network: nn.Module, folder: Path) -> None:
@@ -76,18 +81,23 @@ def came_from(network: nn.Module, folder: Path) -> None:
     _ORIGINS[network] = folder
 
 
-def demand(given: Tensor, network: nn.Module, what: str, again: Callable[[], Any] | None = None) -> None:
+def demand(output: Tensor, network: nn.Module, what: str, again: Callable[[], Any] | None = None) -> None:
     """See that what a network gave are numbers: a small sum, where all is well.
 
-    Takes   what: the name of what it gave; again: runs the network once more, to find the module where it begins.
+    Takes   what: the name of what it gave; again: runs the network once more, to find the module where it
+            begins.
     Raises  CheckpointError naming the network's folder and the module.
     """
-    if math.isfinite(given.sum().item()) or bool(given.isfinite().all()):  # each operation counts between two tokens
+    if math.isfinite(output.sum().item()) or bool(
+        output.isfinite().all()
+    ):  # each operation counts between two tokens
         return
-    count, kind = int((~given.isfinite()).sum()), type(network).__name__
-    begins = "" if again is None or not (name := first_module(network, again)) else f", first in module {name}"
+    count, kind = int((~output.isfinite()).sum()), type(network).__name__
+    begins = (
+        "" if again is None or not (name := first_module(network, again)) else f", first in module {name}"
+    )
     raise CheckpointError(
-        f"{_ORIGINS.get(network, 'memory')}: {kind}: {count} of {given.numel()} {what} are NaN or infinite{begins}",
+        f"{_ORIGINS.get(network, 'memory')}: {kind}: {count} of {output.numel()} {what} are NaN or infinite{begins}",
         hint="where the weights are sound it overflows in a narrow number format: try --precision fp32",
     )
 
@@ -95,13 +105,18 @@ def demand(given: Tensor, network: nn.Module, what: str, again: Callable[[], Any
 @torch.no_grad()
 def first_module(network: nn.Module, forward: Callable[[], Any]) -> str:
     """The first module, by name, whose output is not finite in a forward; empty where there is none."""
-    found: list[str] = []
+    names: list[str] = []
     hooks = []
     for name, module in network.named_modules():
 
         def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-            if not found and isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
-                found.append(name)
+            if (
+                not names
+                and isinstance(output, Tensor)
+                and output.is_floating_point()
+                and not bool(torch.isfinite(output).all())
+            ):
+                names.append(name)
 
         hooks.append(module.register_forward_hook(look))
     try:
@@ -111,4 +126,4 @@ def first_module(network: nn.Module, forward: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else ""
+    return names[0] if names else ""

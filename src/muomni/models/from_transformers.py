@@ -1,4 +1,5 @@
-"""Networks of transformers, opened strictly: from a folder alone, without network, without noise, nothing drawn at random."""
+"""Networks of transformers, opened strictly: from a folder alone, without network, without noise, nothing
+drawn at random."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def open_network(
 
     Takes   name of its class in transformers; what: its name for people; dtype None: as stored;
             config and tensors: those of a part, where the folder holds more than the network.
-    Raises  CheckpointError where the folder is torn, or lacks weights or holds some that are no numbers; ConfigError
-            where the extra `hf` is not installed.
+    Raises  CheckpointError where the folder is torn, or lacks weights or holds some that are no numbers;
+            ConfigError where the extra `hf` is not installed.
     """
     library = installed(folder, what)
     store.weight_files(folder)
@@ -49,7 +50,9 @@ def open_network(
         raise CheckpointError(f"{folder} can't be opened as {name}: {why}") from error
     # transformers fills what a file lacks at random, and only warns.
     if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
-        raise CheckpointError(f"{folder} does not fit {name}: missing {', '.join(absent[:5])} ({len(absent)} in all)")
+        raise CheckpointError(
+            f"{folder} does not fit {name}: missing {', '.join(absent[:5])} ({len(absent)} in all)"
+        )
     finite.demand_weights(network.state_dict(), folder)
     opened: nn.Module = network.to(device).eval()
     return opened

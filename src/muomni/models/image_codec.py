@@ -1,4 +1,5 @@
-"""Image codec: a square picture <-> a grid of codes. Patches, 3x3 convolutions at two resolutions, FSQ, and the mirror of it back."""
+"""Image codec: a square picture <-> a grid of codes. Patches, 3x3 convolutions at two resolutions, FSQ, and
+the mirror of it back."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from muomni.tokens.codec import check_codes, check_media, digest_of, encode_by_l
 class ImageCodecConfig(BaseModel):
     """Sizes of the codec; the defaults turn 64 px into 8 x 8 tokens of 4^5 = 1,024 codes.
 
-    patch_size, fine_patch_size   pixels of a side that one token covers, and one cell of the finer grid, where edges are drawn
+    patch_size, fine_patch_size   pixels of a side that one token covers, and one cell of the finer grid,
+                                  where edges are drawn
     width, fine_width   channels of the two grids; there are none at full resolution, where channels cost most
     blocks, fine_blocks residual blocks of each grid, on each side of the quantiser
     levels              of each dimension of a token's latent; their product is the number of codes
@@ -43,9 +45,13 @@ class ImageCodecConfig(BaseModel):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.patch_size % self.fine_patch_size:
-            raise ValueError(f"patch_size {self.patch_size} is no multiple of fine_patch_size {self.fine_patch_size}")
+            raise ValueError(
+                f"patch_size {self.patch_size} is no multiple of fine_patch_size {self.fine_patch_size}"
+            )
         if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels: expected at least one dimension of at least 2 levels, got {list(self.levels)}")
+            raise ValueError(
+                f"levels: expected at least one dimension of at least 2 levels, got {list(self.levels)}"
+            )
         return self
 
     @property
@@ -68,7 +74,8 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions inside one residual. Source: He et al. 2016 (pre-activation); layer scale 0.3 as in our codec of speech."""
+    """Two 3x3 convolutions inside one residual. Source: He et al. 2016 (pre-activation); layer scale 0.3 as
+    in our codec of speech."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +89,8 @@ class Block(nn.Module):
 
 
 class ImageCodec(nn.Module):
-    """Pictures <-> codes; satisfies `tokens.codec.Codec`. Training goes through `latents`, `quantiser` and `rebuild`.
+    """Pictures <-> codes; satisfies `tokens.codec.Codec`. Training goes through `latents`, `quantiser` and
+    `rebuild`.
 
     Activations lie channels-last in memory, which is what a CPU's convolutions are fast in.
     """
@@ -104,7 +112,8 @@ class ImageCodec(nn.Module):
         self.fine_encoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
         self.fold = nn.Sequential(nn.PixelUnshuffle(fold), _conv(fold**2 * fine, width, kernel=1))
         self.encoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)))
-        # No norm at the ends: it would take a flat patch's brightness away, which is most of what a token has to say.
+        # No norm at the ends: it would take a flat patch's brightness away, which is most of what a token has
+        # to say.
         self.to_latent = _conv(width, latent, kernel=1)
         self.quantiser = FiniteScalarQuantiser(config.levels)
         self.from_latent = _conv(latent, width)
@@ -156,7 +165,8 @@ class ImageCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes_BKF: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) float32 in [0, 1] of codes (B, 1, F); raises as `tokens.codec.Codec.decode`."""
+        """Pictures (B, 3, H, W) float32 in [0, 1] of codes (B, 1, F); raises as
+        `tokens.codec.Codec.decode`."""
         check_codes(self, codes_BKF)
         return self.rebuild(self.quantiser.decode(codes_BKF[:, 0])).float().clamp(0, 1)
 
@@ -183,7 +193,8 @@ def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 def open_folder(folder: Path, codebooks: int | None, device: torch.device | str) -> ImageCodec:
     """The codec that stage image_codec left (models.codecs.Opener).
 
-    Raises  CheckpointError for a folder of another network; ConfigError for another number of books than its one.
+    Raises  CheckpointError for a folder of another network; ConfigError for another number of books than its
+            one.
     """
     network: Any = store.load(folder, device)
     if not isinstance(network, ImageCodec):

@@ -1,4 +1,5 @@
-"""LoRA on a decoder by way of PEFT: attached in place, saved light in PEFT's own files, merged back into plain Qwen3 weights."""
+"""LoRA on a decoder by way of PEFT: attached in place, saved light in PEFT's own files, merged back into
+plain Qwen3 weights."""
 
 from __future__ import annotations
 
@@ -31,27 +32,35 @@ NAMES = "*lora_*"  # matches the parameters that `attach` adds, in any network t
 
 
 class LoraSettings(BaseModel):
-    """Rank, strength and places of the adapter (SPEC V4); a target is the last part of a projection's name, in every block."""
+    """Rank, strength and places of the adapter (SPEC V4); a target is the last part of a projection's name,
+    in every block."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     r: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0, description="the delta is alpha / r * B A")
     dropout: float = Field(0.05, ge=0, lt=1, description="on what A reads, in training mode")
-    targets: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1)
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
 
 
 def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
-    """The decoder itself with A and B beside its projections: all that trains from here on, in float32 whatever the base's dtype.
+    """The decoder itself with A and B beside its projections: all that trains from here on, in float32
+    whatever the base's dtype.
 
     A is drawn from torch's global generator; B is zero, so that nothing is said differently at first.
-    Raises  ConfigError for a target that matches no projection, a decoder that has an adapter, or without the extra `hf`.
+    Raises  ConfigError for a target that matches no projection, a decoder that has an adapter, or without the
+            extra `hf`.
     Source  Hu et al. 2021.
     """
     _demand_plain(decoder)
-    found = {name.rpartition(".")[2] for name, _ in decoder.projections()}
-    if lost := [target for target in settings.targets if target not in found]:
-        raise ConfigError(f"lora targets match nothing: {', '.join(lost)}", hint=f"the blocks have {', '.join(sorted(found))}")
+    targets = {name.rpartition(".")[2] for name, _ in decoder.projections()}
+    if lost := [target for target in settings.targets if target not in targets]:
+        raise ConfigError(
+            f"lora targets match nothing: {', '.join(lost)}",
+            hint=f"the blocks have {', '.join(sorted(targets))}",
+        )
     peft = _peft()
     config = peft.LoraConfig(
         r=settings.r,
@@ -65,7 +74,8 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
     for _, weight in _adapter(decoder):
         weight.data = weight.data.float()
         weight.requires_grad_(True)
-    # PEFT's new layers stand in training mode, whatever the decoder stands in; a part that rests for ever (optim.freeze) goes on resting.
+    # PEFT's new layers stand in training mode, whatever the decoder stands in; a part that rests for ever
+    # (optim.freeze) goes on resting.
     nn.Module.train(decoder, decoder.training)
     return decoder
 
@@ -76,7 +86,8 @@ def plain(decoder: Decoder) -> bool:
 
 
 def save(decoder: Decoder, folder: Path | str, base: str) -> None:
-    """Write the adapter, and nothing of the base, as PEFT does: `peft.PeftModel.from_pretrained(qwen3, folder)` opens it.
+    """Write the adapter, and nothing of the base, as PEFT does: `peft.PeftModel.from_pretrained(qwen3,
+    folder)` opens it.
 
     Takes   base: the hub id or folder of the weights that it belongs to.
     Raises  ConfigError for a decoder without an adapter.
@@ -89,7 +100,10 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
     files.write_bytes(Path(folder) / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
-    files.write_json(Path(folder) / CONFIG, {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()})
+    files.write_json(
+        Path(folder) / CONFIG,
+        {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()},
+    )
 
 
 def changed(decoder: Decoder, folder: Path | str) -> list[str]:
@@ -103,15 +117,17 @@ def changed(decoder: Decoder, folder: Path | str) -> list[str]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is missing or torn: {error}") from error
     state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
     own = {PREFIX + name: tensor.detach().cpu() for name, tensor in state.items()}
-    return [name for name, tensor in own.items() if name not in stored or not torch.equal(stored[name], tensor)]
+    return [
+        name for name, tensor in own.items() if name not in stored or not torch.equal(stored[name], tensor)
+    ]
 
 
 @torch.no_grad()
 def load(decoder: Decoder, folder: Path | str) -> Decoder:
     """The decoder itself with the adapter of a folder attached, all or nothing.
 
-    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other names or shapes (all are
-            listed) or no numbers;
+    Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other
+            names or shapes (all are listed) or no numbers;
             ConfigError as `attach`.
     """
     _demand_plain(decoder)
@@ -121,13 +137,13 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} is missing or torn: {error}") from error
-    wanted = _shapes(decoder, settings)
-    lines = [f"missing {name}" for name in sorted(wanted.keys() - tensors.keys())]
-    lines += [f"unexpected {name}" for name in sorted(tensors.keys() - wanted.keys())]
+    expected = _shapes(decoder, settings)
+    lines = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    lines += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
     lines += [
-        f"shape {name}: expected {wanted[name]}, got {tuple(tensors[name].shape)}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if wanted[name] != tuple(tensors[name].shape)
+        f"shape {name}: expected {expected[name]}, got {tuple(tensors[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if expected[name] != tuple(tensors[name].shape)
     ]
     if lines:
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
@@ -140,22 +156,28 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
 
 
 def merged(decoder: Decoder) -> Decoder:
-    """A plain decoder that says the same: base + delta, summed in float32 and kept in the base's dtype, under Qwen3's names.
+    """A plain decoder that says the same: base + delta, summed in float32 and kept in the base's dtype, under
+    Qwen3's names.
 
-    All other tensors are the given decoder's own, so it is frozen, and in evaluation mode; the given one stays as it is.
+    All other tensors are the given decoder's own, so it is frozen, and in evaluation mode; the given one
+    stays as it is.
     """
     return _rewired(decoder, effective)
 
 
 def base_of(decoder: Decoder) -> Decoder:
-    """The plain decoder beside which the adapter stands, under Qwen3's names; frozen, in evaluation mode, with the given one's tensors."""
+    """The plain decoder beside which the adapter stands, under Qwen3's names; frozen, in evaluation mode,
+    with the given one's tensors."""
     return _rewired(decoder, lambda layer: layer.base_layer.weight.detach())
 
 
 def _rewired(decoder: Decoder, weight_of: Callable[[Any], Tensor]) -> Decoder:
     """A plain decoder whose wrapped projections have the weights that are told; all else is shared."""
     wrapped = {name: layer for name, layer in decoder.named_modules() if hasattr(layer, "base_layer")}
-    inside = ("grown_", *(f"{name}." for name in wrapped))  # new rows of a token space are no part of the decoder
+    inside = (
+        "grown_",
+        *(f"{name}." for name in wrapped),
+    )  # new rows of a token space are no part of the decoder
     state = {name: tensor for name, tensor in decoder.state_dict().items() if not name.startswith(inside)}
     state |= {f"{name}.weight": weight_of(layer) for name, layer in wrapped.items()}
     with torch.device("meta"):
@@ -175,9 +197,13 @@ def _adapter(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _shapes(decoder: Decoder, settings: LoraSettings) -> dict[str, tuple[int, int]]:
     """What a file must hold for this decoder."""
-    chosen = [(name, layer) for name, layer in decoder.projections() if name.rpartition(".")[2] in settings.targets]
+    chosen = [
+        (name, layer) for name, layer in decoder.projections() if name.rpartition(".")[2] in settings.targets
+    ]
     down = {f"{PREFIX}{name}.lora_A.weight": (settings.r, layer.in_features) for name, layer in chosen}
-    return down | {f"{PREFIX}{name}.lora_B.weight": (layer.out_features, settings.r) for name, layer in chosen}
+    return down | {
+        f"{PREFIX}{name}.lora_B.weight": (layer.out_features, settings.r) for name, layer in chosen
+    }
 
 
 def _read_settings(folder: Path) -> LoraSettings:
@@ -185,11 +211,19 @@ def _read_settings(folder: Path) -> LoraSettings:
     try:
         content = files.read_json(path)
         if content["peft_type"] != "LORA":
-            raise CheckpointError(f"{path}: expected an adapter of peft_type LORA, got {content['peft_type']}")
-        if beyond := [key for key in BEYOND if content.get(key)] + ["bias"] * (content.get("bias", "none") != "none"):
+            raise CheckpointError(
+                f"{path}: expected an adapter of peft_type LORA, got {content['peft_type']}"
+            )
+        if beyond := [key for key in BEYOND if content.get(key)] + ["bias"] * (
+            content.get("bias", "none") != "none"
+        ):
             raise CheckpointError(f"{path} asks for what this LoRA does not have: {', '.join(beyond)}")
-        given = {"alpha": content["lora_alpha"], "dropout": content["lora_dropout"], "targets": content["target_modules"]}
-        return LoraSettings(r=content["r"], **given)
+        values = {
+            "alpha": content["lora_alpha"],
+            "dropout": content["lora_dropout"],
+            "targets": content["target_modules"],
+        }
+        return LoraSettings(r=content["r"], **values)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"{path} is missing or no LoRA configuration: {error}") from error
 
@@ -198,5 +232,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError("LoRA needs peft, which is not installed", hint="pip install 'muomni[hf]'") from error
+        raise ConfigError(
+            "LoRA needs peft, which is not installed", hint="pip install 'muomni[hf]'"
+        ) from error
     return peft

@@ -1,8 +1,9 @@
-"""A decoder that reads and writes all ids of a token space: a text model and new rows for special and media tokens.
+"""A decoder that reads and writes all ids of a token space: a text model and new rows for special and media
+tokens.
 
-The new rows are parameters of their own (`new_embed`, `new_head`), so the base stays what it is: the scores of text
-ids keep all their bits, optimiser state is that of the new rows alone, and the rows are what is saved. A folder of
-rows names the base and the codecs by their digests and does not hold them.
+The new rows are parameters of their own (`new_embed`, `new_head`), so the base stays what it is: the scores
+of text ids keep all their bits, optimiser state is that of the new rows alone, and the rows are what is
+saved. A folder of rows names the base and the codecs by their digests and does not hold them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from muomni import files
 from muomni.errors import CheckpointError
-from muomni.models import base, finite, lora, pretrained
+from muomni.models import finite, lora, pretrained, reference
 from muomni.models.causal import CausalLM, Read
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
@@ -35,7 +36,10 @@ from muomni.tokens.unified import UnifiedTokenizer
 
 ROWS, NOTE = "trainable_rows.safetensors", "trainable_rows.json"
 SOURCE_ROWS = "trainable_rows.pt"  # another project's
-THINKER, ADAPTER = "thinker", "lora"  # within a folder of rows: a base that was trained whole, or an adapter on its base
+THINKER, ADAPTER = (
+    "thinker",
+    "lora",
+)  # within a folder of rows: a base that was trained whole, or an adapter on its base
 SPREAD = 0.02  # of new rows around the mean of the old ones, in their deviations. Source: reference B43
 NAMES = ("new_embed", "new_head")
 
@@ -43,9 +47,9 @@ NAMES = ("new_embed", "new_head")
 class TokenModel(CausalLM):
     """A decoder with new rows for the ids of a token space that are no text.
 
-    A row of one stream is ids (B, T); a space whose codec lays its books side by side has grids (B, K, T). The embedding
-    of a column is then the sum over its streams, and each stream is scored by the one table, so that a book is told
-    from another by its region of ids alone.
+    A row of one stream is ids (B, T); a space whose codec lays its books side by side has grids (B, K, T).
+    The embedding of a column is then the sum over its streams, and each stream is scored by the one table, so
+    that a book is told from another by its region of ids alone.
     """
 
     def __init__(self, decoder: Decoder, space: TokenSpace) -> None:
@@ -88,10 +92,14 @@ class TokenModel(CausalLM):
     def start(self, generator: torch.Generator, spread: float = SPREAD) -> None:
         """Begin the new rows at the mean of the text's, each a little off it.
 
-        Takes   generator on the CPU; spread: their deviation, as a share of the text rows' own in each dimension.
+        Takes   generator on the CPU; spread: their deviation, as a share of the text rows' own in each
+                dimension.
         """
         first = self.space.text_size
-        for rows, table in ((self.new_embed, self.decoder.table.weight), (self.new_head, self.head.tables[0])):
+        for rows, table in (
+            (self.new_embed, self.decoder.table.weight),
+            (self.new_head, self.head.tables[0]),
+        ):
             text = table[:first].float()
             noise_RD = torch.randn(rows.shape, generator=generator).to(rows.device)
             rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise_RD)
@@ -121,7 +129,9 @@ class TokenModel(CausalLM):
         everything = (range(self.space.size),)
         wanted = union([tuple(everything if ids is None else ids) for ids in by_stream])
         read_wanted = self.decoder.reading([wanted])
-        columns = [[_within(wanted, each) for each in (everything if ids is None else ids)] for ids in by_stream]
+        columns = [
+            [_within(wanted, each) for each in (everything if ids is None else ids)] for ids in by_stream
+        ]
 
         def read(x_BTD: Tensor, cache: Any, keep_BT: Tensor | None = None) -> list[Tensor]:
             (scores_BV,) = read_wanted(x_BTD, cache, keep_BT)
@@ -150,9 +160,10 @@ class Note:
     row_start, row_end  its ids, the last one not included
     base_llm    what people call the base; has_lm_head: the base has an output table of its own
     token_space hash of the space beside it
-    base        how the base is found, and its digest (`models.base`)
+    base        how the base is found, and its digest (`models.reference`)
     codecs      the same of each codec, by modality
-    longest     by what is written ("audio", "text"): frames or tokens of the longest target that was trained on
+    longest     by what is written ("audio", "text"): frames or tokens of the longest target that was trained
+                on
     """
 
     row_start: int
@@ -175,7 +186,9 @@ class Note:
         try:
             return cls(**content)
         except TypeError as error:
-            raise CheckpointError(f"{path}: expected what a folder of rows says, got other keys: {error}") from error
+            raise CheckpointError(
+                f"{path}: expected what a folder of rows says, got other keys: {error}"
+            ) from error
 
 
 def save(
@@ -186,9 +199,10 @@ def save(
     codecs: Mapping[str, Mapping[str, Any]],
     longest: Mapping[str, int] | None = None,
 ) -> None:
-    """Write the new rows, their note and the token space: all that is trained where base and codecs are frozen.
+    """Write the new rows, their note and the token space: all that is trained where base and codecs are
+    frozen.
 
-    Takes   base, codecs: what `models.base.Base.told` says of each.
+    Takes   base, codecs: what `models.reference.NetworkReference.describe` says of each.
     """
     new = model.space.new_rows
     note = Note(
@@ -213,8 +227,8 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
     """Fill a model's new rows from a folder.
 
     Takes   base_digest: of the base that the model stands on (`models.pretrained.digest`).
-    Raises  TokenSpaceError where the folder's space is another one; CheckpointError where its base, range or shapes are
-            others, or a number is not finite.
+    Raises  TokenSpaceError where the folder's space is another one; CheckpointError where its base, range or
+            shapes are others, or a number is not finite.
     """
     folder = Path(folder)
     model.space.require(TokenSpace.load(folder), str(folder / TOKEN_SPACE))
@@ -227,7 +241,9 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
             hint="open them on the base that they were trained on",
         )
     if (note.row_start, note.row_end) != (new.start, new.stop):
-        raise CheckpointError(f"{folder / NOTE}: expected rows {new.start}..{new.stop}, got {note.row_start}..{note.row_end}")
+        raise CheckpointError(
+            f"{folder / NOTE}: expected rows {new.start}..{new.stop}, got {note.row_start}..{note.row_end}"
+        )
     _fill(model, _read(folder), str(folder / ROWS))
     return note
 
@@ -237,7 +253,9 @@ def _read(folder: Path) -> dict[str, Tensor]:
         with safe_open(folder / ROWS, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again") from error
+        raise CheckpointError(
+            f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again"
+        ) from error
 
 
 def base_of(folder: Path) -> Path:
@@ -246,7 +264,7 @@ def base_of(folder: Path) -> Path:
     Raises  CheckpointError where it lies nowhere, or is another.
     """
     inside = Path(folder) / THINKER
-    return inside if inside.is_dir() else base.find(Note.read(folder).base, Path(folder))[1]
+    return inside if inside.is_dir() else reference.find(Note.read(folder).base, Path(folder))[1]
 
 
 def open_folder(
@@ -257,8 +275,8 @@ def open_folder(
     An adapter (`lora/`) is merged into the base; a base that was trained whole lies in `thinker/`.
 
     Takes   dtype of the base, None: as stored.
-    Raises  CheckpointError where base or rows are missing, torn or others; TokenSpaceError as `load_rows`, or where the
-            tokenizer is not the space's.
+    Raises  CheckpointError where base or rows are missing, torn or others; TokenSpaceError as `load_rows`, or
+            where the tokenizer is not the space's.
     """
     folder = Path(folder)
     space = TokenSpace.load(folder)
@@ -278,7 +296,11 @@ def open_folder(
 def digest(folder: Path) -> str:
     """sha256 that names a folder of rows: its rows, its adapter where it has one, and on what they stand."""
     folder = Path(folder)
-    parts = [Note.read(folder).base.get("digest"), files.sha256_once(folder / ROWS), TokenSpace.load(folder).hash]
+    parts = [
+        Note.read(folder).base.get("digest"),
+        files.sha256_once(folder / ROWS),
+        TokenSpace.load(folder).hash,
+    ]
     adapter = folder / ADAPTER / lora.WEIGHTS
     return files.sha256_json([*parts, files.sha256_once(adapter)] if adapter.is_file() else parts)
 
@@ -289,7 +311,11 @@ def changed(model: TokenModel, folder: Path) -> list[str]:
     Raises  CheckpointError where the folder's file is missing or torn.
     """
     tensors = _read(Path(folder))
-    return [name for name in NAMES if name not in tensors or not torch.equal(tensors[name], getattr(model, name).detach().float().cpu())]
+    return [
+        name
+        for name in NAMES
+        if name not in tensors or not torch.equal(tensors[name], getattr(model, name).detach().float().cpu())
+    ]
 
 
 def open_codecs(folder: Path, *, device: torch.device | str = "cpu") -> list[Codec]:
@@ -302,8 +328,10 @@ def open_codecs(folder: Path, *, device: torch.device | str = "cpu") -> list[Cod
     codecs = []
     for entry in space.codecs:
         if entry.modality not in note.codecs:
-            raise CheckpointError(f"{folder / NOTE}: it names no {entry.modality} codec, which its token space has")
-        place = base.find(note.codecs[entry.modality], folder)[1]
+            raise CheckpointError(
+                f"{folder / NOTE}: it names no {entry.modality} codec, which its token space has"
+            )
+        place = reference.find(note.codecs[entry.modality], folder)[1]
         codecs.append(open_codec(place, entry.codebooks, device))
     return codecs
 
@@ -313,18 +341,26 @@ def _fill(model: TokenModel, tensors: Mapping[str, Tensor], where: str) -> None:
     shapes = {name: tuple(getattr(model, name).shape) for name in NAMES}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
-        raise CheckpointError(f"{where}: expected {shapes}, got {found}", hint="these are the rows of another token space or width")
+        raise CheckpointError(
+            f"{where}: expected {shapes}, got {found}",
+            hint="these are the rows of another token space or width",
+        )
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{where}: {name} holds NaN or infinite values", hint="take an earlier checkpoint")
+            raise CheckpointError(
+                f"{where}: {name} holds NaN or infinite values", hint="take an earlier checkpoint"
+            )
         getattr(model, name).copy_(tensor)
 
 
 # --- the source's layout ----------------------------------------------------------------------------------------------
 
 
-def export_source(model: TokenModel, folder: Path, *, base_llm: str, created_utc: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write trainable_rows.pt, trainable_rows.json and a token_space.json of uti_v1, as the source's checkpoints have them.
+def export_source(
+    model: TokenModel, folder: Path, *, base_llm: str, created_utc: str, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write trainable_rows.pt, trainable_rows.json and a token_space.json of uti_v1, as the source's
+    checkpoints have them.
 
     Raises  TokenSpaceError for a layout that uti_v1 does not have.
     """
@@ -332,7 +368,12 @@ def export_source(model: TokenModel, folder: Path, *, base_llm: str, created_utc
     rows = {name: getattr(model, name).detach().to(dtype).cpu() for name in NAMES}
     ids = {"row_start": new.start, "row_end": new.stop, "base_llm": base_llm}
     stream = io.BytesIO()
-    content = {**ids, "embeddings": rows["new_embed"], "lm_head": rows["new_head"], "dtype": str(dtype).removeprefix("torch.")}
+    content = {
+        **ids,
+        "embeddings": rows["new_embed"],
+        "lm_head": rows["new_head"],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     torch.save(content, stream)
     uti.write(model.space, folder, created_utc=created_utc, base_text_model=base_llm)
     files.write_bytes(folder / SOURCE_ROWS, stream.getvalue())
@@ -346,8 +387,8 @@ def import_source(model: TokenModel, folder: Path, *, base_llm: str) -> None:
     A checkpoint without `lm_head` is of a base whose tables are one: its rows serve both sides.
 
     Takes   base_llm: the base that the model stands on, as the checkpoint must call it.
-    Raises  TokenSpaceError where its token space is not the model's; CheckpointError where it is torn, holds anything
-            but tensors and plain values, or base, range or shapes are others.
+    Raises  TokenSpaceError where its token space is not the model's; CheckpointError where it is torn, holds
+            anything but tensors and plain values, or base, range or shapes are others.
     """
     folder = Path(folder)
     path = folder / SOURCE_ROWS
@@ -357,13 +398,22 @@ def import_source(model: TokenModel, folder: Path, *, base_llm: str) -> None:
         start, end, name = int(content["row_start"]), int(content["row_end"]), str(content["base_llm"])
         embed, head = content["embeddings"], content.get("lm_head")
     except Exception as error:  # a foreign pickle fails in many ways
-        raise CheckpointError(f"{path}: missing, torn or unsafe: {type(error).__name__}: {str(error)[:200]}") from error
+        raise CheckpointError(
+            f"{path}: missing, torn or unsafe: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     new = model.space.new_rows
     if name != base_llm:
-        raise CheckpointError(f"{path}: expected rows for base {base_llm}, got {name}", hint="open the base that they were trained on")
+        raise CheckpointError(
+            f"{path}: expected rows for base {base_llm}, got {name}",
+            hint="open the base that they were trained on",
+        )
     # The range's end is counted in by some writers and left out by others; the number of rows tells which.
     if start != new.start or end not in (new.stop, new.stop - 1):
         raise CheckpointError(f"{path}: expected rows {new.start}..{new.stop}, got {start}..{end}")
     if not isinstance(embed, Tensor) or not isinstance(head, Tensor | None):
-        raise CheckpointError(f"{path}: expected tensors embeddings and lm_head, got {type(embed).__name__} and {type(head).__name__}")
-    _fill(model, {"new_embed": embed.float(), "new_head": (embed if head is None else head).float()}, str(path))
+        raise CheckpointError(
+            f"{path}: expected tensors embeddings and lm_head, got {type(embed).__name__} and {type(head).__name__}"
+        )
+    _fill(
+        model, {"new_embed": embed.float(), "new_head": (embed if head is None else head).float()}, str(path)
+    )

@@ -49,9 +49,9 @@ def release(body: nn.Module) -> None:
 class Stepper:
     """Decodes as `Decoder.hidden` with a cache does, several times faster for short steps.
 
-    At batch 1 much of the time goes into starting operations, so there are few: q, k, v are one product, so are gate
-    and up; the gains of the norms, and the square root of their size, are multiplied into the weights that follow
-    them; tables of positions are made once. It holds copies of the weights.
+    At batch 1 much of the time goes into starting operations, so there are few: q, k, v are one product, so
+    are gate and up; the gains of the norms, and the square root of their size, are multiplied into the
+    weights that follow them; tables of positions are made once. It holds copies of the weights.
     """
 
     def __init__(self, model: Decoder) -> None:
@@ -59,12 +59,19 @@ class Stepper:
         self.config = config
         self.heads, self.kv_heads, self.dim = config.heads, config.num_kv_heads, config.dim_of_head
         self.embedding_VD = model.table.weight.detach()
-        self.floor_D, self.floor_d = (self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim))
+        self.floor_D, self.floor_d = (
+            self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim)
+        )
         self.layers = [self._arrange(block) for block in model.blocks]
         gains = _gains(model.body.norm)
-        # Inputs by outputs in memory, and each part on its own: further rows then change no bit of the other scores.
-        self.tables = [(table.detach().to(gains.dtype) * gains).T.contiguous().T for table in model.head.tables]
-        cos, sin = rope.angles(torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta)
+        # Inputs by outputs in memory, and each part on its own: further rows then change no bit of the other
+        # scores.
+        self.tables = [
+            (table.detach().to(gains.dtype) * gains).T.contiguous().T for table in model.head.tables
+        ]
+        cos, sin = rope.angles(
+            torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta
+        )
         half = self.dim // 2
         # With the sign in the table, a turn is x * cos + swapped(x) * sin.
         self.cos = cos.to(self.embedding_VD.dtype)
@@ -74,15 +81,21 @@ class Stepper:
     def _remember(self, model: Decoder) -> None:
         """Note what tells whether the weights are still the copied ones.
 
-        Operations in place raise a tensor's version, but fused optimizers and writes through `.data` do not (torch 2.13): so
-        some numbers of each weight are kept too. The weights are held, so no other tensor can come to lie at their places.
+        Operations in place raise a tensor's version, but fused optimizers and writes through `.data` do not
+        (torch 2.13): so some numbers of each weight are kept too. The weights are held, so no other tensor
+        can come to lie at their places.
         """
         weights, self._how = _ingredients(model)
-        # Tensors made in inference mode have no version: nothing is known of them, and a stepper serves one call.
-        self._versions = None if any(each.is_inference() for each in weights) else [each._version for each in weights]
+        # Tensors made in inference mode have no version: nothing is known of them, and a stepper serves one
+        # call.
+        self._versions = (
+            None if any(each.is_inference() for each in weights) else [each._version for each in weights]
+        )
         self._places = [each.data_ptr() for each in weights]
         counts = [min(each.numel(), SAMPLED) for each in weights]
-        self._samples = [each.detach().as_strided((n,), (each.numel() // n,)) for each, n in zip(weights, counts)]
+        self._samples = [
+            each.detach().as_strided((n,), (each.numel() // n,)) for each, n in zip(weights, counts)
+        ]
         self._numbers = self._sampled()
 
     def _sampled(self) -> Tensor:
@@ -108,14 +121,19 @@ class Stepper:
         qkv = (qkv * _gains(block.input_layernorm)).T.contiguous()
         gains = None
         if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
-            by_head = _gains(attention.q_norm).expand(self.heads, -1), _gains(attention.k_norm).expand(self.kv_heads, -1)
+            by_head = (
+                _gains(attention.q_norm).expand(self.heads, -1),
+                _gains(attention.k_norm).expand(self.kv_heads, -1),
+            )
             gains = torch.cat(by_head)
-        # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for 25 MB).
+        # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against
+        # 1.6 ms for 25 MB).
         feed_forward = self._feed_forward(mlp, _gains(block.post_attention_layernorm))
         return qkv, gains, effective(attention.o_proj).T.contiguous(), feed_forward
 
     def _feed_forward(self, mlp: SwiGLU | MoE, gains_D: Tensor) -> Callable[[Tensor], Tensor]:
-        """x (B,D) -> x with what the feed-forward network adds; experts stay as they are: which are used is known then."""
+        """x (B,D) -> x with what the feed-forward network adds; experts stay as they are: which are used is
+        known then."""
         floor_D = self.floor_D  # not self: a stepper that holds itself would outlive its model
         if isinstance(mlp, MoE):
             return lambda x_BD: x_BD + mlp(_even(x_BD, floor_D) * gains_D)
@@ -128,8 +146,11 @@ class Stepper:
 
         return add
 
-    def read(self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Ranges | None = None) -> list[Tensor]:
-        """Scores (B,V) after each row's last real position, in a list of one stream; see `models.causal.Read`.
+    def read(
+        self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Ranges | None = None
+    ) -> list[Tensor]:
+        """Scores (B,V) after each row's last real position, in a list of one stream; see
+        `models.causal.Read`.
 
         Takes   legal: the ids whose scores are wanted, None = all.
         """
@@ -140,8 +161,8 @@ class Stepper:
         cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)
         x_ND = x_BTD.reshape(-1, width)
         for index, (qkv, gains, out, feed_forward) in enumerate(self.layers):
-            found = torch.mm(_even(x_ND, self.floor_D), qkv).view(batch, length, -1, dim)
-            qk, v = found.split_with_sizes((both, both - heads), 2)
+            qkv_N = torch.mm(_even(x_ND, self.floor_D), qkv).view(batch, length, -1, dim)
+            qk, v = qkv_N.split_with_sizes((both, both - heads), 2)
             if gains is not None:
                 qk = _even(qk, self.floor_d) * gains
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin).transpose(1, 2)
@@ -149,7 +170,11 @@ class Stepper:
             k, v, mask = cache.layer(index).update(k, v.transpose(1, 2))
             if length > 1 and keep_BT is None and index == len(self.layers) - 1:
                 # Of the last block nothing but the last place is asked, and that sees all.
-                q, x_ND, mask = q[:, :, -1:], x_ND.view(batch, length, width)[:, -1], None if mask is None else mask[..., -1:, :]
+                q, x_ND, mask = (
+                    q[:, :, -1:],
+                    x_ND.view(batch, length, width)[:, -1],
+                    None if mask is None else mask[..., -1:, :],
+                )
             heard = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1).transpose(1, 2)
             x_ND = feed_forward(torch.addmm(x_ND, heard.reshape(len(x_ND), -1), out))
         x_BD = x_ND if len(x_ND) == batch else last(x_ND.view(batch, length, width), keep_BT)
@@ -158,7 +183,8 @@ class Stepper:
 
 
 def _even(x: Tensor, floor: Tensor) -> Tensor:
-    """x / sqrt(sum(x^2) + floor^2): with floor^2 = size * eps, RMS normalisation but for the root of the size."""
+    """x / sqrt(sum(x^2) + floor^2): with floor^2 = size * eps, RMS normalisation but for the root of the
+    size."""
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 

@@ -23,7 +23,8 @@ from muomni.config import current
 from muomni.errors import CheckpointError
 from muomni.models import finite
 
-# model_type -> where its class lives, imported when such a folder is opened. A class is built as cls(config: ItsConfig).
+# model_type -> where its class lives, imported when such a folder is opened. A class is built as cls(config:
+# ItsConfig).
 CLASSES = {
     "qwen3": "muomni.models.decoder:Decoder",
     "qwen3_moe": "muomni.models.decoder:Decoder",
@@ -36,17 +37,23 @@ CLASSES = {
     "muomni_projectors": "muomni.models.omni:Projectors",
 }
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-ADAPTER = "adapter_config.json"  # PEFT's: transformers adds the adapter beside it to the weights as it opens them
-HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # a language model's two tables of words, which may be one
+ADAPTER = (
+    "adapter_config.json"  # PEFT's: transformers adds the adapter beside it to the weights as it opens them
+)
+HEAD, TABLE = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+)  # a language model's two tables of words, which may be one
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which weights are taken
 _TOLD: set[str] = set()  # notes that this process has printed
 
 
 def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None = None) -> None:
-    """Write config.json and model.safetensors, each whole or not at all; a tensor with two names is stored once.
+    """Write config.json and model.safetensors, each whole or not at all; a tensor with two names is stored
+    once.
 
-    Takes   model with `config` (pydantic) and `model_type`; a config with `to_file` writes its own config.json.
-            extra: JSON values kept in config.json under "muomni" (read them by `extra_of`).
+    Takes   model with `config` (pydantic) and `model_type`; a config with `to_file` writes its own
+            config.json. extra: JSON values kept in config.json under "muomni" (read them by `extra_of`).
     """
     folder = Path(folder)
     config: Any = model.config
@@ -58,31 +65,45 @@ def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None =
 
 
 @torch.inference_mode(False)  # opened below it by an engine, its parameters could never train
-def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch.dtype | Literal["stored"] = torch.float32) -> Any:
+def load(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype | Literal["stored"] = torch.float32,
+) -> Any:
     """The network in a folder, in evaluation mode.
 
-    It is built without memory, and its tensors are those that the file maps: a network in the stored dtype on a CPU costs no copy, and
-    no random start is drawn. Whoever trains it writes to copies of the pages, never to the file.
+    It is built without memory, and its tensors are those that the file maps: a network in the stored dtype on
+    a CPU costs no copy, and no random start is drawn. Whoever trains it writes to copies of the pages, never
+    to the file.
 
     Takes   dtype of its floats; "stored": as they lie in the file. Whole numbers stay what they are.
-    Raises  CheckpointError where files are missing or torn, the kind is unknown, names or shapes differ (all are listed), or weights are
-            no numbers.
+    Raises  CheckpointError where files are missing or torn, the kind is unknown, names or shapes differ (all
+            are listed), or weights are no numbers.
     """
     folder = Path(folder)
     content = read_config(folder)
     kind = content.get("model_type")
     if kind not in CLASSES:
-        raise CheckpointError(f"{folder / CONFIG}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}")
+        raise CheckpointError(
+            f"{folder / CONFIG}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}"
+        )
     module, name = CLASSES[kind].split(":")
     network = getattr(importlib.import_module(module), name)
     shape = typing.get_type_hints(network.__init__)["config"]
     own = {key: value for key, value in content.items() if key not in ("model_type", "muomni")}
     try:
-        config = shape.from_file(content) if hasattr(shape, "from_file") else shape.model_validate(current(own, shape))
+        config = (
+            shape.from_file(content)
+            if hasattr(shape, "from_file")
+            else shape.model_validate(current(own, shape))
+        )
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {'; '.join(map(_fault, error.errors()))}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / CONFIG} {error.message.removeprefix('config.json ')}", hint=error.hint) from error
+        raise CheckpointError(
+            f"{folder / CONFIG} {error.message.removeprefix('config.json ')}", hint=error.hint
+        ) from error
     tensors = read_tensors(folder)
     if getattr(config, "tied", False):
         config = _as_tied(config, tensors, folder)
@@ -96,15 +117,21 @@ def load(folder: Path | str, device: torch.device | str = "cpu", *, dtype: torch
 
 def _fault(fault: Any) -> str:
     """What pydantic says of one key, or of a config as a whole, in a line."""
-    said = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{'.'.join(map(str, fault['loc']))}: {said.lower()}, got {fault['input']!r}" if fault["loc"] else said
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return (
+        f"{'.'.join(map(str, fault['loc']))}: {message.lower()}, got {fault['input']!r}"
+        if fault["loc"]
+        else message
+    )
 
 
 def _as_tied(config: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
-    """What a config that ties the head to the embedding table is to the tensors of its file, as transformers 5 decides it.
+    """What a config that ties the head to the embedding table is to the tensors of its file, as transformers
+    5 decides it.
 
-    A file that holds the head alone gives its table to both (`tensors` is changed). One that holds two different tables is untied, and
-    that is told: its config is wrong, and without its head it would say something else.
+    A file that holds the head alone gives its table to both (`tensors` is changed). One that holds two
+    different tables is untied, and that is told: its config is wrong, and without its head it would say
+    something else.
     """
     if HEAD not in tensors:
         return config
@@ -141,7 +168,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = files.read_json(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing", hint="a model is a folder with config.json and model.safetensors") from error
+        raise CheckpointError(
+            f"{path} is missing", hint="a model is a folder with config.json and model.safetensors"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -152,8 +181,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_index(folder: Path) -> Path | None:
     """The index that says in which files the weights of a folder lie; None where they lie in one file.
 
-    As transformers 5 chooses: what config.json names as `transformers_weights`, else model.safetensors, else its index. An index beside
-    model.safetensors is left over from older weights: it is not read, and that is told.
+    As transformers 5 chooses: what config.json names as `transformers_weights`, else model.safetensors, else
+    its index. An index beside model.safetensors is left over from older weights: it is not read, and that is
+    told.
     Raises  CheckpointError where a PEFT adapter lies beside the weights.
     """
     named = _named_weights(folder)
@@ -167,7 +197,9 @@ def weight_index(folder: Path) -> Path | None:
     if not (folder / INDEX).is_file():
         return None
     if (folder / WEIGHTS).is_file():
-        say_once(f"{folder / INDEX} is not read: {WEIGHTS} beside it holds the weights, as transformers opens them")
+        say_once(
+            f"{folder / INDEX} is not read: {WEIGHTS} beside it holds the weights, as transformers opens them"
+        )
         return None
     return folder / INDEX
 
@@ -177,8 +209,14 @@ def _named_weights(folder: Path) -> str:
     if not (folder / CONFIG).is_file():
         return WEIGHTS
     named = read_config(folder).get("transformers_weights") or WEIGHTS
-    if not isinstance(named, str) or Path(named).name != named or not named.endswith((".safetensors", ".safetensors.index.json")):
-        raise CheckpointError(f"{folder / CONFIG}: transformers_weights must name a .safetensors file beside it or an index, got {named!r}")
+    if (
+        not isinstance(named, str)
+        or Path(named).name != named
+        or not named.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise CheckpointError(
+            f"{folder / CONFIG}: transformers_weights must name a .safetensors file beside it or an index, got {named!r}"
+        )
     return named
 
 
@@ -209,7 +247,11 @@ def _instead(folder: Path, index: Path | None) -> str:
     """What lies in a folder in the place of weights that are missing, and what to do about it."""
     if index is not None:
         return f"{index.name} names it: copy the shard there, or save the model again"
-    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+    there = sorted(
+        path.name
+        for path in folder.glob("*")
+        if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    )
     if not there:
         return "a model is a folder with config.json and model.safetensors"
     if any(name.endswith(".safetensors") for name in there):
@@ -220,7 +262,8 @@ def _instead(folder: Path, index: Path | None) -> str:
 def read_tensors(folder: Path | str) -> dict[str, Tensor]:
     """All tensors of a folder, mapped from its files: nothing is read before it is looked at.
 
-    Raises  CheckpointError naming the file that is missing or torn, or a tensor in a number format of quantised weights.
+    Raises  CheckpointError naming the file that is missing or torn, or a tensor in a number format of
+            quantised weights.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -229,7 +272,14 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
                 tensors.update({key: stream.get_tensor(key) for key in stream.keys()})  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from error
-    if odd := next((name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype not in FLOATS), None):
+    if odd := next(
+        (
+            name
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and tensor.dtype not in FLOATS
+        ),
+        None,
+    ):
         raise CheckpointError(
             f"{folder}: {odd} is stored in {str(tensors[odd].dtype).removeprefix('torch.')}: expected {_spelled(FLOATS)}",
             hint="quantised weights are not opened here: give the model as it was before",
@@ -261,7 +311,12 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
 
 
 def adopt(
-    model: nn.Module, tensors: dict[str, Tensor], *, where: str, device: torch.device | str, dtype: torch.dtype | Literal["stored"]
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    *,
+    where: str,
+    device: torch.device | str,
+    dtype: torch.dtype | Literal["stored"],
 ) -> None:
     """Make tensors the state of a model that was built on the meta device; what was tied stays tied.
 
@@ -272,16 +327,20 @@ def adopt(
     for name, own in _untied(model).items():
         is_cast = dtype != "stored" and tensors[name].is_floating_point()
         tensor = tensors[name].to(device, dtype if is_cast else None)  # type: ignore[arg-type]
-        adopted[id(own)] = nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
+        adopted[id(own)] = (
+            nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
+        )
     for part in model.modules():
         for table in (part._parameters, part._buffers):
             table.update({name: adopted[id(own)] for name, own in table.items() if own is not None})  # type: ignore[misc]
 
 
 def check(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Whether tensors have the names, shapes and kinds of a model's state, a tied one under its first name or under both.
+    """Whether tensors have the names, shapes and kinds of a model's state, a tied one under its first name or
+    under both.
 
-    Raises  CheckpointError listing what is missing, unexpected, of another shape, or whole numbers in the place of floats.
+    Raises  CheckpointError listing what is missing, unexpected, of another shape, or whole numbers in the
+            place of floats.
     """
     own = model.state_dict(keep_vars=True)
     missing = sorted(_untied(model).keys() - tensors.keys())
@@ -306,7 +365,8 @@ def check(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
 
 
 def digest(module: nn.Module, *, parameters_only: bool = False) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all parameters (and buffers), in the order of their names."""
+    """sha256 over names, dtypes, shapes and bytes of all parameters (and buffers), in the order of their
+    names."""
     return digest_of_all(dict(module.named_parameters()) if parameters_only else module.state_dict())
 
 
@@ -337,7 +397,11 @@ def changed(model: nn.Module, folder: Path | str) -> list[str]:
     Raises  CheckpointError as `read_tensors`.
     """
     stored = read_tensors(folder)
-    return [name for name, tensor in _untied(model).items() if name not in stored or not torch.equal(stored[name], tensor.detach().cpu())]
+    return [
+        name
+        for name, tensor in _untied(model).items()
+        if name not in stored or not torch.equal(stored[name], tensor.detach().cpu())
+    ]
 
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from muomni.nn.norm import RMSNorm
 
 
 class TextTowerConfig(BaseModel):
-    """Sizes of a TextTower: `bow` a mean of embeddings, `transformer` reads the order too, `thinker` pools another model's hidden states.
+    """Sizes of a TextTower: `bow` a mean of embeddings, `transformer` reads the order too, `thinker` pools
+    another model's hidden states.
 
     vocab_size counts for the first two, source_width (the hidden states' width) for the last.
     """
@@ -36,7 +37,8 @@ class TextTowerConfig(BaseModel):
 class TextTower(nn.Module):
     """A caption's unit vector; padding never counts.
 
-    Source  SPEC M-C. `bow` can't tell "red circle, blue square" from "blue circle, red square" by construction; use it as a floor.
+    Source  SPEC M-C. `bow` can't tell "red circle, blue square" from "blue circle, red square" by
+            construction; use it as a floor.
     """
 
     model_type = "muomni_text_tower"
@@ -49,22 +51,28 @@ class TextTower(nn.Module):
             self.tokens = nn.Embedding(config.vocab_size, width)
             nn.init.normal_(self.tokens.weight, std=0.5)
         layers = config.layers if config.kind == "transformer" else 0
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.ffn_width, mlp="gelu") for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.ffn_width, mlp="gelu") for _ in range(layers)
+        )
         self.norm = RMSNorm(width)
         self.proj = nn.Linear(width, config.embed_dim, bias=False)
 
     def embed(self, text: Tensor, keep_BT: Tensor) -> Tensor:
         """Unit vectors of captions.
 
-        Takes   text: int64 ids (B, T), or for kind thinker its hidden states (B, T, source_width); keep_BT bool, True = a real token.
+        Takes   text: int64 ids (B, T), or for kind thinker its hidden states (B, T, source_width); keep_BT
+                bool, True = a real token.
         Gives   (B, embed_dim) float32, unit length.
-        Raises  ShapeError or TokenRangeError if text is of the wrong kind, shape or range, or a row keeps no token.
+        Raises  ShapeError or TokenRangeError if text is of the wrong kind, shape or range, or a row keeps no
+                token.
         """
         x_BTD = self._states(text, keep_BT)
         if self.config.kind == "transformer":
             size = x_BTD.shape[1]
             mask = masks.build(size, keep_BT=keep_BT)
-            turn = rope.angles(torch.arange(size, device=x_BTD.device), self.config.width // self.config.heads, 1e4)
+            turn = rope.angles(
+                torch.arange(size, device=x_BTD.device), self.config.width // self.config.heads, 1e4
+            )
             for block in self.blocks:
                 x_BTD = block(x_BTD, rope=turn, mask=mask)
         x_BTD = self.norm(x_BTD) * keep_BT[..., None]
@@ -72,14 +80,24 @@ class TextTower(nn.Module):
         return F.normalize(self.proj(mean_BD).float(), dim=-1)
 
     def _states(self, text: Tensor, keep_BT: Tensor) -> Tensor:
-        expected = (*keep_BT.shape, self.config.source_width) if self.config.kind == "thinker" else tuple(keep_BT.shape)
+        expected = (
+            (*keep_BT.shape, self.config.source_width)
+            if self.config.kind == "thinker"
+            else tuple(keep_BT.shape)
+        )
         if tuple(text.shape) != expected or text.is_floating_point() != (self.config.kind == "thinker"):
-            raise ShapeError(f"text tower {self.config.kind}: expected {expected}, got {tuple(text.shape)} of {text.dtype}")
+            raise ShapeError(
+                f"text tower {self.config.kind}: expected {expected}, got {tuple(text.shape)} of {text.dtype}"
+            )
         if not bool(keep_BT.any(1).all()):
-            raise ShapeError(f"text tower: rows {(~keep_BT.any(1)).nonzero().flatten().tolist()} hold no token")
+            raise ShapeError(
+                f"text tower: rows {(~keep_BT.any(1)).nonzero().flatten().tolist()} hold no token"
+            )
         if self.config.kind == "thinker":
             return text
         if text.numel() and (int(text.min()) < 0 or int(text.max()) >= self.config.vocab_size):
-            raise TokenRangeError(f"text tower: ids {int(text.min())}..{int(text.max())} outside of 0..{self.config.vocab_size - 1}")
+            raise TokenRangeError(
+                f"text tower: ids {int(text.min())}..{int(text.max())} outside of 0..{self.config.vocab_size - 1}"
+            )
         states: Tensor = self.tokens(text)
         return states

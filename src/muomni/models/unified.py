@@ -40,7 +40,9 @@ class CodecReference(NamedTuple):
         return cls(path, int(books) if books else None, layout or "interleaved")
 
 
-def open_unified(tokenizer: str, codecs: Sequence[CodecReference], device: torch.device | str = "cpu") -> UnifiedTokenizer:
+def open_unified(
+    tokenizer: str, codecs: Sequence[CodecReference], device: torch.device | str = "cpu"
+) -> UnifiedTokenizer:
     """The tokenizer over the token space that its parts make; it can be a `partial`, which other processes
     call.
 
@@ -49,7 +51,9 @@ def open_unified(tokenizer: str, codecs: Sequence[CodecReference], device: torch
     """
     text = Tokenizer.load(Path(tokenizer))
     opened = [open_codec(each.path, each.codebooks, device) for each in codecs]
-    entries = [CodecEntry.of(codec, codec.kind, each.layout) for codec, each in zip(opened, codecs, strict=True)]
+    entries = [
+        CodecEntry.of(codec, codec.kind, each.layout) for codec, each in zip(opened, codecs, strict=True)
+    ]
     return UnifiedTokenizer(text, TokenSpace.of(text, entries), opened)
 
 
@@ -57,5 +61,8 @@ def to_json(tokenizer: str, codecs: Sequence[CodecReference]) -> dict[str, Any]:
     """The arguments of `open_unified` as JSON, paths absolute."""
     return {
         "tokenizer": str(Path(tokenizer).absolute()),
-        "codecs": [[str(Path(each.path).absolute()) if Path(each.path).exists() else each.path, *each[1:]] for each in codecs],
+        "codecs": [
+            [str(Path(each.path).absolute()) if Path(each.path).exists() else each.path, *each[1:]]
+            for each in codecs
+        ],
     }

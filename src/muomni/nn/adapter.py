@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def ingredients(linear: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """What `effective` makes a weight of: tensors, and what says how they are put together (adapters, their scales)."""
+    """What `effective` makes a weight of: tensors, and what says how they are put together (adapters, their
+    scales)."""
     base: Tensor = getattr(linear, "base_layer", linear).weight
     if not hasattr(linear, "base_layer"):
         return [base], ()
@@ -20,10 +21,13 @@ def ingredients(linear: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
 
 @torch.no_grad()
 def effective(linear: Any) -> Tensor:
-    """The weight by which a linear layer multiplies: its own, and where PEFT wrapped it, with the deltas of its active adapters.
+    """The weight by which a linear layer multiplies: its own, and where PEFT wrapped it, with the deltas of
+    its active adapters.
 
-    Takes   linear: nn.Linear, or a PEFT layer around one (told by `base_layer`, so that peft need not be there).
-    Gives   (out, in) in the base's dtype, without gradient; the sum is taken in float32. The weight itself where nothing is added.
+    Takes   linear: nn.Linear, or a PEFT layer around one (told by `base_layer`, so that peft need not be
+            there).
+    Gives   (out, in) in the base's dtype, without gradient; the sum is taken in float32. The weight itself
+            where nothing is added.
     """
     weight: Tensor = getattr(linear, "base_layer", linear).weight.detach()
     if not hasattr(linear, "base_layer") or linear.merged or linear.disable_adapters:

@@ -16,23 +16,38 @@ from muomni.nn.norm import RMSNorm
 
 
 def attend(
-    q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+    q_BHTd: Tensor,
+    k_BHSd: Tensor,
+    v_BHSd: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k / sqrt(d)) v, by the form that is fastest for this device and dtype.
 
     Takes   q (B,H,T,d), k and v (B,H/groups,S,d); mask bool, broadcastable to (B,1,T,S), True = may look;
             `causal` hides the future and needs T = S; mask and causal exclude each other.
     Gives   (B,H,T,d).
-    Source  bfloat16 on a CPU: the plain form takes 23 ms where torch's fused one takes 34 (reference/ecosystem, section 4).
+    Source  bfloat16 on a CPU: the plain form takes 23 ms where torch's fused one takes 34
+            (reference/ecosystem, section 4).
     """
     if q_BHTd.device.type == "cpu" and q_BHTd.dtype != torch.float32:
         return attend_plainly(q_BHTd, k_BHSd, v_BHSd, mask, causal=causal, dropout=dropout)
     grouped = q_BHTd.shape[1] != k_BHSd.shape[1]
-    return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q_BHTd, k_BHSd, v_BHSd, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+    )
 
 
 def attend_plainly(
-    q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+    q_BHTd: Tensor,
+    k_BHSd: Tensor,
+    v_BHSd: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """`attend` in three products; the softmax is taken in float32 whatever the dtype."""
     batch, heads, length, dim = q_BHTd.shape
@@ -50,7 +65,9 @@ def attend_plainly(
             scores = scores.masked_fill(~mask, -torch.inf)
         # torch's half-precision softmax kernels sum in float32 and round once, at the end.
         weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-        return torch.bmm(weights.view(groups, heads // kv_heads * length, seen), v).view(batch, heads, length, dim)
+        return torch.bmm(weights.view(groups, heads // kv_heads * length, seen), v).view(
+            batch, heads, length, dim
+        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -102,7 +119,8 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B,T,D) -> (B,T,D); with a cache the queries also see its positions, and its mask replaces `mask`."""
+        """(B,T,D) -> (B,T,D); with a cache the queries also see its positions, and its mask replaces
+        `mask`."""
         batch, length, _ = x_BTD.shape
         split = (batch, length, -1, self.head_dim)
         q = self.q_norm(self.q_proj(x_BTD).view(split)).transpose(1, 2)
@@ -113,6 +131,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v, mask = cache.update(k, v)
             causal = length > 1
-        heard = attend(q, k, v, mask, causal=causal and mask is None, dropout=self.dropout if self.training else 0.0)
+        heard = attend(
+            q, k, v, mask, causal=causal and mask is None, dropout=self.dropout if self.training else 0.0
+        )
         out: Tensor = self.o_proj(heard.transpose(1, 2).reshape(batch, length, -1))
         return out

@@ -18,7 +18,8 @@ MlpKind = Literal["swiglu", "gelu"]
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), with biases, as ViT and Whisper have it; `width_out` where it leads into another network's width."""
+    """down(gelu(up(x))), with biases, as ViT and Whisper have it; `width_out` where it leads into another
+    network's width."""
 
     def __init__(self, width: int, hidden: int, width_out: int | None = None) -> None:
         super().__init__()
@@ -32,7 +33,8 @@ class GeluMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `dropout` falls on what is added, not on attention weights."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `dropout` falls on what is added, not on attention
+    weights."""
 
     def __init__(
         self,
@@ -51,7 +53,13 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(width, eps)
         self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm=qk_norm, eps=eps)
         self.post_attention_layernorm = RMSNorm(width, eps)
-        self.mlp: nn.Module = mlp if isinstance(mlp, MoE) else SwiGLU(width, hidden) if mlp == "swiglu" else GeluMLP(width, hidden)
+        self.mlp: nn.Module = (
+            mlp
+            if isinstance(mlp, MoE)
+            else SwiGLU(width, hidden)
+            if mlp == "swiglu"
+            else GeluMLP(width, hidden)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -64,8 +72,11 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         routing: Routing | None = None,
     ) -> Tensor:
-        """(B,T,D) -> (B,T,D); where the feed-forward network has experts, `routing` is told which were chosen."""
-        x_BTD = x_BTD + self.dropout(self.self_attn(self.input_layernorm(x_BTD), rope=rope, mask=mask, causal=causal, cache=cache))
+        """(B,T,D) -> (B,T,D); where the feed-forward network has experts, `routing` is told which were
+        chosen."""
+        x_BTD = x_BTD + self.dropout(
+            self.self_attn(self.input_layernorm(x_BTD), rope=rope, mask=mask, causal=causal, cache=cache)
+        )
         even_BTD = self.post_attention_layernorm(x_BTD)
         said_BTD = self.mlp(even_BTD, routing) if isinstance(self.mlp, MoE) else self.mlp(even_BTD)
         out: Tensor = x_BTD + self.dropout(said_BTD)

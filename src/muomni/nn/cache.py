@@ -11,9 +11,9 @@ from muomni.errors import ContextError, InternalError
 class KVCache:
     """Static cache of all layers; rows share the slots, `keep_BS` says which slots of a row are real.
 
-    One forward = `begin` once, then `layer(i).update` in every layer. Padding may stand left, right or between: a slot that is
-    padding is never looked at, and positions count real slots only, so each row goes on as if it were alone.
-    Slots beyond `length` are never read.
+    One forward = `begin` once, then `layer(i).update` in every layer. Padding may stand left, right or
+    between: a slot that is padding is never looked at, and positions count real slots only, so each row goes
+    on as if it were alone. Slots beyond `length` are never read.
     """
 
     def __init__(
@@ -52,9 +52,12 @@ class KVCache:
         return torch.arange(self.start, self.length, device=self.keys.device)
 
     def take(self, new: int, keep_BT: Tensor | None = None) -> None:
-        """`begin` without the positions of rows that have no padding: slots start to length, which cost nothing."""
+        """`begin` without the positions of rows that have no padding: slots start to length, which cost
+        nothing."""
         if self.length + new > self.capacity:
-            raise ContextError(f"the cache holds {self.capacity} positions, {self.length} are taken, {new} more do not fit")
+            raise ContextError(
+                f"the cache holds {self.capacity} positions, {self.length} are taken, {new} more do not fit"
+            )
         self.start, self.length = self.length, self.length + new
         if not self.is_padded and keep_BT is not None and not bool(keep_BT.all()):
             self.is_padded = True  # from here on it matters which slots are real; all before are
@@ -98,12 +101,15 @@ class LayerCache:
     def update(self, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Write the new keys and values; give all of them so far and who may look at them.
 
-        Gives   k, v (B,H,S,d) with S = length so far; mask bool (B or 1,1,T,S), or None where only the future is hidden.
+        Gives   k, v (B,H,S,d) with S = length so far; mask bool (B or 1,1,T,S), or None where only the future
+                is hidden.
         Raises  InternalError if `begin` did not announce these positions.
         """
         cache = self.cache
         if cache.length - cache.start != k_BHTd.shape[2]:
-            raise InternalError(f"cache.begin announced {cache.length - cache.start} positions, the layer brings {k_BHTd.shape[2]}")
+            raise InternalError(
+                f"cache.begin announced {cache.length - cache.start} positions, the layer brings {k_BHTd.shape[2]}"
+            )
         new = cache.length - cache.start
         self.keys.narrow(2, cache.start, new).copy_(k_BHTd)
         self.values.narrow(2, cache.start, new).copy_(v_BHTd)

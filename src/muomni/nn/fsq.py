@@ -1,4 +1,5 @@
-"""Finite scalar quantiser: each dimension of a latent vector is rounded to one of a few levels; no codebook is learned."""
+"""Finite scalar quantiser: each dimension of a latent vector is rounded to one of a few levels; no codebook
+is learned."""
 
 from __future__ import annotations
 
@@ -20,17 +21,20 @@ class Scalars(NamedTuple):
 
 
 class FiniteScalarQuantiser(nn.Module):
-    """Vectors of D numbers <-> one code of prod(levels); dimension d has levels[d] levels, the first varies fastest.
+    """Vectors of D numbers <-> one code of prod(levels); dimension d has levels[d] levels, the first varies
+    fastest.
 
-    A latent z is bounded to u = sigmoid(SLOPE z). Level k holds u in [k / L, (k + 1) / L), and its value is the middle
-    of that, brought to (-1, 1): for odd and even L alike no value is preferred. It has no parameters, needs no
-    commitment term and no revival: a level dies only if the encoder never reaches it.
+    A latent z is bounded to u = sigmoid(SLOPE z). Level k holds u in [k / L, (k + 1) / L), and its value is
+    the middle of that, brought to (-1, 1): for odd and even L alike no value is preferred. It has no
+    parameters, needs no commitment term and no revival: a level dies only if the encoder never reaches it.
 
-    Source  Mentzer et al. 2023 (FSQ): bounded dimensions, mixed radix, straight-through. iFSQ (2026): the sigmoid in
-            place of tanh. We changed the edges: FSQ rounds to whole levels, so its outermost levels are narrower.
+    Source  Mentzer et al. 2023 (FSQ): bounded dimensions, mixed radix, straight-through. iFSQ (2026): the
+            sigmoid in place of tanh. We changed the edges: FSQ rounds to whole levels, so its outermost
+            levels are narrower.
     """
 
-    # For z of unit normal distribution sigmoid(1.6 z) is nearly uniform, so all levels are used alike; tanh(z) is slope 2.
+    # For z of unit normal distribution sigmoid(1.6 z) is nearly uniform, so all levels are used alike;
+    # tanh(z) is slope 2.
     SLOPE = 1.6
 
     def __init__(self, levels: Sequence[int]) -> None:
@@ -64,17 +68,21 @@ class FiniteScalarQuantiser(nn.Module):
         return self._values_of(codes_BT[..., None] // radix_D % levels_D)
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels of each dimension, and what a level of it counts in a code; made anew, since a network's state is its file."""
+        """Levels of each dimension, and what a level of it counts in a code; made anew, since a network's
+        state is its file."""
         radix = [math.prod(self.levels[:place]) for place in range(len(self.levels))]
         return torch.tensor(self.levels, device=like.device), torch.tensor(radix, device=like.device)
 
     def _levels_of(self, z_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The bounded latents in (0, 1), float32, and the level of each, int64."""
         if z_BTD.shape[-1] != len(self.levels):
-            raise ShapeError(f"quantiser: expected vectors of width {len(self.levels)}, got {z_BTD.shape[-1]}")
+            raise ShapeError(
+                f"quantiser: expected vectors of width {len(self.levels)}, got {z_BTD.shape[-1]}"
+            )
         with torch.autocast(z_BTD.device.type, enabled=False):
             share_BTD = torch.sigmoid(self.SLOPE * z_BTD.float())
-            # sigmoid rounds to 1 for a large latent, which would be a level too many; of NaN no level is asked for.
+            # sigmoid rounds to 1 for a large latent, which would be a level too many; of NaN no level is
+            # asked for.
             levels_D, _ = self._constants(z_BTD)
             level_BTD = (share_BTD.nan_to_num() * levels_D).long()
             return share_BTD, torch.minimum(level_BTD, levels_D - 1)

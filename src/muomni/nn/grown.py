@@ -1,7 +1,8 @@
-"""New rows of a vocabulary beside those of a head or an embedding, as parameters of their own: the old rows are not touched.
+"""New rows of a vocabulary beside those of a head or an embedding, as parameters of their own: the old rows
+are not touched.
 
-The new ids begin at `first`. A base table often has more rows than its tokenizer has ids; rows of the base from `first`
-on are then no ids of the grown vocabulary.
+The new ids begin at `first`. A base table often has more rows than its tokenizer has ids; rows of the base
+from `first` on are then no ids of the grown vocabulary.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from muomni.nn.head import Nats, Ranges, TableHead, joined
 
 
 class GrownHead(TableHead):
-    """Another head's table with R new rows from id `first` on. The other head keeps its parameter; the new rows are one of their own.
+    """Another head's table with R new rows from id `first` on. The other head keeps its parameter; the new
+    rows are one of their own.
 
-    Takes   first: the first new id, None: behind all rows of the base; streams: symbols at one place, each scored by
-            the same table.
+    Takes   first: the first new id, None: behind all rows of the base; streams: symbols at one place, each
+            scored by the same table.
     Raises  ShapeError where the base has no row for an id before `first`.
 
     new_head  (R, D) float32, zeros at first
@@ -45,7 +47,8 @@ class GrownHead(TableHead):
         *,
         legal: Ranges | None = None,
     ) -> Tensor | Nats:
-        """See Head. The scores of the base's ids have all the bits that the base gives them: its product is the same."""
+        """See Head. The scores of the base's ids have all the bits that the base gives them: its product is
+        the same."""
         if labels is not None or legal is not None or self.first == self._base[0].size:
             return super().forward(h, stream, labels, legal=legal)
         base = self._base[0].logits(h)
@@ -53,7 +56,8 @@ class GrownHead(TableHead):
 
 
 class GrownEmbedding(nn.Module):
-    """Another embedding with R new rows from id `first` on. The other one keeps its parameter; the new rows are one of their own.
+    """Another embedding with R new rows from id `first` on. The other one keeps its parameter; the new rows
+    are one of their own.
 
     Takes   first: the first new id, None: behind all rows of the base. Raises ShapeError as GrownHead.
 
@@ -78,5 +82,7 @@ def _first(size: int, first: int | None) -> int:
     if first is None:
         return size
     if not 0 < first <= size:
-        raise ShapeError(f"new rows: expected to begin at an id in 1..{size}, behind rows that the base has, got {first}")
+        raise ShapeError(
+            f"new rows: expected to begin at an id in 1..{size}, behind rows that the base has, got {first}"
+        )
     return first

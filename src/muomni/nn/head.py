@@ -1,4 +1,5 @@
-"""Output heads: hidden states to scores of the next symbol, or to the nats of labels without holding all scores."""
+"""Output heads: hidden states to scores of the next symbol, or to the nats of labels without holding all
+scores."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ class Nats(NamedTuple):
 
 
 Ranges = Sequence[range]
-"""Ids that may stand at a place: a few ranges, in ascending order. Their scores have a column for each of these ids."""
+"""Ids that may stand at a place: a few ranges, in ascending order. Their scores have a column for each of
+these ids."""
 
 
 class Head(nn.Module):
-    """The output of a causal language model. It owns the table, so it alone knows of tying, shards and new rows.
+    """The output of a causal language model. It owns the table, so it alone knows of tying, shards and new
+    rows.
 
     size     symbols of a stream
     streams  symbols at one place, each with scores of its own: 1 for text, K for frames of K codebooks
@@ -56,8 +59,11 @@ class Head(nn.Module):
         out: Nats = self(h, stream, labels, legal=legal)
         return out
 
-    def each_nats(self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0, legal: Ranges | None = None) -> tuple[Tensor, Tensor]:
-        """The nats (N,) float32 of each label, and its row (N,); it holds the scores of all labelled places."""
+    def each_nats(
+        self, h_BTD: Tensor, labels_BT: Tensor, stream: int = 0, legal: Ranges | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The nats (N,) float32 of each label, and its row (N,); it holds the scores of all labelled
+        places."""
         rows_N, places_N = (labels_BT != IGNORE).nonzero(as_tuple=True)
         scores_NV = self.logits(h_BTD[rows_N, places_N], stream, legal).float()
         wanted_N = columns(labels_BT[rows_N, places_N], legal)
@@ -76,7 +82,8 @@ class Head(nn.Module):
 
 
 class TableHead(Head):
-    """Scores of V symbols: the product of states with a table (V, D). Its subclasses say whose the table is."""
+    """Scores of V symbols: the product of states with a table (V, D). Its subclasses say whose the table
+    is."""
 
     weight: Tensor
 
@@ -126,7 +133,8 @@ class TiedHead(TableHead):
 
 
 class BookHeads(Head, nn.ModuleList):
-    """Scores of K codebooks, each by a layer of its own, in float32; a book may have more symbols than another.
+    """Scores of K codebooks, each by a layer of its own, in float32; a book may have more symbols than
+    another.
 
     sizes  symbols of each book
     """
@@ -206,21 +214,25 @@ def row_means(nats_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
     return sums_B / torch.bincount(rows_N, minlength=rows).clamp(min=1)
 
 
-def linear_cross_entropy(h_ND: Tensor, tables: Sequence[Tensor], labels_N: Tensor, chunk: int = 512) -> tuple[Tensor, int, Tensor]:
+def linear_cross_entropy(
+    h_ND: Tensor, tables: Sequence[Tensor], labels_N: Tensor, chunk: int = 512
+) -> tuple[Tensor, int, Tensor]:
     """Cross entropy of softmax(h W^T) against labels, without ever holding the (N,V) logits.
 
     Takes   h_ND states; tables: the output table W, (V,D) in one part or in several along V; labels_N int64,
             -100 = no label (such rows are not even projected); chunk rows projected at a time.
-    Gives   sum in nats (float32, differentiable in h and tables), number of labelled rows, number of them whose
-            label is the one most probable entry (int64 tensor, so that a GPU need not be waited for).
-    Source  SPEC M-A; gradients are taken in the forward, chunk by chunk, as Liger and Cut Cross-Entropy do. torch's own
-            F.linear_cross_entropy is as fast, but can't tell the hits, for which it would have to project twice.
+    Gives   sum in nats (float32, differentiable in h and tables), number of labelled rows, number of them
+            whose label is the one most probable entry (int64 tensor, so that a GPU need not be waited for).
+    Source  SPEC M-A; gradients are taken in the forward, chunk by chunk, as Liger and Cut Cross-Entropy do.
+            torch's own F.linear_cross_entropy is as fast, but can't tell the hits, for which it would have to
+            project twice.
     """
     rows = (labels_N != IGNORE).nonzero().squeeze(-1)
     count = rows.numel()
     learning = [table for table in tables if table.requires_grad]
     if count == 0:
-        # Zero that still reaches every parameter: a rank without labels must take part in the gradient exchange.
+        # Zero that still reaches every parameter: a rank without labels must take part in the gradient
+        # exchange.
         reached = (each.float().sum() * 0.0 for each in (h_ND, *learning))
         return sum(reached, h_ND.new_zeros((), dtype=torch.float32)), 0, rows.new_zeros(())
     if count < labels_N.numel():
@@ -250,7 +262,10 @@ class _Chunked(torch.autograd.Function):
         needs = [is_training and needed for needed in ctx.needs_input_grad]  # type: ignore[attr-defined]
         needs_h, needs_table = needs[0], needs[-len(tables) :]
         grad_h = torch.empty_like(h_ND) if needs_h else None
-        grads = [torch.zeros_like(table, dtype=torch.float32) if needed else None for table, needed in zip(tables, needs_table)]
+        grads = [
+            torch.zeros_like(table, dtype=torch.float32) if needed else None
+            for table, needed in zip(tables, needs_table)
+        ]
         total = torch.zeros((), device=h_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=h_ND.device)
         for start in range(0, len(labels_N), chunk):
@@ -277,8 +292,16 @@ class _Chunked(torch.autograd.Function):
         return total, correct
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         by_h, *by_table = ctx.saved_tensors  # type: ignore[attr-defined]
         given = None if by_h is None else by_h * grad.to(by_h.dtype)
         dtype: torch.dtype = ctx.dtype  # type: ignore[attr-defined]
-        return given, None, None, None, *(None if each is None else (each * grad).to(dtype) for each in by_table)
+        return (
+            given,
+            None,
+            None,
+            None,
+            *(None if each is None else (each * grad).to(dtype) for each in by_table),
+        )

@@ -1,4 +1,5 @@
-"""A feed-forward network of many experts of which each token uses a few, in the layout and with the maths of Qwen3-MoE."""
+"""A feed-forward network of many experts of which each token uses a few, in the layout and with the maths of
+Qwen3-MoE."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from muomni.nn.swiglu import SwiGLU
 
 @dataclass
 class Routing:
-    """What the routers of one forward said of each token, a tensor (B, T, experts) of logits a layer, for whoever wants to know."""
+    """What the routers of one forward said of each token, a tensor (B, T, experts) of logits a layer, for
+    whoever wants to know."""
 
     _by_router: dict[int, Tensor] = field(default_factory=dict)
 
@@ -28,10 +30,13 @@ class Routing:
 
 
 class MoE(nn.Module):
-    """sum over a token's likeliest experts of weight x SwiGLU(x); weights are the router's softmax, brought to sum 1 if `normalise`.
+    """sum over a token's likeliest experts of weight x SwiGLU(x); weights are the router's softmax, brought
+    to sum 1 if `normalise`.
 
-    Every expert runs, on no token at all if it must: so each parameter has a gradient, and ranks exchange the same ones.
-    Source  Qwen3-MoE, names as its checkpoints on the hub have them (transformers 5 stacks them when it opens these).
+    Every expert runs, on no token at all if it must: so each parameter has a gradient, and ranks exchange the
+    same ones.
+    Source  Qwen3-MoE, names as its checkpoints on the hub have them (transformers 5 stacks them when it opens
+            these).
     """
 
     def __init__(self, width: int, hidden: int, experts: int, per_token: int, *, normalise: bool) -> None:
@@ -54,26 +59,32 @@ class MoE(nn.Module):
         tokens = order // self.per_token
         sizes = torch.bincount(chosen_NK.flatten(), minlength=len(self.experts)).tolist()
         parts = torch.split(x_ND[tokens], sizes)
-        said = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        said = said * weights_NK.flatten()[order, None].to(said.dtype)
-        out_ND = torch.zeros_like(x_ND).index_add(0, tokens, said.to(x_ND.dtype))
+        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        outputs = outputs * weights_NK.flatten()[order, None].to(outputs.dtype)
+        out_ND = torch.zeros_like(x_ND).index_add(0, tokens, outputs.to(x_ND.dtype))
         return out_ND.view(x.shape)
 
 
 def likeliest(logits: Tensor, per_token: int) -> tuple[Tensor, Tensor]:
-    """Probabilities in float32 and numbers of the `per_token` likeliest experts, (..., per_token) each, of logits (..., experts)."""
-    found = F.softmax(logits, dim=-1, dtype=torch.float32).topk(per_token, dim=-1)
-    return found.values, found.indices
+    """Probabilities in float32 and numbers of the `per_token` likeliest experts, (..., per_token) each, of
+    logits (..., experts)."""
+    top = F.softmax(logits, dim=-1, dtype=torch.float32).topk(per_token, dim=-1)
+    return top.values, top.indices
 
 
 def use(routing: Routing, keep_BT: Tensor, per_token: int) -> Tensor:
-    """How often each expert of each layer was used by the real tokens, (layers, experts) float32; keep_BT True = a real one."""
+    """How often each expert of each layer was used by the real tokens, (layers, experts) float32; keep_BT
+    True = a real one."""
     counts = [
-        torch.bincount(likeliest(logits[keep_BT], per_token)[1].flatten(), minlength=logits.shape[-1]).float() for logits in routing.logits
+        torch.bincount(likeliest(logits[keep_BT], per_token)[1].flatten(), minlength=logits.shape[-1]).float()
+        for logits in routing.logits
     ]
     return torch.stack(counts)
 
 
 def probabilities(routing: Routing, keep_BT: Tensor) -> Tensor:
-    """The routers' probabilities of each expert, summed over real tokens and layers: (experts,) float32, with gradient."""
-    return torch.stack([F.softmax(logits[keep_BT], dim=-1, dtype=torch.float32).sum(0) for logits in routing.logits]).sum(0)
+    """The routers' probabilities of each expert, summed over real tokens and layers: (experts,) float32, with
+    gradient."""
+    return torch.stack(
+        [F.softmax(logits[keep_BT], dim=-1, dtype=torch.float32).sum(0) for logits in routing.logits]
+    ).sum(0)

@@ -1,4 +1,4 @@
-"""Marks arithmetic that is done once more to save memory, so that whoever counts what a model needs (train.flops) can leave it out."""
+"""Marks recomputation (activation checkpointing), so that train.flops can leave it out of a model's FLOPs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ _depth = 0  # of marked contexts; a plain global: the backward of a GPU runs in 
 
 
 class Recomputing:
-    """A context for what was, or will be, computed another time. It may be entered again: several backwards through one forward do so."""
+    """A context for what was, or will be, computed another time. It may be entered again: several backwards
+    through one forward do so."""
 
     def __enter__(self) -> None:
         global _depth
@@ -25,5 +26,6 @@ def is_recomputing() -> bool:
 
 
 def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For torch.utils.checkpoint's `context_fn`: around the forward, and around its repetition in the backward."""
+    """For torch.utils.checkpoint's `context_fn`: around the forward, and around its repetition in the
+    backward."""
     return nullcontext(), Recomputing()

@@ -33,7 +33,8 @@ def rotate(x_BHTd: Tensor, rope: Rope) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """One contiguous result and no temporaries: the matrix product that follows would copy a transposed one anyway."""
+    """One contiguous result and no temporaries: the matrix product that follows would copy a transposed one
+    anyway."""
     half = x.shape[-1] // 2
     out = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)

@@ -1,4 +1,5 @@
-"""Residual vector quantiser: K codebooks, each coding what the ones before it left over; learned by moving averages, not by gradients."""
+"""Residual vector quantiser: K codebooks, each coding what the ones before it left over; learned by moving
+averages, not by gradients."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ class Usage:
 class ResidualVQ(nn.Module):
     """K codebooks of N entries over vectors of width D.
 
-    Training mode gathers each entry's hits (`forward`), over as many micro-batches as the caller likes; `update` turns them into the new
-    entries. All lasting state lies in buffers, so that a checkpoint between updates is complete.
+    Training mode gathers each entry's hits (`forward`), over as many micro-batches as the caller likes;
+    `update` turns them into the new entries. All lasting state lies in buffers, so that a checkpoint between
+    updates is complete.
 
-    Source  van den Oord et al. 2017 (EMA codebooks), Zeghidour et al. 2021 (residual, k-means start, revival of dead entries).
+    Source  van den Oord et al. 2017 (EMA codebooks), Zeghidour et al. 2021 (residual, k-means start, revival
+            of dead entries).
     """
 
     codebooks_KND: Tensor
@@ -42,7 +45,9 @@ class ResidualVQ(nn.Module):
     sums_KND: Tensor
     started: Tensor
 
-    def __init__(self, codebooks: int, entries: int, width: int, *, decay: float = 0.97, revive_below: float = 0.03) -> None:
+    def __init__(
+        self, codebooks: int, entries: int, width: int, *, decay: float = 0.97, revive_below: float = 0.03
+    ) -> None:
         super().__init__()
         self.codebooks, self.entries, self.width = codebooks, entries, width
         self.decay, self.revive_below = decay, revive_below
@@ -52,7 +57,9 @@ class ResidualVQ(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self._hits_KN: Tensor | None = None
         self._hit_sums_KND: Tensor | None = None
-        self._leftovers: list[list[Tensor]] = [[] for _ in range(codebooks)]  # what each stage was given, for the revival of dead entries
+        self._leftovers: list[list[Tensor]] = [
+            [] for _ in range(codebooks)
+        ]  # what each stage was given, for the revival of dead entries
 
     def _stage(self, residual_MD: Tensor, stage: int) -> Tensor:
         """Index of the entry nearest to each vector, (M,) int64."""
@@ -68,13 +75,18 @@ class ResidualVQ(nn.Module):
         self._check_width(z_BTD)
         with torch.autocast(z_BTD.device.type, enabled=False):
             z = z_BTD.float().reshape(-1, self.width)
-            keep = torch.ones(len(z), dtype=torch.bool, device=z.device) if keep_BT is None else keep_BT.reshape(-1)
+            keep = (
+                torch.ones(len(z), dtype=torch.bool, device=z.device)
+                if keep_BT is None
+                else keep_BT.reshape(-1)
+            )
             residual, total, codes, commitment = z, torch.zeros_like(z), [], z.new_zeros(())
             for stage in range(self.codebooks):
                 code_M = self._stage(residual.detach(), stage)
                 entry = self.codebooks_KND[stage][code_M]
                 if self.training:
-                    # An update with a non-finite latent is skipped by the loop; it must not poison the moving averages either.
+                    # An update with a non-finite latent is skipped by the loop; it must not poison the moving
+                    # averages either.
                     sound = keep & residual.detach().isfinite().all(-1)
                     self._gather(stage, residual.detach()[sound], code_M[sound])
                 commitment = commitment + ((residual - entry).square().mean(-1) * keep).sum() / self.codebooks
@@ -82,7 +94,11 @@ class ResidualVQ(nn.Module):
                 codes.append(code_M)
             through = z + (total - z).detach()
         batch, length = z_BTD.shape[:2]
-        return Quantised(through.view(batch, length, self.width), torch.stack(codes, 0).view(-1, batch, length).transpose(0, 1), commitment)
+        return Quantised(
+            through.view(batch, length, self.width),
+            torch.stack(codes, 0).view(-1, batch, length).transpose(0, 1),
+            commitment,
+        )
 
     def encode(self, z_BTD: Tensor) -> Tensor:
         """Codes (B, K, T) int64 of vectors, nearest entry stage by stage."""
@@ -98,13 +114,17 @@ class ResidualVQ(nn.Module):
     def decode(self, codes_BKT: Tensor) -> Tensor:
         """Vectors (B, T, D) of codes.
 
-        Raises  ShapeError if there are not K streams; TokenRangeError if a code lies outside 0 .. entries - 1.
+        Raises  ShapeError if there are not K streams; TokenRangeError if a code lies outside 0 .. entries -
+                1.
         """
         if codes_BKT.dim() != 3 or codes_BKT.shape[1] != self.codebooks:
             raise ShapeError(f"codes: expected (B, {self.codebooks}, T), got {tuple(codes_BKT.shape)}")
         if codes_BKT.numel() and (int(codes_BKT.min()) < 0 or int(codes_BKT.max()) >= self.entries):
             low, high = int(codes_BKT.min()), int(codes_BKT.max())
-            raise TokenRangeError(f"codes: expected 0 to {self.entries - 1}, got {low} to {high}", hint="cut end and pad symbols off first")
+            raise TokenRangeError(
+                f"codes: expected 0 to {self.entries - 1}, got {low} to {high}",
+                hint="cut end and pad symbols off first",
+            )
         stages = torch.arange(self.codebooks, device=codes_BKT.device)[None, :, None]
         return self.codebooks_KND[stages, codes_BKT].sum(1)
 
@@ -119,8 +139,12 @@ class ResidualVQ(nn.Module):
             raise ShapeError("k-means start: expected at least one vector, got none")
         residual = z_MD.float()
         for stage in range(self.codebooks):
-            pick = torch.randperm(max(len(residual), self.entries), generator=generator)[: self.entries].to(residual.device) % len(residual)
-            book = residual[pick] + 1e-4 * residual.std() * torch.randn(self.entries, self.width, generator=generator).to(residual.device)
+            pick = torch.randperm(max(len(residual), self.entries), generator=generator)[: self.entries].to(
+                residual.device
+            ) % len(residual)
+            book = residual[pick] + 1e-4 * residual.std() * torch.randn(
+                self.entries, self.width, generator=generator
+            ).to(residual.device)
             for _ in range(iterations):
                 self.codebooks_KND[stage] = book
                 code = self._stage(residual, stage)
@@ -137,7 +161,8 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def update(self, generator: torch.Generator) -> int:
-        """One moving-average step from the hits gathered since the last one; dead entries are born anew. Gives how many were revived.
+        """One moving-average step from the hits gathered since the last one; dead entries are born anew.
+        Gives how many were revived.
 
         With torch.distributed running, hits are summed over the ranks, and rank 0's entries hold for all.
         """
@@ -163,17 +188,20 @@ class ResidualVQ(nn.Module):
 
     def usage(self, codes_BKT: Tensor) -> list[Usage]:
         """Share of used entries and perplexity of every codebook, over the given codes."""
-        found = []
+        usages = []
         for stage in range(self.codebooks):
             share = torch.bincount(codes_BKT[:, stage].reshape(-1).cpu(), minlength=self.entries).double()
             share = share / share.sum().clamp(min=1)
             entropy = -(share * share.clamp(min=1e-30).log()).sum()
-            found.append(Usage(float((share > 0).double().mean()), float(entropy.exp())))
-        return found
+            usages.append(Usage(float((share > 0).double().mean()), float(entropy.exp())))
+        return usages
 
     def _gather(self, stage: int, residual_MD: Tensor, code_M: Tensor) -> None:
         if self._hits_KN is None or self._hit_sums_KND is None:
-            self._hits_KN, self._hit_sums_KND = torch.zeros_like(self.mass_KN), torch.zeros_like(self.sums_KND)
+            self._hits_KN, self._hit_sums_KND = (
+                torch.zeros_like(self.mass_KN),
+                torch.zeros_like(self.sums_KND),
+            )
         hits, sums = self._count(residual_MD, code_M)
         self._hits_KN[stage] += hits
         self._hit_sums_KND[stage] += sums
@@ -189,13 +217,13 @@ class ResidualVQ(nn.Module):
         revived = 0
         for stage in range(self.codebooks):
             dead = (self.mass_KN[stage] < self.revive_below).nonzero().squeeze(-1)
-            given = torch.cat(self._leftovers[stage])
-            if not len(dead) or not len(given):
+            leftovers = torch.cat(self._leftovers[stage])
+            if not len(dead) or not len(leftovers):
                 continue
-            pick = torch.randint(len(given), (len(dead),), generator=generator).to(given.device)
-            self.codebooks_KND[stage, dead] = given[pick]
+            pick = torch.randint(len(leftovers), (len(dead),), generator=generator).to(leftovers.device)
+            self.codebooks_KND[stage, dead] = leftovers[pick]
             self.mass_KN[stage, dead] = 0.5
-            self.sums_KND[stage, dead] = 0.5 * given[pick]
+            self.sums_KND[stage, dead] = 0.5 * leftovers[pick]
             revived += len(dead)
         return revived
 

@@ -1,4 +1,5 @@
-"""A stage as a plan builds it: on its own data or on assumed ones, on finished stages or on untrained stand-ins."""
+"""A stage as a plan builds it: on its own data or on assumed ones, on finished stages or on untrained
+stand-ins."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from muomni import runtime
 from muomni.data import indexed, readers
 from muomni.data.readers import Corpus
 from muomni.errors import DataError
+from muomni.execution.recipe import Recipe
+from muomni.execution.stage_run import default_threads
 from muomni.models.decoder import DecoderConfig
-from muomni.planning.trial import Built
+from muomni.planning.dry_run import SurveyedStage
 from muomni.stages import assumed
-from muomni.stages.one import default_threads
-from muomni.stages.recipe import Recipe
 from muomni.stages.stage import StageSettings
 from muomni.stages.stage import build as build_stage
 from muomni.train import optim
@@ -34,7 +35,7 @@ class Task:
 
     folder        the run's folder, in which finished stages may lie; read only
     temporary     where stand-ins and caches go
-    is_stand_in   only leave an untrained stand-in for the stages that build upon this one
+    is_stand_in   only leave an untrained stand-in for the stages that build on this one
     """
 
     recipe: str
@@ -50,7 +51,7 @@ class Task:
 
 
 @dataclass
-class Ready:
+class Prepared:
     """Settings whose data are there, the stage's own or assumed ones, and what is to be said of them."""
 
     settings: StageSettings
@@ -61,39 +62,45 @@ class Ready:
 def planned(recipe: Recipe) -> Recipe:
     """The recipe with its sweep as the first point that this picks from, since all cost the same."""
     entries = recipe.stages
-    tried = {name: replace(entries[entry.points[0]], name=name) for name, entry in entries.items() if entry.points}
+    tried = {
+        name: replace(entries[entry.points[0]], name=name) for name, entry in entries.items() if entry.points
+    }
     return replace(recipe, stages=entries | tried)
 
 
-def ready(task: Task, recipe: Recipe, own: Path) -> Ready:
+def prepare(task: Task, recipe: Recipe, own: Path) -> Prepared:
     """A stage's settings as a plan tries them."""
     entry = recipe.stages[task.stage]
     settings = entry.settings
     notes: list[str] = []
-    missing = absent(settings, recipe.base)
+    missing = absent_data(settings, recipe.base)
     if missing:
         sources = assumed.make(entry.stage, settings, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
         settings = settings.assuming(sources)
-    return Ready(settings, bool(missing), notes)
+    return Prepared(settings, bool(missing), notes)
 
 
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
-    """Positions of a row and words of the language model that a stage builds upon, or is."""
+    """Positions of a row and words of the language model that a stage builds on, or is."""
     thinker: Any = recipe.stages.get("thinker")
     sizes = DecoderConfig(vocab_size=2000, ctx_len=getattr(settings, "max_seq_len", 512))
     model: Any = sizes if thinker is None else thinker.settings.model
-    return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(settings, "vocab_size", model.vocab_size)
+    return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(
+        settings, "vocab_size", model.vocab_size
+    )
 
 
-def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[str, Path] | None = None) -> Built:
+def build(
+    task: Task, recipe: Recipe, own: Path, prepared: Prepared, needed: Mapping[str, Path] | None = None
+) -> SurveyedStage:
     """The stage, built.
 
     Takes   needed: folders that stand for stages, in place of those that `found` gives.
     """
-    stage, settings, notes = recipe.stages[task.stage].stage, made.settings, list(made.notes)
+    stage, settings, notes = recipe.stages[task.stage].stage, prepared.settings, list(prepared.notes)
     machine = runtime.start(device=recipe.header.device, threads=settings.threads or default_threads(recipe))
-    folders = dict(needed) if needed is not None else found(task, recipe, notes)
+    folders = dict(needed) if needed is not None else needed_stages(task, recipe, notes)
     read: list[Corpus] = []
 
     def part(corpus: Corpus) -> Corpus:
@@ -102,19 +109,20 @@ def build(task: Task, recipe: Recipe, own: Path, made: Ready, needed: Mapping[st
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = build_stage(stage, settings, own, folders, recipe.base, machine, part=part)
-    run = plan.inputs.run
+        training = build_stage(stage, settings, own, folders, recipe.base, machine, part=part)
+    run = training.inputs.run
     notes += [str(warning.message) for warning in caught if "tokenizer" in str(warning.message)]
-    notes += runtime.emulated({run.dtype, *(p.dtype for p in plan.objective.parameters())}, run.device)
-    plan.objective.train()
-    rows = optim.select(plan.objective, settings)
+    notes += runtime.emulated({run.dtype, *(p.dtype for p in training.objective.parameters())}, run.device)
+    training.objective.train()
+    rows = optim.select(training.objective, settings)
     whole = read[0]
-    scale = len(whole.train) / max(1, len(plan.corpus.train))
-    return Built(stage, settings, plan, run, rows, whole, scale, made.is_assumed, notes)
+    scale = len(whole.train) / max(1, len(training.corpus.train))
+    return SurveyedStage(stage, settings, training, run, rows, whole, scale, prepared.is_assumed, notes)
 
 
-def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
-    """The folders of the stages that this one builds upon, finished ones or stand-ins, which the notes then tell."""
+def needed_stages(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
+    """The folders of the stages that this one builds on, finished ones or stand-ins, which the notes then
+    tell."""
     folders = {}
     for name in recipe.stages[task.stage].needs:
         folders[name] = Path(task.temporary) / name / "final"
@@ -123,7 +131,7 @@ def found(task: Task, recipe: Recipe, notes: list[str]) -> dict[str, Path]:
     return folders
 
 
-def absent(settings: StageSettings, base: Path) -> list[str]:
+def absent_data(settings: StageSettings, base: Path) -> list[str]:
     """The sources of a stage that are not there."""
     missing = []
     for source in settings.data:
@@ -146,4 +154,6 @@ def sample(whole: Corpus, most: int | None) -> Corpus:
 
 def changed(settings: StageSettings, **changes: Any) -> StageSettings:
     """Settings with those of the changes that the stage has."""
-    return settings.model_copy(update={key: value for key, value in changes.items() if key in type(settings).model_fields})
+    return settings.model_copy(
+        update={key: value for key, value in changes.items() if key in type(settings).model_fields}
+    )

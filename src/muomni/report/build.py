@@ -13,9 +13,11 @@ from muomni.report.stage_part import NAME as NAME
 
 
 def report(folder: Path | str, *, against: Path | str | None = None, out: Path | str | None = None) -> Path:
-    """Write the page of a run's folder or of one stage, and return its path; by default it lies in that folder.
+    """Write the page of a run's folder or of one stage, and return its path; by default it lies in that
+    folder.
 
-    In the folder, the points of a sweep get pages of their own too, where these are missing or older than what they tell of.
+    In the folder, the points of a sweep get pages of their own too, where these are missing or older than
+    what they tell of.
 
     Raises  ConfigError where the folder (or the other) is neither.
     """
@@ -24,14 +26,20 @@ def report(folder: Path | str, *, against: Path | str | None = None, out: Path |
     for point in (point for stage in run.stages for point in stage.points):
         if out is None and _is_stale(point.folder):
             report(point.folder)
-    files.write_text(target, render(run, target.resolve().parent, gather(Path(against)) if against is not None else None))
+    files.write_text(
+        target, render(run, target.resolve().parent, gather(Path(against)) if against is not None else None)
+    )
     return target
 
 
 def _is_stale(folder: Path) -> bool:
     """Whether a point's page is missing or older than its certificate or its metrics."""
-    told = [(folder / name).stat().st_mtime for name in ("certificate.json", "metrics.jsonl") if (folder / name).is_file()]
-    return not (folder / NAME).is_file() or max(told, default=0.0) > (folder / NAME).stat().st_mtime
+    times = [
+        (folder / name).stat().st_mtime
+        for name in ("certificate.json", "metrics.jsonl")
+        if (folder / name).is_file()
+    ]
+    return not (folder / NAME).is_file() or max(times, default=0.0) > (folder / NAME).stat().st_mtime
 
 
 def render(run: Run, place: Path, other: Run | None = None) -> str:
@@ -43,4 +51,8 @@ def render(run: Run, place: Path, other: Run | None = None) -> str:
         return page(f"{run.name}: {run.verdict}", body, [("overview", "overview", ""), *links])
     head = overview.head(run, title=f"{run.name} against {other.name}")
     body = join(head, compare.part(run, other), overview.part(run), parts)
-    return page(f"{run.name} against {other.name}", body, [("against", "difference", ""), ("overview", "overview", ""), *links])
+    return page(
+        f"{run.name} against {other.name}",
+        body,
+        [("against", "difference", ""), ("overview", "overview", ""), *links],
+    )

@@ -43,22 +43,33 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def chart(title: str, curves: Sequence[Curve], *, unit: str = "", size: Size = "small", by_log: bool = True) -> Html | None:
+def chart(
+    title: str, curves: Sequence[Curve], *, unit: str = "", size: Size = "small", by_log: bool = True
+) -> Html | None:
     """A titled chart with legend, hover and a switch to a logarithmic scale; None without points."""
-    curves = [Curve(c.name, _thin([(x, y) for x, y in c.points if math.isfinite(y)]), c.colour, c.dashed) for c in curves]
+    curves = [
+        Curve(c.name, _thin([(x, y) for x, y in c.points if math.isfinite(y)]), c.colour, c.dashed)
+        for c in curves
+    ]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
     width, height = SIZES[size]
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
-    x_axis = Axis(min(xs), max(xs), LEFT, width - RIGHT, ticks=nice(min(xs), max(xs), 3 if size == "small" else 5))
+    x_axis = Axis(
+        min(xs), max(xs), LEFT, width - RIGHT, ticks=nice(min(xs), max(xs), 3 if size == "small" else 5)
+    )
     axes = [_linear(ys, height)]
     if by_log and min(ys) > 0 and max(ys) > 3 * min(ys):
         axes.append(_logarithmic(ys, height))
     layers = [_layer(curves, x_axis, axis, width, height) for axis in axes]
-    told = [
-        {"n": c.name, "c": c.colour, "p": [[x, float(f"{y:.5g}"), x_axis(x), *(axis(y) for axis in axes)] for x, y in c.points]}
+    legend_html = [
+        {
+            "n": c.name,
+            "c": c.colour,
+            "p": [[x, float(f"{y:.5g}"), x_axis(x), *(axis(y) for axis in axes)] for x, y in c.points],
+        }
         for c in curves
     ]
     drawing = h(
@@ -69,11 +80,15 @@ def chart(title: str, curves: Sequence[Curve], *, unit: str = "", size: Size = "
         role="img",
         aria_label=f"{title} over steps",
     )
-    names = [h("span", h("i", cls=f"c{c.colour}" + (" dashed" if c.dashed else "")), c.name) for c in curves] if len(curves) > 1 else []
+    names = (
+        [h("span", h("i", cls=f"c{c.colour}" + (" dashed" if c.dashed else "")), c.name) for c in curves]
+        if len(curves) > 1
+        else []
+    )
     switch = h("button", "log", type="button", cls="log", aria_pressed="false") if len(axes) > 1 else None
     head = h("figcaption", h("b", title), h("small", unit) if unit else None, switch)
     legend = h("div", names, cls="legend") if names else None
-    return h("figure", head, drawing, legend, cls=f"chart {size}", data_curves=json.dumps(told))
+    return h("figure", head, drawing, legend, cls=f"chart {size}", data_curves=json.dumps(legend_html))
 
 
 def spark(points: Sequence[tuple[float, float]], width: int = 120, height: int = 28) -> Html | None:
@@ -85,11 +100,21 @@ def spark(points: Sequence[tuple[float, float]], width: int = 120, height: int =
     x_axis, y_axis = Axis(points[0][0], points[-1][0], 2, width - 2), Axis(min(ys), max(ys), height - 3, 3)
     path = "M" + "L".join(f"{x_axis(x)} {y_axis(y)}" for x, y in points)
     end = h("circle", cx=x_axis(points[-1][0]), cy=y_axis(ys[-1]), r=2.2)
-    return h("svg", h("path", d=path), end, viewBox=f"0 0 {width} {height}", cls="spark", width=width, height=height)
+    return h(
+        "svg",
+        h("path", d=path),
+        end,
+        viewBox=f"0 0 {width} {height}",
+        cls="spark",
+        width=width,
+        height=height,
+    )
 
 
 def _layer(curves: Sequence[Curve], x_axis: Axis, y_axis: Axis, width: int, height: int) -> Html:
-    marks = [h("line", x1=LEFT, x2=width - RIGHT, y1=y_axis(t), y2=y_axis(t), cls="grid") for t in y_axis.ticks]
+    marks = [
+        h("line", x1=LEFT, x2=width - RIGHT, y1=y_axis(t), y2=y_axis(t), cls="grid") for t in y_axis.ticks
+    ]
     marks += [h("text", short(t), x=LEFT - 6, y=y_axis(t) + 3.5, text_anchor="end") for t in y_axis.ticks]
     marks += [h("text", short(t), x=x_axis(t), y=height - 6, text_anchor="middle") for t in x_axis.ticks]
     for curve in curves:
@@ -114,7 +139,12 @@ def _logarithmic(ys: Sequence[float], height: int) -> Axis:
     low, high = min(ys), max(ys)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = len(powers) > 5
-    ticks = [m * 10.0**power for power in powers for m in ((1,) if few else (1, 2, 5)) if low <= m * 10.0**power <= high]
+    ticks = [
+        m * 10.0**power
+        for power in powers
+        for m in ((1,) if few else (1, 2, 5))
+        if low <= m * 10.0**power <= high
+    ]
     return Axis(low * 0.9, high * 1.1, height - BOTTOM, TOP, True, ticks[:: max(1, len(ticks) // 6)])
 
 

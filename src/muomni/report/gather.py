@@ -12,13 +12,16 @@ import yaml
 
 from muomni import config, files, units
 from muomni.errors import ConfigError
-from muomni.evaluate.album import ROWS
-from muomni.stages import recipe as recipes
+from muomni.evaluate.samples import ROWS
+from muomni.execution import recipe as recipes
 from muomni.stages import registry, sweep
 
 # Rows of metrics.jsonl hold these beside the terms of the loss.
 METERS = ("lr", "grad_norm", *units.METERS)
-OLD_METERS = ("targets_per_s", "memory_mb")  # of runs before 2026-12, whose pages leave them out: targets were counted twice
+OLD_METERS = (
+    "targets_per_s",
+    "memory_mb",
+)  # of runs before 2026-12, whose pages leave them out: targets were counted twice
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class StageRun:
 
     def value(self, fact: str) -> float | None:
         """The value of a fact, None where it was not measured."""
-        found = self.facts.get(fact, {}).get("value")
-        return float(found) if isinstance(found, int | float) else None
+        number = self.facts.get(fact, {}).get("value")
+        return float(number) if isinstance(number, int | float) else None
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The rows of the album of that kind."""
@@ -92,7 +95,11 @@ class StageRun:
     def span(self) -> tuple[float, float] | None:
         """When it ran, by the time of its `final/` and how long it took."""
         took, final = self.took_s, self.folder / "final"
-        return (final.stat().st_mtime - took, final.stat().st_mtime) if took is not None and final.exists() else None
+        return (
+            (final.stat().st_mtime - took, final.stat().st_mtime)
+            if took is not None and final.exists()
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,10 @@ class Run:
     @property
     def verdict(self) -> str:
         """The worst of the stages'."""
-        found = {stage.verdict for stage in self.stages}
-        return next((each for each in ("red", "unfinished", "waived", "green") if each in found), "unfinished")
+        verdicts = {stage.verdict for stage in self.stages}
+        return next(
+            (each for each in ("red", "unfinished", "waived", "green") if each in verdicts), "unfinished"
+        )
 
     def stage(self, name: str) -> StageRun | None:
         """The stage of that name."""
@@ -126,11 +135,27 @@ def gather(folder: Path) -> Run:
     folder = folder.parent if folder.name == "final" else folder
     if _is_stage(folder) or _is_point(folder):
         run = folder.parent.parent if _is_point(folder) else folder.parent
-        return Run(folder, run.name, [_stage(folder, str(folder.relative_to(run)))], _object(run / "recipe.json"), {}, False)
+        return Run(
+            folder,
+            run.name,
+            [_stage(folder, str(folder.relative_to(run)))],
+            _object(run / "recipe.json"),
+            {},
+            False,
+        )
     stages = [_stage(folder / name, name) for name in registry.names() if _is_stage(folder / name)]
     if not stages:
-        raise ConfigError(f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>")
-    return Run(folder, folder.name, stages, _object(folder / "recipe.json"), _object(folder / "scoreboard.json"), True)
+        raise ConfigError(
+            f"{folder}: no run folder and no stage's", hint="give runs/<recipe> or runs/<recipe>/<stage>"
+        )
+    return Run(
+        folder,
+        folder.name,
+        stages,
+        _object(folder / "recipe.json"),
+        _object(folder / "scoreboard.json"),
+        True,
+    )
 
 
 def _is_stage(folder: Path) -> bool:
@@ -147,11 +172,18 @@ def _has_run(folder: Path) -> bool:
 
 def _points(folder: Path) -> list[Path]:
     """The folders of a sweep's points."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_point(path)) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.iterdir() if path.is_dir() and _is_point(path))
+        if folder.is_dir()
+        else []
+    )
 
 
 def _stage(folder: Path, name: str) -> StageRun:
-    rows, meta = _lines(folder / "quarantine.jsonl"), [_object(path) for path in sorted(folder.glob("tokens/*/corpus.json"))]
+    rows, meta = (
+        _lines(folder / "quarantine.jsonl"),
+        [_object(path) for path in sorted(folder.glob("tokens/*/corpus.json"))],
+    )
     return StageRun(
         name,
         folder,
@@ -163,7 +195,11 @@ def _stage(folder: Path, name: str) -> StageRun:
         skipped=_lines(folder / "skipped.jsonl"),
         album=_lines(folder / "samples" / ROWS),
         corpora=[each for each in meta if each],
-        golden=[(int(path.stem[5:]), _lines(path)) for path in sorted(folder.glob("golden/step_*.jsonl")) if path.stem[5:].isdigit()],
+        golden=[
+            (int(path.stem[5:]), _lines(path))
+            for path in sorted(folder.glob("golden/step_*.jsonl"))
+            if path.stem[5:].isdigit()
+        ],
         points=[_stage(path, f"{name}/{path.name}") for path in _points(folder)],
         table=[row for row in _list(folder / "table.json") if isinstance(row, dict)],
     )
@@ -177,22 +213,24 @@ def _value(path: Path, default: Any) -> Any:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = _value(path, {})
-    return found if isinstance(found, dict) else {}
+    value = _value(path, {})
+    return value if isinstance(value, dict) else {}
 
 
 def _list(path: Path) -> list[Any]:
-    found = _value(path, [])
-    return found if isinstance(found, list) else []
+    value = _value(path, [])
+    return value if isinstance(value, list) else []
 
 
 def _settings(path: Path, name: str) -> dict[str, Any]:
     """The settings in a stage's folder, each key by its name of today; empty where they can't be read."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    settings: dict[str, Any] = config.current(found, recipes.stage(name).settings) if isinstance(found, dict) else {}
+    settings: dict[str, Any] = (
+        config.current(value, recipes.stage(name).settings) if isinstance(value, dict) else {}
+    )
     return settings
 
 

@@ -18,12 +18,12 @@ def h(tag: str, *children: object, **attributes: object) -> Html:
 
     Takes   attributes: `cls` is class, `_` becomes `-`; None and False are left out, True stands alone.
     """
-    given = "".join(
+    attributes_text = "".join(
         f" {_name(key)}" if value is True else f' {_name(key)}="{html.escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    return Html(f"<{tag}{given}>{''.join(_texts(children))}</{tag}>")
+    return Html(f"<{tag}{attributes_text}>{''.join(_texts(children))}</{tag}>")
 
 
 def join(*children: object) -> Html:

@@ -1,4 +1,4 @@
-"""Meaning of numbers, as the stages declare it: which fact a gate judges, and which direction is better."""
+"""Meaning of numbers, as stages declare it: the fact that a gate judges, and which direction is better."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from muomni.evaluate.thresholds import SOUND
 from muomni.evaluate.thresholds import STRUCTURE as STRUCTURE
-from muomni.stages import recipe, registry
+from muomni.execution import recipe
+from muomni.stages import registry
 from muomni.stages.stage import BoardRow
 
 NO_ROW = ("", BoardRow("", ""))  # of a metric that no stage declares
@@ -25,7 +26,8 @@ def teaches(stage: str) -> str:
 
 
 def least(metric: str, board: Mapping[str, Any]) -> tuple[float | None, bool]:
-    """The least value of a row of a score board, and whether more is better; boards of earlier builds hold no least values."""
+    """The least value of a row of a score board, and whether more is better; boards of earlier builds hold no
+    least values."""
     _, row = registry.board().get(metric, NO_ROW)
     own = (board.get("least") or {}).get(metric, row.least)
     return (own if isinstance(own, int | float) else None), row.more_is_better
@@ -38,7 +40,8 @@ def source(metric: str) -> tuple[str, str]:
 
 
 def needs(stage: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stages that one was built upon, by the settings that lie in its folder; those of every run, where they can't be read."""
+    """The stages that one was built on, by the settings that lie in its folder; those of every run, where
+    they can't be read."""
     declared = recipe.stage(stage)
     try:
         return (*declared.needs, *declared.settings.model_validate(settings).needs)

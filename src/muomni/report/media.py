@@ -41,7 +41,14 @@ def thumbnail(path: Path, edge_px: int) -> Html | None:
     small.thumbnail((edge_px, edge_px))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
-    return h("img", src=uri(stream.getvalue(), "image/jpeg"), alt=path.name, width=small.width, height=small.height, loading="lazy")
+    return h(
+        "img",
+        src=uri(stream.getvalue(), "image/jpeg"),
+        alt=path.name,
+        width=small.width,
+        height=small.height,
+        loading="lazy",
+    )
 
 
 def sound(path: Path | None, label: str = "") -> Html | None:
@@ -73,12 +80,24 @@ def _wave(wave_S: NDArray[np.float32]) -> Html:
     tall = 1 + 13 * peaks / max(float(peaks.max()), 1e-6)
     path = "".join(f"M{2 * i + 1} {15 - t:.0f}v{2 * t:.0f}" for i, t in enumerate(tall))
     return h(
-        "svg", h("path", d=path), h("path", d=path, cls="played"), viewBox=f"0 0 {2 * PEAKS} 30", preserveAspectRatio="none", cls="wave"
+        "svg",
+        h("path", d=path),
+        h("path", d=path, cls="played"),
+        viewBox=f"0 0 {2 * PEAKS} 30",
+        preserveAspectRatio="none",
+        cls="wave",
     )
 
 
-def heat(values: Sequence[Sequence[float]], *, low: float | None = None, high: float | None = None, ink: bool = False) -> str:
-    """A matrix as a PNG data URI, one pixel a value, opaque where high. `ink` for matrices, else for overlays."""
+def heat(
+    values: Sequence[Sequence[float]],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    ink: bool = False,
+) -> str:
+    """A matrix as a PNG data URI, one pixel a value, opaque where high. `ink` for matrices, else for
+    overlays."""
     array = np.nan_to_num(np.asarray(values, dtype=np.float64))
     least, most = (float(array.min()) if low is None else low), (float(array.max()) if high is None else high)
     share = np.clip((array - least) / max(most - least, 1e-12), 0, 1)
@@ -90,9 +109,13 @@ def heat(values: Sequence[Sequence[float]], *, low: float | None = None, high: f
     return uri(stream.getvalue(), "image/png")
 
 
-def over(path: Path | None, values: Sequence[Sequence[float]] | None, label: str, *, size: int = 132) -> Html | None:
+def over(
+    path: Path | None, values: Sequence[Sequence[float]] | None, label: str, *, size: int = 132
+) -> Html | None:
     """A picture with a heat map of its patches laid over."""
     base = picture(path, alt=label, size=size)
     if base is None or not values:
         return None
-    return h("figure", base, h("img", src=heat(values), alt="", cls="heat"), h("figcaption", label), cls="seen")
+    return h(
+        "figure", base, h("img", src=heat(values), alt="", cls="heat"), h("figcaption", label), cls="seen"
+    )

@@ -16,7 +16,10 @@ def page(title: str, body: Html, links: Sequence[tuple[str, str, str]] = ()) -> 
     side = h(
         "nav",
         h("b", "muomni"),
-        [h("a", h("i", cls=f"dot {verdict}") if verdict else None, text, href=f"#{anchor}") for anchor, text, verdict in links],
+        [
+            h("a", h("i", cls=f"dot {verdict}") if verdict else None, text, href=f"#{anchor}")
+            for anchor, text, verdict in links
+        ],
         cls="side",
     )
     style, script = (Html(_own(name)) for name in ("page.css", "page.js"))

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from muomni.media.modality import MODALITIES
-from muomni.report import charts, golden, meaning, seeing, sweep
+from muomni.report import charts, meaning, samples, sweep, vlm
 from muomni.report.charts import Bar
 from muomni.report.curves import Curve, chart, spark
 from muomni.report.gather import METERS, OLD_METERS, StageRun
@@ -27,34 +27,41 @@ def badge(verdict: str) -> Html:
 
 
 def part(stage: StageRun, place: Path, *, others: list[StageRun] | None = None) -> Html:
-    """The whole part of a stage, for a page in `place`; `others` are stages of another run, for its curves."""
+    """The whole part of a stage, for a page in `place`; `others` are stages of another run, for its
+    curves."""
     other = next((each for each in others or [] if each.name == stage.name), None)
-    title = h("summary", h("h2", stage.name), h("span", meaning.teaches(stage.name), cls="teaches"), badge(stage.verdict), _cost(stage))
+    title = h(
+        "summary",
+        h("h2", stage.name),
+        h("span", meaning.teaches(stage.name), cls="teaches"),
+        badge(stage.verdict),
+        _cost(stage),
+    )
     blocks = [
         ("Points of the grid", sweep.part(stage, place, NAME)),
         ("Gates", gates(stage)),
         ("Waived below it", waived_below(stage)),
         ("Curves", curves(stage, other)),
         ("With the right media, and with others", ablations(stage)),
-        ("By length of the answer", seeing.by_length(stage)),
+        ("By length of the answer", vlm.by_length(stage)),
         ("Right answers", by_kind(stage)),
-        ("Classes named in free words", seeing.named(stage)),
+        ("Classes named in free words", vlm.named(stage)),
         ("Taken for another: rows are truths, columns guesses", confusions(stage)),
         ("Codebooks", codebooks(stage)),
-        ("Seen and heard", golden.gallery(stage)),
-        ("Watched from checkpoint to checkpoint", seeing.watched(stage)),
-        ("What was taught", seeing.taught(stage)),
+        ("Seen and heard", samples.gallery(stage)),
+        ("Watched from checkpoint to checkpoint", vlm.watched(stage)),
+        ("What was taught", vlm.taught(stage)),
     ]
     body = [h("section", h("h3", name), block) for name, block in blocks if block is not None]
     return h("details", title, tiles(stage), body, _more(stage), id=stage.name, open=True, cls="stage")
 
 
 def _cost(stage: StageRun) -> Html:
-    told = [f"{seconds(stage.took_s)}"]
+    parts = [f"{seconds(stage.took_s)}"]
     for fact, unit in (("steps", "steps"), ("parameters", "parameters trained")):
         if (value := stage.value(fact)) is not None:
-            told.append(f"{short(value) if fact == 'parameters' else number(value)} {unit}")
-    return h("span", " · ".join(told), cls="cost")
+            parts.append(f"{short(value) if fact == 'parameters' else number(value)} {unit}")
+    return h("span", " · ".join(parts), cls="cost")
 
 
 def headline(stage: StageRun) -> list[str]:
@@ -67,14 +74,14 @@ def headline(stage: StageRun) -> list[str]:
 
 def tiles(stage: StageRun) -> Html | None:
     """The key numbers of a stage, in large type."""
-    made = []
+    tiles_html = []
     for fact in headline(stage)[:TILES]:
         row = stage.facts[fact]
         ci = f"95 % {number(row['ci'][0], 3)} … {number(row['ci'][1], 3)}" if row.get("ci") else None
         floor = f"floor {number(row['floor'], 3)}" if row.get("floor") is not None else None
         under = [h("small", each) for each in (floor, ci) if each]
-        made.append(h("div", h("span", words(fact)), h("b", number(row["value"], 3)), under))
-    return h("div", made, cls="tiles") if made else None
+        tiles_html.append(h("div", h("span", words(fact)), h("b", number(row["value"], 3)), under))
+    return h("div", tiles_html, cls="tiles") if tiles_html else None
 
 
 def gates(stage: StageRun) -> Html | None:
@@ -101,19 +108,33 @@ def gates(stage: StageRun) -> Html | None:
                 cls="always" if is_sound else None,
             )
         )
-    head = h("tr", [h("th", text) for text in ("gate", "verdict", "value", "should be", "value, interval and bound", "n", "why")])
+    head = h(
+        "tr",
+        [
+            h("th", text)
+            for text in ("gate", "verdict", "value", "should be", "value, interval and bound", "n", "why")
+        ],
+    )
     return h("table", h("thead", head), h("tbody", rows), cls="gates")
 
 
 def waived_below(stage: StageRun) -> Html | None:
     """Waivers of the stages that this one builds on, with their reasons."""
-    rows = [h("tr", [h("td", str(row.get(key, ""))) for key in ("stage", "gate", "why")]) for row in stage.inherited]
+    rows = [
+        h("tr", [h("td", str(row.get(key, ""))) for key in ("stage", "gate", "why")])
+        for row in stage.inherited
+    ]
     head = h("tr", [h("th", text) for text in ("stage", "gate", "why")])
     return h("table", h("thead", head), h("tbody", rows), cls="gates") if rows else None
 
 
 # what is told beside the losses, by its name in the metrics ("misses" stands in those of earlier builds)
-SHARES = {"accuracy": "accuracy", "misses": "share missed", "cer": "character error rate, greedy", "wer": "word error rate, greedy"}
+SHARES = {
+    "accuracy": "accuracy",
+    "misses": "share missed",
+    "cer": "character error rate, greedy",
+    "wer": "word error rate, greedy",
+}
 
 
 def terms(stage: StageRun) -> list[str]:
@@ -124,11 +145,16 @@ def terms(stage: StageRun) -> list[str]:
 
 def points(stage: StageRun, key: str) -> list[tuple[float, float]]:
     """(step, value) of a metric."""
-    return [(row["step"], row[key]) for row in stage.metrics if isinstance(row.get(key), int | float) and "step" in row]
+    return [
+        (row["step"], row[key])
+        for row in stage.metrics
+        if isinstance(row.get(key), int | float) and "step" in row
+    ]
 
 
 def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
-    """Losses large; rate, gradient, speed, waiting, MFU and memory small; another run's curves in a second colour."""
+    """Losses large; rate, gradient, speed, waiting, MFU and memory small; another run's curves in a second
+    colour."""
     if not stage.metrics:
         return None
 
@@ -136,18 +162,27 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
         theirs = [Curve(f"{name}, the other", points(other, key), 4, key.startswith("val_"))] if other else []
         return [Curve(name, points(stage, key), colour, key.startswith("val_")), *theirs]
 
-    found = terms(stage)
-    rates = [name for name in SHARES if name in found]
-    perplexities = [name for name in found if name.endswith("perplexity")]
-    parts = [name for name in found if name not in rates and name not in perplexities]
-    made = [chart("loss", [*both("loss", "training", 0), *both("val_loss", "held out", 1)], size="wide")]
+    term_names = terms(stage)
+    rates = [name for name in SHARES if name in term_names]
+    perplexities = [name for name in term_names if name.endswith("perplexity")]
+    parts = [name for name in term_names if name not in rates and name not in perplexities]
+    charts_html = [
+        chart("loss", [*both("loss", "training", 0), *both("val_loss", "held out", 1)], size="wide")
+    ]
     if len(parts) > 1:
         lines = [Curve(name, points(stage, name), n % 6) for n, name in enumerate(parts)]
-        lines += [Curve(f"{name} held out", points(stage, f"val_{name}"), n % 6, True) for n, name in enumerate(parts)]
-        made.append(chart("terms of the loss", lines, size="wide"))
+        lines += [
+            Curve(f"{name} held out", points(stage, f"val_{name}"), n % 6, True)
+            for n, name in enumerate(parts)
+        ]
+        charts_html.append(chart("terms of the loss", lines, size="wide"))
     for name in (*perplexities, *rates):
         lines = [*both(name, "training", 0), *both(f"val_{name}", "held out", 1)]
-        made.append(chart(SHARES.get(name, name.replace("_", ", ")), lines, size="wide" if len(parts) <= 1 else "half"))
+        charts_html.append(
+            chart(
+                SHARES.get(name, name.replace("_", ", ")), lines, size="wide" if len(parts) <= 1 else "half"
+            )
+        )
     small = [
         ("learning rate", "lr", ""),
         ("gradient norm", "grad_norm", ""),
@@ -159,41 +194,71 @@ def curves(stage: StageRun, other: StageRun | None = None) -> Html | None:
     ]
     shown = [row for row in small if points(stage, row[1])]
     little = [
-        chart(title, both(key, title, 2), unit=unit, size="small" if place < len(shown) - 2 else "half", by_log=key == "grad_norm")
+        chart(
+            title,
+            both(key, title, 2),
+            unit=unit,
+            size="small" if place < len(shown) - 2 else "half",
+            by_log=key == "grad_norm",
+        )
         for place, (title, key, unit) in enumerate(shown)
     ]
-    return h("div", [each for each in (*made, *little) if each], cls="charts")
+    return h("div", [each for each in (*charts_html, *little) if each], cls="charts")
 
 
 def ablations(stage: StageRun) -> Html | None:
-    """Nats of answers with correct, swapped, zero and noise media by modality; of speech with right and wrong text."""
-    made = []
+    """Nats of answers with correct, swapped, zero and noise media by modality; of speech with right and wrong
+    text."""
+    rows_html = []
     for kind in MODALITIES:
         rows = [
-            Bar(name, value, n=stage.facts[f"{kind}_nats_{name}"].get("n"), look="good" if name == "correct" else "")
+            Bar(
+                name,
+                value,
+                n=stage.facts[f"{kind}_nats_{name}"].get("n"),
+                look="good" if name == "correct" else "",
+            )
             for name in ("correct", "swapped", "zero", "noise")
             if (value := stage.value(f"{kind}_nats_{name}")) is not None
         ]
         if not rows:
             continue
         gap, wins = (stage.facts.get(f"{kind}_swap_{name}", {}) for name in ("gap_nats", "win_rate"))
-        told = f"swapping costs {number(gap.get('value'), 3)} nats" if gap else ""
-        told += f" (95 % {number(gap['ci'][0], 3)} … {number(gap['ci'][1], 3)})" if gap.get("ci") else ""
-        told += f" · the right one wins {number(wins.get('value'), 3)} of the time" if wins else ""
+        caption = f"swapping costs {number(gap.get('value'), 3)} nats" if gap else ""
+        caption += f" (95 % {number(gap['ci'][0], 3)} … {number(gap['ci'][1], 3)})" if gap.get("ci") else ""
+        caption += f" · the right one wins {number(wins.get('value'), 3)} of the time" if wins else ""
         order = [
-            _against(stage.facts[fact], name) for name in ("zero", "noise") if (fact := f"{kind}_swap_over_{name}_nats") in stage.facts
+            _against(stage.facts[fact], name)
+            for name in ("zero", "noise")
+            if (fact := f"{kind}_swap_over_{name}_nats") in stage.facts
         ]
-        told += f" · another's against {' and against '.join(order)}" if order else ""
+        caption += f" · another's against {' and against '.join(order)}" if order else ""
         title = h("figcaption", h("b", kind), "nats a token of the answer")
-        made.append(h("figure", title, charts.bars(rows, unit="nats"), h("small", told)))
+        rows_html.append(h("figure", title, charts.bars(rows, unit="nats"), h("small", caption)))
     own, swapped = stage.value("nats_per_code"), stage.value("nats_per_code_swapped")
     if own is not None and swapped is not None:
         rows = [Bar("own text", own, look="good"), Bar("another's text", swapped)]
-        made.append(h("figure", h("figcaption", h("b", "text"), "nats a code of the speech"), charts.bars(rows, unit="nats")))
-    rates = [_bar(stage, fact, words(fact.replace("_swap_win_rate_", ": "))) for fact in stage.facts if "_swap_win_rate_" in fact]
+        rows_html.append(
+            h(
+                "figure",
+                h("figcaption", h("b", "text"), "nats a code of the speech"),
+                charts.bars(rows, unit="nats"),
+            )
+        )
+    rates = [
+        _bar(stage, fact, words(fact.replace("_swap_win_rate_", ": ")))
+        for fact in stage.facts
+        if "_swap_win_rate_" in fact
+    ]
     if rates:
-        made.append(h("figure", h("figcaption", h("b", "the right one wins"), "by task"), charts.bars(rates, most=1.0)))
-    return h("div", made, cls="figures") if made else None
+        rows_html.append(
+            h(
+                "figure",
+                h("figcaption", h("b", "the right one wins"), "by task"),
+                charts.bars(rates, most=1.0),
+            )
+        )
+    return h("div", rows_html, cls="figures") if rows_html else None
 
 
 def _against(fact: Mapping[str, Any], name: str) -> str:
@@ -215,39 +280,71 @@ def _is_of_eyes(fact: str) -> bool:
 def by_kind(stage: StageRun) -> Html | None:
     """Shares of exact answers by task and kind of question; the tick is chance."""
     groups: dict[str, list[Bar]] = defaultdict(list)
-    tasks = sorted((fact.removesuffix("_exact") for fact in stage.facts if fact.endswith("_exact")), key=len, reverse=True)
+    tasks = sorted(
+        (fact.removesuffix("_exact") for fact in stage.facts if fact.endswith("_exact")),
+        key=len,
+        reverse=True,
+    )
     for fact, row in stage.facts.items():
         task = next((each for each in tasks if f"{fact}_".startswith(f"{each}_exact_")), None)
         if task is not None:
             kind = fact.removeprefix(f"{task}_exact").strip("_")
             value = stage.value(fact) or 0.0
-            groups[task].append(Bar(words(kind) or "all", value, row.get("ci"), row.get("floor"), row.get("n"), "" if kind else "good"))
+            groups[task].append(
+                Bar(
+                    words(kind) or "all",
+                    value,
+                    row.get("ci"),
+                    row.get("floor"),
+                    row.get("n"),
+                    "" if kind else "good",
+                )
+            )
     for task in groups:
         if stage.value(f"{task}_question_only") is not None:
             groups[task].append(_bar(stage, f"{task}_question_only", "from the question alone"))
     probes = [_bar(stage, fact, words(fact)) for fact in stage.facts if _is_of_eyes(fact)]
-    probes += [_bar(stage, fact, words(fact)) for fact in ("retrieval_r1", "retrieval_r5") if fact in stage.facts]
+    probes += [
+        _bar(stage, fact, words(fact)) for fact in ("retrieval_r1", "retrieval_r5") if fact in stage.facts
+    ]
     probes += [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("attribute_changed")]
-    made = [h("figure", h("figcaption", h("b", words(task))), charts.bars(rows, most=1.0)) for task, rows in sorted(groups.items())]
-    made += [h("figure", h("figcaption", h("b", "what the eyes carry")), charts.bars(probes, most=1.0))] if probes else []
-    return h("div", made, cls="figures") if made else None
+    figures = [
+        h("figure", h("figcaption", h("b", words(task))), charts.bars(rows, most=1.0))
+        for task, rows in sorted(groups.items())
+    ]
+    figures += (
+        [h("figure", h("figcaption", h("b", "what the eyes carry")), charts.bars(probes, most=1.0))]
+        if probes
+        else []
+    )
+    return h("div", figures, cls="figures") if figures else None
 
 
 def codebooks(stage: StageRun) -> Html | None:
     """How often each entry was used, or, where no album is left, the shares alone."""
-    made: list[Html] = []
+    figures: list[Html] = []
     for row in stage.of_kind("codebooks")[:1]:
-        made = [charts.histogram([int(n) for n in counts], f"codebook {book}") for book, counts in enumerate(row.get("counts", []))]
-    if not made:
+        figures = [
+            charts.histogram([int(n) for n in counts], f"codebook {book}")
+            for book, counts in enumerate(row.get("counts", []))
+        ]
+    if not figures:
         rows = [_bar(stage, fact, words(fact)) for fact in stage.facts if fact.startswith("usage_")]
-        made = [h("figure", h("figcaption", h("b", "entries used")), charts.bars(rows, most=1.0))] if rows else []
-    return h("div", made, cls="charts") if made else None
+        figures = (
+            [h("figure", h("figcaption", h("b", "entries used")), charts.bars(rows, most=1.0))]
+            if rows
+            else []
+        )
+    return h("div", figures, cls="charts") if figures else None
 
 
 def confusions(stage: StageRun) -> Html | None:
     """Which word was taken for which, for tasks of single words."""
-    made = [charts.confusion(words(str(row.get("task"))), row.get("counts", [])) for row in stage.of_kind("confusion")]
-    return h("div", made, cls="confusions") if made else None
+    figures = [
+        charts.confusion(words(str(row.get("task"))), row.get("counts", []))
+        for row in stage.of_kind("confusion")
+    ]
+    return h("div", figures, cls="confusions") if figures else None
 
 
 def _more(stage: StageRun) -> list[Html]:
@@ -256,12 +353,31 @@ def _more(stage: StageRun) -> list[Html]:
     if stage.account:
         out.append(h("details", h("summary", "what trained"), account(stage), cls="fold"))
     if stage.skipped:
-        rows = [h("li", f"step {row.get('step')}: {row.get('reason')} {row.get('module') or ''}") for row in stage.skipped[:50]]
-        out.append(h("details", h("summary", f"{len(stage.skipped)} updates were skipped"), h("ul", rows), cls="fold"))
+        rows = [
+            h("li", f"step {row.get('step')}: {row.get('reason')} {row.get('module') or ''}")
+            for row in stage.skipped[:50]
+        ]
+        out.append(
+            h(
+                "details",
+                h("summary", f"{len(stage.skipped)} updates were skipped"),
+                h("ul", rows),
+                cls="fold",
+            )
+        )
     if stage.facts:
         rows = [_fact_row(name, row) for name, row in stage.facts.items()]
-        head = h("tr", h("th", "fact"), [h("th", text, cls="num") for text in ("value", "95 %", "floor", "n")])
-        out.append(h("details", h("summary", f"all {len(rows)} facts"), h("table", h("thead", head), h("tbody", rows)), cls="fold"))
+        head = h(
+            "tr", h("th", "fact"), [h("th", text, cls="num") for text in ("value", "95 %", "floor", "n")]
+        )
+        out.append(
+            h(
+                "details",
+                h("summary", f"all {len(rows)} facts"),
+                h("table", h("thead", head), h("tbody", rows)),
+                cls="fold",
+            )
+        )
     if stage.settings:
         text = yaml.safe_dump(stage.settings, sort_keys=False, allow_unicode=True, width=100)
         out.append(h("details", h("summary", "settings"), h("pre", text), cls="fold"))
@@ -271,7 +387,12 @@ def _more(stage: StageRun) -> list[Html]:
 def _fact_row(name: str, row: dict[str, Any]) -> Html:
     ci = f"{number(row['ci'][0], 3)} … {number(row['ci'][1], 3)}" if row.get("ci") else ""
     floor, n = row.get("floor"), row.get("n")
-    cells = (number(row.get("value")), ci, number(floor) if floor is not None else "", number(n) if n is not None else "")
+    cells = (
+        number(row.get("value")),
+        ci,
+        number(floor) if floor is not None else "",
+        number(n) if n is not None else "",
+    )
     return h("tr", h("td", words(name)), [h("td", cell, cls="num") for cell in cells])
 
 
@@ -290,11 +411,23 @@ def account(stage: StageRun) -> Html:
         bar = h(
             "div",
             h("i", cls="fill good", style=f"width:{100 * trains / most:.2f}%"),
-            h("i", cls="fill frozen", style=f"left:{100 * trains / most:.2f}%;width:{100 * frozen / most:.2f}%"),
+            h(
+                "i",
+                cls="fill frozen",
+                style=f"left:{100 * trains / most:.2f}%;width:{100 * frozen / most:.2f}%",
+            ),
             cls="track",
         )
         rate = ", ".join(f"{each:.2g}" for each in sorted(rates[name]))
-        rows.append(h("tr", h("td", name), h("td", number(trains + frozen), cls="num"), h("td", bar), h("td", rate or "frozen")))
+        rows.append(
+            h(
+                "tr",
+                h("td", name),
+                h("td", number(trains + frozen), cls="num"),
+                h("td", bar),
+                h("td", rate or "frozen"),
+            )
+        )
     head = h("tr", [h("th", text) for text in ("part", "parameters", "", "rate")])
     return h("table", h("thead", head), h("tbody", rows), cls="account")
 

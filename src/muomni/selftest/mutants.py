@@ -1,4 +1,5 @@
-"""The known bugs of this field, each as a small patch on the running code (SPEC G5); the gate that must catch it stands beside it."""
+"""The known bugs of this field, each as a small patch on the running code (SPEC G5); the gate that must catch
+it stands beside it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 from muomni import runtime
 from muomni.data import conversation, readers, utterances
 from muomni.data.tokenized import encode
-from muomni.evaluate import examiner, question_only
+from muomni.evaluate import question_only, vqa_evaluation
 from muomni.evaluate.facts import Fact
+from muomni.execution import stage_run
 from muomni.models import omni, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
@@ -29,8 +31,8 @@ from muomni.nn import masks
 from muomni.nn.fsq import FiniteScalarQuantiser, Scalars
 from muomni.nn.grown import GrownHead
 from muomni.nn.rvq import Quantised, ResidualVQ
-from muomni.stages import one, token_model
 from muomni.stages import talker as talker_stage
+from muomni.stages import token_model
 from muomni.stages.placement import Placement
 from muomni.tokens import chat, sequences
 from muomni.tokens.chat import IGNORE
@@ -47,11 +49,13 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: the stage that it is planted in, each way to plant it, and what must be red then (a gate a way, or several: "one, two").
+    """A bug: the stage that it is planted in, each way to plant it, and what must be red then (a gate a way,
+    or several: "one, two").
 
     A plant may name several gates, which must all be red ("one, two").
-    how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes | regroup: one, then two go on
-               avx2: AVX512 switched off | judged: nothing is run, a plant gives facts as the stage would have measured them
+    how        train | resume: stopped half-way, the bug sits in the second half | ranks: two processes |
+               regroup: one, then two go on avx2: AVX512 switched off | judged: nothing is run, a plant gives
+               facts as the stage would have measured them
     overrides  settings that the bug needs to have something to break
     """
 
@@ -78,7 +82,7 @@ def double_shift() -> AbstractContextManager[Any]:
 
 def no_causal_mask() -> AbstractContextManager[Any]:
     """The future may be looked at."""
-    return _masks(lambda given: {**given, "causal": False}, otherwise=_everything)
+    return _masks(lambda masks_given: {**masks_given, "causal": False}, otherwise=_everything)
 
 
 def attended_padding() -> AbstractContextManager[Any]:
@@ -91,18 +95,24 @@ def leaking_packs() -> AbstractContextManager[Any]:
     return _masks(lambda given: {**given, "documents_BT": None})
 
 
-def _masks(change: Callable[[dict[str, Any]], dict[str, Any]], otherwise: Callable[..., Any] | None = None) -> AbstractContextManager[Any]:
+def _masks(
+    change: Callable[[dict[str, Any]], dict[str, Any]], otherwise: Callable[..., Any] | None = None
+) -> AbstractContextManager[Any]:
     true = masks.build
 
-    def build(length: int, **given: Any) -> Any:
-        made = true(length, **change(given))
-        return otherwise(length, given) if made is None and otherwise is not None and given.get("causal") else made
+    def build(length: int, **conditions: Any) -> Any:
+        mask = true(length, **change(conditions))
+        return (
+            otherwise(length, conditions)
+            if mask is None and otherwise is not None and conditions.get("causal")
+            else mask
+        )
 
     return patch.object(masks, "build", build)
 
 
-def _everything(length: int, given: dict[str, Any]) -> torch.Tensor:
-    device = next((value.device for value in given.values() if isinstance(value, torch.Tensor)), None)
+def _everything(length: int, conditions: dict[str, Any]) -> torch.Tensor:
+    device = next((value.device for value in conditions.values() if isinstance(value, torch.Tensor)), None)
     return torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
 
 
@@ -175,7 +185,8 @@ def cut_quantiser() -> AbstractContextManager[Any]:
 
 
 def cut_scalars() -> AbstractContextManager[Any]:
-    """What leaves the scalar quantiser carries no gradient back: values are rounded, and not passed straight through."""
+    """What leaves the scalar quantiser carries no gradient back: values are rounded, and not passed straight
+    through."""
     true = FiniteScalarQuantiser.forward
 
     def forward(self: FiniteScalarQuantiser, *args: Any) -> Scalars:
@@ -212,7 +223,9 @@ def _showing(sample: Any, other: Any) -> Any:
     messages = [
         message
         if isinstance(message.content, str)
-        else message.model_copy(update={"content": [picture if p.type == "image" else p for p in message.parts]})
+        else message.model_copy(
+            update={"content": [picture if p.type == "image" else p for p in message.parts]}
+        )
         for message in sample.messages
     ]
     return sample.model_copy(update={"messages": messages})
@@ -220,8 +233,8 @@ def _showing(sample: Any, other: Any) -> Any:
 
 def blank_pictures() -> AbstractContextManager[Any]:
     """All pictures reach the eyes as nothing."""
-    true = omni.Omni.look
-    return patch.object(omni.Omni, "look", lambda self, pixels: true(self, torch.zeros_like(pixels)))
+    true = omni.Omni.encode_image
+    return patch.object(omni.Omni, "encode_image", lambda self, pixels: true(self, torch.zeros_like(pixels)))
 
 
 def stale_codes() -> AbstractContextManager[Any]:
@@ -231,7 +244,12 @@ def stale_codes() -> AbstractContextManager[Any]:
     def code(*args: Any) -> Any:
         entries = int(args[3].codebook_size)
         for index, item in true(*args):
-            yield index, replace(item, codes_KF=(item.codes_KF + 1) % entries) if isinstance(item, TalkerItem) else item
+            yield (
+                index,
+                replace(item, codes_KF=(item.codes_KF + 1) % entries)
+                if isinstance(item, TalkerItem)
+                else item,
+            )
 
     return patch.object(talker_stage, "code", code)
 
@@ -263,7 +281,9 @@ def split_by_row() -> AbstractContextManager[Any]:
 
 def mean_of_means() -> AbstractContextManager[Any]:
     """Each micro-batch is divided by its own count, and the means are averaged (of two)."""
-    return patch.object(step, "mean_share", lambda term, count: term.total.float() * (term.weight / max(1, term.count) / 2))
+    return patch.object(
+        step, "mean_share", lambda term, count: term.total.float() * (term.weight / max(1, term.count) / 2)
+    )
 
 
 def early_sync() -> AbstractContextManager[Any]:
@@ -295,7 +315,11 @@ def climbing_rate() -> AbstractContextManager[Any]:
 
     def lr_scale(number: int, settings: Any) -> float:
         turn = math.pi * (number - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
-        return (number + 1) / settings.warmup_steps if number < settings.warmup_steps else 0.55 + 0.45 * math.cos(turn)
+        return (
+            (number + 1) / settings.warmup_steps
+            if number < settings.warmup_steps
+            else 0.55 + 0.45 * math.cos(turn)
+        )
 
     return patch.object(optim, "lr_scale", lr_scale)
 
@@ -304,11 +328,12 @@ def climbing_rate() -> AbstractContextManager[Any]:
 
 
 def swapped_final() -> AbstractContextManager[Any]:
-    """As soon as the main rank reads what the stage stands on, each `final/` there holds another network of the same shapes.
+    """As soon as the main rank reads what the stage stands on, each `final/` there holds another network of
+    the same shapes.
 
     The run's own stages are shared by all mutants: what is swapped is a copy.
     """
-    true = one._foundation
+    true = stage_run._dependencies
 
     def foundation(entry: Any, base: Path) -> Any:
         for needed in entry.needs:
@@ -324,7 +349,7 @@ def swapped_final() -> AbstractContextManager[Any]:
             store.save(network, stage / "final", extra=store.extra_of(stage / "final"))
         return true(entry, base)
 
-    return patch.object(one, "_foundation", foundation)
+    return patch.object(stage_run, "_dependencies", foundation)
 
 
 # --- the machine --------------------------------------------------------------------------------------------------------------------------
@@ -342,14 +367,19 @@ def emulated_format() -> Iterator[None]:
 
 @contextmanager
 def targets_doubled() -> Iterator[None]:
-    """Each label is counted as two targets, before the forward and after it: losses and gradients are halved."""
+    """Each label is counted as two targets, before the forward and after it: losses and gradients are
+    halved."""
     counts, forward = NextToken.counts, NextToken.forward
     with (
-        patch.object(NextToken, "counts", lambda self, batch: {name: 2 * n for name, n in counts(self, batch).items()}),
+        patch.object(
+            NextToken, "counts", lambda self, batch: {name: 2 * n for name, n in counts(self, batch).items()}
+        ),
         patch.object(
             NextToken,
             "forward",
-            lambda self, batch: {name: replace(term, count=2 * term.count) for name, term in forward(self, batch).items()},
+            lambda self, batch: {
+                name: replace(term, count=2 * term.count) for name, term in forward(self, batch).items()
+            },
         ),
     ):
         yield
@@ -371,11 +401,16 @@ def told_counted() -> AbstractContextManager[Any]:
 def codec_left_behind() -> AbstractContextManager[Any]:
     """The codec stays where its file was read, though the run computes elsewhere."""
     true = Placement.__call__
-    return patch.object(Placement, "__call__", lambda self, network: network if isinstance(network, Codec) else true(self, network))
+    return patch.object(
+        Placement,
+        "__call__",
+        lambda self, network: network if isinstance(network, Codec) else true(self, network),
+    )
 
 
 def placed_where_nothing_trains() -> AbstractContextManager[Any]:
-    """Networks are copied to their device under inference_mode, so that what is learned there has no gradient (a copy, on a CPU too)."""
+    """Networks are copied to their device under inference_mode, so that what is learned there has no gradient
+    (a copy, on a CPU too)."""
     true = Placement.__call__
 
     def place(self: Placement, network: Any) -> Any:
@@ -383,9 +418,15 @@ def placed_where_nothing_trains() -> AbstractContextManager[Any]:
         if isinstance(network, Decoder):
             with torch.inference_mode():
                 for part in network.modules():
-                    part._buffers.update({name: tensor.clone() for name, tensor in part._buffers.items() if tensor is not None})
+                    part._buffers.update(
+                        {name: tensor.clone() for name, tensor in part._buffers.items() if tensor is not None}
+                    )
                     part._parameters.update(
-                        {name: torch.nn.Parameter(p.clone(), False) for name, p in part._parameters.items() if p is not None}
+                        {
+                            name: torch.nn.Parameter(p.clone(), False)
+                            for name, p in part._parameters.items()
+                            if p is not None
+                        }
                     )
         return network
 
@@ -401,7 +442,8 @@ def rate_never_set() -> AbstractContextManager[Any]:
 
 
 def another_world() -> AbstractContextManager[Any]:
-    """The place in the data is the step times the ranks of today: a run that goes on with more of them passes batches over."""
+    """The place in the data is the step times the ranks of today: a run that goes on with more of them passes
+    batches over."""
     true = loop.to_come
     return patch.object(loop, "to_come", lambda position, count, run: true(position * run.world, count, run))
 
@@ -411,7 +453,10 @@ def average_lost() -> AbstractContextManager[Any]:
 
     @contextmanager
     def plant() -> Iterator[None]:
-        with patch.object(Average, "put", lambda self: None), patch.object(Average, "in_place", lambda self: nullcontext()):
+        with (
+            patch.object(Average, "put", lambda self: None),
+            patch.object(Average, "in_place", lambda self: nullcontext()),
+        ):
             yield
 
     return plant()
@@ -425,7 +470,7 @@ def media_never_swapped() -> Iterator[None]:
     """What is measured as another medium, as none and as noise is the right one: every gap is exactly 0."""
     with ExitStack() as stack:
         for name in ("_swapped", "_with"):
-            stack.enter_context(patch.object(examiner, name, lambda item, *_: item))
+            stack.enter_context(patch.object(vqa_evaluation, name, lambda item, *_: item))
         yield
 
 
@@ -469,9 +514,11 @@ def _codes(change: Callable[[torch.Tensor, int], torch.Tensor]) -> AbstractConte
 
 def still_head() -> AbstractContextManager[Any]:
     """The new output rows carry no gradient."""
-    true = GrownHead.tables.fget
+    true = GrownHead.tables.fget  # type: ignore[attr-defined]
     assert true is not None
-    return patch.object(GrownHead, "tables", property(lambda self: (*true(self)[:-1], true(self)[-1].detach())))
+    return patch.object(
+        GrownHead, "tables", property(lambda self: (*true(self)[:-1], true(self)[-1].detach()))
+    )
 
 
 def ignored_source() -> AbstractContextManager[Any]:
@@ -479,7 +526,9 @@ def ignored_source() -> AbstractContextManager[Any]:
     true = TokenModel.embed
 
     def embed(self: TokenModel, ids: torch.Tensor) -> torch.Tensor:
-        asks = torch.tensor([self.space.special(FRAMING[kind][0]) for kind in ("text", "image", "audio")], device=ids.device)
+        asks = torch.tensor(
+            [self.space.special(FRAMING[kind][0]) for kind in ("text", "image", "audio")], device=ids.device
+        )
         is_before_BT = torch.isin(ids, asks).flip(1).cumsum(1).flip(1) > 0
         return true(self, ids.masked_fill(is_before_BT, self.space.pad))
 
@@ -488,7 +537,7 @@ def ignored_source() -> AbstractContextManager[Any]:
 
 def leaking_shards() -> AbstractContextManager[Any]:
     """A few samples that are learned from stand in the held-out shards too."""
-    true = token_model.shard_corpus
+    true = token_model.shard_corpus  # type: ignore[attr-defined]  # where the stages find it
 
     def shard_corpus(corpus: readers.Corpus, *args: Any) -> None:
         true(replace(corpus, valid=[*corpus.valid, *(corpus.train[place] for place in range(4))]), *args)
@@ -503,7 +552,11 @@ def source_taught() -> AbstractContextManager[Any]:
 
 def no_end_of_target() -> AbstractContextManager[Any]:
     """Where an image, a sound or a text is over, nothing is to be said."""
-    return _built(lambda row: replace(row, labels=torch.cat((row.labels[:-1], torch.full_like(row.labels[-1:], IGNORE)))))
+    return _built(
+        lambda row: replace(
+            row, labels=torch.cat((row.labels[:-1], torch.full_like(row.labels[-1:], IGNORE)))
+        )
+    )
 
 
 def _built(change: Callable[[sequences.TokenRow], sequences.TokenRow]) -> AbstractContextManager[Any]:
@@ -517,13 +570,31 @@ MUTANTS = (
     Mutant(3, "missing causal mask", "thinker", ((no_causal_mask, "causality"),)),
     Mutant(4, "attended padding", "hearing", ((attended_padding, "padding"),)),
     Mutant(5, "leaking packs", "thinker", ((leaking_packs, "packing"),)),
-    Mutant(6, "lost sub-loss, detached sub-loss", "talker", ((lost_term, "terms"), (detached_term, "gradient_reach"))),
-    Mutant(7, "all labels masked, prompt supervised", "omni", ((nothing_taught, "supervision"), (prompt_taught, "supervision"))),
     Mutant(
-        8, "quantiser without gradient, codebooks that rest", "codec", ((cut_quantiser, "gradient_reach"), (still_codebooks, "all_learn"))
+        6,
+        "lost sub-loss, detached sub-loss",
+        "talker",
+        ((lost_term, "terms"), (detached_term, "gradient_reach")),
+    ),
+    Mutant(
+        7,
+        "all labels masked, prompt supervised",
+        "omni",
+        ((nothing_taught, "supervision"), (prompt_taught, "supervision")),
+    ),
+    Mutant(
+        8,
+        "quantiser without gradient, codebooks that rest",
+        "codec",
+        ((cut_quantiser, "gradient_reach"), (still_codebooks, "all_learn")),
     ),
     Mutant(9, "no end symbol of speech", "talker", ((no_end_of_speech, "ends_taught"),)),
-    Mutant(10, "swapped media, blank media", "omni", ((swapped_pictures, "image_swap_sure"), (blank_pictures, "media_reach"))),
+    Mutant(
+        10,
+        "swapped media, blank media",
+        "omni",
+        ((swapped_pictures, "image_swap_sure"), (blank_pictures, "media_reach")),
+    ),
     Mutant(11, "stale codes", "talker", ((stale_codes, "codes"),)),
     Mutant(12, "accumulation by a mean of means", "thinker", ((mean_of_means, "accumulation"),)),
     Mutant(13, "inverted gradient sync (two ranks)", "thinker", ((early_sync, "ranks"),), how="ranks"),
@@ -536,7 +607,12 @@ MUTANTS = (
     Mutant(20, "set_lr is never called", "thinker", ((rate_never_set, "schedule"),)),
     Mutant(21, "another world size", "thinker", ((another_world, "order"),), how="regroup"),
     Mutant(22, "EMA lost", "thinker", ((average_lost, "average"),), overrides=("thinker.ema_decay=0.9",)),
-    Mutant(23, "target count doubled, told terms counted", "thinker", ((targets_doubled, "counts"), (told_counted, "counts"))),
+    Mutant(
+        23,
+        "target count doubled, told terms counted",
+        "thinker",
+        ((targets_doubled, "counts"), (told_counted, "counts")),
+    ),
     Mutant(24, "emulated bf16", "thinker", ((emulated_format, "native_format"),), how="avx2"),
     Mutant(
         25,
@@ -557,11 +633,18 @@ MUTANTS = (
         ((guesses_for_answers, "above_question"), (four_lucky_answers, "above_question")),
         how="judged",
     ),
-    Mutant(28, "scalar quantiser without its straight-through gradient", "image_codec", ((cut_scalars, "gradient_reach"),)),
+    Mutant(
+        28,
+        "scalar quantiser without its straight-through gradient",
+        "image_codec",
+        ((cut_scalars, "gradient_reach"),),
+    ),
     Mutant(29, "swapped order of codebooks", "rows", ((swapped_books, "codes"),)),
     Mutant(30, "codes of another codec under a stale digest", "rows", ((stale_digest, "codes"),)),
     Mutant(31, "new output rows that never learn", "rows", ((still_head, "all_learn"),)),
-    Mutant(32, "a task whose source is ignored", "rows", ((ignored_source, "i2t_swap_wins, i2t_noise_wins"),)),
+    Mutant(
+        32, "a task whose source is ignored", "rows", ((ignored_source, "i2t_swap_wins, i2t_noise_wins"),)
+    ),
     Mutant(33, "a group on both sides of the shards", "rows", ((leaking_shards, "shard_leaks"),)),
     Mutant(
         34,

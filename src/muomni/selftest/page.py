@@ -82,16 +82,26 @@ def table(gates: tuple[Gate, ...]) -> str:
     """Gates as a table."""
     lines = ["| gate | fact | bound | from | red means |", "|---|---|---|---|---|"]
     for gate in gates:
-        where = f" (data with {gate.modality})" if gate.modality else f" ({WHEN[gate.when]})" if gate.when else ""
+        where = (
+            f" (data with {gate.modality})" if gate.modality else f" ({WHEN[gate.when]})" if gate.when else ""
+        )
         lines.append(f"| `{gate.name}`{where} | {gate.fact} | {bound(gate)} | {gate.source} | {gate.why} |")
     return "\n".join(lines) + "\n"
 
 
 def gates() -> str:
     """All gates, by when they are judged and of which stage."""
-    parts = ["\n## Every stage, before the first step\n", table(thresholds.START), "\n## Every stage, of its run\n", table(thresholds.RUN)]
+    parts = [
+        "\n## Every stage, before the first step\n",
+        table(thresholds.START),
+        "\n## Every stage, of its run\n",
+        table(thresholds.RUN),
+    ]
     for name in registry.OURS:
-        parts += [f"\n## {name}\n", table((sweep.WINNER,) if name == sweep.NAME else registry.find(name).gates)]
+        parts += [
+            f"\n## {name}\n",
+            table((sweep.WINNER,) if name == sweep.NAME else registry.find(name).gates),
+        ]
     return "".join(parts)
 
 
@@ -100,7 +110,10 @@ def mutants(result: dict[str, Any]) -> str:
     lines = ["| planted | caught by |", "|---|---|"]
     lines += [f"| {row['name']} | {row['caught_by'] or '**not caught**'} |" for row in result["mutants"]]
     caught = sum(row["caught_by"] is not None for row in result["mutants"])
-    return "\n".join(lines) + f"\n\n{caught} of {len(result['mutants'])} caught, unmutated run {result['unmutated']}.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\n{caught} of {len(result['mutants'])} caught, unmutated run {result['unmutated']}.\n"
+    )
 
 
 def main() -> None:

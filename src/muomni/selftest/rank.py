@@ -1,4 +1,5 @@
-"""A mutated run in a process of its own: `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, a rank with torchrun's variables set."""
+"""A mutated run in a process of its own: `python -m muomni.selftest.rank NUMBER FOLDER STAGE`, a rank with
+torchrun's variables set."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from muomni.errors import GateRed, InternalError
+from muomni.execution import runner
 from muomni.selftest.mutants import MUTANTS
 from muomni.selftest.run import RECIPE, short
-from muomni.stages import runner
 
 
 def main() -> None:
@@ -22,8 +23,8 @@ def main() -> None:
 def run(number: int, folder: Path, stage: str) -> None:
     """The stage with a mutant planted.
 
-    Raises  SystemExit with the code of GateRed where a gate is red, with that of InternalError where anything else goes wrong: a
-            process that falls by itself ends with 1, which is a red gate's code.
+    Raises  SystemExit with the code of GateRed where a gate is red, with that of InternalError where anything
+            else goes wrong: a process that falls by itself ends with 1, which is a red gate's code.
     """
     plant = next((mutant.plants[0][0] for mutant in MUTANTS if mutant.number == number), nullcontext)
     try:
@@ -37,10 +38,13 @@ def run(number: int, folder: Path, stage: str) -> None:
 
 
 def as_rank(number: int, folder: Path, stage: str, rank: int, port: int) -> None:
-    """The same as this rank of two that meet at a port; what is said goes to `<stage>-rank-<rank>` in the folder."""
-    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-    with (folder / f"{stage}-rank-{rank}").open("w", encoding="utf-8") as said, redirect_stderr(said):
-        os.dup2(said.fileno(), 2)  # what torch says goes past Python's stream
+    """The same as this rank of two that meet at a port; what is said goes to `<stage>-rank-<rank>` in the
+    folder."""
+    os.environ.update(
+        WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)
+    )
+    with (folder / f"{stage}-rank-{rank}").open("w", encoding="utf-8") as stream, redirect_stderr(stream):
+        os.dup2(stream.fileno(), 2)  # what torch says goes past Python's stream
         run(number, folder, stage)
 
 

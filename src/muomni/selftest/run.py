@@ -1,4 +1,5 @@
-"""Runs the tiny recipe as it is, then once with each bug planted in the stage concerned, and tells which gates were red."""
+"""Runs the tiny recipe as it is, then once with each bug planted in the stage concerned, and tells which
+gates were red."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ from unittest.mock import patch
 from muomni.errors import GateRed, MuomniError
 from muomni.evaluate import certificate
 from muomni.evaluate.gates import judge
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
+from muomni.execution.parallel import Schedule
 from muomni.selftest import world
 from muomni.selftest.mutants import MUTANTS, Mutant
-from muomni.stages import recipe as recipes
-from muomni.stages import runner
-from muomni.stages.schedule import Schedule
 from muomni.train import loop
-from muomni.units import told_seconds
+from muomni.units import format_seconds
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 STOP_AT = 50  # the step before which a run is interrupted, where it is to resume
@@ -42,7 +43,8 @@ LOADED = ["__main__", "muomni.selftest.run"]  # what each run would load
 
 @dataclass(frozen=True)
 class Caught:
-    """What became of a mutant: the gates that were red where they were to be, or None; what else happened stands in `told`."""
+    """Outcome of a mutant: the expected gates that were red, or None; anything else that happened is in
+    `told`."""
 
     number: int
     name: str
@@ -53,7 +55,12 @@ class Caught:
 
     def to_json(self) -> dict[str, Any]:
         """As `muomni selftest --json` gives it."""
-        return {"name": f"{self.number} {self.name}", "caught_by": self.caught_by, "seconds": round(self.seconds, 1), "told": self.told}
+        return {
+            "name": f"{self.number} {self.name}",
+            "caught_by": self.caught_by,
+            "seconds": round(self.seconds, 1),
+            "told": self.told,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,42 +77,51 @@ class Part:
 
 
 def selftest(
-    numbers: Sequence[int] | None = None, *, jobs: int = 2, say: Callable[[str], None] = lambda _: None, keep: Path | None = None
+    numbers: Sequence[int] | None = None,
+    *,
+    jobs: int = 2,
+    say: Callable[[str], None] = lambda _: None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the stages that the mutants are planted in, and the mutants; give {"unmutated": "green" or "red", "mutants": [...], "seconds"}.
+    """Run the stages that the mutants are planted in, and the mutants; give {"unmutated": "green" or "red",
+    "mutants": [...], "seconds"}.
 
-    Takes   numbers: the mutants, None: all; jobs: processes side by side; say: where progress is told; keep: a folder for the runs.
+    Takes   numbers: the mutants, None: all; jobs: processes side by side; say: where progress is told; keep:
+            a folder for the runs.
     """
     begin = time.perf_counter()
     chosen = [mutant for mutant in MUTANTS if numbers is None or mutant.number in numbers]
-    found: dict[int, Caught] = {}
+    caught: dict[int, Caught] = {}
     why = ""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ))
         os.environ.pop("MUOMNI_CACHE", None)  # codes that a planted bug makes are nobody else's
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-selftest-")))
         world.build(folder / "run" / "data" / "world")
-        for name, told in side_by_side(_parts(chosen, folder), folder, jobs):
-            if isinstance(told, Caught):
-                found[told.number] = told
-                seen = told.caught_by or f"NOT CAUGHT: {told.told}"
-                say(f"{told.number:2} {told.name}: {seen} ({told_seconds(told.seconds)})")
-            elif told:
-                why = f"{name}: {told}"
+        for name, outcome in side_by_side(_parts(chosen, folder), folder, jobs):
+            if isinstance(outcome, Caught):
+                caught[outcome.number] = outcome
+                seen = outcome.caught_by or f"NOT CAUGHT: {outcome.told}"
+                say(f"{outcome.number:2} {outcome.name}: {seen} ({format_seconds(outcome.seconds)})")
+            elif outcome:
+                why = f"{name}: {outcome}"
                 break
             else:
                 say(f"unmutated {name}: green")
-        say(f"unmutated: {'green' if not why else 'red: ' + why} ({told_seconds(time.perf_counter() - begin)})")
+        say(
+            f"unmutated: {'green' if not why else 'red: ' + why} ({format_seconds(time.perf_counter() - begin)})"
+        )
     return {
         "unmutated": "red" if why else "green",
         "why": why,
-        "mutants": [] if why else [found[mutant.number].to_json() for mutant in chosen],
+        "mutants": [] if why else [caught[mutant.number].to_json() for mutant in chosen],
         "seconds": time.perf_counter() - begin,
     }
 
 
 def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
-    """The stages concerned, with those that they need, and the mutants, each of which needs what its stage needs."""
+    """The stages concerned, with those that they need, and the mutants, each of which needs what its stage
+    needs."""
     stages = recipes.read(str(RECIPE), out=folder / "run").stages
     concerned = {mutant.stage for mutant in chosen if mutant.how != "judged"}
     for name in reversed(stages):  # they stand in the order of need
@@ -115,17 +131,26 @@ def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:
         parts.append(Part(TWINS, (), _twins, width=2))
     needs = {mutant.number: stages[mutant.stage].needs for mutant in chosen if mutant.how != "judged"}
     return parts + [
-        Part(str(mutant.number), needs.get(mutant.number, ()), _try, width=2 if mutant.how in ("ranks", "regroup") else 1)
+        Part(
+            str(mutant.number),
+            needs.get(mutant.number, ()),
+            _try,
+            width=2 if mutant.how in ("ranks", "regroup") else 1,
+        )
         for mutant in chosen
     ]
 
 
 def side_by_side(parts: Sequence[Part], folder: Path, jobs: int) -> Iterator[tuple[str, Any]]:
-    """Run parts, each as soon as what it needs has ended and there is room; yield each one's name and what it gave, as they end.
+    """Run parts, each as soon as what it needs has ended and there is room; yield each one's name and what it
+    gave, as they end.
 
-    A process that ends without giving anything has given its exit code, in words. Whoever stops listening ends those that still run.
+    A process that ends without giving anything has given its exit code, in words. Whoever stops listening
+    ends those that still run.
     """
-    fresh = multiprocessing.get_context("forkserver")  # each part has a process that ran nothing before, and none loads torch anew
+    fresh = multiprocessing.get_context(
+        "forkserver"
+    )  # each part has a process that ran nothing before, and none loads torch anew
     fresh.set_forkserver_preload(LOADED)
     named = {part.name: part for part in parts}
     needs = {part.name: part.needs for part in parts}
@@ -143,12 +168,12 @@ def side_by_side(parts: Sequence[Part], folder: Path, jobs: int) -> Iterator[tup
             for ours in [each for each in running if each in ready]:
                 name, process = running.pop(ours)
                 try:
-                    given = ours.recv()
+                    message = ours.recv()
                 except EOFError:
-                    given = None
+                    message = None
                 process.join()
                 schedule.done(name)
-                yield name, given if process.exitcode == 0 else f"its process ended with {process.exitcode}"
+                yield name, message if process.exitcode == 0 else f"its process ended with {process.exitcode}"
     finally:
         for _, process in running.values():
             process.kill()
@@ -185,11 +210,11 @@ def _try(folder: Path, name: str) -> Caught:
     """One mutant."""
     mutant = next(m for m in MUTANTS if m.number == int(name))
     begin = time.perf_counter()
-    caught, told = [], []
+    caught, notes = [], []
     for way, (plant, gates) in enumerate(mutant.plants):
         if mutant.how == "judged":
             red = _judged(mutant.stage, plant)
-            told.append(f"red: {', '.join(red)}" if red else "all gates were green")
+            notes.append(f"red: {', '.join(red)}" if red else "all gates were green")
             caught += [gates] if set(gates.split(", ")) <= set(red) else []
             continue
         own = _copy(folder / "run", folder / f"mutant-{name}-{way}", mutant.stage)
@@ -202,17 +227,23 @@ def _try(folder: Path, name: str) -> Caught:
         except Exception as problem:  # whatever a planted bug makes fall is told, and counts as nothing
             error = f"{type(problem).__name__}: {problem}"
         red = _red(own, mutant.stage)
-        told.append(error or (f"red: {', '.join(red)}" if red else "all gates were green"))
+        notes.append(error or (f"red: {', '.join(red)}" if red else "all gates were green"))
         caught += [gates] if set(gates.split(", ")) <= set(red) else []
         shutil.rmtree(own, ignore_errors=True)
     names = ", ".join(dict.fromkeys(caught)) if len(caught) == len(mutant.plants) else None
-    return Caught(mutant.number, mutant.name, mutant.stage, names, time.perf_counter() - begin, "; ".join(told))
+    return Caught(
+        mutant.number, mutant.name, mutant.stage, names, time.perf_counter() - begin, "; ".join(notes)
+    )
 
 
 def _judged(stage: str, plant: Callable[[], Any]) -> list[str]:
     """The gates of a stage that are red on the facts that a plant gives."""
     with plant() as facts:
-        return [row.name for row in judge(recipes.stage(stage).gates, facts) if row.is_known(facts) and row.verdict == "red"]
+        return [
+            row.name
+            for row in judge(recipes.stage(stage).gates, facts)
+            if row.is_known(facts) and row.verdict == "red"
+        ]
 
 
 def _mutated(folder: Path, mutant: Mutant, plant: Callable[[], Any]) -> None:
@@ -236,7 +267,11 @@ def _run(folder: Path, stages: list[str], overrides: Sequence[str] = ()) -> None
 
 def short(stage: str) -> list[str]:
     """Overrides for a stage that two ranks train."""
-    return [f"{stage}.gradient_accumulation_steps=2", f"{stage}.max_steps=20", f"{stage}.gates={{floor: 9.0}}"]
+    return [
+        f"{stage}.gradient_accumulation_steps=2",
+        f"{stage}.max_steps=20",
+        f"{stage}.gates={{floor: 9.0}}",
+    ]
 
 
 def _stopped(folder: Path, stage: str, at: int = STOP_AT, overrides: Sequence[str] = ()) -> None:
@@ -247,7 +282,8 @@ def _stopped(folder: Path, stage: str, at: int = STOP_AT, overrides: Sequence[st
 
 
 def _regrouped(folder: Path, stage: str) -> None:
-    """Begin a stage with one rank, where two go on; in a process of its own, since ranks can't be forked from one that ran a backward."""
+    """Begin a stage with one rank, where two go on; in a process of its own, since ranks can't be forked from
+    one that ran a backward."""
     alone = multiprocessing.get_context("fork").Process(target=_begun, args=(folder, stage))
     alone.start()
     alone.join(RANKS_S)
@@ -265,7 +301,8 @@ def _begun(folder: Path, stage: str) -> None:
 def _two_ranks(folder: Path, stage: str, number: int) -> None:
     """A stage by two processes that exchange gradients, with a mutant planted in both (0: none).
 
-    They are forked: the process of a part has trained nothing yet, so that no thread is lost, and torch need not be loaded twice more.
+    They are forked: the process of a part has trained nothing yet, so that no thread is lost, and torch need
+    not be loaded twice more.
     """
     from muomni.selftest import rank as ranks  # which reads this module's recipe
 
@@ -274,7 +311,9 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         twice = multiprocessing.get_context("fork")
-        processes = [twice.Process(target=ranks.as_rank, args=(number, folder, stage, rank, port)) for rank in range(2)]
+        processes = [
+            twice.Process(target=ranks.as_rank, args=(number, folder, stage, rank, port)) for rank in range(2)
+        ]
         for process in processes:
             process.start()
         until = time.monotonic() + RANKS_S
@@ -285,19 +324,26 @@ def _two_ranks(folder: Path, stage: str, number: int) -> None:
             process.join()
         if all(process.exitcode in (0, GateRed.exit_code) for process in processes):
             return
-        told = " ".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*")))
-        if "address already in use" not in told.lower():  # another process took the port that was free
+        output = " ".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"{stage}-rank-*")))
+        if "address already in use" not in output.lower():  # another process took the port that was free
             break
-    raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {told[-400:]}")
+    raise MuomniError(f"two ranks ended with {[process.exitcode for process in processes]}: {output[-400:]}")
 
 
 def _without_avx512(folder: Path, stage: str, number: int) -> None:
     """A stage with a mutant planted, in a process for which the chip has no AVX512, whatever chip it is."""
     command = [sys.executable, "-m", "muomni.selftest.rank", str(number), str(folder), stage]
-    switched_off = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    switched_off = {
+        **os.environ,
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, env=switched_off, capture_output=True, timeout=RANKS_S)
     if done.returncode not in (0, GateRed.exit_code):
-        raise MuomniError(f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
+        raise MuomniError(
+            f"without AVX512 it ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}"
+        )
 
 
 def _copy(run: Path, folder: Path, stage: str) -> Path:
@@ -309,8 +355,8 @@ def _copy(run: Path, folder: Path, stage: str) -> Path:
 
 
 def _red(folder: Path, stage: str) -> list[str]:
-    found = certificate.read(folder / stage)
-    return certificate.red(found) if found else []
+    stored = certificate.read(folder / stage)
+    return certificate.red(stored) if stored else []
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Data for runs of seconds: documents that fit several to a row, pictures of one colour, formant speech, rows in groups."""
+"""Data for runs of seconds: documents that fit several to a row, pictures of one colour, formant speech, rows
+in groups."""
 
 from __future__ import annotations
 
@@ -37,8 +38,14 @@ def build(folder: Path, seed: int = 0) -> None:
     files.write_jsonl(folder / "text.jsonl", _texts(rng, names))
     files.write_jsonl(folder / "speech.jsonl", _speech(folder, rng))
     paths = [_picture(folder, number, COLOURS[colour], rng) for number, colour in enumerate(colours)]
-    files.write_jsonl(folder / "captions.jsonl", [_captioned(n, path, c) for n, (path, c) in enumerate(zip(paths, colours, strict=True))])
-    files.write_jsonl(folder / "questions.jsonl", [_asked(n, path, c, rng) for n, (path, c) in enumerate(zip(paths, colours, strict=True))])
+    files.write_jsonl(
+        folder / "captions.jsonl",
+        [_captioned(n, path, c) for n, (path, c) in enumerate(zip(paths, colours, strict=True))],
+    )
+    files.write_jsonl(
+        folder / "questions.jsonl",
+        [_asked(n, path, c, rng) for n, (path, c) in enumerate(zip(paths, colours, strict=True))],
+    )
 
 
 def _texts(rng: np.random.Generator, names: list[str]) -> list[dict[str, Any]]:
@@ -57,7 +64,13 @@ def _texts(rng: np.random.Generator, names: list[str]) -> list[dict[str, Any]]:
             messages = [{"role": role, "content": words} for role, words in turns]
             rows.append({"id": f"t{number}", "group": group, "task": "chat", "messages": messages})
         else:
-            rows.append({"id": f"t{number}", "group": group, "text": f"{thing} is {colour}, and i like {colour} things."})
+            rows.append(
+                {
+                    "id": f"t{number}",
+                    "group": group,
+                    "text": f"{thing} is {colour}, and i like {colour} things.",
+                }
+            )
     return rows
 
 
@@ -70,10 +83,17 @@ def _speech(folder: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
         path = f"audio/{number}.wav"
         wave_S = formant.say(words, f"voice {number % 10}", 160, 50, seed=number)
         soundfile.write(folder / path, wave_S, formant.RATE_HZ)
-        said = words if number % 10 else TOO_LONG
+        words_said = words if number % 10 else TOO_LONG
         content = [{"type": "audio", "path": path}]
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": said}]
-        rows.append({"id": f"s{number}", "group": f"voice-{number % 10}-{number // 20}", "task": "transcribe", "messages": messages})
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": words_said}]
+        rows.append(
+            {
+                "id": f"s{number}",
+                "group": f"voice-{number % 10}-{number // 20}",
+                "task": "transcribe",
+                "messages": messages,
+            }
+        )
     return rows
 
 
@@ -86,15 +106,23 @@ def _picture(folder: Path, number: int, colour: tuple[int, int, int], rng: np.ra
 
 
 def _captioned(number: int, path: str, colour: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": [{"type": "image", "path": path}]}, {"role": "assistant", "content": f"it is {colour}"}]
+    messages = [
+        {"role": "user", "content": [{"type": "image", "path": path}]},
+        {"role": "assistant", "content": f"it is {colour}"},
+    ]
     return {"id": f"c{number}", "group": f"picture-{number}", "task": "caption", "messages": messages}
 
 
 def _asked(number: int, path: str, colour: str, rng: np.random.Generator) -> dict[str, Any]:
     """Two questions about one picture, the second of which could be answered from the first, were it seen."""
     other = [name for name in COLOURS if name != colour][int(rng.integers(len(COLOURS) - 1))]
-    asked, is_so = (colour, "yes") if rng.random() < 0.5 else (other, "no")
+    colour_asked, is_so = (colour, "yes") if rng.random() < 0.5 else (other, "no")
     content = [{"type": "image", "path": path}, {"type": "text", "text": "what colour is it?"}]
-    turns = [("user", content), ("assistant", colour), ("user", f"is it {asked}?"), ("assistant", is_so)]
+    turns = [
+        ("user", content),
+        ("assistant", colour),
+        ("user", f"is it {colour_asked}?"),
+        ("assistant", is_so),
+    ]
     messages = [{"role": role, "content": words} for role, words in turns]
     return {"id": f"q{number}", "group": f"picture-{number}", "task": "question", "messages": messages}

@@ -1,4 +1,4 @@
-"""Noise in the shapes that a stage's settings allow, for a plan that is made before its data are there: what stages make theirs of."""
+"""Random data in the largest shapes that a stage's settings allow, for a plan without the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SHORTEST = 0.3
 WORDS_PER_S, CHARACTERS_PER_S = 2.5, 13.0  # of read speech
 TOKENS_PER_WORD = 1.3
 WORDS_OF_CAPTION, WORDS_OF_ANSWER = 12, 24
-# A letter alone is one token, or two, in any vocabulary; words that are made up may be many in one that others have learned.
+# A letter alone is one token, or two, in any vocabulary; words that are made up may be many in one that
+# others have learned.
 LETTERS, TOKENS_PER_LETTER = list("abcdefghijklmnopqrstuvwxyz"), 1.1
 TURNS = 3
 SEEN = 384  # pixels of a side, of pictures that eyes bring to their own size
@@ -32,13 +33,16 @@ Row = dict[str, Any]
 def make(stage: Stage, settings: StageSettings, context: int, vocabulary: int, folder: Path) -> list[Source]:
     """The sources that stand in for the stage's own, written into a folder.
 
-    Takes   context, vocabulary: of the Thinker that the stage builds upon, or is.
+    Takes   context, vocabulary: of the Thinker that the stage builds on, or is.
     Raises  ConfigError for a stage that doesn't say what to assume.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = _words(vocabulary)
     if stage.assume is None:
-        raise ConfigError(f"{stage.name}: its data are not there, and the stage does not say what to assume", hint="give it data")
+        raise ConfigError(
+            f"{stage.name}: its data are not there, and the stage does not say what to assume",
+            hint="give it data",
+        )
     rows = stage.assume(settings, context, words, folder)
     held_out = max(2, min(settings.batch_size, len(rows) // 4))
     for number, row in enumerate(rows):
@@ -50,7 +54,8 @@ def make(stage: Stage, settings: StageSettings, context: int, vocabulary: int, f
 
 
 def _words(count: int) -> list[str]:
-    """So many different words of 4 to 9 letters, each twice, in random order: enough to learn a vocabulary of that size from."""
+    """So many different words of 4 to 9 letters, each twice, in random order: enough to learn a vocabulary of
+    that size from."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(rng.choice(letters, rng.integers(4, 10))) for _ in range(count)]
@@ -78,12 +83,16 @@ def _share(number: int) -> float:
 def sounds(folder: Path, longest_s: float) -> list[tuple[str, float]]:
     """Noise of KINDS lengths: names of files and their seconds."""
     rng = np.random.default_rng(1)
-    found = []
+    sounds_made = []
     for kind in range(KINDS):
         length_s = longest_s * _share(kind)
-        audio.write(folder / f"{kind}.wav", (0.1 * rng.standard_normal(int(length_s * RATE_HZ))).astype(np.float32), RATE_HZ)
-        found.append((f"{kind}.wav", length_s))
-    return found
+        audio.write(
+            folder / f"{kind}.wav",
+            (0.1 * rng.standard_normal(int(length_s * RATE_HZ))).astype(np.float32),
+            RATE_HZ,
+        )
+        sounds_made.append((f"{kind}.wav", length_s))
+    return sounds_made
 
 
 def pictures(folder: Path, size: int) -> list[str]:
@@ -106,8 +115,8 @@ def speech(settings: Any, context: int, words: list[str], folder: Path) -> list[
     rows = []
     for number in range(2 * settings.batch_size):  # few: all of them are encoded before a stage begins
         name, length_s = noises[number % KINDS]
-        said = text.take(int(length_s * WORDS_PER_S))
-        rows.append(turns(said, [part("text", said), part("audio", name)]))
+        words_said = text.take(int(length_s * WORDS_PER_S))
+        rows.append(turns(words_said, [part("text", words_said), part("audio", name)]))
     return rows
 
 

@@ -14,10 +14,10 @@ from muomni.data import uses
 from muomni.data.loader import Loader
 from muomni.data.utterances import Crops, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import exhibits
-from muomni.evaluate.album import Album
+from muomni.evaluate import sample_writers
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import held_out_gap
 from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
@@ -32,7 +32,8 @@ STATISTICS_ITEMS = 200  # utterances behind the stored mean and deviation of the
 class CodecSettings(StageSettings):
     """Settings of stage codec.
 
-    crop_frames      mel frames of a training crop (1.28 s); quantise_after: updates before the codebooks start by k-means
+    crop_frames      mel frames of a training crop (1.28 s); quantise_after: updates before the codebooks
+                     start by k-means
     """
 
     model: CodecConfig = CodecConfig()
@@ -55,7 +56,8 @@ def collate(items: list[Utterance]) -> CodecBatch:
 
 
 class CodecTraining(Training[CodecSettings]):
-    """Crops of speech through a codec whose codebooks start from what the encoder has learned; usage and error at the end."""
+    """Crops of speech through a codec whose codebooks start from what the encoder has learned; usage and
+    error at the end."""
 
     def wire(self) -> tuple[CodecObjective, dict[str, nn.Module]]:
         """A codec, whose codebooks rest until `quantise_after`."""
@@ -68,7 +70,9 @@ class CodecTraining(Training[CodecSettings]):
         """Crops to learn from, whole utterances held out."""
         settings, shape = self.settings, self.settings.model.mel
         limits: dict[str, Any] = {"downsample": 0, "pad_s": 0.0, "max_text_len": 0, "max_s": settings.max_s}
-        self.whole, self.held_out = (Utterances(side, shape, **limits) for side in (self.corpus.train, self.corpus.valid))
+        self.whole, self.held_out = (
+            Utterances(side, shape, **limits) for side in (self.corpus.train, self.corpus.valid)
+        )
         training = Crops(self.whole, settings.crop_frames)
         return loaders(training, self.held_out, collate, settings, weights=self.corpus.weights)
 
@@ -81,9 +85,9 @@ class CodecTraining(Training[CodecSettings]):
         """The codec."""
         store.save(self.codec, folder)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Usage of the codebooks, and the error of the round trip."""
-        return quality(self.codec, self.held_out, self.inputs, album)
+        return quality(self.codec, self.held_out, self.inputs, stage_samples)
 
 
 def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,14 +99,19 @@ def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tenso
         except DataError:
             continue  # the loader counts and names it
     if not items:
-        raise DataError("empty", "codec: no utterance can be read", hint="run muomni data check on the sources")
+        raise DataError(
+            "empty", "codec: no utterance can be read", hint="run muomni data check on the sources"
+        )
     batch = collate(items)
     return batch.mel_BFM, batch.frames_B
 
 
 @torch.inference_mode()
-def quality(codec: Codec, held_out: Utterances, inputs: Inputs, album: Album) -> dict[str, Fact]:
-    """Usage of the codebooks and the error of the round trip on held-out speech, against a codec that always says the mean."""
+def quality(
+    codec: Codec, held_out: Utterances, inputs: Inputs, stage_samples: StageSamples
+) -> dict[str, Fact]:
+    """Usage of the codebooks and the error of the round trip on held-out speech, against a codec that always
+    says the mean."""
     codec.eval()
     errors, spreads, heard = [], [], []
     codes, frames = [], 0
@@ -124,10 +133,15 @@ def quality(codec: Codec, held_out: Utterances, inputs: Inputs, album: Album) ->
         return {}
     used = codec.usage(torch.cat(codes, dim=1)[None])
     shares = [error / max(spread, 1e-9) for error, spread in zip(errors, spreads)]
-    exhibits.round_trips(album, codec, held_out, heard, shares, torch.cat(codes, dim=1))
-    facts = {"mel_error": Fact(sum(errors) / max(sum(spreads), 1e-9), len(codes), None, 1.0), "code_frames": Fact(float(frames))}
+    sample_writers.round_trips(stage_samples, codec, held_out, heard, shares, torch.cat(codes, dim=1))
+    facts = {
+        "mel_error": Fact(sum(errors) / max(sum(spreads), 1e-9), len(codes), None, 1.0),
+        "code_frames": Fact(float(frames)),
+    }
     facts["usage"] = Fact(min(book.used for book in used), frames)
-    facts["perplexity_share"] = Fact(min(book.perplexity for book in used) / codec.codebook_size, frames, None, 1 / codec.codebook_size)
+    facts["perplexity_share"] = Fact(
+        min(book.perplexity for book in used) / codec.codebook_size, frames, None, 1 / codec.codebook_size
+    )
     for number, book in enumerate(used):
         facts[f"usage_{number}"] = Fact(book.used, frames)
         facts[f"perplexity_{number}"] = Fact(book.perplexity, frames, None, 1.0)

@@ -1,4 +1,5 @@
-"""Utterances as codes and text ids, with what the Thinker thinks of the text: made once, kept in the stage's folder, read page by page."""
+"""Utterances as codes, text ids and the Thinker's hidden states: computed once, stored on disk,
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -32,9 +33,16 @@ Speaker = Callable[[Sample], int | None]
 
 
 class Items(Mapping[int, TalkerItem]):
-    """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that the system may drop."""
+    """The items of a folder by the number of their sample. An item's tensors are its own or lie in pages that
+    the system may drop."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], use: files.Use | None = None, speaker: Speaker | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        use: files.Use | None = None,
+        speaker: Speaker | None = None,
+    ) -> None:
         """Open what `build` made of these samples.
 
         Takes   use: what keeps others from removing it, held as long as this object lives;
@@ -44,15 +52,22 @@ class Items(Mapping[int, TalkerItem]):
         self.folder, self.samples, self.speaker, self._use = folder, samples, speaker, use
         try:
             meta = files.read_json(folder / META)
-            # Numbers of the samples, then where the codes and the text ids of each begin and end, (items + 1,) each.
-            self._numbers, self._frames, self._tokens = (np.load(folder / f"{name}.npy") for name in ("numbers", "frames", "tokens"))
+            # Numbers of the samples, then where the codes and the text ids of each begin and end, (items +
+            # 1,) each.
+            self._numbers, self._frames, self._tokens = (
+                np.load(folder / f"{name}.npy") for name in ("numbers", "frames", "tokens")
+            )
             self._books, self._width = int(meta["codebooks"]), int(meta["width"])
             self._codes = _mapped(folder / "codes.bin", meta["codes"], self._books * int(self._frames[-1]))
             self._ids = _mapped(folder / "ids.bin", "int32", int(self._tokens[-1]))
             self._hidden = _mapped(folder / "hidden.bin", "float32", self._width * int(self._tokens[-1]))
-            self.refused = {int(index): DataError(reason, message) for index, reason, message in meta["refused"]}
+            self.refused = {
+                int(index): DataError(reason, message) for index, reason, message in meta["refused"]
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder}: not a whole set of codes ({error})", hint="remove the folder; it is made again") from error
+            raise CheckpointError(
+                f"{folder}: not a whole set of codes ({error})", hint="remove the folder; it is made again"
+            ) from error
 
     def __reduce__(self) -> tuple[type[Items], tuple[Path, Sequence[Sample], Speaker | None]]:
         return type(self), (self.folder, self.samples, self.speaker)  # a worker maps the files itself
@@ -72,8 +87,16 @@ class Items(Mapping[int, TalkerItem]):
             raise KeyError(index)
         low, high = (int(at) for at in self._frames[place : place + 2])
         first, last = (int(at) for at in self._tokens[place : place + 2])
-        codes_KF = self._codes[self._books * low : self._books * high].reshape(self._books, high - low).astype(np.int64)
-        hidden = self._hidden[self._width * first : self._width * last].reshape(last - first, self._width) if self._width else None
+        codes_KF = (
+            self._codes[self._books * low : self._books * high]
+            .reshape(self._books, high - low)
+            .astype(np.int64)
+        )
+        hidden = (
+            self._hidden[self._width * first : self._width * last].reshape(last - first, self._width)
+            if self._width
+            else None
+        )
         return TalkerItem(
             self.samples[index].id,
             self._ids[first:last].tolist(),
@@ -93,7 +116,8 @@ class Items(Mapping[int, TalkerItem]):
 
 
 class Coded:
-    """Utterances as codes and text ids: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to be counted."""
+    """Utterances as codes and text ids: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to
+    be counted."""
 
     def __init__(self, items: Items) -> None:
         self.samples, self.items = items.samples, items
@@ -119,7 +143,8 @@ class Coded:
 
 
 def shared_cache() -> Path | None:
-    """Where all runs of this user keep codes together, if MUOMNI_CACHE names a folder: a new run on the same codec then encodes nothing."""
+    """Where all runs of this user keep codes together, if MUOMNI_CACHE names a folder: a new run on the same
+    codec then encodes nothing."""
     named = os.environ.get("MUOMNI_CACHE")
     return Path(named).expanduser() / "coded" if named else None
 
@@ -129,25 +154,31 @@ def most_bytes() -> int:
 
     Raises  ConfigError where MUOMNI_CACHE_GB is no number above 0.
     """
-    told = os.environ.get("MUOMNI_CACHE_GB", DEFAULT_GB)
+    setting = os.environ.get("MUOMNI_CACHE_GB", DEFAULT_GB)
     try:
-        found = float(told)
+        gigabytes = float(setting)
     except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise ConfigError(f"MUOMNI_CACHE_GB: expected gigabytes, a number above 0, got {told!r}")
-    return int(found * 1e9)
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise ConfigError(f"MUOMNI_CACHE_GB: expected gigabytes, a number above 0, got {setting!r}")
+    return int(gigabytes * 1e9)
 
 
 def build(
-    cache: Path, samples: Sequence[Sample], key: Any, made: Iterable[tuple[int, TalkerItem | DataError]], speaker: Speaker | None = None
+    cache: Path,
+    samples: Sequence[Sample],
+    key: Any,
+    coded: Iterable[tuple[int, TalkerItem | DataError]],
+    speaker: Speaker | None = None,
 ) -> Coded:
-    """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then opened.
+    """The items of `made`, in rising order of their samples' numbers: written once to `cache/<digest>`, then
+    opened.
 
-    Several processes may ask for the same at once: one makes it, the others wait for it. What is not whole is made anew. As long as items
-    live, no other process removes their files.
+    Several processes may ask for the same at once: one makes it, the others wait for it. What is not whole is
+    made anew. As long as items live, no other process removes their files.
 
-    Takes   key: all that they are made from beside the samples, as JSON; where their folder is whole, nothing is drawn from `made`.
+    Takes   key: all that they are made from beside the samples, as JSON; where their folder is whole, nothing
+            is drawn from `made`.
     """
     place = Path(cache) / files.sha256_json([FORMAT, key, _digest(samples)])[:16]
     use = files.Use(place.with_name(f"{place.name}.lock"))
@@ -157,10 +188,12 @@ def build(
         use.alone(_say)
         items = _whole(place, samples, use, speaker, _say)  # another may have made it meanwhile
         if items is None:
-            for left in place.parent.glob(f".{place.name}.*{files.PART}"):  # of a process that died: nobody else is at work on these
+            for left in place.parent.glob(
+                f".{place.name}.*{files.PART}"
+            ):  # of a process that died: nobody else is at work on these
                 files.remove(left)
             with files.fresh_folder(place) as part:
-                _write(part, made)
+                _write(part, coded)
             items = Items(place, samples, use, speaker)
         use.share()
     os.utime(place / META)  # the last use, by which a cache that is too large is thinned out
@@ -168,7 +201,11 @@ def build(
 
 
 def _whole(
-    place: Path, samples: Sequence[Sample], use: files.Use, speaker: Speaker | None, say: Callable[[str], None] | None = None
+    place: Path,
+    samples: Sequence[Sample],
+    use: files.Use,
+    speaker: Speaker | None,
+    say: Callable[[str], None] | None = None,
 ) -> Items | None:
     """What lies there; None where nothing does, or a torn set, which is told."""
     if not (place / META).exists():
@@ -186,8 +223,11 @@ def _say(line: str) -> None:
 
 
 def thin_out(cache: Path, most_bytes: int) -> list[str]:
-    """Remove sets that nobody uses, those that were not used for longest first, until the others fit; their names."""
-    sets = sorted((path.parent for path in cache.glob(f"*/{META}")), key=lambda place: (place / META).stat().st_mtime)
+    """Remove sets that nobody uses, those that were not used for longest first, until the others fit; their
+    names."""
+    sets = sorted(
+        (path.parent for path in cache.glob(f"*/{META}")), key=lambda place: (place / META).stat().st_mtime
+    )
     sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in sets}
     removed = []
     for place in sets:
@@ -203,7 +243,8 @@ def thin_out(cache: Path, most_bytes: int) -> list[str]:
 
 
 def _digest(samples: Iterable[Sample]) -> str:
-    """Names what is said where: words, and names, sizes and times of the files, wherever they lie. Gate `stale_codes` looks into them."""
+    """Names what is said where: words, and names, sizes and times of the files, wherever they lie. Gate
+    `stale_codes` looks into them."""
     digest = hashlib.sha256()
     for sample in samples:
         media = []
@@ -211,7 +252,9 @@ def _digest(samples: Iterable[Sample]) -> str:
             is_inline = part.path.startswith("data:")
             with contextlib.suppress(OSError):
                 status = None if is_inline else os.stat(stored.container(part.path) or part.path)
-                media.append([Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path)
+                media.append(
+                    [Path(part.path).name, status.st_size, status.st_mtime_ns] if status else part.path
+                )
         windows = [
             [part.start, part.end, *([] if part.channel is None else [part.channel])]
             for part in sample.media
@@ -222,7 +265,7 @@ def _digest(samples: Iterable[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _write(folder: Path, made: Iterable[tuple[int, TalkerItem | DataError]]) -> None:
+def _write(folder: Path, coded: Iterable[tuple[int, TalkerItem | DataError]]) -> None:
     numbers, frames, tokens = array("q"), array("q", [0]), array("q", [0])
     refused: list[list[Any]] = []
     books = width = 0
@@ -231,7 +274,7 @@ def _write(folder: Path, made: Iterable[tuple[int, TalkerItem | DataError]]) -> 
         (folder / "ids.bin").open("wb") as ids_file,
         (folder / "hidden.bin").open("wb") as hidden_file,
     ):
-        for index, item in made:
+        for index, item in coded:
             if isinstance(item, DataError):
                 refused.append([index, item.reason, item.message])
                 continue
@@ -256,7 +299,7 @@ def _mapped(path: Path, kind: str, count: int) -> NDArray[Any]:
     """A file of numbers; written to, a page becomes this process's own and the file stays as it is."""
     if not count:
         return np.empty(0, kind)
-    found = np.memmap(path, kind, "c")
-    if len(found) != count:
-        raise ValueError(f"{path.name}: expected {count} numbers, got {len(found)}")
-    return found
+    array = np.memmap(path, kind, "c")
+    if len(array) != count:
+        raise ValueError(f"{path.name}: expected {count} numbers, got {len(array)}")
+    return array

@@ -1,4 +1,4 @@
-"""What omni, align and instruct share: media before a language model, rows of tokens with places for them, their proof."""
+"""Shared by omni, align and instruct: media before a language model, rows with media tokens, ablations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ class FusionSettings(StageSettings):
     """Settings of a stage in which a language model reads media.
 
     augment             changes of training pictures
-    separate_questions  questions about the same media learn without seeing each other, as if each was asked first
-    ablation_tasks      tasks by which swapped media judge whether the model uses them, none: all. For data that hold
-                        some of a task that are too few to learn it from; what each task gains is told all the same
+    separate_questions  questions about the same media learn without seeing each other, as if each was asked
+                        first
+    ablation_tasks      tasks by which swapped media judge whether the model uses them, none: all. For data
+                        that hold some of a task that are too few to learn it from; what each task gains is
+                        told all the same
     """
 
     augment: PictureAugment = PictureAugment()
@@ -57,13 +59,20 @@ class FusionTraining(Training[F]):
         """Nothing is learned; tasks that settings name are looked for."""
         settings = self.settings
         named = {name: getattr(settings, name) for name in settings.of_tasks}
-        named |= {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        named |= {
+            f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")
+        }
         demand_tasks(self.corpus, **named)
 
-    def rows(self, held_out: Sequence[Sample], longest: int) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
-        """Loaders of conversations, `longest` tokens at most, the rest of an answer is cut; rows of like length together."""
+    def rows(
+        self, held_out: Sequence[Sample], longest: int
+    ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
+        """Loaders of conversations, `longest` tokens at most, the rest of an answer is cut; rows of like
+        length together."""
         settings, shape = self.settings, (self.tokenizer, self.spec, longest)
-        self.training = Conversations(self.corpus.train, *shape, apart=settings.separate_questions, changes=settings.augment)
+        self.training = Conversations(
+            self.corpus.train, *shape, apart=settings.separate_questions, changes=settings.augment
+        )
         self.held_out = Conversations(held_out, *shape, apart=settings.separate_questions)
         order: Any = {"weights": self.corpus.weights, "lengths": Conversations.lengths}
         return loaders(self.training, self.held_out, collate, settings, **order)
@@ -87,7 +96,8 @@ class FusionTraining(Training[F]):
         return labels.conversations(self.training, self.tokenizer)
 
     def save_media(self, folder: Path, **more: Any) -> None:
-        """What its media are and what is asked of a lone one: `omni.json`, by which an engine knows the folder."""
+        """What its media are and what is asked of a lone one: `omni.json`, by which an engine knows the
+        folder."""
         settings: Any = self.settings
         media = {**dataclasses.asdict(self.spec), "mel": self.spec.mel.model_dump()}
         files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts, **more})

@@ -1,4 +1,5 @@
-"""Hearing: speech to text by connectionist temporal classification; the ears that stage omni listens through."""
+"""Hearing: speech to text by connectionist temporal classification; the ears that stage omni listens
+through."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.utterances import SpeechAugment, Utterance, Utterances
 from muomni.errors import DataError
-from muomni.evaluate import exhibits, labels
-from muomni.evaluate.album import Album
+from muomni.evaluate import labels, sample_writers
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bootstrap, cer, levenshtein, wer
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import SIGHT, held_out_gap
 from muomni.infer import ctc
 from muomni.infer.transcribe import log_probs
@@ -45,7 +46,8 @@ from muomni.train.objectives.ctc import collate as collate_tensors
 class HearingSettings(StageSettings):
     """Settings of stage hearing.
 
-    word_tasks  tasks whose answers are single words; their share of exact transcripts is a fact of its own, `<task>_exact`
+    word_tasks  tasks whose answers are single words; their share of exact transcripts is a fact of its own,
+                `<task>_exact`
     lm_order    characters of context of the n-gram model that beam search may use; 0: none is kept
     """
 
@@ -76,7 +78,8 @@ def collate(items: list[Utterance]) -> HearingBatch:
 
 
 class HearingTraining(Training[HearingSettings]):
-    """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out speakers at the end."""
+    """Utterances in batches of like length, an encoder with a CTC head, and the transcripts of held-out
+    speakers at the end."""
 
     words = f"{len(Alphabet())} symbols"
 
@@ -90,14 +93,21 @@ class HearingTraining(Training[HearingSettings]):
         settings, corpus = self.settings, self.corpus
         self.notes |= _left_out(corpus, self.inputs)
         demand_tasks(corpus, word_tasks=settings.word_tasks if is_set(settings, "word_tasks") else [])
-        self.training, self.held_out = self._utterances(corpus.train, settings.augment), self._utterances(corpus.valid, None)
+        self.training, self.held_out = (
+            self._utterances(corpus.train, settings.augment),
+            self._utterances(corpus.valid, None),
+        )
         order: Any = {"weights": corpus.weights, "lengths": Utterances.lengths}
         return loaders(self.training, self.held_out, collate, settings, **order)
 
     def _utterances(self, samples: Sequence[Sample], changes: SpeechAugment | None) -> Utterances:
         settings = self.settings
-        limits: dict[str, Any] = {name: getattr(settings, name) for name in ("pad_s", "max_text_len", "max_s")}
-        return Utterances(samples, settings.model.mel, downsample=settings.model.downsample, changes=changes, **limits)
+        limits: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("pad_s", "max_text_len", "max_s")
+        }
+        return Utterances(
+            samples, settings.model.mel, downsample=settings.model.downsample, changes=changes, **limits
+        )
 
     def checks(self) -> dict[str, Fact]:
         """Whether each sound has states enough for its symbols."""
@@ -116,20 +126,21 @@ class HearingTraining(Training[HearingSettings]):
         if self.language is not None:
             self.language.save(folder / "char_lm.json")
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Character and word error rates of held-out transcripts."""
-        return transcripts(self.encoder, self.held_out, self.settings, self.language, album)
+        return transcripts(self.encoder, self.held_out, self.settings, self.language, stage_samples)
 
 
 def _left_out(corpus: Corpus, inputs: Inputs) -> dict[str, Fact]:
-    """How many rows of too long a transcript are not learned from, told in a line; nothing where all are short enough."""
-    found = corpus.segments
-    if found is None or not found.long:
+    """How many rows of too long a transcript are not learned from, told in a line; nothing where all are
+    short enough."""
+    segments = corpus.segments
+    if segments is None or not segments.long:
         return {}
     if inputs.run.is_main:
-        print(f"[{inputs.folder.name}] {found.told()}", file=sys.stderr, flush=True)
-    rows = len(corpus.train) + len(corpus.valid) - found.pieces + found.long
-    return {"left_out": Fact(float(found.left_out.total()), rows, note=found.told())}
+        print(f"[{inputs.folder.name}] {segments.describe()}", file=sys.stderr, flush=True)
+    rows = len(corpus.train) + len(corpus.valid) - segments.pieces + segments.long
+    return {"left_out": Fact(float(segments.left_out.total()), rows, note=segments.describe())}
 
 
 def mistakes(log_probs_TC: ctc.FloatArray, symbols: Sequence[int]) -> tuple[int, int, int, int]:
@@ -140,9 +151,14 @@ def mistakes(log_probs_TC: ctc.FloatArray, symbols: Sequence[int]) -> tuple[int,
 
 
 def transcripts(
-    encoder: AudioEncoder, held_out: Utterances, settings: HearingSettings, lm: ctc.CharLM | None, album: Album
+    encoder: AudioEncoder,
+    held_out: Utterances,
+    settings: HearingSettings,
+    lm: ctc.CharLM | None,
+    stage_samples: StageSamples,
 ) -> dict[str, Fact]:
-    """Transcripts of held-out utterances, as `muomni transcribe` makes them, against the true ones, by task; refused ones count apart."""
+    """Transcripts of held-out utterances, as `muomni transcribe` makes them, against the true ones, by task;
+    refused ones count apart."""
     items: list[tuple[Sample, Utterance]] = []
     for index in range(len(held_out)):
         try:
@@ -150,23 +166,31 @@ def transcripts(
         except DataError:
             continue
     refused = len(held_out) - len(items)
-    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    pairs_by_task: dict[str, list[tuple[str, str]]] = defaultdict(list)
     greedy = []
     seen = []
-    for (sample, item), found in zip(items, log_probs(encoder.eval(), [item.mel_FM for _, item in items]), strict=True):
-        greedy.append((item.text, Alphabet().decode(ctc.greedy(found))))
-        told[sample.task].append((item.text, Alphabet().decode(ctc.beam(found, lm=lm)[0].ids)) if lm else greedy[-1])
-        seen.append((sample, *told[sample.task][-1], greedy[-1][1]))
-    exhibits.transcripts(album, seen, settings.word_tasks, settings.model.mel.rate_hz)
+    for (sample, item), log_probs_TC in zip(
+        items, log_probs(encoder.eval(), [item.mel_FM for _, item in items]), strict=True
+    ):
+        greedy.append((item.text, Alphabet().decode(ctc.greedy(log_probs_TC))))
+        pairs_by_task[sample.task].append(
+            (item.text, Alphabet().decode(ctc.beam(log_probs_TC, lm=lm)[0].ids)) if lm else greedy[-1]
+        )
+        seen.append((sample, *pairs_by_task[sample.task][-1], greedy[-1][1]))
+    sample_writers.transcripts(stage_samples, seen, settings.word_tasks, settings.model.mel.rate_hz)
     facts = {"refused_share": Fact(refused / max(1, len(held_out)), len(held_out))}
-    for task, pairs in sorted(told.items()):
+    for task, pairs in sorted(pairs_by_task.items()):
         if task in settings.word_tasks:
             commonest = Counter(truth for truth, _ in pairs).most_common(1)[0][1] / len(pairs)
-            facts[f"{task}_exact"] = share(sum(truth == guess for truth, guess in pairs), len(pairs), floor=commonest)
+            facts[f"{task}_exact"] = share(
+                sum(truth == guess for truth, guess in pairs), len(pairs), floor=commonest
+            )
         else:
             facts[f"cer_{task}"] = error(pairs)
-    sentences = [pair for task, pairs in told.items() if task not in settings.word_tasks for pair in pairs]
-    everything = sentences or [pair for pairs in told.values() for pair in pairs]
+    sentences = [
+        pair for task, pairs in pairs_by_task.items() if task not in settings.word_tasks for pair in pairs
+    ]
+    everything = sentences or [pair for pairs in pairs_by_task.values() for pair in pairs]
     if everything:
         facts["cer"] = error(everything)
         facts["cer_greedy"] = error(greedy)
@@ -175,9 +199,12 @@ def transcripts(
 
 
 def error(pairs: list[tuple[str, str]]) -> Fact:
-    """Character error rate of (truth, guess) pairs; the floor is 1: without ears the best guess is silence, which misses everything."""
+    """Character error rate of (truth, guess) pairs; the floor is 1: without ears the best guess is silence,
+    which misses everything."""
     rates = [levenshtein(truth, guess) / max(1, len(truth)) for truth, guess in pairs]
-    return Fact(cer([truth for truth, _ in pairs], [guess for _, guess in pairs]), len(pairs), bootstrap(rates), 1.0)
+    return Fact(
+        cer([truth for truth, _ in pairs], [guess for _, guess in pairs]), len(pairs), bootstrap(rates), 1.0
+    )
 
 
 def assume(settings: HearingSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
@@ -186,9 +213,9 @@ def assume(settings: HearingSettings, context: int, words: list[str], folder: Pa
     rows = []
     for number in range(assumed.BATCHES * settings.batch_size):
         name, length_s = sounds[number % assumed.KINDS]
-        said = text.take(int(length_s * assumed.WORDS_PER_S))
+        words_said = text.take(int(length_s * assumed.WORDS_PER_S))
         most = min(settings.max_text_len, max(1, int(length_s * assumed.CHARACTERS_PER_S)))
-        rows.append(assumed.turns([assumed.part("audio", name)], said[:most].strip()))
+        rows.append(assumed.turns([assumed.part("audio", name)], words_said[:most].strip()))
     return rows
 
 
@@ -214,7 +241,11 @@ STAGE = Stage(
             source="floor 1: silence",
         ),
         Gate(
-            "refused", "refused_share", "held-out rows were refused: their texts are too long for their sound", at_most=0.1, source="chosen"
+            "refused",
+            "refused_share",
+            "held-out rows were refused: their texts are too long for their sound",
+            at_most=0.1,
+            source="chosen",
         ),
         held_out_gap(1.0, "nats a symbol"),
     ),

@@ -1,4 +1,5 @@
-"""Image codec: pictures to a grid of codes and back; the alphabet in which a language model reads and draws pictures."""
+"""Image codec: pictures to a grid of codes and back; the alphabet in which a language model reads and draws
+pictures."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from torch import nn
 from muomni.data.loader import Loader
 from muomni.data.pictures import PictureAugment, Still, Stills
 from muomni.evaluate import picture_codes
-from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import held_out_gap
 from muomni.models import store
 from muomni.models.image_codec import ImageCodec, ImageCodecConfig
@@ -28,7 +29,8 @@ class ImageCodecSettings(StageSettings):
     """Settings of stage image_codec.
 
     augment        changes of the training pictures
-    checked_tasks  tasks whose pictures show one object of the toy world: a checker by rules must still name its colour and shape
+    checked_tasks  tasks whose pictures show one object of the toy world: a checker by rules must still name
+                   its colour and shape
     """
 
     model: ImageCodecConfig = ImageCodecConfig()
@@ -39,13 +41,16 @@ class ImageCodecSettings(StageSettings):
     learns_as: ClassVar[str] = "image_codec"
 
     def width(self, needed: dict[str, Path], base: Path) -> int:
-        """Inner size of its smallest products, which decides the number format: nine places of a 3x3 convolution."""
+        """Inner size of its smallest products, which decides the number format: nine places of a 3x3
+        convolution."""
         return 9 * min(self.model.fine_width, self.model.width)
 
 
 def collate(items: list[Still]) -> ImageCodecBatch:
     """A batch of pictures."""
-    return ImageCodecBatch([item.sample_id for item in items], torch.from_numpy(np.stack([item.pixels for item in items])))
+    return ImageCodecBatch(
+        [item.sample_id for item in items], torch.from_numpy(np.stack([item.pixels for item in items]))
+    )
 
 
 class ImageCodecTraining(Training[ImageCodecSettings]):
@@ -73,11 +78,11 @@ class ImageCodecTraining(Training[ImageCodecSettings]):
         """The codec."""
         store.save(self.codec, folder)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """PSNR, SSIM, use of the codes, repeatability, and what a checker by rules still names."""
         settings = self.settings
         how: dict[str, Any] = {"most": settings.eval_items, "checked_tasks": settings.checked_tasks}
-        return picture_codes.quality(self.codec, self.held_out, self.inputs.run.device, album, **how)
+        return picture_codes.quality(self.codec, self.held_out, self.inputs.run.device, stage_samples, **how)
 
 
 def assume(settings: ImageCodecSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
@@ -85,7 +90,10 @@ def assume(settings: ImageCodecSettings, context: int, words: list[str], folder:
     pictures = assumed.pictures(folder, settings.model.image_size)
     count = 2 * settings.batch_size * settings.gradient_accumulation_steps
     task = (settings.checked_tasks or ["image_codec"])[0]
-    return [{**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task} for number in range(count)]
+    return [
+        {**assumed.turns([assumed.part("image", pictures[number % assumed.KINDS])], words[0]), "task": task}
+        for number in range(count)
+    ]
 
 
 STAGE = Stage(

@@ -1,4 +1,5 @@
-"""Instruct: the language model learns, by LoRA, to answer questions about what the aligned connector shows it."""
+"""Instruct: the language model learns, by LoRA, to answer questions about what the aligned connector shows
+it."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from muomni.infer.parts import Parts
 from muomni.models import lora, pretrained
 from muomni.models.lora import LoraSettings
 from muomni.stages import assumed
-from muomni.stages.seeing import SEEING, SeeingSettings, SeeingTraining
 from muomni.stages.stage import Stage
+from muomni.stages.vlm import VLM_GATES, VlmSettings, VlmTraining
 from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 from muomni.train.settings import ParamGroup
@@ -25,10 +26,11 @@ CONNECTORS = ("align", "sweep")  # stages of a recipe whose connector it may sta
 LORA, CONNECTOR = lora.NAMES, "omni.projectors.*"  # names of what learns
 
 
-class InstructSettings(SeeingSettings):
+class InstructSettings(VlmSettings):
     """Settings of stage instruct.
 
-    connector     where it starts: stage align or sweep of this recipe, or the `final/` of one; its bases come with it
+    connector     where it starts: stage align or sweep of this recipe, or the `final/` of one; its bases come
+                  with it
     lora          of the language model; None: it stays as it is, and the connector alone learns
     """
 
@@ -38,12 +40,16 @@ class InstructSettings(SeeingSettings):
     lr: float = Field(1e-4, gt=0)
     wd: float = Field(0.0, ge=0)
     train: list[str] = [LORA, CONNECTOR]
-    param_groups: list[ParamGroup] = [ParamGroup(pattern=LORA, lr=5e-5, wd=0.0), ParamGroup(pattern=CONNECTOR, lr=1e-4, wd=0.01)]
+    param_groups: list[ParamGroup] = [
+        ParamGroup(pattern=LORA, lr=5e-5, wd=0.0),
+        ParamGroup(pattern=CONNECTOR, lr=1e-4, wd=0.01),
+    ]
 
     @model_validator(mode="before")
     @classmethod
     def _without_lora(cls, values: Any) -> Any:
-        """Where there is no LoRA, the connector alone trains, at the stage's own rate, unless the recipe says otherwise."""
+        """Where there is no LoRA, the connector alone trains, at the stage's own rate, unless the recipe says
+        otherwise."""
         is_without = isinstance(values, dict) and values.get("lora", ...) is None
         return {"train": [CONNECTOR], "param_groups": [], **values} if is_without else values
 
@@ -61,13 +67,13 @@ class InstructSettings(SeeingSettings):
         """The connector's, which is as wide as the language model."""
         return _folder(self, needed, base) / "projectors"
 
-    def given(self, base: Path) -> dict[str, str]:
+    def external_digests(self, base: Path) -> dict[str, str]:
         """The digest of a connector that comes from elsewhere."""
         return {} if self.needs else {"connector": pretrained.digest(_folder(self, {}, base) / "projectors")}
 
-    def outside(self, base: Path) -> list[Path]:
+    def external_folders(self, base: Path) -> list[Path]:
         """A connector of another run."""
-        return [*super().outside(base), *([] if self.needs else [_folder(self, {}, base)])]
+        return [*super().external_folders(base), *([] if self.needs else [_folder(self, {}, base)])]
 
     learns_as: ClassVar[str] = "instruct"
 
@@ -79,17 +85,23 @@ def _folder(settings: InstructSettings, needed: dict[str, Path], base: Path) -> 
     """
     folder = needed.get(settings.connector, base / settings.connector)
     if not (folder / "projectors").is_dir():
-        raise ConfigError(f"connector: {folder} holds no projectors", hint="give stage align or sweep, or the final/ of one")
+        raise ConfigError(
+            f"connector: {folder} holds no projectors", hint="give stage align or sweep, or the final/ of one"
+        )
     if (folder / "lora").is_dir():
-        raise ConfigError(f"connector: {folder} has a LoRA of its own", hint="start from the align or sweep that it started from")
+        raise ConfigError(
+            f"connector: {folder} has a LoRA of its own",
+            hint="start from the align or sweep that it started from",
+        )
     return folder
 
 
-class InstructTraining(SeeingTraining[InstructSettings]):
+class InstructTraining(VlmTraining[InstructSettings]):
     """The aligned model as it was left, LoRA on its language model, conversations about pictures."""
 
     def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
-        """The model of the stage that it starts from; its eyes rest, its language model learns by LoRA or rests too."""
+        """The model of the stage that it starts from; its eyes rest, its language model learns by LoRA or
+        rests too."""
         settings, inputs = self.settings, self.inputs
         parts = Parts(_folder(settings, inputs.needed, inputs.base), inputs.run.device)
         omni, spec = parts.omni, parts.media[0]
@@ -104,7 +116,7 @@ class InstructTraining(SeeingTraining[InstructSettings]):
             inputs.place(lora.attach(omni.decoder, settings.lora))
         self.omni, self.spec, self.tokenizer = omni, spec, parts.tokenizer
         self.bases, self.text_folder = parts.bases, parts.text_folder
-        return self.seen()
+        return self.vlm_objective()
 
     def adapter(self, folder: Path) -> None:
         """The LoRA."""
@@ -113,7 +125,8 @@ class InstructTraining(SeeingTraining[InstructSettings]):
 
 
 def assume(settings: InstructSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last answer."""
+    """Conversations of TURNS turns about a picture; every KINDS-th is as long as a row may be, by its last
+    answer."""
     pictures, text = assumed.pictures(folder, assumed.SEEN), assumed.Text(assumed.LETTERS)
     room = assumed.room(context)
     short = min(assumed.WORDS_OF_ANSWER, room // (3 * assumed.TURNS))
@@ -121,10 +134,21 @@ def assume(settings: InstructSettings, context: int, words: list[str], folder: P
     for number in range(assumed.BATCHES * settings.batch_size):
         turns = [assumed.turns(text.take(6), text.take(short)) for _ in range(assumed.TURNS - 1)]
         first = turns[0]["messages"][0]
-        first["content"] = [assumed.part("image", pictures[number % assumed.KINDS]), assumed.part("text", first["content"])]
+        first["content"] = [
+            assumed.part("image", pictures[number % assumed.KINDS]),
+            assumed.part("text", first["content"]),
+        ]
         used = (assumed.TURNS - 1) * (6 + short)
         last = room - used if number % assumed.KINDS == assumed.KINDS - 1 else short
-        rows.append({"messages": [m for turn in [*turns, assumed.turns(text.take(6), text.take(last))] for m in turn["messages"]]})
+        rows.append(
+            {
+                "messages": [
+                    m
+                    for turn in [*turns, assumed.turns(text.take(6), text.take(last))]
+                    for m in turn["messages"]
+                ]
+            }
+        )
     return rows
 
 
@@ -134,7 +158,7 @@ STAGE = Stage(
     InstructSettings,
     InstructTraining,
     gates=(
-        *SEEING,
+        *VLM_GATES,
         Gate(
             "above_question",
             "above_question_only",

@@ -1,4 +1,5 @@
-"""Mmpt: multimodal token pretraining. The language model itself, or LoRA on it, learns to read and write media tokens."""
+"""Mmpt: multimodal token pretraining. The language model itself, or LoRA on it, learns to read and write
+media tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.infer.transcribe import transcribe
 from muomni.media.frames import PAD_S
-from muomni.models import base as bases
 from muomni.models import lora, pretrained, rows, store
-from muomni.models.base import Base
+from muomni.models import reference as bases
 from muomni.models.lora import LoraSettings
+from muomni.models.reference import NetworkReference
 from muomni.stages.rows import TEXT_KEPT, USED, assume
 from muomni.stages.stage import BoardRow, Stage
 from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place, without_dtype
@@ -30,15 +31,16 @@ from muomni.train.objectives.tokens import TokenTasks
 class MmptSettings(TokenSettings):
     """Settings of stage mmpt.
 
-    judge   stage hearing of this recipe, or the `final/` of one: it transcribes the sounds that are written, which are then
-            compared with their prompts; null: nobody listens
-    rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs come with it
+    judge   stage hearing of this recipe, or the `final/` of one: it transcribes the sounds that are written,
+            which are then compared with their prompts; null: nobody listens
+    rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs
+            come with it
     lora    of the language model; null: all of it learns
     """
 
-    rows: Base = Base(name="rows")
+    rows: NetworkReference = NetworkReference(name="rows")
     lora: LoraSettings | None = None
-    judge: Base | None = None
+    judge: NetworkReference | None = None
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
@@ -59,13 +61,16 @@ class MmptSettings(TokenSettings):
         """The language model's."""
         return _thinker(self.rows.locate(needed, base))
 
-    def given(self, base: Path) -> dict[str, str]:
+    def external_digests(self, base: Path) -> dict[str, str]:
         """The digest of rows that come from elsewhere."""
         return {} if self.rows.name in STAGES else {"rows": rows.digest(self.rows.locate({}, base))}
 
-    def outside(self, base: Path) -> list[Path]:
+    def external_folders(self, base: Path) -> list[Path]:
         """Rows of another run."""
-        return [*super().outside(base), *([] if self.rows.name in STAGES else [self.rows.locate({}, base)])]
+        return [
+            *super().external_folders(base),
+            *([] if self.rows.name in STAGES else [self.rows.locate({}, base)]),
+        ]
 
 
 def _thinker(folder: Path) -> Path:
@@ -74,7 +79,9 @@ def _thinker(folder: Path) -> Path:
     Raises  ConfigError for rows that were trained with a LoRA, which is not opened here.
     """
     if (folder / rows.ADAPTER).is_dir():
-        raise ConfigError(f"rows: {folder} has a LoRA of its own", hint="start from the rows that it started from")
+        raise ConfigError(
+            f"rows: {folder} has a LoRA of its own", hint="start from the rows that it started from"
+        )
     own = folder / rows.THINKER
     return own if own.is_dir() else bases.find(rows.Note.read(folder).base, folder)[1]
 
@@ -87,7 +94,9 @@ class MmptTraining(TokenTraining[MmptSettings]):
         settings, inputs = self.settings, self.inputs
         start = settings.rows.locate(inputs.needed, inputs.base)
         folder, note, space = _thinker(start), rows.Note.read(start), TokenSpace.load(start)
-        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=bases.as_stored(inputs.run.device))
+        decoder = pretrained.open_decoder(
+            folder, device=inputs.run.device, dtype=bases.as_stored(inputs.run.device)
+        )
         codecs = rows.open_codecs(start, device=inputs.run.device)
         for codec in codecs:
             place(codec, inputs)
@@ -98,7 +107,8 @@ class MmptTraining(TokenTraining[MmptSettings]):
         self.bases = {"thinker": note.base, **note.codecs}
         self.text_folder = folder
         if settings.lora is None:
-            # What is saved: the same tensors under Qwen3's names, without the new rows. They learn through the model.
+            # What is saved: the same tensors under Qwen3's names, without the new rows. They learn through
+            # the model.
             self.plain = inputs.place(lora.base_of(decoder)).requires_grad_(True)
             return self.tasks(frozen=False), {rows.THINKER: self.plain}
         for parameter in (model.new_embed, model.new_head):
@@ -116,7 +126,12 @@ class MmptTraining(TokenTraining[MmptSettings]):
         rate_hz = encoder.config.mel.rate_hz
 
         def hear(waves: Sequence[Any]) -> list[str]:
-            heard = [wave if codec.sample_rate_hz == rate_hz else soxr.resample(wave, codec.sample_rate_hz, rate_hz) for wave in waves]
+            heard = [
+                wave
+                if codec.sample_rate_hz == rate_hz
+                else soxr.resample(wave, codec.sample_rate_hz, rate_hz)
+                for wave in waves
+            ]
             return transcribe(encoder, heard, pad_s=pad_s)
 
         return hear
@@ -130,18 +145,29 @@ class MmptTraining(TokenTraining[MmptSettings]):
         own = folder / rows.THINKER
         store.save(self.plain, own)
         self.tokenizer.save(own, self.model.ctx_len)
-        self.save_rows(folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)})
+        self.save_rows(
+            folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)}
+        )
 
     def changed(self, folder: Path) -> list[str]:
         """Beside the rows: the adapter."""
-        adapter = [] if self.settings.lora is None else lora.changed(self.model.decoder, folder / rows.ADAPTER)
+        adapter = (
+            [] if self.settings.lora is None else lora.changed(self.model.decoder, folder / rows.ADAPTER)
+        )
         return super().changed(folder) + adapter
 
 
 def _prompted(task: str, medium: str) -> tuple[Gate, ...]:
     ignored = f"{medium}s ignore the prompt: a larger weight for {task}, longer training"
     return (
-        Gate(f"{task}_swap_wins", f"{task}_swap_win_rate", ignored, at_least=0.7, source="SPEC T7", when=f"teaches_{task}"),
+        Gate(
+            f"{task}_swap_wins",
+            f"{task}_swap_win_rate",
+            ignored,
+            at_least=0.7,
+            source="SPEC T7",
+            when=f"teaches_{task}",
+        ),
         Gate(
             f"{task}_swap_sure",
             f"{task}_swap_gap_nats",
@@ -151,7 +177,14 @@ def _prompted(task: str, medium: str) -> tuple[Gate, ...]:
             when=f"teaches_{task}",
             by_ci=True,
         ),
-        Gate(f"{task}_empty_wins", f"{task}_empty_win_rate", ignored, at_least=0.8, source="SPEC T7", when=f"teaches_{task}"),
+        Gate(
+            f"{task}_empty_wins",
+            f"{task}_empty_win_rate",
+            ignored,
+            at_least=0.8,
+            source="SPEC T7",
+            when=f"teaches_{task}",
+        ),
         Gate(
             f"{task}_decodes",
             f"{task}_decoded",

@@ -13,12 +13,12 @@ from muomni.data import indexed
 from muomni.data.conversation import MediaSpec, input_media
 from muomni.data.loader import Loader
 from muomni.data.sample import Sample
-from muomni.evaluate.album import Album
-from muomni.evaluate.examiner import Examiner
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Senses, Texts, own_texts
 from muomni.evaluate.gates import Gate
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import CAUSAL, LABELS, MEASURABLE, PACKING, SIGHT, ablation, held_out_gap
+from muomni.evaluate.vqa_evaluation import VqaEvaluation
 from muomni.media.frames import PAD_S, STATES_HZ
 from muomni.models import lora, pretrained, store
 from muomni.models.decoder import Decoder
@@ -27,7 +27,7 @@ from muomni.models.omni import MEDIA_INPUTS, Omni, Projectors, ProjectorsConfig,
 from muomni.stages import assumed, initial_weights
 from muomni.stages.fusion import FusionSettings, FusionTraining
 from muomni.stages.stage import BoardRow, Inputs, Stage
-from muomni.stages.statistics import standardise
+from muomni.stages.vision_statistics import standardise
 from muomni.train.loop import Fitted
 from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
@@ -37,10 +37,11 @@ class OmniSettings(FusionSettings):
     """Settings of stage omni.
 
     projectors         how a picture and a sound become tokens
-    lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it learns
+    lora               of the Thinker, which then rests: LoRA and projectors alone learn; None: all of it
+                       learns
     max_audio_tokens   None: a quarter of the context (SPEC M-E)
-    dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart about the training pictures
-                       (no star was ever red) it would else believe over its eyes
+    dropout            of the Thinker while it learns here; None: as it was trained. What it knows by heart
+                       about the training pictures (no star was ever red) it would else believe over its eyes
     prompts            what is asked of a lone "image" or "audio"
     """
 
@@ -48,7 +49,10 @@ class OmniSettings(FusionSettings):
     lora: LoraSettings | None = None
     max_audio_tokens: int | None = Field(None, ge=1)
     dropout: float | None = Field(None, ge=0, lt=1)
-    prompts: dict[Literal["image", "audio"], str] = {"image": "what is in the picture?", "audio": "what did you hear?"}
+    prompts: dict[Literal["image", "audio"], str] = {
+        "image": "what is in the picture?",
+        "audio": "what did you hear?",
+    }
     train: list[str] = ["omni.decoder.*", "omni.projectors.*"]
 
     @model_validator(mode="before")
@@ -60,7 +64,9 @@ class OmniSettings(FusionSettings):
 
     @model_validator(mode="after")
     def _lora_learns(self) -> Self:
-        if self.lora is not None and not any("lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train):
+        if self.lora is not None and not any(
+            "lora_" in pattern or pattern in ("*", "omni.*", "omni.decoder.*") for pattern in self.train
+        ):
             raise ValueError(f"lora has no effect where train names none of it, e.g. {lora.NAMES}")
         return self
 
@@ -68,7 +74,8 @@ class OmniSettings(FusionSettings):
 
 
 class OmniTraining(FusionTraining[OmniSettings]):
-    """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers and ablations at the end."""
+    """Frozen towers, projectors as loud as the embeddings, typed samples through the chat template; answers
+    and ablations at the end."""
 
     def vocabulary(self) -> None:
         """The Thinker's tokenizer."""
@@ -92,11 +99,13 @@ class OmniTraining(FusionTraining[OmniSettings]):
             audio_width=audio.config.width,
             **dict(settings.projectors),
         )
-        projectors = place(Projectors(shape).start_at(decoder.embedding_rms))
+        projectors = place(Projectors(shape).init_output_scale(decoder.embedding_rms))
         self.thinker = decoder
         if settings.lora is not None:
             place(lora.attach(decoder, settings.lora))
-            self.thinker = place(lora.base_of(decoder))  # what lies in final/thinker: the same tensors under Qwen3's names
+            self.thinker = place(
+                lora.base_of(decoder)
+            )  # what lies in final/thinker: the same tensors under Qwen3's names
         self.omni = Omni(decoder, freeze(vision), freeze(audio), projectors)  # type: ignore[arg-type]
         self.spec = MediaSpec(
             image_size=vision.config.image_size,
@@ -108,7 +117,9 @@ class OmniTraining(FusionTraining[OmniSettings]):
             pad_s=store.extra_of(needed["hearing"]).get("pad_s", PAD_S),
         )
         networks = {"thinker": self.thinker, "vision": vision, "hearing": audio, "projectors": projectors}
-        return NextToken(decoder, self.omni, given=() if settings.lora is None else ("omni.decoder.",)), networks
+        return NextToken(
+            decoder, self.omni, frozen_parts=() if settings.lora is None else ("omni.decoder.",)
+        ), networks
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """Samples of all kinds as rows of tokens, with places for their media."""
@@ -138,20 +149,27 @@ class OmniTraining(FusionTraining[OmniSettings]):
         store.save(self.omni.projectors, folder / "projectors")
         self.save_media(folder)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Answers, whether they come from the media, and what was forgotten."""
         settings = self.settings
         self.omni.eval()
-        examiner = Examiner(self.engine(), settings.eval_items, self.inputs.run)
-        facts = examiner.answers(self.corpus.valid, album) | examiner.ablations(self.held_out, settings.ablation_tasks)
+        vqa = VqaEvaluation(self.engine(), settings.eval_items, self.inputs.run)
+        facts = vqa.answers(self.corpus.valid, stage_samples) | vqa.ablations(
+            self.held_out, settings.ablation_tasks
+        )
         towers: Any = (self.networks["vision"], self.networks["hearing"])
         return facts | self.forgetting.facts() | self.senses.facts(*towers)
 
 
 def _texts(held_out: Sequence[Sample], inputs: Inputs, most: int) -> Texts:
-    """The texts that forgetting is measured by: those held out here, else those that the Thinker's own stage held out."""
+    """The texts that forgetting is measured by: those held out here, else those that the Thinker's own stage
+    held out."""
     replayed = indexed.where(held_out, lambda sample: not sample.media)
-    return Texts(replayed, "held out here") if replayed else own_texts(inputs.needed["thinker"], inputs.base, most)
+    return (
+        Texts(replayed, "held out here")
+        if replayed
+        else own_texts(inputs.needed["thinker"], inputs.base, most)
+    )
 
 
 def assume(settings: OmniSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
@@ -161,14 +179,29 @@ def assume(settings: OmniSettings, context: int, words: list[str], folder: Path)
     pictures, text = assumed.pictures(folder, 224), assumed.Text(words)
     rows: list[assumed.Row] = []
     for number in range(assumed.BATCHES * settings.batch_size):
-        picture, (sound, _) = assumed.part("image", pictures[number % assumed.KINDS]), sounds[number % assumed.KINDS]
-        media = [[picture], [assumed.part("audio", sound)], [picture, assumed.part("audio", sound)], []][number % 4]
-        used = len(media) * 4 + (1 + settings.projectors.pool_grid**2) * (picture in media) + room * (len(media) > (picture in media))
+        picture, (sound, _) = (
+            assumed.part("image", pictures[number % assumed.KINDS]),
+            sounds[number % assumed.KINDS],
+        )
+        media = [[picture], [assumed.part("audio", sound)], [picture, assumed.part("audio", sound)], []][
+            number % 4
+        ]
+        used = (
+            len(media) * 4
+            + (1 + settings.projectors.pool_grid**2) * (picture in media)
+            + room * (len(media) > (picture in media))
+        )
         if number % assumed.KINDS == assumed.KINDS - 2:
-            long = text.take(max(8, int((context - used - 16) / assumed.TOKENS_PER_WORD)))  # what is too much is cut off
+            long = text.take(
+                max(8, int((context - used - 16) / assumed.TOKENS_PER_WORD))
+            )  # what is too much is cut off
             rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], long))
         elif media:
-            rows.append(assumed.turns([*media, assumed.part("text", text.take(6))], text.take(assumed.WORDS_OF_ANSWER)))
+            rows.append(
+                assumed.turns(
+                    [*media, assumed.part("text", text.take(6))], text.take(assumed.WORDS_OF_ANSWER)
+                )
+            )
         else:
             rows.append({"text": text.take(context // 8), "task": "text"})
     return rows

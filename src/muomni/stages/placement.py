@@ -1,4 +1,4 @@
-"""Where the networks of a stage lie: one place moves them, and a search finds those that it was never given."""
+"""Device placement: `Placement` moves every network of a stage; a search finds those that it never moved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,28 @@ from muomni.errors import InternalError
 M = TypeVar("M", bound=nn.Module)
 
 # Data, and what holds no networks: not looked into.
-LEAVES = (str, bytes, int, float, complex, type(None), type, ModuleType, Tensor, np.ndarray, np.generic, BaseModel)
+LEAVES = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    ModuleType,
+    Tensor,
+    np.ndarray,
+    np.generic,
+    BaseModel,
+)
 
 
 class Placement:
     """Puts the networks of a stage on its device and remembers them; nothing else moves one.
 
-    A stage passes each network through it as soon as it is opened or made, so that all that follows is done on the device. It remembers
-    on a CPU as well: a network that was forgotten is found on any machine, before it stops a run on a GPU.
+    A stage passes each network through it as soon as it is opened or made, so that all that follows is done
+    on the device. It remembers on a CPU as well: a network that was forgotten is found on any machine, before
+    it stops a run on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,31 +52,44 @@ class Placement:
         Raises  InternalError under inference_mode: parameters that move there can never train.
         """
         if torch.is_inference_mode_enabled():
-            raise InternalError(f"{type(network).__name__} is placed under inference_mode: it could never train")
+            raise InternalError(
+                f"{type(network).__name__} is placed under inference_mode: it could never train"
+            )
         network.to(self.device)
         self._placed.update(network.modules())
         return network
 
     def misplaced(self, **roots: object) -> list[str]:
-        """What is wrong with the networks that can be reached from objects: tensors elsewhere, tensors that can't train, never placed.
+        """What is wrong with the networks that can be reached from objects: tensors elsewhere, tensors that
+        can't train, never placed.
 
-        It looks through attributes, containers, bound methods, partials, and what functions close over. A line a module.
+        It looks through attributes, containers, bound methods, partials, and what functions close over. A
+        line a module.
         """
-        found = []
+        problems = []
         for name, module in modules_of(roots):
-            tensors = [tensor for table in (module._parameters, module._buffers) for tensor in table.values() if tensor is not None]
+            tensors = [
+                tensor
+                for table in (module._parameters, module._buffers)
+                for tensor in table.values()
+                if tensor is not None
+            ]
             if not tensors:
                 continue
             if elsewhere := sorted({str(tensor.device) for tensor in tensors if not self._is_here(tensor)}):
-                found.append(f"{name} ({type(module).__name__}) lies on {', '.join(elsewhere)}, not on {self.device}")
+                problems.append(
+                    f"{name} ({type(module).__name__}) lies on {', '.join(elsewhere)}, not on {self.device}"
+                )
             elif any(tensor.is_inference() for tensor in tensors):
-                found.append(f"{name} ({type(module).__name__}) was made under inference_mode")
+                problems.append(f"{name} ({type(module).__name__}) was made under inference_mode")
             elif module not in self._placed:
-                found.append(f"{name} ({type(module).__name__}) was never placed")
-        return found
+                problems.append(f"{name} ({type(module).__name__}) was never placed")
+        return problems
 
     def _is_here(self, tensor: Tensor) -> bool:
-        return tensor.device.type == self.device.type and (tensor.device.index or 0) == (self.device.index or 0)
+        return tensor.device.type == self.device.type and (tensor.device.index or 0) == (
+            self.device.index or 0
+        )
 
 
 def modules_of(roots: Mapping[str, object]) -> Iterator[tuple[str, nn.Module]]:
@@ -76,7 +103,11 @@ def modules_of(roots: Mapping[str, object]) -> Iterator[tuple[str, nn.Module]]:
         met[id(thing)] = thing
         if isinstance(thing, nn.Module):
             yield name, thing
-        open_ends += [(f"{name}.{part}" if part else name, other) for part, other in _inside(thing) if not isinstance(other, LEAVES)]
+        open_ends += [
+            (f"{name}.{part}" if part else name, other)
+            for part, other in _inside(thing)
+            if not isinstance(other, LEAVES)
+        ]
 
 
 def _inside(thing: Any) -> Iterator[tuple[str, object]]:
@@ -97,7 +128,10 @@ def _inside(thing: Any) -> Iterator[tuple[str, object]]:
                 continue
         yield from (("", part) for part in (thing.__defaults__, thing.__kwdefaults__))
     if isinstance(thing, nn.Module):  # its parts by their own names
-        yield from (*thing._modules.items(), *((k, v) for k, v in vars(thing).items() if not k.startswith("_")))
+        yield from (
+            *thing._modules.items(),
+            *((k, v) for k, v in vars(thing).items() if not k.startswith("_")),
+        )
     else:
         yield from (getattr(thing, "__dict__", None) or {}).items()
         slots = [slot for kind in type(thing).__mro__ for slot in _slots(kind)]

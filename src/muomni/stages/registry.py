@@ -1,4 +1,4 @@
-"""Which stages there are: ours, and those that installed packages bring."""
+"""Registry of stages: ours, and those of installed packages (entry points)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from muomni import plugins
 from muomni.errors import ConfigError
 from muomni.stages.stage import BoardRow, Stage
 
-OURS = ("thinker", "hearing", "vision", "codec", "image_codec", "rows", "mmpt", "talker", "omni", "align", "sweep", "instruct")
+OURS = (
+    "thinker",
+    "hearing",
+    "vision",
+    "codec",
+    "image_codec",
+    "rows",
+    "mmpt",
+    "talker",
+    "omni",
+    "align",
+    "sweep",
+    "instruct",
+)
 GROUP = "muomni.stages"  # of entry points: `NAME = "package.module:STAGE"`
 
 
@@ -24,13 +37,13 @@ def find(name: str) -> Stage:
     Raises  ConfigError where there is none.
     """
     if name in OURS:
-        found: Stage = importlib.import_module(f"muomni.stages.{name}").STAGE
-        return found
+        stage: Stage = importlib.import_module(f"muomni.stages.{name}").STAGE
+        return stage
     others = _others()
     if name not in others:
         raise ConfigError(f"{name}: no such stage", hint=f"one of {', '.join((*OURS, *others))}")
-    brought: Stage = others[name].load()
-    return brought
+    stage_brought: Stage = others[name].load()
+    return stage_brought
 
 
 def board() -> dict[str, tuple[str, BoardRow]]:

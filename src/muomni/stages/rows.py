@@ -1,4 +1,5 @@
-"""Rows: a frozen language model gets embeddings and output rows for the tokens of images and sounds; they alone learn."""
+"""Rows: a frozen language model gets embeddings and output rows for the tokens of images and sounds; they
+alone learn."""
 
 from __future__ import annotations
 
@@ -12,10 +13,17 @@ from torch import nn
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
 from muomni.models import pretrained
-from muomni.models.base import Base
+from muomni.models.reference import NetworkReference
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage
-from muomni.stages.token_model import NEW_ROWS, STAGES, TokenSettings, TokenTraining, open_codecs, without_dtype
+from muomni.stages.token_model import (
+    NEW_ROWS,
+    STAGES,
+    TokenSettings,
+    TokenTraining,
+    open_codecs,
+    without_dtype,
+)
 from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 from muomni.train.optim import freeze
@@ -25,16 +33,17 @@ class RowsSettings(TokenSettings):
     """Settings of stage rows.
 
     llm             the language model, frozen: a stage of this recipe, a folder or a hub id
-    image_codec, audio_codec   whose codes become ids: a stage of this recipe or a folder; null: the space has no such ids
+    image_codec, audio_codec   whose codes become ids: a stage of this recipe or a folder; null: the space has
+                               no such ids
     audio_codebooks  how many residual books of the audio codec are used; a codec of transformers must be told
     layout          how the books of an audio codec become ids
     special_size    ids kept for special tokens
     spread          of new rows around the mean of the text's at first, in the text's deviations
     """
 
-    llm: Base = Base(name="thinker")
-    image_codec: Base | None = Base(name="image_codec")
-    audio_codec: Base | None = Base(name="codec")
+    llm: NetworkReference = NetworkReference(name="thinker")
+    image_codec: NetworkReference | None = NetworkReference(name="image_codec")
+    audio_codec: NetworkReference | None = NetworkReference(name="codec")
     audio_codebooks: int | None = Field(None, ge=1)
     layout: Literal["interleaved", "delay", "parallel"] = "interleaved"
     special_size: int = Field(SPECIAL_SIZE, ge=10)
@@ -52,28 +61,36 @@ class RowsSettings(TokenSettings):
         return found
 
     @property
-    def codecs(self) -> dict[str, Base]:
+    def codecs(self) -> dict[str, NetworkReference]:
         """Those that are asked for, by modality."""
-        return {name: base for name, base in (("image", self.image_codec), ("audio", self.audio_codec)) if base is not None}
+        return {
+            name: base
+            for name, base in (("image", self.image_codec), ("audio", self.audio_codec))
+            if base is not None
+        }
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The stages that it stands on, where it stands on stages."""
-        return tuple(dict.fromkeys(base.name for base in (self.llm, *self.codecs.values()) if base.name in STAGES))
+        return tuple(
+            dict.fromkeys(base.name for base in (self.llm, *self.codecs.values()) if base.name in STAGES)
+        )
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The language model's."""
         return self.llm.locate(needed, base)
 
-    def given(self, base: Path) -> dict[str, str]:
+    def external_digests(self, base: Path) -> dict[str, str]:
         """Digests of the networks that come from elsewhere."""
-        outside = {name: each for name, each in {"llm": self.llm, **self.codecs}.items() if each.name not in STAGES}
+        outside = {
+            name: each for name, each in {"llm": self.llm, **self.codecs}.items() if each.name not in STAGES
+        }
         return {name: pretrained.digest(each.locate({}, base)) for name, each in outside.items()}
 
-    def outside(self, base: Path) -> list[Path]:
+    def external_folders(self, base: Path) -> list[Path]:
         """Networks that come from elsewhere may be stages of another run."""
         named = [each for each in (self.llm, *self.codecs.values()) if each.name not in STAGES]
-        return [*super().outside(base), *(each.locate({}, base) for each in named)]
+        return [*super().external_folders(base), *(each.locate({}, base) for each in named)]
 
 
 class RowsTraining(TokenTraining[RowsSettings]):
@@ -83,13 +100,19 @@ class RowsTraining(TokenTraining[RowsSettings]):
         """The language model and the codecs that it stands on; the token space follows from them."""
         settings, inputs = self.settings, self.inputs
         folder = settings.llm.locate(inputs.needed, inputs.base)
-        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=settings.llm.dtype_on(inputs.run.device))
+        decoder = pretrained.open_decoder(
+            folder, device=inputs.run.device, dtype=settings.llm.dtype_on(inputs.run.device)
+        )
         tokenizer = pretrained.open_tokenizer(folder)
-        codecs, entries, self.bases = open_codecs(settings.codecs, {"audio": settings.audio_codebooks}, settings.layout, inputs)
-        self.bases["thinker"] = settings.llm.told(folder, is_stage=settings.llm.name in inputs.needed)
+        codecs, entries, self.bases = open_codecs(
+            settings.codecs, {"audio": settings.audio_codebooks}, settings.layout, inputs
+        )
+        self.bases["thinker"] = settings.llm.describe(folder, is_stage=settings.llm.name in inputs.needed)
         self.text_folder = folder
         freeze(decoder)
-        model = self.opened(decoder, tokenizer, codecs, TokenSpace.of(tokenizer, entries, settings.special_size))
+        model = self.opened(
+            decoder, tokenizer, codecs, TokenSpace.of(tokenizer, entries, settings.special_size)
+        )
         model.start(torch.Generator().manual_seed(settings.seed), settings.spread)
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)
@@ -169,7 +192,16 @@ STAGE = Stage(
     "what tokens of images and sounds mean, to a language model that stays as it is",
     RowsSettings,
     RowsTraining,
-    gates=(*CAUSAL, *LABELS, *CODED, *USED, MEASURABLE, TEXT_KEPT, HEAD_LEARNS, held_out_gap(1.5, "nats a token")),
+    gates=(
+        *CAUSAL,
+        *LABELS,
+        *CODED,
+        *USED,
+        MEASURABLE,
+        TEXT_KEPT,
+        HEAD_LEARNS,
+        held_out_gap(1.5, "nats a token"),
+    ),
     board=(
         BoardRow("rows.image_swap_wins", "i2t_swap_win_rate", 0.8),
         BoardRow("rows.audio_swap_wins", "a2t_swap_win_rate", 0.8),

@@ -25,9 +25,9 @@ from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
-from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate, demanded
+from muomni.evaluate.samples import StageSamples
 from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import coded, initial_weights
@@ -39,22 +39,31 @@ from muomni.train.settings import TrainSettings
 
 
 class StageSettings(TrainSettings):
-    """Settings of any stage; `gates` sets bounds anew, by gate name; `extra_gates` adds gates, e.g. {digit_exact: ">= 0.93"}."""
+    """Settings of any stage; `gates` sets bounds anew, by gate name; `extra_gates` adds gates, e.g.
+    {digit_exact: ">= 0.93"}."""
 
     gates: dict[str, float] = {}
     extra_gates: dict[str, str] = {}
     eval_items: int = Field(256, ge=1, description="held-out items behind each costly fact")
     mix_temperature: float | None = Field(
-        None, ge=1, description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size"
+        None,
+        ge=1,
+        description="T: sources are drawn by weight x size^(1/T) instead of weight x size; None and 1: by size",
     )
-    learns_as: ClassVar[str] = ""  # which stage of `data.uses` says what it can learn from; none: from anything
+    learns_as: ClassVar[str] = (
+        ""  # which stage of `data.uses` says what it can learn from; none: from anything
+    )
     unused: ClassVar[dict[str, str]] = {}  # options of all stages that do nothing in this one, and why
-    decides: ClassVar[frozenset[str]] = frozenset()  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
+    decides: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # settings that are harmless elsewhere (recipe.HARMLESS), and here decide the best
 
     @model_validator(mode="after")
     def _mixes(self) -> Self:
         if self.mix_temperature is not None and len(self.data) < 2:
-            raise ValueError(f"mix_temperature has an effect with two sources or more, here are {len(self.data)}")
+            raise ValueError(
+                f"mix_temperature has an effect with two sources or more, here are {len(self.data)}"
+            )
         return self
 
     def idle(self) -> dict[str, str]:
@@ -70,14 +79,18 @@ class StageSettings(TrainSettings):
         """These settings on assumed data, and without what else would be read."""
         return self.model_copy(update={"data": sources, "init_from": None})
 
-    def given(self, base: Path) -> dict[str, str]:
-        """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names them."""
+    def external_digests(self, base: Path) -> dict[str, str]:
+        """Digests of what is taken from outside of the recipe: pretrained networks, by the setting that names
+        them."""
         return {}
 
-    def outside(self, base: Path) -> list[Path]:
-        """Folders of finished stages that it starts from and that are not its recipe's, where there are such."""
+    def external_folders(self, base: Path) -> list[Path]:
+        """Folders of finished stages that it starts from and that are not its recipe's, where there are
+        such."""
         folder = None if self.init_from is None else initial_weights.find(self.init_from, base)
-        return [folder / integrity.FINAL] if folder is not None and (folder / integrity.FINAL).is_dir() else []
+        return (
+            [folder / integrity.FINAL] if folder is not None and (folder / integrity.FINAL).is_dir() else []
+        )
 
     @property
     def learned(self) -> list[Source]:
@@ -95,25 +108,30 @@ class StageSettings(TrainSettings):
         return self.use_amp and self.precision == "auto"
 
     def refusal(self, sample: Sample) -> str | None:
-        """Why the stage can't learn from a sample, in a few words; None where it can."""
+        """Why the stage can't learn from a sample, in a few words; None if it can."""
         return uses.refusal(self.learns_as, sample) if self.learns_as else None
 
     def segments(self) -> Segments | None:
-        """What makes shorter samples of those that are too long for the stage; None: each is taken as it is."""
+        """What makes shorter samples of those that are too long for the stage; None: each is taken as it
+        is."""
         return None
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
-        """The folder of the widest network that the stage computes with, where its own settings don't give a width."""
+        """The folder of the widest network that the stage computes with, where its own settings don't give a
+        width."""
         return needed.get("thinker")
 
     def width(self, needed: dict[str, Path], base: Path) -> int:
-        """Width of what it computes with, which decides the number format on a CPU: its model's, else that of the network it stands on."""
+        """Width of what it computes with, which decides the number format on a CPU: its model's, else that of
+        the network it stands on."""
         model: Any = getattr(self, "model", None)
         if hasattr(model, "width"):
             return int(model.width)
         folder = self.stands_on(needed, base)
         content = {} if folder is None else store.read_config(folder)
-        return int(content.get("hidden_size", content.get("width", 0)))  # 0: float32, which is sound everywhere
+        return int(
+            content.get("hidden_size", content.get("width", 0))
+        )  # 0: float32, which is sound everywhere
 
     def number_format(self, inputs: Inputs) -> torch.dtype:
         """The format in which the stage computes on this machine.
@@ -127,9 +145,11 @@ class StageSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage finds: its own folder, the `final/` folders of the stages that it needs, where data paths start, and the machine.
+    """Inputs of a stage: its own folder, the `final/` folders of needed stages, where data paths start, and
+    the machine.
 
-    `wire` passes every network through `place` as soon as it is opened or made: so it lies on the run's device, where all work is done.
+    `wire` passes every network through `place` as soon as it is opened or made: so it lies on the run's
+    device, where all work is done.
 
     keeps   whether what is encoded may be kept for other runs
     """
@@ -157,8 +177,10 @@ class Inputs:
         """
         if not settings.data:
             raise ConfigError(f"{self.folder.name}.data: no sources", hint="e.g. data: [{path: texts.txt}]")
-        quarantine = Quarantine(self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit)
-        found = ahead.load(
+        quarantine = Quarantine(
+            self.folder / "quarantine.jsonl" if self.run.is_main else None, settings.quarantine_limit
+        )
+        corpus_read = ahead.load(
             settings.data,
             base=self.base,
             val_split=settings.val_split,
@@ -166,27 +188,32 @@ class Inputs:
             quarantine=quarantine,
             segments=settings.segments(),
         )
-        uses.demand(self.folder.name, found.train, settings.refusal)
+        uses.demand(self.folder.name, corpus_read.train, settings.refusal)
         if settings.mix_temperature is None:
-            return found
-        assert isinstance(found.weights, readers.Runs)
-        return replace(found, weights=readers.Runs(tempered(found.weights.runs, settings.mix_temperature)))
+            return corpus_read
+        assert isinstance(corpus_read.weights, readers.Runs)
+        return replace(
+            corpus_read, weights=readers.Runs(tempered(corpus_read.weights.runs, settings.mix_temperature))
+        )
 
 
 S = TypeVar("S", bound=StageSettings)
 
 
 class Training(ABC, Generic[S]):
-    """The life of a stage. A stage's file says its steps; `build` takes the first four, in this order, then the loop fits.
+    """The life of a stage. A stage's file says its steps; `build` takes the first four, in this order, then
+    the loop fits.
 
     vocabulary  what the networks' sizes take from the data (tokens, voices); most stages have none
-    wire        the networks and the objective, upon earlier stages; no sample is read
+    wire        the networks and the objective, on earlier stages; no sample is read
     data        loaders of training and held-out rows
-    prepare     what is measured before the first step: statistics of the data, how well the networks did before
+    prepare     what is measured before the first step: statistics of the data, how well the networks did
+                before
     measure     facts on held-out data, with the trained weights in place
 
     corpus      the samples it is trained on, and those held out
-    networks    what lies in `final/`, by folder ("." its top), to compare what was saved with what was measured
+    networks    what lies in `final/`, by folder ("." its top), to compare what was saved with what was
+                measured
     notes       facts that are known before the first step
     words       what its ids stand for, in a few words ("tokenizer of 5000 tokens"); empty where it has none
     """
@@ -202,11 +229,13 @@ class Training(ABC, Generic[S]):
         self.notes: dict[str, Fact] = {}
 
     def vocabulary(self) -> None:
-        """Learn from the corpus what `wire` must know. Refuses, by ConfigError, data that don't suit the settings."""
+        """Learn from the corpus what `wire` must know. Refuses, by ConfigError, data that don't suit the
+        settings."""
 
     @abstractmethod
     def wire(self) -> tuple[Objective, dict[str, nn.Module]]:
-        """The objective, and the networks of `final/`; each is passed through `inputs.place` as soon as it is there."""
+        """The objective, and the networks of `final/`; each is passed through `inputs.place` as soon as it is
+        there."""
 
     @abstractmethod
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
@@ -228,12 +257,16 @@ class Training(ABC, Generic[S]):
         """A checkpoint was written; called on the main rank, with the weights in place."""
 
     @abstractmethod
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Facts on held-out data; only the main rank asks. What was measured on goes into the album."""
 
     def changed(self, folder: Path) -> list[str]:
         """Tensors of what `save` writes that are others in a folder than in memory."""
-        return [f"{place}/{name}" for place, network in self.networks.items() for name in store.changed(network, folder / place)]
+        return [
+            f"{place}/{name}"
+            for place, network in self.networks.items()
+            for name in store.changed(network, folder / place)
+        ]
 
     @property
     def export(self) -> Export:
@@ -248,7 +281,8 @@ class Training(ABC, Generic[S]):
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A row of the score board: a fact of a stage under a public name, and the least that is accepted of it (SPEC 7's, where given).
+    """A row of the score board: a fact of a stage under a public name, and the least that is accepted of it
+    (SPEC 7's, where given).
 
     fact   empty for what the board measures itself, over stages
     """
@@ -259,7 +293,9 @@ class BoardRow:
     more_is_better: bool = True
 
 
-Assume = Callable[[Any, int, list[str], Path], list[dict[str, Any]]]  # settings, positions of a row, words, where media go
+Assume = Callable[
+    [Any, int, list[str], Path], list[dict[str, Any]]
+]  # settings, positions of a row, words, where media go
 
 
 @dataclass(frozen=True)
@@ -267,7 +303,8 @@ class Stage:
     """A line of the table of contents: what it teaches, what it stands on, and its gates.
 
     board    its rows of the score board
-    assume   rows of data in the shapes that its settings allow, for a plan that is made before its data are there
+    assume   rows of data in the shapes that its settings allow, for a plan that is made before its data are
+             there
     enough   for a stage that encodes all of its samples before it begins: so many show what it costs
     is_row_a_sample   whether a row is made of one sample alone
     """
@@ -335,9 +372,9 @@ def build(
 ) -> Training[Any]:
     """A stage up to its first step, as its seed and number format say: the one way in which a stage is built.
 
-    Takes   folder: the stage's own; needed: `final/` of the stages that it needs; base: where data paths start;
-            part: chooses samples, for whoever looks at a stage without training it. Nothing is prepared then, and
-            nothing kept for others.
+    Takes   folder: the stage's own; needed: `final/` of the stages that it needs; base: where data paths
+            start; part: chooses samples, to look at a stage without training it. Nothing is prepared then,
+            and nothing kept for others.
     Raises  what the stage raises; ConfigError and DataError for its data.
     """
     inputs = Inputs(folder, needed, base, machine, keeps=part is None)
@@ -355,15 +392,19 @@ def build(
 
 
 def demand_tasks(corpus: readers.Corpus, **named: Sequence[str]) -> None:
-    """Raises ConfigError where a setting names a task that no sample has. The data are read only if one names any."""
-    wanted = {task for tasks in named.values() for task in tasks}
-    for sample in chain(corpus.train, corpus.valid) if wanted else ():
-        wanted.discard(sample.task)
-        if not wanted:
+    """Raises ConfigError where a setting names a task that no sample has. The data are read only if one names
+    any."""
+    missing_tasks = {task for tasks in named.values() for task in tasks}
+    for sample in chain(corpus.train, corpus.valid) if missing_tasks else ():
+        missing_tasks.discard(sample.task)
+        if not missing_tasks:
             return
     for setting, tasks in named.items():
-        if lost := [task for task in tasks if task in wanted]:
-            raise ConfigError(f"{setting} has no effect: no sample has task {', '.join(lost)}", hint="name tasks of the stage's data")
+        if lost := [task for task in tasks if task in missing_tasks]:
+            raise ConfigError(
+                f"{setting} has no effect: no sample has task {', '.join(lost)}",
+                hint="name tasks of the stage's data",
+            )
 
 
 def loaders(
@@ -375,7 +416,8 @@ def loaders(
     weights: Sequence[float] | None = None,
     lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
-    """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples of like length."""
+    """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples
+    of like length."""
     runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
@@ -387,6 +429,11 @@ def loaders(
     held_out = None
     if len(valid):
         # Shuffled once and for all: the first `val_batches` speak for all of it, short and long.
-        fixed = Order([len(valid)], batch_size=settings.batch_size, seed=settings.seed, lengths=lengths(valid) if lengths else None)
+        fixed = Order(
+            [len(valid)],
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            lengths=lengths(valid) if lengths else None,
+        )
         held_out = Loader(valid, fixed, collate)
     return Loader(train, order, collate, workers=settings.num_workers), held_out

@@ -1,7 +1,7 @@
 """Sweep: stage align at every point of a grid, each in a folder of its own, and the best of those that look.
 
-A sweep is what a recipe means by its key `sweep`: `expand` makes stages of it, `pick` chooses among what they came to.
-All others see stages: the points, and after them one that needs them (`winner`).
+A sweep is what a recipe means by its key `sweep`: `expand` makes stages of it, `pick` chooses among what they
+came to. All others see stages: the points, and after them one that needs them (`winner`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,24 @@ from muomni.stages.align import AlignSettings
 from muomni.stages.stage import Entry, Stage
 
 NAME, SWEPT = "sweep", align.STAGE
-COLUMNS = ("point", "verdict", "loss", "swap_gap", "swap_gap_low", "zero_gap", "noise_gap", "win_rate", "looks", "eligible", "wins")
+COLUMNS = (
+    "point",
+    "verdict",
+    "loss",
+    "swap_gap",
+    "swap_gap_low",
+    "zero_gap",
+    "noise_gap",
+    "win_rate",
+    "looks",
+    "eligible",
+    "wins",
+)
 
 
 class SweepSettings(AlignSettings):
-    """As stage align in this recipe, but for what is said here; `grid` gives values to try for any of its settings."""
+    """As stage align in this recipe, but for what is said here; `grid` gives values to try for any of its
+    settings."""
 
     grid: dict[str, Any] = {"lr": [5e-5, 1e-4, 2e-4], "connector": {"vision_ln": ["off", "trained"]}}
 
@@ -52,7 +65,13 @@ WINNER = Gate(
     at_least=1.0,
     source="SPEC V3",
 )
-STAGE = Stage(NAME, "which settings of align learn to look", SweepSettings, align.AlignTraining, gates=(*SWEPT.gates, WINNER))
+STAGE = Stage(
+    NAME,
+    "which settings of align learn to look",
+    SweepSettings,
+    align.AlignTraining,
+    gates=(*SWEPT.gates, WINNER),
+)
 
 
 def is_point(name: str) -> bool:
@@ -79,7 +98,10 @@ def expand(sweep: Entry, values: Mapping[str, Any], where: str) -> list[Entry]:
     Raises  ConfigError for settings that a point can't have.
     """
     if sweep.settings.epoch_duration is not None:
-        raise ConfigError(f"{where}: epoch_duration: each point of a sweep would have another length", hint="give samples_per_epoch")
+        raise ConfigError(
+            f"{where}: epoch_duration: each point of a sweep would have another length",
+            hint="give samples_per_epoch",
+        )
     shared = {key: value for key, value in values.items() if key != "grid"}
     points = []
     for name, changes in grid_points(sweep.settings, sweep.folder).items():
@@ -92,19 +114,26 @@ def expand(sweep: Entry, values: Mapping[str, Any], where: str) -> list[Entry]:
 
 
 def grid_points(settings: Any, folder: Path) -> dict[str, dict[str, Any]]:
-    """Every combination of a sweep's grid, values by the paths of settings, by the name of its stage, e.g. sweep/lr-0.0001_max_steps-50.
+    """Every combination of a sweep's grid, values by the paths of settings, by the name of its stage, e.g.
+    sweep/lr-0.0001_max_steps-50.
 
-    Takes   folder: the sweep's; a point that lies there under the old names of its keys keeps that name, so that it is reused.
+    Takes   folder: the sweep's; a point that lies there under the old names of its keys keeps that name, so
+            that it is reused.
     Raises  ConfigError where two would have one name.
     """
-    tried, first_tried = (config.leaves(grid) for grid in (settings.grid, config.first_names(settings.grid, type(settings))))
+    tried, first_tried = (
+        config.leaves(grid) for grid in (settings.grid, config.first_names(settings.grid, type(settings)))
+    )
     points: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*tried.values()):
         point = dict(zip(tried, values))
         name, first_name = _folder_name(point), _folder_name(dict(zip(first_tried, values)))
         name = f"{NAME}/{first_name if (folder / first_name).is_dir() else name}"
         if name in points:
-            raise ConfigError(f"grid: {points[name]} and {point} would share the folder {name}", hint="give values that differ in letters")
+            raise ConfigError(
+                f"grid: {points[name]} and {point} would share the folder {name}",
+                hint="give values that differ in letters",
+            )
         points[name] = point
     return points
 
@@ -117,10 +146,12 @@ def _folder_name(point: Mapping[str, Any]) -> str:
 def pick(certificates: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
     """A row a point, best first; the first one wins, if it may.
 
-    The rule: a point looks if its swap gap is above 0 with its whole 95 % interval; among those that look, and are not red, the lowest
-    loss on held-out captions wins. One that doesn't look can't win, however low its loss (lumo A54).
+    The rule: a point looks if its swap gap is above 0 with its whole 95 % interval; among those that look,
+    and are not red, the lowest loss on held-out captions wins. One that doesn't look can't win, however low
+    its loss (lumo A54).
 
-    Takes   certificates: by the points' names, in the grid's order; None or an empty one of a point that is not finished.
+    Takes   certificates: by the points' names, in the grid's order; None or an empty one of a point that is
+            not finished.
     """
     rows = []
     for point, certificate in certificates.items():
@@ -160,7 +191,9 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows for a terminal."""
     cells = [[_cell(row[column]) for column in COLUMNS] for row in rows]
     widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(COLUMNS)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in [list(COLUMNS), *cells]]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in [list(COLUMNS), *cells]
+    ]
 
 
 def _cell(value: Any) -> str:

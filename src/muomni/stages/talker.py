@@ -21,10 +21,10 @@ from muomni.data.sample import Sample
 from muomni.data.utterances import Utterances, spoken, voice_of
 from muomni.errors import ConfigError, DataError
 from muomni.evaluate import labels
-from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
-from muomni.evaluate.listening import free_speech, swap
+from muomni.evaluate.samples import StageSamples
+from muomni.evaluate.speech_evaluation import free_speech, swap
 from muomni.evaluate.thresholds import CAUSAL, held_out_gap
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.frames import PAD_S
@@ -43,7 +43,10 @@ from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 from muomni.train.optim import freeze
 
 CODED_AT_ONCE = 32
-WINDOW, WINDOW_BYTES = 1024, 128 << 20  # samples, and bytes of their spectra, among which equal lengths are looked for
+WINDOW, WINDOW_BYTES = (
+    1024,
+    128 << 20,
+)  # samples, and bytes of their spectra, among which equal lengths are looked for
 KNOWN = {
     "model.codebooks": "codec",
     "model.codebook_size": "codec",
@@ -54,7 +57,8 @@ KNOWN = {
 class TalkerSettings(StageSettings):
     """Settings of stage talker.
 
-    condition         thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the tokens alone
+    condition         thinker: hidden states of the Thinker's middle layer beside the text tokens; text: the
+                      tokens alone
     codebook_weights  weight of each codebook's loss; None: all 1
     """
 
@@ -66,23 +70,27 @@ class TalkerSettings(StageSettings):
     learns_as: ClassVar[str] = "talker"
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or voices that are not there."""
-        found = {name: f"it is that of the {whose}" for name, whose in KNOWN.items()}
+        """Beside those of all stages: sizes that codec and Thinker decide, and what belongs to a condition or
+        voices that are not there."""
+        idle_options = {name: f"it is that of the {whose}" for name, whose in KNOWN.items()}
         if self.condition == "text":
-            found["model.condition_dropout"] = "with condition: text there is nothing to do without"
+            idle_options["model.condition_dropout"] = "with condition: text there is nothing to do without"
         if not self.model.num_speakers:
-            found["model.speaker_dropout"] = "there is one voice (num_speakers 0)"
-        return {**super().idle(), **found}
+            idle_options["model.speaker_dropout"] = "there is one voice (num_speakers 0)"
+        return {**super().idle(), **idle_options}
 
     @model_validator(mode="after")
     def _reads_what_the_thinker_reads(self) -> Self:
         if self.model.text_units == "char" and self.condition == "thinker":
-            raise ValueError("text_units: char needs condition: text; the Thinker reads its own tokens, not characters")
+            raise ValueError(
+                "text_units: char needs condition: text; the Thinker reads its own tokens, not characters"
+            )
         return self
 
 
 class TalkerTraining(Training[TalkerSettings]):
-    """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free speech judged at the end."""
+    """Texts beside the codes of their speech, durations in closed form, a causal model over codes; free
+    speech judged at the end."""
 
     def vocabulary(self) -> None:
         """The Thinker's tokenizer, and the names of the voices."""
@@ -90,10 +98,12 @@ class TalkerTraining(Training[TalkerSettings]):
         self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
         initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
         if settings.model.text_vocab not in (1, self.tokenizer.vocab_size):
-            told = f"model.text_vocab has no effect: it is the tokenizer's, {self.tokenizer.vocab_size}"
-            raise ConfigError(told, hint="text_vocab: 1")
+            message = f"model.text_vocab has no effect: it is the tokenizer's, {self.tokenizer.vocab_size}"
+            raise ConfigError(message, hint="text_vocab: 1")
         self.voices = _voices(settings, self.corpus)
-        self.words = str(self.tokenizer) if settings.model.text_units == "bpe" else f"{len(Alphabet())} characters"
+        self.words = (
+            str(self.tokenizer) if settings.model.text_units == "bpe" else f"{len(Alphabet())} characters"
+        )
 
     def wire(self) -> tuple[TalkerObjective, dict[str, torch.nn.Module]]:
         """The Talker, of the sizes of the codec that it writes for and of the Thinker that it listens to."""
@@ -107,14 +117,14 @@ class TalkerTraining(Training[TalkerSettings]):
             freeze(self.thinker)
             self.layer = self.thinker.config.layers // 2
             self.think = listen_to(self.thinker, self.layer)
-        known = {
+        sizes = {
             "text_vocab": self.tokenizer.vocab_size,
             "codebooks": self.codec.config.codebooks,
             "codebook_size": self.codec.config.codebook_size,
             "condition_width": self.thinker.config.width if self.thinker else 0,
             "num_speakers": len(self.voices),
         }
-        self.talker = place(Talker(settings.model.model_copy(update=known)))
+        self.talker = place(Talker(settings.model.model_copy(update=sizes)))
         networks: dict[str, torch.nn.Module] = {".": self.talker, "codec": self.codec}
         if self.thinker is not None:
             networks["thinker"] = self.thinker
@@ -124,32 +134,48 @@ class TalkerTraining(Training[TalkerSettings]):
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         """All speech as codes, made once and kept."""
         corpus, thinker, cache = self.corpus, self.thinker, self.inputs.coded
-        key: list[Any] = [store.digest(self.codec), store.digest(thinker) if thinker else "", self.tokenizer.digest, self.layer]
+        key: list[Any] = [
+            store.digest(self.codec),
+            store.digest(thinker) if thinker else "",
+            self.tokenizer.digest,
+            self.layer,
+        ]
         key += [self.settings.max_s, self.talker.config.text_units]
         self.coded, self.held_out = (self._coded(side, key) for side in (corpus.train, corpus.valid))
         if cache == shared_cache():
             thin_out(cache, most_bytes())
         order: Any = {"weights": corpus.weights, "lengths": Coded.lengths}
-        return loaders(self.coded, self.held_out, partial(collate, config=self.talker.config), self.settings, **order)
+        return loaders(
+            self.coded, self.held_out, partial(collate, config=self.talker.config), self.settings, **order
+        )
 
     def _coded(self, samples: Sequence[Sample], key: list[Any]) -> Coded:
-        speaker = partial(_number, {name: number for number, name in enumerate(self.voices)}) if self.voices else None
+        speaker = (
+            partial(_number, {name: number for number, name in enumerate(self.voices)})
+            if self.voices
+            else None
+        )
         parts = (self.talker, self.tokenizer, self.codec, self.think, self.settings, self.inputs.run.device)
         return build_coded(self.inputs.coded, samples, key, code(samples, *parts), speaker)
 
     def prepare(self) -> dict[str, Fact]:
         """How long each token is spoken, in closed form."""
-        said = self.coded.items
-        error = self.talker.pace.fit([item.text_ids for item in said.values()], said.num_frames().tolist())
-        self.pace_error = Fact(error, len(said))
+        items = self.coded.items
+        error = self.talker.pace.fit([item.text_ids for item in items.values()], items.num_frames().tolist())
+        self.pace_error = Fact(error, len(items))
         return {}
 
     def checks(self) -> dict[str, Fact]:
-        """Whether the codes that were kept are those of this codec, and whether speech ends where it is taught to."""
-        known, run, said = self.inputs.place(store.load(self.inputs.needed["codec"])), self.inputs.run, self.coded.items
+        """Whether the codes that were kept are those of this codec, and whether speech ends where it is
+        taught to."""
+        codec, run, items = (
+            self.inputs.place(store.load(self.inputs.needed["codec"])),
+            self.inputs.run,
+            self.coded.items,
+        )
         return {
-            **labels.stale(said, self.corpus.train, known, run),
-            **labels.speech_ends(self.speech, list(islice(said.values(), CODED_AT_ONCE)), run),
+            **labels.stale(items, self.corpus.train, codec, run),
+            **labels.speech_ends(self.speech, list(islice(items.values(), CODED_AT_ONCE)), run),
         }
 
     def save(self, folder: Path) -> None:
@@ -161,14 +187,18 @@ class TalkerTraining(Training[TalkerSettings]):
         if self.thinker is not None:
             store.save(self.thinker, folder / "thinker")
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Whether its codes follow the text, and how well our own ears understand what it says freely."""
         inputs, held_out = self.inputs, self.held_out.items
         voice = Voice(self.talker, self.codec, self.tokenizer, think=self.think, names=self.voices)
         ears = inputs.place(store.load(inputs.needed["hearing"]))
         pad_s = store.extra_of(inputs.needed["hearing"]).get("pad_s", PAD_S)
         facts = {"pace_error_frames": self.pace_error, **swap(self.speech, [*held_out.values()], inputs.run)}
-        limits: dict[str, Any] = {"most": self.settings.eval_items, "max_s": self.settings.max_s, "album": album}
+        limits: dict[str, Any] = {
+            "most": self.settings.eval_items,
+            "max_s": self.settings.max_s,
+            "stage_samples": stage_samples,
+        }
         return facts | free_speech(voice, ears, pad_s, self.corpus.valid, held_out, **limits)
 
 
@@ -209,16 +239,25 @@ def code(
     settings: TalkerSettings,
     device: torch.device,
 ) -> Iterator[tuple[int, TalkerItem | DataError]]:
-    """The speech of all samples as codes with what the Thinker thinks of the words, by the samples' numbers; of those that can't be read
-    the error.
+    """The speech of all samples as codes with what the Thinker thinks of the words, by the samples' numbers;
+    of those that can't be read the error.
 
-    Batches hold speech of equally many code frames, and texts of equally many tokens: there is no padding that could round a row otherwise
-    than alone. They are drawn from windows of samples, whose spectra are what is in memory.
+    Batches hold speech of equally many code frames, and texts of equally many tokens: there is no padding
+    that could round a row otherwise than alone. They are drawn from windows of samples, whose spectra are
+    what is in memory.
 
     Takes   device: where codec and Thinker lie. Items lie on the CPU, as those of other datasets do.
     """
     nothing_kept = Cache(0)  # each is read once
-    utterances = Utterances(samples, codec.config.mel, downsample=0, pad_s=0.0, max_text_len=0, max_s=settings.max_s, cache=nothing_kept)
+    utterances = Utterances(
+        samples,
+        codec.config.mel,
+        downsample=0,
+        pad_s=0.0,
+        max_text_len=0,
+        max_s=settings.max_s,
+        cache=nothing_kept,
+    )
     window: dict[int, Tensor | DataError] = {}
     held_bytes = 0
     for index in range(len(samples)):
@@ -244,24 +283,24 @@ def code(
 
 def _codes(mels: Mapping[int, Tensor], codec: Codec, device: torch.device) -> dict[int, Tensor]:
     """Codes (K, F) of spectra (frames, M), by their numbers."""
-    found: dict[int, Tensor] = {}
+    codes: dict[int, Tensor] = {}
     stride = codec.config.stride_frames
     for numbers in _alike({number: -(-len(mel) // stride) for number, mel in mels.items()}):
         frames_B = torch.tensor([len(mels[number]) for number in numbers])
         mel_BFM = torch.nn.utils.rnn.pad_sequence([mels[number] for number in numbers], batch_first=True)
         codes_BKF = codec.encode(mel_BFM.to(device), frames_B.to(device)).cpu()
-        found |= {number: codes_KF.clone() for number, codes_KF in zip(numbers, codes_BKF, strict=True)}
-    return found
+        codes |= {number: codes_KF.clone() for number, codes_KF in zip(numbers, codes_BKF, strict=True)}
+    return codes
 
 
 def _thoughts(ids: Mapping[int, list[int]], think: Think, device: torch.device) -> dict[int, Tensor]:
     """Hidden states (T, D) of texts, by their numbers."""
-    found: dict[int, Tensor] = {}
+    hidden: dict[int, Tensor] = {}
     for numbers in _alike({number: len(row) for number, row in ids.items()}):
         ids_BT = torch.tensor([ids[number] for number in numbers], device=device)
         hidden_BTD = think(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)).cpu()
-        found |= {number: hidden_TD.clone() for number, hidden_TD in zip(numbers, hidden_BTD, strict=True)}
-    return found
+        hidden |= {number: hidden_TD.clone() for number, hidden_TD in zip(numbers, hidden_BTD, strict=True)}
+    return hidden
 
 
 def _alike(lengths: Mapping[int, int]) -> Iterator[list[int]]:
@@ -332,7 +371,13 @@ STAGE = Stage(
             at_least=0.8,
             source="SPEC 7 asks 0.95 of the quickstart",
         ),
-        Gate("ends", "ended", "it does not end by itself: check the end symbol's labels", at_least=0.9, source="SPEC M-D"),
+        Gate(
+            "ends",
+            "ended",
+            "it does not end by itself: check the end symbol's labels",
+            at_least=0.9,
+            source="SPEC M-D",
+        ),
         held_out_gap(2.0, "nats a frame"),
     ),
     enough=256,

@@ -19,11 +19,11 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import exhibits, labels
-from muomni.evaluate.album import Album
+from muomni.evaluate import labels, sample_writers
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.metrics import bits_per_byte, unigram_entropy
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import CAUSAL, LABELS, PACKING, held_out_gap
 from muomni.models import store
 from muomni.models.decoder import Decoder, DecoderConfig
@@ -40,8 +40,10 @@ from muomni.train.objectives.symbols import targets
 class ThinkerSettings(StageSettings):
     """Settings of stage thinker.
 
-    model           its vocab_size is the most that the tokenizer may learn; ctx_len the longest sequence it will ever read
-    row_len         positions of a packed training row; None: ctx_len. Short rows give more updates a token, which binding needs (SPEC 7)
+    model           its vocab_size is the most that the tokenizer may learn; ctx_len the longest sequence it
+                    will ever read
+    row_len         positions of a packed training row; None: ctx_len. Short rows give more updates a token,
+                    which binding needs (SPEC 7)
     packing         false: one document a row, padded
     tokenizer_data  more texts that the vocabulary, not the model, learns from
     """
@@ -54,8 +56,10 @@ class ThinkerSettings(StageSettings):
 
     def idle(self) -> dict[str, str]:
         """Beside those of all stages: what teaches a vocabulary, where that comes from elsewhere."""
-        known = {"tokenizer_data": "the vocabulary is that of `init_from`"} if self.init_from is not None else {}
-        return {**super().idle(), **known}
+        idle_options = (
+            {"tokenizer_data": "the vocabulary is that of `init_from`"} if self.init_from is not None else {}
+        )
+        return {**super().idle(), **idle_options}
 
     @property
     def packs(self) -> bool:
@@ -75,20 +79,28 @@ class ThinkerSettings(StageSettings):
 
 
 class ThinkerTraining(Training[ThinkerSettings]):
-    """A byte-level vocabulary and a decoder from nothing, on packed documents; bits per byte of held-out text at the end."""
+    """A byte-level vocabulary and a decoder from nothing, on packed documents; bits per byte of held-out text
+    at the end."""
 
     def vocabulary(self) -> None:
         """The tokenizer: that of the weights it starts from, else one learned from the training texts."""
         settings, corpus = self.settings, self.corpus
         if any(source.weight != 1.0 for source in settings.data):
-            raise ConfigError("thinker.data: weight has no effect on packed text", hint="leave it out, or name the file twice")
+            raise ConfigError(
+                "thinker.data: weight has no effect on packed text",
+                hint="leave it out, or name the file twice",
+            )
         if settings.mix_temperature is not None:
             hint = "leave it out, or name the small files twice"
             raise ConfigError("thinker.mix_temperature has no effect on packed text", hint=hint)
         if not corpus.valid:
-            raise ConfigError("thinker: nothing is held out, so nothing can be proven", hint="set val_split above 0")
-        known = initial_weights.tokenizer(settings.init_from, self.inputs.base)
-        self.tokenizer = known or Tokenizer.train(_texts(settings, self.inputs, corpus), settings.model.vocab_size)
+            raise ConfigError(
+                "thinker: nothing is held out, so nothing can be proven", hint="set val_split above 0"
+            )
+        tokenizer = initial_weights.tokenizer(settings.init_from, self.inputs.base)
+        self.tokenizer = tokenizer or Tokenizer.train(
+            _texts(settings, self.inputs, corpus), settings.model.vocab_size
+        )
         self.words = str(self.tokenizer)
 
     def wire(self) -> tuple[NextToken, dict[str, nn.Module]]:
@@ -103,7 +115,9 @@ class ThinkerTraining(Training[ThinkerSettings]):
         row_len = settings.row_len or settings.model.ctx_len
         sides = (("train", self.corpus.train), ("valid", self.corpus.valid))
         self.tokens = {name: TokenCorpus.build(cache, samples, self.tokenizer) for name, samples in sides}
-        self.rows = {name: Rows(part.pack(row_len, single=not settings.packing)) for name, part in self.tokens.items()}
+        self.rows = {
+            name: Rows(part.pack(row_len, single=not settings.packing)) for name, part in self.tokens.items()
+        }
         return loaders(self.rows["train"], self.rows["valid"], collate_rows, settings)
 
     def checks(self) -> dict[str, Fact]:
@@ -115,8 +129,9 @@ class ThinkerTraining(Training[ThinkerSettings]):
         store.save(self.decoder, folder)
         self.tokenizer.save(folder, self.decoder.config.ctx_len)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
-        """Perplexity, bits per byte and accuracy of held-out text, against how often each token stands there."""
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
+        """Perplexity, bits per byte and accuracy of held-out text, against how often each token stands
+        there."""
         rows = self.rows["valid"]
         learned = [row.labels_T[row.labels_T != IGNORE] for row in (rows.packed[i] for i in range(len(rows)))]
         batches = [collate_rows([rows.item(i, np.random.default_rng(0))]) for i in range(len(rows))]
@@ -125,7 +140,7 @@ class ThinkerTraining(Training[ThinkerSettings]):
         floor_nats = unigram_entropy(np.concatenate(learned).tolist())
         bits, floor_bits = (bits_per_byte(each * count, num_bytes) for each in (nats, floor_nats))
         shown = [text for sample in self.corpus.valid for text in [*_words([sample])][-1:]]
-        exhibits.texts(album, self.decoder, self.tokenizer, shown)
+        sample_writers.texts(stage_samples, self.decoder, self.tokenizer, shown)
         return {
             "nats_per_token": Fact(nats, count, None, floor_nats),
             "perplexity": Fact(perplexity(nats), count, None, perplexity(floor_nats)),
@@ -136,7 +151,8 @@ class ThinkerTraining(Training[ThinkerSettings]):
 
 
 def _experts(objective: NextToken, batches: Sequence[SequenceBatch], inputs: Inputs) -> dict[str, Fact]:
-    """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a token goes through."""
+    """How much the experts are used by held-out text, 1 where all are used alike, and how many parameters a
+    token goes through."""
     objective.eval()
     on_device = [batch.to(inputs.run.device) for batch in batches]
     used_LE = torch.stack([objective.expert_use(batch) for batch in on_device]).sum(0)
@@ -160,14 +176,22 @@ def _texts(settings: ThinkerSettings, inputs: Inputs, corpus: readers.Corpus) ->
     yield from _words(corpus.train)
     if settings.tokenizer_data:
         quarantine = Quarantine(None, settings.quarantine_limit)
-        others = readers.load(settings.tokenizer_data, base=inputs.base, val_split=0.0, seed=settings.seed, quarantine=quarantine)
+        others = readers.load(
+            settings.tokenizer_data,
+            base=inputs.base,
+            val_split=0.0,
+            seed=settings.seed,
+            quarantine=quarantine,
+        )
         yield from _words(others.train)
 
 
 def _words(samples: Sequence[Sample]) -> Iterator[str]:
     """All texts of samples."""
     for one in indexed.texts(samples):
-        yield from [one] if isinstance(one, str) else [message.text for message in one.messages if message.text]
+        yield from (
+            [one] if isinstance(one, str) else [message.text for message in one.messages if message.text]
+        )
 
 
 def assume(settings: ThinkerSettings, context: int, words: list[str], folder: Path) -> list[assumed.Row]:

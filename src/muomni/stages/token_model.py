@@ -1,4 +1,5 @@
-"""What rows and mmpt share: a language model with rows for media tokens, tasks over a token space, their proof."""
+"""What rows and mmpt share: a language model with rows for media tokens, tasks over a token space, their
+proof."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from muomni.data.tokenized.index import ShardSet
 from muomni.data.tokenized.make import ShardSettings, name_of, shard_corpus
 from muomni.errors import ConfigError
 from muomni.evaluate import token_ablations, token_labels, token_samples
-from muomni.evaluate.album import Album
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
+from muomni.evaluate.samples import StageSamples
 from muomni.models import rows
-from muomni.models.base import Base
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
+from muomni.models.reference import NetworkReference
 from muomni.models.rows import TokenModel
 from muomni.stages.stage import Inputs, StageSettings, Training, demand_tasks, loaders
 from muomni.tokens.bpe import Tokenizer
@@ -48,14 +49,17 @@ NEW_ROWS = ("*.new_embed", "*.new_head")
 class TokenSettings(StageSettings):
     """Settings of a stage whose model reads and writes media tokens.
 
-    tasks         weight of each task in the loss and in what is drawn; those that are left out are not taught. i2t and a2t
-                  read an image or a sound, t2i and t2a write one, text replays `replay`
+    tasks         weight of each task in the loss and in what is drawn; those that are left out are not
+                  taught. i2t and a2t read an image or a sound, t2i and t2a write one, text replays `replay`
     replay        texts beside the tasks, so that the language stays
     ramp_steps    updates over which the weight of tasks that write media rises from 0
     max_seq_len   most positions of a row; a longer sample is left out and counted, nothing is cut
-    legal_loss    the probability of a target is shared by the ids that may stand there alone; false: by all ids
-    regression_texts  texts that forgetting is measured by; none: those that the language model's own stage held out
-    checked_tasks  tasks of the data whose pictures show one object of the toy world: a checker by rules judges what is drawn
+    legal_loss    the probability of a target is shared by the ids that may stand there alone; false: by all
+                  ids
+    regression_texts  texts that forgetting is measured by; none: those that the language model's own stage
+                      held out
+    checked_tasks  tasks of the data whose pictures show one object of the toy world: a checker by rules
+                   judges what is drawn
     """
 
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0}
@@ -71,7 +75,9 @@ class TokenSettings(StageSettings):
         if not self.tasks or min(self.tasks.values()) <= 0:
             raise ValueError("tasks: expected at least one with a weight above 0, e.g. {i2t: 1.0}")
         if (TEXT in self.tasks) != bool(self.replay):
-            raise ValueError("tasks: text needs texts to `replay`, and those have an effect with task text alone")
+            raise ValueError(
+                "tasks: text needs texts to `replay`, and those have an effect with task text alone"
+            )
         return self
 
     def idle(self) -> dict[str, str]:
@@ -124,8 +130,9 @@ class TokenSettings(StageSettings):
         return "t2a" in self.tasks
 
 
-def without_dtype(base: Base | None, setting: str) -> dict[str, str]:
-    """The number format among a setting's options without effect: what it names is opened in one of its own."""
+def without_dtype(base: NetworkReference | None, setting: str) -> dict[str, str]:
+    """The number format among a setting's options without effect: what it names is opened in one of its
+    own."""
     return {} if base is None else {f"{setting}.dtype": "it is opened in its own number format"}
 
 
@@ -148,7 +155,9 @@ class TokenTraining(Training[T]):
         """Refuses tasks that no sample has."""
         demand_tasks(self.corpus, checked_tasks=self.settings.checked_tasks)
 
-    def opened(self, decoder: Decoder, tokenizer: Tokenizer, codecs: Sequence[Codec], space: TokenSpace) -> TokenModel:
+    def opened(
+        self, decoder: Decoder, tokenizer: Tokenizer, codecs: Sequence[Codec], space: TokenSpace
+    ) -> TokenModel:
         """The model of a space upon a decoder, and what turns samples into its ids."""
         self.tokenizer, self.codecs = tokenizer, list(codecs)
         self.unified = UnifiedTokenizer(tokenizer, space, self.codecs)
@@ -165,15 +174,22 @@ class TokenTraining(Training[T]):
         """The objective; `frozen`: the language model rests, and no checkpoint holds it."""
         settings = self.settings
         weights = {str(task): weight for task, weight in settings.tasks.items()}
-        late: dict[str, int] = {name: settings.ramp_steps for name in ("t2i", "t2a") if name in settings.tasks and settings.ramp_steps}
+        late: dict[str, int] = {
+            name: settings.ramp_steps
+            for name in ("t2i", "t2a")
+            if name in settings.tasks and settings.ramp_steps
+        }
         legal = choices(self.model.space, self.unified.words) if settings.legal_loss else None
         given = ("decoder.decoder.",) if frozen else ()
-        return self.inputs.place(TokenTasks(self.model, weights, legal=legal, ramp=late, given=given))
+        return self.inputs.place(TokenTasks(self.model, weights, legal=legal, ramp=late, frozen_parts=given))
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
-        """The samples as ids, made once and kept as shards in the stage's folder, and the texts that are replayed."""
+        """The samples as ids, made once and kept as shards in the stage's folder, and the texts that are
+        replayed."""
         settings, space = self.settings, self.model.space
-        how = ShardSettings(val_split=settings.val_split, seed=settings.seed, bad_limit=settings.quarantine_limit)
+        how = ShardSettings(
+            val_split=settings.val_split, seed=settings.seed, bad_limit=settings.quarantine_limit
+        )
         shards = self.inputs.folder / "shards" / f"{name_of(self.corpus)[:12]}-{space.hash[:12]}"
         shard_corpus(self.corpus, shards, lambda: self.unified, how)
         longest = min(settings.max_seq_len, self.model.ctx_len)
@@ -183,19 +199,24 @@ class TokenTraining(Training[T]):
         for side in ("train", "valid"):
             self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])
         self._demand_tasks(names)
-        weights = shares(self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()})
+        weights = shares(
+            self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()}
+        )
         by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
 
     def _by_row(self, shares_of: Sequence[tuple[float, int]]) -> list[float]:
-        """The weight of each training row: that of its task, shared by the weights of the sources of its samples."""
+        """The weight of each training row: that of its task, shared by the weights of the sources of its
+        samples."""
         rows_of, given = self.sides["train"], self.corpus.weights
         own = np.array([given[rows_of.sample(place)] for place in range(len(rows_of.places))])
         found: list[float] = []
         for weight, size in shares_of:
             here = own[len(found) : len(found) + size]
-            found += (weight * here / here.mean()).tolist() if len(here) else [weight] * size  # replayed texts come last
+            found += (
+                (weight * here / here.mean()).tolist() if len(here) else [weight] * size
+            )  # replayed texts come last
         return found
 
     def _replayed(self, longest: int) -> dict[str, Rows | None]:
@@ -203,14 +224,23 @@ class TokenTraining(Training[T]):
         if not settings.replay:
             return {"train": None, "valid": None}
         quarantine = Quarantine(None, settings.quarantine_limit)
-        corpus = readers.load(settings.replay, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        corpus = readers.load(
+            settings.replay,
+            base=inputs.base,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
+        )
         found: dict[str, Rows | None] = {}
         for side, samples in (("train", corpus.train), ("valid", corpus.valid)):
             texts = [sample for sample in samples if not sample.media]
             tokens = TokenCorpus.build(inputs.folder / "tokens", texts, self.tokenizer) if texts else None
             found[side] = None if tokens is None else Rows(tokens.pack(longest, single=True))
         if found["train"] is None:
-            raise ConfigError("replay: no sample without media to learn from", hint="name sources of texts, or leave task text out")
+            raise ConfigError(
+                "replay: no sample without media to learn from",
+                hint="name sources of texts, or leave task text out",
+            )
         return found
 
     def _demand_tasks(self, names: Sequence[str]) -> None:
@@ -219,7 +249,8 @@ class TokenTraining(Training[T]):
         if lost := [name for name in names if not blocks[name]]:
             media = ", ".join(sorted({TASKS[name].medium for name in lost}))
             raise ConfigError(
-                f"tasks: no sample serves {', '.join(lost)}", hint=f"data with {media} and one text each, or leave the task out"
+                f"tasks: no sample serves {', '.join(lost)}",
+                hint=f"data with {media} and one text each, or leave the task out",
             )
 
     def prepare(self) -> dict[str, Fact]:
@@ -232,7 +263,10 @@ class TokenTraining(Training[T]):
         before = Forgetting(alone, texts.samples, self.tokenizer, cache, inputs.run)
         self.forgetting = Forgetting(NextToken(self.model), texts.samples, self.tokenizer, cache, inputs.run)
         self.forgetting.start = before.start
-        self.read_before = token_ablations.reading(self.objective, self.sides["valid"], inputs.run, settings.eval_items)  # type: ignore[arg-type]
+        objective: Any = self.objective
+        self.read_before = token_ablations.reading(
+            objective, self.sides["valid"], inputs.run, settings.eval_items
+        )
         return {**texts.fact(), **self.forgetting.before()}
 
     def _texts(self) -> Texts:
@@ -241,17 +275,26 @@ class TokenTraining(Training[T]):
             return own_texts(self.text_folder, inputs.base, settings.eval_items)
         quarantine = Quarantine(None, settings.quarantine_limit)
         found = readers.load(
-            settings.regression_texts, base=inputs.base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine
+            settings.regression_texts,
+            base=inputs.base,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            quarantine=quarantine,
         )
-        return Texts([sample for sample in found.valid or found.train if not sample.media], "named in regression_texts")
+        return Texts(
+            [sample for sample in found.valid or found.train if not sample.media], "named in regression_texts"
+        )
 
     def checks(self) -> dict[str, Fact]:
         """The rows, against the samples that they were made from."""
         train, valid, corpus = self.sides["train"], self.sides["valid"], self.corpus
         found = token_labels.facts(train, corpus.train, self.unified)
-        return {**found, "shard_leaks": token_labels.leaks(train.shards, valid.shards, corpus.train, corpus.valid)}
+        return {
+            **found,
+            "shard_leaks": token_labels.leaks(train.shards, valid.shards, corpus.train, corpus.valid),
+        }
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Nats of each task, whether media and prompts are used, what is written, and what was forgotten."""
         self.model.eval()
         rows_of, run, most = self.sides["valid"], self.inputs.run, self.settings.eval_items
@@ -259,8 +302,14 @@ class TokenTraining(Training[T]):
         facts = token_ablations.facts(objective, rows_of, run, most)
         samples, longest = self.corpus.valid, self.longest()
         checked = self.settings.checked_tasks
-        facts |= token_samples.facts(self.model, self.unified, rows_of, samples, checked, longest, most, album, self.judge())
-        changes = [facts[f"{task}_nats"].value / before - 1 for task, before in self.read_before.items() if f"{task}_nats" in facts]
+        facts |= token_samples.facts(
+            self.model, self.unified, rows_of, samples, checked, longest, most, stage_samples, self.judge()
+        )
+        changes = [
+            facts[f"{task}_nats"].value / before - 1
+            for task, before in self.read_before.items()
+            if f"{task}_nats" in facts
+        ]
         if changes:
             facts["reading_change"] = Fact(max(changes), len(changes))
         facts |= _writing(facts)
@@ -297,24 +346,33 @@ def place(codec: Codec, inputs: Inputs) -> None:
 
 
 def _writing(facts: Mapping[str, Fact]) -> dict[str, Fact]:
-    """The nats of what is written as a share of those of a blind choice, the largest of the tasks that write a medium."""
+    """The nats of what is written as a share of those of a blind choice, the largest of the tasks that write
+    a medium."""
     told = [facts[name] for name in ("t2i_nats", "t2a_nats") if name in facts]
     shares = [fact.value / fact.floor for fact in told if fact.floor]
-    return {"written_share": Fact(max(shares), sum(fact.n or 0 for fact in told), None, 1.0)} if shares else {}
+    return (
+        {"written_share": Fact(max(shares), sum(fact.n or 0 for fact in told), None, 1.0)} if shares else {}
+    )
 
 
 def open_codecs(
-    named: Mapping[str, Base], codebooks: Mapping[str, int | None], layout: str, inputs: Inputs
+    named: Mapping[str, NetworkReference], codebooks: Mapping[str, int | None], layout: str, inputs: Inputs
 ) -> tuple[list[Codec], list[CodecEntry], dict[str, dict[str, Any]]]:
-    """The codecs of a stage, what the token space stores of each, and how its folder names them, by modality."""
+    """The codecs of a stage, what the token space stores of each, and how its folder names them, by
+    modality."""
     codecs, entries, told = [], [], {}
     for modality, base in named.items():
         folder = base.locate(inputs.needed, inputs.base)
         codec = open_codec(folder, codebooks.get(modality), inputs.run.device)
         if codec.modality != modality:
-            raise ConfigError(f"{modality}_codec: {folder} is a codec of {codec.modality}s", hint="name a codec of the right medium")
+            raise ConfigError(
+                f"{modality}_codec: {folder} is a codec of {codec.modality}s",
+                hint="name a codec of the right medium",
+            )
         place(codec, inputs)
         codecs.append(codec)
-        entries.append(CodecEntry.of(codec, name=base.name, layout="interleaved" if codec.codebooks == 1 else layout))
-        told[modality] = base.told(folder, is_stage=base.name in inputs.needed)
+        entries.append(
+            CodecEntry.of(codec, name=base.name, layout="interleaved" if codec.codebooks == 1 else layout)
+        )
+        told[modality] = base.describe(folder, is_stage=base.name in inputs.needed)
     return codecs, entries, told

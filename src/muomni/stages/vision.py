@@ -18,12 +18,12 @@ from muomni.data.pictures import Captioned, PictureAugment, Pictures
 from muomni.data.readers import Corpus
 from muomni.data.source import Source
 from muomni.errors import ConfigError
-from muomni.evaluate import exhibits
-from muomni.evaluate.album import Album
-from muomni.evaluate.eyes import Eyes
+from muomni.evaluate import sample_writers
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
+from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import SIGHT, held_out_gap
+from muomni.evaluate.vision_evaluation import VisionEvaluation
 from muomni.models import pretrained, store
 from muomni.models.decoder import Decoder
 from muomni.models.text_tower import TextTower, TextTowerConfig
@@ -40,10 +40,12 @@ class VisionSettings(StageSettings):
     """Settings of stage vision.
 
     text              the caption's tower; its vocabulary comes from the tokenizer
-    word_loss_weight  of the loss that predicts a token of the caption from the summary and the surest patch; 0: no such loss
+    word_loss_weight  of the loss that predicts a token of the caption from the summary and the surest patch;
+                      0: no such loss
     num_negatives     false captions a picture, where the data have them
     probe_data        pictures with attributes in `extra`, for linear probes of the vision tower's features
-    zero_shot_tasks   tasks whose captions are classes: held-out pictures are to find their own among all of the task's captions
+    zero_shot_tasks   tasks whose captions are classes: held-out pictures are to find their own among all of
+                      the task's captions
     """
 
     model: VisionEncoderConfig = VisionEncoderConfig()
@@ -62,19 +64,23 @@ class VisionSettings(StageSettings):
     }
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all stages: sizes of a caption's tower that its kind does not have, or that others decide."""
-        found = {
+        """Beside those of all stages: sizes of a caption's tower that its kind does not have, or that others
+        decide."""
+        idle_options = {
             "text.vocab_size": "it is the tokenizer's: set vocab_size of the stage",
             "text.source_width": "it is the Thinker's width",
         }
         if self.text.kind == "thinker":
-            found["vocab_size"] = "the Thinker's tokenizer reads the captions"
-            found["text.width"] = "the tower is as wide as the Thinker"
+            idle_options["vocab_size"] = "the Thinker's tokenizer reads the captions"
+            idle_options["text.width"] = "the tower is as wide as the Thinker"
         if self.text.kind != "transformer":
-            found |= dict.fromkeys(("text.layers", "text.heads", "text.ffn_width"), f"a text tower of kind {self.text.kind} has no blocks")
+            idle_options |= dict.fromkeys(
+                ("text.layers", "text.heads", "text.ffn_width"),
+                f"a text tower of kind {self.text.kind} has no blocks",
+            )
         if not self.probe_data:
-            found["probe_keys"] = "there is no `probe_data`"
-        return {**super().idle(), **found}
+            idle_options["probe_keys"] = "there is no `probe_data`"
+        return {**super().idle(), **idle_options}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -109,12 +115,16 @@ def collate(items: list[Captioned]) -> VisionBatch:
 
 
 class VisionTraining(Training[VisionSettings]):
-    """Pictures beside their captions, two towers, InfoNCE; retrieval, changed attributes and probes at the end."""
+    """Pictures beside their captions, two towers, InfoNCE; retrieval, changed attributes and probes at the
+    end."""
 
     def vocabulary(self) -> None:
-        """The tokenizer: the Thinker's, that of the weights it starts from, or one learned from the captions."""
+        """The tokenizer: the Thinker's, that of the weights it starts from, or one learned from the
+        captions."""
         settings, inputs, corpus = self.settings, self.inputs, self.corpus
-        named = {f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")}
+        named = {
+            f"augment.{name}": getattr(settings.augment, name) for name in ("flip_tasks", "shift_only_tasks")
+        }
         demand_tasks(corpus, zero_shot_tasks=settings.zero_shot_tasks, **named)
         if settings.num_negatives and not any(sample.negatives for sample in corpus.train):
             hint = "leave it out, or give rows `negatives`"
@@ -123,12 +133,12 @@ class VisionTraining(Training[VisionSettings]):
             self.tokenizer = pretrained.open_tokenizer(inputs.needed["thinker"])
             initial_weights.demand_tokenizer(settings.init_from, inputs.base, self.tokenizer, "thinker")
         else:
-            known = initial_weights.tokenizer(settings.init_from, inputs.base)
-            self.tokenizer = known or Tokenizer.train(_texts(corpus), settings.vocab_size)
+            tokenizer = initial_weights.tokenizer(settings.init_from, inputs.base)
+            self.tokenizer = tokenizer or Tokenizer.train(_texts(corpus), settings.vocab_size)
         self.words = str(self.tokenizer)
 
     def wire(self) -> tuple[Contrast, dict[str, nn.Module]]:
-        """Two towers; that of the captions may stand upon the Thinker."""
+        """Two towers; that of the captions may stand on the Thinker."""
         settings, place, reader = self.settings, self.inputs.place, None
         shape = {"vocab_size": self.tokenizer.vocab_size}
         if settings.text.kind == "thinker":
@@ -154,12 +164,16 @@ class VisionTraining(Training[VisionSettings]):
         store.save(self.towers.text, folder / "text_tower")
         self.tokenizer.save(folder)
 
-    def measure(self, fitted: Fitted, album: Album) -> dict[str, Fact]:
+    def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Retrieval, pictures told from others by one attribute, classes, linear probes."""
         settings, held_out = self.settings, self.held_out
-        eyes = Eyes(self.towers, self.inputs.run)
-        exhibits.pictures(album, eyes, held_out)
-        facts = {**eyes.retrieval(held_out), **eyes.changed(held_out), **eyes.classes(held_out, settings.zero_shot_tasks)}
+        eyes = VisionEvaluation(self.towers, self.inputs.run)
+        sample_writers.pictures(stage_samples, eyes, held_out)
+        facts = {
+            **eyes.retrieval(held_out),
+            **eyes.changed(held_out),
+            **eyes.classes(held_out, settings.zero_shot_tasks),
+        }
         if settings.probe_data:
             probes = self.inputs.corpus(settings.model_copy(update={"data": settings.probe_data}))
             size = settings.model.image_size
@@ -171,8 +185,14 @@ class VisionTraining(Training[VisionSettings]):
 def _texts(corpus: Corpus) -> Iterator[str]:
     """The captions that the vocabulary learns from, false ones too."""
     for row in indexed.rows(corpus.train):
-        said = next((turn["content"] for turn in reversed(row["messages"]) if turn["role"] == "assistant"), "")
-        yield said if isinstance(said, str) else "".join([part["text"] for part in said if part["type"] == "text"])
+        said = next(
+            (turn["content"] for turn in reversed(row["messages"]) if turn["role"] == "assistant"), ""
+        )
+        yield (
+            said
+            if isinstance(said, str)
+            else "".join([part["text"] for part in said if part["type"] == "text"])
+        )
         yield from [false["text"] for false in row["negatives"]]
 
 

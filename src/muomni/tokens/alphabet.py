@@ -16,7 +16,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Alphabet:
-    """blank 0, ASCII 32-126 as 1..95, newline 96, tab 97, unk 98. Source: SPEC M-B (the original's 98 is off by one)."""
+    """blank 0, ASCII 32-126 as 1..95, newline 96, tab 97, unk 98. Source: SPEC M-B (the original's 98 is off
+    by one)."""
 
     blank = BLANK
     unk = UNK
@@ -58,5 +59,6 @@ def collapse(path: Sequence[int]) -> list[int]:
 
 
 def min_frames(ids: Sequence[int]) -> int:
-    """The fewest frames in which CTC can write these symbols: one each, and a blank between two equal neighbours."""
+    """The fewest frames in which CTC can write these symbols: one each, and a blank between two equal
+    neighbours."""
     return len(ids) + sum(a == b for a, b in pairwise(ids))

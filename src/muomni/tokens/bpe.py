@@ -18,12 +18,13 @@ from tokenizers.trainers import BpeTrainer
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError
-from muomni.tokens.marks import OWN, SPECIAL, Marks, Medium
+from muomni.tokens.special_tokens import OWN, SPECIAL, MediaTokens, SpecialTokens
 
 NUM_BYTES = 256
 TEXTS_AT_ONCE = 1024
 LETTERS_HELD = 1 << 19  # of words whose ids are remembered: some 10 MB
-# Where ByteLevel cuts ASCII texts; each piece alone is cut nowhere. Source: GPT-2's pattern, as tokenizers has it.
+# Where ByteLevel cuts ASCII texts; each piece alone is cut nowhere. Source: GPT-2's pattern, as tokenizers
+# has it.
 WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 # What `chat.render` writes, for those who open the tokenizer with transformers.
 CHAT_TEMPLATE = (
@@ -33,8 +34,8 @@ CHAT_TEMPLATE = (
 
 
 GENERATION = "generation_config.json"  # where transformers stops, beside a language model's weights
-# Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before; the first too, since the library
-# would write it in another way (merges as pairs).
+# Files that travel with a tokenizer of another maker, so that it opens elsewhere as it did before; the first
+# too, since the library would write it in another way (merges as pairs).
 BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,16 +48,18 @@ BESIDE = (
 
 
 class Tokenizer:
-    """A byte-level BPE: ours, with the special ids first, or Qwen's (any that speaks ChatML), whose ids stay what they are.
+    """A byte-level BPE: ours, with the special ids first, or Qwen's (any that speaks ChatML), whose ids stay
+    what they are.
 
     Text never becomes a special id. Ours normalise nothing, so decode(encode(text)) == text.
     """
 
     def __init__(self, library: Library, beside: Mapping[str, str] | None = None) -> None:
-        # Text that spells "<|end|>" stays text. The library does not store this switch, so it is set on every way in.
+        # Text that spells "<|end|>" stays text. The library does not store this switch, so it is set on every
+        # way in.
         library.encode_special_tokens = True
         self._library = library
-        self.marks: Marks = _marks(library)
+        self.special_tokens: SpecialTokens = _marks(library)
         self.beside = dict(beside or {})  # files of another maker's, by name
         # One more than the highest id: a vocabulary of others may have holes.
         self.num_ids: int = 1 + max(library.get_vocab(with_added_tokens=True).values())
@@ -85,10 +88,15 @@ class Tokenizer:
             initial_alphabet=sorted(ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator(_in_lists(texts), trainer)  # a list at once: one text at a time, the counting waits for Python
+        library.train_from_iterator(
+            _in_lists(texts), trainer
+        )  # a list at once: one text at a time, the counting waits for Python
         size = library.get_vocab_size()
         if size < vocab_size:
-            warnings.warn(f"tokenizer: the corpus gave {size} tokens, asked were {vocab_size}; the vocabulary is {size}", stacklevel=2)
+            warnings.warn(
+                f"tokenizer: the corpus gave {size} tokens, asked were {vocab_size}; the vocabulary is {size}",
+                stacklevel=2,
+            )
         return cls(library)
 
     @classmethod
@@ -102,11 +110,15 @@ class Tokenizer:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: expected a tokenizer, got {type(error).__name__}", hint="point at a finished stage") from error
-        made = cls.from_json(text)
-        if not made.is_own:
-            made.beside = {name: (folder / name).read_bytes().decode() for name in BESIDE if (folder / name).is_file()}
-        return made
+            raise CheckpointError(
+                f"{path}: expected a tokenizer, got {type(error).__name__}", hint="point at a finished stage"
+            ) from error
+        tokenizer = cls.from_json(text)
+        if not tokenizer.is_own:
+            tokenizer.beside = {
+                name: (folder / name).read_bytes().decode() for name in BESIDE if (folder / name).is_file()
+            }
+        return tokenizer
 
     @classmethod
     def from_json(cls, text: str, beside: Mapping[str, str] | None = None) -> Tokenizer:
@@ -117,7 +129,7 @@ class Tokenizer:
     @property
     def is_own(self) -> bool:
         """Whether its vocabulary was made here."""
-        return self.marks is OWN
+        return self.special_tokens is OWN
 
     def to_json(self) -> str:
         """The whole tokenizer as the library's JSON; another maker's as it came."""
@@ -125,11 +137,14 @@ class Tokenizer:
         return text
 
     def save(self, folder: Path, ctx_len: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it); transformers opens the folder.
+        """Write tokenizer.json and tokenizer_config.json (another maker's: the files that came with it);
+        transformers opens the folder.
 
-        There `eos_token` is what generation stops at, which of ours is the end of a turn; documents end at <|eos|> all the same.
-        Takes   ctx_len: of the language model that lies in the folder. Ours then say too how long a sequence may be, and where transformers
-                stops writing (generation_config.json): without that it would write on after each answer.
+        There `eos_token` is what generation stops at, which of ours is the end of a turn; documents end at
+        <|eos|> all the same.
+        Takes   ctx_len: of the language model that lies in the folder. Ours then say too how long a sequence
+                may be, and where transformers stops writing (generation_config.json): without that it would
+                write on after each answer.
         """
         folder = Path(folder)
         for name, text in {"tokenizer.json": self.to_json(), **self.beside}.items():
@@ -137,7 +152,7 @@ class Tokenizer:
         if not self.is_own:
             return
         names = SPECIAL.names
-        roles = {"bos": SPECIAL.bos, "eos": self.marks.end, "unk": SPECIAL.unk, "pad": SPECIAL.pad}
+        roles = {"bos": SPECIAL.bos, "eos": self.special_tokens.end, "unk": SPECIAL.unk, "pad": SPECIAL.pad}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{f"{role}_token": names[index] for role, index in roles.items()},
@@ -147,11 +162,18 @@ class Tokenizer:
         }
         files.write_json(folder / "tokenizer_config.json", config)
         if ctx_len is not None:
-            ends = {"bos_token_id": SPECIAL.bos, "eos_token_id": list(self.marks.stops), "pad_token_id": SPECIAL.pad}
+            ends = {
+                "bos_token_id": SPECIAL.bos,
+                "eos_token_id": list(self.special_tokens.stops),
+                "pad_token_id": SPECIAL.pad,
+            }
             files.write_json(folder / GENERATION, {**ends, "max_length": ctx_len})
 
     def __reduce__(self) -> tuple[Callable[[str, Mapping[str, str]], Tokenizer], tuple[str, dict[str, str]]]:
-        return type(self).from_json, (self.to_json(), self.beside)  # the text that stands in both is pickled once
+        return type(self).from_json, (
+            self.to_json(),
+            self.beside,
+        )  # the text that stands in both is pickled once
 
     def __str__(self) -> str:
         return f"tokenizer of {self.vocab_size:,} tokens"
@@ -178,7 +200,10 @@ class Tokenizer:
         encoded = self.encode_whole([*new, *whole])
         known.update(zip(new, encoded))
         others = iter(encoded[len(new) :])
-        ids = [next(others) if words is None else [one for word in words for one in known[word]] for words in split]
+        ids = [
+            next(others) if words is None else [one for word in words for one in known[word]]
+            for words in split
+        ]
         self._held += sum(map(len, new))
         if self._held > LETTERS_HELD:
             self._ids, self._held = {}, 0
@@ -187,9 +212,14 @@ class Tokenizer:
     def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in one call of the library and without what it knows already."""
         try:
-            return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+            ]
         except (UnicodeEncodeError, TypeError) as error:
-            raise DataError("bad_text", "text: expected valid Unicode, got a lone surrogate", hint="clean the text") from error
+            raise DataError(
+                "bad_text", "text: expected valid Unicode, got a lone surrogate", hint="clean the text"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; specials are left out, bytes that are no UTF-8 become U+FFFD.
@@ -198,12 +228,15 @@ class Tokenizer:
         """
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.num_ids:
-            raise TokenRangeError(f"decode: expected ids in 0..{self.num_ids - 1}, got {min(ids)}..{max(ids)}")
+            raise TokenRangeError(
+                f"decode: expected ids in 0..{self.num_ids - 1}, got {min(ids)}..{max(ids)}"
+            )
         text: str = self._library.decode(ids, skip_special_tokens=True)
         return text
 
     def normal(self, text: str) -> str:
-        """The text that decode(encode(text)) gives: itself, but for vocabularies that normalise (Qwen's: NFC)."""
+        """The text that decode(encode(text)) gives: itself, but for vocabularies that normalise (Qwen's:
+        NFC)."""
         rule = self._library.normalizer
         return text if rule is None else str(rule.normalize_str(text))
 
@@ -221,18 +254,20 @@ def _in_lists(texts: Iterable[str]) -> Iterator[list[str]]:
         yield some
 
 
-def _marks(library: Library) -> Marks:
+def _marks(library: Library) -> SpecialTokens:
     """Our marks where they stand first; ChatML's as Qwen3 has them, by name.
 
     Raises  CheckpointError where the vocabulary has neither.
     """
-    found = [library.token_to_id(name) for name in SPECIAL.names]
-    if found == list(range(len(found))):
+    ids = [library.token_to_id(name) for name in SPECIAL.names]
+    if ids == list(range(len(ids))):
         return OWN
-    start, end, document = (library.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    start, end, document = (
+        library.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    )
     if start is None or end is None or document is None:
         raise CheckpointError(
-            f"tokenizer: expected the special ids 0..{len(found) - 1} first, got {found}; nor has it ChatML's <|im_start|>, <|im_end|>",
+            f"tokenizer: expected the special ids 0..{len(ids) - 1} first, got {ids}; nor has it ChatML's <|im_start|>, <|im_end|>",
             hint="train it with muomni, or give a Qwen3 checkpoint",
         )
 
@@ -240,15 +275,19 @@ def _marks(library: Library) -> Marks:
         return tuple(library.encode(text, add_special_tokens=False).ids)
 
     added = library.get_added_tokens_decoder()
-    first, pad, last = (library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
-    return Marks(
+    first, pad, last = (
+        library.token_to_id(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end")
+    )
+    return SpecialTokens(
         opening=(),
         headers={role: (start, *plain(f"{role}\n")) for role in ("system", "user", "assistant")},
         end=end,
         after=plain("\n"),
         bos=document,  # a document begins where another ended
         eos=document,
-        media={} if first is None or pad is None or last is None else {"image": Medium(first, pad, last)},
+        media={}
+        if first is None or pad is None or last is None
+        else {"image": MediaTokens(first, pad, last)},
         speech=None,
         words_from=0,
         words_to=min(added),
@@ -262,5 +301,6 @@ def _guarded(open_library: Callable[[], Any]) -> Any:
         return open_library()
     except Exception as error:
         raise CheckpointError(
-            f"tokenizer.json: expected a tokenizer, got {error}", hint="the file is broken; train or copy it again"
+            f"tokenizer.json: expected a tokenizer, got {error}",
+            hint="the file is broken; train or copy it again",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from muomni.errors import DataError, ShapeError
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.marks import Medium
+from muomni.tokens.special_tokens import MediaTokens
 
 IGNORE = -100
 
@@ -35,7 +35,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as a decoder reads it. labels[t] is ids[t] or IGNORE; the objective shifts. `tail` ids follow the last turn's end."""
+    """A conversation as a decoder reads it. labels[t] is ids[t] or IGNORE; the objective shifts. `tail` ids
+    follow the last turn's end."""
 
     ids: list[int]
     labels: list[int]
@@ -58,7 +59,7 @@ class _Writer:
         self.ids += ids
         self.labels += ids if learned else [IGNORE] * len(ids)
 
-    def media(self, kind: str, item: int, length: int, marks: Medium) -> None:
+    def media(self, kind: str, item: int, length: int, marks: MediaTokens) -> None:
         self.spans.append(Span(kind, item, len(self.ids) + 1, length))
         self.write([marks.start, *[marks.pad] * length, marks.end], learned=False)
 
@@ -70,15 +71,17 @@ def render(
     positions: Mapping[str, Sequence[int]] | None = None,
     reply: bool = False,
 ) -> Rendered:
-    """Each turn between its role's header and its end, as the tokenizer's marks say; learned are the assistant's text and its end id.
+    """Each turn between its role's header and its end, as the tokenizer's marks say; learned are the
+    assistant's text and its end id.
 
     Takes   positions: by modality, how many positions each medium fills, in the order of the conversation.
             An assistant's audio part is what it says aloud: one learned `speech` id, no position.
-            reply=True stops after the assistant's header (a last assistant turn is left out), ready to generate.
+            reply=True stops after the assistant's header (a last assistant turn is left out), ready to
+            generate.
     Gives   Rendered; a medium of N tokens costs N + 2 ids.
     Raises  ShapeError if the counts don't match the media; DataError (bad_row) on an unknown role or part.
     """
-    marks = tokenizer.marks
+    marks = tokenizer.special_tokens
     lengths, used = positions or {}, Counter[str]()
     writer = _Writer()
     writer.write(marks.opening, learned=False)
@@ -86,7 +89,10 @@ def render(
         messages = messages[:-1]
     for number, message in enumerate(messages):
         if message.role not in marks.headers:
-            raise DataError("bad_row", f"message {number}: expected a role of {', '.join(marks.headers)}, got {message.role!r}")
+            raise DataError(
+                "bad_row",
+                f"message {number}: expected a role of {', '.join(marks.headers)}, got {message.role!r}",
+            )
         learned = message.role == "assistant"
         writer.write(marks.headers[message.role], learned=False)
         if isinstance(message.content, str):
@@ -107,13 +113,16 @@ def render(
                     writer.media(kind, item, counts[item], medium)
                     used[kind] += 1
                 else:
-                    raise DataError("bad_row", f"message {number} ({message.role}): can't hold a part of type {kind!r} in this vocabulary")
+                    raise DataError(
+                        "bad_row",
+                        f"message {number} ({message.role}): can't hold a part of type {kind!r} in this vocabulary",
+                    )
         writer.write([marks.end], learned=learned)
         writer.write(marks.after, learned=False)
     for kind, counts in lengths.items():
         if used[kind] != len(counts):
-            wanted = f"{used[kind]} {kind} token counts, as many as the messages have"
-            raise ShapeError(f"render: expected {wanted}, got {len(counts)}")
+            expected = f"{used[kind]} {kind} token counts, as many as the messages have"
+            raise ShapeError(f"render: expected {expected}, got {len(counts)}")
     if reply:
         writer.write(marks.headers["assistant"], learned=False)
     return Rendered(writer.ids, writer.labels, writer.spans, 0 if reply else len(marks.after))
@@ -121,27 +130,32 @@ def render(
 
 def document(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text document between bos, from which its first word is predicted, and eos."""
-    return [tokenizer.marks.bos, *tokenizer.encode(text), tokenizer.marks.eos]
+    return [tokenizer.special_tokens.bos, *tokenizer.encode(text), tokenizer.special_tokens.eos]
 
 
 def fit(rendered: Rendered, ctx_len: int, *, shorten: bool = False) -> Rendered:
     """The same conversation in at most ctx_len ids.
 
-    A medium is never cut. With shorten=True the end of the last answer's text may go (at least half of it stays); its end id stays.
+    A medium is never cut. With shorten=True the end of the last answer's text may go (at least half of it
+    stays); its end id stays.
     Raises  DataError (too_long) if it can't fit.
     """
     excess = len(rendered) - ctx_len
     if excess <= 0:
         return rendered
     labels = rendered.labels
-    last = max((place for place, label in enumerate(labels) if label != IGNORE), default=-1)  # the end of the last answer's turn
+    last = max(
+        (place for place, label in enumerate(labels) if label != IGNORE), default=-1
+    )  # the end of the last answer's turn
     first = last
     while first > 0 and labels[first - 1] != IGNORE:
         first -= 1
     is_answer_last = last >= 0 and last + rendered.tail == len(rendered) - 1
     if not shorten or not is_answer_last or excess > (last - first) // 2:
         way_out = "" if shorten else "; shorten it or raise ctx_len"
-        raise DataError("too_long", f"conversation: expected at most {ctx_len} ids, got {len(rendered)}{way_out}")
+        raise DataError(
+            "too_long", f"conversation: expected at most {ctx_len} ids, got {len(rendered)}{way_out}"
+        )
     cut = slice(last - excess, last)
     ids, labels = list(rendered.ids), list(labels)
     del ids[cut], labels[cut]

@@ -124,7 +124,8 @@ class CodecEntry:
         return cls(**{**content, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
 
     def differences(self, codec: Codec) -> list[str]:
-        """A line for each thing in which a codec is another than this entry names; empty where it is the one."""
+        """A line for each thing in which a codec is another than this entry names; empty where it is the
+        one."""
         now = CodecEntry.of(codec, self.name, self.layout)
         pairs = ((field.name, getattr(self, field.name), getattr(now, field.name)) for field in fields(self))
         differ = [(name, _short(before), _short(after)) for name, before, after in pairs if before != after]
@@ -159,9 +160,9 @@ def encode_by_length(codec: Codec, media: Sequence[Tensor], *, most: int | None 
     """Codes (K, F) of clips or pictures, batched with others of exactly equal shape, in the order given.
 
     Never padded: a clip that is padded in a batch gets other codes than alone from EnCodec, Mimi and DAC,
-    whatever mask is given (tests/models/test_residual_codecs.py). What is left is the rounding of a batch's matrix
-    products, which can turn a code whose two nearest entries are equally near; evaluate.codec_audit measures it,
-    and most=1 rules it out.
+    whatever mask is given (tests/models/test_residual_codecs.py). What is left is the rounding of a batch's
+    matrix products, which can turn a code whose two nearest entries are equally near; evaluate.codec_audit
+    measures it, and most=1 rules it out.
 
     Takes   most: rows of a batch, None: as many as MOST_NUMBERS allows.
     Raises  as `Codec.encode`.
@@ -197,13 +198,16 @@ def check_media(codec: Codec, media: Tensor) -> None:
         raise DataError("nonfinite", f"{codec.kind}: the media hold NaN or infinite values")
     if codec.modality == "image" and media.numel() and (float(media.min()) < 0 or float(media.max()) > 1):
         span = f"{float(media.min()):.3g} to {float(media.max()):.3g}"
-        raise DataError("range", f"{codec.kind}: expected pictures in [0, 1], got {span}", hint="divide bytes by 255")
+        raise DataError(
+            "range", f"{codec.kind}: expected pictures in [0, 1], got {span}", hint="divide bytes by 255"
+        )
 
 
 def check_codes(codec: Codec, codes_BKF: Tensor) -> None:
     """Refuse codes that a codec can't decode.
 
-    Raises  ShapeError where they are not (B, K, F >= 1), or not an image's F; TokenRangeError naming the book.
+    Raises  ShapeError where they are not (B, K, F >= 1), or not an image's F; TokenRangeError naming the
+            book.
     """
     count, size = codec.codebooks, codec.codebook_size
     wanted = None if codec.grid is None else codec.grid[0] * codec.grid[1]

@@ -1,7 +1,8 @@
-"""What may be written next: the legal ids of each step of a text, an image or a sound, as a function of the step alone.
+"""What may be written next: the legal ids of each step of a text, an image or a sound, as a function of the
+step alone.
 
-The same sets serve twice: they restrict generation, so that everything written can be decoded, and they restrict the
-loss at each target position, so that no probability is spent on ids that can't stand there.
+The same sets serve twice: they restrict generation, so that everything written can be decoded, and they
+restrict the loss at each target position, so that no probability is spent on ids that can't stand there.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ Legal = tuple[range, ...]
 class Grammar:
     """One span from its start token to its end token: start, units of one id of each book, end.
 
-    A text has one book, its words, and a unit is a word; an image or a sound has K books, and a unit is a frame.
+    A text has one book, its words, and a unit is a word; an image or a sound has K books, and a unit is a
+    frame.
 
     start, end    the ids around the span
     pad           what a stream says before it begins and after it has ended
     books         the legal ids of each book
     least, most   units between start and end
-    lags          None: one stream, in which the books take turns; else the steps by which each stream starts late
+    lags          None: one stream, in which the books take turns; else the steps by which each stream starts
+                  late
     """
 
     start: int
@@ -63,8 +66,8 @@ class Grammar:
     def legal(self, step: int, stream: int = 0, end: int | None = None) -> Legal:
         """The ids that may stand in a step of a stream; none after the span.
 
-        Takes   end: the units after which stream 0 has said the end token; None: it has not. One stream needs it
-                only to know that the span is over.
+        Takes   end: the units after which stream 0 has said the end token; None: it has not. One stream needs
+                it only to know that the span is over.
         """
         if step == 0:
             return _only(self.start if stream == 0 else self.pad)
@@ -116,8 +119,8 @@ class Grammar:
     def first_illegal(self, ids: Tensor) -> int | None:
         """The first step at which a written span breaks the grammar, None where it is legal to its end.
 
-        Takes   ids (T,), or (K, T) for streams side by side, from the start token on. A span without an end breaks it
-                at its length.
+        Takes   ids (T,), or (K, T) for streams side by side, from the start token on. A span without an end
+                breaks it at its length.
         """
         rows_ST = ids[None] if ids.ndim == 1 else ids
         if len(rows_ST) != self.streams:
@@ -145,15 +148,17 @@ class Grammar:
         if step < rows_ST.shape[1]:
             got = ", ".join(space.describe(int(token)) for token in rows_ST[:, step])
         sets = [self.legal(step, stream) for stream in range(self.streams)]
-        expected = "; ".join(" or ".join(f"{r.start}..{r.stop - 1}" for r in legal) or "nothing more" for legal in sets)
+        expected = "; ".join(
+            " or ".join(f"{r.start}..{r.stop - 1}" for r in legal) or "nothing more" for legal in sets
+        )
         raise TokenRangeError(f"written span: step {step}: expected {expected}, got {got}")
 
 
 def of_text(space: TokenSpace, most: int, *, least: int = 1, words: Sequence[range] | None = None) -> Grammar:
     """The grammar of a text of least .. most tokens.
 
-    Takes   words: ids of plain text, where the tokenizer has special ids of its own that no caption holds; None: all of
-            the region.
+    Takes   words: ids of plain text, where the tokenizer has special ids of its own that no caption holds;
+            None: all of the region.
     """
     _, start, end = (space.special(name) for name in FRAMING["text"])
     book = (space.region("text").ids,) if words is None else tuple(words)

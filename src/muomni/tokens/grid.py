@@ -18,7 +18,8 @@ LAYOUTS = ("interleaved", "delay", "parallel")
 def delay(codes_BKF: Tensor, fill: int) -> Tensor:
     """Shift book k right by k steps.
 
-    Takes   codes (B, K, F) int64.  Gives (B, K, F + K - 1) int64 with `fill` where a book has not begun or has ended.
+    Takes   codes (B, K, F) int64.  Gives (B, K, F + K - 1) int64 with `fill` where a book has not begun or
+            has ended.
     Source  Copet et al. 2023 (MusicGen), the delay pattern.
     """
     B, K, F = _shape(codes_BKF)
@@ -52,7 +53,9 @@ def deinterleave(ids_BT: Tensor, K: int) -> Tensor:
     Raises  ShapeError if the stream ends within a frame.
     """
     if ids_BT.ndim != 2 or K < 1 or ids_BT.shape[1] % K:
-        raise ShapeError(f"deinterleave: expected (B, T) with T a multiple of {K} codebooks, got {tuple(ids_BT.shape)}")
+        raise ShapeError(
+            f"deinterleave: expected (B, T) with T a multiple of {K} codebooks, got {tuple(ids_BT.shape)}"
+        )
     return ids_BT.reshape(len(ids_BT), -1, K).transpose(1, 2).contiguous()
 
 
@@ -70,6 +73,8 @@ def lags(layout: str, K: int) -> tuple[int, ...] | None:
 
 def _shape(codes: Tensor) -> tuple[int, int, int]:
     if codes.ndim != 3 or codes.shape[1] < 1 or codes.dtype != torch.int64:
-        raise ShapeError(f"code grid: expected (B, K, F) int64 with K >= 1, got {tuple(codes.shape)} {codes.dtype}")
+        raise ShapeError(
+            f"code grid: expected (B, K, F) int64 with K >= 1, got {tuple(codes.shape)} {codes.dtype}"
+        )
     B, K, F = codes.shape
     return B, K, F

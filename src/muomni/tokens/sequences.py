@@ -5,8 +5,8 @@
     t2i   <text_start> TEXT <text_end> <gen_img> <img_start> IMAGE <img_end>
     t2a   <text_start> TEXT <text_end> <gen_aud> <aud_start> AUDIO <aud_end>
 
-Labels are the ids of the target span, its start and end included, and -100 elsewhere. Where a codec lays its books side
-by side, a row is a grid (K, T): what has one stream stands in stream 0, and pad_mm in the others.
+Labels are the ids of the target span, its start and end included, and -100 elsewhere. Where a codec lays its
+books side by side, a row is a grid (K, T): what has one stream stands in stream 0, and pad_mm in the others.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ class Task:
         return self.reads if self.writes == "text" else self.writes
 
 
-TASKS = {"i2t": Task("image", "text"), "a2t": Task("audio", "text"), "t2i": Task("text", "image"), "t2a": Task("text", "audio")}
+TASKS = {
+    "i2t": Task("image", "text"),
+    "a2t": Task("audio", "text"),
+    "t2i": Task("text", "image"),
+    "t2a": Task("text", "audio"),
+}
 
 
 @dataclass(frozen=True)
 class Content:
-    """Where the content of a span stands, between its start and its end token: columns start .. start + length - 1."""
+    """Where the content of a span stands, between its start and its end token: columns start .. start +
+    length - 1."""
 
     kind: str  # "text" or a modality
     start: int
@@ -96,7 +102,13 @@ def task_of(name: str) -> Task:
 
 
 def build(
-    space: TokenSpace, task: str, text: Sequence[int] | Tensor, medium: Tensor, *, max_len: int | None = None, window: Window | None = None
+    space: TokenSpace,
+    task: str,
+    text: Sequence[int] | Tensor,
+    medium: Tensor,
+    *,
+    max_len: int | None = None,
+    window: Window | None = None,
 ) -> TokenRow:
     """The row of a text and a medium.
 
@@ -108,7 +120,9 @@ def build(
     """
     kind = task_of(task)
     if window is not None and (kind.writes != "text" or kind.reads != "audio"):
-        raise ConfigError(f"task {task}: only a sound that is read may be windowed, not a target and not an image")
+        raise ConfigError(
+            f"task {task}: only a sound that is read may be windowed, not a target and not an image"
+        )
     text = torch.as_tensor(text, dtype=torch.int64)
     if not len(text):
         raise DataError("empty_text", f"task {task}: expected a text of at least one token, got none")

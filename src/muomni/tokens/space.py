@@ -1,8 +1,9 @@
-"""The token space: what each integer id means, as a contract that every file of ids carries and every reader checks.
+"""The token space: what each integer id means, as a contract that every file of ids carries and every reader
+checks.
 
-Regions follow each other without a gap: text, special, image, audio_0 .. audio_{K-1}. All ids and ranges follow from
-the sizes, so two spaces are equal exactly if their `hash` is. The hash covers what gives an id its meaning, and never
-a time, a path, a device or a name that somebody chose.
+Regions follow each other without a gap: text, special, image, audio_0 .. audio_{K-1}. All ids and ranges
+follow from the sizes, so two spaces are equal exactly if their `hash` is. The hash covers what gives an id
+its meaning, and never a time, a path, a device or a name that somebody chose.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class TokenSpace:
             )
         order = [entry.modality for entry in self.codecs]
         if order != [name for name in MEDIA if name in order]:
-            raise ConfigError(f"token space: expected at most one codec for each of {', '.join(MEDIA)}, in this order, got {order}")
+            raise ConfigError(
+                f"token space: expected at most one codec for each of {', '.join(MEDIA)}, in this order, got {order}"
+            )
         for entry in self.codecs:
             grid.lags(entry.layout, entry.codebooks)  # refuses an unknown layout
             if entry.codebooks < 1 or entry.codebook_size < 1:
@@ -100,7 +103,9 @@ class TokenSpace:
                 )
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, codecs: Sequence[CodecEntry] = (), special_size: int = SPECIAL_SIZE) -> TokenSpace:
+    def of(
+        cls, tokenizer: Tokenizer, codecs: Sequence[CodecEntry] = (), special_size: int = SPECIAL_SIZE
+    ) -> TokenSpace:
         """The space of a text tokenizer and codecs, which may come in any order."""
         ordered = sorted(codecs, key=lambda entry: MEDIA.index(entry.modality))
         return cls(tokenizer.num_ids, tokenizer.digest, tuple(ordered), special_size)
@@ -129,7 +134,8 @@ class TokenSpace:
         return range(self.text_size, self.size)
 
     def padded_size(self, multiple: int) -> int:
-        """Rows of a table of this space for kernels that like multiples. Further rows are no ids: nothing else changes."""
+        """Rows of a table of this space for kernels that like multiples. Further rows are no ids: nothing
+        else changes."""
         return -(-self.size // multiple) * multiple
 
     def region(self, name: str) -> Region:
@@ -139,7 +145,9 @@ class TokenSpace:
         """
         found = next((region for region in self.regions if region.name == name), None)
         if found is None:
-            raise TokenSpaceError(f"token space: expected a region of {', '.join(r.name for r in self.regions)}, got {name!r}")
+            raise TokenSpaceError(
+                f"token space: expected a region of {', '.join(r.name for r in self.regions)}, got {name!r}"
+            )
         return found
 
     def region_of(self, token: int) -> Region:
@@ -192,7 +200,9 @@ class TokenSpace:
     @property
     def streams(self) -> int:
         """Streams of a row: 1, or as many as the codec has that lays its books side by side."""
-        side_by_side = [entry.codebooks for entry in self.codecs if grid.lags(entry.layout, entry.codebooks) is not None]
+        side_by_side = [
+            entry.codebooks for entry in self.codecs if grid.lags(entry.layout, entry.codebooks) is not None
+        ]
         return max(side_by_side, default=1)
 
     # --- ids and codes ------------------------------------------------------------------------------------------------
@@ -204,36 +214,51 @@ class TokenSpace:
         """
         region = self.region(name)
         codes = _whole(codes)
-        _refuse_outside(codes, 0, region.size - 1, lambda code: f"a code of {region.name} (0..{region.size - 1}), got {code}")
+        _refuse_outside(
+            codes,
+            0,
+            region.size - 1,
+            lambda code: f"a code of {region.name} (0..{region.size - 1}), got {code}",
+        )
         return codes + region.start
 
     def from_global(self, name: str, ids: Tensor) -> Tensor:
         """Codes of ids of a region, of the same shape, int64; raises as `to_global`."""
         region = self.region(name)
         ids = _whole(ids)
-        _refuse_outside(ids, region.start, region.end, lambda token: f"an id of {region}, got {self.describe(token)}")
+        _refuse_outside(
+            ids, region.start, region.end, lambda token: f"an id of {region}, got {self.describe(token)}"
+        )
         return ids - region.start
 
     def ids_of(self, modality: str, codes_KF: Tensor) -> Tensor:
-        """A medium's codes as ids, laid out: (F * K,) for one stream, else (K, columns) with pads where a stream is silent.
+        """A medium's codes as ids, laid out: (F * K,) for one stream, else (K, columns) with pads where a
+        stream is silent.
 
         Raises  ShapeError for other than K books of at least one frame (of an image: of its own F);
                 TokenRangeError as `to_global`, with the book in the message.
         """
         entry, codes_KF = self.codec(modality), _whole(codes_KF)
-        if codes_KF.ndim != 2 or codes_KF.shape[0] != entry.codebooks or not self._is_length(entry, codes_KF.shape[1]):
+        if (
+            codes_KF.ndim != 2
+            or codes_KF.shape[0] != entry.codebooks
+            or not self._is_length(entry, codes_KF.shape[1])
+        ):
             expected = f"({entry.codebooks}, {_frames(entry) or 'F >= 1'})"
             raise ShapeError(f"{modality} codes: expected {expected}, got {tuple(codes_KF.shape)}")
-        ids_KF = torch.stack([self.to_global(book.name, row) for book, row in zip(self.books(modality), codes_KF)])
+        ids_KF = torch.stack(
+            [self.to_global(book.name, row) for book, row in zip(self.books(modality), codes_KF)]
+        )
         if (lags := self.lags(modality)) is None:
             return grid.interleave(ids_KF[None])[0]
         return grid.delay(ids_KF[None], self.pad)[0] if any(lags) else ids_KF
 
     def codes_of(self, modality: str, ids: Tensor) -> Tensor:
-        """The codes (K, F) of a medium's ids, laid out as `ids_of` does; every id is checked, those of silent streams too.
+        """The codes (K, F) of a medium's ids, laid out as `ids_of` does; every id is checked, those of silent
+        streams too.
 
-        Raises  TokenRangeError naming the first position whose id is not of the book that belongs there, or the
-                position at which a span was cut off; ShapeError for another number of streams.
+        Raises  TokenRangeError naming the first position whose id is not of the book that belongs there, or
+                the position at which a span was cut off; ShapeError for another number of streams.
         """
         entry, ids, lags = self.codec(modality), _whole(ids), self.lags(modality)
         streams = () if lags is None else (entry.codebooks,)
@@ -245,14 +270,18 @@ class TokenSpace:
         else:
             ids_KF = grid.undelay(ids[None])[0] if any(lags) else ids
         books = self.books(modality)
-        start_K1, end_K1 = torch.tensor([[(book.start,), (book.end,)] for book in books], device=ids.device).unbind(1)
+        start_K1, end_K1 = torch.tensor(
+            [[(book.start,), (book.end,)] for book in books], device=ids.device
+        ).unbind(1)
         if bool((wrong_KF := (ids_KF < start_K1) | (ids_KF > end_K1)).any()):
             late = range(entry.codebooks) if lags is None else lags
             per_frame = entry.codebooks if lags is None else 1
             at, book, frame = min((f * per_frame + late[k], k, f) for k, f in wrong_KF.nonzero().tolist())
             place = f"{at}" if lags is None else f"{at} of stream {book}"
             found = self.describe(int(ids_KF[book, frame]))
-            raise TokenRangeError(f"{modality} span: position {place}: expected an id of {books[book]}, got {found}")
+            raise TokenRangeError(
+                f"{modality} span: position {place}: expected an id of {books[book]}, got {found}"
+            )
         codes_KF = ids_KF - start_K1
         if bool((noise := self.ids_of(modality, codes_KF) != ids).any()):  # only where streams are silent
             stream, at = noise.nonzero()[0].tolist()
@@ -277,7 +306,9 @@ class TokenSpace:
             )
         if wanted is not None and whole > wanted:
             last = wanted * per_frame + tail
-            raise TokenRangeError(f"{modality} span: position {last}: expected the end after {wanted} frames, got {length - last} more")
+            raise TokenRangeError(
+                f"{modality} span: position {last}: expected the end after {wanted} frames, got {length - last} more"
+            )
 
     def describe(self, token: int) -> str:
         """An id for people: its number, and what it means here."""
@@ -307,14 +338,20 @@ class TokenSpace:
         }
 
     def differences(self, other: TokenSpace) -> list[str]:
-        """A line for each thing in which another space differs from this one; empty where ids mean the same in both."""
+        """A line for each thing in which another space differs from this one; empty where ids mean the same
+        in both."""
         lines = _pairs(
-            "region", {r.name: f"{r.start}..{r.end}" for r in self.regions}, {r.name: f"{r.start}..{r.end}" for r in other.regions}
+            "region",
+            {r.name: f"{r.start}..{r.end}" for r in self.regions},
+            {r.name: f"{r.start}..{r.end}" for r in other.regions},
         )
         lines += _pairs("special token", self.specials, other.specials)
         lines += _pairs("text", {"tokenizer": self.tokenizer}, {"tokenizer": other.tokenizer})
         for modality in MEDIA:
-            own, others = ([_meaning(entry) for entry in space.codecs if entry.modality == modality] for space in (self, other))
+            own, others = (
+                [_meaning(entry) for entry in space.codecs if entry.modality == modality]
+                for space in (self, other)
+            )
             lines += _pairs(f"{modality} codec", own[0] if own else {}, others[0] if others else {})
         return lines
 
@@ -359,8 +396,8 @@ class TokenSpace:
     def from_json(cls, content: Mapping[str, Any], where: str = TOKEN_SPACE) -> TokenSpace:
         """The space that `to_json` wrote.
 
-        Raises  TokenSpaceError where keys are missing, or what it says of itself (ranges, special ids, hash) is not what
-                follows from its sizes: it was changed by hand, or by another version.
+        Raises  TokenSpaceError where keys are missing, or what it says of itself (ranges, special ids, hash)
+                is not what follows from its sizes: it was changed by hand, or by another version.
         """
         if content.get("version") != VERSION:
             raise TokenSpaceError(
@@ -368,7 +405,10 @@ class TokenSpace:
                 hint="a uti_v1 file is read by tokens.uti.read, with its tokenizer and codecs",
             )
         try:
-            regions = {str(name): (int(each["start"]), int(each["end"]), int(each["size"])) for name, each in content["regions"].items()}
+            regions = {
+                str(name): (int(each["start"]), int(each["end"]), int(each["size"]))
+                for name, each in content["regions"].items()
+            }
             codecs = tuple(CodecEntry.from_json(each) for each in content["codecs"])
             space = cls(regions["text"][2], str(content["tokenizer"]), codecs, regions["special"][2])
             specials = {str(name): int(token) for name, token in content["special_tokens"].items()}
@@ -380,7 +420,8 @@ class TokenSpace:
         lines += _pairs("", {"hash": space.hash, "size": space.size}, {"hash": stored[0], "size": stored[1]})
         if lines:
             raise TokenSpaceError(
-                f"{where}: it contradicts itself: {'; '.join(lines)}", hint="it was changed after it was written: copy it again"
+                f"{where}: it contradicts itself: {'; '.join(lines)}",
+                hint="it was changed after it was written: copy it again",
             )
         return space
 
@@ -390,13 +431,17 @@ class TokenSpace:
 
     @classmethod
     def load(cls, folder: Path) -> TokenSpace:
-        """Open `folder/token_space.json`; raises TokenSpaceError as `from_json`, UserError where the file is missing or torn."""
+        """Open `folder/token_space.json`; raises TokenSpaceError as `from_json`, UserError where the file is
+        missing or torn."""
         path = Path(folder) / TOKEN_SPACE
-        return cls.from_json(files.read_stored(path, dict, hint="copy it from where the ids were made"), str(path))
+        return cls.from_json(
+            files.read_stored(path, dict, hint="copy it from where the ids were made"), str(path)
+        )
 
 
 def book_names(entry: CodecEntry) -> list[str]:
-    """The regions of a codec's books: "image" for the one book of an image, else the modality and the book's number."""
+    """The regions of a codec's books: "image" for the one book of an image, else the modality and the book's
+    number."""
     if entry.modality == "image" and entry.codebooks == 1:
         return ["image"]
     return [f"{entry.modality}_{book}" for book in range(entry.codebooks)]
@@ -411,7 +456,10 @@ def _meaning(entry: CodecEntry) -> dict[str, Any]:
     """What of a codec gives ids their meaning: all but the name that somebody chose for it."""
     content = {key: value for key, value in entry.to_json().items() if key != "name"}
     rate_hz = content["frame_rate_hz"]
-    return {**content, "frame_rate_hz": None if rate_hz is None else float(rate_hz)}  # 50 and 50.0 are one rate
+    return {
+        **content,
+        "frame_rate_hz": None if rate_hz is None else float(rate_hz),
+    }  # 50 and 50.0 are one rate
 
 
 def _pairs(what: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

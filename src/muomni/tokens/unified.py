@@ -20,8 +20,10 @@ Meta = dict[str, Any]
 class UnifiedTokenizer:
     """A text tokenizer and codecs behind the ids of one token space.
 
-    Takes   codecs: those that are at hand; a modality of the space without one can't be encoded or decoded here.
-    Raises  TokenSpaceError where the tokenizer or a codec is not the one that the space names; it says what differs.
+    Takes   codecs: those that are at hand; a modality of the space without one can't be encoded or decoded
+            here.
+    Raises  TokenSpaceError where the tokenizer or a codec is not the one that the space names; it says what
+            differs.
     """
 
     def __init__(self, text: Tokenizer, space: TokenSpace, codecs: Sequence[Codec] = ()) -> None:
@@ -43,7 +45,7 @@ class UnifiedTokenizer:
     @property
     def words(self) -> tuple[range, ...]:
         """The ids of plain text: without the special ids of the text tokenizer's own."""
-        marks, size = self.text.marks, self.space.text_size
+        marks, size = self.text.special_tokens, self.space.text_size
         plain = range(marks.words_from, size if marks.words_to is None else marks.words_to)
         return (plain, *(range(token, token + 1) for token in sorted(marks.spelled) if token not in plain))
 
@@ -77,8 +79,8 @@ class UnifiedTokenizer:
     def decode_image(self, ids: Tensor, meta: Meta) -> Tensor:
         """The picture (3, size_px, size_px) float32 in [0, 1] of ids.
 
-        Raises  TokenRangeError for ids out of place (`TokenSpace.codes_of`); TokenSpaceError where meta speaks of another
-                codec; DataError where it is torn.
+        Raises  TokenRangeError for ids out of place (`TokenSpace.codes_of`); TokenSpaceError where meta
+                speaks of another codec; DataError where it is torn.
         """
         codes_KF = self._codes("image", ids, meta)
         return self._codec("image").decode(codes_KF[None])[0]
@@ -92,7 +94,8 @@ class UnifiedTokenizer:
         return self.encode_audios([wave_S], rate_hz)[0]
 
     def encode_audios(self, waves: Sequence[Tensor], rate_hz: int) -> list[tuple[Tensor, Meta]]:
-        """`encode_audio` of each sound; they may have any lengths, and each gets the ids that it has alone."""
+        """`encode_audio` of each sound; they may have any lengths, and each gets the ids that it has
+        alone."""
         codec = self._codec("audio")
         if rate_hz != codec.sample_rate_hz:
             raise DataError(
@@ -105,7 +108,8 @@ class UnifiedTokenizer:
         return [self._with_meta("audio", codes_KF, each) for codes_KF, each in zip(codes, extra)]
 
     def decode_audio(self, ids: Tensor, meta: Meta) -> tuple[Tensor, int]:
-        """The sound of ids: wave (S,) float32 of as many samples as were encoded, and its rate in Hz; raises as `decode_image`."""
+        """The sound of ids: wave (S,) float32 of as many samples as were encoded, and its rate in Hz; raises
+        as `decode_image`."""
         codes_KF = self._codes("audio", ids, meta)
         codec = self._codec("audio")
         wave_S = codec.decode(codes_KF[None])[0]
@@ -121,7 +125,9 @@ class UnifiedTokenizer:
 
     def _codec(self, modality: str) -> Codec:
         if modality not in self.codecs:
-            raise TokenSpaceError(f"{modality}: no codec was opened for the {self.space.codec(modality).kind} of the token space")
+            raise TokenSpaceError(
+                f"{modality}: no codec was opened for the {self.space.codec(modality).kind} of the token space"
+            )
         return self.codecs[modality]
 
     def _with_meta(self, modality: str, codes_KF: Tensor, extra: Meta) -> tuple[Tensor, Meta]:
@@ -152,10 +158,19 @@ class UnifiedTokenizer:
         }
         needed = (*named, "frames", *(("samples", "sample_rate_hz") if modality == "audio" else ()))
         if missing := [key for key in needed if key not in meta]:
-            raise DataError("bad_meta", f"{modality} meta: missing {', '.join(missing)}", hint="ids without it can't be decoded")
-        if lines := [f"{key}: expected {value}, got {meta[key]}" for key, value in named.items() if meta[key] != value]:
+            raise DataError(
+                "bad_meta",
+                f"{modality} meta: missing {', '.join(missing)}",
+                hint="ids without it can't be decoded",
+            )
+        if lines := [
+            f"{key}: expected {value}, got {meta[key]}" for key, value in named.items() if meta[key] != value
+        ]:
             raise TokenSpaceError(f"{modality} meta: of another codec: {'; '.join(lines)}")
         codes_KF = self.space.codes_of(modality, ids)
         if codes_KF.shape[1] != meta["frames"]:
-            raise DataError("bad_meta", f"{modality} meta: expected {meta['frames']} frames, got ids of {codes_KF.shape[1]}")
+            raise DataError(
+                "bad_meta",
+                f"{modality} meta: expected {meta['frames']} frames, got ids of {codes_KF.shape[1]}",
+            )
         return codes_KF

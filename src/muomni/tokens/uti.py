@@ -1,7 +1,8 @@
 """The `token_space.json` of version uti_v1: a layout of others, read and written.
 
-It names no digests, so a reader must bring the tokenizer and codecs that it means; ranges and sizes are compared with
-them. Its hash covers the time and paths within it, so equal layouts have different ones: it is written, never compared.
+It names no digests, so a reader must bring the tokenizer and codecs that it means; ranges and sizes are
+compared with them. Its hash covers the time and paths within it, so equal layouts have different ones: it is
+written, never compared.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def content(
     Raises  TokenSpaceError for a layout that uti_v1 does not have.
     """
     ranges = {_name(region.name): _range(region.start, region.size) for region in space.regions}
-    blocks: dict[str, dict[str, Any]] = {"image_tokenizer": dict(image_tokenizer or {}), "audio_codec": dict(audio_codec or {})}
+    blocks: dict[str, dict[str, Any]] = {
+        "image_tokenizer": dict(image_tokenizer or {}),
+        "audio_codec": dict(audio_codec or {}),
+    }
     for entry in space.codecs:
         if space.lags(entry.modality) is not None:
             raise TokenSpaceError(f"{VERSION}: expected the layout interleaved, got {entry.layout}")
@@ -77,7 +81,8 @@ def read(path: Path, *, tokenizer: str, codecs: Sequence[CodecEntry]) -> TokenSp
     """The space of a uti_v1 file.
 
     Takes   tokenizer: digest of the text tokenizer that it was made with; codecs: entries of its codecs.
-    Raises  TokenSpaceError where the file's version, ranges, special ids or sizes are not what follows from these.
+    Raises  TokenSpaceError where the file's version, ranges, special ids or sizes are not what follows from
+            these.
     """
     found = files.read_stored(Path(path), dict, hint="expected a token_space.json of version uti_v1")
     if found.get("version") != VERSION:
@@ -95,11 +100,17 @@ def read(path: Path, *, tokenizer: str, codecs: Sequence[CodecEntry]) -> TokenSp
         for key in ("image_tokenizer", "audio_codec"):
             known = {name: value for name, value in (found.get(key) or {}).items() if name in expected[key]}
             own = {name: expected[key][name] for name in known}
-            lines += [f"{key} {name}: expected {own[name]}, got {known[name]}" for name in known if own[name] != known[name]]
+            lines += [
+                f"{key} {name}: expected {own[name]}, got {known[name]}"
+                for name in known
+                if own[name] != known[name]
+            ]
         if found["vocab_size_total"] != space.size:
             lines.append(f"vocab_size_total: expected {space.size}, got {found['vocab_size_total']}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TokenSpaceError(f"{path}: no token space of {VERSION}: {type(error).__name__} {error}") from error
+        raise TokenSpaceError(
+            f"{path}: no token space of {VERSION}: {type(error).__name__} {error}"
+        ) from error
     if lines:
         raise TokenSpaceError(f"{path}: not the space of this tokenizer and these codecs: {'; '.join(lines)}")
     return space

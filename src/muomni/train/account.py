@@ -10,16 +10,22 @@ from muomni.train.optim import Row
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The content of account.json: a row a parameter."""
-    return [{"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains} for r in rows]
+    return [
+        {"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains}
+        for r in rows
+    ]
 
 
 def parameters(rows: Sequence[Row]) -> dict[str, Any]:
-    """The account of what trains: in all, and by part; parts are named as far down as it takes to tell them apart."""
+    """The account of what trains: in all, and by part; parts are named as far down as it takes to tell them
+    apart."""
     names = [row.name.split(".") for row in rows]
     depth = next((n for n in range(1, 4) if len({tuple(name[:n]) for name in names}) > 1), 1)
     parts: dict[str, dict[str, Any]] = {}
     for row, name in zip(rows, names, strict=True):
-        part = parts.setdefault(".".join(name[:depth]), {"count": 0, "trained": 0, "rates": set(), "decays": set()})
+        part = parts.setdefault(
+            ".".join(name[:depth]), {"count": 0, "trained": 0, "rates": set(), "decays": set()}
+        )
         part["count"] += row.count
         if row.trains:
             part["trained"] += row.count
@@ -27,5 +33,8 @@ def parameters(rows: Sequence[Row]) -> dict[str, Any]:
             part["decays"].add(row.wd)
     trained = sum(row.count for row in rows if row.trains)
     count = sum(row.count for row in rows)
-    told = [{"part": name, **{k: sorted(v) if isinstance(v, set) else v for k, v in part.items()}} for name, part in parts.items()]
-    return {"all": count, "trained": trained, "frozen": count - trained, "parts": told}
+    parts_json = [
+        {"part": name, **{k: sorted(v) if isinstance(v, set) else v for k, v in part.items()}}
+        for name, part in parts.items()
+    ]
+    return {"all": count, "trained": trained, "frozen": count - trained, "parts": parts_json}

@@ -1,4 +1,5 @@
-"""The moving average of what trains (`ema_decay`): followed after each update, put in place to validate, to keep and to hand on."""
+"""The moving average of what trains (`ema_decay`): followed after each update, put in place to validate, to
+keep and to hand on."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """Averages of a model's trained parameters, by name; none without a decay. (torch's AveragedModel copies what is frozen as well.)
+    """Averages of a model's trained parameters, by name; none without a decay. (torch's AveragedModel copies
+    what is frozen as well.)
 
     Takes   state: what a checkpoint kept of it.
     """
 
-    def __init__(self, model: nn.Module, decay: float | None, state: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float | None, state: Mapping[str, Tensor] | None = None
+    ) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
         self.parameters = list(trained.values())
         self.state = dict(state or {name: p.detach().clone() for name, p in trained.items()})
@@ -36,7 +40,8 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in the weights' place, and the very weights again afterwards: they change places, one tensor at a time."""
+        """The averages in the weights' place, and the very weights again afterwards: they change places, one
+        tensor at a time."""
         self._swap()
         try:
             yield

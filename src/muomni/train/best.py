@@ -1,4 +1,5 @@
-"""`best/`: the weights of the best validation so far, in the form that the engine opens; one copy, replaced in one step."""
+"""`best/`: the weights of the best validation so far, in the form that the engine opens; one copy, replaced
+in one step."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from muomni import files
 from muomni.errors import CheckpointError
 from muomni.models import store
 from muomni.models.integrity import BEST, KEPT
-from muomni.train import given
+from muomni.train import frozen_parts
 from muomni.train.objective import Objective
 
 REST = "weights.safetensors"  # what the networks' own files do not hold
@@ -22,7 +23,8 @@ REST = "weights.safetensors"  # what the networks' own files do not hold
 
 @dataclass(frozen=True)
 class Export:
-    """How a stage writes what is opened afterwards; by default nothing is, and `best/` holds the objective's tensors alone.
+    """How a stage writes what is opened afterwards; by default nothing is, and `best/` holds the objective's
+    tensors alone.
 
     save      writes the files of `final/` into a folder
     networks  what they hold, by folder ("." its top)
@@ -32,22 +34,31 @@ class Export:
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def keep(folder: Path, objective: Objective, export: Export, told: dict[str, Any]) -> None:
-    """Put the weights in place into `folder/best`: the files of `final/`, and beside them the tensors that only training needs.
+def keep(folder: Path, objective: Objective, export: Export, note: dict[str, Any]) -> None:
+    """Put the weights in place into `folder/best`: the files of `final/`, and beside them the tensors that
+    only training needs.
 
-    A reader, and a run that was killed, finds the best before or this one, whole. `told` is kept as best.json.
+    A reader, and a run that was killed, finds the best before or this one, whole. `told` is kept as
+    best.json.
     """
     with files.fresh_folder(folder / BEST) as part:
         export.save(part)
         tensors = rest(objective, export)
-        save_file({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}, part / REST)
-        files.write_json(part / KEPT, told)
+        save_file(
+            {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()},
+            part / REST,
+        )
+        files.write_json(part / KEPT, note)
 
 
 def rest(objective: Objective, export: Export) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the networks' own files do not hold."""
     elsewhere = _places(export)
-    return {name: tensor for name, tensor in given.beside(objective).items() if _key(tensor) not in elsewhere}
+    return {
+        name: tensor
+        for name, tensor in frozen_parts.checkpoint_state(objective).items()
+        if _key(tensor) not in elsewhere
+    }
 
 
 def put_back(folder: Path, objective: Objective, export: Export) -> dict[str, Any]:
@@ -58,16 +69,19 @@ def put_back(folder: Path, objective: Objective, export: Export) -> dict[str, An
     best = folder / BEST
     files.settle(best)
     if not (best / KEPT).is_file() or not (best / REST).is_file():
-        raise CheckpointError(f"{best} is not there, or not whole, and its weights are to be handed on", hint="--fresh starts anew")
+        raise CheckpointError(
+            f"{best} is not there, or not whole, and its weights are to be handed on",
+            hint="--fresh starts anew",
+        )
     stored = load_file(best / REST)
-    held = {place: store.read_tensors(best / place) for place in export.networks}
+    tensors_stored = {place: store.read_tensors(best / place) for place in export.networks}
     elsewhere = _places(export)
-    for name, tensor in given.beside(objective).items():
-        if name not in stored and (found := elsewhere.get(_key(tensor))) is not None:
-            place, key = found
-            if key in held[place]:
-                stored[name] = held[place][key]
-    given.put_back(objective, stored, where=str(best))
+    for name, tensor in frozen_parts.checkpoint_state(objective).items():
+        if name not in stored and (alias := elsewhere.get(_key(tensor))) is not None:
+            place, key = alias
+            if key in tensors_stored[place]:
+                stored[name] = tensors_stored[place][key]
+    frozen_parts.load_state(objective, stored, where=str(best))
     return note(folder)
 
 
@@ -78,10 +92,10 @@ def note(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     hint = "--fresh starts the stage anew"
-    found: dict[str, Any] = files.read_stored(path, dict, hint=hint)
-    if odd := [key for key in ("step", "loss", "average") if key not in found]:
+    stored: dict[str, Any] = files.read_stored(path, dict, hint=hint)
+    if odd := [key for key in ("step", "loss", "average") if key not in stored]:
         raise CheckpointError(f"{path}: torn: it lacks {', '.join(odd)}", hint=hint)
-    return found
+    return stored
 
 
 def _places(export: Export) -> dict[tuple[Any, ...], tuple[str, str]]:

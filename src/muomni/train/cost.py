@@ -22,16 +22,17 @@ from muomni.train.step import update
 
 @untraced
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that follows the bytes of all tensors made in it, each storage once, and keeps the most that lived at a time.
+    """A context that follows the bytes of all tensors made in it, each storage once, and keeps the most that
+    lived at a time.
 
-    It sees every operation, those of the backward too, so what autograd keeps, what is passing, and gradients all count. Not seen is what a
-    kernel allocates for itself.
+    It sees every operation, those of the backward too, so what autograd keeps, what is passing, and gradients
+    all count. Not seen is what a kernel allocates for itself.
     known   tensors that were there before, of which views do not count
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known_tensors: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.known = {tensor.untyped_storage()._cdata for tensor in known_tensors}
         self.alive: dict[int, int] = {}
         self.now = self.peak = 0
 
@@ -57,14 +58,25 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def of_update(
-    objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Any], settings: TrainSettings, run: Runtime, scaler: Any
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Any],
+    settings: TrainSettings,
+    run: Runtime,
+    scaler: Any,
 ) -> int:
-    """The most bytes beside weights and optimizer state that lived at a time in one real update, which changes the weights.
+    """The most bytes beside weights and optimizer state that lived at a time in one real update, which
+    changes the weights.
 
     The optimizer must have made its state before.
     """
-    known = [*objective.parameters(), *objective.buffers(), *tensors(optimizer.state_dict()), *tensors(batches)]
-    live, before = LiveTensors(known), _reset(run)
+    known_tensors = [
+        *objective.parameters(),
+        *objective.buffers(),
+        *tensors(optimizer.state_dict()),
+        *tensors(batches),
+    ]
+    live, before = LiveTensors(known_tensors), _reset(run)
     with live if before is None else nullcontext():
         update(objective, objective, optimizer, scaler, batches, settings, run)
     objective.after_step(1)
@@ -72,9 +84,15 @@ def of_update(
 
 
 def flops_of_update(
-    objective: Objective, optimizer: torch.optim.Optimizer, batches: list[Any], settings: TrainSettings, run: Runtime, scaler: Any
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Any],
+    settings: TrainSettings,
+    run: Runtime,
+    scaler: Any,
 ) -> float:
-    """Floating point operations of one real update, without what checkpointed blocks make again (train.flops)."""
+    """Floating point operations of one real update, without what checkpointed blocks make again
+    (train.flops)."""
     with flops.Counted() as counted:
         update(objective, objective, optimizer, scaler, batches, settings, run)
     objective.after_step(1)
@@ -99,7 +117,8 @@ def of_validation(objective: Objective, batch: Any, run: Runtime) -> int:
 
 
 def _reset(run: Runtime) -> int | None:
-    """Begin to watch the device's own allocator and give what lives in it; None on a CPU, which has none that tells."""
+    """Begin to watch the device's own allocator and give what lives in it; None on a CPU, which has none that
+    tells."""
     if run.device.type != "cuda":
         return None
     torch.cuda.synchronize(run.device)
@@ -116,15 +135,23 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
-        return [found for part in value.values() for found in tensors(part)]
+        return [tensor for part in value.values() for tensor in tensors(part)]
     if isinstance(value, list | tuple):
-        return [found for part in value for found in tensors(part)]
-    return [found for part in vars(value).values() for found in tensors(part)] if hasattr(value, "__dict__") else []
+        return [tensor for part in value for tensor in tensors(part)]
+    return (
+        [tensor for part in vars(value).values() for tensor in tensors(part)]
+        if hasattr(value, "__dict__")
+        else []
+    )
 
 
-def size(found: Iterable[Tensor]) -> int:
+def size(tensors_counted: Iterable[Tensor]) -> int:
     """Bytes of tensors, each storage once."""
-    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in found}.values())
+    return sum(
+        {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors_counted
+        }.values()
+    )
 
 
 def weights(model: nn.Module) -> int:

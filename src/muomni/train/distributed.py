@@ -1,7 +1,9 @@
-"""Ranks: sums over all of them, the wrapper that syncs gradients, and what happens when one of them fails or the main one works alone.
+"""Ranks: sums over all of them, the wrapper that syncs gradients, and what happens when one of them fails or
+the main one works alone.
 
-Collectives are for what all ranks do in step. Whatever only one rank does (measuring, saving, failing) goes over the key-value store
-that the process group was made with: no collective waits for it, so no collective can run out of time over it.
+Collectives are for what all ranks do in step. Whatever only one rank does (measuring, saving, failing) goes
+over the key-value store that the process group was made with: no collective waits for it, so no collective
+can run out of time over it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ POLL_S = 0.5
 HEARD_WITHIN_S = 5.0  # a failing main rank takes its store with it, so it stays until the others know why
 SILENT_S = 300.0  # a rank that gives no sign of life for so long is given up
 STUCK_S = 60.0  # on a GPU a collective may never return once a rank is gone: the process then ends itself
-# What gloo says when a connection breaks or nobody answers: it has no error of its own, and names its source file in most of them.
+# What gloo says when a connection breaks or nobody answers: it has no error of its own, and names its source
+# file in most of them.
 LOST = ("gloo/", "Application timeout caused pair closure")
 
 
@@ -66,11 +69,14 @@ def sum_counts(counts: dict[str, float], runtime: Runtime) -> dict[str, float]:
 
 
 def wrap(objective: nn.Module, runtime: Runtime) -> nn.Module:
-    """The objective under DDP where there are several ranks; unused parameters are looked for: ranks may hold other modalities."""
+    """The objective under DDP where there are several ranks; unused parameters are looked for: ranks may hold
+    other modalities."""
     if runtime.world == 1:
         return objective
     devices = [runtime.device.index] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+    return DistributedDataParallel(
+        objective, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False
+    )
 
 
 def spread(value: str, runtime: Runtime) -> int:
@@ -83,7 +89,8 @@ def spread(value: str, runtime: Runtime) -> int:
 
 
 def wait_for_main(runtime: Runtime) -> None:
-    """Wait, for as long as it takes, until the main rank has come to this place too; the main rank does not wait."""
+    """Wait, for as long as it takes, until the main rank has come to this place too; the main rank does not
+    wait."""
     from_main(None, runtime)
 
 
@@ -153,14 +160,18 @@ def leave() -> None:
 
 
 class Line:
-    """The key-value store of a process group as a side channel: who failed and why, what the main rank has to tell, who is alive.
+    """The key-value store of a process group as a side channel: who failed and why, what the main rank has to
+    tell, who is alive.
 
-    A thread looks into it all the time, so that a rank knows of a failure also after the main rank, which holds the store, has gone.
+    A thread looks into it all the time, so that a rank knows of a failure also after the main rank, which
+    holds the store, has gone.
     """
 
     def __init__(self, runtime: Runtime, *, stuck_s: float | None = None) -> None:
         self.runtime, self.store = runtime, c10d._get_default_store()
-        self.stuck_s = stuck_s if stuck_s is not None else (STUCK_S if runtime.device.type == "cuda" else None)
+        self.stuck_s = (
+            stuck_s if stuck_s is not None else (STUCK_S if runtime.device.type == "cuda" else None)
+        )
         self.told = 0  # values of the main rank so far
         self.depth = self.settled = 0  # how often `together` is entered, and was left for good
         self.failure: RankFailed | None = None
@@ -183,7 +194,9 @@ class Line:
                 raise self.failure
             try:
                 if self.store.check([key]):
-                    return pickle.loads(base64.b64decode(self.store.get(key)))  # written by our own main rank, as in torch's collectives
+                    return pickle.loads(
+                        base64.b64decode(self.store.get(key))
+                    )  # written by our own main rank, as in torch's collectives
             except RuntimeError as error:
                 raise self.why() from error
             if self._is_silent(0, SILENT_S):
@@ -194,7 +207,11 @@ class Line:
     def tell(self, error: BaseException) -> None:
         """Tell the other ranks why this one ends; the first failure of all is the one that they hear of."""
         self.is_leaving.set()
-        own = f"rank {self.runtime.rank}: {type(error).__name__}: {error}" if not isinstance(error, RankFailed) else error.message
+        own = (
+            f"rank {self.runtime.rank}: {type(error).__name__}: {error}"
+            if not isinstance(error, RankFailed)
+            else error.message
+        )
         failure = (own, getattr(error, "exit_code", InternalError.exit_code), self.runtime.rank)
         with contextlib.suppress(RuntimeError):
             self.store.compare_set("failed", "", json.dumps(failure))
@@ -210,7 +227,10 @@ class Line:
         if self.failure is not None:
             return self.failure
         who = "rank 0" if self.store_is_gone else "another rank"
-        return RankFailed(f"{who} ended without a word, or hangs", hint="killed, out of memory? run the same command again to go on")
+        return RankFailed(
+            f"{who} ended without a word, or hangs",
+            hint="killed, out of memory? run the same command again to go on",
+        )
 
     def settle(self) -> None:
         """All work is done: the main rank, which holds the store, stays until nobody needs it any more."""
@@ -220,7 +240,13 @@ class Line:
         with contextlib.suppress(RuntimeError):
             self.store.set(f"done/{self.settled}/{self.runtime.rank}", "1")
             if self.runtime.is_main:
-                self._wait(lambda rank: self.store.check([f"done/{self.settled}/{rank}"]) or self._is_silent(rank, 20 * POLL_S), 60.0)
+                self._wait(
+                    lambda rank: (
+                        self.store.check([f"done/{self.settled}/{rank}"])
+                        or self._is_silent(rank, 20 * POLL_S)
+                    ),
+                    60.0,
+                )
 
     def leave(self) -> None:
         """Leave the group at the end of the process."""
@@ -262,10 +288,16 @@ class Line:
             except RuntimeError:  # the store is gone
                 self.store_is_gone = True
                 since = since or time.monotonic()
-            is_stuck = self.stuck_s is not None and since is not None and time.monotonic() - since > self.stuck_s
+            is_stuck = (
+                self.stuck_s is not None and since is not None and time.monotonic() - since > self.stuck_s
+            )
             if is_stuck and not self.is_leaving.is_set():
                 failure = self.failure or RankFailed("rank 0 ended without a word")
-                print(f"error: {failure.message}; this rank waits for it in a collective, and is ended", file=sys.stderr, flush=True)
+                print(
+                    f"error: {failure.message}; this rank waits for it in a collective, and is ended",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(failure.exit_code)
             if self.store_is_gone and self.stuck_s is None:
                 return

@@ -1,9 +1,11 @@
-"""torch without torch.compile: several of its parts load all of its tracer at first use, 2 s of a start and 100 MB that nobody uses.
+"""torch without torch.compile: several of its parts load all of its tracer at first use, 2 s of a start and
+100 MB that nobody uses.
 
-A `step` of torch's optimizers is wrapped in a function that tells the tracer where to break its graph; what it does besides, switching
-gradients off, is done here. Some other functions are wrapped so that the tracer leaves them alone: at the first call it is imported, and
-what it says is to be called instead is noted at the function itself. That note is made here, with the function as it is. A torch that wraps
-otherwise loads its tracer again, and everything is computed as before.
+A `step` of torch's optimizers is wrapped in a function that tells the tracer where to break its graph; what
+it does besides, switching gradients off, is done here. Some other functions are wrapped so that the tracer
+leaves them alone: at the first call it is imported, and what it says is to be called instead is noted at the
+function itself. That note is made here, with the function as it is. A torch that wraps otherwise loads its
+tracer again, and everything is computed as before.
 """
 
 from __future__ import annotations

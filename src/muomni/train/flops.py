@@ -1,8 +1,9 @@
-"""Floating point operations: counted on a few updates, reckoned for the others, and the most that the machine does in a second.
+"""Floating point operations: counted on a few updates, reckoned for the others, and the most that the machine
+does in a second.
 
-They are the model's: what checkpointed blocks make again, or gradient caching embeds twice, is left out (hardware
-FLOPs would hold it). Matrix products and convolutions count, a multiply-add as two; attention over its whole square,
-masked places too; padding counts as well, since it is computed.
+They are the model's: what checkpointed blocks make again, or gradient caching embeds twice, is left out
+(hardware FLOPs would hold it). Matrix products and convolutions count, a multiply-add as two; attention over
+its whole square, masked places too; padding counts as well, since it is computed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ SLOW = 0.2  # of another format's rate at the same size, from SHOWS on: an emula
 SHOWS = 128
 BUDGET_S = 1.0  # for all formats
 
-# Fused attention by the operations of aten; torch's own table lacks the CPU's, and adds the scores that kernels make again backward.
+# Fused attention by the operations of aten; torch's own table lacks the CPU's, and adds the scores that
+# kernels make again backward.
 _FORWARD = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -49,7 +51,8 @@ _FORWARD = (
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts the floating point operations of what runs in it, and changes no bit of it.
 
-    torch's FlopCounterMode takes operations apart where it can: silu_backward then rounds otherwise. Here each runs as it is.
+    torch's FlopCounterMode takes operations apart where it can: silu_backward then rounds otherwise. Here
+    each runs as it is.
     """
 
     def __init__(self) -> None:
@@ -71,7 +74,9 @@ def _attention(query_BHTd: Tensor, key_BHSd: Tensor, value_BHSd: Tensor, *_: Any
     return 2 * batch * heads * length * key_BHSd.shape[2] * (dim + value_BHSd.shape[3])
 
 
-def _attention_backward(_: Tensor, query_BHTd: Tensor, key_BHSd: Tensor, value_BHSd: Tensor, *__: Any, **___: Any) -> int:
+def _attention_backward(
+    _: Tensor, query_BHTd: Tensor, key_BHSd: Tensor, value_BHSd: Tensor, *__: Any, **___: Any
+) -> int:
     """Two products for each of the forward's."""
     return 2 * _attention(query_BHTd, key_BHSd, value_BHSd)
 
@@ -79,9 +84,9 @@ def _attention_backward(_: Tensor, query_BHTd: Tensor, key_BHSd: Tensor, value_B
 def _table() -> dict[Any, Callable[..., int]]:
     table: dict[Any, Callable[..., int]] = dict(flop_registry)
     for name in _FORWARD:
-        for known, count in ((name, _attention), (f"{name}_backward", _attention_backward)):
-            if hasattr(torch.ops.aten, known):
-                table[getattr(torch.ops.aten, known)] = count
+        for operator_name, count in ((name, _attention), (f"{name}_backward", _attention_backward)):
+            if hasattr(torch.ops.aten, operator_name):
+                table[getattr(torch.ops.aten, operator_name)] = count
     return table
 
 
@@ -89,11 +94,12 @@ _TABLE = _table()
 
 
 class UpdateFlops:
-    """Operations of updates by the sizes of their batches: counted on some of them, a linear function of the sizes for the others.
+    """Operations of updates by the sizes of their batches: counted on some of them, a linear function of the
+    sizes for the others.
 
-    Sizes are an objective's (`Objective.sizes`, summed over micro-batches): arithmetic is linear in them, up to the
-    rounding of strides. A fit is checked against a new count at the updates 1, 4, 16, ..., 1024, 2048, ...; while it
-    is wrong by more than 1 %, every other update is counted, at most 12 in a row.
+    Sizes are an objective's (`Objective.sizes`, summed over micro-batches): arithmetic is linear in them, up
+    to the rounding of strides. A fit is checked against a new count at the updates 1, 4, 16, ..., 1024, 2048,
+    ...; while it is wrong by more than 1 %, every other update is counted, at most 12 in a row.
 
     error   of the last check, relative; None before the second count
     """
@@ -122,7 +128,9 @@ class UpdateFlops:
         if self._counts:
             self.error = abs(self.of(sizes) - count) / max(count, 1.0)
             is_right = self.error <= AGREES
-            if not is_right and self._agreed >= 2:  # the arithmetic itself is another one now (a quantiser has started)
+            if (
+                not is_right and self._agreed >= 2
+            ):  # the arithmetic itself is another one now (a quantiser has started)
                 self._counts.clear()
                 self._in_a_row = 0
             self._agreed = self._agreed + 1 if is_right else 0
@@ -133,12 +141,12 @@ class UpdateFlops:
         """The operations of an update of these sizes; 0 before any was counted."""
         if not self._counts:
             return 0.0
-        known = np.array([each for each, _ in self._counts], dtype=np.float64)
+        known_sizes = np.array([each for each, _ in self._counts], dtype=np.float64)
         counts = np.array([count for _, count in self._counts], dtype=np.float64)
-        scale = known.max(0)
+        scale = known_sizes.max(0)
         scale[scale == 0] = 1.0
         # Fewer counts than sizes leave many fits: the smallest one gives each size a like share.
-        slopes = np.linalg.lstsq(known / scale, counts, rcond=1e-9)[0]
+        slopes = np.linalg.lstsq(known_sizes / scale, counts, rcond=1e-9)[0]
         return max(0.0, float(np.asarray(sizes) / scale @ slopes))
 
 
@@ -148,27 +156,35 @@ _PEAKS: dict[tuple[str, int], float] = {}
 def peak(run: Runtime, *, again: bool = False) -> float:
     """The best measured rate of matrix products of this machine, in FLOP/s: the 100 % of MFU.
 
-    Of all number formats that the device has, so that a run can't be above it by the format that it chose; with
-    the threads of now. Measured once a process; `again` measures anew (the machine may have been busy) and gives
-    the larger.
+    Of all number formats that the device has, so that a run can't be above it by the format that it chose;
+    with the threads of now. Measured once a process; `again` measures anew (the machine may have been busy)
+    and gives the larger.
     """
     key = (str(run.device), torch.get_num_threads())
     if again or key not in _PEAKS:
-        _PEAKS[key] = max(_PEAKS.get(key, 0.0), measured_peak(formats(run.device), lambda dtype, size: _product_s(run.device, dtype, size)))
+        _PEAKS[key] = max(
+            _PEAKS.get(key, 0.0),
+            measured_peak(formats(run.device), lambda dtype, size: _product_s(run.device, dtype, size)),
+        )
     return _PEAKS[key]
 
 
 def formats(device: torch.device) -> list[torch.dtype]:
-    """Number formats to try. TF32 is not among them: what has it has bfloat16 or float16 units of twice its rate."""
+    """Number formats to try. TF32 is not among them: what has it has bfloat16 or float16 units of twice its
+    rate."""
     if device.type == "cuda":
         return [torch.float32, torch.float16, *([torch.bfloat16] if runtime.has_bf16(device) else [])]
     return [torch.float32, torch.bfloat16, torch.float16]
 
 
 def measured_peak(
-    dtypes: Sequence[torch.dtype], product_s: Callable[[torch.dtype, int], float], *, clock: Callable[[], float] = time.perf_counter
+    dtypes: Sequence[torch.dtype],
+    product_s: Callable[[torch.dtype, int], float],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """The best rate over sizes and formats, in FLOP/s; sizes grow until the rate stops rising, or the time is up.
+    """The best rate over sizes and formats, in FLOP/s; sizes grow until the rate stops rising, or the time is
+    up.
 
     Takes   product_s: seconds of one square product of a format and size.
     """

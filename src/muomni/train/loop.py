@@ -1,4 +1,5 @@
-"""The loop of every stage: resume, update, validate, checkpoint, stop. What a stage teaches stands elsewhere."""
+"""The loop of every stage: resume, update, validate, checkpoint, stop. What a stage teaches stands
+elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from muomni.data.loader import Bad, Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
-from muomni.train import best, checkpoint, distributed, monitor, optim, watch
+from muomni.train import best, checkpoint, distributed, monitor, optim, watchdog
 from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
+from muomni.train.run_record import Drawn, Probes, Rates
 from muomni.train.settings import TrainSettings, sized, steps_in_all
 from muomni.train.step import StepResult, local_counts, update
 from muomni.train.validation import validate
-from muomni.train.witness import Drawn, Probes, Rates
 
 
 class Interrupted(MuomniError):
@@ -41,19 +42,24 @@ class Interrupted(MuomniError):
 class Progress:
     """What the loop has done so far, all ranks together; plain values, part of every checkpoint.
 
-    position   global batches drawn so far: where the run stands in its data, whatever number of ranks drew them
+    position   global batches drawn so far: where the run stands in its data, whatever number of ranks drew
+               them
     worlds     [step, ranks, micro-batches of an update over all ranks] from there on
-    drawn, rates, average   the notes of train.witness
+    drawn, rates, average   the notes of train.run_record
     """
 
     step: int = 0
     position: int = 0
     samples: int = 0
     labelled: int = 0
-    targets: dict[str, float] = field(default_factory=dict)  # learned so far, of all ranks, by term: their units differ
+    targets: dict[str, float] = field(
+        default_factory=dict
+    )  # learned so far, of all ranks, by term: their units differ
     skipped: int = 0
     skipped_in_a_row: int = 0
-    overflows: int = 0  # of fp16's gradients, which the scaler answers by a smaller scale; not among the skipped
+    overflows: int = (
+        0  # of fp16's gradients, which the scaler answers by a smaller scale; not among the skipped
+    )
     quarantined: int = 0
     last: float = math.inf  # held-out loss of the validation before, and of the best one
     best: float = math.inf
@@ -74,13 +80,17 @@ class Progress:
         """
         if stored.keys() != {each.name for each in fields(cls)}:
             odd = ", ".join(sorted(stored.keys() ^ {each.name for each in fields(cls)}))
-            raise CheckpointError(f"{folder}: written by another version of muomni ({odd})", hint="--fresh deletes it and starts anew")
+            raise CheckpointError(
+                f"{folder}: written by another version of muomni ({odd})",
+                hint="--fresh deletes it and starts anew",
+            )
         return cls(**stored)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The end of a fit: what was done, the last validation over all held-out batches, and the account of what trained.
+    """The end of a fit: what was done, the last validation over all held-out batches, and the account of what
+    trained.
 
     drawn      how often each sample was drawn
     average    the notes on the moving average whose weights are in place; empty without one
@@ -112,12 +122,19 @@ class Window:
     waited_s: float = 0.0
     error: Exception | None = None
 
-    def told(self, counts: dict[str, float], is_asked: bool) -> dict[str, Any]:
+    def describe(self, counts: dict[str, float], is_asked: bool) -> dict[str, Any]:
         """What the other ranks must know of it: one message an update."""
         notes = {name: getattr(self, name) for name in ("numbers", "indices", "bad", "samples", "labelled")}
         failed = "" if self.error is None else f"{type(self.error).__name__}: {self.error}"
         code = getattr(self.error, "exit_code", MuomniError.exit_code)
-        return {**notes, "counts": counts, "is_asked": is_asked, "usable": len(self.batches), "failed": failed, "exit_code": code}
+        return {
+            **notes,
+            "counts": counts,
+            "is_asked": is_asked,
+            "usable": len(self.batches),
+            "failed": failed,
+            "exit_code": code,
+        }
 
 
 def fit(
@@ -135,13 +152,15 @@ def fit(
 ) -> Fitted:
     """Train an objective to its last step and leave it with the final weights in place.
 
-    Takes   objective: on the run's device (stages.placement puts it there); identity: what its checkpoints say that they are, and must be
-            where it resumes; saved: told the step after every checkpoint, on the main rank;
-            export: how the weights of the best validation are written so that they can be opened.
-    Running it again on the same folder resumes from the newest whole checkpoint, on any number of ranks: bit for bit on a CPU
-    where there are as many ranks and threads as before, else to the rounding of sums.
-    Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many samples bad;
-            RankFailed where another rank ended: the main one has then saved the last whole step, if its weights still are of it.
+    Takes   objective: on the run's device (stages.placement puts it there); identity: what its checkpoints
+            say that they are, and must be where it resumes; saved: told the step after every checkpoint, on
+            the main rank; export: how the weights of the best validation are written so that they can be
+            opened.
+    Running it again on the same folder resumes from the newest whole checkpoint, on any number of ranks: bit
+    for bit on a CPU where there are as many ranks and threads as before, else to the rounding of sums.
+    Raises  Interrupted after a signal; UserError when too many updates in a row were unsafe or too many
+            samples bad; RankFailed where another rank ended: the main one has then saved the last whole step,
+            if its weights still are of it.
     """
     # 1. what trains
     account = optim.select(objective, settings)
@@ -152,34 +171,56 @@ def fit(
 
     # 2. where it stands
     progress = Progress(settings=settings.model_dump(mode="json"))
-    found = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
+    newest = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
     counts_N = ema = None
-    if found is not None:
-        state = checkpoint.load(found, objective, run.device, identity)
-        optim.go_on(optimizer, state.optimizer, where=found)
+    if newest is not None:
+        state = checkpoint.load(newest, objective, run.device, identity)
+        optim.go_on(optimizer, state.optimizer, where=newest)
         scaler.load_state_dict(state.scaler)
-        progress, ema, counts_N = Progress.of(state.progress, found), state.ema, state.drawn_N
+        progress, ema, counts_N = Progress.of(state.progress, newest), state.ema, state.drawn_N
     average = Average(objective, settings.ema_decay, ema)
     drawn = Drawn(len(train.dataset), progress.drawn, counts_N)
     rates = Rates(**progress.rates)
-    probes = Probes(average.parameters, settings.ema_decay, progress.average.get("mean", ())) if settings.ema_decay else None
+    probes = (
+        Probes(average.parameters, settings.ema_decay, progress.average.get("mean", ()))
+        if settings.ema_decay
+        else None
+    )
 
     per_step = settings.gradient_accumulation_steps * run.world
     is_other_batch = bool(progress.worlds) and progress.worlds[-1][2] != per_step
     if not progress.worlds or progress.worlds[-1][1:] != [run.world, per_step]:
         progress.worlds.append([progress.step, run.world, per_step])
-    warmup_steps = sized(settings, train.order, progress.worlds[0][2]).warmup_steps  # by the batch of the first step: it stays
+    warmup_steps = sized(
+        settings, train.order, progress.worlds[0][2]
+    ).warmup_steps  # by the batch of the first step: it stays
     max_steps = steps_in_all(settings, train.order, per_step, progress.step, progress.position)
-    settings = settings.model_copy(update={"max_steps": max_steps, "warmup_steps": warmup_steps})  # the schedule ends where the run ends
-    quarantine = Quarantine(folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit)
-    log = monitor.Monitor(folder, name, step=progress.step, max_steps=max_steps, is_main=run.is_main, tensorboard=settings.tensorboard)
+    settings = settings.model_copy(
+        update={"max_steps": max_steps, "warmup_steps": warmup_steps}
+    )  # the schedule ends where the run ends
+    quarantine = Quarantine(
+        folder / "quarantine.jsonl" if run.is_main else None, limit=settings.quarantine_limit
+    )
+    log = monitor.Monitor(
+        folder,
+        name,
+        step=progress.step,
+        max_steps=max_steps,
+        is_main=run.is_main,
+        tensorboard=settings.tensorboard,
+    )
     tensors = [*objective.parameters(), *objective.buffers()]
-    whole: tuple[dict[str, Any], list[int]] = dict(vars(progress)), []  # the last whole step: its progress, and the versions of all tensors
+    whole: tuple[dict[str, Any], list[int]] = (
+        dict(vars(progress)),
+        [],
+    )  # the last whole step: its progress, and the versions of all tensors
     saved_step = progress.step
 
     def write(progress: dict[str, Any]) -> None:
         nonlocal saved_step
-        state = checkpoint.State(progress, optimizer.state_dict(), scaler.state_dict(), average.state, drawn.counts_N)
+        state = checkpoint.State(
+            progress, optimizer.state_dict(), scaler.state_dict(), average.state, drawn.counts_N
+        )
         checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state, identity)
         checkpoint.retain(folder, settings.keep_checkpoints)
         saved_step = progress["step"]
@@ -202,35 +243,49 @@ def fit(
     try:
         with (
             log,
-            watch.Watch(folder, log.say, is_main=run.is_main) as alive,
+            watchdog.Watchdog(folder, log.say, is_main=run.is_main) as alive,
             stop_on_signals() as stop,
             distributed.together(run, alike=(Interrupted,)),
         ):
             if progress.step:
-                log.say(f"resumed from {found}")
+                log.say(f"resumed from {newest}")
             objective.train()
             while progress.step < max_steps and not progress.stopped_early:
                 whole = dict(vars(progress)), [tensor._version for tensor in tensors] if run.world > 1 else []
                 window = _window(stream, settings.gradient_accumulation_steps)
                 own = local_counts(objective, window.batches)
-                everyone = distributed.gather(window.told(own, asked(stop)), run)
+                everyone = distributed.gather(window.describe(own, asked(stop)), run)
                 _refuse_failed(window, everyone, run)
-                if any(told["is_asked"] for told in everyone):  # before anything of this step: all ranks save the step before, or none
+                if any(
+                    message["is_asked"] for message in everyone
+                ):  # before anything of this step: all ranks save the step before, or none
                     if saved_step != progress.step:
                         save()
                     raise _interrupted(stop, progress.step)
                 _set_aside(progress, quarantine, everyone)
                 optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
                 result = None
-                if all(told["usable"] for told in everyone):
-                    alive.step(progress.step + 1, [name for batch in window.batches for name in batch.sample_ids])
+                if all(message["usable"] for message in everyone):
+                    alive.step(
+                        progress.step + 1, [name for batch in window.batches for name in batch.sample_ids]
+                    )
                     with meter.update(window.batches, window.waited_s):
                         moved = [batch.to(run.device) for batch in window.batches]
-                        counts = distributed.added([told["counts"] for told in everyone])
+                        counts = distributed.added([message["counts"] for message in everyone])
                         seeds = [settings.seed + number * SEED_STRIDE for number in window.usable]
-                        result = update(objective, wrapped, optimizer, scaler, moved, settings, run, counts=counts, seeds=seeds)
+                        result = update(
+                            objective,
+                            wrapped,
+                            optimizer,
+                            scaler,
+                            moved,
+                            settings,
+                            run,
+                            counts=counts,
+                            seeds=seeds,
+                        )
                 elif run.world > 1:
-                    empty = [rank for rank, told in enumerate(everyone) if not told["usable"]]
+                    empty = [rank for rank, message in enumerate(everyone) if not message["usable"]]
                     raise UserError(
                         f"step {progress.step}: rank {empty[0]} could use no sample of its batches",
                         hint="see quarantine.jsonl; clean the data",
@@ -252,7 +307,9 @@ def fit(
                 log.tick(progress.step)
 
                 is_last = progress.step == max_steps
-                if result is not None and (progress.step % settings.print_freq == 0 or is_last or progress.step == 1):
+                if result is not None and (
+                    progress.step % settings.print_freq == 0 or is_last or progress.step == 1
+                ):
                     log.log({"step": progress.step, **_numbers(objective, result), **meter.read()})
                 if valid is not None and progress.step % settings.val_freq == 0 and not is_last:
                     validate_and_keep()
@@ -261,15 +318,26 @@ def fit(
             if any(distributed.gather(asked(stop), run)):  # in the last step
                 raise _interrupted(stop, progress.step)
 
-            # 4. the end: the last weights compete with the best, and all held-out batches are asked of those that are handed on
+            # 4. the end: the last weights compete with the best, and all held-out batches are asked of those
+            # that are handed on
             if valid is not None:
                 validate_and_keep()
-            fitted = _hand_on(objective, average, valid, settings, run, folder, progress, account, drawn, export)
+            fitted = _hand_on(
+                objective, average, valid, settings, run, folder, progress, account, drawn, export
+            )
             if fitted.validation:
                 log.say(f"all held-out batches: loss={fitted.validation['loss']:.4g}")
     except BaseException as error:
-        is_of_step = whole[1] == [tensor._version for tensor in tensors] and drawn.total == whole[0]["drawn"].get("total", 0)
-        if run.world > 1 and run.is_main and is_of_step and whole[0]["step"] > saved_step and not isinstance(error, CheckpointError):
+        is_of_step = whole[1] == [tensor._version for tensor in tensors] and drawn.total == whole[0][
+            "drawn"
+        ].get("total", 0)
+        if (
+            run.world > 1
+            and run.is_main
+            and is_of_step
+            and whole[0]["step"] > saved_step
+            and not isinstance(error, CheckpointError)
+        ):
             write(whole[0])
         raise
     if run.is_main:
@@ -292,14 +360,15 @@ def restore(
 ) -> Fitted:
     """A finished stage as `fit` left it, without training: its weights in place, validated anew.
 
-    Raises  CheckpointError where no whole checkpoint is there, or it was trained as something else than `identity`.
+    Raises  CheckpointError where no whole checkpoint is there, or it was trained as something else than
+            `identity`.
     """
     account = optim.select(objective, settings)
-    found = checkpoint.newest(folder)
-    if found is None:
+    newest = checkpoint.newest(folder)
+    if newest is None:
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
-    state = checkpoint.load(found, objective, run.device, identity)
-    progress = Progress.of(state.progress, found)
+    state = checkpoint.load(newest, objective, run.device, identity)
+    progress = Progress.of(state.progress, newest)
     losses = [row["val_loss"] for row in monitor.read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
     if losses and (kept := best.note(folder)):  # the last validation comes after the last checkpoint
         progress.last, progress.best, progress.best_step = losses[-1], kept["loss"], kept["step"]
@@ -320,7 +389,8 @@ def _hand_on(
     drawn: Drawn,
     export: best.Export,
 ) -> Fitted:
-    """Put the weights in place that are handed on (the average, or the best that were kept), and validate them on all held-out batches."""
+    """Put the weights in place that are handed on (the average, or the best that were kept), and validate
+    them on all held-out batches."""
     average.put()
     notes = progress.average
     if settings.final == "best" and progress.best_step >= 0:
@@ -331,7 +401,8 @@ def _hand_on(
 
 
 def _window(stream: Iterator[tuple[Loaded[Any], float]], size: int) -> Window:
-    """The micro-batches of one update, and the seconds that the loop waited for them; an error is kept for all ranks to hear of."""
+    """The micro-batches of one update, and the seconds that the loop waited for them; an error is kept for
+    all ranks to hear of."""
     window = Window([], [], [], [], [])
     try:
         for loaded, seconds in islice(stream, size):
@@ -353,10 +424,10 @@ def _refuse_failed(window: Window, everyone: list[dict[str, Any]], run: Runtime)
     """End all ranks in step where one of them could not load its batches."""
     if window.error is not None:
         raise window.error
-    for rank, told in enumerate(everyone):
-        if told["failed"]:
-            failure = distributed.RankFailed(f"rank {rank}: {told['failed']}")
-            failure.exit_code = told["exit_code"]
+    for rank, message in enumerate(everyone):
+        if message["failed"]:
+            failure = distributed.RankFailed(f"rank {rank}: {message['failed']}")
+            failure.exit_code = message["exit_code"]
             raise failure
 
 
@@ -365,21 +436,24 @@ def _set_aside(progress: Progress, quarantine: Quarantine, everyone: list[dict[s
 
     Raises  DataError on every rank where too many of all samples so far are bad.
     """
-    for told in everyone:
-        for bad in told["bad"]:
+    for message in everyone:
+        for bad in message["bad"]:
             quarantine.add(bad.sample_id, "", bad.reason, bad.detail)
-    now = sum(told["samples"] + len(told["bad"]) for told in everyone)
+    now = sum(message["samples"] + len(message["bad"]) for message in everyone)
     quarantine.check(progress.samples + progress.quarantined + now)
 
 
 def _account(progress: Progress, drawn: Drawn, everyone: list[dict[str, Any]]) -> None:
     """Note what all ranks drew for an update: every rank keeps the same account."""
-    for told in everyone:
-        progress.position += len(told["numbers"])
-        progress.samples += told["samples"]
-        progress.labelled += told["labelled"]
-        progress.quarantined += len(told["bad"])
-    drawn.note([n for told in everyone for n in told["numbers"]], [i for told in everyone for i in told["indices"]])
+    for message in everyone:
+        progress.position += len(message["numbers"])
+        progress.samples += message["samples"]
+        progress.labelled += message["labelled"]
+        progress.quarantined += len(message["bad"])
+    drawn.note(
+        [n for message in everyone for n in message["numbers"]],
+        [i for message in everyone for i in message["indices"]],
+    )
     progress.drawn = drawn.state
 
 
@@ -390,7 +464,10 @@ def asked(stop: StopRequest) -> bool:
 
 def _interrupted(stop: StopRequest, step: int) -> Interrupted:
     by = f"by signal {stop.signal} " if stop else ""  # another rank may be the one that was asked
-    return Interrupted(f"stopped {by}after step {step}; run the same command to go on", stop.exit_code if stop else 128 + signal.SIGTERM)
+    return Interrupted(
+        f"stopped {by}after step {step}; run the same command to go on",
+        stop.exit_code if stop else 128 + signal.SIGTERM,
+    )
 
 
 def to_come(position: int, count: int, run: Runtime) -> range:
@@ -423,7 +500,9 @@ def _guard(
         progress.targets[term] = progress.targets.get(term, 0.0) + count
     if result.overflowed:
         progress.overflows += 1
-        log.say(f"step {progress.step}: fp16 overflow, no update; the gradients' scale is {result.scale:g} from here")
+        log.say(
+            f"step {progress.step}: fp16 overflow, no update; the gradients' scale is {result.scale:g} from here"
+        )
         return
     if not result.skipped:
         progress.skipped_in_a_row = 0
@@ -432,12 +511,21 @@ def _guard(
     progress.skipped_in_a_row += 1
     culprits = [monitor.find_nonfinite(objective, batch, run) for batch in batches]
     where = next((f"first non-finite output in module {name!r}; " for name in culprits if name), "")
-    log.say(f"step {progress.step}: update skipped: {result.skipped}; {where}samples {', '.join(result.sample_ids[:8])}")
+    log.say(
+        f"step {progress.step}: update skipped: {result.skipped}; {where}samples {', '.join(result.sample_ids[:8])}"
+    )
     if run.is_main:
         with (folder / "skipped.jsonl").open("a", encoding="utf-8") as stream:
-            row = {"step": progress.step, "reason": result.skipped, "module": where, "samples": result.sample_ids}
+            row = {
+                "step": progress.step,
+                "reason": result.skipped,
+                "module": where,
+                "samples": result.sample_ids,
+            }
             stream.write(json.dumps(row) + "\n")
-    if progress.skipped_in_a_row > settings.max_skips or progress.skipped > max(settings.max_skips, 0.01 * max_steps):
+    if progress.skipped_in_a_row > settings.max_skips or progress.skipped > max(
+        settings.max_skips, 0.01 * max_steps
+    ):
         raise UserError(
             f"{progress.skipped} updates were skipped, {progress.skipped_in_a_row} in a row; last: {result.skipped}; {where}",
             hint="lower lr, raise warmup_steps, or look at skipped.jsonl for the samples",
@@ -454,17 +542,27 @@ def _validate_and_keep(
     log: monitor.Monitor,
     export: best.Export,
 ) -> None:
-    """Validate the weights in place on the same batches as ever, keep the best, and note when it is time to stop early."""
+    """Validate the weights in place on the same batches as ever, keep the best, and note when it is time to
+    stop early."""
     assert valid is not None
     means = validate(objective, valid, settings, run)
-    log.log({"step": progress.step, **{f"val_{key}": value for key, value in objective.told(means).items()}})
+    log.log(
+        {"step": progress.step, **{f"val_{key}": value for key, value in objective.describe(means).items()}}
+    )
     progress.last = means["loss"]
-    if not objective.is_settled:  # a loss that a part which still rests will change: no later one can be compared with it
+    if (
+        not objective.is_settled
+    ):  # a loss that a part which still rests will change: no later one can be compared with it
         return
     if means["loss"] < progress.best - settings.min_delta:
         progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
         if run.is_main:
-            note = {"step": progress.step, "loss": progress.best, "batches": settings.val_batches, "average": progress.average}
+            note = {
+                "step": progress.step,
+                "loss": progress.best,
+                "batches": settings.val_batches,
+                "average": progress.average,
+            }
             best.keep(folder, objective, export, note)
         distributed.wait_for_main(run)
     else:
@@ -473,4 +571,4 @@ def _validate_and_keep(
 
 
 def _numbers(objective: Objective, result: StepResult) -> dict[str, float]:
-    return {**objective.told(result.losses), "lr": result.lr, "grad_norm": result.grad_norm}
+    return {**objective.describe(result.losses), "lr": result.lr, "grad_norm": result.grad_norm}

@@ -1,4 +1,5 @@
-"""What "better" means for one kind of batch: named sums of nats with the number of targets behind each; nobody here divides."""
+"""Objective: the terms of a loss for one kind of batch, as sums with their target counts; only train.step
+divides."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Probe:
-    """One target asked alone, and the same target with other things to read around it: how a shift or a mask is told from outside.
+    """One target scored alone, and with changed context: shows a wrong shift or mask without reading the
+    code.
 
     future  what stands at the target's own place and after it is something else: the loss must not move
     past    what stands right before it is something else: the loss must move
@@ -43,7 +45,8 @@ class Probe:
 class Objective(nn.Module):
     """Base of the objectives: holds the modules it trains, and owns the shift between inputs and targets.
 
-    Below `after_step` stands what lets a stage prove itself before it trains (evaluate.soundness): each method describes, none checks.
+    Below `after_step` stands what lets a stage prove itself before it trains (evaluate.soundness): each
+    method describes, none checks.
     """
 
     joint: frozenset[str] = frozenset()  # terms in which the rows of a batch look at each other
@@ -57,44 +60,53 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def contents(self, batch: Any) -> dict[str, float]:
-        """What a batch holds by unit (keys of units.CONTENTS), padding left out: what speed is measured in, by a run and by a plan."""
+        """What a batch holds by unit (keys of units.CONTENTS), padding left out: what speed is measured in,
+        by a run and by a plan."""
         return {"samples": float(len(batch.sample_ids))}
 
     def sizes(self, batch: Any) -> tuple[float, ...]:
-        """Sizes, padding included, in which the arithmetic of an update is linear (train.flops): rows, rows x positions squared, ..."""
+        """Sizes, padding included, in which the arithmetic of an update is linear (train.flops): rows, rows x
+        positions squared, ..."""
         return (float(len(batch.sample_ids)),)
 
     def validated(self, batch: Any) -> dict[str, Term]:
-        """The terms of one held-out batch: those of `forward`, and unweighted ones that are too dear, or of no use, in training."""
+        """The terms of one held-out batch: those of `forward`, and unweighted ones that are too dear, or of
+        no use, in training."""
         return self(batch)  # type: ignore[no-any-return]
 
-    def told(self, means: Mapping[str, float]) -> dict[str, float]:
-        """What a person reads of the means of terms (`term`, or `term@bucket`): the same, with perplexities where a term has one."""
+    def describe(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a person reads of the means of terms (`term`, or `term@bucket`): the same, with perplexities
+        where a term has one."""
         return dict(means)
 
     @property
     def is_settled(self) -> bool:
-        """Whether all parts are at work, so that a held-out loss can be compared with later ones (a quantiser that starts later)."""
+        """Whether all parts are at work, so that a held-out loss can be compared with later ones (a quantiser
+        that starts later)."""
         return True
 
     def begin(self, micro_batches: Sequence[Any], world: int) -> None:
-        """Called before the forwards of one update with all local micro-batches (e.g. embed all negatives)."""
+        """Called before the forwards of one update with all local micro-batches (e.g. embed all
+        negatives)."""
 
     def after_step(self, step: int) -> None:
-        """Called after each update (e.g. moving averages); all its state lives in buffers, so that resume is exact."""
+        """Called after each update (e.g. moving averages); all its state lives in buffers, so that resume is
+        exact."""
 
-    def given(self) -> Sequence[str]:
-        """Names of the parts that come whole from another place and that a resume rebuilds: frozen, no checkpoint holds them."""
+    def frozen_parts(self) -> Sequence[str]:
+        """Names of pretrained parts that stay frozen: a resume opens them again, checkpoints leave them
+        out."""
         return ()
 
-    def settle(self, batch: Any) -> None:
-        """Bring a copy that will be thrown away to where all its parts work (a quantiser that starts later starts now)."""
+    def warm_start(self, batch: Any) -> None:
+        """Start every part of a discarded copy (a quantiser that would start later starts now)."""
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
-        """Patterns of the parameters that each weighted term must reach with a gradient; a term that is left out must reach some."""
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
+        """By weighted term, patterns of the parameters that must get a gradient from it; other terms must
+        reach at least one."""
         return {}
 
-    def outside(self) -> dict[str, Tensor]:
+    def learning_buffers(self) -> dict[str, Tensor]:
         """Tensors that learn without a gradient, by name (codebooks that follow by moving averages)."""
         return {}
 
@@ -102,37 +114,41 @@ class Objective(nn.Module):
         """Probes of up to `count` targets, for objectives that predict from the past."""
         return []
 
-    def neighbours(self, batch: Any, count: int, rng: np.random.Generator) -> list[tuple[Any, Any]]:
-        """Pairs of batches with equal losses: a document asked alone, and that with others packed beside it, or with none."""
+    def packing_pairs(self, batch: Any, count: int, rng: np.random.Generator) -> list[tuple[Any, Any]]:
+        """Pairs of batches with equal losses: a document alone, and packed with others."""
         return []
 
     def padded(self, batch: Any) -> Any | None:
-        """The batch with more padding, junk in it, for objectives with joint terms; None: rows are their own witnesses."""
+        """The batch with more padding, junk in it, for objectives with joint terms; None: rows are their own
+        witnesses."""
         return None
 
-    def other_media(self, batch: Any) -> dict[str, Any]:
+    def media_swaps(self, batch: Any) -> dict[str, Any]:
         """By kind (image, audio) the batch with other media of that kind: the loss must move."""
         return {}
 
     def by_hand(self, batch: Any) -> tuple[dict[str, float], dict[str, float]] | None:
-        """Targets by term and contents by unit, counted row by row apart from `counts`; ours are in evaluate.counting."""
+        """Targets by term and contents by unit, counted row by row apart from `counts`; ours are in
+        evaluate.counting."""
         return None
 
 
 def perplexity(nats: float) -> float:
-    """Among how many equally likely choices one choice of so many mean nats is; e^700 where it is beyond counting."""
+    """Among how many equally likely choices one choice of so many mean nats is; e^700 where it is beyond
+    counting."""
     return math.exp(min(nats, 700.0))
 
 
 def with_perplexity(means: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
-    """Means with the perplexity of terms that are nats of one choice among many, right behind each; also by length bucket.
+    """Means with the perplexity of terms that are nats of one choice among many, right behind each; also by
+    length bucket.
 
     Takes   names: of these terms, and how their perplexity is called.
     """
-    found: dict[str, float] = {}
+    with_derived: dict[str, float] = {}
     for key, value in means.items():
         term, at, bucket = key.partition("@")
-        found[key] = value
+        with_derived[key] = value
         if term in names:
-            found[f"{names[term]}{at}{bucket}"] = perplexity(value)
-    return found
+            with_derived[f"{names[term]}{at}{bucket}"] = perplexity(value)
+    return with_derived

@@ -1,4 +1,5 @@
-"""Which parameters train, with which rates: selection by name patterns, AdamW or Muon with decay on matrices only, and the schedules."""
+"""Which parameters train, with which rates: selection by name patterns, AdamW or Muon with decay on matrices
+only, and the schedules."""
 
 from __future__ import annotations
 
@@ -37,14 +38,19 @@ class Row:
 
 
 def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
-    """Freeze what no pattern of `settings.train` names (a pattern with ! in front excludes), and give the account of all parameters.
+    """Freeze what no pattern of `settings.train` names (a pattern with ! in front excludes), and give the
+    account of all parameters.
 
     Raises  ConfigError for a pattern that matches nothing, or when nothing trains.
     """
     names = [name for name, _ in model.named_parameters()]
-    for pattern in [p.lstrip("!") for p in settings.train] + [group.pattern for group in settings.param_groups]:
+    for pattern in [p.lstrip("!") for p in settings.train] + [
+        group.pattern for group in settings.param_groups
+    ]:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"pattern {pattern!r} matches no parameter", hint=f"names look like {', '.join(names[:4])}")
+            raise ConfigError(
+                f"pattern {pattern!r} matches no parameter", hint=f"names look like {', '.join(names[:4])}"
+            )
     rows = []
     for name, parameter in model.named_parameters():
         chosen = False
@@ -58,7 +64,9 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
             if fnmatchcase(name, group.pattern):
                 lr = group.lr if group.lr is not None else lr
                 wd = group.wd if group.wd is not None else wd
-        rows.append(Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0))
+        rows.append(
+            Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0)
+        )
     if not any(row.trains for row in rows):
         raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
     _rest(model)
@@ -73,19 +81,25 @@ def refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:
         is_idle = all(any(fnmatchcase(row.name, group.pattern) for group in own) for row in trained)
         if is_idle and is_set(settings, name):
             raise ConfigError(
-                f"{name} has no effect: all that trains is in param_groups that set it", hint=f"leave out {name}, or the groups'"
+                f"{name} has no effect: all that trains is in param_groups that set it",
+                hint=f"leave out {name}, or the groups'",
             )
     for group in settings.param_groups:
         if not any(fnmatchcase(row.name, group.pattern) for row in trained):
             raise ConfigError(
-                f"param_groups: {group.pattern!r} has no effect: it names nothing that trains", hint="look at `train:` patterns"
+                f"param_groups: {group.pattern!r} has no effect: it names nothing that trains",
+                hint="look at `train:` patterns",
             )
     if settings.optimizer == "muon" and not any(is_for_muon(row) for row in trained):
-        raise ConfigError("optimizer: muon has no effect: nothing that trains here is a matrix that it steps", hint="optimizer: adamw")
+        raise ConfigError(
+            "optimizer: muon has no effect: nothing that trains here is a matrix that it steps",
+            hint="optimizer: adamw",
+        )
 
 
 def _rest(model: nn.Module) -> None:
-    """Keep every part whose parameters are all frozen in eval mode: no dropout where nothing learns (SPEC C8)."""
+    """Keep every part whose parameters are all frozen in eval mode: no dropout where nothing learns (SPEC
+    C8)."""
     for part in model.children():
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
@@ -103,20 +117,26 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _stay(model: nn.Module, mode: bool = True) -> nn.Module:
-    """In the place of a frozen model's `train`. A partial of it, unlike a closure, is copied and pickled with its model."""
+    """In the place of a frozen model's `train`. A partial of it, unlike a closure, is copied and pickled with
+    its model."""
     return model
 
 
-MATRICES = ("*_proj.weight", "*.projectors.*.weight")  # of attention and feed-forward in every network here, and of projectors
+MATRICES = (
+    "*_proj.weight",
+    "*.projectors.*.weight",
+)  # of attention and feed-forward in every network here, and of projectors
 
 
 def is_for_muon(row: Row) -> bool:
-    """Whether Muon steps this parameter, where it is asked for: gains of norms inside of projectors stay AdamW's."""
+    """Whether Muon steps this parameter, where it is asked for: gains of norms inside of projectors stay
+    AdamW's."""
     return len(row.shape) == 2 and any(fnmatchcase(row.name, pattern) for pattern in MATRICES)
 
 
 class Muon(Eager, torch.optim.Muon):
-    """torch's Muon, but for the format of its iteration: torch takes bf16 everywhere, which a chip without it emulates 50 times slower."""
+    """torch's Muon, but for the format of its iteration: torch takes bf16 everywhere, which a chip without it
+    emulates 50 times slower."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -136,11 +156,13 @@ class Muon(Eager, torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """The matrix with its singular values brought near 1 (0.7 to 1.2), by a quintic Newton-Schulz iteration in a number format.
+    """The matrix with its singular values brought near 1 (0.7 to 1.2), by a quintic Newton-Schulz iteration
+    in a number format.
 
     Takes   matrix of two dimensions, any scale.
     Gives   a matrix of the same shape in `dtype`.
-    Source  Jordan et al. 2024, coefficients and order of operations as torch.optim.Muon has them: in bf16 it gives torch's bits.
+    Source  Jordan et al. 2024, coefficients and order of operations as torch.optim.Muon has them: in bf16 it
+            gives torch's bits.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrix.size(0) > matrix.size(1)
@@ -173,15 +195,19 @@ class Both(Eager):
         """What `state_dict` gave."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
+        self.param_groups = [
+            group for part in self.parts for group in part.param_groups
+        ]  # loading made new ones
 
 
 def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW (fused where torch has it), or Muon for MATRICES beside it; `base_lr` of a group is its rate at scale 1.
+    """AdamW (fused where torch has it), or Muon for MATRICES beside it; `base_lr` of a group is its rate at
+    scale 1.
 
-    Groups are one for each (rate, decay) pair. Muon steps along the orthogonalised momentum, scaled so that rates and decay mean what they
-    mean for AdamW. It iterates in the fastest sound format of the device. It lifts the smallest singular values of a gradient some 900
-    times, what rounding left there too: N ranks step as one process to 1e-4 of a step in float32, to a few percent in bf16.
+    Groups are one for each (rate, decay) pair. Muon steps along the orthogonalised momentum, scaled so that
+    rates and decay mean what they mean for AdamW. It iterates in the fastest sound format of the device. It
+    lifts the smallest singular values of a gradient some 900 times, what rounding left there too: N ranks
+    step as one process to 1e-4 of a step in float32, to a few percent in bf16.
     Source  Jordan et al. 2024 (Muon); Liu et al. 2025 (scale by the larger side).
     """
     parameters = dict(model.named_parameters())
@@ -191,7 +217,10 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
             by_muon = settings.optimizer == "muon" and is_for_muon(row)
             kinds[by_muon].setdefault((row.lr, row.wd), []).append(parameters[row.name])
     groups = {
-        by_muon: [{"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), members in chosen.items()]
+        by_muon: [
+            {"params": members, "lr": lr, "base_lr": lr, "weight_decay": wd}
+            for (lr, wd), members in chosen.items()
+        ]
         for by_muon, chosen in kinds.items()
     }
     parts: list[torch.optim.Optimizer] = []
@@ -203,21 +232,27 @@ def make_optimizer(model: nn.Module, rows: list[Row], settings: TrainSettings) -
 
 
 def go_on(optimizer: torch.optim.Optimizer, stored: dict[str, Any], *, where: Path) -> None:
-    """Give an optimizer the moments that a checkpoint holds; rates, decay and betas stay those of the settings.
+    """Give an optimizer the moments that a checkpoint holds; rates, decay and betas stay those of the
+    settings.
 
     Raises  CheckpointError where it was made for other groups of parameters.
     """
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    own = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     try:
         optimizer.load_state_dict(stored)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: its optimizer has other parameter groups: {error}", hint="--fresh starts anew") from error
+        raise CheckpointError(
+            f"{where}: its optimizer has other parameter groups: {error}", hint="--fresh starts anew"
+        ) from error
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
 
 
 def lr_scale(step: int, settings: TrainSettings) -> float:
-    """The schedule's factor for update number `step` (0, 1, ...): never 0 at the first, constant past the last (SPEC C2)."""
+    """The schedule's factor for update number `step` (0, 1, ...): never 0 at the first, constant past the
+    last (SPEC C2)."""
     warmup, total, floor = settings.warmup_steps, settings.max_steps, settings.min_lr_ratio
     assert total is not None  # train.settings.sized has filled it in
     if step < warmup:

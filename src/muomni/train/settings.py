@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from muomni import units
-from muomni.config import Strict, Told
+from muomni.config import ReportsIdle, Strict
 from muomni.data.order import Order
 from muomni.data.sample import Source
 from muomni.errors import ConfigError
@@ -24,7 +24,7 @@ class ParamGroup(Strict):
     wd: float | None = Field(None, ge=0)
 
 
-class TrainSettings(Told):
+class TrainSettings(ReportsIdle):
     """How a stage trains. A step is always an optimizer step."""
 
     data: list[Source] = []
@@ -32,24 +32,32 @@ class TrainSettings(Told):
     train: list[str] = ["*"]
     param_groups: list[ParamGroup] = []
 
-    max_steps: int | None = Field(None, ge=1, description="None: as many as max_epochs says, 1000 where that isn't given either")
+    max_steps: int | None = Field(
+        None, ge=1, description="None: as many as max_epochs says, 1000 where that isn't given either"
+    )
     max_epochs: int | None = Field(None, ge=1)
     epoch_duration: str | None = Field(
-        None, description="about how long an epoch is to take, e.g. 1h: a probe says how many samples that are"
+        None,
+        description="about how long an epoch is to take, e.g. 1h: a probe says how many samples that are",
     )
-    samples_per_epoch: int | None = Field(None, ge=1, description="samples that max_epochs counts as an epoch; None: one pass")
+    samples_per_epoch: int | None = Field(
+        None, ge=1, description="samples that max_epochs counts as an epoch; None: one pass"
+    )
     batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(3e-4, gt=0)
     wd: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for matrices of attention, feed-forward and projectors, AdamW for the rest"
+        "adamw",
+        description="muon: for matrices of attention, feed-forward and projectors, AdamW for the rest",
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = Field(10, ge=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    decay_share: float = Field(0.2, gt=0, le=1, description="wsd only: share of the run in which the rate falls")
+    decay_share: float = Field(
+        0.2, gt=0, le=1, description="wsd only: share of the run in which the rate falls"
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     explosion_norm: float = Field(100.0, gt=0)
     max_skips: int = Field(10, ge=0, description="skipped updates in a row that stop the run")
@@ -60,9 +68,15 @@ class TrainSettings(Told):
     seed: int = Field(42, ge=0)
     num_workers: int = Field(0, ge=0)
     cache_mb: int | None = Field(
-        None, ge=0, description="decoded media kept for the next epoch, all workers together; None: 2 GiB or an eighth of what is free"
+        None,
+        ge=0,
+        description="decoded media kept for the next epoch, all workers together; None: 2 GiB or an eighth of what is free",
     )
-    threads: int | None = Field(None, ge=1, description="threads of this stage; None: the recipe's. For one that runs when others are done")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of this stage; None: the recipe's. For one that runs when others are done",
+    )
 
     val_split: float = Field(0.1, ge=0, lt=1)
     val_freq: int = Field(200, ge=1)
@@ -72,15 +86,20 @@ class TrainSettings(Told):
     min_delta: float = Field(0.0, ge=0)
     checkpoint_freq: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    final: Literal["last", "best"] = Field("last", description="the weights that are handed on; best where there is `patience`")
+    final: Literal["last", "best"] = Field(
+        "last", description="the weights that are handed on; best where there is `patience`"
+    )
     print_freq: int = Field(20, ge=1)
-    tensorboard: bool = Field(False, description="also write curves for tensorboard, beside metrics.jsonl (extra: track)")
+    tensorboard: bool = Field(
+        False, description="also write curves for tensorboard, beside metrics.jsonl (extra: track)"
+    )
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
     def _ends_and_best(cls, values: Any) -> Any:
-        """Epochs alone end a run where they end, a run without either has DEFAULT_STEPS; early stopping hands on the best."""
+        """Epochs alone end a run where they end, a run without either has DEFAULT_STEPS; early stopping hands
+        on the best."""
         if not isinstance(values, dict):
             return values
         is_endless = values.get("max_steps") is None and values.get("max_epochs") is None
@@ -105,27 +124,35 @@ class TrainSettings(Told):
     def batches_per_epoch(self, order: Order) -> int:
         """Micro-batches that count as an epoch: a pass through the data, or enough for `samples_per_epoch`.
 
-        The order of the samples knows nothing of it: an epoch is where the count stands, not where a shuffle begins.
+        The order of the samples knows nothing of it: an epoch is where the count stands, not where a shuffle
+        begins.
         """
-        return order.batches_per_epoch if self.samples_per_epoch is None else -(-self.samples_per_epoch // self.batch_size)
+        return (
+            order.batches_per_epoch
+            if self.samples_per_epoch is None
+            else -(-self.samples_per_epoch // self.batch_size)
+        )
 
     def idle(self) -> dict[str, str]:
         """Beside those of a stage: what belongs to another schedule, or to early stopping."""
-        found = {}
+        idle_options = {}
         if self.schedule != "wsd":
-            found["decay_share"] = "it is of schedule: wsd"
+            idle_options["decay_share"] = "it is of schedule: wsd"
         if self.schedule == "constant":
-            found["min_lr_ratio"] = "with schedule: constant the rate never falls"
+            idle_options["min_lr_ratio"] = "with schedule: constant the rate never falls"
         if self.patience is None:
-            found["min_delta"] = "it is of `patience`"
-        return found
+            idle_options["min_delta"] = "it is of `patience`"
+        return idle_options
 
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
 
-def steps_in_all(settings: TrainSettings, order: Order, per_step: int, done: int = 0, position: int = 0) -> int:
-    """Where a run ends that has done so many steps and drawn so many batches: at `max_steps` or `max_epochs`, whichever comes first.
+def steps_in_all(
+    settings: TrainSettings, order: Order, per_step: int, done: int = 0, position: int = 0
+) -> int:
+    """Where a run ends that has done so many steps and drawn so many batches: at `max_steps` or `max_epochs`,
+    whichever comes first.
 
     Takes   per_step: micro-batches of an update, of all ranks.
     """
@@ -137,18 +164,26 @@ def steps_in_all(settings: TrainSettings, order: Order, per_step: int, done: int
 
 
 def sized(settings: Settings, order: Order, per_step: int) -> Settings:
-    """The settings as a run of this data has them: `max_steps` is known, and the warm-up is shorter than the run.
+    """The settings as a run of this data has them: `max_steps` is known, and the warm-up is shorter than the
+    run.
 
     A warm-up that is not becomes a tenth of it: at full length the rate would never reach its height.
     Takes   per_step: micro-batches of an update, of all ranks.
     """
     steps = steps_in_all(settings, order, per_step)
-    warmup = settings.warmup_steps if settings.warmup_steps < steps else min(settings.warmup_steps, max(1, steps // 10))
+    warmup = (
+        settings.warmup_steps
+        if settings.warmup_steps < steps
+        else min(settings.warmup_steps, max(1, steps // 10))
+    )
     return settings.model_copy(update={"max_steps": steps, "warmup_steps": warmup})
 
 
 def clipped(settings: TrainSettings, run: TrainSettings) -> list[str]:
-    """A line where the warm-up that was asked for is longer than the run, whose `sized` settings are given."""
+    """A line where the warm-up that was asked for is longer than the run, whose `sized` settings are
+    given."""
     if settings.warmup_steps == run.warmup_steps:
         return []
-    return [f"warmup_steps {settings.warmup_steps} is no shorter than the run of {run.max_steps} steps: {run.warmup_steps} are taken"]
+    return [
+        f"warmup_steps {settings.warmup_steps} is no shorter than the run of {run.max_steps} steps: {run.warmup_steps} are taken"
+    ]

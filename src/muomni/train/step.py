@@ -1,4 +1,5 @@
-"""One update of the weights: the only place that divides a loss, syncs gradients, and decides whether an update is safe."""
+"""One update of the weights: the only place that divides a loss, syncs gradients, and decides whether an
+update is safe."""
 
 from __future__ import annotations
 
@@ -30,8 +31,12 @@ class StepResult:
     lr: float  # as it stood in the optimizer when it stepped, the largest of its groups
     skipped: str = ""  # the reason, empty where the weights changed
     sample_ids: list[str] = field(default_factory=list)
-    weights: dict[str, float] = field(default_factory=dict)  # of the terms; one of weight 0 is told, not learned
-    overflowed: bool = False  # the scaled gradients left fp16's range: no update, and nothing wrong with the weights
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  # of the terms; one of weight 0 is told, not learned
+    overflowed: bool = (
+        False  # the scaled gradients left fp16's range: no update, and nothing wrong with the weights
+    )
     scale: float = 1.0  # of the loss in the next backward
 
     @property
@@ -59,13 +64,15 @@ def update(
 ) -> StepResult:
     """Change the weights once by the micro-batches of this rank (DESIGN 4).
 
-    Takes   counts: targets per term over all ranks, where the caller has exchanged them already; seeds: of the random numbers (dropout)
-            of each micro-batch, so that they are the same whichever rank computes it.
+    Takes   counts: targets per term over all ranks, where the caller has exchanged them already; seeds: of
+            the random numbers (dropout) of each micro-batch, so that they are the same whichever rank
+            computes it.
 
-    Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one big batch give the same update.
-    An update with a loss outside of [-1e6, 1e6] or a gradient norm that is not finite or above `explosion_norm` is skipped on all ranks.
-    In fp16 gradients that are not finite are first taken for an overflow of their scale, which is halved: nothing is wrong as long as
-    there is something to halve. Where they are not finite at scale 1 either, the update is unsafe like any other.
+    Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one
+    big batch give the same update. An update with a loss outside of [-1e6, 1e6] or a gradient norm that is
+    not finite or above `explosion_norm` is skipped on all ranks. In fp16 gradients that are not finite are
+    first taken for an overflow of their scale, which is halved: nothing is wrong as long as there is
+    something to halve. Where they are not finite at scale 1 either, the update is unsafe like any other.
     """
     # 1. counts first: they need no forward, and every term is divided by the global one
     counts = sum_counts(local_counts(objective, micro_batches), runtime) if counts is None else counts
@@ -85,7 +92,10 @@ def update(
             parts = []
             for name, term in terms.items():
                 weights[name] = term.weight
-                totals[name] = totals.get(name, term.total.new_zeros((), dtype=torch.float32)) + term.total.detach().float()
+                totals[name] = (
+                    totals.get(name, term.total.new_zeros((), dtype=torch.float32))
+                    + term.total.detach().float()
+                )
                 parts.append(mean_share(term, counts.get(name, 1)))
             # DDP averages over ranks; our divisor is global already, so its mean is undone
             loss = torch.stack(parts).sum() * runtime.world
@@ -102,7 +112,9 @@ def update(
     # A term without targets in this update has no mean.
     losses = {name: total / counts.get(name, 1) for name, total in sums.items() if counts.get(name, 1)}
     losses["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
-    is_overflow = scaler.is_enabled() and not math.isfinite(grad_norm) and not unsafe(losses["loss"], 0.0, 1.0)
+    is_overflow = (
+        scaler.is_enabled() and not math.isfinite(grad_norm) and not unsafe(losses["loss"], 0.0, 1.0)
+    )
     overflowed = is_overflow and scaler.get_scale() > 1.0  # asked for late: it waits for the device
     reason = "" if overflowed else unsafe(losses["loss"], grad_norm, settings.explosion_norm)
 
@@ -115,7 +127,17 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     ids = [name for batch in micro_batches for name in batch.sample_ids] if reason else []
-    return StepResult(losses, counts, grad_norm, lr, reason, ids, weights, overflowed, scaler.get_scale() if overflowed else 1.0)
+    return StepResult(
+        losses,
+        counts,
+        grad_norm,
+        lr,
+        reason,
+        ids,
+        weights,
+        overflowed,
+        scaler.get_scale() if overflowed else 1.0,
+    )
 
 
 def local_counts(objective: Objective, micro_batches: Sequence[Any]) -> dict[str, float]:
@@ -124,12 +146,14 @@ def local_counts(objective: Objective, micro_batches: Sequence[Any]) -> dict[str
 
 
 def mean_share(term: Term, count: float) -> Tensor:
-    """What one batch's term adds to the mean over `count` targets of all micro-batches and ranks, weighted."""
+    """What one batch's term adds to the mean over `count` targets of all micro-batches and ranks,
+    weighted."""
     return term.total.float() * (term.weight / max(1, count))
 
 
 def syncs(number: int, micro_batches: int) -> bool:
-    """Whether ranks exchange gradients after this micro-batch: after the last one only, when all have been added up."""
+    """Whether ranks exchange gradients after this micro-batch: after the last one only, when all have been
+    added up."""
     return number == micro_batches - 1
 
 

@@ -9,12 +9,15 @@ from collections.abc import Callable
 LEAST, MOST = 50, 200  # updates of a probe
 
 
-def timed(update: Callable[[], float | None], *, most: int = MOST, enough_s: float, limit_s: float) -> list[float]:
+def timed(
+    update: Callable[[], float | None], *, most: int = MOST, enough_s: float, limit_s: float
+) -> list[float]:
     """Seconds of updates that are made one after another.
 
-    It ends with the `most`-th that is timed; after `enough_s` once LEAST are; and after `enough_s` at once where it
-    can be seen that LEAST of them would take longer than `limit_s`. One is always timed.
-    Takes   update: makes one and gives its seconds, or None where it stands for no other (caches fill, kernels are made).
+    It ends with the `most`-th that is timed; after `enough_s` once LEAST are; and after `enough_s` at once
+    where it can be seen that LEAST of them would take longer than `limit_s`. One is always timed.
+    Takes   update: makes one and gives its seconds, or None where it stands for no other (caches fill,
+            kernels are made).
     """
     begin = time.perf_counter()
     took: list[float] = []

@@ -16,9 +16,15 @@ from muomni.train.settings import TrainSettings
 
 @torch.no_grad()
 def validate(
-    objective: Objective, valid: Loader[Any, Any], settings: TrainSettings, run: Runtime, *, full: bool = False
+    objective: Objective,
+    valid: Loader[Any, Any],
+    settings: TrainSettings,
+    run: Runtime,
+    *,
+    full: bool = False,
 ) -> dict[str, float]:
-    """Means per term over held-out batches, token-weighted over all ranks, and per length bucket (`term@<=64`)."""
+    """Means per term over held-out batches, token-weighted over all ranks, and per length bucket
+    (`term@<=64`)."""
     total = valid.order.batches_per_epoch
     count = total if full else min(total, settings.val_batches)
     sums: dict[str, float] = {}

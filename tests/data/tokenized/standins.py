@@ -38,7 +38,9 @@ class MeanCodec:
         check_media(self, media)  # type: ignore[arg-type]
         x_BFS = torch.nn.functional.pad(media, (0, -media.shape[1] % self.hop)).unflatten(1, (-1, self.hop))
         books = [(x_BFS.mean(2) * 4 + 16), (x_BFS.std(2) * 60)]
-        codes = torch.stack([each.long().clamp(0, 31) for each in (reversed(books) if self.swapped else books)], 1)
+        codes = torch.stack(
+            [each.long().clamp(0, 31) for each in (reversed(books) if self.swapped else books)], 1
+        )
         return codes
 
     def decode(self, codes_BKF: Tensor) -> Tensor:
@@ -71,7 +73,13 @@ class PatchCodec:
 
     def decode(self, codes_BKF: Tensor) -> Tensor:
         check_codes(self, codes_BKF)  # type: ignore[arg-type]
-        grey = (codes_BKF.float() + 0.5).div(64).unflatten(2, (4, 4)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        grey = (
+            (codes_BKF.float() + 0.5)
+            .div(64)
+            .unflatten(2, (4, 4))
+            .repeat_interleave(4, 2)
+            .repeat_interleave(4, 3)
+        )
         return grey.expand(-1, 3, -1, -1)
 
     def encode_many(self, media: list[Tensor]) -> list[Tensor]:
@@ -87,7 +95,10 @@ class PatchCodec:
 def unified(text: Tokenizer, layout: str = "interleaved", **codec: Any) -> UnifiedTokenizer:
     """A unified tokenizer over both codecs."""
     codecs: list[Any] = [PatchCodec(), MeanCodec(**codec)]
-    entries = [CodecEntry.of(each, each.kind, layout if each.modality == "audio" else "interleaved") for each in codecs]
+    entries = [
+        CodecEntry.of(each, each.kind, layout if each.modality == "audio" else "interleaved")
+        for each in codecs
+    ]
     return UnifiedTokenizer(text, TokenSpace.of(text, entries), codecs)
 
 

@@ -42,7 +42,9 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "set"))
 
 
-def audited(folder: Path, settings: AuditSettings = FEW, *, tokens: Any = None, **more: Any) -> dict[str, Any]:
+def audited(
+    folder: Path, settings: AuditSettings = FEW, *, tokens: Any = None, **more: Any
+) -> dict[str, Any]:
     opened = tokens or standins.opener()()
     return audit(folder, opened.space, opened, settings, **more)
 
@@ -80,7 +82,11 @@ def settle(record: Record) -> None:
 
 
 def first(folder: Path, task: str) -> int:
-    return next(place for place, record in enumerate(ShardSet(folder, "train")) if record.about["task"] == task and place > 2)
+    return next(
+        place
+        for place, record in enumerate(ShardSet(folder, "train"))
+        if record.about["task"] == task and place > 2
+    )
 
 
 def test_a_sound_set_is_green_and_every_check_looked_at_something(copy: Path) -> None:
@@ -243,7 +249,9 @@ def test_a_baseline_is_set_with_a_reason_compared_and_renewed_with_its_history(c
     (copy / "baseline.json").write_text(json.dumps(stored))
     report = audited(copy)
     assert report["exit_code"] == 1
-    assert {"p90 of audio", "psnr_db"} <= {part for each in errors(copy) for part in ("p90 of audio", "psnr_db") if part in each["what"]}
+    assert {"p90 of audio", "psnr_db"} <= {
+        part for each in errors(copy) for part in ("p90 of audio", "psnr_db") if part in each["what"]
+    }
     audited(copy, set_baseline="longer clips")
     again = json.loads((copy / "baseline.json").read_text())
     assert [each["reason"] for each in again["history"]] == ["first set"]
@@ -283,12 +291,17 @@ def test_a_folder_without_a_finished_set_is_refused(tmp_path: Path) -> None:
 
 def test_pieces_and_sides_are_all_walked(whole: Path) -> None:
     report = audited(whole, out=whole.parent / "elsewhere")
-    found = {side: sum(len(Piece.load(path).rows) for path in (whole / side).glob("shard-*.json")) for side in SIDES}
+    found = {
+        side: sum(len(Piece.load(path).rows) for path in (whole / side).glob("shard-*.json"))
+        for side in SIDES
+    }
     assert report["samples"] == found
     assert next(each for each in report["checks"] if each["check"] == "C")["n"] == 80
 
 
-def test_the_commands_make_audit_and_renew_a_set_with_our_own_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_make_audit_and_renew_a_set_with_our_own_codec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def muomni(*args: object) -> int:
         with pytest.raises(SystemExit) as left:
             cli.main([str(arg) for arg in args])
@@ -317,7 +330,9 @@ def test_the_commands_make_audit_and_renew_a_set_with_our_own_codec(tmp_path: Pa
     assert len(ShardSet(tmp_path / "set", "train")) + len(ShardSet(tmp_path / "set", "valid")) == 20
     assert muomni("data", "verify", "set", "--set-baseline", "first") == 0
     assert muomni("data", "verify", "set") == 0
-    assert verdicts(files.read_json(tmp_path / "set/verify/report.json")) == dict.fromkeys("SABCDEFGHR", "green")
+    assert verdicts(files.read_json(tmp_path / "set/verify/report.json")) == dict.fromkeys(
+        "SABCDEFGHR", "green"
+    )
     assert muomni(*made, "--samples", 20) == 2  # other settings
     (tmp_path / "set/train/shard-000000.tar").write_bytes(b"")
     assert muomni("data", "verify", "set") == 2

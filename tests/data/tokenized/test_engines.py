@@ -92,7 +92,9 @@ if __name__ == "__main__":
     script = tmp_path / "program.py"
     script.write_text(program)
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    found = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600)
+    found = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600
+    )
     lines = found.stdout.splitlines()
     assert found.returncode == 0, found.stderr[-2000:]
     assert lines[-2].startswith("([], []) "), lines

@@ -46,7 +46,9 @@ def whole(sources: list[Source], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def content(folder: Path) -> dict[str, bytes]:
     """All files of a set by name."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -58,7 +60,9 @@ def changed(folder: Path, to: Path) -> Path:
 def test_every_good_sample_is_there_once_with_the_ids_of_its_own_media(whole: Path) -> None:
     opened = standins.opener()()
     found = [record for side in SIDES for record in ShardSet(whole, side)]
-    assert sorted(record.about["id"] for record in found) == sorted(f"row.{number}" for number in range(90) if number != 5)
+    assert sorted(record.about["id"] for record in found) == sorted(
+        f"row.{number}" for number in range(90) if number != 5
+    )
     for record in found:
         number = int(record.about["id"].removeprefix("row."))
         assert record.about["task"] == ("i2t", "a2t", "t2i", "t2a")[number % 4]
@@ -97,12 +101,18 @@ def test_one_process_and_two_give_equal_bytes(sources: list[Source], whole: Path
     assert content(tmp_path / "set") == content(whole)
 
 
-def test_an_audit_gives_the_same_ids_and_is_recorded(sources: list[Source], whole: Path, tmp_path: Path) -> None:
-    about = make.shard(sources, tmp_path / "set", standins.opener(), make.ShardSettings(**{**vars(SETTINGS), "audit": True}))
+def test_an_audit_gives_the_same_ids_and_is_recorded(
+    sources: list[Source], whole: Path, tmp_path: Path
+) -> None:
+    about = make.shard(
+        sources, tmp_path / "set", standins.opener(), make.ShardSettings(**{**vars(SETTINGS), "audit": True})
+    )
     assert about["audit"] is True
     assert json.loads((tmp_path / "set/shards.json").read_text())["settings"]["audit"] is True
     for side in SIDES:
-        assert [digest_of(each.ids) for each in ShardSet(tmp_path / "set", side)] == [digest_of(each.ids) for each in ShardSet(whole, side)]
+        assert [digest_of(each.ids) for each in ShardSet(tmp_path / "set", side)] == [
+            digest_of(each.ids) for each in ShardSet(whole, side)
+        ]
 
 
 @pytest.mark.parametrize("moment", range(1, 60, 6))
@@ -134,7 +144,9 @@ def test_a_kill_at_any_moment_leaves_what_a_second_run_finishes_to_the_same_byte
     before = {path: path.stat().st_mtime_ns for path in made if path.with_suffix(".json").exists()}
     make.shard(sources, out, standins.opener(), SETTINGS)
     assert content(out) == content(whole)
-    assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "a finished shard was made again"
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items()), (
+        "a finished shard was made again"
+    )
 
 
 def test_a_full_disk_ends_with_the_shards_name_and_loses_nothing(
@@ -167,7 +179,12 @@ def test_an_unreadable_clip_is_set_aside_by_name_and_the_others_keep_their_keys(
     assert entry["reason"] == "undecodable"
     about = json.loads((whole / "index.json").read_text())
     assert sum(side["samples"] for side in about["sides"].values()) == 89
-    numbers = sorted(int(record.key) for side in SIDES for record in ShardSet(whole, side) if record.about["side"] == "train")
+    numbers = sorted(
+        int(record.key)
+        for side in SIDES
+        for record in ShardSet(whole, side)
+        if record.about["side"] == "train"
+    )
     assert len(numbers) == max(numbers) or len(numbers) == max(numbers) + 1
 
 
@@ -192,7 +209,9 @@ def row(name: str, said: str, **more: Any) -> str:
 
 def test_groups_that_straddle_the_split_are_refused_by_name(tmp_path: Path) -> None:
     standins.make_data(tmp_path, 2)
-    (tmp_path / "rows.jsonl").write_text(row("a", "x", group="cat", split="train") + row("b", "y", group="cat", split="valid"))
+    (tmp_path / "rows.jsonl").write_text(
+        row("a", "x", group="cat", split="train") + row("b", "y", group="cat", split="valid")
+    )
     with pytest.raises(DataError, match="cat") as caught:
         make.shard([Source(path=str(tmp_path / "rows.jsonl"))], tmp_path / "set", standins.opener(), SETTINGS)
     assert caught.value.reason == "leak_group"
@@ -207,7 +226,9 @@ def test_an_id_that_stands_twice_is_refused_by_name(tmp_path: Path) -> None:
     assert caught.value.reason == "duplicate_id"
 
 
-def test_other_codecs_settings_or_data_do_not_go_on_where_shards_are(sources: list[Source], whole: Path, tmp_path: Path) -> None:
+def test_other_codecs_settings_or_data_do_not_go_on_where_shards_are(
+    sources: list[Source], whole: Path, tmp_path: Path
+) -> None:
     out = changed(whole, tmp_path / "set")
     with pytest.raises(TokenSpaceError, match="audio codec digest: expected aaaaaaaaaaaa, got cccccccccccc"):
         make.shard(sources, out, standins.opener(digest="c" * 64), SETTINGS)
@@ -231,7 +252,9 @@ def test_captions_of_one_clip_are_encoded_once(tmp_path: Path, monkeypatch: pyte
     rows = standins.make_data(tmp_path, 40, captions=20)
     clips: list[int] = []
     real = standins.MeanCodec.encode
-    monkeypatch.setattr(standins.MeanCodec, "encode", lambda self, media: (clips.append(len(media)), real(self, media))[1])
+    monkeypatch.setattr(
+        standins.MeanCodec, "encode", lambda self, media: (clips.append(len(media)), real(self, media))[1]
+    )
     make.shard(rows, tmp_path / "set", standins.opener(), make.ShardSettings(val_split=0))
     assert sum(clips) == 2
 
@@ -289,14 +312,22 @@ def test_a_changed_id_and_another_token_space_are_found_by_their_sample(whole: P
     tar, row = out / "train/shard-000001.tar", opened.rows[22].tolist()
     held = bytearray(tar.read_bytes())
     place = held.index(b"\x93NUMPY", row[2]) + 128
-    place = next(at for at in range(row[2], row[2] + row[3]) if held[at : at + 6] == b"\x93NUMPY" and held[at + 128 : at + 132] != bytes(4))
+    place = next(
+        at
+        for at in range(row[2], row[2] + row[3])
+        if held[at : at + 6] == b"\x93NUMPY" and held[at + 128 : at + 132] != bytes(4)
+    )
     held[place + 128] ^= 1
     tar.write_bytes(held)
-    with pytest.raises(DataError, match=rf"train/shard-000001\.tar: sample {key_of(row[1])}: the ids are not those"):
+    with pytest.raises(
+        DataError, match=rf"train/shard-000001\.tar: sample {key_of(row[1])}: the ids are not those"
+    ):
         ShardSet(out, "train")[22]
     other = bytes(held).replace(opened.token_space_sha256.encode(), b"0" * 64)
     tar.write_bytes(other)
-    with pytest.raises(TokenSpaceError, match=rf"sample {key_of(int(opened.rows[23][1]))}: expected token space"):
+    with pytest.raises(
+        TokenSpaceError, match=rf"sample {key_of(int(opened.rows[23][1]))}: expected token space"
+    ):
         ShardSet(out, "train")[23]
 
 
@@ -318,7 +349,9 @@ def test_webdataset_reads_the_same_samples_in_the_same_order(whole: Path) -> Non
 def test_datasets_reads_every_key_of_every_sample(whole: Path, tmp_path: Path) -> None:
     ours = list(ShardSet(whole, "train"))
     urls = [str(path) for path in sorted((whole / "train").glob("*.tar"))]
-    theirs = datasets.load_dataset("webdataset", data_files={"train": urls}, split="train", cache_dir=str(tmp_path))
+    theirs = datasets.load_dataset(
+        "webdataset", data_files={"train": urls}, split="train", cache_dir=str(tmp_path)
+    )
     assert len(theirs) == len(ours)
     for sample, record in zip(theirs, ours, strict=True):
         assert {**sample["json"], "__key__": record.key} == record.about

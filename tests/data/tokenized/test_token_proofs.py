@@ -1,4 +1,5 @@
-"""The proofs of tasks over tokens find what is planted: a source that is ignored, a prompt that is taught, swapped books, a leak."""
+"""The proofs of tasks over tokens find what is planted: a source that is ignored, a prompt that is taught,
+swapped books, a leak."""
 
 from __future__ import annotations
 
@@ -49,7 +50,11 @@ def proven(made: tuple[Any, Any, Path]) -> dict[str, Fact]:
 
 def test_rows_as_they_are_are_right(made: tuple[Any, Any, Path]) -> None:
     found = proven(made)
-    assert {name: found[name].value for name in found} == {"taught_right": 1.0, "ends_taught": 1.0, "stale_codes": 0.0}
+    assert {name: found[name].value for name in found} == {
+        "taught_right": 1.0,
+        "ends_taught": 1.0,
+        "stale_codes": 0.0,
+    }
     assert found["stale_codes"].n == 2 * token_labels.CODED_AGAIN
 
 
@@ -115,7 +120,9 @@ def test_a_group_on_both_sides_of_the_shards_is_found(made: tuple[Any, Any, Path
     mixed = replace(corpus, valid=[*corpus.valid, corpus.train[3]])
     leaked = tmp_path / "leaked"
     make.shard_corpus(mixed, leaked, lambda: opened, make.ShardSettings())
-    found = token_labels.leaks(ShardSet(leaked, "train"), ShardSet(leaked, "valid"), corpus.train, corpus.valid)
+    found = token_labels.leaks(
+        ShardSet(leaked, "train"), ShardSet(leaked, "valid"), corpus.train, corpus.valid
+    )
     assert found.value == 1.0
     assert corpus.train[3].id in found.note
 
@@ -127,7 +134,9 @@ def trained(made: tuple[Any, Any, Path], steps: int = 120) -> TokenTasks:
     """A small model that has learned the rows by heart."""
     space = made[1].space
     torch.manual_seed(0)
-    config = DecoderConfig(vocab_size=space.text_size, width=32, layers=1, heads=2, ffn_width=64, ctx_len=256, dropout=0.0)
+    config = DecoderConfig(
+        vocab_size=space.text_size, width=32, layers=1, heads=2, ffn_width=64, ctx_len=256, dropout=0.0
+    )
     model = TokenModel(Decoder(config), space)
     model.start(torch.Generator().manual_seed(0), spread=1.0)
     objective = TokenTasks(model, dict.fromkeys(ALL, 1.0))
@@ -140,12 +149,16 @@ def trained(made: tuple[Any, Any, Path], steps: int = 120) -> TokenTasks:
     for _ in range(steps):
         terms = objective(batch)
         optimizer.zero_grad()
-        sum((term.total * term.weight / max(1, term.count) for term in terms.values()), torch.zeros(())).backward()
+        sum(
+            (term.total * term.weight / max(1, term.count) for term in terms.values()), torch.zeros(())
+        ).backward()
         optimizer.step()
     return objective.eval()
 
 
-def test_a_model_that_ignores_its_source_loses_and_one_that_reads_it_wins(made: tuple[Any, Any, Path]) -> None:
+def test_a_model_that_ignores_its_source_loses_and_one_that_reads_it_wins(
+    made: tuple[Any, Any, Path],
+) -> None:
     objective, rows = trained(made), rows_of(made)
     found = token_ablations.facts(objective, rows, CPU, 16)
     for task in ALL:
@@ -178,6 +191,10 @@ def test_a_swap_is_with_other_words(made: tuple[Any, Any, Path]) -> None:
         swapped = token_ablations._swapped(space, "i2t", parts, place, 1000)
         own = rows.row(places[place])
         assert torch.equal(swapped.labels, own.labels), "the target stays"
-        other = next(n for step in range(1, len(parts)) if parts[n := (place + step) % len(parts)][0] != parts[place][0])
+        other = next(
+            n
+            for step in range(1, len(parts))
+            if parts[n := (place + step) % len(parts)][0] != parts[place][0]
+        )
         medium = swapped.ids[own.spans[0].start : own.spans[0].start + own.spans[0].length]
         assert torch.equal(medium, parts[other][1])

@@ -52,7 +52,9 @@ def test_a_caption_serves_to_read_and_to_write(corpus: readers.Corpus, tmp_path:
         medium = next(span for span in row.spans if span.kind == kind)
         own = encode.read(sample.media[0], opened.codecs[kind]).values
         (codes_KF,) = opened.codecs[kind].encode_many([own])
-        assert torch.equal(row.ids[medium.start : medium.start + medium.length], opened.space.ids_of(kind, codes_KF))
+        assert torch.equal(
+            row.ids[medium.start : medium.start + medium.length], opened.space.ids_of(kind, codes_KF)
+        )
         assert (row.labels != IGNORE).tolist() == [t >= row.spans[1].start - 1 for t in range(len(row))]
 
 
@@ -80,9 +82,13 @@ def test_a_row_that_is_too_long_is_named_and_nothing_is_cut(corpus: readers.Corp
 
 def test_replayed_texts_come_last_and_are_learned_whole(corpus: readers.Corpus, tmp_path: Path) -> None:
     opened, folder = sets(corpus, tmp_path / "set")
-    samples = [parse({"id": f"t{n}", "group": f"g{n}", "text": words}) for n, words in enumerate(standins.WORDS)]
+    samples = [
+        parse({"id": f"t{n}", "group": f"g{n}", "text": words}) for n, words in enumerate(standins.WORDS)
+    ]
     tokens = TokenCorpus.build(tmp_path / "tokens", samples, opened.text)
-    rows = TokenRows(ShardSet(folder, "train"), opened.space, ("i2t",), 1000, Rows(tokens.pack(64, single=True)))
+    rows = TokenRows(
+        ShardSet(folder, "train"), opened.space, ("i2t",), 1000, Rows(tokens.pack(64, single=True))
+    )
     assert list(rows.blocks) == ["i2t", TEXT]
     assert rows.blocks[TEXT] == len(standins.WORDS)
     said = []

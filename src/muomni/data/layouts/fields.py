@@ -1,6 +1,8 @@
-"""Fields that mean the same in every layout, by their names: ids, groups, persons, sides of the split, times, channels.
+"""Fields that mean the same in every layout, by their names: ids, groups, persons, sides of the split, times,
+channels.
 
-Names are compared without case, underscores, dashes, dots and blanks: `speakerID`, `speaker_id` and `Speaker ID` are one.
+Names are compared without case, underscores, dashes, dots and blanks: `speakerID`, `speaker_id` and `Speaker
+ID` are one.
 """
 
 from __future__ import annotations
@@ -18,9 +20,43 @@ from muomni.errors import DataError
 IDS = ("id", "uttid", "utteranceid", "uid", "uuid", "key", "sampleid", "segmentid", "utt")
 GROUPS = ("group", "groupid", "splitgroup")
 PERSONS = (
-    *("speakerid", "speaker", "spkid", "spk", "spkrid", "spkr", "clientid", "readerid", "reader", "talkerid", "talker", "userid"),
-    *("speakername", "speakerlabel", "speakerkey", "speakeruid", "speakeruuid", "speakerhash", "speakercode", "speakernumber", "speakerno"),
-    *("speakernum", "speakerindex", "speakeridx", "spkname", "spkindex", "spkidx", "mainspeaker", "personid", "person", "participantid"),
+    *(
+        "speakerid",
+        "speaker",
+        "spkid",
+        "spk",
+        "spkrid",
+        "spkr",
+        "clientid",
+        "readerid",
+        "reader",
+        "talkerid",
+        "talker",
+        "userid",
+    ),
+    *(
+        "speakername",
+        "speakerlabel",
+        "speakerkey",
+        "speakeruid",
+        "speakeruuid",
+        "speakerhash",
+        "speakercode",
+        "speakernumber",
+        "speakerno",
+    ),
+    *(
+        "speakernum",
+        "speakerindex",
+        "speakeridx",
+        "spkname",
+        "spkindex",
+        "spkidx",
+        "mainspeaker",
+        "personid",
+        "person",
+        "participantid",
+    ),
     *(
         "participant",
         "patientid",
@@ -59,7 +95,17 @@ FRAMES = {  # samples of the file at its own rate, as torchaudio and soundfile c
     "end": ("endframe", "stopframe", "endsample", "stopsample", "endsamples", "endframes"),
     "duration": ("numframes", "numsamples", "nframes", "nsamples", "durationsamples", "durationframes"),
 }
-PARTS = ("segment", "seg", "audio", "utt", "utterance", "clip", "chunk", "speech", "cut")  # of whose start or end a name may say so
+PARTS = (
+    "segment",
+    "seg",
+    "audio",
+    "utt",
+    "utterance",
+    "clip",
+    "chunk",
+    "speech",
+    "cut",
+)  # of whose start or end a name may say so
 PAIRS = ("timestamp", "timestamps", "interval", "timespan")  # [start, end] in seconds
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 LENGTH = "length_s"  # in `extra`: how long a row says that its sound is
@@ -83,13 +129,18 @@ def names_person(key: str, value: Any) -> bool:
     """Whether a field, or one inside it, says by its name who a row is from."""
     if isinstance(value, dict):
         inside = ((str(name), one) for name, one in value.items())  # numbers count things: {"person": 2}
-        return any(names_person(name, one) for name, one in inside if isinstance(one, str | dict) or fold(name).endswith("id"))
+        return any(
+            names_person(name, one)
+            for name, one in inside
+            if isinstance(one, str | dict) or fold(name).endswith("id")
+        )
     return _is_person(key) and value not in (None, "")
 
 
 @dataclass(frozen=True)
 class Time:
-    """A column that says when: `of` is start, end or duration; a number times `unit_s` is seconds; frames have no unit_s."""
+    """A column that says when: `of` is start, end or duration; a number times `unit_s` is seconds; frames
+    have no unit_s."""
 
     key: str
     of: str
@@ -113,13 +164,13 @@ class Plan:
 
 
 def _times() -> dict[str, tuple[str, float | None]]:
-    known: dict[str, tuple[str, float | None]] = {}
+    times: dict[str, tuple[str, float | None]] = {}
     for of, stems in (("start", STARTS), ("end", ENDS), ("duration", DURATIONS)):
         names = [part + stem for part in ("", *PARTS) for stem in stems]
         for units, unit_s in ((SECONDS, 1.0), (MILLISECONDS, 1e-3)):
-            known |= {name + unit: (of, unit_s) for name in names for unit in units}
-        known |= dict.fromkeys(FRAMES[of], (of, None))
-    return known
+            times |= {name + unit: (of, unit_s) for name in names for unit in units}
+        times |= dict.fromkeys(FRAMES[of], (of, None))
+    return times
 
 
 TIMES = _times()
@@ -128,17 +179,17 @@ _plans: dict[tuple[str, ...], Plan] = {}
 
 def plan_of(columns: tuple[str, ...]) -> Plan:
     """What the columns of a row mean, by their names."""
-    found = _plans.get(columns)
-    if found is None:
+    cached = _plans.get(columns)
+    if cached is None:
         if len(_plans) >= KNOWN_SHAPES:
             _plans.clear()
-        found = _plans[columns] = _plan(columns)
-    return found
+        cached = _plans[columns] = _plan(columns)
+    return cached
 
 
 def _plan(columns: tuple[str, ...]) -> Plan:
     folded = {fold(key): key for key in reversed(columns)}
-    made = Plan(
+    column_plan = Plan(
         id=next((folded[name] for name in IDS if name in folded), None),
         group=next((folded[name] for name in GROUPS if name in folded), None),
         persons=[folded[name] for name in PERSONS if name in folded],
@@ -153,15 +204,29 @@ def _plan(columns: tuple[str, ...]) -> Plan:
         if is_event and name.startswith("offset"):
             of = "end"
         if of:
-            made.said.append(Time(key, of, unit_s))
-    for time in sorted(made.said, key=lambda time: time.unit_s is None):  # seconds before frames, for which the file must be opened
-        made.times.setdefault(time.of, time)
-    made.is_blank = not any((made.id, made.group, made.persons, made.splits, made.sets, made.channel, made.times, made.pair))
-    return made
+            column_plan.said.append(Time(key, of, unit_s))
+    for time in sorted(
+        column_plan.said, key=lambda time: time.unit_s is None
+    ):  # seconds before frames, for which the file must be opened
+        column_plan.times.setdefault(time.of, time)
+    column_plan.is_blank = not any(
+        (
+            column_plan.id,
+            column_plan.group,
+            column_plan.persons,
+            column_plan.splits,
+            column_plan.sets,
+            column_plan.channel,
+            column_plan.times,
+            column_plan.pair,
+        )
+    )
+    return column_plan
 
 
 def holds_out(key: str, word: Any) -> bool:
-    """Whether a word in a column of sides says that a row is held out, or in a `split` that it can't be read."""
+    """Whether a word in a column of sides says that a row is held out, or in a `split` that it can't be
+    read."""
     try:
         return side(word, key) == "valid"
     except (DataError, TypeError):
@@ -169,7 +234,8 @@ def holds_out(key: str, word: Any) -> bool:
 
 
 class About:
-    """Completes the rows of one source by what their fields say of id, group, speaker, side, times and channel.
+    """Completes the rows of one source by what their fields say of id, group, speaker, side, times and
+    channel.
 
     What the source says itself, or a layout has put there already, stays.
     """
@@ -178,98 +244,106 @@ class About:
         keys = {fold(key) for key in source.where}
         self._honours_split = honours_split and source.split is None and not keys & {*SPLITS, *SETS}
         self.in_frames = False  # a row had times in samples of its file
-        self._names_sides: dict[str, bool] = {}  # of a column like `subset`: whether it has said a side so far
+        self._names_sides: dict[
+            str, bool
+        ] = {}  # of a column like `subset`: whether it has said a side so far
 
-    def complete(self, made: dict[str, Any], row: dict[str, Any]) -> tuple[list[str], str]:
-        """Put into `made` what `row` says; gives the fields that were used, and whence its group comes: group, person or "".
+    def complete(self, sample: dict[str, Any], row: dict[str, Any]) -> tuple[list[str], str]:
+        """Put into `made` what `row` says; gives the fields that were used, and whence its group comes:
+        group, person or "".
 
-        Raises  DataError (bad_row): a side, a time or a channel that can't be read, two sides or two persons at odds.
+        Raises  DataError (bad_row): a side, a time or a channel that can't be read, two sides or two persons
+                at odds.
         """
-        plan = plan_of(tuple(row))
-        if plan.is_blank:
-            return [], "group" if made.get("group") is not None else ""
+        columns = plan_of(tuple(row))
+        if columns.is_blank:
+            return [], "group" if sample.get("group") is not None else ""
         used: list[str] = []
-        if plan.id is not None and (name := _name(row[plan.id])):
-            used.append(plan.id)
-            made.setdefault("id", name)
-        whence = self._group(plan, made, row, used)
-        if (plan.splits or plan.sets) and made.get("split") is None and self._honours_split:
-            self._split(plan, made, row, used)
-        if plan.times or plan.pair or plan.channel or plan.persons:
-            parts = sounds(made)
-            if (plan.times or plan.pair) and parts:
-                _place(parts, plan, row, used, made)
-                self.in_frames = self.in_frames or any(time.unit_s is None for time in plan.times.values())
-            if plan.channel is not None and len(parts) == 1 and row[plan.channel] not in (None, ""):
-                used.append(plan.channel)
-                parts[0].setdefault("channel", channel(plan.channel, row[plan.channel]))
-            if plan.persons and len(parts) == 1 and (who := _name(row[plan.persons[0]])):
+        if columns.id is not None and (name := _name(row[columns.id])):
+            used.append(columns.id)
+            sample.setdefault("id", name)
+        whence = self._group(columns, sample, row, used)
+        if (columns.splits or columns.sets) and sample.get("split") is None and self._honours_split:
+            self._split(columns, sample, row, used)
+        if columns.times or columns.pair or columns.channel or columns.persons:
+            parts = sounds(sample)
+            if (columns.times or columns.pair) and parts:
+                _place(parts, columns, row, used, sample)
+                self.in_frames = self.in_frames or any(time.unit_s is None for time in columns.times.values())
+            if columns.channel is not None and len(parts) == 1 and row[columns.channel] not in (None, ""):
+                used.append(columns.channel)
+                parts[0].setdefault("channel", channel(columns.channel, row[columns.channel]))
+            if columns.persons and len(parts) == 1 and (who := _name(row[columns.persons[0]])):
                 parts[0].setdefault("speaker", who)
-                used.append(plan.persons[0])
+                used.append(columns.persons[0])
         return used, whence
 
-    def split(self, made: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    def split(self, sample: dict[str, Any], row: dict[str, Any]) -> list[str]:
         """Put the side that a row says into `made`; gives the fields that were used."""
         used: list[str] = []
-        if self._honours_split and "split" not in made:
-            self._split(plan_of(tuple(row)), made, row, used)
+        if self._honours_split and "split" not in sample:
+            self._split(plan_of(tuple(row)), sample, row, used)
         return used
 
-    def _group(self, plan: Plan, made: dict[str, Any], row: dict[str, Any], used: list[str]) -> str:
+    def _group(self, columns: Plan, sample: dict[str, Any], row: dict[str, Any], used: list[str]) -> str:
         """Group of a row: its own, else the person's, else the fold's."""
-        if made.get("group") is not None:
+        if sample.get("group") is not None:
             return "group"
-        if plan.group is not None and (name := _name(row[plan.group])):
-            made["group"] = name
-            used.append(plan.group)
+        if columns.group is not None and (name := _name(row[columns.group])):
+            sample["group"] = name
+            used.append(columns.group)
             return "group"
-        named = {key: name for key in plan.persons if (name := _name(row[key]))}
+        named = {key: name for key in columns.persons if (name := _name(row[key]))}
         if len(set(named.values())) > 1:
-            told = ", ".join(f"{key} {name!r}" for key, name in list(named.items())[:3])
+            names = ", ".join(f"{key} {name!r}" for key, name in list(named.items())[:3])
             raise DataError(
                 "bad_row",
-                f"row: expected one person, got {told}",
+                f"row: expected one person, got {names}",
                 hint=f'say which is meant: group: "{{{next(iter(named))}}}" or ignore: [{list(named)[1]}]',
             )
         if named:
-            made["group"] = next(iter(named.values()))
+            sample["group"] = next(iter(named.values()))
             used.extend(named)
             return "person"
-        fold_key = next((key for key in plan.sets if fold(key) == "fold"), None)
+        fold_key = next((key for key in columns.sets if fold(key) == "fold"), None)
         if fold_key is not None and (name := _name(row[fold_key])):
-            made["group"] = f"{fold_key} {name}"
+            sample["group"] = f"{fold_key} {name}"
             used.append(fold_key)
             return "group"
         return ""
 
-    def _split(self, plan: Plan, made: dict[str, Any], row: dict[str, Any], used: list[str]) -> None:
+    def _split(self, columns: Plan, sample: dict[str, Any], row: dict[str, Any], used: list[str]) -> None:
         """Side of a row."""
-        said: dict[str, str] = {}
-        for key in plan.splits:
+        sides: dict[str, str] = {}
+        for key in columns.splits:
             if row[key] not in (None, ""):
-                said[key] = side(row[key], key)
-        for key in plan.sets:
+                sides[key] = side(row[key], key)
+        for key in columns.sets:
             if row[key] in (None, ""):
                 continue
             try:
-                known = side(row[key], key)
+                side_name = side(row[key], key)
             except DataError:
-                if self._names_sides.get(key) and not said:
+                if self._names_sides.get(key) and not sides:
                     raise
                 continue
             self._names_sides[key] = True
-            said.setdefault(key, known)
-        if len(set(said.values())) > 1:
-            told = ", ".join(f"{key} {row[key]!r}" for key in said)
-            raise DataError("bad_row", f"row: expected one side, got {told}", hint=f"leave one out: ignore: [{next(iter(said))}]")
-        if said:
-            made["split"] = next(iter(said.values()))
-            used.extend(said)
+            sides.setdefault(key, side_name)
+        if len(set(sides.values())) > 1:
+            shown = ", ".join(f"{key} {row[key]!r}" for key in sides)
+            raise DataError(
+                "bad_row",
+                f"row: expected one side, got {shown}",
+                hint=f"leave one out: ignore: [{next(iter(sides))}]",
+            )
+        if sides:
+            sample["split"] = next(iter(sides.values()))
+            used.extend(sides)
 
 
-def sounds(made: dict[str, Any]) -> list[dict[str, Any]]:
+def sounds(sample: dict[str, Any]) -> list[dict[str, Any]]:
     """The audio parts of a row in our spelling, not parsed yet."""
-    return list(_sounds(made.get("messages")))
+    return list(_sounds(sample.get("messages")))
 
 
 def _sounds(messages: Any) -> Iterator[dict[str, Any]]:
@@ -280,98 +354,150 @@ def _sounds(messages: Any) -> Iterator[dict[str, Any]]:
                 yield part
 
 
-def _place(parts: list[dict[str, Any]], plan: Plan, row: dict[str, Any], used: list[str], made: dict[str, Any]) -> None:
+def _place(
+    parts: list[dict[str, Any]], columns: Plan, row: dict[str, Any], used: list[str], sample: dict[str, Any]
+) -> None:
     """Give the one sound of a row the stretch that its columns say."""
-    times, values = plan.times, {of: row[time.key] for of, time in plan.times.items() if row[time.key] not in (None, "")}
-    if plan.pair is not None and not values.keys() & {"start", "end"} and isinstance(row[plan.pair], list) and len(row[plan.pair]) == 2:
-        times = {of: Time(plan.pair, of, 1.0) for of in ("start", "end")}
-        values = dict(zip(times, row[plan.pair], strict=True))
+    times, values = (
+        columns.times,
+        {of: row[time.key] for of, time in columns.times.items() if row[time.key] not in (None, "")},
+    )
+    if (
+        columns.pair is not None
+        and not values.keys() & {"start", "end"}
+        and isinstance(row[columns.pair], list)
+        and len(row[columns.pair]) == 2
+    ):
+        times = {of: Time(columns.pair, of, 1.0) for of in ("start", "end")}
+        values = dict(zip(times, row[columns.pair], strict=True))
     if not values.keys() & {"start", "end"}:
         if "duration" in values and (unit_s := times["duration"].unit_s) is not None and len(parts) == 1:
-            _claim(made, seconds(times["duration"].key, values["duration"]) * unit_s)
+            _claim(sample, seconds(times["duration"].key, values["duration"]) * unit_s)
             used.append(times["duration"].key)
         return
     if any(part.keys() & {"start", "end", "offset"} for part in parts):
         return
-    used += _agreeing(plan, row, values) if times is plan.times else []
-    if {"start", "end"} <= values.keys() and "duration" in values and times["duration"].unit_s is None and times["end"].unit_s is not None:
+    used += _agreeing(columns, row, values) if times is columns.times else []
+    if (
+        {"start", "end"} <= values.keys()
+        and "duration" in values
+        and times["duration"].unit_s is None
+        and times["end"].unit_s is not None
+    ):
         del values["duration"]  # how many samples the file has
     if len(parts) > 1:
-        told = ", ".join(times[of].key for of in values)
-        raise DataError("bad_row", f"{told}: expected one sound to cut, got {len(parts)}", hint="say which in a `messages:` template")
+        keys = ", ".join(times[of].key for of in values)
+        raise DataError(
+            "bad_row",
+            f"{keys}: expected one sound to cut, got {len(parts)}",
+            hint="say which in a `messages:` template",
+        )
     used.extend(times[of].key for of in values)
     parts[0].update(window({of: (times[of], value) for of, value in values.items()}))
 
 
-def _agreeing(plan: Plan, row: dict[str, Any], values: dict[str, Any]) -> list[str]:
+def _agreeing(columns: Plan, row: dict[str, Any], values: dict[str, Any]) -> list[str]:
     """Further columns that say the same times.
 
     Raises  DataError (bad_row) where they say other ones.
     """
     used = []
-    for other in plan.said:
-        time = plan.times[other.of]
-        if other is time or other.of not in values or row[other.key] in (None, "") or other.unit_s is None or time.unit_s is None:
+    for other in columns.said:
+        time = columns.times[other.of]
+        if (
+            other is time
+            or other.of not in values
+            or row[other.key] in (None, "")
+            or other.unit_s is None
+            or time.unit_s is None
+        ):
             continue
-        if abs(seconds(other.key, row[other.key]) * other.unit_s - seconds(time.key, values[other.of]) * time.unit_s) > SAME_S:
-            told = f"{time.key} {values[other.of]!r:.20} and {other.key} {row[other.key]!r:.20}"
-            raise DataError("bad_row", f"row: expected one {other.of}, got {told}", hint=f"leave one out: ignore: [{other.key}]")
+        if (
+            abs(
+                seconds(other.key, row[other.key]) * other.unit_s
+                - seconds(time.key, values[other.of]) * time.unit_s
+            )
+            > SAME_S
+        ):
+            shown = f"{time.key} {values[other.of]!r:.20} and {other.key} {row[other.key]!r:.20}"
+            raise DataError(
+                "bad_row",
+                f"row: expected one {other.of}, got {shown}",
+                hint=f"leave one out: ignore: [{other.key}]",
+            )
         used.append(other.key)
     return used
 
 
-def _claim(made: dict[str, Any], length_s: float) -> None:
-    """A duration alone is how long the file is, which `data check` compares with the file; it cuts nothing: many tables round it."""
-    extra = made.get("extra")
+def _claim(sample: dict[str, Any], length_s: float) -> None:
+    """A duration alone is how long the file is, which `data check` compares with the file; it cuts nothing:
+    many tables round it."""
+    extra = sample.get("extra")
     if extra is None or isinstance(extra, dict):
-        made["extra"] = {**(extra or {}), LENGTH: length_s}
+        sample["extra"] = {**(extra or {}), LENGTH: length_s}
 
 
-def window(said: dict[str, tuple[Time, Any]]) -> dict[str, float]:
+def window(times: dict[str, tuple[Time, Any]]) -> dict[str, float]:
     """start and end, in seconds (or `start_frame`, `end_frame`, in samples of the file) of what columns say.
 
     Raises  DataError (bad_row).
     """
-    if any(time.unit_s is None for time, _ in said.values()):
-        return _in_frames(said)
-    read = {of: seconds(time.key, value) * (time.unit_s or 1.0) for of, (time, value) in said.items()}
-    return _closed(read, said, SAME_S, ("start", "end"))
+    if any(time.unit_s is None for time, _ in times.values()):
+        return _in_frames(times)
+    read = {of: seconds(time.key, value) * (time.unit_s or 1.0) for of, (time, value) in times.items()}
+    return _closed(read, times, SAME_S, ("start", "end"))
 
 
-def _in_frames(said: dict[str, tuple[Time, Any]]) -> dict[str, float]:
-    mixed = [time.key for time, _ in said.values()]
-    if not all(time.unit_s is None for time, _ in said.values()):
-        raise DataError("bad_row", f"{', '.join(mixed)}: expected one unit, got frames and seconds", hint="leave one out: ignore: [...]")
+def _in_frames(times: dict[str, tuple[Time, Any]]) -> dict[str, float]:
+    mixed = [time.key for time, _ in times.values()]
+    if not all(time.unit_s is None for time, _ in times.values()):
+        raise DataError(
+            "bad_row",
+            f"{', '.join(mixed)}: expected one unit, got frames and seconds",
+            hint="leave one out: ignore: [...]",
+        )
     read = {}
-    for of, (time, value) in said.items():
+    for of, (time, value) in times.items():
         number = seconds(time.key, value)
         if number != int(number):
             raise DataError("bad_row", f"{time.key}: expected whole frames, got {value!r:.40}")
         read[of] = number
-    return _closed(read, said, 1.0, ("start_frame", "end_frame"))
+    return _closed(read, times, 1.0, ("start_frame", "end_frame"))
 
 
-def _closed(read: dict[str, float], said: dict[str, tuple[Time, Any]], slack: float, names: tuple[str, str]) -> dict[str, float]:
+def _closed(
+    read: dict[str, float], times: dict[str, tuple[Time, Any]], slack: float, names: tuple[str, str]
+) -> dict[str, float]:
     """Start and end of two or three of start, end and duration."""
     start = read.get("start", 0.0)
     if start < 0:
-        raise DataError("bad_row", f"{said['start'][0].key}: expected a time of at least 0, got {said['start'][1]!r:.40}")
+        raise DataError(
+            "bad_row",
+            f"{times['start'][0].key}: expected a time of at least 0, got {times['start'][1]!r:.40}",
+        )
     out = {names[0]: start} if "start" in read else {}
     if "duration" in read:
         if read["duration"] <= 0:
-            raise DataError("bad_row", f"{said['duration'][0].key}: expected more than 0, got {said['duration'][1]!r:.40}")
+            raise DataError(
+                "bad_row",
+                f"{times['duration'][0].key}: expected more than 0, got {times['duration'][1]!r:.40}",
+            )
         end = start + read["duration"]
         if "end" in read and abs(read["end"] - end) > slack:
-            keys = [said[of][0].key for of in ("start", "duration", "end") if of in said]
+            keys = [times[of][0].key for of in ("start", "duration", "end") if of in times]
             got = f"{read['end']:g} and {end:g}"
             raise DataError(
-                "bad_row", f"{', '.join(keys)}: expected one end, got {got}", hint=f"leave one out: ignore: [{said['duration'][0].key}]"
+                "bad_row",
+                f"{', '.join(keys)}: expected one end, got {got}",
+                hint=f"leave one out: ignore: [{times['duration'][0].key}]",
             )
         read.setdefault("end", end)
     if "end" in read:
         if read["end"] <= start:
-            key = (said.get("end") or said["duration"])[0].key
-            raise DataError("bad_row", f"{key}: expected an end behind the start, got {start:g}..{read['end']:g}")
+            key = (times.get("end") or times["duration"])[0].key
+            raise DataError(
+                "bad_row", f"{key}: expected an end behind the start, got {start:g}..{read['end']:g}"
+            )
         out[names[1]] = read["end"]
     return out
 
@@ -424,6 +550,8 @@ def _name(value: Any) -> str:
         return str(value)
     if value is None or value != value or (isinstance(value, list | dict) and not value):
         return ""
-    if isinstance(value, float) and value.is_integer():  # a column of numbers with a gap in it, as pandas writes it
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # a column of numbers with a gap in it, as pandas writes it
         return str(int(value))
     raise DataError("bad_row", f"row: expected a name, got {value!r:.60}")

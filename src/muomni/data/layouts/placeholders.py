@@ -1,4 +1,5 @@
-"""Words that stand for a medium: `<image>`, `<audio>` and their like in chat data, as trainers and models spell them."""
+"""Words that stand for a medium: `<image>`, `<audio>` and their like in chat data, as trainers and models
+spell them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ KINDS: dict[str, Kind] = {
 }
 _NAME = "|".join(sorted(KINDS, key=len, reverse=True))
 _ROLE = "placeholder|pad|token|soft_token|context|here|patch|content|embeds?|features?|path|file|url|start|end|bos|eos|begin"
-# One medium: <|vision_start|><|image_pad|><|vision_end|>, <im_start><image><im_end>, <img>a.png</img>, <image>, <|image_1|>, [IMG], ...
+# One medium: <|vision_start|><|image_pad|><|vision_end|>, <im_start><image><im_end>, <img>a.png</img>,
+# <image>, <|image_1|>, [IMG], ...
 TOKEN = rf"<\|?(?:start_of_)?(?P<name>{_NAME})(?:[_\- ]?(?:{_ROLE}))?(?:[_\- ]?\d{{1,3}})?\|?>"
 # Beginnings and ends of a medium that stand around its own mark.
 _BEGIN = r"<\|(?:vision|image|img|audio|video)_(?:start|bos)\|>|<(?:im_start|img_start)>"
@@ -33,7 +35,8 @@ MARK = re.compile(r"[<\[]")  # what each of them begins with
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A place in words: from `start` to `stop` stands a medium of this kind, with its path where the words give it."""
+    """A place in words: from `start` to `stop` stands a medium of this kind, with its path where the words
+    give it."""
 
     kind: Kind
     start: int
@@ -50,9 +53,9 @@ def may_hold(words: str) -> bool:
 @lru_cache(maxsize=16)  # the words of a turn are asked for their number first, and then put apart
 def find(words: str) -> tuple[Placeholder, ...]:
     """The placeholders of a text, in their order."""
-    found: list[Placeholder] = []
+    placeholders: list[Placeholder] = []
     for mark in MARK.finditer(words):
-        if found and mark.start() < found[-1].stop:
+        if placeholders and mark.start() < placeholders[-1].stop:
             continue
         match = PLACEHOLDER.match(words, mark.start())
         if match is None or (match["square"] and not match["square"].isupper()):
@@ -65,8 +68,8 @@ def find(words: str) -> tuple[Placeholder, ...]:
                 path = match["path"].strip()
             elif match["path"].strip() != "./":  # MiniCPM-V writes (<image>./</image>)
                 stop = start + len(spelt)
-        found.append(Placeholder(KINDS[name], start, stop, spelt, path))
-    return tuple(found)
+        placeholders.append(Placeholder(KINDS[name], start, stop, spelt, path))
+    return tuple(placeholders)
 
 
 def looks_like_a_path(text: str) -> bool:

@@ -102,7 +102,9 @@ def read(medium: ImagePart | AudioPart, codec: Codec) -> Medium:
         sizes = {"file_height": picture.height, "file_width": picture.width, "size_px": codec.size_px}
         return Medium(values, {**sizes, "codebooks": codec.codebooks, "rows": rows, "columns": columns})
     assert codec.sample_rate_hz is not None
-    decoded = audio.decode(source, start_s=medium.start, end_s=medium.end, channel=medium.channel, max_s=MAX_S)
+    decoded = audio.decode(
+        source, start_s=medium.start, end_s=medium.end, channel=medium.channel, max_s=MAX_S
+    )
     wave_S = audio.resampled(decoded, codec.sample_rate_hz, audio.name_of(source))
     values = torch.from_numpy(np.pad(wave_S, (0, whole_frames(codec, len(wave_S)) - len(wave_S))))
     return Medium(
@@ -136,7 +138,9 @@ class Encoder:
     def __init__(self, tokens: Tokens, *, audit: bool, val_split: float, seed: int) -> None:
         self.tokens, self.audit, self.val_split, self.seed = tokens, audit, val_split, seed
 
-    def records(self, samples: Sequence[Sample], side: Side, first: int) -> tuple[list[Record], list[Bad], dict[str, int]]:
+    def records(
+        self, samples: Sequence[Sample], side: Side, first: int
+    ) -> tuple[list[Record], list[Bad], dict[str, int]]:
         """The records of samples `first`, `first + 1`, ... of a side, those that are unreadable, and how
         many have no task.
 
@@ -163,11 +167,15 @@ class Encoder:
             return f"no codec of the token space for its {task.medium.type}"
         return task
 
-    def _record(self, sample: Sample, task: Wanted, side: Side, number: int, ids: Ids, about: Numbers) -> Record:
+    def _record(
+        self, sample: Sample, task: Wanted, side: Side, number: int, ids: Ids, about: Numbers
+    ) -> Record:
         modality = task.medium.type
         texts = {"text_in": task.text_in, "text_out": task.text_out}
         held: dict[str, Ids] = dict.fromkeys(FIELDS, NONE)
-        held |= {name: np.array(self.tokens.encode_text(text), np.int32) for name, text in texts.items() if text}
+        held |= {
+            name: np.array(self.tokens.encode_text(text), np.int32) for name, text in texts.items() if text
+        }
         held[modality] = ids
         by_hash = split.assign(sample.group, self.val_split, self.seed) == side
         return Record(
@@ -216,7 +224,9 @@ class Encoder:
         if held:
             yield held
 
-    def _codes(self, modality: str, batch: list[tuple[Wanted, Medium]], failed: Failed) -> Iterator[tuple[Wanted, Medium, Tensor]]:
+    def _codes(
+        self, modality: str, batch: list[tuple[Wanted, Medium]], failed: Failed
+    ) -> Iterator[tuple[Wanted, Medium, Tensor]]:
         """The codes (K, F) of decoded media; a medium that its codec refuses is found by encoding each
         alone."""
         try:
@@ -243,5 +253,7 @@ class Encoder:
         with torch.inference_mode():
             for equal in places.values():
                 most = 1 if self.audit else max(1, BATCH_NUMBERS // media[equal[0]].numel())
-                codes.update(zip(equal, encode_by_length(codec, [media[place] for place in equal], most=most)))
+                codes.update(
+                    zip(equal, encode_by_length(codec, [media[place] for place in equal], most=most))
+                )
         return [codes[place] for place in range(len(media))]

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from muomni.data.media_pool import end_with
+from muomni.data.check.media_pool import end_with
 from muomni.errors import ConfigError, MuomniError, UserError
 
 J = TypeVar("J")
@@ -38,7 +38,9 @@ def open_engine(name: str) -> Engine:
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--engine ray: Ray Data is not installed", hint="pip install 'muomni[scale]'") from error
+        raise ConfigError(
+            "--engine ray: Ray Data is not installed", hint="pip install 'muomni[scale]'"
+        ) from error
     return on_ray
 
 
@@ -52,7 +54,9 @@ def local(work: Callable[[J], P], jobs: Iterator[J], processes: int) -> Generato
         return
     # New processes, not forked ones: torch's threads don't stand a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(os.getpid(), pickle.dumps(work)))
+    pool = ProcessPoolExecutor(
+        processes, context, initializer=_begin, initargs=(os.getpid(), pickle.dumps(work))
+    )
     try:
         waiting: deque[Future[P]] = deque(pool.submit(_do, job) for job in islice(jobs, AHEAD * processes))
         while waiting:

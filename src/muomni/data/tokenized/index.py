@@ -127,7 +127,11 @@ def finished(folder: Path, side: Side, number: int) -> Piece | None:
 
 def pieces(folder: Path, shards: Mapping[Side, int]) -> Iterator[Piece]:
     """The pieces of a set in their order, one at a time. Takes  shards: how many each side has."""
-    return (Piece.load(_piece_path(folder, side, number)) for side, count in shards.items() for number in range(count))
+    return (
+        Piece.load(_piece_path(folder, side, number))
+        for side, count in shards.items()
+        for number in range(count)
+    )
 
 
 def _piece_path(folder: Path, side: Side, number: int) -> Path:
@@ -194,7 +198,9 @@ def percentiles(lengths_N: NDArray[np.int64]) -> dict[str, float]:
     """p50, p90, p99 of the lengths of those samples that have any, and how many have."""
     found = lengths_N[lengths_N > 0]
     shares = {"p50": 50, "p90": 90, "p99": 99}
-    marks = {name: float(np.percentile(found, share)) if len(found) else 0.0 for name, share in shares.items()}
+    marks = {
+        name: float(np.percentile(found, share)) if len(found) else 0.0 for name, share in shares.items()
+    }
     return {"samples": float(len(found)), **marks}
 
 
@@ -216,7 +222,9 @@ class ShardSet(Sequence[Record]):
         self.folder, self.side = folder, side
         hint = "run `muomni data shard` again: it goes on where it was"
         if not (folder / ABOUT).exists():
-            raise UserError(f"{folder / ABOUT}: expected the index of a finished set, found nothing there", hint=hint)
+            raise UserError(
+                f"{folder / ABOUT}: expected the index of a finished set, found nothing there", hint=hint
+            )
         whole = files.read_stored(folder / ABOUT, dict, hint=hint)
         if whole.get("version") != VERSION:
             raise UserError(
@@ -231,7 +239,9 @@ class ShardSet(Sequence[Record]):
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: torn index: {error}", hint=hint) from error
         if self.rows.shape != (self.about["samples"], len(COLUMNS)):
-            raise UserError(f"{path}: expected {self.about['samples']} samples, got shape {self.rows.shape}", hint=hint)
+            raise UserError(
+                f"{path}: expected {self.about['samples']} samples, got shape {self.rows.shape}", hint=hint
+            )
         if check_sizes:
             self.check_sizes()
 
@@ -242,7 +252,9 @@ class ShardSet(Sequence[Record]):
             path = self.folder / self.side / shard["file"]
             size = path.stat().st_size if path.exists() else None
             if size is None:
-                raise DataError("missing", f"{path}: expected a shard of {shard['samples']} samples, found nothing there")
+                raise DataError(
+                    "missing", f"{path}: expected a shard of {shard['samples']} samples, found nothing there"
+                )
             if size != shard["bytes"]:
                 what = "truncated" if size < shard["bytes"] else "packed again or appended to"
                 raise DataError(
@@ -312,5 +324,7 @@ class ShardSet(Sequence[Record]):
         if record.about.get("token_space_sha256") != self.token_space_sha256:
             got = record.about.get("token_space_sha256")
             hint = "make this shard anew with the set's token space"
-            raise TokenSpaceError(f"{where}: expected token space {self.token_space_sha256[:12]}, got {got!s:.12}", hint=hint)
+            raise TokenSpaceError(
+                f"{where}: expected token space {self.token_space_sha256[:12]}, got {got!s:.12}", hint=hint
+            )
         return record

@@ -39,7 +39,7 @@ from muomni.data.tokenized.index import (
     write_shard,
 )
 from muomni.errors import ConfigError, DataError, UserError
-from muomni.units import told_seconds
+from muomni.units import format_seconds
 
 LOCK, QUARANTINE, PROVENANCE = ".lock", "quarantine.jsonl", "provenance.json"
 SHOWN = 4  # names in a message
@@ -85,7 +85,9 @@ class Work:
             module or a `partial` of one.
     """
 
-    def __init__(self, tokens: Callable[[], Tokens], settings: ShardSettings, token_space_sha256: str) -> None:
+    def __init__(
+        self, tokens: Callable[[], Tokens], settings: ShardSettings, token_space_sha256: str
+    ) -> None:
         self.tokens, self.settings, self.token_space_sha256 = tokens, settings, token_space_sha256
         self._encoder: Encoder | None = None
 
@@ -115,7 +117,9 @@ class Work:
                     hint="the codecs or the tokenizer changed while the shards were made",
                 )
             settings = self.settings
-            self._encoder = Encoder(opened, audit=settings.audit, val_split=settings.val_split, seed=settings.seed)
+            self._encoder = Encoder(
+                opened, audit=settings.audit, val_split=settings.val_split, seed=settings.seed
+            )
         return self._encoder
 
 
@@ -150,17 +154,21 @@ def shard(
 ) -> dict[str, Any]:
     """Make a set of shards, or finish one; what `index.json` of the set says.
 
-    The bytes of the set depend on the samples, the token space, the settings and this build alone, not on engine,
-    processes, kills in between or the time. A shard that is finished is not made again.
+    The bytes of the set depend on the samples, the token space, the settings and this build alone, not on
+    engine, processes, kills in between or the time. A shard that is finished is not made again.
 
-    Takes   tokens: see `Work`; base: the folder that sources are relative to; engine: local, or ray (extra `scale`).
-    Raises  DataError: leak_group and others (what stands on both sides), duplicate_id, quarantine (too many unreadable
-            samples);
-            ConfigError: the folder holds shards made of something else; UserError: no room, a worker that died.
+    Takes   tokens: see `Work`; base: the folder that sources are relative to; engine: local, or ray (extra
+            `scale`).
+    Raises  DataError: leak_group and others (what stands on both sides), duplicate_id, quarantine (too many
+            unreadable samples);
+            ConfigError: the folder holds shards made of something else; UserError: no room, a worker that
+            died.
     """
 
     def load(quarantine: Quarantine) -> readers.Corpus:
-        corpus = readers.load(sources, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine)
+        corpus = readers.load(
+            sources, base=base, val_split=settings.val_split, seed=settings.seed, quarantine=quarantine
+        )
         _refuse_leaks(corpus)
         return corpus
 
@@ -168,8 +176,11 @@ def shard(
     return _shard(load, out, tokens, settings, provenance=_provenance(sources, base, provenance or {}), **how)
 
 
-def shard_corpus(corpus: readers.Corpus, out: Path, tokens: Callable[[], Tokens], settings: ShardSettings) -> None:
-    """Make the set of samples that are read and split already, in this process; a finished set is left as it is.
+def shard_corpus(
+    corpus: readers.Corpus, out: Path, tokens: Callable[[], Tokens], settings: ShardSettings
+) -> None:
+    """Make the set of samples that are read and split already, in this process; a finished set is left as it
+    is.
 
     Takes   out: a folder for these samples alone (`name_of`). Raises as `shard`.
     """
@@ -325,13 +336,18 @@ def _provenance(sources: Sequence[Source], base: Path, more: Mapping[str, Any]) 
     """Where the samples came from, on this machine: `data verify` tokenises some of them again. It is part
     of no digest."""
     return {
-        "sources": [{**source.model_dump(), "path": str(readers.locate(source, base).absolute())} for source in sources],
+        "sources": [
+            {**source.model_dump(), "path": str(readers.locate(source, base).absolute())}
+            for source in sources
+        ],
         "base": str(Path(base).absolute()),
         **more,
     }
 
 
-def _refuse_bad(out: Path, piece: Piece, bad: int, total: int, settings: ShardSettings, quarantine: Quarantine) -> None:
+def _refuse_bad(
+    out: Path, piece: Piece, bad: int, total: int, settings: ShardSettings, quarantine: Quarantine
+) -> None:
     """Raises  DataError (quarantine) as soon as too many samples are unreadable: the rest would be made in
     vain."""
     if piece.bad and bad > max(settings.bad_limit * total, 1):
@@ -420,5 +436,5 @@ class _Progress:
         if is_new and (now - self._last >= SAID_S or self._done == self.total):
             self._last = now
             pace = self._new / max(now - self._begin, 1e-9)
-            left = told_seconds((self.total - self._done) / max(pace, 1e-9))
+            left = format_seconds((self.total - self._done) / max(pace, 1e-9))
             self.say(f"{self._done:,} of {self.total:,} samples, {pace:,.0f} a second, {left} left")

@@ -112,9 +112,9 @@ def parse(content: bytes, where: str) -> Record:
     return Record(about, ids)
 
 
-def _json(held: bytes, where: str) -> dict[str, Any]:
+def _json(content_bytes: bytes, where: str) -> dict[str, Any]:
     try:
-        about = json.loads(held)
+        about = json.loads(content_bytes)
     except ValueError as error:
         raise _torn(where, "JSON", str(error)[:120]) from error
     if not isinstance(about, dict):
@@ -122,10 +122,10 @@ def _json(held: bytes, where: str) -> dict[str, Any]:
     return about
 
 
-def _array(held: bytes, where: str) -> Ids:
+def _array(content_bytes: bytes, where: str) -> Ids:
     """Raises DataError for pickles, other types and other dimensions: nothing but a row of int32 is read."""
     try:
-        array = np.lib.format.read_array(io.BytesIO(held), allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(content_bytes), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise _torn(where, "an int32 array without pickle", str(error)[:120]) from error
     if array.dtype != np.dtype("<i4") or array.ndim != 1:

@@ -150,11 +150,15 @@ def integrity(folder: Path, space: TokenSpace, found: Findings) -> None:
     Raises  UserError for a folder that holds no finished set of shards.
     """
     found.run("S", "A", "B", "C", "D", "E")
-    about = files.read_stored(folder / ABOUT, dict, hint="run `muomni data shard` again: it goes on where it was")
+    about = files.read_stored(
+        folder / ABOUT, dict, hint="run `muomni data shard` again: it goes on where it was"
+    )
     if about.get("token_space_sha256") != space.hash:
         what = f"the set is of token space {str(about.get('token_space_sha256'))[:12]}, expected {space.hash[:12]}"
         found.add("A", ABOUT, "", f"{what}{_differences(folder, space)}")
-    split_of = files.read_stored(folder / MADE_OF, dict, hint="copy it from where the shards were made")["settings"]
+    split_of = files.read_stored(folder / MADE_OF, dict, hint="copy it from where the shards were made")[
+        "settings"
+    ]
     sides = _Sides(float(split_of["val_split"]), int(split_of["seed"]))
     for side in SIDES:
         opened = ShardSet(folder, side, check_sizes=False)
@@ -212,7 +216,9 @@ def _check_files(folder: Path, opened: ShardSet, found: Findings) -> None:
                 f"truncated: expected {shard['bytes']} bytes, got {size}; {len(lost)} samples are cut off",
             )
         elif size > shard["bytes"] or files.sha256_file(path) != shard["sha256"]:
-            found.add("S", name, "", f"packed again or changed: another sha256 than the index has{_names(path)}")
+            found.add(
+                "S", name, "", f"packed again or changed: another sha256 than the index has{_names(path)}"
+            )
 
 
 def _names(path: Path) -> str:
@@ -236,7 +242,10 @@ def _missing(record: Record) -> str:
         return f"missing or unknown keys: {', '.join(lacking)}"
     for name, blank in BLANK.items():
         kinds = {key: type(value) for key, value in blank.items()}
-        if not isinstance(about[name], dict) or {key: type(value) for key, value in about[name].items()} != kinds:
+        if (
+            not isinstance(about[name], dict)
+            or {key: type(value) for key, value in about[name].items()} != kinds
+        ):
             return f"{name}: expected {', '.join(f'{key} ({kind.__name__})' for key, kind in kinds.items())}"
     if about["task"] not in TASKS:
         return f"task: expected one of {', '.join(TASKS)}, got {about['task']!r}"
@@ -257,11 +266,15 @@ def _check_ids(record: Record, space: TokenSpace, shard: str, found: Findings) -
     if record.about["tokens"] != {name: len(record.ids[name]) for name in FIELDS}:
         found.add("D", shard, record.key, "`tokens` says other lengths than the arrays have")
     books, ids = space.books(modality), record.ids[modality]
-    inside = ((ids >= books[0].start) & (ids <= books[-1].end)) | (ids == space.pad)  # books follow each other
+    inside = ((ids >= books[0].start) & (ids <= books[-1].end)) | (
+        ids == space.pad
+    )  # books follow each other
     if not inside.all():
         place = int(np.flatnonzero(~inside)[0])
         got = space.describe(int(ids[place]))
-        found.add("C", shard, record.key, f"{modality}: position {place}: expected an id of its books, got {got}")
+        found.add(
+            "C", shard, record.key, f"{modality}: position {place}: expected an id of its books, got {got}"
+        )
         return
     try:
         codes_KF = space.codes_of(modality, laid_out(record, space, modality))
@@ -278,7 +291,9 @@ def _check_ids(record: Record, space: TokenSpace, shard: str, found: Findings) -
         said["rate_hz"], expected["rate_hz"] = about["rate_hz"], entry.sample_rate_hz or 0
     else:
         said["size_px"], expected["size_px"] = about["size_px"], entry.size_px or 0
-    if lines := [f"{key}: expected {value}, got {said[key]}" for key, value in expected.items() if said[key] != value]:
+    if lines := [
+        f"{key}: expected {value}, got {said[key]}" for key, value in expected.items() if said[key] != value
+    ]:
         found.add("D", shard, record.key, f"{modality}: {'; '.join(lines)}")
 
 
@@ -311,7 +326,9 @@ class _Sides:
         self._ids[side].append(hash(about["id"]))
         self._groups[side].append(hash(about["group"]))
         if about["side"] != side:
-            found.add("E", shard, record.key, f"sample {about['id']!r} says that it belongs to {about['side']}")
+            found.add(
+                "E", shard, record.key, f"sample {about['id']!r} says that it belongs to {about['side']}"
+            )
         elif about["side_by"] == "hash" and split.assign(about["group"], self.val_split, self.seed) != side:
             found.add("E", shard, record.key, f"group {about['group']!r}: the hash gives the other side")
 

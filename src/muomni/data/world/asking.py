@@ -23,8 +23,9 @@ def form(question: str) -> str:
 class Asker:
     """Asks about scenes; keeps kinds, forms and answers in balance over all that it asked.
 
-    The kind used least comes first, within it the form of question used least, within that the answer given least: yes and no come
-    equally often for "is the star red?" and for "is there a red star?", each colour equally often for "what colour is the star?".
+    The kind used least comes first, within it the form of question used least, within that the answer given
+    least: yes and no come equally often for "is the star red?" and for "is there a red star?", each colour
+    equally often for "what colour is the star?".
     """
 
     def __init__(self, rng: np.random.Generator, *, training: bool, vocabulary: Vocabulary = WHOLE) -> None:
@@ -34,12 +35,13 @@ class Asker:
         self._used: Counter[tuple[str, ...]] = Counter()
 
     def ask(self, scene: Scene, count: int) -> list[Asked]:
-        """`count` different questions about the scene, fewer if it has no more; in training none that is held out, else such first."""
+        """`count` different questions about the scene, fewer if it has no more; in training none that is held
+        out, else such first."""
         open_: list[tuple[tuple[str, str, str], Asked]] = []
-        for asked in questions(scene, self._vocabulary):
-            kind, question, answer = asked
+        for candidate in questions(scene, self._vocabulary):
+            kind, question, answer = candidate
             if not (self._training and (is_held_out(question) or is_held_out(answer))):
-                open_.append(((kind, form(question), answer.split()[-1]), asked))
+                open_.append(((kind, form(question), answer.split()[-1]), candidate))
         chosen: list[Asked] = []
         while len(chosen) < count and open_:
             left = open_
@@ -48,9 +50,12 @@ class Asker:
                 best = min(keys, key=lambda key: self._used[key] + self._rng.random())
                 self._used[best] += 1
                 left = [entry for entry in left if entry[0][:depth] == best]
-            unheard = [] if self._training else [asked for _, asked in left if is_held_out(asked[1])]
-            choices = unheard or [asked for _, asked in left]
+            unheard = (
+                [] if self._training else [candidate for _, candidate in left if is_held_out(candidate[1])]
+            )
+            choices = unheard or [candidate for _, candidate in left]
             chosen.append(choices[self._rng.integers(len(choices))])
             open_ = [entry for entry in open_ if entry[0] != best]
-        # The rarest kind was chosen first; asked in that order, the first question of every long conversation would be of one kind.
+        # The rarest kind was chosen first; asked in that order, the first question of every long conversation
+        # would be of one kind.
         return [chosen[index] for index in self._rng.permutation(len(chosen))]

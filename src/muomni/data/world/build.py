@@ -23,7 +23,8 @@ Split = dict[str, int]
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of everything, by split; `repeats` of every single word and the `least` times that a word is said, per voice set.
+    """How much of everything, by split; `repeats` of every single word and the `least` times that a word is
+    said, per voice set.
 
     scenes, asked  how many objects are shown by the pictures with captions, and by those with questions
     """
@@ -84,7 +85,8 @@ _TINY = Counts(
     repeats=1,
     least=1,
 )
-# For a quickstart of minutes: few words, two objects in a caption at most and one in a question, and no pictures of digits or words.
+# For a quickstart of minutes: few words, two objects in a caption at most and one in a question, and no
+# pictures of digits or words.
 _SMALL = Counts(
     side=64,
     text=_split(3_000, 200),
@@ -103,8 +105,8 @@ _SMALL = Counts(
     asked=Mix((1,), 0.25),
 )
 
-# For models of image and audio tokens: all words, and prompts to draw one object. All objects are big: at 64 px a token
-# covers 8 x 8 pixels, and what 1,024 codes leave of a small star is a blot (docs/log.md).
+# For models of image and audio tokens: all words, and prompts to draw one object. All objects are big: at 64
+# px a token covers 8 x 8 pixels, and what 1,024 codes leave of a small star is a blot (docs/log.md).
 _TOKENS = Counts(
     side=64,
     text=_split(6_000, 200),
@@ -139,14 +141,17 @@ def counts(size: Size) -> Counts:
         return _QUICK
     if size == "full":
         times: dict[str, Any] = {
-            name: {split: 5 * count for split, count in value.items()} for name, value in vars(_QUICK).items() if isinstance(value, dict)
+            name: {split: 5 * count for split, count in value.items()}
+            for name, value in vars(_QUICK).items()
+            if isinstance(value, dict)
         }
         return replace(_QUICK, side=224, repeats=12, least=400, **times)
     raise ConfigError(f"size of the world: expected one of {', '.join(get_args(Size))}, got {size!r}")
 
 
 def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
-    """Make the world in `out` and give its manifest; a world of the same seed, size and version there is given back at once.
+    """Make the world in `out` and give its manifest; a world of the same seed, size and version there is
+    given back at once.
 
     Raises ConfigError if `size` is unknown, `seed` is negative, or `out` holds something that is no world.
     """
@@ -154,11 +159,13 @@ def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
     if seed < 0:
         raise ConfigError(f"seed of the world: expected 0 or more, got {seed}")
     if (out / "manifest.json").exists():
-        found: dict[str, Any] = files.read_json(out / "manifest.json")
-        if (found.get("seed"), found.get("size"), found.get("version")) == (seed, size, VERSION):
-            return found
+        manifest: dict[str, Any] = files.read_json(out / "manifest.json")
+        if (manifest.get("seed"), manifest.get("size"), manifest.get("version")) == (seed, size, VERSION):
+            return manifest
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is no world (it has no manifest.json)", hint="give an empty or new folder")
+        raise ConfigError(
+            f"{out} exists and is no world (it has no manifest.json)", hint="give an empty or new folder"
+        )
     with files.fresh_folder(out) as part:
         return _make(part, seed, size, much)
 
@@ -166,32 +173,44 @@ def build(out: Path, *, seed: int, size: Size) -> dict[str, Any]:
 def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
     words, pictured = much.vocabulary, much.pictured
     shown = picture_rows.show(seed, "scene", 10, much.captions, much.scenes, pictured)
-    asked = picture_rows.show(seed, "question", 11, much.questions, much.asked, words)
+    questions = picture_rows.show(seed, "question", 11, much.questions, much.asked, words)
     probe = picture_rows.show(seed, "probe", 12, much.probe, picture_rows.PROBES, words)
     drawn = picture_rows.show_alone(seed, "draw", 13, much.draw, pictured)
     writing, writing_captions, writing_questions = picture_rows.reading_rows(seed, much.reading)
     rng = np.random.default_rng((seed, 40))
     speakers = speech_rows.Speakers(rng)
     rows = {
-        "transcripts": speech_rows.transcript_rows(rng, speakers, much.transcripts, words, repeats=much.repeats, least=much.least),
+        "transcripts": speech_rows.transcript_rows(
+            rng, speakers, much.transcripts, words, repeats=much.repeats, least=much.least
+        ),
         "digits": speech_rows.digit_rows(speakers, much.digits),
-        "spoken_questions": speech_rows.spoken_question_rows(rng, speakers, asked, much.spoken_questions, words),
-        "speak": speech_rows.speak_rows(rng, speakers, much.speak, words, repeats=much.repeats, least=much.least),
+        "spoken_questions": speech_rows.spoken_question_rows(
+            rng, speakers, questions, much.spoken_questions, words
+        ),
+        "speak": speech_rows.speak_rows(
+            rng, speakers, much.speak, words, repeats=much.repeats, least=much.least
+        ),
     }
     with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we write and draw
         speaking = beside.submit(utterance.speak, speakers.jobs, out)
         rows |= {
             "text": text_rows.text_rows(seed, much.text, words, max(much.scenes.objects)),
             "captions": picture_rows.caption_rows(seed, shown, pictured) + writing_captions,
-            "questions": picture_rows.question_rows(seed, asked, words) + writing_questions,
+            "questions": picture_rows.question_rows(seed, questions, words) + writing_questions,
             "probe": picture_rows.probe_rows(probe),
             **({"draw": picture_rows.draw_rows(drawn)} if drawn else {}),
         }
-        pictures = {one.path: one for one in [*(one.picture for one in [*shown, *asked, *probe, *(each.shown for each in drawn)]), *writing]}
+        pictures = {
+            one.path: one
+            for one in [
+                *(one.picture for one in [*shown, *questions, *probe, *(each.shown for each in drawn)]),
+                *writing,
+            ]
+        }
         (out / "images").mkdir(parents=True)
         for picture in pictures.values():
             (out / picture.path).write_bytes(render.png(picture.draw(much.side)))
-        said = speaking.result()
+        speech = speaking.result()
     for name, content in rows.items():
         files.write_jsonl(out / f"{name}.jsonl", content)
     files.write_text(out / "vocabulary.txt", "".join(f"{word}\n" for word in words.words))
@@ -200,16 +219,21 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
         "seed": seed,
         "size": size,
         "image_side": much.side,
-        "voice": said["voice"],
-        "speech_s": said["seconds"],
+        "voice": speech["voice"],
+        "speech_s": speech["seconds"],
         "rows": {
-            name: {split: sum(row["split"] == split for row in content) for split in ("train", "valid")} for name, content in rows.items()
+            name: {split: sum(row["split"] == split for row in content) for split in ("train", "valid")}
+            for name, content in rows.items()
         },
         "images": len(pictures),
-        "utterances": said["utterances"],
+        "utterances": speech["utterances"],
         "sha256": {f"{name}.jsonl": files.sha256_file(out / f"{name}.jsonl") for name in rows},
         "media_sha256": {folder: _digest(out / folder) for folder in ("images", "audio")},
-        "voices": {"answer": voices.ANSWER_VOICE, "train": list(voices.TRAIN), "held_out": list(voices.HELD_OUT)},
+        "voices": {
+            "answer": voices.ANSWER_VOICE,
+            "train": list(voices.TRAIN),
+            "held_out": list(voices.HELD_OUT),
+        },
         "held_out_pairs": [list(pair) for pair in words.held_out_pairs],
     }
     files.write_json(out / "manifest.json", manifest)
@@ -227,8 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", choices=get_args(Size), default="quick")
-    given = parser.parse_args(arguments)
-    manifest = build(given.out, seed=given.seed, size=given.size)
+    args = parser.parse_args(arguments)
+    manifest = build(args.out, seed=args.seed, size=args.size)
     print(
-        f"{given.out}: {manifest['images']} images, {manifest['utterances']} utterances ({manifest['speech_s']:.0f} s, {manifest['voice']})"
+        f"{args.out}: {manifest['images']} images, {manifest['utterances']} utterances ({manifest['speech_s']:.0f} s, {manifest['voice']})"
     )

@@ -1,4 +1,5 @@
-"""A small formant synthesiser in numpy, for machines without espeak-ng: letters to sounds, not beautiful, but learnable and exact."""
+"""A small formant synthesiser in numpy, for machines without espeak-ng: letters to sounds, not beautiful, but
+learnable and exact."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 RATE_HZ = 16_000
 
-# letter: (formant 1, formant 2, formant 3 in Hz, share of voice, share of noise, relative length). Source: rough textbook formants.
+# letter: (formant 1, formant 2, formant 3 in Hz, share of voice, share of noise, relative length). Source:
+# rough textbook formants.
 _VOWELS = {
     "a": (730, 1090, 2440),
     "e": (530, 1840, 2480),
@@ -59,7 +61,8 @@ def _sound(letter: str) -> tuple[tuple[int, int, int], float, float, float]:
 
 
 def say(text: str, voice: str, rate_wpm: int, pitch: int, seed: int) -> npt.NDArray[np.float32]:
-    """Speech of a text, float32 (S,) at 16 kHz; the voice's name decides its pitch and the length of its throat.
+    """Speech of a text, float32 (S,) at 16 kHz; the voice's name decides its pitch and the length of its
+    throat.
 
     `rate_wpm` counts words a minute as espeak does, `pitch` is 0..99; equal arguments give equal samples.
     """
@@ -68,11 +71,17 @@ def say(text: str, voice: str, rate_wpm: int, pitch: int, seed: int) -> npt.NDAr
     throat = 0.85 + 0.3 * digest[0] / 255
     base_hz = (80 + 120 * digest[1] / 255) * 2 ** ((pitch - 50) / 100)
     unit_samples = int(0.085 * RATE_HZ * 160 / rate_wpm)
-    parts = [_letter(rng, letter, unit_samples, base_hz, throat) for letter in text.lower() if letter.isalpha() or letter == " "]
+    parts = [
+        _letter(rng, letter, unit_samples, base_hz, throat)
+        for letter in text.lower()
+        if letter.isalpha() or letter == " "
+    ]
     return np.concatenate(parts or [np.zeros(unit_samples)]).astype(np.float32)
 
 
-def _letter(rng: np.random.Generator, letter: str, unit_samples: int, base_hz: float, throat: float) -> npt.NDArray[np.float64]:
+def _letter(
+    rng: np.random.Generator, letter: str, unit_samples: int, base_hz: float, throat: float
+) -> npt.NDArray[np.float64]:
     if letter == " ":
         return np.zeros(unit_samples // 2)
     formants, voiced, noisy, length = _sound(letter)
@@ -81,7 +90,10 @@ def _letter(rng: np.random.Generator, letter: str, unit_samples: int, base_hz: f
 
     def envelope(at: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         return np.asarray(
-            sum(gain / (1 + ((at - throat * centre) / 90) ** 2) for gain, centre in zip((1.0, 0.6, 0.3), formants, strict=True))
+            sum(
+                gain / (1 + ((at - throat * centre) / 90) ** 2)
+                for gain, centre in zip((1.0, 0.6, 0.3), formants, strict=True)
+            )
         )
 
     harmonics = base_hz * np.arange(1, int(7000 / base_hz))

@@ -20,7 +20,8 @@ def spoken(text: str) -> str:
 class Sentences:
     """A source of sentences in which the words of each slot come equally often.
 
-    A slot takes the filler that was used least so far (ties by chance). Templates come in turn, so that function words stay balanced too.
+    A slot takes the filler that was used least so far (ties by chance). Templates come in turn, so that
+    function words stay balanced too.
     """
 
     def __init__(self, rng: np.random.Generator, vocabulary: Vocabulary = WHOLE) -> None:
@@ -37,14 +38,23 @@ class Sentences:
             if choices is None:
                 filled.append(token)
                 continue
-            wanted = [choice for choice in choices if must in choice.split(" ")]
+            fitting = [choice for choice in choices if must in choice.split(" ")]
             free = [choice for choice in choices if choice not in filled] or list(choices)
-            filled.append(wanted[0] if wanted else min(free, key=lambda choice: self._used[choice] + 2 * self._rng.random()))
-            must = "" if wanted else must
+            filled.append(
+                fitting[0]
+                if fitting
+                else min(free, key=lambda choice: self._used[choice] + 2 * self._rng.random())
+            )
+            must = "" if fitting else must
         return grammatical(" ".join(filled))
 
     def _accept(self, text: str) -> str:
-        self._used.update(part for choices in self._vocabulary.fillers.values() for part in choices if f" {part} " in f" {text} ")
+        self._used.update(
+            part
+            for choices in self._vocabulary.fillers.values()
+            for part in choices
+            if f" {part} " in f" {text} "
+        )
         return text
 
     def draw(self, fits: Callable[[str], bool]) -> str:
@@ -64,21 +74,26 @@ class Sentences:
 
     def many(self, count: int, *, held_out: bool, distinct: bool = True) -> list[str]:
         """`count` sentences, all in training or all held out, without repeats if `distinct`."""
-        found: dict[str, None] = {}
+        sentences: dict[str, None] = {}
         drawn: list[str] = []
         while len(drawn) < count:
-            text = self.draw(lambda text: is_held_out(text) == held_out and not (distinct and text in found))
-            found[text] = None
+            text = self.draw(
+                lambda text: is_held_out(text) == held_out and not (distinct and text in sentences)
+            )
+            sentences[text] = None
             drawn.append(text)
         return drawn
 
     def cover(self, sentences: list[str], least: int) -> list[str]:
-        """More sentences, so that every word of the vocabulary comes at least `least` times; words alone where no template has them."""
+        """More sentences, so that every word of the vocabulary comes at least `least` times; words alone
+        where no template has them."""
         counts = Counter(word for text in sentences for word in words(text))
         more: list[str] = []
         for word in self._vocabulary.words:
             templates = [
-                one for one in self._vocabulary.templates if any(word in words(part) for part in self._vocabulary.alternatives(one))
+                one
+                for one in self._vocabulary.templates
+                if any(word in words(part) for part in self._vocabulary.alternatives(one))
             ]
             while counts[word] < least:
                 text = self._with(word, templates) if templates else word

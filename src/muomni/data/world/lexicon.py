@@ -14,7 +14,27 @@ PLACES = ("left", "right", "top", "bottom", "middle")
 RELATIONS = ("left of", "right of", "above", "below")
 ANSWERS = ("yes", "no", "nothing")
 FUNCTION_WORDS = (
-    *("a", "an", "and", "are", "at", "colour", "did", "does", "hear", "how", "i", "in", "is", "it", "many", "number", "of", "say", "see"),
+    *(
+        "a",
+        "an",
+        "and",
+        "are",
+        "at",
+        "colour",
+        "did",
+        "does",
+        "hear",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "many",
+        "number",
+        "of",
+        "say",
+        "see",
+    ),
     *("shape", "shapes", "size", "the", "there", "what", "where", "word", "you"),
 )
 
@@ -30,11 +50,16 @@ def grammatical(text: str) -> str:
 
 
 PLURALS = tuple(plural(shape) for shape in SHAPES)
-WORDS = tuple(sorted({*COLOURS, *SHAPES, *PLURALS, *SIZES, *NUMBERS, *PLACES, "above", "below", *ANSWERS, *FUNCTION_WORDS}))
+WORDS = tuple(
+    sorted(
+        {*COLOURS, *SHAPES, *PLURALS, *SIZES, *NUMBERS, *PLACES, "above", "below", *ANSWERS, *FUNCTION_WORDS}
+    )
+)
 CONTENT = frozenset({*COLOURS, *SHAPES, *PLURALS, *SIZES, *NUMBERS, *PLACES, "above", "below", *ANSWERS})
 PICTURED_WORDS = (*SHAPES, *SIZES, "yes", "no", "one", "two", "three", "ten")
 
-# One pair a shape, each of another colour, so neither a colour nor a shape is rare in training. Constants: another seed never leaks them.
+# One pair a shape, each of another colour, so neither a colour nor a shape is rare in training. Constants:
+# another seed never leaks them.
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "star"),
@@ -47,7 +72,9 @@ HELD_OUT_PAIRS = frozenset(
         ("orange", "triangle"),
     }
 )
-SEEN_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT_PAIRS)
+SEEN_PAIRS = tuple(
+    (colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT_PAIRS
+)
 
 _SINGULAR = {plural(shape): shape for shape in SHAPES}
 _HELD_OUT_SHARE = 0.1
@@ -59,28 +86,30 @@ def words(text: str) -> list[str]:
 
 
 def pairs(text: str) -> set[tuple[str, str]]:
-    """(colour, shape) pairs that a text binds: "red star", "red stars", "the star is red", "is the star red", "the word star in red"."""
+    """(colour, shape) pairs that a text binds: "red star", "red stars", "the star is red", "is the star red",
+    "the word star in red"."""
     tokens = [_SINGULAR.get(word, word) for word in words(text)]
-    found = set()
+    pairs_found = set()
     for here, token in enumerate(tokens):
         if token not in SHAPES:
             continue
         if here and tokens[here - 1] in COLOURS:
-            found.add((tokens[here - 1], token))
+            pairs_found.add((tokens[here - 1], token))
         after = tokens[here + 1 : here + 3]
         if after and after[0] in COLOURS and "is" in tokens[max(0, here - 2) : here]:
-            found.add((after[0], token))
+            pairs_found.add((after[0], token))
         if len(after) == 2 and after[0] in ("is", "are", "in") and after[1] in COLOURS:
-            found.add((after[1], token))
-    return found
+            pairs_found.add((after[1], token))
+    return pairs_found
 
 
 @lru_cache(maxsize=2**18)  # a world asks it of the same short sentences millions of times
 def is_held_out(text: str) -> bool:
-    """Whether a sentence may never be seen in training, in any modality: it binds a held-out pair, or its hash says so.
+    """Whether a sentence may never be seen in training, in any modality: it binds a held-out pair, or its
+    hash says so.
 
-    Only sentences of four words or more with two content words can be held out by hash: new combinations of known words.
-    The hash knows no seed, so the held-out sentences of every world are the same.
+    Only sentences of four words or more with two content words can be held out by hash: new combinations of
+    known words. The hash knows no seed, so the held-out sentences of every world are the same.
     """
     if pairs(text) & HELD_OUT_PAIRS:
         return True

@@ -61,35 +61,46 @@ class Shown:
 
     def extra(self) -> Row:
         """What a row says about its picture: the whole scene, and which pairs it shows."""
-        return {"scene": [list(astuple(thing)) for thing in self.scene], "pairs": "held_out" if self.held_out else "seen"}
+        return {
+            "scene": [list(astuple(thing)) for thing in self.scene],
+            "pairs": "held_out" if self.held_out else "seen",
+        }
 
 
 def message(role: str, *parts: Row | str) -> Row:
     """A message; a lone string is its whole content, strings among parts are text parts."""
     if len(parts) == 1 and isinstance(parts[0], str):
         return {"role": role, "content": parts[0]}
-    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+    return {
+        "role": role,
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
+    }
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How many objects the training scenes show, by turns, and which share of them has colours without a name."""
+    """How many objects the training scenes show, by turns, and which share of them has colours without a
+    name."""
 
     objects: tuple[int, ...]
     unnamed: float
 
 
-# Shape is learned last, and fastest from one object in any colour; to look one up among others takes others, and words for them.
+# Shape is learned last, and fastest from one object in any colour; to look one up among others takes others,
+# and words for them.
 SCENES = Mix((1, 2, 1, 3), 0.5)
 QUESTIONS = Mix((2, 3, 2, 3, 1), 0.2)
 PROBES = Mix((1,), 0.0)
 
 
-def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mix, vocabulary: Vocabulary = WHOLE) -> list[Shown]:
-    """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must differ)."""
+def show(
+    seed: int, name: str, number: int, counts: dict[str, int], training: Mix, vocabulary: Vocabulary = WHOLE
+) -> list[Shown]:
+    """Scenes to train on and of held-out pairs; in the valid split no caption twice (texts of retrieval must
+    differ)."""
     most = max(training.objects)
     shown = []
-    told: set[str] = set()
+    shown_texts: set[str] = set()
     for split, number_of in counts.items():
         rng = np.random.default_rng((seed, number, split == "valid"))
         many = training.objects if split == "train" else range(1, most + 1)
@@ -97,17 +108,20 @@ def show(seed: int, name: str, number: int, counts: dict[str, int], training: Mi
             held_out = split == "valid" and rng.random() >= SEEN_SHARE
             unnamed = split == "train" and rng.random() < training.unnamed
             for tried in itertools.count():
-                # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat itself.
+                # Single shapes have few captions: after 30 tries take one object more, or let a probe repeat
+                # itself.
                 count = min(most, many[index % len(many)] + tried // 30)
                 scene = sample(rng, count, held_out=held_out, unnamed=unnamed, vocabulary=vocabulary)
                 caption = describe(rng, scene, vocabulary)
                 text = caption.text()
-                if is_held_out(text) == (split == "valid") and not (split == "valid" and text in told):
+                if is_held_out(text) == (split == "valid") and not (split == "valid" and text in shown_texts):
                     break
                 if tried >= 30 and most == 1:
                     break
-            told.add(text)
-            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7))
+            shown_texts.add(text)
+            picture = Picture(
+                f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, split == "valid", index, 7)
+            )
             shown.append(Shown(picture, scene, caption, split, held_out))
     return shown
 
@@ -120,15 +134,20 @@ class Drawing:
     prompt: str
 
 
-# How a drawing is asked for, without a place and with one; N is a noun like "red circle", H its shape, C its colour, L a place.
+# How a drawing is asked for, without a place and with one; N is a noun like "red circle", H its shape, C its
+# colour, L a place.
 ASKED_ALONE = ("a N", "it is a N", "there is one N", "the H is C")
 ASKED_PLACED = ("a N at the L", "the N is at the L", "there is a N at the L")
 
 
-def show_alone(seed: int, name: str, number: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE) -> list[Drawing]:
-    """Pictures of one object each, with a prompt that says its colour and shape, and its size and place half of the time.
+def show_alone(
+    seed: int, name: str, number: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE
+) -> list[Drawing]:
+    """Pictures of one object each, with a prompt that says its colour and shape, and its size and place half
+    of the time.
 
-    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training; there may be fewer than asked.
+    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training; there
+    may be fewer than asked.
     """
     drawings: list[Drawing] = []
     said: set[str] = set()
@@ -145,8 +164,12 @@ def show_alone(seed: int, name: str, number: int, counts: dict[str, int], vocabu
             else:
                 break  # all prompts of held-out pairs are there
             said.add(text)
-            picture = Picture(f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, not is_training, index, 7))
-            drawings.append(Drawing(Shown(picture, scene, Caption((claim(scene[0], vocabulary),)), split, held_out), text))
+            picture = Picture(
+                f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, not is_training, index, 7)
+            )
+            drawings.append(
+                Drawing(Shown(picture, scene, Caption((claim(scene[0], vocabulary),)), split, held_out), text)
+            )
     return drawings
 
 
@@ -178,17 +201,25 @@ def draw_rows(drawings: list[Drawing]) -> list[Row]:
     ]
 
 
-def negatives(rng: np.random.Generator, caption: Caption, scene: Scene, *, training: bool, vocabulary: Vocabulary = WHOLE) -> list[Row]:
-    """False captions with one attribute changed: one of each kind that the caption mentions, two of shape (learned last)."""
+def negatives(
+    rng: np.random.Generator,
+    caption: Caption,
+    scene: Scene,
+    *,
+    training: bool,
+    vocabulary: Vocabulary = WHOLE,
+) -> list[Row]:
+    """False captions with one attribute changed: one of each kind that the caption mentions, two of shape
+    (learned last)."""
     options = list(changes(caption, vocabulary))
-    found: list[Row] = []
+    rows: list[Row] = []
     missing = {kind: 2 if kind == "shape" else 1 for kind, _ in options}
     for index in rng.permutation(len(options)):
         kind, changed = options[index]
         if missing[kind] and not changed.holds(scene) and not (training and is_held_out(changed.text())):
             missing[kind] -= 1
-            found.append({"kind": kind, "text": changed.text()})
-    return found
+            rows.append({"kind": kind, "text": changed.text()})
+    return rows
 
 
 def caption_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) -> list[Row]:
@@ -200,8 +231,13 @@ def caption_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) 
             "group": one.picture.path,
             "task": "caption",
             "split": one.split,
-            "messages": [message("user", {"type": "image", "path": one.picture.path}), message("assistant", one.caption.text())],
-            "negatives": negatives(rng, one.caption, one.scene, training=one.split == "train", vocabulary=vocabulary),
+            "messages": [
+                message("user", {"type": "image", "path": one.picture.path}),
+                message("assistant", one.caption.text()),
+            ],
+            "negatives": negatives(
+                rng, one.caption, one.scene, training=one.split == "train", vocabulary=vocabulary
+            ),
             "extra": one.extra(),
         }
         for index, one in enumerate(shown)
@@ -209,20 +245,25 @@ def caption_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) 
 
 
 def question_rows(seed: int, shown: list[Shown], vocabulary: Vocabulary = WHOLE) -> list[Row]:
-    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few tokens beside it."""
+    """One conversation of 8 to 12 questions a picture, the picture in the first turn: many questions cost few
+    tokens beside it."""
     rng = np.random.default_rng((seed, 21))
-    askers = {split: Asker(rng, training=split == "train", vocabulary=vocabulary) for split in ("train", "valid")}
+    askers = {
+        split: Asker(rng, training=split == "train", vocabulary=vocabulary) for split in ("train", "valid")
+    }
     rows: list[Row] = []
     for index, one in enumerate(shown):
-        asked = askers[one.split].ask(one.scene, int(rng.integers(8, 13)))
+        questions = askers[one.split].ask(one.scene, int(rng.integers(8, 13)))
         rows.append(
             {
                 "id": f"question-{one.split}-{index:05d}",
                 "group": one.picture.path,
                 "task": "question",
                 "split": one.split,
-                "messages": conversation(one.picture.path, [(question, answer) for _, question, answer in asked]),
-                "extra": one.extra() | {"kinds": [kind for kind, _, _ in asked]},
+                "messages": conversation(
+                    one.picture.path, [(question, answer) for _, question, answer in questions]
+                ),
+                "extra": one.extra() | {"kinds": [kind for kind, _, _ in questions]},
             }
         )
     return rows
@@ -232,7 +273,11 @@ def conversation(path: str, turns: list[tuple[str, str]]) -> list[Row]:
     """User and assistant in turns; the picture precedes the first question."""
     messages = []
     for index, (question, answer) in enumerate(turns):
-        messages.append(message("user", {"type": "image", "path": path}, question) if index == 0 else message("user", question))
+        messages.append(
+            message("user", {"type": "image", "path": path}, question)
+            if index == 0
+            else message("user", question)
+        )
         messages.append(message("assistant", answer))
     return messages
 
@@ -245,7 +290,10 @@ def probe_rows(shown: list[Shown]) -> list[Row]:
             "group": one.picture.path,
             "task": "probe",
             "split": one.split,
-            "messages": [message("user", {"type": "image", "path": one.picture.path}), message("assistant", one.caption.text())],
+            "messages": [
+                message("user", {"type": "image", "path": one.picture.path}),
+                message("assistant", one.caption.text()),
+            ],
             "extra": {**one.extra(), **vars(one.scene[0])},
         }
         for index, one in enumerate(shown)
@@ -255,7 +303,9 @@ def probe_rows(shown: list[Shown]) -> list[Row]:
 def reading_rows(seed: int, counts: dict[str, int]) -> tuple[list[Picture], list[Row], list[Row]]:
     """Pictures of digits and words: (pictures, captions of the training ones, questions of both splits)."""
     pictures, captions, asked = [], [], []
-    names = [(str(value), name) for value, name in enumerate(NUMBERS)] + [(word, word) for word in PICTURED_WORDS]
+    names = [(str(value), name) for value, name in enumerate(NUMBERS)] + [
+        (word, word) for word in PICTURED_WORDS
+    ]
     for split, count in counts.items():
         training = split == "train"
         rng = np.random.default_rng((seed, 22, split == "valid"))
@@ -288,8 +338,17 @@ def reading_rows(seed: int, counts: dict[str, int]) -> tuple[list[Picture], list
                     for kind, choices in (("read", wrong), ("colour", inks))
                     if choices
                 ]
-                messages = [message("user", {"type": "image", "path": path}), message("assistant", one.caption())]
+                messages = [
+                    message("user", {"type": "image", "path": path}),
+                    message("assistant", one.caption()),
+                ]
                 captions.append(
-                    {"id": f"reading-caption-{index:05d}", "task": "caption", **row, "messages": messages, "negatives": changed}
+                    {
+                        "id": f"reading-caption-{index:05d}",
+                        "task": "caption",
+                        **row,
+                        "messages": messages,
+                        "negatives": changed,
+                    }
                 )
     return pictures, captions, asked

@@ -35,14 +35,15 @@ Point = tuple[float, float]
 
 
 def _paint(rng: np.random.Generator, thing: Thing) -> Colour:
-    """The colour of an object. One without a name is any that is not nearest to the colour in which its shape is held out."""
+    """The colour of an object. One without a name is any that is not nearest to the colour in which its shape
+    is held out."""
     if thing.colour:
         return PAINT[thing.colour]
-    held = next(colour for colour, shape in HELD_OUT_PAIRS if shape == thing.shape)
+    held_out = next(colour for colour, shape in HELD_OUT_PAIRS if shape == thing.shape)
     while True:
         red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
         nearest = min(PAINT, key=lambda name: math.dist(PAINT[name], (red, green, blue)))
-        if nearest != held:
+        if nearest != held_out:
             return (red, green, blue)
 
 
@@ -70,11 +71,16 @@ def _corners(shape: str, radius: float) -> list[Point]:
         return [turned for turn in range(4) for turned in _turn(quarter, turn * math.pi / 2)]
     if shape == "star":
         lengths = [1.08 * radius, 0.44 * radius] * 5
-        return [(size * math.sin(index * math.pi / 5), -size * math.cos(index * math.pi / 5)) for index, size in enumerate(lengths)]
+        return [
+            (size * math.sin(index * math.pi / 5), -size * math.cos(index * math.pi / 5))
+            for index, size in enumerate(lengths)
+        ]
     angles = np.linspace(0, 2 * math.pi, 60, endpoint=False)  # heart
     across = 16 * np.sin(angles) ** 3
     up = 13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)
-    return [(float(x) * radius / 16.5, -float(y + 2.5) * radius / 15) for x, y in zip(across, up, strict=True)]
+    return [
+        (float(x) * radius / 16.5, -float(y + 2.5) * radius / 15) for x, y in zip(across, up, strict=True)
+    ]
 
 
 def _turn(points: list[Point], angle: float) -> list[Point]:
@@ -83,14 +89,25 @@ def _turn(points: list[Point], angle: float) -> list[Point]:
 
 
 def _draw(
-    canvas: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, radius: float, angle: float, ground: Colour, paint: Colour
+    canvas: ImageDraw.ImageDraw,
+    thing: Thing,
+    x: float,
+    y: float,
+    radius: float,
+    angle: float,
+    ground: Colour,
+    paint: Colour,
 ) -> None:
     rim = max(2, round(0.010 * canvas.im.size[0]))
     if thing.shape in ("circle", "ring"):
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=_outline(paint), width=rim)
+        canvas.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), fill=paint, outline=_outline(paint), width=rim
+        )
         if thing.shape == "ring":
             hole = 0.52 * radius
-            canvas.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground, outline=_outline(paint), width=rim)
+            canvas.ellipse(
+                (x - hole, y - hole, x + hole, y + hole), fill=ground, outline=_outline(paint), width=rim
+            )
         return
     corners = [(x + across, y + down) for across, down in _turn(_corners(thing.shape, radius), angle)]
     canvas.polygon(corners, fill=paint)
@@ -98,7 +115,8 @@ def _draw(
 
 
 def _ground(rng: np.random.Generator) -> Colour:
-    """A grey or light background, a little tinted; never so light that white drowns, nor so dark that black does."""
+    """A grey or light background, a little tinted; never so light that white drowns, nor so dark that black
+    does."""
     level = int(rng.integers(95, 216))
     tint = rng.integers(-8, 9, size=3)
     return (level + int(tint[0]), level + int(tint[1]), level + int(tint[2]))
@@ -117,7 +135,10 @@ def _layout(rng: np.random.Generator, scene: Scene) -> list[tuple[float, float, 
             across, down = _TOWARDS[thing.place]
             offset = 0.5 - 1.08 * radius - _BORDER - slack * 0.04 * rng.random()
             shake = slack * rng.uniform(-0.025, 0.025, size=2)
-            x, y = 0.5 + across * offset + (0 if across else shake[0]), 0.5 + down * offset + (0 if down else shake[1])
+            x, y = (
+                0.5 + across * offset + (0 if across else shake[0]),
+                0.5 + down * offset + (0 if down else shake[1]),
+            )
             spots.append((float(x), float(y), float(radius)))
         apart = all(
             math.hypot(one[0] - other[0], one[1] - other[1]) >= one[2] + other[2] + _GAP
@@ -129,15 +150,20 @@ def _layout(rng: np.random.Generator, scene: Scene) -> list[tuple[float, float, 
     raise ValueError(f"no free layout for {scene}: two big objects side by side?")
 
 
-def silhouette(shape: str, side: int, x: float, y: float, radius: float, angle: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where an object would lie: shares of each pixel (side, side) in [0, 1] that it covers, rim included, and that its paint covers.
+def silhouette(
+    shape: str, side: int, x: float, y: float, radius: float, angle: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where an object would lie: shares of each pixel (side, side) in [0, 1] that it covers, rim included,
+    and that its paint covers.
 
     Takes   x, y, radius in widths, as `picture` lays them out; angle in radians.
     """
     large = side * _OVERSAMPLE
     image = Image.new("RGB", (large, large), (0, 0, 0))
     thing = Thing("", "", shape, "")
-    _draw(ImageDraw.Draw(image), thing, x * large, y * large, radius * large, angle, (0, 0, 0), PAINT["white"])
+    _draw(
+        ImageDraw.Draw(image), thing, x * large, y * large, radius * large, angle, (0, 0, 0), PAINT["white"]
+    )
     drawn = np.asarray(image)[..., 0].reshape(side, _OVERSAMPLE, side, _OVERSAMPLE)
     covered, painted = ((drawn >= least).mean((1, 3), dtype=np.float32) for least in (1, 255))
     return covered, painted
@@ -155,7 +181,16 @@ def picture(rng: np.random.Generator, scene: Scene, side: int) -> Image.Image:
     image = Image.new("RGB", (large, large), ground)
     canvas = ImageDraw.Draw(image)
     for thing, (x, y, radius) in zip(scene, _layout(rng, scene), strict=True):
-        _draw(canvas, thing, x * large, y * large, radius * large, float(rng.uniform(-0.1, 0.1)), ground, _paint(rng, thing))
+        _draw(
+            canvas,
+            thing,
+            x * large,
+            y * large,
+            radius * large,
+            float(rng.uniform(-0.1, 0.1)),
+            ground,
+            _paint(rng, thing),
+        )
     return image.reduce(_OVERSAMPLE)
 
 

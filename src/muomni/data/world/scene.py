@@ -55,7 +55,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Caption:
-    """What a caption says: objects, how many there are if it says so, and how the first lies to the second if it says so."""
+    """What a caption says: objects, how many there are if it says so, and how the first lies to the second if
+    it says so."""
 
     claims: tuple[Claim, ...]
     count: int | None = None
@@ -67,13 +68,14 @@ class Caption:
             first, second = self.claims
             return f"the {first.noun()} is {self.relation} the {second.noun()}"
         parts = [grammatical(f"a {claim.noun()} at the {claim.place}") for claim in self.claims]
-        told = ", ".join([*parts[:-2], " and ".join(parts[-2:])])
+        words = ", ".join([*parts[:-2], " and ".join(parts[-2:])])
         if self.count is None:
-            return told
-        return f"there {'is' if self.count == 1 else 'are'} {NUMBERS[self.count]} shape{'s' * (self.count != 1)}, {told}"
+            return words
+        return f"there {'is' if self.count == 1 else 'are'} {NUMBERS[self.count]} shape{'s' * (self.count != 1)}, {words}"
 
     def holds(self, scene: Scene) -> bool:
-        """Whether the caption is true of the scene: some distinct objects fit its claims, its count and its relation."""
+        """Whether the caption is true of the scene: some distinct objects fit its claims, its count and its
+        relation."""
         if self.count is not None and self.count != len(scene):
             return False
         for chosen in permutations(scene, len(self.claims)):
@@ -94,18 +96,30 @@ def relation(one: Thing, other: Thing) -> str | None:
     return "above" if down < 0 else "below"
 
 
-def sample(rng: np.random.Generator, count: int, *, held_out: bool = False, unnamed: bool = False, vocabulary: Vocabulary = WHOLE) -> Scene:
+def sample(
+    rng: np.random.Generator,
+    count: int,
+    *,
+    held_out: bool = False,
+    unnamed: bool = False,
+    vocabulary: Vocabulary = WHOLE,
+) -> Scene:
     """A scene of `count` objects, no (colour, shape) twice, no place twice.
 
-    Training scenes know seen pairs only; held-out scenes show at least one held-out pair. Colours and shapes repeat often enough that
-    "how many red shapes" has every answer. `unnamed` scenes show shapes in colours without a name: who has only seen shapes in their own
-    few colours learns the pair, not the shape (a linear probe of shape found 0.42 on held-out pairs, 0.68 on seen ones).
+    Training scenes know seen pairs only; held-out scenes show at least one held-out pair. Colours and shapes
+    repeat often enough that "how many red shapes" has every answer. `unnamed` scenes show shapes in colours
+    without a name: who has only seen shapes in their own few colours learns the pair, not the shape (a linear
+    probe of shape found 0.42 on held-out pairs, 0.68 on seen ones).
     """
     places = [str(place) for place in rng.permutation(vocabulary.places)[:count]]
     like = rng.choice(["nothing", "colour", "shape"], p=[0.55, 0.25, 0.2])
     chosen: list[tuple[str, str]] = []
     while len(chosen) < count:
-        pool = vocabulary.held_out_pairs if held_out and (not chosen or rng.random() < 0.3) else vocabulary.seen_pairs
+        pool = (
+            vocabulary.held_out_pairs
+            if held_out and (not chosen or rng.random() < 0.3)
+            else vocabulary.seen_pairs
+        )
         if chosen and like != "nothing":
             axis = 0 if like == "colour" else 1
             pool = tuple(pair for pair in vocabulary.seen_pairs if pair[axis] == chosen[0][axis])
@@ -115,41 +129,59 @@ def sample(rng: np.random.Generator, count: int, *, held_out: bool = False, unna
     if unnamed:
         chosen = [(UNNAMED, str(shape)) for shape in rng.permutation(vocabulary.shapes)[:count]]
     sizes = [str(size) for size in rng.choice(vocabulary.sizes, size=count)]
-    if "middle" in places and sizes[places.index("middle")] == "big":  # two big ones side by side would overlap
+    if (
+        "middle" in places and sizes[places.index("middle")] == "big"
+    ):  # two big ones side by side would overlap
         sizes = ["big" if place == "middle" else "small" for place in places]
     return tuple(Thing(size, *pair, place) for size, pair, place in zip(sizes, chosen, places, strict=True))
 
 
 def describe(rng: np.random.Generator, scene: Scene, vocabulary: Vocabulary = WHOLE) -> Caption:
-    """A true caption: every object with all its attributes; or one relation of two; sometimes with the count."""
+    """A true caption: every object with all its attributes; or one relation of two; sometimes with the
+    count."""
     if vocabulary.relations and len(scene) == 2 and rng.random() < 0.5:
         ordered = [scene[index] for index in rng.permutation(2)]
         clear = relation(ordered[0], ordered[1])
         if clear:
             sized = rng.random(2) < 0.7
             claims = [
-                Claim(thing.size if said else None, thing.colour or None, thing.shape) for thing, said in zip(ordered, sized, strict=True)
+                Claim(thing.size if said else None, thing.colour or None, thing.shape)
+                for thing, said in zip(ordered, sized, strict=True)
             ]
             return Caption(tuple(claims), relation=clear)
     claims = [claim(scene[index], vocabulary) for index in rng.permutation(len(scene))]
-    return Caption(tuple(claims), count=len(scene) if vocabulary.tells_counts and rng.random() < 0.15 else None)
+    return Caption(
+        tuple(claims), count=len(scene) if vocabulary.tells_counts and rng.random() < 0.15 else None
+    )
 
 
 def claim(thing: Thing, vocabulary: Vocabulary) -> Claim:
     """All that can be said of an object."""
-    return Claim(thing.size if vocabulary.says_sizes else None, thing.colour or None, thing.shape, thing.place)
+    return Claim(
+        thing.size if vocabulary.says_sizes else None, thing.colour or None, thing.shape, thing.place
+    )
 
 
 def changes(caption: Caption, vocabulary: Vocabulary = WHOLE) -> Iterator[tuple[str, Caption]]:
     """Every (kind, caption) that changes one attribute of the caption; they may still be true."""
-    options = {"colour": vocabulary.colours, "shape": vocabulary.shapes, "place": vocabulary.places, "size": vocabulary.sizes}
-    for index, told in enumerate(caption.claims):
+    options = {
+        "colour": vocabulary.colours,
+        "shape": vocabulary.shapes,
+        "place": vocabulary.places,
+        "size": vocabulary.sizes,
+    }
+    for index, claim_changed in enumerate(caption.claims):
         for kind, values in options.items():
-            said = getattr(told, kind)
-            for value in values if said else ():
-                if value != said:
-                    changed = replace(told, **{kind: value})
-                    yield kind, replace(caption, claims=(*caption.claims[:index], changed, *caption.claims[index + 1 :]))
+            old_value = getattr(claim_changed, kind)
+            for value in values if old_value else ():
+                if value != old_value:
+                    changed = replace(claim_changed, **{kind: value})
+                    yield (
+                        kind,
+                        replace(
+                            caption, claims=(*caption.claims[:index], changed, *caption.claims[index + 1 :])
+                        ),
+                    )
     if caption.relation:
         for value in vocabulary.relations:
             if value != caption.relation:
@@ -161,15 +193,16 @@ def changes(caption: Caption, vocabulary: Vocabulary = WHOLE) -> Iterator[tuple[
 
 
 def questions(scene: Scene, vocabulary: Vocabulary = WHOLE) -> list[tuple[str, str, str]]:
-    """Every (kind, question, answer) that has one answer in the scene; a question names an object only where the name is unique.
+    """Every (kind, question, answer) that has one answer in the scene; a question names an object only where
+    the name is unique.
 
     Where colours have no names, nothing is asked about them.
     """
-    found: list[tuple[str, str, str]] = []
+    triples: list[tuple[str, str, str]] = []
 
     def add(asked: tuple[str, str, str]) -> None:
         if vocabulary is WHOLE or vocabulary.asks(asked[1]):
-            found.append(asked)
+            triples.append(asked)
 
     colours, shapes = Counter(thing.colour for thing in scene), Counter(thing.shape for thing in scene)
     pairs = {(thing.colour, thing.shape) for thing in scene}
@@ -181,7 +214,13 @@ def questions(scene: Scene, vocabulary: Vocabulary = WHOLE) -> list[tuple[str, s
     for shape in vocabulary.shapes:
         add(("how many", f"how many {plural(shape)} are there?", NUMBERS[shapes[shape]]))
     for size in vocabulary.sizes:
-        add(("how many", f"how many {size} shapes are there?", NUMBERS[sum(thing.size == size for thing in scene)]))
+        add(
+            (
+                "how many",
+                f"how many {size} shapes are there?",
+                NUMBERS[sum(thing.size == size for thing in scene)],
+            )
+        )
     for place in vocabulary.places if is_named else ():
         there = grammatical(f"a {taken[place].colour} {taken[place].shape}") if place in taken else "nothing"
         add(("at", f"what is at the {place}?", there))
@@ -202,10 +241,16 @@ def questions(scene: Scene, vocabulary: Vocabulary = WHOLE) -> list[tuple[str, s
                 add(("yes no", grammatical(f"is there a {colour} {shape}?"), "no"))
         if colours[thing.colour] == 1:
             add(("shape", f"what shape is {thing.colour}?", thing.shape))
-    return found
+    return triples
 
 
-def _by_shape(thing: Thing, scene: Scene, vocabulary: Vocabulary, is_named: bool, add: Callable[[tuple[str, str, str]], None]) -> None:
+def _by_shape(
+    thing: Thing,
+    scene: Scene,
+    vocabulary: Vocabulary,
+    is_named: bool,
+    add: Callable[[tuple[str, str, str]], None],
+) -> None:
     """Questions about an object that its shape alone names."""
     shapes = Counter(other.shape for other in scene)
     name = f"the {thing.shape}"

@@ -1,8 +1,9 @@
 """Speech by espeak-ng, in a process of its own: `python -m muomni.data.world.speech jobs.jsonl outdir`.
 
-espeak keeps state between utterances that even a re-initialisation does not clear. The same bytes come back only from a fresh process, a
-fixed order and a seed before each utterance (espeak-ng 1.52; reference/ecosystem 3), so a whole world is spoken by one run of this module.
-The library is GPL-3: it is loaded here and nowhere else. Without it our own formant synthesiser speaks, and the manifest says so.
+espeak keeps state between utterances that even a re-initialisation does not clear. The same bytes come back
+only from a fresh process, a fixed order and a seed before each utterance (espeak-ng 1.52; reference/ecosystem
+3), so a whole world is spoken by one run of this module. The library is GPL-3: it is loaded here and nowhere
+else. Without it our own formant synthesiser speaks, and the manifest says so.
 """
 
 from __future__ import annotations
@@ -49,7 +50,20 @@ def wav_bytes(wave: Wave) -> bytes:
     """A PCM16 mono wav file at 16 kHz."""
     content = (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
     header = struct.pack(
-        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(content), b"WAVE", b"fmt ", 16, 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16, b"data", len(content)
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + len(content),
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        RATE_HZ,
+        2 * RATE_HZ,
+        2,
+        16,
+        b"data",
+        len(content),
     )
     return header + content
 
@@ -67,7 +81,9 @@ def _espeak(library: str, data: str) -> Callable[[Job], Wave]:
             pieces.append(np.asarray(np.ctypeslib.as_array(samples, (count,)) / 32768, np.float32))
         return 0
 
-    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(hear)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
+        hear
+    )
     engine.espeak_SetSynthCallback(callback)
     engine.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
     current = ""
@@ -106,7 +122,10 @@ def main(listed: Path, out: Path) -> None:
     except ImportError:
         voice, say = "formant", _formant
     else:
-        voice, say = "espeak-ng", _espeak(str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path()))
+        voice, say = (
+            "espeak-ng",
+            _espeak(str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())),
+        )
     samples = utterances = 0
     for line in listed.read_text().splitlines():
         job = Job(**json.loads(line))
@@ -116,7 +135,10 @@ def main(listed: Path, out: Path) -> None:
         path.write_bytes(wav_bytes(wave))
         samples += len(wave)
         utterances += 1
-    write_json(out / ".speech.json", {"voice": voice, "utterances": utterances, "seconds": round(samples / RATE_HZ, 3)})
+    write_json(
+        out / ".speech.json",
+        {"voice": voice, "utterances": utterances, "seconds": round(samples / RATE_HZ, 3)},
+    )
 
 
 if __name__ == "__main__":

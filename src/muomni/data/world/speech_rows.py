@@ -32,16 +32,23 @@ class Speakers:
         """Order an utterance by the next voice of the split; gives (voice, audio part)."""
         turns = self._turns[split]
         if not turns:
-            turns.extend(str(voice) for voice in self._rng.permutation(voices.TRAIN if split == "train" else voices.HELD_OUT))
+            turns.extend(
+                str(voice)
+                for voice in self._rng.permutation(voices.TRAIN if split == "train" else voices.HELD_OUT)
+            )
         voice = turns.pop()
-        rate, pitch = (int(self._rng.integers(low, high + 1)) for low, high in (voices.RATES_WPM, voices.PITCHES))
+        rate, pitch = (
+            int(self._rng.integers(low, high + 1)) for low, high in (voices.RATES_WPM, voices.PITCHES)
+        )
         self.jobs.append(Job(path, text, voice, rate, pitch, int(self._rng.integers(1, 2**31))))
         return voice, {"type": "audio", "path": path, "speaker": voice}
 
     def answer(self, text: str, path: str) -> Row:
         """Order an utterance by the voice that answers; gives the audio part."""
         seed = int(self._rng.integers(1, 2**31))
-        self.jobs.append(Job(path, text, voices.ANSWER_VOICE, voices.ANSWER_RATE_WPM, voices.ANSWER_PITCH, seed))
+        self.jobs.append(
+            Job(path, text, voices.ANSWER_VOICE, voices.ANSWER_RATE_WPM, voices.ANSWER_PITCH, seed)
+        )
         return {"type": "audio", "path": path, "speaker": voices.ANSWER_VOICE}
 
 
@@ -50,22 +57,40 @@ def _short_answers(vocabulary: Vocabulary) -> list[str]:
     return places + [grammatical(f"a {colour} {shape}") for colour, shape in vocabulary.seen_pairs]
 
 
-def _training_texts(rng: np.random.Generator, count: int, vocabulary: Vocabulary, *, repeats: int, least: int, distinct: bool) -> list[str]:
-    """`count` training sentences, every word alone `repeats` times, every short answer, and more until every word came `least` times."""
+def _training_texts(
+    rng: np.random.Generator, count: int, vocabulary: Vocabulary, *, repeats: int, least: int, distinct: bool
+) -> list[str]:
+    """`count` training sentences, every word alone `repeats` times, every short answer, and more until every
+    word came `least` times."""
     source = Sentences(rng, vocabulary)
-    texts = source.many(count, held_out=False, distinct=distinct) + list(vocabulary.words) * repeats + _short_answers(vocabulary)
+    texts = (
+        source.many(count, held_out=False, distinct=distinct)
+        + list(vocabulary.words) * repeats
+        + _short_answers(vocabulary)
+    )
     return texts + source.cover(texts, least)
 
 
 def transcript_rows(
-    rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, *, repeats: int, least: int
+    rng: np.random.Generator,
+    speakers: Speakers,
+    counts: dict[str, int],
+    vocabulary: Vocabulary = WHOLE,
+    *,
+    repeats: int,
+    least: int,
 ) -> list[Row]:
     """Many voices say sentences and words; the assistant writes the exact words."""
     short = int(counts["valid"] * _SHORT_SHARE)
     texts = {
-        "train": _training_texts(rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=False),
+        "train": _training_texts(
+            rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=False
+        ),
         "valid": Sentences(rng, vocabulary).many(counts["valid"] - short, held_out=True)
-        + [str(word) for word in rng.choice(vocabulary.words, size=short, replace=short > len(vocabulary.words))],
+        + [
+            str(word)
+            for word in rng.choice(vocabulary.words, size=short, replace=short > len(vocabulary.words))
+        ],
     }
     return [
         _heard(speakers, "transcribe", "transcript", split, index, text, text)
@@ -92,7 +117,9 @@ def digit_rows(speakers: Speakers, counts: dict[str, int]) -> list[Row]:
     ]
 
 
-def _heard(speakers: Speakers, task: str, name: str, split: str, index: int, text: str, answer: str, *after: str) -> Row:
+def _heard(
+    speakers: Speakers, task: str, name: str, split: str, index: int, text: str, answer: str, *after: str
+) -> Row:
     voice, part = speakers.say(text, split, f"audio/{name}-{split}-{index:05d}.wav")
     return {
         "id": f"{name}-{split}-{index:05d}",
@@ -105,14 +132,19 @@ def _heard(speakers: Speakers, task: str, name: str, split: str, index: int, tex
 
 
 def spoken_question_rows(
-    rng: np.random.Generator, speakers: Speakers, shown: list[Shown], counts: dict[str, int], vocabulary: Vocabulary = WHOLE
+    rng: np.random.Generator,
+    speakers: Speakers,
+    shown: list[Shown],
+    counts: dict[str, int],
+    vocabulary: Vocabulary = WHOLE,
 ) -> list[Row]:
-    """A picture and spoken questions about it, several voices' in training, one in the valid split; the assistant answers in words.
+    """A picture and spoken questions about it, several voices' in training, one in the valid split; the
+    assistant answers in words.
 
     A question that training voices have said _TIMES_SAID times is heard again rather than said anew.
     """
     rows = []
-    said: dict[str, list[Row]] = {}
+    rows_by_split: dict[str, list[Row]] = {}
     for split in ("train", "valid"):
         training = split == "train"
         asker = Asker(rng, training=training, vocabulary=vocabulary)
@@ -120,11 +152,11 @@ def spoken_question_rows(
         order = rng.permutation(len(pool))
         for index in range(counts[split]):
             one = pool[order[index % len(pool)]]
-            asked = asker.ask(one.scene, _SPOKEN_TURNS if training else 1)
+            questions = asker.ask(one.scene, _SPOKEN_TURNS if training else 1)
             messages: list[Row] = []
-            for turn, (_, question, answer) in enumerate(asked):
+            for turn, (_, question, answer) in enumerate(questions):
                 text = spoken(question)
-                heard = said.setdefault(text, []) if training else []
+                heard = rows_by_split.setdefault(text, []) if training else []
                 if len(heard) < _TIMES_SAID:
                     heard.append(speakers.say(text, split, f"audio/spoken-{split}-{index:05d}-{turn}.wav")[1])
                     part = heard[-1]
@@ -141,8 +173,8 @@ def spoken_question_rows(
                     "messages": messages,
                     "extra": {
                         **one.extra(),
-                        "kinds": [kind for kind, _, _ in asked],
-                        "texts": [spoken(question) for _, question, _ in asked],
+                        "kinds": [kind for kind, _, _ in questions],
+                        "texts": [spoken(question) for _, question, _ in questions],
                     },
                 }
             )
@@ -150,18 +182,29 @@ def spoken_question_rows(
 
 
 def speak_rows(
-    rng: np.random.Generator, speakers: Speakers, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, *, repeats: int, least: int
+    rng: np.random.Generator,
+    speakers: Speakers,
+    counts: dict[str, int],
+    vocabulary: Vocabulary = WHOLE,
+    *,
+    repeats: int,
+    least: int,
 ) -> list[Row]:
     """The voice that answers says the words that the user gives."""
     texts = {
-        "train": _training_texts(rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=True),
+        "train": _training_texts(
+            rng, counts["train"], vocabulary, repeats=repeats, least=least, distinct=True
+        ),
         "valid": Sentences(rng, vocabulary).many(counts["valid"], held_out=True),
     }
     rows = []
     for split in ("train", "valid"):
         for index, text in enumerate(texts[split]):
             part = speakers.answer(text, f"audio/speak-{split}-{index:05d}.wav")
-            messages = [message("user", text), {"role": "assistant", "content": [{"type": "text", "text": text}, part]}]
+            messages = [
+                message("user", text),
+                {"role": "assistant", "content": [{"type": "text", "text": text}, part]},
+            ]
             rows.append(
                 {
                     "id": f"speak-{split}-{index:05d}",

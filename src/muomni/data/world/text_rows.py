@@ -1,4 +1,5 @@
-"""Rows of text alone: descriptions with questions, as conversations and as documents, and plain sentences of the world."""
+"""Rows of text alone: descriptions with questions, as conversations and as documents, and plain sentences of
+the world."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ Row = dict[str, Any]
 
 def _facts(vocabulary: Vocabulary) -> list[str]:
     """What is always so, in words of the vocabulary."""
-    told = [
+    facts = [
         *(f"{colour} is a colour" for colour in vocabulary.colours),
         *(f"a {shape} is a shape" for shape in vocabulary.shapes),
         *(f"{number} is a number" for number in NUMBERS),
         *(" ".join(NUMBERS[first : first + 4]) for first in range(len(NUMBERS) - 3)),
     ]
-    return told
+    return facts
 
 
 def text_rows(seed: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE, most: int = 3) -> list[Row]:
@@ -41,25 +42,31 @@ def text_rows(seed: int, counts: dict[str, int], vocabulary: Vocabulary = WHOLE,
         for index in range(count):
             name: Row = {"id": f"text-{split}-{index:05d}", "split": split}
             if index % 4 == 3:
-                told = sentences.many(int(rng.integers(3, 7)), held_out=not training)
+                sentences_told = sentences.many(int(rng.integers(3, 7)), held_out=not training)
                 if facts and rng.random() < 0.3:
-                    told.append(facts[rng.integers(len(facts))])
-                rows.append({**name, "task": "text", "text": ". ".join(told) + "."})
+                    sentences_told.append(facts[rng.integers(len(facts))])
+                rows.append({**name, "task": "text", "text": ". ".join(sentences_told) + "."})
                 continue
             scene = sample(rng, int(rng.integers(1, most + 1)), held_out=not training, vocabulary=vocabulary)
             description = claims(scene, vocabulary).text()
             while is_held_out(description) == training:
                 scene = sample(rng, len(scene), held_out=not training, vocabulary=vocabulary)
                 description = claims(scene, vocabulary).text()
-            asked = asker.ask(scene, int(rng.integers(6, 10)))
-            extra = {"scene": [list(vars(thing).values()) for thing in scene], "kinds": [kind for kind, _, _ in asked]}
+            questions = asker.ask(scene, int(rng.integers(6, 10)))
+            extra = {
+                "scene": [list(vars(thing).values()) for thing in scene],
+                "kinds": [kind for kind, _, _ in questions],
+            }
             if index % 4 == 2:
-                turns = " ".join(f"{question} {answer}." for _, question, answer in asked)
+                turns = " ".join(f"{question} {answer}." for _, question, answer in questions)
                 rows.append({**name, "task": "text", "text": f"{description}. {turns}", "extra": extra})
                 continue
             messages = []
-            for turn, (_, question, answer) in enumerate(asked):
-                messages += [message("user", question if turn else f"{description}. {question}"), message("assistant", answer)]
+            for turn, (_, question, answer) in enumerate(questions):
+                messages += [
+                    message("user", question if turn else f"{description}. {question}"),
+                    message("assistant", answer),
+                ]
             rows.append({**name, "task": "chat", "messages": messages, "extra": extra})
     return rows
 

@@ -1,4 +1,5 @@
-"""Which words of the lexicon a world speaks, and in which sentences: all of them, or the few of the small world."""
+"""Which words of the lexicon a world speaks, and in which sentences: all of them, or the few of the small
+world."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from functools import cached_property
 from muomni.data.world import lexicon
 from muomni.data.world.lexicon import HELD_OUT_PAIRS, NUMBERS, grammatical, plural, words
 
-# Slots: S size, C colour, H shape, P plural, N number, M number from two to ten, L place, R relation, A answer yes or no.
+# Slots: S size, C colour, H shape, P plural, N number, M number from two to ten, L place, R relation, A
+# answer yes or no.
 TEMPLATES = (
     "the S C H is R the C H",
     "the S C H is R the S C H",
@@ -96,8 +98,9 @@ _FEW_TEMPLATES = (
 class Vocabulary:
     """The attributes that objects may have, and the templates of what is said, written and asked about them.
 
-    A world of one size never says it. Without relations nothing is said of how objects lie to each other; `tells_counts` is whether
-    captions and documents say how many objects there are. What is held out is the same in every vocabulary (lexicon.is_held_out).
+    A world of one size never says it. Without relations nothing is said of how objects lie to each other;
+    `tells_counts` is whether captions and documents say how many objects there are. What is held out is the
+    same in every vocabulary (lexicon.is_held_out).
     """
 
     colours: tuple[str, ...]
@@ -131,19 +134,31 @@ class Vocabulary:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """Every word that it says, sorted: those of its templates, and yes and no, which answer."""
-        said = {word for template in self.templates for part in self.alternatives(template) for word in words(part)}
-        said |= {word for colour in self.colours for word in words(grammatical(f"a {colour}"))}
-        return tuple(sorted(said | {"yes", "no"}))
+        words_said = {
+            word
+            for template in self.templates
+            for part in self.alternatives(template)
+            for word in words(part)
+        }
+        words_said |= {word for colour in self.colours for word in words(grammatical(f"a {colour}"))}
+        return tuple(sorted(words_said | {"yes", "no"}))
 
     @cached_property
     def seen_pairs(self) -> tuple[tuple[str, str], ...]:
         """(colour, shape) pairs of training."""
-        return tuple((colour, shape) for colour in self.colours for shape in self.shapes if (colour, shape) not in HELD_OUT_PAIRS)
+        return tuple(
+            (colour, shape)
+            for colour in self.colours
+            for shape in self.shapes
+            if (colour, shape) not in HELD_OUT_PAIRS
+        )
 
     @cached_property
     def held_out_pairs(self) -> tuple[tuple[str, str], ...]:
         """(colour, shape) pairs that training never shows or says."""
-        return tuple(sorted(pair for pair in HELD_OUT_PAIRS if pair[0] in self.colours and pair[1] in self.shapes))
+        return tuple(
+            sorted(pair for pair in HELD_OUT_PAIRS if pair[0] in self.colours and pair[1] in self.shapes)
+        )
 
     def alternatives(self, template: str) -> list[str]:
         """The fixed words of a template and all fillers of its slots, each lower case."""
@@ -158,13 +173,22 @@ class Vocabulary:
         def token(one: str) -> str:
             return f"(?:{'|'.join(self.fillers[one])})" if one in self.fillers else one
 
-        return re.compile("|".join(" ".join(token(one) for one in template.split(" ")) for template in self.templates))
+        return re.compile(
+            "|".join(" ".join(token(one) for one in template.split(" ")) for template in self.templates)
+        )
 
 
 WHOLE = Vocabulary(
-    lexicon.COLOURS, lexicon.SHAPES, lexicon.SIZES, lexicon.PLACES, lexicon.RELATIONS, templates=TEMPLATES, tells_counts=True
+    lexicon.COLOURS,
+    lexicon.SHAPES,
+    lexicon.SIZES,
+    lexicon.PLACES,
+    lexicon.RELATIONS,
+    templates=TEMPLATES,
+    tells_counts=True,
 )
-# Six colours and four shapes that differ most, of which four pairs are held out, one a shape; all objects are big.
+# Six colours and four shapes that differ most, of which four pairs are held out, one a shape; all objects are
+# big.
 FEW = Vocabulary(
     ("red", "green", "blue", "yellow", "black", "white"),
     ("star", "heart", "cross", "ring"),

@@ -64,8 +64,9 @@ def open_codec(
 ) -> Codec:
     """The codec of a stage folder, of its `final/`, of a folder that transformers wrote, or of a hub id.
 
-    Takes   reference: as `pretrained.locate`, relative to the working folder; codebooks: how many residual books
-            are used. Say it for a codec of transformers with several: defaults differ (Mimi 32, EnCodec 2).
+    Takes   reference: as `pretrained.locate`, relative to the working folder; codebooks: how many residual
+            books are used. Say it for a codec of transformers with several: defaults differ (Mimi 32, EnCodec
+            2).
     Raises  CheckpointError where the folder is torn, holds no codec, or is not what its certificate names;
             ConfigError where there is no such folder, or a number of books is missing or wrong.
     """

@@ -21,8 +21,8 @@ PREFIXES = ("model.vqmodel.", "vqmodel.")  # of its tensors in a whole Janus
 class JanusCodec:
     """Janus' VQ: as deepseek-community/Janus-Pro-1B, 384 px to 24 x 24 codes of one book of 16,384.
 
-    Takes   network a JanusVQVAE in evaluation mode; weights: a digest of its tensors as they are stored; stored: its
-            config.
+    Takes   network a JanusVQVAE in evaluation mode; weights: a digest of its tensors as they are stored;
+            stored: its config.
     """
 
     kind = "janus_vq"
@@ -44,8 +44,9 @@ class JanusCodec:
     def encode(self, media: Tensor) -> Tensor:
         """Codes (B, 1, F) of pictures; raises as `tokens.codec.Codec.encode`.
 
-        The nearest entry by angle, as the network was trained (deepseek-ai/Janus, codebook_l2_norm) and as its decoder
-        reads entries. transformers' own `encode` compares entries of any length, and so takes others.
+        The nearest entry by angle, as the network was trained (deepseek-ai/Janus, codebook_l2_norm) and as
+        its decoder reads entries. transformers' own `encode` compares entries of any length, and so takes
+        others.
         """
         check_media(self, media)
         z_BDHW = self.network.quant_conv(self.network.encoder(2 * media.float() - 1))

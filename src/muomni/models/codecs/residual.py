@@ -1,4 +1,5 @@
-"""EnCodec, Mimi and DAC of transformers as `Codec`s: waves <-> residual codebooks, as many as were asked for."""
+"""EnCodec, Mimi and DAC of transformers as `Codec`s: waves <-> residual codebooks, as many as were asked
+for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from muomni.models import finite, from_transformers, store
 from muomni.tokens.codec import check_codes, check_media, digest_of, encode_by_length
 
 # What config.json says of the library that wrote it, and not of codes.
-OF_THE_LIBRARY = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "return_dict")
+OF_THE_LIBRARY = (
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "return_dict",
+)
 
 
 class ResidualCodec:
@@ -95,7 +103,8 @@ class ResidualCodec:
 
 
 class EncodecCodec(ResidualCodec):
-    """EnCodec of one channel without normalisation, as facebook/encodec_24khz: 75 Hz, up to 32 books of 1,024."""
+    """EnCodec of one channel without normalisation, as facebook/encodec_24khz: 75 Hz, up to 32 books of
+    1,024."""
 
     kind, class_name = "encodec", "EncodecModel"
 
@@ -111,7 +120,8 @@ class EncodecCodec(ResidualCodec):
 
     @classmethod
     def refusal(cls, config: Any) -> str:
-        """As `ResidualCodec.refusal`; also where each chunk has a gain beside its codes (facebook/encodec_48khz)."""
+        """As `ResidualCodec.refusal`; also where each chunk has a gain beside its codes
+        (facebook/encodec_48khz)."""
         if config.normalize:
             return "it divides each chunk by a gain that is no code, so codes alone don't give the wave back"
         if config.chunk_length_s is not None:
@@ -119,10 +129,13 @@ class EncodecCodec(ResidualCodec):
         return super().refusal(config)
 
     def _codes(self, wave_B1S: Tensor) -> Tensor:
-        # It is asked for a bandwidth, not for books: the smallest one that has enough of them, cut to the first K.
+        # It is asked for a bandwidth, not for books: the smallest one that has enough of them, cut to the
+        # first K.
         books = self.network.quantizer.get_num_quantizers_for_bandwidth
         bandwidth = min(each for each in self.config.target_bandwidths if books(each) >= self.codebooks)
-        codes_BKF: Tensor = self.network.encode(wave_B1S, bandwidth=bandwidth).audio_codes[0][:, : self.codebooks]
+        codes_BKF: Tensor = self.network.encode(wave_B1S, bandwidth=bandwidth).audio_codes[0][
+            :, : self.codebooks
+        ]
         return codes_BKF
 
     def _wave(self, codes_BKF: Tensor) -> Tensor:
@@ -177,7 +190,8 @@ class DacCodec(ResidualCodec):
         return length
 
     def _codes(self, wave_B1S: Tensor) -> Tensor:
-        # Its convolutions round down: without zeros to the end of the frame the last samples would be left out.
+        # Its convolutions round down: without zeros to the end of the frame the last samples would be left
+        # out.
         missing = self.frames(wave_B1S.shape[2]) * self.hop_samples - wave_B1S.shape[2]
         whole_B1S = nn.functional.pad(wave_B1S, (0, missing))
         codes_BKF: Tensor = self.network.encode(whole_B1S, n_quantizers=self.codebooks).audio_codes
@@ -195,7 +209,9 @@ def open_folder(folder: Path, codebooks: int | None, device: torch.device | str)
     """A codec that transformers saved (models.codecs.Opener); its number of codebooks must be said."""
     stored = store.read_config(folder)
     own = CLASSES[stored["model_type"]]
-    network: Any = from_transformers.open_network(folder, own.class_name, own.class_name, device=device, dtype=torch.float32)
+    network: Any = from_transformers.open_network(
+        folder, own.class_name, own.class_name, device=device, dtype=torch.float32
+    )
     if why := own.refusal(network.config):
         raise CheckpointError(f"{folder}: this {own.class_name} is not taken: {why}")
     most = own.most_codebooks(network.config)

@@ -20,8 +20,8 @@ from muomni.tokens.codec import check_codes, check_media, digest_of, encode_by_l
 class SpeechCodec:
     """Waves <-> the codes of a network that knows log-mel frames (models.codec).
 
-    Its codes are those of stage talker, but for one thing: that stage keeps log-mels as float16, this computes
-    them anew, so a code whose two nearest entries are equally near may differ.
+    Its codes are those of stage talker, but for one thing: that stage keeps log-mels as float16, this
+    computes them anew, so a code whose two nearest entries are equally near may differ.
     """
 
     kind = MelCodec.model_type

@@ -1,4 +1,5 @@
-"""Objective of stage codec: rebuild log-mels through the quantiser, which starts by k-means once the latents have settled."""
+"""Objective of stage codec: rebuild log-mels through the quantiser, which starts by k-means once the latents
+have settled."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ class CodecBatch(Batch):
 class CodecObjective(Objective):
     """L1 + MSE + L1 of the differences in time, over real frames only, and the quantiser's commitment.
 
-    For the first `warmup` updates the quantiser is left out; latents seen meanwhile lie in a ring buffer, and at the update after, the
-    codebooks start from them by k-means. From then on moving averages and revival follow every update.
+    For the first `warmup` updates the quantiser is left out; latents seen meanwhile lie in a ring buffer, and
+    at the update after, the codebooks start from them by k-means. From then on moving averages and revival
+    follow every update.
 
     Source  SPEC M-D and section 7.
     """
@@ -63,7 +65,10 @@ class CodecObjective(Objective):
 
     def contents(self, batch: CodecBatch) -> dict[str, float]:
         """Clips, and seconds of sound."""
-        return {**super().contents(batch), "audio_s": float(batch.frames_B.sum()) / self.codec.config.mel.frame_rate_hz}
+        return {
+            **super().contents(batch),
+            "audio_s": float(batch.frames_B.sum()) / self.codec.config.mel.frame_rate_hz,
+        }
 
     def sizes(self, batch: CodecBatch) -> tuple[float, ...]:
         """Mel frames, mel frames squared."""
@@ -86,13 +91,19 @@ class CodecObjective(Objective):
         keep_BF1 = keep_mask(batch.frames_B, target_BFM.shape[1])[..., None]
         error_BFM = (rebuilt_BFM[:, : target_BFM.shape[1]].float() - target_BFM) * keep_BF1
         slope_BFM = (error_BFM[:, 1:] - error_BFM[:, :-1]) * keep_BF1[:, 1:]
-        sums = {"l1": error_BFM.abs().sum(), "mse": error_BFM.square().sum(), "delta": slope_BFM.abs().sum(), "commitment": commitment}
+        sums = {
+            "l1": error_BFM.abs().sum(),
+            "mse": error_BFM.square().sum(),
+            "delta": slope_BFM.abs().sum(),
+            "commitment": commitment,
+        }
         counts = self.counts(batch)
         return {name: Term(total, counts[name], self.weights[name]) for name, total in sums.items()}
 
     @property
     def is_settled(self) -> bool:
-        """Whether what is rebuilt goes through codes: without a quantiser it is rebuilt better, and is no codec."""
+        """Whether what is rebuilt goes through codes: without a quantiser it is rebuilt better, and is no
+        codec."""
         return bool(self.codec.quantiser.started)
 
     def begin(self, micro_batches: Sequence[CodecBatch], world: int) -> None:
@@ -101,7 +112,8 @@ class CodecObjective(Objective):
             return
         vectors_MD = self.ring_ND[: int(self.ring_seen.clamp(max=len(self.ring_ND)))]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Ranks may have seen unequal numbers of vectors; the smallest holds for all, so that every rank places the same entries.
+            # Ranks may have seen unequal numbers of vectors; the smallest holds for all, so that every rank
+            # places the same entries.
             size = torch.tensor(len(vectors_MD), device=vectors_MD.device)
             torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MIN)
             mine = vectors_MD[: int(size)].contiguous()
@@ -110,7 +122,12 @@ class CodecObjective(Objective):
             vectors_MD = torch.cat(theirs)
         if not len(vectors_MD):  # no warm-up at all: the latents of this very update
             with torch.no_grad():
-                vectors_MD = torch.cat([z[keep] for z, keep in (self.codec.latents(b.mel_BFM, b.frames_B) for b in micro_batches)]).float()
+                vectors_MD = torch.cat(
+                    [
+                        z[keep]
+                        for z, keep in (self.codec.latents(b.mel_BFM, b.frames_B) for b in micro_batches)
+                    ]
+                ).float()
         self.codec.quantiser.start(vectors_MD, self._generator())
 
     def after_step(self, step: int) -> None:
@@ -119,19 +136,21 @@ class CodecObjective(Objective):
         if bool(self.codec.quantiser.started):
             self.codec.quantiser.update(self._generator())
 
-    def settle(self, batch: CodecBatch) -> None:
-        """Start the codebooks on the latents of one batch, a little off: else each of these few would be an entry, and nothing be wrong."""
+    def warm_start(self, batch: CodecBatch) -> None:
+        """Start the codebooks on the latents of one batch, a little off: else each of these few would be an
+        entry, and nothing be wrong."""
         self.done.fill_(self.warmup)
         self.begin([batch], 1)
         self.codec.quantiser.codebooks_KND.mul_(0.9)
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """What is rebuilt teaches decoder and, through the quantiser, encoder."""
         return dict.fromkeys(
-            ("l1", "mse", "delta"), ("codec.patch.*", "codec.encoder.*", "codec.to_latent.*", "codec.decoder.*", "codec.to_mel.*")
+            ("l1", "mse", "delta"),
+            ("codec.patch.*", "codec.encoder.*", "codec.to_latent.*", "codec.decoder.*", "codec.to_mel.*"),
         )
 
-    def outside(self) -> dict[str, Tensor]:
+    def learning_buffers(self) -> dict[str, Tensor]:
         """The codebooks."""
         return {f"codebook {number}": book for number, book in enumerate(self.codec.quantiser.codebooks_KND)}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from muomni.data.batch import Batch
 from muomni.errors import ShapeError
 from muomni.models.text_tower import TextTower
-from muomni.models.vision_encoder import Seen, VisionEncoder
+from muomni.models.vision_encoder import VisionEncoder, VisionOutput
 from muomni.nn.recompute import Recomputing
 from muomni.train.objective import Objective, Term
 
@@ -32,8 +32,9 @@ class Reader(Protocol):
 class VisionBatch(Batch):
     """Pictures, their captions and, if any, false captions of each.
 
-    pixels_BHW3 uint8; caption_ids_BT int64, caption_keep_BT True = a real token; keys_B int64, equal for equal captions;
-    negatives_BNT and negatives_keep_BNT: captions that differ from the true one in one attribute (a row without tokens is ignored).
+    pixels_BHW3 uint8; caption_ids_BT int64, caption_keep_BT True = a real token; keys_B int64, equal for
+    equal captions; negatives_BNT and negatives_keep_BNT: captions that differ from the true one in one
+    attribute (a row without tokens is ignored).
     """
 
     sample_ids: list[str]
@@ -47,7 +48,8 @@ class VisionBatch(Batch):
 
 @dataclass
 class _Cached:
-    """Embeddings of every row of an update, without gradients: (N, E) each, and where each local micro-batch starts.
+    """Embeddings of every row of an update, without gradients: (N, E) each, and where each local micro-batch
+    starts.
 
     false_NM: each picture's similarity to its own false captions, -inf where it has fewer than M.
     """
@@ -59,8 +61,9 @@ class _Cached:
     starts: list[tuple[VisionBatch, int]]
 
     def start(self, batch: VisionBatch) -> int | None:
-        """Where a batch's rows start; it is known by itself, since two of one update may hold the same samples."""
-        return next((first for known, first in self.starts if known is batch), None)
+        """Where a batch's rows start; it is known by itself, since two of one update may hold the same
+        samples."""
+        return next((first for batch_known, first in self.starts if batch_known is batch), None)
 
 
 class Words(nn.Module):
@@ -72,7 +75,7 @@ class Words(nn.Module):
         self.patch = nn.Linear(width, vocab_size, bias=False)
         nn.init.constant_(self.summary.bias, -4.0)  # most tokens are in no caption
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: VisionOutput) -> Tensor:
         """Logits (B, V)."""
         out: Tensor = self.summary(seen.cls_B1D[:, 0]) + self.patch(seen.grid_BPD).amax(1)
         return out
@@ -82,14 +85,16 @@ class Contrast(Objective):
     """Symmetric InfoNCE with a learned temperature; term "contrast", counted in rows.
 
     With word_weight also term "words", counted in the captions' tokens.
-    The value is the own rows' nats, image to text and text to image averaged. Negatives are all rows of the update, over
-    micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches' gradients is exactly the gradient of
-    the one large batch (the towers must be deterministic: no dropout). Captions with equal keys are never each other's
-    negatives. False captions are extra columns of their own picture, image to text only.
-    "words" asks which tokens the caption holds, by a linear layer on the summary and one on every patch, of which the surest patch
-    counts: contrast may hide an attribute in products of others where no linear reader finds it (shape: probe 0.51 at 96 % right
-    against one changed attribute); this lays it open, in the patch where the thing is.
-    Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of stored gradients.
+    The value is the own rows' nats, image to text and text to image averaged. Negatives are all rows of the
+    update, over micro-batches and ranks, by embeddings cached in `begin`; the sum of all micro-batches'
+    gradients is exactly the gradient of the one large batch (the towers must be deterministic: no dropout).
+    Captions with equal keys are never each other's negatives. False captions are extra columns of their own
+    picture, image to text only. "words" asks which tokens the caption holds, by a linear layer on the summary
+    and one on every patch, of which the surest patch counts: contrast may hide an attribute in products of
+    others where no linear reader finds it (shape: probe 0.51 at 96 % right against one changed attribute);
+    this lays it open, in the patch where the thing is.
+    Source  SPEC M-C; Gao et al. 2021 (gradient caching), changed to one live block a micro-batch instead of
+            stored gradients.
     """
 
     joint = frozenset({"contrast"})
@@ -105,9 +110,13 @@ class Contrast(Objective):
     ) -> None:
         super().__init__()
         if (text.config.kind == "thinker") != (reader is not None):
-            raise ShapeError(f"contrast: a text tower of kind {text.config.kind} and reader {type(reader).__name__} do not fit")
+            raise ShapeError(
+                f"contrast: a text tower of kind {text.config.kind} and reader {type(reader).__name__} do not fit"
+            )
         if text.config.embed_dim != vision.config.embed_dim:
-            raise ShapeError(f"contrast: pictures embed into {vision.config.embed_dim}, captions into {text.config.embed_dim}")
+            raise ShapeError(
+                f"contrast: pictures embed into {vision.config.embed_dim}, captions into {text.config.embed_dim}"
+            )
         self.vision = vision
         self.text = text
         self.reader = reader
@@ -139,7 +148,12 @@ class Contrast(Objective):
 
     def _held(self, batch: VisionBatch) -> Tensor:
         """Which tokens each caption holds, bool (B, V)."""
-        held_BV = torch.zeros(len(batch.sample_ids), self.text.config.vocab_size, dtype=torch.bool, device=batch.caption_ids_BT.device)
+        held_BV = torch.zeros(
+            len(batch.sample_ids),
+            self.text.config.vocab_size,
+            dtype=torch.bool,
+            device=batch.caption_ids_BT.device,
+        )
         rows, columns = batch.caption_keep_BT.nonzero(as_tuple=True)
         held_BV[rows, batch.caption_ids_BT[rows, columns]] = True
         return held_BV
@@ -153,8 +167,8 @@ class Contrast(Objective):
         """Unit vectors of the pictures, (B, E)."""
         return self.vision.unit(self.vision.pooled(self._seen(batch)))
 
-    def _seen(self, batch: VisionBatch) -> Seen:
-        seen: Seen = self.vision(batch.pixels_BHW3.permute(0, 3, 1, 2))
+    def _seen(self, batch: VisionBatch) -> VisionOutput:
+        seen: VisionOutput = self.vision(batch.pixels_BHW3.permute(0, 3, 1, 2))
         return seen
 
     def texts(self, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
@@ -168,7 +182,8 @@ class Contrast(Objective):
 
     @torch.no_grad()
     def begin(self, micro_batches: Sequence[VisionBatch], world: int) -> None:
-        """Embed every row of the coming update, here and on the other ranks; one micro-batch on one rank needs none of it."""
+        """Embed every row of the coming update, here and on the other ranks; one micro-batch on one rank
+        needs none of it."""
         self._cached = None
         if len(micro_batches) == 1 and world == 1:
             return
@@ -176,7 +191,9 @@ class Contrast(Objective):
             seen = [self.images(batch) for batch in micro_batches]
             images = torch.cat(seen)
             false = _stack([self._false_captions(batch, own) for batch, own in zip(micro_batches, seen)])
-            texts = torch.cat([self.texts(batch.caption_ids_BT, batch.caption_keep_BT) for batch in micro_batches])
+            texts = torch.cat(
+                [self.texts(batch.caption_ids_BT, batch.caption_keep_BT) for batch in micro_batches]
+            )
         keys = torch.cat([batch.keys_B for batch in micro_batches])
         first = 0
         if world > 1:
@@ -194,24 +211,30 @@ class Contrast(Objective):
         """Forget the update's embeddings: the weights have moved."""
         self._cached = None
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """Contrast teaches both towers and the temperature, words the eyes and their own layers."""
-        return {"contrast": ("vision.*", "text.*", "log_scale"), **({"words": ("vision.*", "words.*")} if self.words else {})}
+        return {
+            "contrast": ("vision.*", "text.*", "log_scale"),
+            **({"words": ("vision.*", "words.*")} if self.words else {}),
+        }
 
     def padded(self, batch: VisionBatch) -> VisionBatch:
         """The batch with longer captions, real token ids in their padding."""
         junk = {"caption_ids_BT": 1, "caption_keep_BT": False}
         if batch.negatives_BNT is not None:
             junk |= {"negatives_BNT": 1, "negatives_keep_BNT": False}
-        wider: dict[str, Any] = {name: nn.functional.pad(getattr(batch, name), (0, 5), value=value) for name, value in junk.items()}
+        wider: dict[str, Any] = {
+            name: nn.functional.pad(getattr(batch, name), (0, 5), value=value) for name, value in junk.items()
+        }
         return replace(batch, **wider)
 
-    def other_media(self, batch: VisionBatch) -> dict[str, VisionBatch]:
+    def media_swaps(self, batch: VisionBatch) -> dict[str, VisionBatch]:
         """The batch with inverted pictures."""
         return {"image": replace(batch, pixels_BHW3=255 - batch.pixels_BHW3)}
 
     def forward(self, batch: VisionBatch) -> dict[str, Term]:
-        """The own rows' nats; the gradient is that of the whole update's loss with respect to the own rows."""
+        """The own rows' nats; the gradient is that of the whole update's loss with respect to the own
+        rows."""
         seen = self._seen(batch)
         terms = {"contrast": self._contrast(batch, self.vision.unit(self.vision.pooled(seen)))}
         if self.words:
@@ -230,7 +253,8 @@ class Contrast(Objective):
         own = slice(start, start + len(images))
         all_images, all_texts = self._cached.images_NE.clone(), self._cached.texts_NE.clone()
         all_images[own], all_texts[own] = images, texts
-        # Another micro-batch's rows pull on our embeddings, but their pull on the temperature is theirs to count.
+        # Another micro-batch's rows pull on our embeddings, but their pull on the temperature is theirs to
+        # count.
         is_own = torch.zeros(len(all_images), dtype=torch.bool, device=images.device)
         is_own[own] = True
         scale_N1 = torch.where(is_own, self.scale, self.scale.detach())[:, None]
@@ -242,8 +266,13 @@ class Contrast(Objective):
         return Term(surrogate - surrogate.detach() + value, len(images))
 
     def _false_captions(self, batch: VisionBatch, images_BE: Tensor) -> Tensor:
-        """Similarities of the pictures with their own false captions, (B, N), N may be 0; absent ones at -inf."""
-        if batch.negatives_BNT is None or batch.negatives_keep_BNT is None or not batch.negatives_keep_BNT.any():
+        """Similarities of the pictures with their own false captions, (B, N), N may be 0; absent ones at
+        -inf."""
+        if (
+            batch.negatives_BNT is None
+            or batch.negatives_keep_BNT is None
+            or not batch.negatives_keep_BNT.any()
+        ):
             return images_BE.new_empty(len(images_BE), 0)
         keep_BN = batch.negatives_keep_BNT.any(2)
         false_RE = self.texts(batch.negatives_BNT[keep_BN], batch.negatives_keep_BNT[keep_BN])
@@ -259,7 +288,9 @@ def _nats(images_NE: Tensor, texts_NE: Tensor, keys_N: Tensor, scale: Tensor, fa
     similar_NN = images_NE @ texts_NE.T
     # Scaled before it is masked: a scale times -inf has no gradient but NaN.
     absent = torch.cat([same_NN, false_NM == NEVER], 1)
-    to_text = (torch.cat([similar_NN, false_NM.masked_fill(false_NM == NEVER, 0.0)], 1) * scale).masked_fill(absent, NEVER)
+    to_text = (torch.cat([similar_NN, false_NM.masked_fill(false_NM == NEVER, 0.0)], 1) * scale).masked_fill(
+        absent, NEVER
+    )
     to_image = (similar_NN.T * scale).masked_fill(same_NN, NEVER)
     return -(to_text.log_softmax(1).diagonal() + to_image.log_softmax(1).diagonal()) / 2
 

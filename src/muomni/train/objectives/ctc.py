@@ -25,7 +25,8 @@ FloatArray = NDArray[np.floating[Any]]
 class HearingBatch(Batch):
     """Utterances and their transcripts.
 
-    mel_BFM natural-log mel; frames_B int64 real frames; labels_BU int64 symbols, padded with 0; symbols_B int64 real symbols a row.
+    mel_BFM natural-log mel; frames_B int64 real frames; labels_BU int64 symbols, padded with 0; symbols_B
+    int64 real symbols a row.
     """
 
     sample_ids: list[str]
@@ -40,13 +41,17 @@ class HearingBatch(Batch):
         return self.mel_BFM.shape[1]
 
 
-def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> HearingBatch:
+def collate(
+    sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequence[Sequence[int]]
+) -> HearingBatch:
     """A batch from utterances (F, M) of any lengths and their symbols; mels keep their float type."""
     return HearingBatch(
         sample_ids=list(sample_ids),
         mel_BFM=torch.nn.utils.rnn.pad_sequence(list(mels_FM), batch_first=True),
         frames_B=torch.tensor([len(mel) for mel in mels_FM]),
-        labels_BU=torch.nn.utils.rnn.pad_sequence([torch.tensor(ids, dtype=torch.int64) for ids in labels], batch_first=True),
+        labels_BU=torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(ids, dtype=torch.int64) for ids in labels], batch_first=True
+        ),
         symbols_B=torch.tensor([len(ids) for ids in labels]),
     )
 
@@ -54,20 +59,22 @@ def collate(sample_ids: Sequence[str], mels_FM: Sequence[Tensor], labels: Sequen
 def feasible(states: int, ids: Sequence[int]) -> bool:
     """Whether `states` encoder states can spell `ids`, which must not be empty.
 
-    The data side asks this before a batch is made, and counts the refusals as DataError reason "infeasible": zero_infinity would
-    turn them into rows of loss 0 that look like success (reference/muomni.md B11).
+    The data side asks this before a batch is made, and counts the refusals as DataError reason "infeasible":
+    zero_infinity would turn them into rows of loss 0 that look like success (reference/muomni.md B11).
     """
     return 0 < min_frames(ids) <= states
 
 
 Mistakes = Callable[[FloatArray, Sequence[int]], tuple[int, int, int, int]]
-"""(log_probs (T, C) of one utterance, its true symbols) -> wrong characters, characters, wrong words, words."""
+"""(log_probs (T, C) of one utterance, its true symbols) -> wrong characters, characters, wrong words,
+words."""
 
 
 class Hearing(Objective):
     """Nats of the transcripts under the encoder's CTC; one term "ctc", counted in symbols.
 
-    Takes   mistakes: how a held-out utterance is transcribed and judged, for the unweighted terms "cer" and "wer" of a validation.
+    Takes   mistakes: how a held-out utterance is transcribed and judged, for the unweighted terms "cer" and
+            "wer" of a validation.
     """
 
     def __init__(self, encoder: AudioEncoder, mistakes: Mistakes | None = None) -> None:
@@ -80,7 +87,8 @@ class Hearing(Objective):
         return {"ctc": int(batch.symbols_B.sum())}
 
     def contents(self, batch: HearingBatch) -> dict[str, float]:
-        """Utterances, seconds of sound as they are heard (with the silence around them), and symbols to be learned."""
+        """Utterances, seconds of sound as they are heard (with the silence around them), and symbols to be
+        learned."""
         seconds = float(batch.frames_B.sum()) / self.encoder.config.mel.frame_rate_hz
         return {**super().contents(batch), "audio_s": seconds, "labels": float(batch.symbols_B.sum())}
 
@@ -92,8 +100,8 @@ class Hearing(Objective):
     def forward(self, batch: HearingBatch) -> dict[str, Term]:
         """The sum of -log p(transcript | audio) over the rows.
 
-        Raises  DataError "infeasible" that names the rows whose text can't fit their states; TokenRangeError for symbols outside of
-                1..symbols-1 (torch's own CTC reads past its memory there).
+        Raises  DataError "infeasible" that names the rows whose text can't fit their states; TokenRangeError
+                for symbols outside of 1..symbols-1 (torch's own CTC reads past its memory there).
         """
         return {"ctc": self._heard(batch)[0]}
 
@@ -102,23 +110,38 @@ class Hearing(Objective):
         lengths_B = self._check(batch)
         heard = self.encoder(batch.mel_BFM, batch.frames_B)
         log_probs_BTC = self.encoder.symbols(heard.states_BTD)
-        nats = F.ctc_loss(log_probs_BTC.transpose(0, 1), batch.labels_BU, lengths_B, batch.symbols_B, blank=BLANK, reduction="sum")
+        nats = F.ctc_loss(
+            log_probs_BTC.transpose(0, 1),
+            batch.labels_BU,
+            lengths_B,
+            batch.symbols_B,
+            blank=BLANK,
+            reduction="sum",
+        )
         return Term(nats, int(batch.symbols_B.sum())), log_probs_BTC, lengths_B
 
     def validated(self, batch: HearingBatch) -> dict[str, Term]:
-        """Beside the nats how many characters (`cer`) and words (`wer`) a greedy transcript gets wrong, from the same forward."""
+        """Beside the nats how many characters (`cer`) and words (`wer`) a greedy transcript gets wrong, from
+        the same forward."""
         term, log_probs_BTC, lengths_B = self._heard(batch)
         if self.mistakes is None:
             return {"ctc": term}
         sounds = log_probs_BTC.detach().float().cpu().numpy()
         lengths, labels, counts = lengths_B.tolist(), batch.labels_BU.tolist(), batch.symbols_B.tolist()
         rows = zip(sounds, lengths, labels, counts, strict=True)
-        judged = [self.mistakes(log_probs_TC[:states], symbols[:count]) for log_probs_TC, states, symbols, count in rows]
+        judged = [
+            self.mistakes(log_probs_TC[:states], symbols[:count])
+            for log_probs_TC, states, symbols, count in rows
+        ]
         wrong, characters, wrong_words, words = (sum(column) for column in zip(*judged, strict=True))
         zero = term.total.new_zeros(())
-        return {"ctc": term, "cer": Term(zero + wrong, characters, 0.0), "wer": Term(zero + wrong_words, words, 0.0)}
+        return {
+            "ctc": term,
+            "cer": Term(zero + wrong, characters, 0.0),
+            "wer": Term(zero + wrong_words, words, 0.0),
+        }
 
-    def other_media(self, batch: HearingBatch) -> dict[str, HearingBatch]:
+    def media_swaps(self, batch: HearingBatch) -> dict[str, HearingBatch]:
         """The batch with its spectra upside down."""
         return {"audio": replace(batch, mel_BFM=batch.mel_BFM.flip(2))}
 
@@ -132,8 +155,17 @@ class Hearing(Objective):
         if bool((refused_B | wild_B).any()):  # one question to the device in the good case
             if bool(wild_B.any()):
                 names = [batch.sample_ids[row] for row in wild_B.nonzero().flatten().tolist()]
-                raise TokenRangeError(f"hearing: rows {names} hold symbols outside of 1..{self.encoder.config.symbols - 1}")
+                raise TokenRangeError(
+                    f"hearing: rows {names} hold symbols outside of 1..{self.encoder.config.symbols - 1}"
+                )
             rows = refused_B.nonzero().flatten().tolist()
-            told = [f"{batch.sample_ids[r]} ({int(batch.symbols_B[r])} symbols, {int(lengths_B[r])} states)" for r in rows]
-            raise DataError("infeasible", f"hearing: texts that can't fit their audio: {', '.join(told)}", hint="ask ctc.feasible first")
+            rows_text = [
+                f"{batch.sample_ids[r]} ({int(batch.symbols_B[r])} symbols, {int(lengths_B[r])} states)"
+                for r in rows
+            ]
+            raise DataError(
+                "infeasible",
+                f"hearing: texts that can't fit their audio: {', '.join(rows_text)}",
+                hint="ask ctc.feasible first",
+            )
         return lengths_B

@@ -13,7 +13,8 @@ from muomni.train.objective import Objective, Term
 
 @dataclass(frozen=True)
 class ImageCodecBatch(Batch):
-    """pixels_BHW3: pictures uint8, as they are read; a quarter of the bytes of floats on their way from a worker."""
+    """pixels_BHW3: pictures uint8, as they are read; a quarter of the bytes of floats on their way from a
+    worker."""
 
     sample_ids: list[str]
     pixels_BHW3: Tensor
@@ -32,7 +33,8 @@ def as_image(pixels_BHW3: Tensor) -> Tensor:
 class ImageCodecObjective(Objective):
     """L1 + MSE of every value, in units of half the range (-1 to 1).
 
-    Squares alone blur edges; absolute errors alone leave small things out for long. FSQ needs no term of its own.
+    Squares alone blur edges; absolute errors alone leave small things out for long. FSQ needs no term of its
+    own.
     """
 
     def __init__(self, codec: ImageCodec, *, l1: float = 1.0, mse: float = 1.0) -> None:
@@ -57,7 +59,17 @@ class ImageCodecObjective(Objective):
         counts = self.counts(batch)
         return {name: Term(total, counts[name], self.weights[name]) for name, total in sums.items()}
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """What is rebuilt teaches decoder and, past the quantiser, encoder."""
-        parts = ("patch", "fine_encoder", "fold", "encoder", "to_latent", "from_latent", "decoder", "unfold", "to_pixels")
+        parts = (
+            "patch",
+            "fine_encoder",
+            "fold",
+            "encoder",
+            "to_latent",
+            "from_latent",
+            "decoder",
+            "unfold",
+            "to_pixels",
+        )
         return dict.fromkeys(self.weights, tuple(f"codec.{part}.*" for part in parts))

@@ -21,7 +21,7 @@ from muomni.nn.head import Head
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
-from muomni.tokens.marks import OWN, PAD, Marks
+from muomni.tokens.special_tokens import OWN, PAD, SpecialTokens
 from muomni.train.objective import Probe, Term
 from muomni.train.objectives.symbols import NextSymbol, Symbols
 
@@ -29,24 +29,26 @@ from muomni.train.objectives.symbols import NextSymbol, Symbols
 class NextToken(NextSymbol):
     """Cross entropy of the next labelled token; with `omni`, pictures and sounds stand among the tokens.
 
-    Where routers of experts learn, term "balance" asks them to use all experts alike: experts x sum over them of (share of the tokens that
-    use it) x (mean probability), over the layers and all tokens of the update, those of other micro-batches and ranks too. The shares have
-    no gradient; where an update has several micro-batches they are found by a forward more.
+    Where routers of experts learn, term "balance" asks them to use all experts alike: experts x sum over them
+    of (share of the tokens that use it) x (mean probability), over the layers and all tokens of the update,
+    those of other micro-batches and ranks too. The shares have no gradient; where an update has several
+    micro-batches they are found by a forward more.
     Source  Fedus et al. 2021, as transformers' load_balancing_loss_func has it.
 
-    given  parts, by the beginning of their parameters' names, that come whole from another place (see Objective.given)
+    given  parts, by the beginning of their parameters' names, that come whole from another place (see
+           Objective.frozen_parts)
     """
 
     def __init__(
         self,
         decoder: CausalLM,
         omni: Omni | None = None,
-        given: Sequence[str] = (),
+        frozen_parts: Sequence[str] = (),
         terms: Mapping[str, Symbols] | None = None,
     ) -> None:
         super().__init__(terms or {"text": Symbols()})
         self.omni = omni
-        self._given = tuple(given)
+        self._frozen_parts = tuple(frozen_parts)
         self._shares_E: Tensor | None = None
         self._has_experts = any(isinstance(part, MoE) for part in decoder.modules())
         if self._has_experts:
@@ -62,13 +64,13 @@ class NextToken(NextSymbol):
         return self.omni.decoder if self.omni is not None else self.decoder
 
     @property
-    def marks(self) -> Marks:
+    def special_tokens(self) -> SpecialTokens:
         """Of the vocabulary that the rows are written in."""
-        return OWN if self.omni is None else self.omni.marks
+        return OWN if self.omni is None else self.omni.special_tokens
 
-    def given(self) -> Sequence[str]:
+    def frozen_parts(self) -> Sequence[str]:
         """What its checkpoints need not hold."""
-        return self._given
+        return self._frozen_parts
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:
         """Labelled targets by term, and all of them for the count of misses."""
@@ -85,7 +87,8 @@ class NextToken(NextSymbol):
 
     @torch.no_grad()
     def begin(self, micro_batches: Sequence[SequenceBatch], world: int) -> None:
-        """Count which experts the whole update uses, here and on the other ranks; one micro-batch on one rank counts its own."""
+        """Count which experts the whole update uses, here and on the other ranks; one micro-batch on one rank
+        counts its own."""
         self._shares_E = None
         if not self.balances or (len(micro_batches) == 1 and world == 1):
             return
@@ -118,7 +121,8 @@ class NextToken(NextSymbol):
 
     @torch.no_grad()
     def expert_use(self, batch: SequenceBatch) -> Tensor:
-        """How often each expert of each layer that has some is used by the batch's tokens, (layers, experts) float32."""
+        """How often each expert of each layer that has some is used by the batch's tokens, (layers, experts)
+        float32."""
         return self._use(batch, self._routed(batch))
 
     def _balance(self, batch: SequenceBatch, routing: Routing) -> Term:
@@ -133,19 +137,20 @@ class NextToken(NextSymbol):
         return Term(total, int(batch.is_real_BT.sum()), weight=experts.balance_weight)
 
     def contents(self, batch: SequenceBatch) -> dict[str, float]:
-        """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and seconds of sound."""
-        found = {
+        """Samples, real tokens (a medium's positions are among them), labels that are learned, pictures and
+        seconds of sound."""
+        amounts = {
             **super().contents(batch),
             "tokens": float(batch.is_real_BT.sum()),
             "labels": float((self.labels(batch)[0] != IGNORE).sum()),
         }
         if self.omni is not None and self.omni.vision is not None:
-            found["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
+            amounts["pictures"] = float(len(batch.media["image"].values_N)) if "image" in batch.media else 0.0
         if self.omni is not None and self.omni.audio is not None:
             frames_N = batch.media["audio"].lengths_N if "audio" in batch.media else None
             frames = 0.0 if frames_N is None else float(frames_N.sum())
-            found["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
-        return found
+            amounts["audio_s"] = frames / self.omni.audio.config.mel.frame_rate_hz
+        return amounts
 
     def sizes(self, batch: SequenceBatch) -> tuple[float, ...]:
         """Positions, positions squared, labels; pictures; mel frames, mel frames squared."""
@@ -157,7 +162,11 @@ class NextToken(NextSymbol):
         return rows * length, rows * length**2, labels, pictures, sounds * frames, sounds * frames**2
 
     def _hidden(self, batch: SequenceBatch, routing: Routing | None = None) -> Tensor:
-        x_BTD = self.trunk.embed(batch.ids_BT) if self.omni is None else self.omni.embed(batch.ids_BT, batch.media)
+        x_BTD = (
+            self.trunk.embed(batch.ids_BT)
+            if self.omni is None
+            else self.omni.embed(batch.ids_BT, batch.media)
+        )
         how = {} if routing is None else {"routing": routing}
         return self.trunk.hidden(x_BTD, keep_BT=batch.keep_BT, documents_BT=batch.documents_BT, **how)
 
@@ -171,7 +180,8 @@ class NextToken(NextSymbol):
         return self._hidden(batch, routing)[:, :-1]
 
     def forward(self, batch: SequenceBatch) -> dict[str, Term]:
-        """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable one."""
+        """Nats of the labelled tokens; `misses`, unweighted, counts those that were not the most probable
+        one."""
         routing = Routing() if self.balances else None
         scored = self.scored(self.states(batch, routing), batch)
         count = sum(each.num_labels for each in scored.values())
@@ -183,7 +193,7 @@ class NextToken(NextSymbol):
         """Forget the update's shares: the weights have moved."""
         self._shares_E = None
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """Balance teaches the routers."""
         return {"balance": ("*.mlp.gate.weight",)} if self.balances else {}
 
@@ -193,42 +203,60 @@ class NextToken(NextSymbol):
             return None
         more, pad, real_BT = (0, 5), nn.functional.pad, batch.is_real_BT
         # As packed rows, which may be longer than the context.
-        documents_BT = torch.where(real_BT, 0, NO_DOCUMENT) if batch.documents_BT is None else batch.documents_BT
+        documents_BT = (
+            torch.where(real_BT, 0, NO_DOCUMENT) if batch.documents_BT is None else batch.documents_BT
+        )
         return replace(
             batch,
-            ids_BT=pad(batch.ids_BT, more, value=self.marks.words_from),
+            ids_BT=pad(batch.ids_BT, more, value=self.special_tokens.words_from),
             labels_BT=pad(batch.labels_BT, more, value=IGNORE),
             keep_BT=pad(real_BT, more, value=False),
             documents_BT=pad(documents_BT, more, value=NO_DOCUMENT),
         )
 
-    def told(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were the most probable ones."""
-        shares = {key.replace("misses", "accuracy", 1): 1 - value for key, value in means.items() if key.partition("@")[0] == "misses"}
+    def describe(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were
+        the most probable ones."""
+        shares = {
+            key.replace("misses", "accuracy", 1): 1 - value
+            for key, value in means.items()
+            if key.partition("@")[0] == "misses"
+        }
         rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
-        return {**super().told(rest), **shares}
+        return {**super().describe(rest), **shares}
 
     def probes(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[Probe]:
-        """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one right before it."""
+        """Labelled tokens, each asked alone, with other tokens from its own place on, and with another one
+        right before it."""
         labelled_BT = batch.labels_BT != IGNORE
         labelled_BT[:, :1] = False
         labelled_BT &= ~(self._is_media(batch.ids_BT) | self._is_media(batch.ids_BT.roll(1, 1)))
         if batch.documents_BT is not None:  # the first token of a document has nothing before it
             labelled_BT &= batch.documents_BT == batch.documents_BT.roll(1, 1)
         places = labelled_BT.nonzero().tolist()
-        found = []
+        probes_made = []
         for place in rng.permutation(len(places))[:count]:
             row, t = places[place]
             here_BT = torch.zeros_like(labelled_BT)
             here_BT[row, t] = True
-            asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~here_BT, IGNORE))
+            batch_asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~here_BT, IGNORE))
             after_BT, before_BT = torch.zeros_like(here_BT), torch.zeros_like(here_BT)
             after_BT[row, t:], before_BT[row, t - 1] = True, True
-            found.append(Probe(asked, self._with_others(asked, after_BT, rng), self._with_others(asked, before_BT, rng), "text"))
-        return found
+            probes_made.append(
+                Probe(
+                    batch_asked,
+                    self._with_others(batch_asked, after_BT, rng),
+                    self._with_others(batch_asked, before_BT, rng),
+                    "text",
+                )
+            )
+        return probes_made
 
-    def neighbours(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[tuple[SequenceBatch, SequenceBatch]]:
-        """Packed documents asked alone: with other tokens in the documents beside them, and (without media) in rows of their own."""
+    def packing_pairs(
+        self, batch: SequenceBatch, count: int, rng: np.random.Generator
+    ) -> list[tuple[SequenceBatch, SequenceBatch]]:
+        """Packed documents asked alone: with other tokens in the documents beside them, and (without media)
+        in rows of their own."""
         if batch.documents_BT is None:
             return []
         wanted_BT = self.labels(batch)[0] != IGNORE
@@ -242,48 +270,64 @@ class NextToken(NextSymbol):
             own_T, shared_T = documents_T == number, documents_T == masks.SHARED
             mine_BT = torch.zeros_like(batch.ids_BT, dtype=torch.bool)
             mine_BT[row] = own_T
-            asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~mine_BT, IGNORE))
+            batch_asked = replace(batch, labels_BT=batch.labels_BT.masked_fill(~mine_BT, IGNORE))
             beside_BT = torch.zeros_like(mine_BT)
             beside_BT[row] = (documents_T >= 0) & ~own_T
-            pairs.append((asked, self._with_others(asked, beside_BT, rng)))
+            pairs.append((batch_asked, self._with_others(batch_asked, beside_BT, rng)))
             if not batch.media:
                 alone_T = own_T | shared_T
-                labels_T = asked.labels_BT[row].masked_fill(shared_T, IGNORE)
-                if shared_T.any():  # its first token is the shared part's successor here, and is not asked for there
+                labels_T = batch_asked.labels_BT[row].masked_fill(shared_T, IGNORE)
+                if (
+                    shared_T.any()
+                ):  # its first token is the shared part's successor here, and is not asked for there
                     labels_T[int(own_T.nonzero()[0])] = IGNORE
-                pairs.append((asked, SequenceBatch([batch.sample_ids[row]], batch.ids_BT[row, alone_T][None], labels_T[alone_T][None])))
+                pairs.append(
+                    (
+                        batch_asked,
+                        SequenceBatch(
+                            [batch.sample_ids[row]], batch.ids_BT[row, alone_T][None], labels_T[alone_T][None]
+                        ),
+                    )
+                )
             if len(pairs) >= count:
                 break
         return pairs
 
-    def other_media(self, batch: SequenceBatch) -> dict[str, SequenceBatch]:
+    def media_swaps(self, batch: SequenceBatch) -> dict[str, SequenceBatch]:
         """The batch with the media of one modality changed, for each that it has."""
-        found = {}
+        swaps = {}
         for kind, media in batch.media.items():
             changed = replace(media, values_N=MEDIA_INPUTS[kind].other(media.values_N))
-            found[kind] = replace(batch, media={**batch.media, kind: changed})
-        return found
+            swaps[kind] = replace(batch, media={**batch.media, kind: changed})
+        return swaps
 
     def _with_others(self, batch: SequenceBatch, where_BT: Tensor, rng: np.random.Generator) -> SequenceBatch:
         """The batch with other words in the given places; labels and media stay."""
-        marks, whole = self.marks, self.trunk.head.size
+        marks, whole = self.special_tokens, self.trunk.head.size
         first, size = marks.words_from, whole if marks.words_to is None else marks.words_to
         drawn_BT = torch.from_numpy(rng.integers(first, size, batch.ids_BT.shape)).to(batch.ids_BT)
-        drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT - first + 1) % (size - first) + first, drawn_BT)
-        return replace(batch, ids_BT=torch.where(where_BT & ~self._is_media(batch.ids_BT), drawn_BT, batch.ids_BT))
+        drawn_BT = torch.where(
+            drawn_BT == batch.ids_BT, (drawn_BT - first + 1) % (size - first) + first, drawn_BT
+        )
+        return replace(
+            batch, ids_BT=torch.where(where_BT & ~self._is_media(batch.ids_BT), drawn_BT, batch.ids_BT)
+        )
 
     def _is_media(self, ids_BT: Tensor) -> Tensor:
-        return torch.isin(ids_BT, torch.tensor(self.marks.pads, device=ids_BT.device))
+        return torch.isin(ids_BT, torch.tensor(self.special_tokens.pads, device=ids_BT.device))
 
 
 def collate(items: Sequence[Item]) -> SequenceBatch:
-    """Items padded on the right to the longest, their media in the order of the rows; questions that stand apart are documents."""
+    """Items padded on the right to the longest, their media in the order of the rows; questions that stand
+    apart are documents."""
     ids_BT, keep_BT = right_padded([item.ids for item in items], PAD)
     labels_BT, _ = right_padded([item.labels for item in items], IGNORE)
     documents_BT = None
     if any(item.starts for item in items):
         places = np.arange(ids_BT.shape[1])
-        documents_BT = torch.from_numpy(np.stack([np.searchsorted(item.starts, places, side="right") for item in items]))
+        documents_BT = torch.from_numpy(
+            np.stack([np.searchsorted(item.starts, places, side="right") for item in items])
+        )
         for row, item in enumerate(items):
             documents_BT[row, : item.shared] = masks.SHARED
     return SequenceBatch(
@@ -303,4 +347,6 @@ def collate_rows(rows: list[tuple[str, Row]]) -> SequenceBatch:
     def stack(name: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(row, name)[:longest] for _, row in rows]))
 
-    return SequenceBatch([name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T"))
+    return SequenceBatch(
+        [name for name, _ in rows], stack("ids_T"), stack("labels_T"), documents_BT=stack("documents_T")
+    )

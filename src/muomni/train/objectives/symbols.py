@@ -45,7 +45,8 @@ def targets(batch: SequenceBatch) -> Tensor:
 
 
 def before(codes_BKS: Tensor) -> Tensor:
-    """What is read of a grid, (B, K, S-1): a start stands before its first step, so state s is to predict step s."""
+    """What is read of a grid, (B, K, S-1): a start stands before its first step, so state s is to predict
+    step s."""
     return codes_BKS[..., :-1]
 
 
@@ -90,16 +91,23 @@ class NextSymbol(Objective):
         if any(term.ids is not None for term in self.terms.values()):
             expected = sum(int((labels_BS != IGNORE).sum()) for labels_BS in self.labels(batch))
             if sum(found.values()) != expected:
-                raise TokenRangeError(f"{expected} labels, of which the terms ask for {found}: each must lie in one region")
+                raise TokenRangeError(
+                    f"{expected} labels, of which the terms ask for {found}: each must lie in one region"
+                )
         return found
 
     def scored(self, h_BSD: Tensor, batch: SequenceBatch) -> dict[str, Nats]:
         """The nats of each term; the head scores labelled places alone."""
-        return {name: self.head.nats(h_BSD, labels_BS, term.stream, term.legal) for name, term, labels_BS in self._asked(batch)}
+        return {
+            name: self.head.nats(h_BSD, labels_BS, term.stream, term.legal)
+            for name, term, labels_BS in self._asked(batch)
+        }
 
     def weighed(self, scored: Mapping[str, Nats]) -> dict[str, Term]:
         """Nats as terms of the loss."""
-        return {name: Term(each.total, each.num_labels, self.terms[name].weight) for name, each in scored.items()}
+        return {
+            name: Term(each.total, each.num_labels, self.terms[name].weight) for name, each in scored.items()
+        }
 
     def forward(self, batch: SequenceBatch) -> dict[str, Term]:
         """Nats of each term."""
@@ -109,11 +117,14 @@ class NextSymbol(Objective):
     def nats(self, batch: SequenceBatch) -> Tensor:
         """Mean nats of each row's labels, (B,) float32, all terms together; 0 where a row has none."""
         h_BSD = self.states(batch)
-        found = [self.head.each_nats(h_BSD, labels_BS, term.stream, term.legal) for _, term, labels_BS in self._asked(batch)]
+        found = [
+            self.head.each_nats(h_BSD, labels_BS, term.stream, term.legal)
+            for _, term, labels_BS in self._asked(batch)
+        ]
         nats_N, rows_N = (torch.cat(each) for each in zip(*found))
         return row_means(nats_N, rows_N, len(h_BSD))
 
-    def told(self, means: Mapping[str, float]) -> dict[str, float]:
+    def describe(self, means: Mapping[str, float]) -> dict[str, float]:
         """Nats and perplexity of each term: among how many symbols it wavers."""
         names = {name: "perplexity" if name == "text" else f"{name}_perplexity" for name in self.terms}
         return with_perplexity(means, names)

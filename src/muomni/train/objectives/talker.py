@@ -1,4 +1,5 @@
-"""Objective of stage talker: say the codes of a text's speech, every codebook by its own head, and where it ends."""
+"""Objective of stage talker: say the codes of a text's speech, every codebook by its own head, and where it
+ends."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class TalkerItem:
     text_ids: list[int]
     codes_KF: Tensor  # int64
     hidden_TD: Tensor | None = None  # the Thinker's states at the text tokens
-    speaker: int | None = None  # its voice's number, NO_VOICE for one that the Talker has no row for; None: a Talker of one voice
+    speaker: int | None = (
+        None  # its voice's number, NO_VOICE for one that the Talker has no row for; None: a Talker of one voice
+    )
 
 
 def collate(items: Sequence[TalkerItem], config: TalkerConfig) -> SequenceBatch:
@@ -41,7 +44,9 @@ def collate(items: Sequence[TalkerItem], config: TalkerConfig) -> SequenceBatch:
     speakers = [item.speaker for item in items if item.speaker is not None]
     for name, given in (("hidden states", hidden), ("speakers", speakers)):
         if given and len(given) != len(items):
-            raise ConfigError(f"talker batch: {name} for {len(given)} of {len(items)} items, expected all or none")
+            raise ConfigError(
+                f"talker batch: {name} for {len(given)} of {len(items)} items, expected all or none"
+            )
     grid_BKS = config.lay_out(codes_BKF, frames_B)
     return SequenceBatch(
         [item.sample_id for item in items],
@@ -97,9 +102,11 @@ class TalkerObjective(NextSymbol):
         out: Tensor = self.talker(batch.ids_BT, batch.is_real_BT, read_BKS, **conditions)
         return out
 
-    def teaches(self) -> dict[str, tuple[str, ...]]:
+    def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """Every book teaches its own head."""
-        return {name: (f"talker.heads.{term.stream}.*", "talker.blocks.*") for name, term in self.terms.items()}
+        return {
+            name: (f"talker.heads.{term.stream}.*", "talker.blocks.*") for name, term in self.terms.items()
+        }
 
     def probes(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[Probe]:
         """Codes of a frame asked alone.
@@ -109,7 +116,7 @@ class TalkerObjective(NextSymbol):
         assert batch.frames_B is not None
         assert batch.code_labels_BKS is not None
         lags, last = self.talker.config.lags, self.talker.config.codebooks - 1
-        found = []
+        probes_made = []
         frames = batch.frames_B.tolist()
         rows = [row for row, length in enumerate(frames) if length > 1]
         for _ in range(count if rows else 0):
@@ -118,15 +125,27 @@ class TalkerObjective(NextSymbol):
             labels_BKS = torch.full_like(batch.code_labels_BKS, IGNORE)
             for book, lag in enumerate(lags):
                 labels_BKS[row, book, place + lag] = batch.code_labels_BKS[row, book, place + lag]
-            asked = replace(batch, code_labels_BKS=labels_BKS)
+            batch_asked = replace(batch, code_labels_BKS=labels_BKS)
             for book, changed in {0: lags, last: (None,) * last + lags[last:]}.items():
                 after, past = slice(place, frames[row]), slice(place - 1, place)
-                future = self._with_others(asked, row, changed, after, rng)
-                found.append(Probe(asked, future, self._with_others(asked, row, changed, past, rng), f"book{book}"))
-        return found
+                future = self._with_others(batch_asked, row, changed, after, rng)
+                probes_made.append(
+                    Probe(
+                        batch_asked,
+                        future,
+                        self._with_others(batch_asked, row, changed, past, rng),
+                        f"book{book}",
+                    )
+                )
+        return probes_made
 
     def _with_others(
-        self, batch: SequenceBatch, row: int, lags: Sequence[int | None], where: slice, rng: np.random.Generator
+        self,
+        batch: SequenceBatch,
+        row: int,
+        lags: Sequence[int | None],
+        where: slice,
+        rng: np.random.Generator,
     ) -> SequenceBatch:
         """The batch with other codes in some frames of a row, in the books that have a lag."""
         assert batch.codes_BKS is not None
@@ -139,7 +158,10 @@ class TalkerObjective(NextSymbol):
         return replace(batch, codes_BKS=codes_BKS)
 
     def noisy(self, grid_BKS: Tensor) -> Tensor:
-        """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be flawless either."""
+        """The grid with a share of its codes replaced at random: what the Talker hears of itself will not be
+        flawless either."""
         config = self.talker.config
-        hit_BKS = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < config.code_noise) & (grid_BKS < config.codebook_size)
+        hit_BKS = (torch.rand(grid_BKS.shape, device=grid_BKS.device) < config.code_noise) & (
+            grid_BKS < config.codebook_size
+        )
         return torch.where(hit_BKS, torch.randint_like(grid_BKS, config.codebook_size), grid_BKS)

@@ -31,10 +31,12 @@ class TokenBatch(SequenceBatch):
 
 
 class TokenTasks(NextToken):
-    """Cross entropy of the labelled tokens of rows of several tasks; each task is a term with a weight of its own.
+    """Cross entropy of the labelled tokens of rows of several tasks; each task is a term with a weight of its
+    own.
 
     weights   by task
-    legal     where given, the probability of a target is shared by the ids that may stand there alone (`choices`)
+    legal     where given, the probability of a target is shared by the ids that may stand there alone
+              (`choices`)
     ramp      by task, updates over which its weight rises from 0; such tasks join late
     """
 
@@ -47,9 +49,13 @@ class TokenTasks(NextToken):
         *,
         legal: Sequence[Legal] | None = None,
         ramp: Mapping[str, int] | None = None,
-        given: Sequence[str] = (),
+        frozen_parts: Sequence[str] = (),
     ) -> None:
-        super().__init__(model, given=given, terms={task: Symbols(weight=weight) for task, weight in weights.items()})
+        super().__init__(
+            model,
+            frozen_parts=frozen_parts,
+            terms={task: Symbols(weight=weight) for task, weight in weights.items()},
+        )
         self.model, self.legal, self.ramp = model, legal, dict(ramp or {})
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # done so far
 
@@ -99,7 +105,7 @@ class TokenTasks(NextToken):
             terms[task] = Term(each.total, each.num_labels, self.terms[task].weight * share)
         return terms
 
-    def settle(self, batch: Any) -> None:
+    def warm_start(self, batch: Any) -> None:
         """All tasks have joined."""
         self.updates.fill_(max([0, *self.ramp.values()]))
 
@@ -115,14 +121,19 @@ class TokenTasks(NextToken):
         nats_N, rows_N = self.head.each_nats(self.states(batch), labels_BT)
         return row_means(nats_N, rows_N, len(labels_BT))
 
-    def told(self, means: Mapping[str, float]) -> dict[str, float]:
+    def describe(self, means: Mapping[str, float]) -> dict[str, float]:
         """Nats and perplexity of each task, and the accuracy over all."""
-        shares = {key.replace("misses", "accuracy", 1): 1 - value for key, value in means.items() if key.partition("@")[0] == "misses"}
+        shares = {
+            key.replace("misses", "accuracy", 1): 1 - value
+            for key, value in means.items()
+            if key.partition("@")[0] == "misses"
+        }
         rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
         return {**with_perplexity(rest, {task: f"{task}_perplexity" for task in self.terms}), **shares}
 
     def probes(self, batch: TokenBatch, count: int, rng: np.random.Generator) -> list[Probe]:  # type: ignore[override]
-        """Labelled tokens, each by the term of its row's task. The token before a probe must matter, so forced ones are left out."""
+        """Labelled tokens, each by the term of its row's task. The token before a probe must matter, so
+        forced ones are left out."""
         found = []
         for probe in super().probes(self._unforced(batch), count, rng):
             row = int((probe.asked.labels_BT != IGNORE).any(1).nonzero()[0])
@@ -130,7 +141,8 @@ class TokenTasks(NextToken):
         return found
 
     def _with_others(self, batch: TokenBatch, where_BT: Tensor, rng: np.random.Generator) -> TokenBatch:  # type: ignore[override]
-        """The batch with other words in the given places: at first new rows are all but equal, so one of them would change nothing."""
+        """The batch with other words in the given places: at first new rows are all but equal, so one of them
+        would change nothing."""
         size = self.model.space.text_size
         drawn_BT = torch.from_numpy(rng.integers(0, size, tuple(batch.ids_BT.shape))).to(batch.ids_BT)
         drawn_BT = torch.where(drawn_BT == batch.ids_BT, (drawn_BT + 1) % size, drawn_BT)
@@ -143,9 +155,11 @@ class TokenTasks(NextToken):
 
 
 def choices(space: TokenSpace, words: Sequence[range]) -> list[Legal]:
-    """The sets of ids among which a writer chooses: a word or the end of the text, the code of a book, that or the end of a sound.
+    """The sets of ids among which a writer chooses: a word or the end of the text, the code of a book, that
+    or the end of a sound.
 
-    Every target that is in none of them has no choice. Sets that share an id stand in the order in which they claim it.
+    Every target that is in none of them has no choice. Sets that share an id stand in the order in which they
+    claim it.
     """
     sets = [grammar.union([(*words, _one(space.special(FRAMING["text"][2])))])]
     for entry in space.codecs:
@@ -161,7 +175,8 @@ def _one(token: int) -> range:
 
 
 def collate(items: Sequence[TokenItem], pad: int) -> TokenBatch:
-    """Rows padded on the right with `pad`: nothing before a place looks at what follows it, so no mask is needed for the loss."""
+    """Rows padded on the right with `pad`: nothing before a place looks at what follows it, so no mask is
+    needed for the loss."""
     longest = max(item.ids.shape[-1] for item in items)
 
     def stack(tensors: Sequence[Tensor], fill: int) -> Tensor:

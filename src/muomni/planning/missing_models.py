@@ -1,0 +1,160 @@
+"""Missing pretrained networks: random networks with a few blocks stand in for them in a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from muomni import files
+from muomni.data.sample import Sample
+from muomni.errors import ConfigError
+from muomni.execution.recipe import Recipe
+from muomni.models import pretrained, siglip, store
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.reference import NetworkReference
+from muomni.planning import published_sizes
+from muomni.planning.published_sizes import Tower
+from muomni.stages.align import STAGES
+
+SETTINGS = ("llm", "vision_tower")  # that name them
+CUT_VOCABULARY = 4096
+LEARNED_FROM = 2000  # samples, for a vocabulary that stands in
+MARKS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)  # of Qwen3's
+
+
+@dataclass(frozen=True)
+class MissingModel:
+    """A network that is not here, as settings name it, and its published sizes."""
+
+    base: NetworkReference
+    sizes: DecoderConfig | Tower
+
+    @property
+    def layers(self) -> int:
+        """Its blocks."""
+        return self.sizes.layers
+
+    @property
+    def words_left_out(self) -> int:
+        """Parameters by which its tables of words are larger than those of what stands in."""
+        if isinstance(self.sizes, Tower):
+            return 0
+        return (1 if self.sizes.tied else 2) * (self.sizes.vocab_size - CUT_VOCABULARY) * self.sizes.width
+
+    def number_format(self, device: str) -> torch.dtype:
+        """In which a run on `device` (auto: a GPU, for which such networks are planned) holds it."""
+        stored = published_sizes.STORED[type(self.sizes)]
+        return self.base.dtype_on(torch.device("cpu" if device == "cpu" else "cuda")) or stored
+
+
+def connector_of(recipe: Recipe, stage: str) -> str | None:
+    """The stage whose connector this one starts from; None for one that makes its own, or takes a
+    folder's."""
+    connector: str | None = getattr(recipe.stages[stage].settings, "connector", None)
+    return connector if connector in recipe.stages else None
+
+
+def missing(recipe: Recipe, stage: str, folder: Path) -> dict[str, MissingModel]:
+    """The pretrained networks of a stage that are not on this machine, by the setting that names them; the
+    hub is not asked.
+
+    Raises  ConfigError for one whose sizes are not known either.
+    """
+    connector = connector_of(recipe, stage)
+    if connector is not None and (folder / recipe.stages[stage].needs[0] / "final").is_dir():
+        return {}
+    settings = recipe.stages[connector or stage].settings
+    named: dict[str, NetworkReference] = {
+        name: getattr(settings, name) for name in SETTINGS if hasattr(settings, name)
+    }
+    missing_models = {}
+    for name, base in named.items():
+        if base.name in STAGES:
+            continue
+        try:
+            pretrained.locate(base.name, base.revision, recipe.base)
+        except ConfigError as error:
+            sizes = published_sizes.sizes(base.name)
+            if sizes is None:
+                raise ConfigError(
+                    f"{stage}.{name}: {base.name} is not on this machine, and its sizes are not known here",
+                    hint=f"run 'hf download {base.name}', or name a folder that holds it; known are Qwen3 and SigLIP 2 (planning/known.py)",
+                ) from error
+            missing_models[name] = MissingModel(base, sizes)
+    return missing_models
+
+
+def cut(
+    missing: Mapping[str, MissingModel],
+    blocks: Mapping[str, int],
+    samples: Sequence[Sample],
+    device: str,
+    folder: Path,
+) -> dict[str, NetworkReference]:
+    """Folders of networks of the real widths, with so many blocks and a small vocabulary learned from the
+    samples."""
+    references = {}
+    for name, each in missing.items():
+        sizes, place = each.sizes, folder / name
+        number_format = each.number_format(device)
+        if isinstance(sizes, Tower):
+            _tower(sizes._replace(layers=blocks[name]), number_format, place)
+        else:
+            config = sizes.model_copy(update={"layers": blocks[name], "vocab_size": CUT_VOCABULARY})
+            store.save(Decoder(config).to(number_format), place)
+            files.write_text(place / "tokenizer.json", _vocabulary(samples))
+        # By its word: this machine may be another than the one that is planned for.
+        precision = "bf16" if number_format == torch.bfloat16 else "fp32"
+        references[name] = each.base.model_copy(
+            update={"name": str(place), "revision": None, "dtype": precision}
+        )
+    return references
+
+
+def _tower(sizes: Tower, number_format: torch.dtype, place: Path) -> None:
+    try:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+    except ImportError as error:
+        raise ConfigError(
+            "SigLIP needs transformers, which is not installed", hint="pip install 'muomni[hf]'"
+        ) from error
+    config = SiglipVisionConfig(
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        image_size=sizes.size,
+        patch_size=sizes.patch,
+    )
+    network: torch.nn.Module = SiglipVisionModel(config)
+    siglip.SiglipTower(network.to(number_format), {}).save(place)
+
+
+def _vocabulary(samples: Sequence[Sample]) -> str:
+    """A tokenizer.json with Qwen3's marks after words learned from samples."""
+    step = max(1, len(samples) // LEARNED_FROM)
+    texts = [
+        sample.text or " ".join(message.text for message in sample.messages) for sample in samples[::step]
+    ]
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=CUT_VOCABULARY - len(MARKS), initial_alphabet=alphabet, show_progress=False
+    )
+    library.train_from_iterator(texts, trainer)
+    library.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
+    text: str = library.to_str()
+    return text

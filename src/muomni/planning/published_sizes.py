@@ -1,0 +1,73 @@
+"""Sizes of networks that others published, by hub id: what a plan needs of them where they are not on this
+machine.
+
+Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from muomni.models.decoder import DecoderConfig
+
+
+class Tower(NamedTuple):
+    """Sizes of a SigLIP vision model; `size` and `patch` in pixels of a side."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    size: int
+    patch: int
+
+
+# width, layers, heads, hidden, whether the output table is the input's
+QWEN3 = {
+    "0.6B": (1024, 28, 16, 3072, True),
+    "1.7B": (2048, 28, 16, 6144, True),
+    "4B": (2560, 36, 32, 9728, True),
+    "8B": (4096, 36, 32, 12288, False),
+}
+QWEN3_NAME = re.compile(r"Qwen/Qwen3-(0\.6B|1\.7B|4B|8B)(-Base)?")
+QWEN3_VOCABULARY = 151_936
+
+SIGLIP2 = {
+    "base-patch16": (768, 12, 12, 3072),
+    "large-patch16": (1024, 24, 16, 4096),
+    "so400m-patch14": (1152, 27, 16, 4304),
+}
+SIGLIP2_NAME = re.compile(r"google/siglip2-(base-patch16|large-patch16|so400m-patch14)-(224|256|384|512)")
+SIGLIP2_SIZES = {
+    "base-patch16": (224, 256, 384, 512),
+    "large-patch16": (256, 384),
+    "so400m-patch14": (224, 384),
+}
+
+STORED = {DecoderConfig: torch.bfloat16, Tower: torch.float32}  # the number format of the published weights
+
+
+def sizes(name: str) -> DecoderConfig | Tower | None:
+    """Those of the network with this hub id; None where it is not known here."""
+    if match := QWEN3_NAME.fullmatch(name):
+        width, layers, heads, hidden, tied = QWEN3[match[1]]
+        return DecoderConfig(
+            vocab_size=QWEN3_VOCABULARY,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=8,
+            head_dim=128,
+            ffn_width=hidden,
+            rope_theta=1e6,
+            ctx_len=32_768 if match[2] else 40_960,
+            dropout=0.0,
+            tied=tied,
+        )
+    match = SIGLIP2_NAME.fullmatch(name)
+    if match and int(match[2]) in SIGLIP2_SIZES[match[1]]:
+        return Tower(*SIGLIP2[match[1]], size=int(match[2]), patch=int(match[1][-2:]))
+    return None
