@@ -290,7 +290,7 @@ def test_histogram():
     assert histogram([1.0, 2.0, 4.0])["counts"] == [1, 0, 0, 1, 0, 0, 0, 0, 0, 1]
 
 
-REAL = Path(os.environ.get("MUOMNI_DATA", Path(__file__).parents[2] / "../shared/data"))
+REAL = Path(os.environ.get("MUOMNI_DATA", Path(__file__).parents[3] / "../shared/data"))
 
 
 REAL_MANIFESTS = {
@@ -317,7 +317,7 @@ def test_real_manifests_are_recognised_and_green(name, samples):
 
 
 def test_the_docs_table_is_the_table_of_reasons():
-    docs = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs" / "formats.md").read_text()
     rows = [
         f"| {name} | {about.severity} | {about.meaning} | {about.remedy} |" for name, about in REASONS.items()
     ]
