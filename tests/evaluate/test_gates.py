@@ -265,7 +265,7 @@ def test_a_tie_with_knowing_nothing_is_red() -> None:
     every = [gate for name in registry.OURS for gate in registry.find(name).gates]
     sure = {gate.name: gate for gate in every if gate.by_ci and gate.more_than is not None}
     kinds = {f"{kind}_{arm}_sure" for kind in ("image", "audio") for arm in ("swap", "zero", "noise")}
-    assert set(sure) == {*kinds, "text_sure", "above_question"}
+    assert set(sure) == {*kinds, "text_sure", "above_question", "t2i_swap_sure", "t2a_swap_sure"}
     for gate in (*sure.values(), thresholds.NAMES):
         for low, verdict in ((0.0, "red"), (-0.1, "red"), (1e-9, "green"), (math.nan, "red")):
             fact = Fact(low, 200, (low, low + 0.1))

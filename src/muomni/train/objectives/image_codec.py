@@ -37,7 +37,7 @@ class ImageCodecObjective(Objective):
     own.
     """
 
-    def __init__(self, codec: ImageCodec, *, l1: float = 1.0, mse: float = 1.0) -> None:
+    def __init__(self, codec: ImageCodec, *, l1: float = 1.0, mse: float = 5.0) -> None:
         super().__init__()
         self.codec = codec
         self.weights = {"l1": l1, "mse": mse}
