@@ -175,12 +175,19 @@ def test_data_check_reads_a_tree_whole(tmp_path: Path) -> None:
     shutil.copy(lj / "wavs" / "LJ001-0001.wav", lj / "wavs" / "LJ009-0001.wav")
     found = check(Source(path=str(lj)), Path())
     assert (found.manifests[0].format, found.samples) == ("ljspeech", 3)
-    assert found.manifests[0].stages == {"hearing": 3, "codec": 3, "talker": 3}
+    assert found.manifests[0].stages == {"hearing": 3, "codec": 3, "rows": 3, "mmpt": 3, "talker": 3}
     assert found.counts["orphan"] == 1
     assert not found.total("error")
     found = check(Source(path=str(libri)), Path())
     assert (found.manifests[0].format, found.samples, found.groups) == ("librispeech", 6, 3)
-    assert found.manifests[0].stages == {"hearing": 6, "codec": 6, "talker": 6, "omni": 6}
+    assert found.manifests[0].stages == {
+        "hearing": 6,
+        "codec": 6,
+        "rows": 6,
+        "mmpt": 6,
+        "talker": 6,
+        "omni": 6,
+    }
     assert not found.total("error")
     together = check(Source(path=str(tmp_path / "LJSpeech-1.1" / "..")), Path())  # a folder of corpora
     assert "ljspeech" in {manifest.format for manifest in together.manifests}

@@ -39,7 +39,14 @@ def _make(run: Path, *, layout: str = "interleaved", media: tuple[str, ...] = ("
     )
     store.save(decoder, run / "thinker" / "final")
     tokenizer.save(run / "thinker" / "final")
-    pictures = {"image_size": 16, "patch_size": 4, "fine_patch_size": 2, "width": 8, "fine_width": 4, "levels": (3, 3)}
+    pictures = {
+        "image_size": 16,
+        "patch_size": 4,
+        "fine_patch_size": 2,
+        "width": 8,
+        "fine_width": 4,
+        "levels": (3, 3),
+    }
     store.save(ImageCodec(ImageCodecConfig(**pictures)), run / "image_codec" / "final")
     sounds = {
         "width": 16,
@@ -166,7 +173,14 @@ def test_another_tokenizer_is_refused(copy):
 def test_another_codec_is_refused_and_a_stale_digest_too(copy):
     final = copy / "rows" / "final"
     torch.manual_seed(9)
-    pictures = {"image_size": 16, "patch_size": 4, "fine_patch_size": 2, "width": 8, "fine_width": 4, "levels": (3, 3)}
+    pictures = {
+        "image_size": 16,
+        "patch_size": 4,
+        "fine_patch_size": 2,
+        "width": 8,
+        "fine_width": 4,
+        "levels": (3, 3),
+    }
     store.save(ImageCodec(ImageCodecConfig(**pictures)), copy / "image_codec" / "final")
     with pytest.raises(CheckpointError, match="other weights"):
         Engine.load(copy).draw(["one"])

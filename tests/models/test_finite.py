@@ -191,9 +191,9 @@ def test_a_later_step_is_seen(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(engine.answer("the", max_new=4).token_ids) > 1, "or nothing is asked here"
     true = Stepper.read
 
-    def poisoned(self: Stepper, x_BTD: Tensor, *given: Any) -> list[Tensor]:
+    def poisoned(self: Stepper, x_BTD: Tensor, *given: Any, **how: Any) -> list[Tensor]:
         """Of the second token on, its scores are no numbers."""
-        return [each * (math.nan if x_BTD.shape[1] == 1 else 1) for each in true(self, x_BTD, *given)]
+        return [each * (math.nan if x_BTD.shape[1] == 1 else 1) for each in true(self, x_BTD, *given, **how)]
 
     monkeypatch.setattr(Stepper, "read", poisoned)
     with pytest.raises(CheckpointError, match="scores of token 1 are NaN"):

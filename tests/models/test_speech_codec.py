@@ -24,11 +24,11 @@ def network(**changes: int) -> MelCodec:
         CodecConfig(
             **{
                 "width": 16,
-                "latent": 8,
+                "latent_width": 8,
                 "blocks": 2,
                 "fine_width": 8,
                 "fine_blocks": 1,
-                "entries": 12,
+                "codebook_size": 12,
                 **changes,
             }
         )
@@ -122,7 +122,7 @@ def test_a_final_that_is_not_what_its_certificate_names_is_refused(folder: Path)
     }
     files.write_json(folder / integrity.CERTIFICATE, certificate)
     codecs.open_codec(folder)
-    store.save(network(entries=13), folder / "final")
+    store.save(network(codebook_size=13), folder / "final")
     with pytest.raises(CheckpointError, match="not what its certificate speaks of"):
         codecs.open_codec(folder)
 

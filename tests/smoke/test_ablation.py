@@ -101,6 +101,7 @@ def test_gate_names_what_was_swapped(copied: Path) -> None:
     }
     assert {stage: set(gates) for stage, gates in told.items() if gates} == {
         "hearing": {"saved"},
+        "mmpt": {"bases"},
         "talker": {"bases"},
         "omni": {"bases"},
     }

@@ -119,7 +119,7 @@ def test_a_sample_is_found_by_its_id_or_refused(finished: Path) -> None:
     for stage in ("omni", "talker"):
         with pytest.raises(ConfigError, match="no sample"):
             explain.of_stage(str(finished), stage, SampleChoice(sample="nobody"))
-    with pytest.raises(ConfigError, match="no such stage"):
+    with pytest.raises(ConfigError, match="no stage thinkr"):
         explain.of_stage(str(finished), "thinkr", SampleChoice())
     with pytest.raises(ConfigError, match="expected a number"):
         explain.of_stage(str(finished), "vision", SampleChoice(index=10**9))

@@ -114,7 +114,7 @@ def test_before_training_there_are_no_losses_and_a_missing_connector_is_named(re
     assert "none: no losses" in explain.of_stage(str(recipe), "align", SampleChoice())
     with pytest.raises(ConfigError, match="built on align"):
         explain.of_stage(str(recipe), "instruct", SampleChoice())
-    with pytest.raises(ConfigError, match="its points"):
+    with pytest.raises(ConfigError, match="sweep"):
         explain.of_stage(str(recipe), "sweep", SampleChoice())
 
 

@@ -201,6 +201,7 @@ MAKERS |= {
     "rand",
     "contiguous",
     "getattr",
+    "stack",
 }
 
 

@@ -265,4 +265,4 @@ def test_nothing_else_loads_loosely() -> None:
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if ".load_state_dict(" in line and "strict=False" in line
     ]
-    assert [place.split(":")[0] for place in loose] == ["train/given.py"] * 2
+    assert [place.split(":")[0] for place in loose] == ["train/frozen_parts.py"] * 2

@@ -138,7 +138,7 @@ def round_trip(codec: Codec, clips: Sequence[Tensor], decoded: Sequence[Tensor])
     scores: dict[str, list[float]] = {}
     if codec.modality == "image":
         for true, guess in zip(clips, decoded):
-            pair = true[None].cpu(), guess[None].cpu()
+            pair = [torch.stack([each]).cpu() for each in (true, guess)]
             scores.setdefault("codec_psnr_db", []).append(float(psnr_B(*pair)))
             scores.setdefault("codec_ssim", []).append(float(ssim_B(*pair)))
     else:

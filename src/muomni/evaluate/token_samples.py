@@ -128,7 +128,8 @@ def _decoded(tokens: UnifiedTokenizer, writes: str, ids: Tensor, rules: Grammar)
         meta = tokens.meta_of(writes, tokens.space.codes_of(writes, inside))
         if writes == "image":
             return _pixels(tokens.decode_image(inside, meta))
-        return tokens.decode_audio(inside, meta)[0].cpu().numpy()
+        wave_S = tokens.decode_audio(inside, meta)[0]
+        return wave_S.cpu().numpy()
     except (MuomniError, ContextError):
         return None
 
@@ -144,7 +145,8 @@ def _shown(tokens: UnifiedTokenizer, modality: str, ids: Tensor) -> dict[str, Pi
 
 def _pixels(pixels_3HW: Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (pixels_3HW.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    pixels_HW3 = (pixels_3HW.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels_HW3.cpu().numpy()
 
 
 def _drawn(

@@ -92,7 +92,8 @@ class Span:
 
     def rows(self) -> list[Tensor]:
         """Each row's ids up to its end, or all where it has none: (T,), or (K, T)."""
-        grid_BST = torch.stack(self.written, 2)[:, : self.rules.streams].cpu()
+        written_BST = torch.stack(self.written, 2)
+        grid_BST = written_BST[:, : self.rules.streams].cpu()
         cut = [grid_ST[:, :length] for grid_ST, length in zip(grid_BST, self.lengths)]
         return [each[0] if self.rules.streams == 1 else each for each in cut]
 

@@ -161,6 +161,8 @@ class ImageCodec(nn.Module):
     def encode(self, media: Tensor) -> Tensor:
         """Codes (B, 1, F) int64 of pictures (B, 3, H, W) in [0, 1]; raises as `tokens.codec.Codec.encode`."""
         check_media(self, media)
+        image_B3HW = media
+        media = image_B3HW.to(self.from_latent.weight.device)
         return self.quantiser.encode(self.latents(media))[:, None]
 
     @torch.no_grad()
@@ -168,6 +170,7 @@ class ImageCodec(nn.Module):
         """Pictures (B, 3, H, W) float32 in [0, 1] of codes (B, 1, F); raises as
         `tokens.codec.Codec.decode`."""
         check_codes(self, codes_BKF)
+        codes_BKF = codes_BKF.to(self.from_latent.weight.device)
         return self.rebuild(self.quantiser.decode(codes_BKF[:, 0])).float().clamp(0, 1)
 
     def encode_many(self, media: Sequence[Tensor]) -> list[Tensor]:

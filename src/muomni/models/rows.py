@@ -365,7 +365,7 @@ def export_source(
     Raises  TokenSpaceError for a layout that uti_v1 does not have.
     """
     new, folder = model.space.new_rows, Path(folder)
-    rows = {name: getattr(model, name).detach().to(dtype).cpu() for name in NAMES}
+    rows = {name: getattr(model, name).detach().cpu().to(dtype) for name in NAMES}
     ids = {"row_start": new.start, "row_end": new.stop, "base_llm": base_llm}
     stream = io.BytesIO()
     content = {

@@ -49,6 +49,7 @@ class SpeechCodec:
             least = f"at least {self.spec.hop_samples} samples"
             raise ShapeError(f"{self.kind}: expected {least}, got {media.shape[1]}")
         mel_BFM = mel.log_mel(media, self.spec)
+        mel_BFM = mel_BFM.to(next(self.network.parameters()).device)
         frames_B = torch.full((len(mel_BFM),), mel_BFM.shape[1], device=mel_BFM.device)
         return self.network.encode(mel_BFM, frames_B)
 
@@ -56,6 +57,7 @@ class SpeechCodec:
     def decode(self, codes_BKF: Tensor) -> Tensor:
         """Waves (B, samples(F)) on the codes' device; one seed for all phases, so equal codes sound equal."""
         check_codes(self, codes_BKF)
+        codes_BKF = codes_BKF.to(next(self.network.parameters()).device)
         mel_BFM = self.network.decode(codes_BKF)
         waves = [torch.from_numpy(griffin_lim.sound(mel_FM, self.spec)) for mel_FM in mel_BFM]
         wave_BS = torch.stack(waves) if waves else torch.empty(0, self.samples(codes_BKF.shape[2]))
