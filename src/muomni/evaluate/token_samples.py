@@ -76,11 +76,7 @@ def facts(
         texts = [tokens.decode_text(words) for words, _ in parts]
         media = [_decoded(tokens, writes, ids, rules) for ids in written]
         found[f"{task}_decoded"] = share(sum(each is not None for each in media), len(media))
-        free = [
-            ids
-            for first in range(0, len(prompts), ROWS_AT_ONCE)
-            for ids in _free(model, prompts[first : first + ROWS_AT_ONCE], rules)
-        ]
+        free = _written(model, prompts, rules, is_free=True)
         found[f"{task}_raw_compliance"] = share(
             sum(rules.first_illegal(ids) is None for ids in free), len(free)
         )
@@ -109,16 +105,15 @@ def rules_of(model: TokenModel, tokens: UnifiedTokenizer, writes: str, most: dic
     return grammar.of_medium(model.space, writes, most=most.get(writes))
 
 
-def _written(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
+def _written(
+    model: TokenModel, prompts: Sequence[Tensor], rules: Grammar, *, is_free: bool = False
+) -> list[Tensor]:
+    """`spans.write`, some prompts at a time."""
     return [
         ids
         for first in range(0, len(prompts), ROWS_AT_ONCE)
-        for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules)
+        for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules, is_free=is_free)
     ]
-
-
-def _free(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar) -> list[Tensor]:
-    return spans.write(model, prompts, rules, is_free=True)
 
 
 def _decoded(tokens: UnifiedTokenizer, writes: str, ids: Tensor, rules: Grammar) -> np.ndarray | None:
