@@ -55,6 +55,18 @@ def test_the_entry_is_the_nearest_by_angle_and_pictures_are_the_librarys_own(tmp
 
 
 @torch.inference_mode()
+def test_codes_with_one_vector_look_alike(tmp_path: Path) -> None:
+    saved("janus_vq", tmp_path)
+    own: Any = codecs.open_codec(tmp_path)
+    own.network.quantize.embedding.weight[1] = 3 * own.network.quantize.embedding.weight[0]
+    (table,) = own.code_vectors()
+    torch.testing.assert_close(table[0], table[1])
+    assert not torch.allclose(table[0], table[2])
+    zeros = torch.zeros(1, 1, 16, dtype=torch.int64)
+    torch.testing.assert_close(own.decode(zeros), own.decode(zeros + 1))
+
+
+@torch.inference_mode()
 def test_the_librarys_own_encode_takes_other_entries() -> None:
     """It compares entries of any length, its decode brings them to length 1: it does not choose what decode
     puts nearest.

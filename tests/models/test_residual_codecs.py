@@ -67,6 +67,40 @@ def test_codes_and_waves_are_the_librarys_own(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", HOPS)
+@pytest.mark.parametrize("book", range(BOOKS))
+def test_codes_with_one_vector_sound_alike(kind: str, book: int, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    own = codecs.open_codec(tmp_path, BOOKS)
+    place = {
+        "encodec": f"quantizer.layers.{book}.",
+        "mimi": f"quantizer.acoustic_residual_vector_quantizer.layers.{book - 1}."
+        if book
+        else "quantizer.semantic_residual_vector_quantizer.layers.0.",
+        "dac": f"quantizer.quantizers.{book}.",
+    }[kind]
+    codes = torch.randint(2, 64, (1, BOOKS, 6), generator=torch.Generator().manual_seed(0))
+    zeros, ones = codes.clone(), codes.clone()
+    zeros[:, book], ones[:, book] = 0, 1
+
+    def equal_rows() -> list[bool]:
+        return [torch.equal(table[0], table[1]) for table in own.code_vectors()]
+
+    assert [table.shape[0] for table in own.code_vectors()] == [64] * BOOKS
+    assert equal_rows() == [False] * BOOKS
+    assert not torch.equal(own.decode(zeros), own.decode(ones))
+    model: Any = own.network  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.startswith(f"{place}codebook.") and len(tensor) == 64:
+                tensor[1] = tensor[0]
+    model.apply(
+        lambda part: setattr(part, "_embed", None) if hasattr(part, "_embed") else None
+    )  # Mimi's cache
+    assert equal_rows() == [each == book for each in range(BOOKS)]
+    assert torch.equal(own.decode(zeros), own.decode(ones))
+
+
+@pytest.mark.parametrize("kind", HOPS)
 @pytest.mark.parametrize("about", [-2, -1, 0, 1, 100])
 @pytest.mark.parametrize("frames", [1, 2, 9])
 def test_frames_and_samples_are_told_beforehand(kind: str, about: int, frames: int, tmp_path: Path) -> None:

@@ -83,6 +83,31 @@ def test_new_rows_begin_around_the_mean_of_text_rows():
     assert not torch.equal(model.new_embed[0], model.new_embed[1])
 
 
+def test_codes_that_lie_near_begin_as_neighbours():
+    model = _model(vocab=333)
+    space, levels = model.space, torch.arange(16.0)
+    circle = torch.stack([(levels * torch.pi / 8).cos(), (levels * torch.pi / 8).sin()], 1)
+    before = torch.Generator().manual_seed(3)
+    model.start(before, 1.0, {"image": [circle]})
+    book, first = space.region("image"), space.text_size
+    for new, table in (
+        (model.new_embed, model.decoder.table.weight[:300]),
+        (model.new_head, model.head.tables[0][:300]),
+    ):
+        off = ((new - table.mean(0)) / table.std(0, correction=0)).detach()
+        own = off[book.start - first : book.end + 1 - first]
+        assert float(own.std()) == pytest.approx(1.0, rel=0.05)
+        assert float(off[: book.start - first].std()) == pytest.approx(1.0, rel=0.1)  # rows of no codec
+        apart = torch.cdist(own, own)
+        assert set(apart.fill_diagonal_(9e9).argmin(1).sub(torch.arange(16)).remainder(16).tolist()) == {
+            1,
+            15,
+        }
+    alone = _model(vocab=333)
+    alone.start(torch.Generator().manual_seed(3), 1.0)
+    assert torch.equal(alone.new_embed[: book.start - first], model.new_embed[: book.start - first])
+
+
 def test_a_grid_of_streams_is_read_as_the_sum_of_its_ids():
     model = _model(small("delay"))
     space = model.space

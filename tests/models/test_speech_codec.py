@@ -42,6 +42,14 @@ def wave(samples: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(samples, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
+def test_its_vectors_are_what_its_decoder_reads() -> None:
+    codec = SpeechCodec(network())
+    tables = codec.code_vectors()
+    codes = torch.randint(12, (1, codec.codebooks, 5), generator=torch.Generator().manual_seed(0))
+    summed = torch.stack([table[book] for table, book in zip(tables, codes[0])]).sum(0)
+    torch.testing.assert_close(summed, codec.network.quantiser.decode(codes)[0])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     store.save(network(), tmp_path / "codec" / "final")

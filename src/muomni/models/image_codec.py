@@ -188,6 +188,11 @@ class ImageCodec(nn.Module):
         """
         raise ShapeError(f"{self.kind}: a picture has no samples")
 
+    def code_vectors(self) -> list[Tensor]:
+        """The levels of each code; see `tokens.codec.Codec`."""
+        codes_N = torch.arange(self.codebook_size, device=self.from_latent.weight.device)
+        return [self.quantiser.decode(codes_N[None])[0]]
+
 
 def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)

@@ -89,11 +89,17 @@ class TokenModel(CausalLM):
         return self.decoder.grown_embed
 
     @torch.no_grad()
-    def start(self, generator: torch.Generator, spread: float = SPREAD) -> None:
+    def start(
+        self,
+        generator: torch.Generator,
+        spread: float = SPREAD,
+        vectors: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
         """Begin the new rows at the mean of the text's, each a little off it.
 
         Takes   generator on the CPU; spread: their deviation, as a share of the text rows' own in each
-                dimension.
+                dimension; vectors: by modality the tables of `Codec.code_vectors`. Rows of codes that lie
+                near each other then begin near each other; else each goes its own way.
         """
         first = self.space.text_size
         for rows, table in (
@@ -101,8 +107,13 @@ class TokenModel(CausalLM):
             (self.new_head, self.head.tables[0]),
         ):
             text = table[:first].float()
-            noise_RD = torch.randn(rows.shape, generator=generator).to(rows.device)
-            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * noise_RD)
+            off_RD = torch.randn(rows.shape, generator=generator)
+            for modality, tables in (vectors or {}).items():
+                for book, table_NE in zip(self.space.books(modality), tables):
+                    off_RD[book.start - first : book.end + 1 - first] = _projected(
+                        table_NE, off_RD.shape[1], generator
+                    )
+            rows.copy_(text.mean(0) + spread * text.std(0, correction=0) * off_RD.to(rows.device))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids (B, T), or (B, K, T), int64 -> (B, T, D)."""
@@ -138,6 +149,13 @@ class TokenModel(CausalLM):
             return [joined([scores_BV[:, each.start : each.stop] for each in parts]) for parts in columns]
 
         return read
+
+
+def _projected(table_NE: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Vectors in random directions of another width (N, width), around 0 with deviation 1 over all numbers."""
+    table_NE = table_NE.float().cpu()
+    moved_ND = (table_NE - table_NE.mean(0)) @ torch.randn(table_NE.shape[1], width, generator=generator)
+    return moved_ND / moved_ND.std(correction=0).clamp(min=1e-6)
 
 
 def _within(wanted: Sequence[range], ids: range) -> range:

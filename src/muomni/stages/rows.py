@@ -113,7 +113,8 @@ class RowsTraining(TokenTraining[RowsSettings]):
         model = self.opened(
             decoder, tokenizer, codecs, TokenSpace.of(tokenizer, entries, settings.special_size)
         )
-        model.start(torch.Generator().manual_seed(settings.seed), settings.spread)
+        vectors = {codec.modality: codec.code_vectors() for codec in codecs}
+        model.start(torch.Generator().manual_seed(settings.seed), settings.spread, vectors)
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)
         return self.tasks(frozen=True), {}

@@ -79,6 +79,14 @@ class Codec(Protocol):
         """
         ...
 
+    def code_vectors(self) -> list[Tensor]:
+        """What its decoder reads of each code: a table (codebook_size, any width) float of every book.
+
+        Codes whose vectors are near mean nearly the same. New rows of a language model begin as such
+        neighbours.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class CodecEntry:

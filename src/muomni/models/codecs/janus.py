@@ -74,6 +74,10 @@ class JanusCodec:
         """A picture has none: ShapeError."""
         raise ShapeError(f"{self.kind}: a picture has no samples")
 
+    def code_vectors(self) -> list[Tensor]:
+        """The entries of its book, as its decoder reads them: by their direction; see `tokens.codec.Codec`."""
+        return [F.normalize(self.network.quantize.embedding.weight.detach(), dim=-1)]
+
 
 def open_folder(folder: Path, codebooks: int | None, device: torch.device | str) -> JanusCodec:
     """The quantiser of a folder that holds it alone or within a whole Janus (models.codecs.Opener)."""

@@ -95,11 +95,19 @@ class ResidualCodec:
         """Samples of the decoded wave."""
         return frames * self.hop_samples
 
+    def code_vectors(self) -> list[Tensor]:
+        """The entries of its books; see `tokens.codec.Codec`."""
+        return [table_ND.detach() for table_ND in self._tables()[: self.codebooks]]
+
     @abstractmethod
     def _codes(self, wave_B1S: Tensor) -> Tensor: ...
 
     @abstractmethod
     def _wave(self, codes_BKF: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _tables(self) -> list[Tensor]:
+        """The entries (N, D) of all books, in order."""
 
 
 class EncodecCodec(ResidualCodec):
@@ -142,6 +150,9 @@ class EncodecCodec(ResidualCodec):
         wave_B1S: Tensor = self.network.decode(codes_BKF[None], [None]).audio_values
         return wave_B1S[:, 0]
 
+    def _tables(self) -> list[Tensor]:
+        return [layer.codebook.embed for layer in self.network.quantizer.layers]
+
 
 class MimiCodec(ResidualCodec):
     """Mimi, as kyutai/mimi: 12.5 Hz, up to 32 books of 2,048, of which the first codes what is said."""
@@ -165,6 +176,13 @@ class MimiCodec(ResidualCodec):
     def _wave(self, codes_BKF: Tensor) -> Tensor:
         wave_B1S: Tensor = self.network.decode(codes_BKF).audio_values
         return wave_B1S[:, 0]
+
+    def _tables(self) -> list[Tensor]:
+        parts = (
+            self.network.quantizer.semantic_residual_vector_quantizer,
+            self.network.quantizer.acoustic_residual_vector_quantizer,
+        )
+        return [layer.codebook.embed for part in parts for layer in part.layers]
 
 
 class DacCodec(ResidualCodec):
@@ -200,6 +218,9 @@ class DacCodec(ResidualCodec):
     def _wave(self, codes_BKF: Tensor) -> Tensor:
         wave_BS: Tensor = self.network.decode(audio_codes=codes_BKF).audio_values
         return wave_BS
+
+    def _tables(self) -> list[Tensor]:
+        return [book.codebook.weight for book in self.network.quantizer.quantizers]
 
 
 CLASSES: dict[str, type[ResidualCodec]] = {each.kind: each for each in (EncodecCodec, MimiCodec, DacCodec)}

@@ -75,6 +75,10 @@ class SpeechCodec:
         """Whole code frames."""
         return frames * self.network.config.stride_frames * self.spec.hop_samples
 
+    def code_vectors(self) -> list[Tensor]:
+        """The entries of its books; see `tokens.codec.Codec`."""
+        return list(self.network.quantiser.codebooks_KND)
+
 
 def open_folder(folder: Path, codebooks: int | None, device: torch.device | str) -> SpeechCodec:
     """The codec that stage codec left (models.codecs.Opener)."""
