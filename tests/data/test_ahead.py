@@ -155,7 +155,7 @@ early.media_pool.cores = lambda: 2
 own, load, corpus = os.getpid(), readers.load, ahead.Reader.corpus
 def slow(*args, **how):
     print(os.getpid(), flush=True)
-    time.sleep(600 if "wait" in sys.argv else 0)
+    time.sleep(600 if "wait" in sys.argv and os.getpid() != own else 0)
     return load(*args, **how)
 def told(self, quarantine):
     found = corpus(self, quarantine)
