@@ -35,7 +35,12 @@ def pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
         ({}, 32, (4, 4), 1024),
         ({"image_size": 64, "patch_size": 16}, 64, (4, 4), 1024),
         ({"image_size": 48, "patch_size": 4, "levels": (8, 5, 5, 5)}, 48, (12, 12), 1000),
-        ({"patch_size": 8, "fine_patch_size": 8, "blocks": 0, "fine_blocks": 0}, 32, (4, 4), 1024),
+        (
+            {"patch_size": 8, "fine_patch_size": 8, "blocks": 0, "fine_blocks": 0, "heads": 0},
+            32,
+            (4, 4),
+            1024,
+        ),
     ],
 )
 def test_sizes_are_those_of_the_settings(
@@ -71,7 +76,7 @@ def test_a_picture_has_the_codes_that_it_has_alone() -> None:
 
 def test_tokens_stand_row_by_row_where_their_patch_lies() -> None:
     """A change in one corner changes most, or anything at all, in and around that corner."""
-    codec = made(blocks=0, fine_blocks=0)
+    codec = made(blocks=0, fine_blocks=0, heads=0)
     image, other = pictures(1), pictures(1, seed=1)
     changed = image.clone()
     changed[..., :8, 24:] = other[..., :8, 24:]  # the upper right corner: row 0, column 3
@@ -85,6 +90,21 @@ def test_tokens_stand_row_by_row_where_their_patch_lies() -> None:
     assert float(spread[20:].sum() + spread[:, :12].sum()) == 0.0, (
         "two convolutions reach a token, and a fine cell, further"
     )
+
+
+def test_attention_lets_a_token_know_of_all_others() -> None:
+    image, other = pictures(1, size=64), pictures(1, size=64, seed=1)
+    changed = image.clone()
+    changed[..., :8, :8] = other[..., :8, :8]
+    for heads, reaches in ((0, False), (4, True)):
+        codec = made(image_size=64, heads=heads)
+        moved = (codec.latents(changed) - codec.latents(image)).detach().abs().sum(-1).view(8, 8)
+        assert bool(moved[7, 7] > 0) == reaches
+        codes = codec.encode(image)
+        new = codes.clone()
+        new[0, 0, 0] = (codes[0, 0, 0] + 512) % 1024
+        spread = (codec.decode(new) - codec.decode(codes)).abs().sum((0, 1))
+        assert bool(spread[-1, -1] > 0) == reaches
 
 
 def test_it_is_saved_and_opened_as_a_codec_with_the_same_digest(tmp_path: Path) -> None:
@@ -148,6 +168,7 @@ def test_what_it_can_not_code_is_refused_by_name() -> None:
     [
         ({"image_size": 36}, "no multiple of patch_size 8"),
         ({"fine_patch_size": 3}, "no multiple of fine_patch_size 3"),
+        ({"heads": 3}, "no multiple of heads 3"),
         ({"levels": ()}, "at least one dimension"),
         ({"levels": (4, 1)}, "at least 2 levels"),
     ],

@@ -1,5 +1,5 @@
-"""Image codec: a square picture <-> a grid of codes. Patches, 3x3 convolutions at two resolutions, FSQ, and
-the mirror of it back."""
+"""Image codec: a square picture <-> a grid of codes. Patches, 3x3 convolutions at two resolutions, attention, FSQ,
+and the mirror of it back."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ImageCodecConfig(BaseModel):
                                   where edges are drawn
     width, fine_width   channels of the two grids; there are none at full resolution, where channels cost most
     blocks, fine_blocks residual blocks of each grid, on each side of the quantiser
+    heads               of an attention over all tokens, one on each side of the quantiser; 0: none
     levels              of each dimension of a token's latent; their product is the number of codes
     """
 
@@ -38,6 +39,7 @@ class ImageCodecConfig(BaseModel):
     fine_width: int = Field(default=48, gt=0)
     blocks: int = Field(default=1, ge=0)
     fine_blocks: int = Field(default=1, ge=0)
+    heads: int = Field(default=4, ge=0)
     levels: tuple[int, ...] = (4, 4, 4, 4, 4)
 
     @model_validator(mode="after")
@@ -48,6 +50,8 @@ class ImageCodecConfig(BaseModel):
             raise ValueError(
                 f"patch_size {self.patch_size} is no multiple of fine_patch_size {self.fine_patch_size}"
             )
+        if self.heads and self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         if not self.levels or min(self.levels) < 2:
             raise ValueError(
                 f"levels: expected at least one dimension of at least 2 levels, got {list(self.levels)}"
@@ -88,6 +92,27 @@ class Block(nn.Module):
         return out
 
 
+class GridAttention(nn.Module):
+    """Attention of every cell to all others, inside a residual: what a picture shares, its ground above all, need
+    not be said by each token. Source: Esser et al. 2021 (VQGAN has it at its coarsest grid)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = ChannelNorm(width)
+        self.qkv, self.out = _conv(width, 3 * width, kernel=1), _conv(width, width, kernel=1)
+        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.3))
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        qkv_BTE = self.qkv(self.norm(x_BDHW)).flatten(2).transpose(1, 2)
+        q, k, v = qkv_BTE.unflatten(2, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, T, D / heads)
+        mixed_BDT = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
+        out: Tensor = x_BDHW + self.scale * self.out(mixed_BDT.unflatten(2, x_BDHW.shape[2:]))
+        return out
+
+
 class ImageCodec(nn.Module):
     """Pictures <-> codes; satisfies `tokens.codec.Codec`. Training goes through `latents`, `quantiser` and
     `rebuild`.
@@ -111,13 +136,13 @@ class ImageCodec(nn.Module):
         self.patch = nn.Sequential(nn.PixelUnshuffle(config.fine_patch_size), _conv(pixels, fine))
         self.fine_encoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
         self.fold = nn.Sequential(nn.PixelUnshuffle(fold), _conv(fold**2 * fine, width, kernel=1))
-        self.encoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)))
+        self.encoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)), *_attention(config))
         # No norm at the ends: it would take a flat patch's brightness away, which is most of what a token has
         # to say.
         self.to_latent = _conv(width, latent, kernel=1)
         self.quantiser = FiniteScalarQuantiser(config.levels)
         self.from_latent = _conv(latent, width)
-        self.decoder = nn.Sequential(*(Block(width) for _ in range(config.blocks)))
+        self.decoder = nn.Sequential(*_attention(config), *(Block(width) for _ in range(config.blocks)))
         self.unfold = nn.Sequential(_conv(width, fold**2 * fine, kernel=1), nn.PixelShuffle(fold))
         self.fine_decoder = nn.Sequential(*(Block(fine) for _ in range(config.fine_blocks)))
         self.to_pixels = nn.Sequential(_conv(fine, pixels), nn.PixelShuffle(config.fine_patch_size))
@@ -192,6 +217,10 @@ class ImageCodec(nn.Module):
         """The levels of each code; see `tokens.codec.Codec`."""
         codes_N = torch.arange(self.codebook_size, device=self.from_latent.weight.device)
         return [self.quantiser.decode(codes_N[None])[0]]
+
+
+def _attention(config: ImageCodecConfig) -> list[GridAttention]:
+    return [GridAttention(config.width, config.heads)] if config.heads else []
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
