@@ -22,7 +22,7 @@ from muomni.models import reference as bases
 from muomni.models.lora import LoraSettings
 from muomni.models.reference import NetworkReference
 from muomni.stages.rows import TEXT_KEPT, USED, assume
-from muomni.stages.stage import BoardRow, Stage
+from muomni.stages.stage import BoardRow, Stage, demand_tasks
 from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place, without_dtype
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
@@ -33,6 +33,7 @@ class MmptSettings(TokenSettings):
 
     judge   stage hearing of this recipe, or the `final/` of one: it transcribes the sounds that are written,
             which are then compared with their prompts; null: nobody listens
+    spoken_tasks  tasks of the data whose sounds the judge must understand word for word
     rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs
             come with it
     lora    of the language model; null: all of it learns
@@ -41,15 +42,20 @@ class MmptSettings(TokenSettings):
     rows: NetworkReference = NetworkReference(name="rows")
     lora: LoraSettings | None = None
     judge: NetworkReference | None = None
+    spoken_tasks: list[str] = []
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
     learns_as: ClassVar[str] = "mmpt"
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all such stages: a judge of sounds that nobody writes."""
+        """Beside those of all such stages: a judge of sounds that nobody writes, sounds that nobody judges."""
         found = {**super().idle(), **without_dtype(self.rows, "rows"), **without_dtype(self.judge, "judge")}
-        return found if self.teaches_t2a else {**found, "judge": "no task speaks (t2a)"}
+        if not self.teaches_t2a:
+            found |= dict.fromkeys(("judge", "spoken_tasks"), "no task speaks (t2a)")
+        elif self.judge is None:
+            found["spoken_tasks"] = "nobody listens: name a `judge`"
+        return found
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -89,6 +95,11 @@ def _thinker(folder: Path) -> Path:
 class MmptTraining(TokenTraining[MmptSettings]):
     """The rows as they were left, and the language model beneath them."""
 
+    def vocabulary(self) -> None:
+        """Refuses tasks to listen to that no sample has, too."""
+        super().vocabulary()
+        demand_tasks(self.corpus, spoken_tasks=self.settings.spoken_tasks)
+
     def wire(self) -> tuple[TokenTasks, dict[str, nn.Module]]:
         """The model of the rows; with LoRA its base rests."""
         settings, inputs = self.settings, self.inputs
@@ -114,6 +125,11 @@ class MmptTraining(TokenTraining[MmptSettings]):
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)
         return self.tasks(frozen=True), {}
+
+    @property
+    def spoken_tasks(self) -> list[str]:
+        """Those that the settings name."""
+        return self.settings.spoken_tasks
 
     def judge(self) -> token_samples.Hear | None:
         """The hearing that is named."""
@@ -223,6 +239,14 @@ STAGE = Stage(
             at_least=0.8,
             source="issue 16",
             when="checked_tasks",
+        ),
+        Gate(
+            "spoken_right",
+            "spoken_right",
+            "our own hearing understands other words in the sounds that are written than their prompts hold",
+            at_least=0.8,
+            source="issue 16",
+            when="spoken_tasks",
         ),
         MEASURABLE,
         TEXT_KEPT,

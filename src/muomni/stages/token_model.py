@@ -301,9 +301,17 @@ class TokenTraining(Training[T]):
         objective: Any = self.objective
         facts = token_ablations.facts(objective, rows_of, run, most)
         samples, longest = self.corpus.valid, self.longest()
-        checked = self.settings.checked_tasks
         facts |= token_samples.facts(
-            self.model, self.unified, rows_of, samples, checked, longest, most, stage_samples, self.judge()
+            self.model,
+            self.unified,
+            rows_of,
+            samples,
+            longest=longest,
+            most=most,
+            stage_samples=stage_samples,
+            checked_tasks=self.settings.checked_tasks,
+            hear=self.judge(),
+            spoken_tasks=self.spoken_tasks,
         )
         changes = [
             facts[f"{task}_nats"].value / before - 1
@@ -322,6 +330,11 @@ class TokenTraining(Training[T]):
         """Units of the longest target that may be written, by kind."""
         kinds = [kind for kind in ("text", "audio") if kind == "text" or "audio" in self.unified.codecs]
         return {kind: token_samples.longest(self.sides["train"], kind) for kind in kinds}
+
+    @property
+    def spoken_tasks(self) -> Sequence[str]:
+        """Tasks whose sounds `judge` must understand."""
+        return ()
 
     def judge(self) -> token_samples.Hear | None:
         """What understands the sounds that it writes, where there is something."""
