@@ -27,6 +27,8 @@ from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTrai
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 
+HEARING = "hearing"  # the stage of a recipe that may be named as judge
+
 
 class MmptSettings(TokenSettings):
     """Settings of stage mmpt.
@@ -61,22 +63,33 @@ class MmptSettings(TokenSettings):
     def needs(self) -> tuple[str, ...]:
         """Stage rows, where it starts from one, and what that stands on."""
         own = [self.rows.name] if self.rows.name in STAGES else []
-        return (*own, *([self.judge.name] if self.judge is not None and self.judge.name == "hearing" else []))
+        return (*own, *([HEARING] if self.judge is not None and self.judge.name == HEARING else []))
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The language model's."""
         return _thinker(self.rows.locate(needed, base))
 
     def external_digests(self, base: Path) -> dict[str, str]:
-        """The digest of rows that come from elsewhere."""
-        return {} if self.rows.name in STAGES else {"rows": rows.digest(self.rows.locate({}, base))}
+        """The digests of rows and of a judge that come from elsewhere."""
+        digests = {}
+        if self.rows.name not in STAGES:
+            digests["rows"] = rows.digest(self.rows.locate({}, base))
+        if (judge := self._judge_elsewhere) is not None:
+            digests["judge"] = pretrained.digest(judge.locate({}, base))
+        return digests
 
     def external_folders(self, base: Path) -> list[Path]:
-        """Rows of another run."""
+        """Rows and a judge of another run."""
         return [
             *super().external_folders(base),
             *([] if self.rows.name in STAGES else [self.rows.locate({}, base)]),
+            *([] if self._judge_elsewhere is None else [self._judge_elsewhere.locate({}, base)]),
         ]
+
+    @property
+    def _judge_elsewhere(self) -> NetworkReference | None:
+        """The judge, where it is no stage of this recipe."""
+        return None if self.judge is None or self.judge.name == HEARING else self.judge
 
 
 def _thinker(folder: Path) -> Path:
@@ -96,9 +109,12 @@ class MmptTraining(TokenTraining[MmptSettings]):
     """The rows as they were left, and the language model beneath them."""
 
     def vocabulary(self) -> None:
-        """Refuses tasks to listen to that no sample has, too."""
+        """Refuses tasks to listen to that no sample has, and a judge that lies nowhere, too: it listens when
+        the training is over."""
         super().vocabulary()
         demand_tasks(self.corpus, spoken_tasks=self.settings.spoken_tasks)
+        if (judge := self.settings.judge) is not None:
+            self.hearing = judge.locate(self.inputs.needed, self.inputs.base)
 
     def wire(self) -> tuple[TokenTasks, dict[str, nn.Module]]:
         """The model of the rows; with LoRA its base rests."""
@@ -135,9 +151,8 @@ class MmptTraining(TokenTraining[MmptSettings]):
         """The hearing that is named."""
         if self.settings.judge is None:
             return None
-        folder = self.settings.judge.locate(self.inputs.needed, self.inputs.base)
-        encoder = self.inputs.place(store.load(folder, self.inputs.run.device))
-        pad_s = store.extra_of(folder).get("pad_s", PAD_S)
+        encoder = self.inputs.place(store.load(self.hearing, self.inputs.run.device))
+        pad_s = store.extra_of(self.hearing).get("pad_s", PAD_S)
         codec = self.unified.codecs["audio"]
         rate_hz = encoder.config.mel.rate_hz
 
