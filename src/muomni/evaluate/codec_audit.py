@@ -210,7 +210,7 @@ def of_stage(
         place = Path(name) / "codec"
         save(place)
         codec = open_codec(place, device=device)
-        there = [clip.to(device) for clip in clips]
+        there = [tensor.to(device) for tensor in clips]
         facts = {**measure(codec, there, folder=place), **measured}
         audit = record(codec, there, facts)
     files.write_json(folder / AUDIT, audit)
