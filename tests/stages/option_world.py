@@ -170,7 +170,7 @@ class World:
             {path.name: files.sha256_file(path) for path in sorted((own / "golden").glob("*.jsonl"))},
         )
         yield "names of the files", [name for name in names if "events.out" not in name]
-        with patch.object(codec_audit, "_elsewhere", anew):
+        with patch.object(codec_audit, "_elsewhere", anew), patch.object(codec_audit, "CLIPS", 2):
             measured = built.measure(fitted, StageSamples())
         facts = {**built.notes, **stage_run._sound(built, fitted, settings), **measured}
         clock = {"rtf"}
