@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from muomni import runtime
+from muomni.evaluate import codec_audit
+from muomni.models.codecs import open_codec
 from muomni.runtime import Runtime
 from muomni.train import checkpoint, flops
 
@@ -286,6 +288,13 @@ def _without_device(tensor: Tensor) -> dict[str, Any]:
     return {"shape": tensor.shape, "dtype": tensor.dtype}
 
 
+def _here(codec: Any, clips: Any, folder: Any) -> tuple[list[Tensor], list[str]]:
+    """What a second process finds of a codec, found in this one: another would look for a true device."""
+    there = open_codec(folder, codec.codebooks, clips[0].device)
+    codes = codec_audit.encode_by_length(there, clips, most=1)
+    return codes, [codec_audit.digest_of_all({"": there.decode(each[None])[0]}) for each in codes]
+
+
 @contextmanager
 def pretended_device() -> Iterator[torch.device]:
     """Runs that are started in it run on the second device, in float32."""
@@ -309,6 +318,7 @@ def pretended_device() -> Iterator[torch.device]:
             patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None)
         )  # nor is memory
         stack.enter_context(patch.object(flops, "_product_s", lambda device, dtype, size: 1e-6))
+        stack.enter_context(patch.object(codec_audit, "_elsewhere", _here))
         # A checkpoint notes devices within a call, where there is no mark, and compares them outside of it.
         stack.enter_context(
             patch.dict(

@@ -12,12 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from muomni import cli
 from muomni.errors import CheckpointError, ConfigError, DataError, UserError
 from muomni.evaluate import codec_audit
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import judge
 from muomni.evaluate.metrics import snr_db
-from muomni.models import codecs
+from muomni.models import codecs, store
+from muomni.models.codec import Codec as SpeechNetwork
+from muomni.models.codec import CodecConfig as SpeechConfig
+from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 from tiny_codecs import pictures, saved, wave
 
 
@@ -42,7 +46,7 @@ def test_a_sound_codec_is_green_in_a_second_process_too(kind: str, tmp_path: Pat
     media = clips(320) if kind == "encodec" else list(pictures(3))
     facts = codec_audit.measure(own, media, folder=tmp_path)
     assert red(facts) == set()
-    metrics = {"codec_snr_db", "codec_log_mel"} if kind == "encodec" else {"codec_psnr_db", "codec_ssim"}
+    metrics = {"snr_db", "log_mel_l1"} if kind == "encodec" else {"psnr_db", "ssim"}
     assert metrics <= facts.keys()
     assert all(math.isfinite(facts[name].value) for name in metrics)
     assert 0 <= facts["codec_idempotent"].value <= 1
@@ -151,8 +155,15 @@ def test_a_folder_that_a_second_process_cant_open_is_named(folder: Path) -> None
 def audited(folder: Path, tmp_path: Path) -> tuple[Any, list[Tensor], dict[str, Fact], Path]:
     own, media = codecs.open_codec(folder, 3), clips(320)
     facts = codec_audit.measure(own, media)
-    codec_audit.save_baseline(tmp_path / "baseline.json", own, media, facts, "first")
+    record = codec_audit.record(own, media, facts)
+    codec_audit.save_baseline(tmp_path / "baseline.json", record, "first")
     return own, media, facts, tmp_path / "baseline.json"
+
+
+def compared(codec: Any, media: list[Tensor], facts: dict[str, Fact], path: Path) -> list[Any]:
+    """Verdicts on an audit as it would be recorded now."""
+    audit = json.loads(json.dumps(codec_audit.record(codec, media, facts)))
+    return codec_audit.compare(audit, codec_audit.load_baseline(path))
 
 
 def reds(judged: list[Any]) -> dict[str, str]:
@@ -161,22 +172,22 @@ def reds(judged: list[Any]) -> dict[str, str]:
 
 def test_a_codec_that_is_the_same_holds_its_baseline(audited: Any) -> None:
     own, media, facts, path = audited
-    judged = codec_audit.compare(own, media, facts, codec_audit.load_baseline(path))
+    judged = compared(own, media, facts, path)
     assert reds(judged) == {}
     named = {each.name for each in judged}
     assert named == {
         "codec_baseline",
         "codec_codes",
         "codec_order",
-        "baseline_codec_snr_db",
-        "baseline_codec_log_mel",
+        "baseline_snr_db",
+        "baseline_log_mel_l1",
     }
 
 
 def test_books_that_changed_places_are_found_by_name(audited: Any) -> None:
     own, media, facts, path = audited
     swapped = Faulty(own, changes=lambda _, media, codes: codes[:, [0, 2, 1]])
-    found = reds(codec_audit.compare(swapped, media, facts, codec_audit.load_baseline(path)))
+    found = reds(compared(swapped, media, facts, path))
     assert found.keys() == {"codec_codes", "codec_order"}
     assert "book 1 is now 2, book 2 is now 1" in found["codec_order"]
 
@@ -184,42 +195,43 @@ def test_books_that_changed_places_are_found_by_name(audited: Any) -> None:
 def test_a_stale_digest_is_found_by_name(audited: Any) -> None:
     own, media, facts, path = audited
     other = Faulty(own, digest="f" * 64)
-    found = reds(codec_audit.compare(other, media, facts, codec_audit.load_baseline(path)))
+    found = reds(compared(other, media, facts, path))
     assert found.keys() == {"codec_baseline"}
     assert f"digest: expected {own.digest[:12]}, got ffffffffffff" in found["codec_baseline"]
-    found = reds(codec_audit.compare(own, media[:2], facts, codec_audit.load_baseline(path)))
+    found = reds(compared(own, media[:2], facts, path))
     assert "clips: expected" in found["codec_baseline"]
 
 
 @pytest.mark.parametrize(
     ("name", "before", "holds", "breaks"),
     [
-        ("codec_snr_db", 6.0, 5.01, 4.99),
-        ("codec_log_mel", 2.0, 2.09, 2.11),
-        ("codec_psnr_db", 20.0, 19.51, 19.49),
-        ("codec_ssim", 0.8, 0.781, 0.779),
-        ("codec_snr_db", -2.0, -2.99, -3.01),
+        ("snr_db", 6.0, 5.01, 4.99),
+        ("log_mel_l1", 2.0, 2.09, 2.11),
+        ("psnr_db", 20.0, 19.51, 19.49),
+        ("ssim", 0.8, 0.781, 0.779),
+        ("snr_db", -2.0, -2.99, -3.01),
     ],
 )
 def test_a_metric_may_lose_so_much_and_no_more(
     name: str, before: float, holds: float, breaks: float, audited: Any
 ) -> None:
     own, media, _, path = audited
-    baseline = codec_audit.save_baseline(path, own, media, {name: Fact(before, 3)}, "chosen")
+    codec_audit.save_baseline(path, codec_audit.record(own, media, {name: Fact(before, 3)}), "chosen")
     gate = f"baseline_{name}"
-    assert gate not in reds(codec_audit.compare(own, media, {name: Fact(holds, 3)}, baseline))
-    assert gate in reds(codec_audit.compare(own, media, {name: Fact(breaks, 3)}, baseline))
-    assert "not measured" in reds(codec_audit.compare(own, media, {}, baseline))[gate]
+    assert gate not in reds(compared(own, media, {name: Fact(holds, 3)}, path))
+    assert gate in reds(compared(own, media, {name: Fact(breaks, 3)}, path))
+    assert "not measured" in reds(compared(own, media, {}, path))[gate]
 
 
 def test_a_baseline_is_renewed_with_a_reason_that_stays(audited: Any) -> None:
     own, media, facts, path = audited
     for reason in ("", "  "):
         with pytest.raises(ConfigError, match="reason"):
-            codec_audit.save_baseline(path, own, media, facts, reason)
+            codec_audit.save_baseline(path, codec_audit.record(own, media, facts), reason)
     assert codec_audit.load_baseline(path)["reason"] == "first"
-    codec_audit.save_baseline(path, Faulty(own, digest="f" * 64), media, facts, "a longer training")
-    codec_audit.save_baseline(path, own, media, facts, "and back")
+    other = codec_audit.record(Faulty(own, digest="f" * 64), media, facts)
+    codec_audit.save_baseline(path, other, "a longer training")
+    codec_audit.save_baseline(path, codec_audit.record(own, media, facts), "and back")
     stored = codec_audit.load_baseline(path)
     assert [(row["reason"], row["digest"]) for row in stored["history"]] == [
         ("first", own.digest),
@@ -240,3 +252,112 @@ def test_snr_is_what_it_says() -> None:
     assert snr_db(true, 0.9 * true) == pytest.approx(20)
     assert snr_db(true, true) == math.inf
     assert math.isnan(snr_db(0 * true, true))
+
+
+def test_a_silent_clip_has_no_ratio_and_counts_in_no_mean() -> None:
+    true_S = torch.sin(torch.arange(4000) / 9)
+    scores = [
+        codec_audit.likeness("audio", true, 0.9 * true_S, 16_000) for true in (true_S, torch.zeros(4000))
+    ]
+    assert math.isnan(scores[1]["snr_db"])
+    assert codec_audit.mean([each["snr_db"] for each in scores]) == pytest.approx(20, abs=1e-3)
+    assert codec_audit.likeness("audio", true_S, true_S, 16_000) == {"snr_db": math.inf, "log_mel_l1": 0.0}
+    assert "log_mel_l1" not in codec_audit.likeness("audio", true_S[:900], true_S[:900], 16_000)
+    assert codec_audit.mean([math.inf, math.inf]) == math.inf
+
+
+# --- of a stage -------------------------------------------------------------------------------------------------------
+
+
+def audited_stage(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Fact]:
+    """What a stage's audit of its image codec finds; the second process opens its folder here."""
+
+    def second(codec: Any, media: list[Tensor], place: Path) -> tuple[list[Tensor], list[str]]:
+        there = codecs.open_codec(place)
+        codes = codec_audit.encode_by_length(there, media, most=1)
+        return codes, [codec_audit.digest_of_all({"": there.decode(each[None])[0]}) for each in codes]
+
+    monkeypatch.setattr(codec_audit, "_elsewhere", second)
+    torch.manual_seed(seed)
+    network = ImageCodec(ImageCodecConfig(image_size=32, width=16, fine_width=8)).eval()
+    media = list(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    known = {"psnr_db": Fact(20.0 + seed, 40, None, 12.0)}
+    return codec_audit.of_stage(
+        folder, lambda place: store.save(network, place), media, torch.device("cpu"), known
+    )
+
+
+def verdicts(facts: dict[str, Fact]) -> dict[str, str]:
+    return {each.name: each.why for each in judge(codec_audit.STAGE_GATES, facts) if each.verdict == "red"}
+
+
+def test_a_stage_without_a_baseline_is_green_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = audited_stage(tmp_path / "codec", 0, monkeypatch)
+    assert verdicts(facts) == {}
+    assert (facts["baseline_lost"].value, facts["baseline_lost"].n) == (0.0, 0)
+    assert "no baseline is kept" in facts["baseline_lost"].note
+    assert facts["psnr_db"] == Fact(20.0, 40, None, 12.0), "what the stage measured on more pictures"
+    assert codec_audit.of_stage(tmp_path, lambda place: None, [], torch.device("cpu"), {}) == {}
+    assert verdicts({}).keys() >= {"codec_batch", "codec_process", "codec_baseline"}, "unmeasured is red"
+
+
+def test_a_stage_is_held_to_the_baseline_that_is_kept_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "codec"
+    facts = audited_stage(folder, 0, monkeypatch)
+    with pytest.raises(ConfigError, match="reason"):
+        codec_audit.verify_stage(folder, " ")
+    assert verify(folder) == 0
+    assert verify(folder, "--set-baseline", "first training") == 0
+    assert "codec.json" in capsys.readouterr().out
+    again = audited_stage(folder, 0, monkeypatch)
+    assert verdicts(again) == {}
+    assert again["baseline_lost"].n == 5
+    assert again["psnr_db"].note == "baseline 20: first training"
+    assert again["ssim"].value == facts["ssim"].value
+    other = audited_stage(folder, 1, monkeypatch)  # trained anew: other weights, other codes
+    why = verdicts(other)["codec_baseline"]
+    assert "codec_baseline: the baseline is of another: digest: expected" in why
+    assert "codec_codes" in why
+    assert verify(folder) == 1
+    assert verify(folder, "--set-baseline", "another seed") == 0
+    assert verdicts(audited_stage(folder, 1, monkeypatch)) == {}
+    worse = audited_stage(folder, 0, monkeypatch)  # psnr_db 20 for 21
+    assert "baseline_psnr_db: worse than the stored 21" in worse["baseline_lost"].note
+
+
+def verify(folder: Path, *more: str) -> int:
+    """`muomni data verify`; its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "verify", str(folder), *more])
+    return int(left.value.code or 0)
+
+
+def test_no_baseline_is_made_of_an_audit_that_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audited_stage(tmp_path / "codec", 0, monkeypatch)
+    path = tmp_path / "codec" / codec_audit.AUDIT
+    content = json.loads(path.read_text())
+    content["facts"]["codec_batch"]["value"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="codec_batch red"):
+        codec_audit.verify_stage(tmp_path / "codec", "why not")
+    assert not codec_audit.baseline_of(tmp_path / "codec").exists()
+
+
+def test_our_codec_of_speech_is_sound_as_its_stage_audits_it(tmp_path: Path) -> None:
+    """With a true second process, which decodes to the same samples."""
+    torch.manual_seed(0)
+    config = {"width": 16, "latent_width": 8, "blocks": 1, "fine_width": 8, "fine_blocks": 1}
+    network = SpeechNetwork(SpeechConfig(codebook_size=12, **config)).eval()
+    network.quantiser.codebooks_KND.normal_()
+    media = [wave(samples, seed=number)[0] for number, samples in enumerate((8000, 9100))]
+    facts = codec_audit.of_stage(
+        tmp_path, lambda place: store.save(network, place), media, torch.device("cpu"), {}
+    )
+    assert verdicts(facts) == {}
+    assert {"snr_db", "log_mel_l1", "codec_process"} <= facts.keys()
+    stored = json.loads((tmp_path / codec_audit.AUDIT).read_text())
+    assert stored["codec"]["kind"] == "muomni_codec"

@@ -163,6 +163,48 @@ def test_each_fault_is_seen(fault: str, fact: str) -> None:
     assert facts_of(spoilt, settings)[fact] >= (1e-2 if fact == "padding_error" else 1)
 
 
+class Rare(NextToken):
+    """A second term, whose targets one row alone holds, which is none of the six; it teaches `aside`."""
+
+    def __init__(self, row: int = 7, *, is_lost: bool = False, weight: float = 1.0) -> None:
+        super().__init__(reader().decoder)
+        self.aside, self.row, self.is_lost, self.weight = nn.Linear(2, 2), str(row), is_lost, weight
+
+    def counts(self, batch: SequenceBatch) -> dict[str, int]:
+        return {**super().counts(batch), "rare": batch.sample_ids.count(self.row)}
+
+    def forward(self, batch: SequenceBatch) -> dict[str, Term]:
+        count = batch.sample_ids.count(self.row)
+        error = self.aside(torch.ones(2)).square().sum() * count
+        total = error.detach() + 0.0 * self.aside.weight.sum() if self.is_lost else error
+        return {**super().forward(batch), "rare": Term(total, count, self.weight)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "lost", "note"),
+    [
+        (Rare(), 0, ""),
+        (Rare(is_lost=True), 1, "rare does not reach *"),
+        (Rare(row=99), 1, "rare has no targets in 30 rows"),
+        (Rare(row=99, weight=0.0), 0, ""),
+    ],
+)
+def test_a_term_without_targets_in_six_rows_is_asked_on_others(objective: Rare, lost: int, note: str) -> None:
+    bench = soundness.prepare(objective, loader(), SETTINGS, CPU)
+    assert "7" not in bench.batch.sample_ids
+    fact = soundness.reach(bench)["lost_gradients"]
+    assert (fact.value, fact.note) == (lost, note)
+    assert fact.n == (2 if objective.weight else 1)
+
+
+def test_the_search_for_targets_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundness, "SEARCHED", 8)
+    fact = soundness.reach(soundness.prepare(Rare(row=99), loader(bad=frozenset({3})), SETTINGS, CPU))
+    assert "rare has no targets in" in fact["lost_gradients"].note
+    searched = int(fact["lost_gradients"].note.split()[-2])
+    assert searched in (13, 14), "six, and two batches of four, one of which may hold the bad row"
+
+
 class Adapted(NextToken):
     """A frozen decoder that came whole from elsewhere, in bf16, with an adapter, its activations made again
     in the backward."""

@@ -199,6 +199,39 @@ def test_a_note_that_does_not_fit_is_refused(tmp_path, change, message):
         rows.load_rows(_model(), tmp_path, base_digest="b" * 64)
 
 
+def _other_space():
+    """A space of the same sizes in which the codes of sounds mean something else."""
+    image, audio = small().codecs
+    return replace(small(), codecs=(image, replace(audio, digest="0" * 64)))
+
+
+def test_rows_beside_a_forged_note_and_space_are_refused(tmp_path):
+    """Note and space agree with the model and with each other; the rows were trained for another space."""
+    _saved(tmp_path / "own")
+    rows.save(_model(_other_space()), tmp_path / "other", base=BASE, codecs={})
+    for name in (NOTE, TOKEN_SPACE):
+        (tmp_path / "other" / name).write_bytes((tmp_path / "own" / name).read_bytes())
+    with pytest.raises(TokenSpaceError, match=rf"{ROWS}: expected ids of token space {small().hash[:12]}"):
+        rows.load_rows(_model(), tmp_path / "other", base_digest="b" * 64)
+
+
+def test_rows_that_name_no_space_open_by_their_note(tmp_path):
+    """As they were written before their file named one."""
+    _saved(tmp_path)
+    save_file(load_file(tmp_path / ROWS), tmp_path / ROWS, metadata={"format": "pt"})
+    again = TokenModel(_decoder(), small())
+    rows.load_rows(again, tmp_path, base_digest="b" * 64)
+    assert torch.equal(again.new_embed, _model().new_embed)
+
+
+def test_the_file_of_rows_has_one_key_of_metadata(tmp_path):
+    """Several are written in another order in each process: equal runs would leave other bytes."""
+    _saved(tmp_path)
+    size = int.from_bytes((tmp_path / ROWS).read_bytes()[:8], "little")
+    header = json.loads((tmp_path / ROWS).read_bytes()[8 : 8 + size])
+    assert header["__metadata__"] == {"token_space": small().hash}
+
+
 def test_torn_or_foreign_tensors_are_refused(tmp_path):
     _saved(tmp_path)
     tensors = load_file(tmp_path / ROWS)

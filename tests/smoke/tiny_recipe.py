@@ -125,6 +125,7 @@ def recipe(world: Path) -> dict[str, Any]:
             "ramp_steps": 2,
             "checked_tasks": ["probe"],
             "judge": "hearing",
+            "spoken_tasks": ["speak"],
             "eval_items": 8,
             "gates": {
                 "overfits": 9.0,
@@ -133,6 +134,7 @@ def recipe(world: Path) -> dict[str, Any]:
                 "text_kept": 9.0,
                 "reading_kept": 9.0,
                 "drawn_right": 0.0,
+                "spoken_right": 0.0,
             },
         },
         "talker": {

@@ -200,7 +200,10 @@ def shard(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `muomni data shard` made")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="what `muomni data shard` made, or a stage that trained a codec"),
+    ],
     level: Annotated[str, typer.Option(help="integrity (every sample, no codec) or full")] = "full",
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="instead of the one that made the shards")
@@ -218,7 +221,8 @@ def verify(
         typer.Option(metavar="FILE", help="compare with it instead of the set's own baseline.json"),
     ] = None,
     set_baseline: Annotated[
-        str | None, typer.Option(metavar="REASON", help="make this set the baseline, and say why")
+        str | None,
+        typer.Option(metavar="REASON", help="make this set, or this codec, the baseline, and say why"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -226,13 +230,17 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
-    """Audit token shards; exit 2 where they must not be used, 1 where another check is red."""
+    """Audit token shards, or the codec of a stage; exit 2 where shards must not be used, 1 where another check
+    is red."""
     from muomni import files
     from muomni.data.tokenized.make import PROVENANCE
-    from muomni.evaluate import token_shards
-    from muomni.models import unified
+    from muomni.evaluate import codec_audit, token_shards
+    from muomni.models import integrity, unified
     from muomni.tokens.space import TokenSpace
 
+    if (folder / codec_audit.AUDIT).is_file() or (folder / integrity.FINAL).is_dir():
+        _verify_codec(folder, set_baseline, as_json)
+        return
     settings = token_shards.AuditSettings(level, retokenise, decode, max_len=max_len, seed=seed)
     tokens = None
     if level == "full" or codec or tokenizer:
@@ -258,6 +266,28 @@ def verify(
             console.result(problem)
     if report["exit_code"]:
         raise typer.Exit(report["exit_code"])
+
+
+def _verify_codec(folder: Path, set_baseline: str | None, as_json: bool) -> None:
+    """What the audit of a codec's stage found, against the baseline that is kept for it."""
+    from muomni.evaluate import codec_audit
+
+    audit, judged = codec_audit.verify_stage(folder, set_baseline)
+    if as_json:
+        console.result_json({**audit, "gates": [each.to_json() for each in judged]})
+    else:
+        rows = [[each.name, each.verdict, _number(each.value), each.threshold, each.why] for each in judged]
+        console.table(f"audit of {folder}", ["gate", "verdict", "value", "bound", "what"], rows)
+        kept = codec_audit.baseline_of(folder)
+        console.result(
+            f"baseline: {kept if kept.is_file() else 'none is kept, --set-baseline REASON makes one'}"
+        )
+    if any(each.verdict == "red" for each in judged):
+        raise typer.Exit(1)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _source(path: Path, form: str | None, template: str | None, root: Path | None) -> Source:

@@ -2,7 +2,7 @@
 leave.
 
 `measure` gives facts, `GATES` judge them, `compare` holds them against a baseline that was stored with a
-reason.
+reason. `of_stage` does all three for a codec that a stage trained; `muomni data verify` reads what it left.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, DataError, TokenRangeError
 from muomni.evaluate.facts import Fact
-from muomni.evaluate.gates import Gate, Judged
+from muomni.evaluate.gates import Gate, Judged, judge
 from muomni.evaluate.metrics import bootstrap, snr_db
 from muomni.evaluate.picture_metrics import psnr_B, ssim_B
 from muomni.media.mel import MelSpec, log_mel
@@ -34,15 +35,17 @@ from muomni.models.store import digest_of_all
 from muomni.tokens.codec import Codec, CodecEntry, encode_by_length
 
 FORMAT = 1
+CLIPS = 16  # held-out media on which a stage audits its codec
+AUDIT = "audit.json"  # what an audit left in the folder of its stage
 KEPT = 4  # clips whose codes a baseline keeps, so that books that have changed places are found by name
 DRIFT = 1e-3  # share of codes that may differ where rounding may: SPEC T4's bound for tokens made again
 # What a fact may lose against its baseline (SPEC T3): the bound as a function of the stored value, and its
 # direction.
 REGRESSIONS: dict[str, tuple[str, Callable[[float], float]]] = {
-    "codec_snr_db": (">=", lambda before: before - 1.0),
-    "codec_log_mel": ("<=", lambda before: before * 1.05),
-    "codec_psnr_db": (">=", lambda before: before - 0.5),
-    "codec_ssim": (">=", lambda before: before - 0.02),
+    "snr_db": (">=", lambda before: before - 1.0),
+    "log_mel_l1": ("<=", lambda before: before * 1.05),
+    "psnr_db": (">=", lambda before: before - 0.5),
+    "ssim": (">=", lambda before: before - 0.02),
 }
 _RUNS_ELSEWHERE = (
     "the same clips get other codes: its kernels or a cache hold a state; tokenise in audit mode"
@@ -87,6 +90,14 @@ GATES = (
         "codec_refuses", "codec_refuses", "a code outside of its book is decoded without a word", at_least=1
     ),
 )
+BASELINE_GATE = Gate(
+    "codec_baseline",
+    "baseline_lost",
+    "the codec is not what its stored baseline says: renew it with a reason (muomni data verify --set-baseline), or train on",
+    at_most=0,
+    source="SPEC T3",
+)
+STAGE_GATES = (*GATES, BASELINE_GATE)
 
 
 @torch.inference_mode()
@@ -98,9 +109,8 @@ def measure(codec: Codec, clips: Sequence[Tensor], *, folder: Path | None = None
     Gives   codec_repeat, _process, _batch, _threads: the share of codes that are others in a second run, a
             second process, another batch size, another number of threads; codec_decode: decoded media that
             differ; codec_range, codec_shape, codec_media: clips at fault; codec_length: the largest
-            difference in frames; codec_refuses; the means of codec_snr_db and codec_log_mel (L1, nats), or
-            codec_psnr_db and codec_ssim; codec_idempotent: the share of codes that a second round trip keeps,
-            which no gate asks for.
+            difference in frames; codec_refuses; the means of snr_db and log_mel_l1 (nats), or psnr_db and
+            ssim; codec_idempotent: the share of codes that a second round trip keeps, which no gate asks for.
     Raises  DataError without clips.
     """
     if not clips:
@@ -134,43 +144,119 @@ def measure(codec: Codec, clips: Sequence[Tensor], *, folder: Path | None = None
 
 
 def round_trip(codec: Codec, clips: Sequence[Tensor], decoded: Sequence[Tensor]) -> dict[str, Fact]:
-    """How near decoded media come to the true ones: means over clips, over the length that both have."""
+    """How near decoded media come to the true ones: means over clips."""
     scores: dict[str, list[float]] = {}
-    if codec.modality == "image":
-        for true, guess in zip(clips, decoded):
-            pair = [torch.stack([each]).cpu() for each in (true, guess)]
-            scores.setdefault("codec_psnr_db", []).append(float(psnr_B(*pair)))
-            scores.setdefault("codec_ssim", []).append(float(ssim_B(*pair)))
-    else:
-        assert codec.sample_rate_hz is not None
-        spec = comparison_mel(codec.sample_rate_hz)
-        for true, guess in zip(clips, decoded):
-            length = min(len(true), len(guess))
-            true_S, guess_S = true[:length].float().cpu(), guess[:length].float().cpu()
-            scores.setdefault("codec_snr_db", []).append(snr_db(true_S.numpy(), guess_S.numpy()))
-            if length >= spec.hop_samples:
-                true_FM, guess_FM = log_mel(torch.stack([true_S, guess_S]), spec)
-                scores.setdefault("codec_log_mel", []).append(float((true_FM - guess_FM).abs().mean()))
-    facts = {}
-    for name, values in scores.items():
-        known = [each for each in values if math.isfinite(each)]  # a silent clip has no ratio
-        exact = values and not known and math.inf in values
-        mean = math.inf if exact else float(np.mean(known)) if known else math.nan
-        facts[name] = Fact(mean, len(known), bootstrap(known) if known else None)
-    return facts
+    for true, guess in zip(clips, decoded):
+        for name, value in likeness(codec.modality, true, guess, codec.sample_rate_hz).items():
+            scores.setdefault(name, []).append(value)
+    return {
+        name: Fact(mean(values), len(known), bootstrap(known) if known else None)
+        for name, values in scores.items()
+        for known in [[each for each in values if math.isfinite(each)]]
+    }
 
 
-def comparison_mel(rate_hz: int) -> MelSpec:
-    """The log-mel by which sounds are compared: 80 bins up to half the rate, frames of 1,024 samples every
-    256."""
-    sizes = {"n_fft": 1024, "window_samples": 1024, "hop_samples": 256, "num_mels": 80}
-    return MelSpec(rate_hz=rate_hz, f_max_hz=rate_hz / 2, floor=1e-6, **sizes)
+def likeness(modality: str, true: Tensor, guess: Tensor, rate_hz: int | None) -> dict[str, float]:
+    """How near a decoded medium is to what was encoded: the one home of the metrics of a round trip.
+
+    Takes   pictures (3, H, W), the true one in [0, 1]; or waves (S,) at rate_hz, of which the length that
+            both have is compared.
+    Gives   psnr_db and ssim; or snr_db (`metrics.snr_db`) and, of a wave that is long enough, log_mel_l1, the
+            mean distance of log-mels in nats (80 bins up to half the rate, frames of 1,024 samples).
+    """
+    if modality == "image":
+        pair = true.float().cpu()[None], guess.float().cpu()[None].clamp(0, 1)
+        return {"psnr_db": float(psnr_B(*pair)), "ssim": float(ssim_B(*pair))}
+    assert rate_hz is not None
+    length = min(len(true), len(guess))
+    true_S, guess_S = true[:length].float().cpu(), guess[:length].float().cpu()
+    found = {"snr_db": snr_db(true_S.numpy(), guess_S.numpy())}
+    sizes = {"n_fft": 1024, "window_samples": 1024, "hop_samples": 256, "num_mels": 80}  # lumo.md B19
+    spec = MelSpec(rate_hz=rate_hz, f_max_hz=rate_hz / 2, **sizes)
+    if length >= spec.window_samples:
+        true_FM, guess_FM = log_mel(torch.stack([true_S, guess_S]), spec)
+        found["log_mel_l1"] = float((true_FM - guess_FM).abs().mean())
+    return found
 
 
-def save_baseline(
-    path: Path, codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], reason: str
-) -> dict[str, Any]:
-    """Store facts as what later audits are held against; gives what was stored.
+def mean(values: Sequence[float]) -> float:
+    """The mean of a metric over media; a silent clip has no ratio (nan) and is left out, inf where all are
+    equal."""
+    known = [each for each in values if math.isfinite(each)]
+    if known:
+        return float(np.mean(known))
+    return math.inf if math.inf in values else math.nan
+
+
+def of_stage(
+    folder: Path,
+    save: Callable[[Path], None],
+    clips: Sequence[Tensor],
+    device: torch.device,
+    measured: Mapping[str, Fact],
+) -> dict[str, Fact]:
+    """The audit of a codec that a stage trained: facts for STAGE_GATES. What `muomni data verify` needs of it
+    is left in the stage's folder, as AUDIT.
+
+    Takes   folder: the stage's own; save: writes the codec as it will stand in `final/`, from where it is
+            opened here and by a second process; clips: as `measure`, on any device; measured: facts of the
+            round trip that the stage has on more media, which stand in the place of those on the clips.
+    Gives   nothing without clips. baseline_lost: how many verdicts of `compare` are red, against the baseline
+            that is kept for the stage (`baseline_of`), with what they say; 0 of 0 where none is kept.
+    """
+    if not clips:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="muomni-audit-") as name:
+        place = Path(name) / "codec"
+        save(place)
+        codec = open_codec(place, device=device)
+        there = [tensor.to(device) for tensor in clips]
+        facts = {**measure(codec, there, folder=place), **measured}
+        audit = record(codec, there, facts)
+    files.write_json(folder / AUDIT, audit)
+    return facts | against(audit, baseline_of(folder))
+
+
+def against(audit: Mapping[str, Any], path: Path) -> dict[str, Fact]:
+    """Facts of an audit's record against the baseline that is kept, where one is."""
+    if not path.is_file():
+        return {"baseline_lost": Fact(0.0, 0, note="no baseline is kept (muomni data verify --set-baseline)")}
+    baseline = load_baseline(path)
+    judged = compare(audit, baseline)
+    lost = [f"{each.name}: {each.why}" for each in judged if each.verdict == "red"]
+    stored = {
+        name: Fact.from_json(baseline["facts"][name])
+        for name in REGRESSIONS.keys() & baseline["facts"].keys()
+    }
+    now = {name: Fact.from_json(each) for name, each in audit["facts"].items()}
+    noted = {
+        name: replace(now[name], note=f"baseline {before.value:.4g}: {baseline['reason']}")
+        for name, before in sorted(stored.items())
+        if name in now
+    }
+    return {**noted, "baseline_lost": Fact(float(len(lost)), len(judged), note="; ".join(lost))}
+
+
+def baseline_of(folder: Path) -> Path:
+    """Where the baseline of a stage's codec is kept: beside the stage, so that a stage that is trained anew
+    is held to it."""
+    return folder.parent / "baselines" / f"{folder.name}.json"
+
+
+def record(codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact]) -> dict[str, Any]:
+    """What an audit leaves: the codec's entry, the digest of the clips, the codes of the first, the facts."""
+    codes = encode_by_length(codec, clips[:KEPT], most=1)
+    return {
+        "format": FORMAT,
+        "codec": CodecEntry.of(codec, codec.kind, "").to_json(),
+        "clips": _digest(clips),
+        "facts": {name: fact.to_json() for name, fact in facts.items()},
+        "codes": [each.tolist() for each in codes],
+    }
+
+
+def save_baseline(path: Path, audit: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Store an audit's record as what later ones are held against; gives what was stored.
 
     A baseline that is there already is renewed: its facts and its reason stay in the new one's history.
     Raises  ConfigError without a reason.
@@ -182,18 +268,28 @@ def save_baseline(
         before = load_baseline(path)
         history = [*before["history"], {key: before[key] for key in ("reason", "clips", "facts")}]
         history[-1]["digest"] = before["codec"]["digest"]
-    codes = encode_by_length(codec, clips[:KEPT], most=1)
-    content = {
-        "format": FORMAT,
-        "codec": CodecEntry.of(codec, codec.kind, "").to_json(),
-        "clips": _digest(clips),
-        "facts": {name: fact.to_json() for name, fact in facts.items()},
-        "codes": [each.tolist() for each in codes],
-        "reason": reason.strip(),
-        "history": history,
-    }
+    content = {**audit, "reason": reason.strip(), "history": history}
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
     return content
+
+
+def verify_stage(folder: Path, set_baseline: str | None = None) -> tuple[dict[str, Any], list[Judged]]:
+    """The record that a codec's stage left, with its verdicts; and make it the baseline, with a reason.
+
+    Gives   the record, and a verdict for each of GATES, and for each of `compare` where a baseline is kept.
+    Raises  UserError where the record is missing or torn; ConfigError for a baseline without a reason, or of
+            an audit of which a gate is red.
+    """
+    hint = "measure the stage again: muomni gate"
+    audit: dict[str, Any] = files.read_stored(folder / AUDIT, dict, hint=hint)
+    judged = judge(GATES, {name: Fact.from_json(each) for name, each in audit["facts"].items()})
+    path = baseline_of(folder)
+    if set_baseline is not None:
+        if red := [each.name for each in judged if each.verdict == "red"]:
+            raise ConfigError(f"--set-baseline: expected all gates green, got {', '.join(red)} red")
+        save_baseline(path, audit, set_baseline)
+    return audit, judged + (compare(audit, load_baseline(path)) if path.is_file() else [])
 
 
 def load_baseline(path: Path) -> dict[str, Any]:
@@ -211,28 +307,26 @@ def load_baseline(path: Path) -> dict[str, Any]:
     return content
 
 
-@torch.inference_mode()
-def compare(
-    codec: Codec, clips: Sequence[Tensor], facts: Mapping[str, Fact], baseline: Mapping[str, Any]
-) -> list[Judged]:
-    """Verdicts on an audit against a baseline: is it of this codec and these clips, and what has become
-    worse.
+def compare(audit: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Judged]:
+    """Verdicts on an audit's record against a baseline: is it of this codec and these clips, and what has
+    become worse.
 
     Gives   codec_baseline: red where the baseline is of another codec (a stale digest) or of other clips,
             with what differs; codec_codes: the share of the stored codes that are others now; codec_order:
             red where the books of the stored codes have changed places; and a verdict on each metric of
             REGRESSIONS that the baseline has (red, too, where it was not measured now).
     """
-    differences = CodecEntry.from_json(baseline["codec"]).differences(codec)
-    if baseline["clips"] != _digest(clips):
-        differences.append(f"clips: expected {baseline['clips'][:12]}, got {_digest(clips)[:12]}")
+    facts = {name: Fact.from_json(each) for name, each in audit["facts"].items()}
+    differences = CodecEntry.from_json(baseline["codec"]).unlike(CodecEntry.from_json(audit["codec"]))
+    is_same_clips = baseline["clips"] == audit["clips"]
+    if not is_same_clips:
+        differences.append(f"clips: expected {baseline['clips'][:12]}, got {audit['clips'][:12]}")
     why = (
         f"the baseline is of another: {'; '.join(differences)}; renew it with a reason" if differences else ""
     )
     judged = [_judged("codec_baseline", not differences, float(len(differences)), "<= 0", why)]
-    stored = [torch.tensor(each) for each in baseline["codes"]]
-    if baseline["clips"] == _digest(clips):
-        now = [codes_KF.cpu() for codes_KF in encode_by_length(codec, clips[: len(stored)], most=1)]
+    stored, now = ([torch.tensor(each) for each in row["codes"]] for row in (baseline, audit))
+    if is_same_clips and len(stored) == len(now):
         share = _differ(stored, now)
         why = (
             "the same clips get other codes than when the baseline was made: another codec, library or build"

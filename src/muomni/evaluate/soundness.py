@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -39,6 +39,7 @@ from muomni.train.step import update
 ROWS = 6  # rows of the batch that everything is tried on
 DRAWS = 64  # rows that are looked at where these do not show everything
 BATCHES = 16  # over an epoch, from which they are taken
+SEARCHED = 1024  # rows of an epoch that are searched for targets of a term, where these hold none
 PROBES = 6  # targets, and packed documents, that are asked alone
 OVERFIT_STEPS = 24
 OVERFIT_LR = 2e-3  # at least: a recipe of many thousand steps goes too slowly to show anything in so few
@@ -310,11 +311,24 @@ def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
 
 
 def reach(bench: Bench) -> dict[str, Fact]:
-    """Gradient reach: each term teaches what it is there to teach."""
+    """Gradient reach: each term that is minimised teaches what it is there to teach.
+
+    A term that has no targets in the bench's rows (a task of a small weight) is asked on others of the first
+    epoch. Where SEARCHED of them hold none either, nothing shows what it teaches, and it counts as lost.
+    """
     named = {name: p for name, p in bench.objective.named_parameters() if p.requires_grad}
-    bench.objective.begin([bench.batch], 1)
-    terms: dict[str, Term] = bench.objective(bench.batch)
-    reached = {name: _reached(term, named) for name, term in terms.items() if term.weight and term.count}
+    reached, absent = _reach_of(bench, bench.batch, named)
+    searched = len(bench.items)
+    for items in _rows_of_an_epoch(bench.loader) if absent else ():
+        searched += len(items)
+        batch = bench.collate(items)
+        counts = bench.objective.counts(batch)
+        if any(counts.get(name) for name in absent):
+            found, _ = _reach_of(bench, batch, named)
+            reached |= {name: found[name] for name in absent & found.keys()}
+            absent -= found.keys()
+        if not absent:
+            break
     expected = {name: bench.objective.expected_gradients().get(name, ("*",)) for name in reached}
     lost = [
         f"{name} does not reach {pattern}"
@@ -323,7 +337,37 @@ def reach(bench: Bench) -> dict[str, Fact]:
         if any(fnmatchcase(other, pattern) for other in named)
         and not any(fnmatchcase(other, pattern) for other in reached[name])
     ]
-    return {"lost_gradients": Fact(float(len(lost)), len(reached), note="; ".join(lost))}
+    lost += [f"{name} has no targets in {searched:,} rows" for name in sorted(absent)]
+    return {"lost_gradients": Fact(float(len(lost)), len(reached) + len(absent), note="; ".join(lost))}
+
+
+def _reach_of(bench: Bench, batch: Any, named: Mapping[str, Tensor]) -> tuple[dict[str, set[str]], set[str]]:
+    """The parameters that each weighted term of a batch reaches, and the weighted terms without targets in
+    it."""
+    bench.objective.begin([batch], 1)
+    terms: dict[str, Term] = bench.objective(batch)
+    weighted = {name: term for name, term in terms.items() if term.weight}
+    reached = {name: _reached(term, named) for name, term in weighted.items() if term.count}
+    return reached, weighted.keys() - reached.keys()
+
+
+def _rows_of_an_epoch(loader: Loader[Any, Any]) -> Iterator[list[Any]]:
+    """Up to SEARCHED rows of the first epoch, as training draws them, ROWS at a time; bad ones are left
+    out."""
+    order = loader.order
+    count = min(order.batches_per_epoch, -(-SEARCHED // order.batch_size))
+    items: list[Any] = []
+    for number in np.linspace(0, order.batches_per_epoch - 1, count).astype(int).tolist():
+        for draw in order.batch(number):
+            try:
+                items.append(loader.item(draw))
+            except DataError:
+                continue  # the loader counts and names it in its turn
+            if len(items) == ROWS:
+                yield items
+                items = []
+    if items:
+        yield items
 
 
 def _reached(term: Term, named: Mapping[str, Tensor]) -> set[str]:

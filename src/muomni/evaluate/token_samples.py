@@ -4,7 +4,6 @@ asked?"""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from muomni.evaluate.metrics import cer
 from muomni.evaluate.samples import MOST, Picture, Sound, StageSamples
 from muomni.evaluate.token_ablations import readable
 from muomni.infer import spans
+from muomni.media.text import spoken
 from muomni.models.rows import TokenModel
 from muomni.tokens import grammar
 from muomni.tokens.grammar import Grammar
@@ -35,11 +35,13 @@ def facts(
     tokens: UnifiedTokenizer,
     rows: TokenRows,
     samples: Sequence[Sample],
-    checked_tasks: Sequence[str],
+    *,
     longest: dict[str, int],
     most: int,
     stage_samples: StageSamples,
+    checked_tasks: Sequence[str] = (),
     hear: Hear | None = None,
+    spoken_tasks: Sequence[str] = (),
 ) -> dict[str, Fact]:
     """For each task, over up to `most` held-out prompts:
 
@@ -48,7 +50,9 @@ def facts(
     raw_compliance those that are legal to the last id when they are not
     drawn_right    pictures of `checked_tasks` that show the colour and shape of the prompt, by the checker of
                    rules
-    spoken_right   sounds in which `hear` understands the prompt's words to the last letter; spoken_cer
+    spoken_right   sounds in which `hear` understands the prompt's words, as they are said, to the last letter; of
+                   `spoken_tasks` where some are named (then no fact where none of them is held out), else of all
+    spoken_cer     the share of letters that it understands otherwise, of all sounds
 
     Takes   longest: frames or tokens of the longest target (`longest`).
     """
@@ -84,7 +88,7 @@ def facts(
         if writes == "image":
             found |= _drawn(media, texts, chosen, checked_tasks, stage_samples)
         else:
-            found |= _spoken(media, texts, [sample.id for sample in chosen], tokens, hear, stage_samples)
+            found |= _spoken(media, texts, chosen, spoken_tasks, tokens, hear, stage_samples)
     return found
 
 
@@ -180,22 +184,26 @@ def _drawn(
 def _spoken(
     media: Sequence[np.ndarray | None],
     texts: Sequence[str],
-    names: Sequence[str],
+    samples: Sequence[Sample],
+    tasks: Sequence[str],
     tokens: UnifiedTokenizer,
     hear: Hear | None,
     stage_samples: StageSamples,
-) -> dict[str, Any]:
-    """What an ear that was trained apart understands of the sounds."""
+) -> dict[str, Fact]:
+    """What a recogniser that was trained apart understands of the sounds."""
     waves = [np.zeros(1600, np.float32) if wave is None else wave for wave in media]
     heard = [None] * len(waves) if hear is None else hear(waves)
     rate_hz = int(tokens.codecs["audio"].sample_rate_hz or 0)
-    for name, wave, text, words in zip(names, waves, texts, heard):
-        stage_samples.add("token_speech", id=name, prompt=text, audio=Sound(wave, rate_hz), heard=words)
+    for sample, wave, text, words in zip(samples, waves, texts, heard):
+        stage_samples.add("token_speech", id=sample.id, prompt=text, audio=Sound(wave, rate_hz), heard=words)
     if hear is None:
         return {}
     guesses = [str(words) for words in heard]
-    right = sum(a == b for a, b in zip(guesses, texts))
-    return {
-        "spoken_right": share(right, len(texts)),
-        "spoken_cer": Fact(cer(list(texts), guesses), len(texts)),
-    }
+    truths = [spoken(text) for text in texts]  # a recogniser writes words as they are said
+    hits = [
+        guess == truth
+        for guess, truth, sample in zip(guesses, truths, samples)
+        if not tasks or sample.task in tasks
+    ]
+    found = {"spoken_cer": Fact(cer(truths, guesses), len(truths))}
+    return found | ({"spoken_right": share(sum(hits), len(hits))} if hits else {})

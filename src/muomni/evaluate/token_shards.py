@@ -29,8 +29,8 @@ from muomni.data.tokenized.make import PROVENANCE
 from muomni.data.tokenized.record import FIELDS, Record
 from muomni.data.tokenized.verify import Findings, laid_out
 from muomni.errors import ConfigError, MuomniError
-from muomni.evaluate.picture_metrics import psnr_B, ssim_B
-from muomni.media.mel import MelSpec, log_mel
+from muomni.evaluate.codec_audit import REGRESSIONS, likeness, mean
+from muomni.evaluate.gates import COMPARISONS
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.tokens import sequences
 from muomni.tokens.chat import IGNORE
@@ -40,12 +40,6 @@ from muomni.tokens.unified import UnifiedTokenizer
 REPORT, ERRORS, BASELINE = "report.json", "errors.jsonl", "baseline.json"
 MOST_RETOKENISED_SHARE = 0.001  # of ids that differ; an audit set has none (lumo.md B32 F)
 MOST_DRIFT = 0.05  # of a length percentile (SPEC T4)
-LEAST_SNR_DB, MOST_LOG_MEL, LEAST_PSNR_DB, LEAST_SSIM = (
-    -1.0,
-    1.05,
-    -0.5,
-    -0.02,
-)  # against the baseline (lumo.md B20)
 BATCH = 8
 
 
@@ -271,9 +265,9 @@ def _decode(
             found.add("G", sets[side].shard_of(place), record.key, what)
         elif (medium := media.get((side, place))) is not None:
             rate_hz = tokens.space.codec(modality).sample_rate_hz
-            for name, value in _round_trip(modality, medium, decoded, rate_hz).items():
+            for name, value in likeness(modality, medium.values, decoded, rate_hz).items():
                 trips.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in trips.items()}
+    return {name: mean(values) for name, values in trips.items()}
 
 
 def _decoded(tokens: UnifiedTokenizer, record: Record, modality: str) -> tuple[str, Tensor]:
@@ -298,24 +292,6 @@ def _decoded(tokens: UnifiedTokenizer, record: Record, modality: str) -> tuple[s
             wave_S,
         )
     return "", wave_S
-
-
-def _round_trip(
-    modality: str, medium: encode.Medium, decoded: Tensor, rate_hz: int | None
-) -> dict[str, float]:
-    """How near a decoded medium is to what was encoded, at the codec's own rate or size."""
-    if modality == "image":
-        both = medium.values[None], decoded[None].clamp(0, 1)
-        return {"psnr_db": float(psnr_B(*both)[0]), "ssim": float(ssim_B(*both)[0])}
-    wave_S = medium.values[: len(decoded)]
-    noise, power = float((wave_S - decoded).square().mean()), float(wave_S.square().mean())
-    sizes = {"n_fft": 1024, "window_samples": 1024, "hop_samples": 256, "num_mels": 80}  # lumo.md B19
-    spec = MelSpec(rate_hz=rate_hz or 0, f_max_hz=(rate_hz or 0) / 2, **sizes)
-    found = {"snr_db": 10 * math.log10(max(power, 1e-10) / max(noise, 1e-10))}
-    if len(wave_S) >= spec.window_samples:
-        pair = [log_mel(each[None].float(), spec) for each in (wave_S, decoded)]
-        found["log_mel_l1"] = float((pair[0] - pair[1]).abs().mean())
-    return found
 
 
 def _rows(
@@ -433,12 +409,10 @@ def _compare(folder: Path, space: TokenSpace, place: Path, measured: dict[str, A
 
 def _bounds(before: dict[str, float], now: dict[str, float]) -> Iterator[tuple[str, bool, str]]:
     """Each round-trip metric that both have: its name, whether it holds, and its bound."""
-    least = {"snr_db": LEAST_SNR_DB, "psnr_db": LEAST_PSNR_DB, "ssim": LEAST_SSIM}
-    for name in sorted(before.keys() & now.keys()):
-        if name == "log_mel_l1":
-            yield name, now[name] <= before[name] * MOST_LOG_MEL, f"at most {before[name] * MOST_LOG_MEL:.4g}"
-        else:
-            yield name, now[name] >= before[name] + least[name], f"at least {before[name] + least[name]:.4g}"
+    for name in sorted(before.keys() & now.keys() & REGRESSIONS.keys()):
+        sign, limit = REGRESSIONS[name]
+        bound = limit(before[name])
+        yield name, COMPARISONS[sign](now[name], bound), f"{sign} {bound:.4g}"
 
 
 def _renew(

@@ -35,6 +35,7 @@ from muomni.tokens.space import TOKEN_SPACE, TokenSpace
 from muomni.tokens.unified import UnifiedTokenizer
 
 ROWS, NOTE = "trainable_rows.safetensors", "trainable_rows.json"
+SPACE_HASH = "token_space"  # in the metadata of the rows' file: the hash of the space that they are of
 SOURCE_ROWS = "trainable_rows.pt"  # another project's
 THINKER, ADAPTER = (
     "thinker",
@@ -235,7 +236,9 @@ def save(
     )
     tensors = {name: getattr(model, name).detach().float().cpu().contiguous() for name in NAMES}
     folder = Path(folder)
-    files.write_bytes(folder / ROWS, to_safetensors(tensors, metadata={"format": "pt"}))
+    # One key alone: safetensors writes several in another order in each process, and equal runs would leave other
+    # bytes.
+    files.write_bytes(folder / ROWS, to_safetensors(tensors, metadata={SPACE_HASH: model.space.hash}))
     files.write_json(folder / NOTE, asdict(note))
     model.space.save(folder)
 
@@ -245,13 +248,17 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
     """Fill a model's new rows from a folder.
 
     Takes   base_digest: of the base that the model stands on (`models.pretrained.digest`).
-    Raises  TokenSpaceError where the folder's space is another one; CheckpointError where its base, range or
-            shapes are others, or a number is not finite.
+    Raises  TokenSpaceError where the folder's space is another one, or its note or its rows are of another
+            (rows that were written before their file named a space are held to the note alone);
+            CheckpointError where its base, range or shapes are others, or a number is not finite.
     """
     folder = Path(folder)
     model.space.require(TokenSpace.load(folder), str(folder / TOKEN_SPACE))
     note, new = Note.read(folder), model.space.new_rows
     model.space.require_hash(note.token_space, str(folder / NOTE))
+    tensors, metadata = _read(folder)
+    if SPACE_HASH in metadata:
+        model.space.require_hash(metadata[SPACE_HASH], str(folder / ROWS))
     if note.base.get("digest") != base_digest:
         raise CheckpointError(
             f"{folder}: its rows were trained on base {note.base_llm}: expected digest {str(note.base.get('digest'))[:12]}, "
@@ -262,14 +269,16 @@ def load_rows(model: TokenModel, folder: Path, *, base_digest: str) -> Note:
         raise CheckpointError(
             f"{folder / NOTE}: expected rows {new.start}..{new.stop}, got {note.row_start}..{note.row_end}"
         )
-    _fill(model, _read(folder), str(folder / ROWS))
+    _fill(model, tensors, str(folder / ROWS))
     return note
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a folder's rows by name, and what their file says beside them."""
     try:
         with safe_open(folder / ROWS, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            return tensors, dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / ROWS}: missing or torn: {error}", hint="copy the folder of rows again"
@@ -328,7 +337,7 @@ def changed(model: TokenModel, folder: Path) -> list[str]:
 
     Raises  CheckpointError where the folder's file is missing or torn.
     """
-    tensors = _read(Path(folder))
+    tensors, _ = _read(Path(folder))
     return [
         name
         for name in NAMES

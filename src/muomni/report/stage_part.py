@@ -393,7 +393,8 @@ def _fact_row(name: str, row: dict[str, Any]) -> Html:
         number(floor) if floor is not None else "",
         number(n) if n is not None else "",
     )
-    return h("tr", h("td", words(name)), [h("td", cell, cls="num") for cell in cells])
+    note = h("small", f" {row['note']}") if row.get("note") else None
+    return h("tr", h("td", words(name), note), [h("td", cell, cls="num") for cell in cells])
 
 
 def account(stage: StageRun) -> Html:

@@ -53,6 +53,7 @@ WHEN = {
     "num_negatives": "changed captions",
     "probe_data": "probe data",
     "checked_tasks": "tasks named by `checked_tasks`",
+    "spoken_tasks": "tasks named by `spoken_tasks`",
     "exact_match_tasks": "tasks named by `exact_match_tasks`",
     "has_names": "answers that name a class",
     "has_experts": "a model with experts",

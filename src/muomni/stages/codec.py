@@ -11,10 +11,11 @@ from pydantic import Field
 from torch import nn
 
 from muomni.data import uses
+from muomni.data.conversation import read_wave
 from muomni.data.loader import Loader
-from muomni.data.utterances import Crops, Utterance, Utterances
+from muomni.data.utterances import Crops, Utterance, Utterances, spoken
 from muomni.errors import DataError
-from muomni.evaluate import sample_writers
+from muomni.evaluate import codec_audit, sample_writers
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
@@ -86,8 +87,10 @@ class CodecTraining(Training[CodecSettings]):
         store.save(self.codec, folder)
 
     def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
-        """Usage of the codebooks, and the error of the round trip."""
-        return quality(self.codec, self.held_out, self.inputs, stage_samples)
+        """Usage of the codebooks, the error of the round trip, and the audit of the codec."""
+        facts = quality(self.codec, self.held_out, self.inputs, stage_samples)
+        clips, device = _clips(self.held_out, codec_audit.CLIPS), self.inputs.run.device
+        return facts | codec_audit.of_stage(self.inputs.folder, self.save, clips, device, {})
 
 
 def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +107,19 @@ def _some(utterances: Utterances, count: int) -> tuple[torch.Tensor, torch.Tenso
         )
     batch = collate(items)
     return batch.mel_BFM, batch.frames_B
+
+
+def _clips(utterances: Utterances, most: int) -> list[torch.Tensor]:
+    """Waves (S,) at the codec's rate of up to `most` utterances, spread evenly over those that can be read."""
+    waves = []
+    for index in np.linspace(0, len(utterances) - 1, min(most, len(utterances))).astype(int).tolist():
+        part, _ = spoken(utterances.samples[index])
+        try:
+            wave_S = read_wave(part, utterances.spec.rate_hz, max_s=utterances.max_s)
+        except DataError:
+            continue  # the loader counts and names it
+        waves.append(torch.from_numpy(wave_S))
+    return waves
 
 
 @torch.inference_mode()
@@ -175,8 +191,13 @@ STAGE = Stage(
             at_least=0.1,
             source="chosen",
         ),
+        *codec_audit.STAGE_GATES,
         held_out_gap(0.5, "error, deviations"),
     ),
-    board=(BoardRow("codec.usage", "usage", 0.8),),
+    board=(
+        BoardRow("codec.usage", "usage", 0.8),
+        BoardRow("codec.snr_db", "snr_db"),
+        BoardRow("codec.log_mel_l1", "log_mel_l1", more_is_better=False),
+    ),
     assume=assumed.speech,
 )

@@ -22,10 +22,12 @@ from muomni.models import reference as bases
 from muomni.models.lora import LoraSettings
 from muomni.models.reference import NetworkReference
 from muomni.stages.rows import TEXT_KEPT, USED, assume
-from muomni.stages.stage import BoardRow, Stage
+from muomni.stages.stage import BoardRow, Stage, demand_tasks
 from muomni.stages.token_model import STAGES, TaskName, TokenSettings, TokenTraining, place, without_dtype
 from muomni.tokens.space import TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
+
+HEARING = "hearing"  # the stage of a recipe that may be named as judge
 
 
 class MmptSettings(TokenSettings):
@@ -33,6 +35,7 @@ class MmptSettings(TokenSettings):
 
     judge   stage hearing of this recipe, or the `final/` of one: it transcribes the sounds that are written,
             which are then compared with their prompts; null: nobody listens
+    spoken_tasks  tasks of the data whose sounds the judge must understand word for word
     rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs
             come with it
     lora    of the language model; null: all of it learns
@@ -41,36 +44,52 @@ class MmptSettings(TokenSettings):
     rows: NetworkReference = NetworkReference(name="rows")
     lora: LoraSettings | None = None
     judge: NetworkReference | None = None
+    spoken_tasks: list[str] = []
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
     learns_as: ClassVar[str] = "mmpt"
 
     def idle(self) -> dict[str, str]:
-        """Beside those of all such stages: a judge of sounds that nobody writes."""
+        """Beside those of all such stages: a judge of sounds that nobody writes, sounds that nobody judges."""
         found = {**super().idle(), **without_dtype(self.rows, "rows"), **without_dtype(self.judge, "judge")}
-        return found if self.teaches_t2a else {**found, "judge": "no task speaks (t2a)"}
+        if not self.teaches_t2a:
+            found |= dict.fromkeys(("judge", "spoken_tasks"), "no task speaks (t2a)")
+        elif self.judge is None:
+            found["spoken_tasks"] = "nobody listens: name a `judge`"
+        return found
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Stage rows, where it starts from one, and what that stands on."""
         own = [self.rows.name] if self.rows.name in STAGES else []
-        return (*own, *([self.judge.name] if self.judge is not None and self.judge.name == "hearing" else []))
+        return (*own, *([HEARING] if self.judge is not None and self.judge.name == HEARING else []))
 
     def stands_on(self, needed: dict[str, Path], base: Path) -> Path | None:
         """The language model's."""
         return _thinker(self.rows.locate(needed, base))
 
     def external_digests(self, base: Path) -> dict[str, str]:
-        """The digest of rows that come from elsewhere."""
-        return {} if self.rows.name in STAGES else {"rows": rows.digest(self.rows.locate({}, base))}
+        """The digests of rows and of a judge that come from elsewhere."""
+        digests = {}
+        if self.rows.name not in STAGES:
+            digests["rows"] = rows.digest(self.rows.locate({}, base))
+        if (judge := self._judge_elsewhere) is not None:
+            digests["judge"] = pretrained.digest(judge.locate({}, base))
+        return digests
 
     def external_folders(self, base: Path) -> list[Path]:
-        """Rows of another run."""
+        """Rows and a judge of another run."""
         return [
             *super().external_folders(base),
             *([] if self.rows.name in STAGES else [self.rows.locate({}, base)]),
+            *([] if self._judge_elsewhere is None else [self._judge_elsewhere.locate({}, base)]),
         ]
+
+    @property
+    def _judge_elsewhere(self) -> NetworkReference | None:
+        """The judge, where it is no stage of this recipe."""
+        return None if self.judge is None or self.judge.name == HEARING else self.judge
 
 
 def _thinker(folder: Path) -> Path:
@@ -88,6 +107,14 @@ def _thinker(folder: Path) -> Path:
 
 class MmptTraining(TokenTraining[MmptSettings]):
     """The rows as they were left, and the language model beneath them."""
+
+    def vocabulary(self) -> None:
+        """Refuses tasks to listen to that no sample has, and a judge that lies nowhere, too: it listens when
+        the training is over."""
+        super().vocabulary()
+        demand_tasks(self.corpus, spoken_tasks=self.settings.spoken_tasks)
+        if (judge := self.settings.judge) is not None:
+            self.hearing = judge.locate(self.inputs.needed, self.inputs.base)
 
     def wire(self) -> tuple[TokenTasks, dict[str, nn.Module]]:
         """The model of the rows; with LoRA its base rests."""
@@ -115,13 +142,17 @@ class MmptTraining(TokenTraining[MmptSettings]):
             parameter.requires_grad_(True)
         return self.tasks(frozen=True), {}
 
+    @property
+    def spoken_tasks(self) -> list[str]:
+        """Those that the settings name."""
+        return self.settings.spoken_tasks
+
     def judge(self) -> token_samples.Hear | None:
         """The hearing that is named."""
         if self.settings.judge is None:
             return None
-        folder = self.settings.judge.locate(self.inputs.needed, self.inputs.base)
-        encoder = self.inputs.place(store.load(folder, self.inputs.run.device))
-        pad_s = store.extra_of(folder).get("pad_s", PAD_S)
+        encoder = self.inputs.place(store.load(self.hearing, self.inputs.run.device))
+        pad_s = store.extra_of(self.hearing).get("pad_s", PAD_S)
         codec = self.unified.codecs["audio"]
         rate_hz = encoder.config.mel.rate_hz
 
@@ -223,6 +254,14 @@ STAGE = Stage(
             at_least=0.8,
             source="issue 16",
             when="checked_tasks",
+        ),
+        Gate(
+            "spoken_right",
+            "spoken_right",
+            "our own hearing understands other words in the sounds that are written than their prompts hold",
+            at_least=0.8,
+            source="issue 16",
+            when="spoken_tasks",
         ),
         MEASURABLE,
         TEXT_KEPT,

@@ -202,6 +202,7 @@ class TokenTraining(Training[T]):
         weights = shares(
             self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()}
         )
+        self._demand_mixed(weights)
         by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
@@ -218,6 +219,25 @@ class TokenTraining(Training[T]):
                 (weight * here / here.mean()).tolist() if len(here) else [weight] * size
             )  # replayed texts come last
         return found
+
+    def _demand_mixed(self, shares_of: Sequence[tuple[float, int]]) -> None:
+        """Raises ConfigError for a `mix_temperature` that mixes nothing: the rows of each task are of one source,
+        and tasks are mixed by their own weights."""
+        given = self.corpus.weights
+        if self.settings.mix_temperature is None or not isinstance(given, readers.Runs):
+            return
+        ends_of_sources = np.cumsum([size for _, size in given.runs])
+        rows_of, first = self.sides["train"], 0
+        for _, size in shares_of:
+            here = range(first, min(first + size, len(rows_of.places)))  # replayed texts come last
+            samples = [rows_of.sample(place) for place in here]
+            if len(np.unique(np.searchsorted(ends_of_sources, samples, side="right"))) > 1:
+                return
+            first += size
+        raise ConfigError(
+            "mix_temperature has no effect: no task draws from two sources",
+            hint="`tasks` has the weight of each task; leave mix_temperature out",
+        )
 
     def _replayed(self, longest: int) -> dict[str, Rows | None]:
         settings, inputs = self.settings, self.inputs
@@ -301,9 +321,17 @@ class TokenTraining(Training[T]):
         objective: Any = self.objective
         facts = token_ablations.facts(objective, rows_of, run, most)
         samples, longest = self.corpus.valid, self.longest()
-        checked = self.settings.checked_tasks
         facts |= token_samples.facts(
-            self.model, self.unified, rows_of, samples, checked, longest, most, stage_samples, self.judge()
+            self.model,
+            self.unified,
+            rows_of,
+            samples,
+            longest=longest,
+            most=most,
+            stage_samples=stage_samples,
+            checked_tasks=self.settings.checked_tasks,
+            hear=self.judge(),
+            spoken_tasks=self.spoken_tasks,
         )
         changes = [
             facts[f"{task}_nats"].value / before - 1
@@ -322,6 +350,11 @@ class TokenTraining(Training[T]):
         """Units of the longest target that may be written, by kind."""
         kinds = [kind for kind in ("text", "audio") if kind == "text" or "audio" in self.unified.codecs]
         return {kind: token_samples.longest(self.sides["train"], kind) for kind in kinds}
+
+    @property
+    def spoken_tasks(self) -> Sequence[str]:
+        """Tasks whose sounds `judge` must understand."""
+        return ()
 
     def judge(self) -> token_samples.Hear | None:
         """What understands the sounds that it writes, where there is something."""
@@ -363,7 +396,12 @@ def open_codecs(
     codecs, entries, told = [], [], {}
     for modality, base in named.items():
         folder = base.locate(inputs.needed, inputs.base)
-        codec = open_codec(folder, codebooks.get(modality), inputs.run.device)
+        try:
+            codec = open_codec(folder, codebooks.get(modality), inputs.run.device)
+        except ConfigError as error:
+            if modality not in codebooks:
+                raise
+            raise ConfigError(f"{modality}_codebooks: {error.message}", hint=error.hint) from error
         if codec.modality != modality:
             raise ConfigError(
                 f"{modality}_codec: {folder} is a codec of {codec.modality}s",

@@ -134,7 +134,10 @@ class CodecEntry:
     def differences(self, codec: Codec) -> list[str]:
         """A line for each thing in which a codec is another than this entry names; empty where it is the
         one."""
-        now = CodecEntry.of(codec, self.name, self.layout)
+        return self.unlike(CodecEntry.of(codec, self.name, self.layout))
+
+    def unlike(self, now: CodecEntry) -> list[str]:
+        """A line for each thing in which another entry differs; empty where they are equal."""
         pairs = ((field.name, getattr(self, field.name), getattr(now, field.name)) for field in fields(self))
         differ = [(name, _short(before), _short(after)) for name, before, after in pairs if before != after]
         return [f"{name}: expected {before}, got {after}" for name, before, after in differ]
