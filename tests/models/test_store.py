@@ -1,4 +1,3 @@
-import importlib
 import json
 import typing
 
@@ -171,7 +170,7 @@ class Mixed(torch.nn.Module):
 def test_what_is_adopted_is_cast_but_for_whole_numbers_and_stays_tied_and_frozen(
     tmp_path, monkeypatch, dtype, expected
 ):
-    monkeypatch.setitem(store.CLASSES, "mixed", f"{__name__}:Mixed")
+    monkeypatch.setitem(store.CLASSES.ours, "mixed", f"{__name__}:Mixed")
     saved = Mixed(MixedConfig()).to(torch.bfloat16)
     store.save(saved, tmp_path)
     before = torch.random.get_rng_state()
@@ -200,11 +199,10 @@ def test_training_a_mapped_network_leaves_its_file_alone(model, tmp_path):
     assert store.digest(store.load(tmp_path)) == store.digest(model)
 
 
-@pytest.mark.parametrize("kind", store.CLASSES)
+@pytest.mark.parametrize("kind", store.CLASSES.ours)
 def test_no_network_keeps_state_that_its_file_does_not(kind):
     """`load` builds on the meta device: what __init__ computed and no file holds would be lost."""
-    module, name = store.CLASSES[kind].split(":")
-    network = getattr(importlib.import_module(module), name)
+    network = store.CLASSES.find(kind)
     shape = typing.get_type_hints(network.__init__)["config"]
     sizes = {name: 8 for name, field in shape.model_fields.items() if field.is_required()}
     with torch.device("meta"):

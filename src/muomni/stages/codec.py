@@ -179,4 +179,5 @@ STAGE = Stage(
     ),
     board=(BoardRow("codec.usage", "usage", 0.8),),
     assume=assumed.speech,
+    anatomy="muomni.report.anatomy:codec",
 )

@@ -171,4 +171,5 @@ STAGE = Stage(
         BoardRow("image_codec.shape_kept", "shape_kept", 0.9),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:image_codec",
 )

@@ -307,6 +307,7 @@ class Stage:
              there
     enough   for a stage that encodes all of its samples before it begins: so many show what it costs
     is_row_a_sample   whether a row is made of one sample alone
+    anatomy  "module:function" that shows a batch of one row on a page (`report.anatomy`)
     """
 
     name: str
@@ -319,6 +320,7 @@ class Stage:
     assume: Assume | None = None
     enough: int | None = None
     is_row_a_sample: bool = True
+    anatomy: str = "muomni.report.anatomy:fields"
 
 
 @dataclass(frozen=True)
