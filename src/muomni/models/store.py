@@ -300,17 +300,6 @@ def _spelled(formats: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(each).removeprefix("torch.") for each in formats)
 
 
-@torch.no_grad()
-def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Copy tensors into a model, all or none.
-
-    Raises  CheckpointError as `check`.
-    """
-    check(model, tensors, where=where)
-    for name, own in _untied(model).items():
-        own.copy_(tensors[name])
-
-
 def adopt(
     model: nn.Module,
     tensors: dict[str, Tensor],
