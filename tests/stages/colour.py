@@ -18,7 +18,6 @@ from muomni.data.sample import Sample
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
-from muomni.models import store
 from muomni.report.anatomy import Blocks, Subject
 from muomni.report.html import h
 from muomni.stages import assumed
@@ -133,9 +132,6 @@ class ColourTraining(Training[ColourSettings]):
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
         self.held_out = Coloured(self.corpus.valid, self.names)
         return loaders(Coloured(self.corpus.train, self.names), self.held_out, collate, self.settings)
-
-    def save(self, folder: Path) -> None:
-        store.save(self.namer, folder)
 
     def measure(self, fitted: Fitted, album: StageSamples) -> dict[str, Fact]:
         rows = [self.held_out.item(index, np.random.default_rng(0)) for index in range(len(self.held_out))]

@@ -249,9 +249,10 @@ class Training(ABC, Generic[S]):
         """Facts about the rows as they are taught, measured before the first step."""
         return {}
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the files of `final/`."""
+        """Write the files of `final/`: here its networks, each in its place."""
+        for place, network in self.networks.items():
+            store.save(network, folder / place)
 
     def saved(self, step: int) -> None:
         """A checkpoint was written; called on the main rank, with the weights in place."""
