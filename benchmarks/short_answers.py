@@ -92,17 +92,19 @@ def report(found: dict[str, Any]) -> str:
 
 
 class Server:
-    """A process that holds a model and answers all prompts at a word."""
+    """A process that holds a model and does its work (here: answers all prompts) at a word.
 
-    def __init__(self, kind: str, checkout: Path, folder: str) -> None:
-        # This file, whatever the checkout has of it; only the package is the checkout's.
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", kind, "--model", folder]
+    script  what it runs, whatever the checkout has of it; only the package is the checkout's
+    """
+
+    def __init__(self, kind: str, checkout: Path, folder: str, script: str = __file__) -> None:
+        command = [sys.executable, str(Path(script).resolve()), "--serve", kind, "--model", folder]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(checkout)
         )
 
     def turn(self) -> dict[str, Any]:
-        """Seconds of all answers together, and their ids."""
+        """What it tells of its work: seconds, and what came of it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")

@@ -223,7 +223,7 @@ def test_it_is_checked_and_shown(tokenizer: Tokenizer, samples: list[Sample], tm
     found = media_stats.examine(TouchPart(str(tmp_path / "quiet.npy")))  # type: ignore[arg-type]
     assert (found.kind, found.oddities[0][0]) == ("touch", "quiet")
     batch = collate([Conversations(samples, tokenizer, SPEC, 96).item(3, np.random.default_rng(0))])
-    blocks = dict(anatomy.blocks(Subject(batch, None, tokenizer, False)))
+    blocks = dict(anatomy.language(Subject(batch, None, tokenizer, False)))
     assert "20 pressures read" in str(blocks["Texture 0 as the fingertip read it"])
     assert "8 pressures" in str(explain._shown(samples[0]))
 

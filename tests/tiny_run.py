@@ -8,7 +8,7 @@ import torch
 
 from muomni import files
 from muomni.data.conversation import MediaSpec
-from muomni.media.mel import HEARING, SPEECH
+from muomni.media.mel import SPEECH, MelSpec
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.codec import Codec, CodecConfig
@@ -41,7 +41,7 @@ def save_run(run: Path) -> None:
     )  # untrained logits are so flat that rounding could decide between two ids
     thinker.lm_head.weight.data[: len(SPECIAL.names)] = 0.0  # words rather than marks
     ears = AudioEncoder(
-        AudioEncoderConfig(mel=HEARING, width=32, layers=1, heads=2, ffn_width=64, channels=8)
+        AudioEncoderConfig(mel=MelSpec(), width=32, layers=1, heads=2, ffn_width=64, channels=8)
     )
     eyes = VisionEncoder(
         VisionEncoderConfig(
@@ -92,7 +92,7 @@ def save_run(run: Path) -> None:
     store.save(thinker, final("talker") / "thinker")
     tokenizer.save(final("talker"))
     store.save(projectors, final("omni") / "projectors")
-    spec = MediaSpec(image_size=32, image_tokens=2, mel=HEARING, audio_pool=2, max_audio_tokens=24)
+    spec = MediaSpec(image_size=32, image_tokens=2, mel=MelSpec(), audio_pool=2, max_audio_tokens=24)
     media = {**vars(spec), "mel": spec.mel.model_dump()}
     files.write_json(
         final("omni") / "omni.json", {"media": media, "prompts": {"image": "what is it", "audio": "write"}}

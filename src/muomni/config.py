@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -449,13 +449,18 @@ def _position(node: list[Any], part: str, assignment: str) -> int:
     return int(part)
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Readable lines `key: old -> new` for every leaf that differs between two nested settings."""
-    lines: list[str] = []
+    return [f"{key}: {a!r} -> {b!r}" for key, a, b in changes(old, new)]
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Every leaf that differs between two nested mappings: its key, its old and its new value."""
     for key in sorted({*old, *new}, key=str):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += difference(a, b, f"{prefix}{key}.")
+            yield from changes(a, b, f"{above}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return lines
+            yield f"{above}{key}", a, b

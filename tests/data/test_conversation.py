@@ -13,12 +13,12 @@ from muomni.data.conversation import Conversations, MediaSpec, prepare, question
 from muomni.data.sample import Message, Sample, parse
 from muomni.errors import DataError
 from muomni.media import audio
-from muomni.media.mel import HEARING
+from muomni.media.mel import MelSpec
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.special_tokens import SPECIAL
 
-SPEC = MediaSpec(image_size=32, image_tokens=3, mel=HEARING, audio_pool=2, max_audio_tokens=20)
+SPEC = MediaSpec(image_size=32, image_tokens=3, mel=MelSpec(), audio_pool=2, max_audio_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def test_the_count_of_a_sound_is_that_of_the_ears(downsample: int, pool: int) ->
 
 def test_silence_is_put_on_both_sides() -> None:
     wave = (0.5 * np.sin(2 * np.pi * 440 * np.arange(1600) / 16000)).astype(np.float32)
-    mel = wave_to_mel(wave, HEARING, 0.1)
+    mel = wave_to_mel(wave, MelSpec(), 0.1)
     assert mel.shape == (30, 128)
     assert mel[15].max() > mel[2].max() + 3
     assert mel[15].max() > mel[-3].max() + 3
-    assert wave_to_mel(wave, HEARING, 0.0).shape == (10, 128)
+    assert wave_to_mel(wave, MelSpec(), 0.0).shape == (10, 128)
 
 
 def test_too_long_a_sound_is_refused_by_name(tokenizer: Tokenizer, folder: Path) -> None:

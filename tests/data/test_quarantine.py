@@ -1,7 +1,6 @@
 """Bad rows: written once, counted always, bounded."""
 
 import json
-import pickle
 
 import pytest
 
@@ -42,13 +41,3 @@ def test_the_limit(bad, total, stops):
             quarantine.check(total)
     else:
         quarantine.check(total)
-
-
-def test_workers_counts_come_home():
-    worker = pickle.loads(pickle.dumps(Quarantine()))
-    worker.add("a", 1, "silent")
-    ours = Quarantine()
-    ours.add("b", 1, "silent")
-    ours.merge(worker.counts)
-    assert ours.counts == {"silent": 2}
-    assert ours.total == 2

@@ -12,7 +12,7 @@ from muomni.data.sample import Sample, parse
 from muomni.data.utterances import Crops, SpeechAugment, Utterances, duration_s, spoken
 from muomni.errors import DataError
 from muomni.media import audio
-from muomni.media.mel import HEARING
+from muomni.media.mel import MelSpec
 from muomni.tokens.alphabet import Alphabet
 
 RNG = np.random.default_rng
@@ -49,7 +49,7 @@ def speaking(folder: Path, name: str, text: str) -> Sample:
 
 
 def test_an_utterance_is_its_mel_text_and_symbols(folder: Path) -> None:
-    item = Utterances([said(folder, "long", "one two")], HEARING, pad_s=0.1).item(0, RNG(0))
+    item = Utterances([said(folder, "long", "one two")], MelSpec(), pad_s=0.1).item(0, RNG(0))
     assert item.mel_FM.shape == (170, 128)
     assert item.mel_FM.dtype == np.float32
     assert item.text == "one two"
@@ -84,7 +84,7 @@ def test_no_sound_two_sounds_or_no_words_are_refused(folder: Path) -> None:
 def test_what_cannot_be_learned_is_refused_with_its_reason(
     folder: Path, name: str, text: str, reason: str
 ) -> None:
-    data = Utterances([said(folder, name, text)], HEARING)
+    data = Utterances([said(folder, name, text)], MelSpec())
     with pytest.raises(DataError) as caught:
         data.item(0, RNG(0))
     assert caught.value.reason == reason
@@ -93,7 +93,7 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(
 def test_the_bounds_of_what_fits(folder: Path) -> None:
     def fits(text: str, **values: Any) -> bool:
         try:
-            Utterances([said(folder, "short", text)], HEARING, **values).item(0, RNG(0))
+            Utterances([said(folder, "short", text)], MelSpec(), **values).item(0, RNG(0))
         except DataError:
             return False
         return True
@@ -109,7 +109,7 @@ def test_the_bounds_of_what_fits(folder: Path) -> None:
 
 
 def test_a_cached_utterance_is_the_one_that_was_read(folder: Path) -> None:
-    data = Utterances([said(folder, "long", "one")], HEARING)
+    data = Utterances([said(folder, "long", "one")], MelSpec())
     first, second = data.item(0, RNG(0)), data.item(0, RNG(1))
     assert (first.mel_FM == second.mel_FM).all()
     first.mel_FM[:] = 0
@@ -138,10 +138,10 @@ def test_changes_are_drawn_anew_and_only_from_the_given_generator(
     folder: Path, values: dict[str, Any]
 ) -> None:
     samples = [said(folder, "long", "one two")]
-    plain = Utterances(samples, HEARING).item(0, RNG(0)).mel_FM
-    data = Utterances(samples, HEARING, changes=SpeechAugment(**values))
+    plain = Utterances(samples, MelSpec()).item(0, RNG(0)).mel_FM
+    data = Utterances(samples, MelSpec(), changes=SpeechAugment(**values))
     a, b, again = (data.item(0, RNG(seed)).mel_FM for seed in (1, 2, 1))
-    fresh = Utterances(samples, HEARING, changes=SpeechAugment(**values)).item(0, RNG(1)).mel_FM
+    fresh = Utterances(samples, MelSpec(), changes=SpeechAugment(**values)).item(0, RNG(1)).mel_FM
     assert a.shape != b.shape or not np.allclose(a, b)
     assert (a == again).all()
     assert (a == fresh).all()
@@ -150,7 +150,7 @@ def test_changes_are_drawn_anew_and_only_from_the_given_generator(
 
 
 def test_lengths_come_from_headers(folder: Path) -> None:
-    data = Utterances([said(folder, name, "x") for name in ("short", "long", "fast", "broken")], HEARING)
+    data = Utterances([said(folder, name, "x") for name in ("short", "long", "fast", "broken")], MelSpec())
     assert data.lengths().tolist() == [20, 150, 100, 0]
     part = spoken(said(folder, "long", "x"))[0]
     assert duration_s(part.model_copy(update={"start": 0.5, "end": 1.0})) == pytest.approx(0.5)
@@ -159,7 +159,7 @@ def test_lengths_come_from_headers(folder: Path) -> None:
 
 def test_crops_lie_within_and_wander(folder: Path) -> None:
     samples = [said(folder, "long", "one"), said(folder, "short", "two")]
-    whole = Utterances(samples, HEARING, pad_s=0.0)
+    whole = Utterances(samples, MelSpec(), pad_s=0.0)
     crops = Crops(whole, 40)
     assert len(crops) == 2
     assert crops.name(1) == samples[1].id

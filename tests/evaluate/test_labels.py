@@ -16,10 +16,10 @@ from muomni.errors import DataError
 from muomni.evaluate import labels
 from muomni.evaluate.gates import judge
 from muomni.evaluate.thresholds import COVERAGE
-from muomni.media.mel import HEARING
+from muomni.media.mel import MelSpec
 from muomni.tokens.bpe import Tokenizer
 
-SPEC = MediaSpec(image_size=32, image_tokens=4, mel=HEARING, audio_pool=2, max_audio_tokens=64)
+SPEC = MediaSpec(image_size=32, image_tokens=4, mel=MelSpec(), audio_pool=2, max_audio_tokens=64)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from PIL import Image
 
 from muomni import cli
 from muomni.errors import CheckpointError, ConfigError, ContextError, DataError, TokenSpaceError
+from muomni.infer import spans
 from muomni.infer.engine import Engine
 from muomni.infer.sampling import SamplingConfig
+from muomni.infer.spans import Compliance
 from muomni.models import lora, rows, store
 from muomni.models.codec import Codec, CodecConfig
 from muomni.models.codecs import open_codec
@@ -123,8 +125,8 @@ def test_streams_side_by_side_are_written_too(tmp_path, layout):
 
 def test_a_random_model_is_legal_only_because_it_is_held_to_the_grammar(tokens_run):
     writer = Engine.load(tokens_run).parts.writer
-    found = writer.raw_compliance("image", TEXTS)
-    assert (found.legal, found.total) == (0, 3)
+    (prompts,) = writer._batches("image", TEXTS)
+    assert spans.raw_compliance(writer.model, prompts, writer.rules("image", prompts)) == Compliance(0, 3)
 
 
 def test_what_it_can_not_do_is_refused(tokens_run, tmp_path):

@@ -14,7 +14,7 @@ from muomni.data.conversation import MediaSpec
 from muomni.infer.answer import Answer
 from muomni.infer.engine import Engine
 from muomni.infer.trace import Hop, trace
-from muomni.media.mel import HEARING
+from muomni.media.mel import MelSpec
 from muomni.models import store
 from muomni.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from muomni.models.codec import Codec, CodecConfig
@@ -38,7 +38,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     for folder in (omni / "thinker", talker / "thinker"):
         store.save(Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size)), folder)
         tokenizer.save(folder)
-    store.save(AudioEncoder(AudioEncoderConfig(mel=HEARING)), omni / "hearing")
+    store.save(AudioEncoder(AudioEncoderConfig(mel=MelSpec())), omni / "hearing")
     store.save(VisionEncoder(VisionEncoderConfig()), omni / "vision")
     store.save(Projectors(ProjectorsConfig()), omni / "projectors")
     speaker = Talker(TalkerConfig(text_vocab=tokenizer.vocab_size, condition_width=256))
@@ -46,7 +46,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     store.save(speaker, talker, extra={"layer": 2})
     tokenizer.save(talker)
     store.save(Codec(CodecConfig()), talker / "codec")
-    media = {**vars(MediaSpec(mel=HEARING, pad_s=0.0)), "mel": HEARING.model_dump()}
+    media = {**vars(MediaSpec(mel=MelSpec(), pad_s=0.0)), "mel": MelSpec().model_dump()}
     files.write_json(omni / "omni.json", {"media": media, "prompts": {}})
     return Engine.load(run)
 

@@ -53,13 +53,6 @@ def test_noise_has_the_asked_power() -> None:
     assert 10 * np.log10(np.mean(wave**2) / np.mean(added**2)) == pytest.approx(20, abs=0.2)
 
 
-def test_pad_adds_silence() -> None:
-    padded = augment.pad(tone(440), 100, 50)
-    assert len(padded) == RATE_HZ + 150
-    assert not padded[:100].any()
-    assert not padded[-50:].any()
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_formants_move_a_peak_along_the_bins(dtype: type) -> None:
     mel = np.zeros((5, 128), dtype=dtype)

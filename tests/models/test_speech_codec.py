@@ -149,7 +149,9 @@ def test_a_package_brings_a_codec_of_its_own(
     about = tmp_path / "site" / "loud-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
-    entries = f"[{codecs.GROUP}]\nloud_codec = loud_codec:open_it\nmuomni_codec = loud_codec:open_it\n"
+    entries = (
+        f"[{codecs.OPENERS.group}]\nloud_codec = loud_codec:open_it\nmuomni_codec = loud_codec:open_it\n"
+    )
     (about / "entry_points.txt").write_text(entries)
     (about.parent / "loud_codec.py").write_text(
         "def open_it(folder, codebooks, device):\n    return ('loud', folder, codebooks, device)\n"
@@ -160,5 +162,5 @@ def test_a_package_brings_a_codec_of_its_own(
         codecs.open_codec(named)
     monkeypatch.syspath_prepend(str(about.parent))
     assert codecs.open_codec(named, 3) == ("loud", named, 3, "cpu")
-    assert codecs.kinds()[-1] == "loud_codec"
+    assert codecs.OPENERS.names()[-1] == "loud_codec"
     assert isinstance(codecs.open_codec(folder), SpeechCodec)  # nobody takes the name of one of ours

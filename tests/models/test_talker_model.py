@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muomni.errors import ConfigError, DataError, ShapeError, TokenRangeError
-from muomni.infer.codes import SpokenCodes, speak
+from muomni.infer.codes import SpokenCodes, frames, gathered
 from muomni.models import store
 from muomni.models.talker import Talker, TalkerConfig
 
@@ -147,7 +147,7 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
         conditions = {"hidden_BTD": torch.randn(2, 4, 6), "speaker_B": torch.tensor([0, 2])}
         slow, fast = (
             speak_slowly(talker, 12, **conditions),
-            speak(talker, TEXT, KEEP, max_frames=12, **conditions),
+            gathered(frames(talker, TEXT, KEEP, max_frames=12, **conditions)),
         )
         assert torch.equal(fast.frames_B, slow.frames_B)
         assert torch.equal(fast.codes_BKF, slow.codes_BKF)
@@ -159,8 +159,8 @@ def test_cached_speech_equals_slow_speech(layout: str, books: int) -> None:
 def test_the_guard_stops_who_never_ends() -> None:
     talker = small()
     talker.heads[0].bias.data[talker.config.end] = -1e4
-    assert speak(talker, TEXT, KEEP, max_frames=7).frames_B.tolist() == [7, 7]
-    free = speak(talker, TEXT, KEEP)
+    assert gathered(frames(talker, TEXT, KEEP, max_frames=7)).frames_B.tolist() == [7, 7]
+    free = gathered(frames(talker, TEXT, KEEP))
     assert not free.ended_B.any()
     assert (free.frames_B <= 30 * KEEP.sum(1)).all()
 
@@ -168,7 +168,7 @@ def test_the_guard_stops_who_never_ends() -> None:
 def test_who_ends_at_once_still_says_one_frame() -> None:
     talker = small()
     talker.heads[0].bias.data[talker.config.end] = 1e4
-    spoken = speak(talker, TEXT, KEEP)
+    spoken = gathered(frames(talker, TEXT, KEEP))
     assert spoken.frames_B.tolist() == [1, 1]
     assert spoken.ended_B.all()
 
@@ -194,7 +194,7 @@ def test_hidden_states_are_dropped_for_a_share_of_training_rows() -> None:
 @pytest.mark.parametrize("text", [torch.tensor([[12, 0]]), torch.tensor([[-1, 0]])])
 def test_ids_outside_are_refused(text: Tensor) -> None:
     with pytest.raises(TokenRangeError, match="0 to 11"):
-        speak(small(), text, torch.ones_like(text, dtype=torch.bool))
+        gathered(frames(small(), text, torch.ones_like(text, dtype=torch.bool)))
 
 
 def test_conditions_that_it_does_not_take_are_refused() -> None:
@@ -220,7 +220,8 @@ def test_a_talker_comes_back_from_disk(tmp_path: Path) -> None:
     again = store.load(tmp_path)
     assert again.config == talker.config
     assert torch.equal(
-        speak(again, TEXT, KEEP, max_frames=9).codes_BKF, speak(talker, TEXT, KEEP, max_frames=9).codes_BKF
+        gathered(frames(again, TEXT, KEEP, max_frames=9)).codes_BKF,
+        gathered(frames(talker, TEXT, KEEP, max_frames=9)).codes_BKF,
     )
 
 

@@ -18,7 +18,8 @@ from muomni.data.sample import Sample
 from muomni.evaluate.facts import Fact, share
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
-from muomni.models import store
+from muomni.report.anatomy import Blocks, Subject
+from muomni.report.html import h
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, loaders
 from muomni.train.loop import Fitted
@@ -44,6 +45,7 @@ class Namer(nn.Module):
     """The mean colour of a picture -> logits of names."""
 
     model_type = "colour"
+    trained_by = "colour"
 
     def __init__(self, config: Shape) -> None:
         super().__init__()
@@ -131,9 +133,6 @@ class ColourTraining(Training[ColourSettings]):
         self.held_out = Coloured(self.corpus.valid, self.names)
         return loaders(Coloured(self.corpus.train, self.names), self.held_out, collate, self.settings)
 
-    def save(self, folder: Path) -> None:
-        store.save(self.namer, folder)
-
     def measure(self, fitted: Fitted, album: StageSamples) -> dict[str, Fact]:
         rows = [self.held_out.item(index, np.random.default_rng(0)) for index in range(len(self.held_out))]
         batch = collate(rows).to(self.inputs.run.device)
@@ -149,6 +148,12 @@ def assume(settings: ColourSettings, context: int, words: list[str], folder: Pat
     return [assumed.turns(question, words[number % 4]) for number, question in enumerate(ask)]
 
 
+def page(subject: Subject) -> Blocks:
+    """What is shown of one row: the mean colour of its picture, which is all that the network reads."""
+    red, green, blue = subject.batch.pixels_BHW3[0].float().mean((0, 1)).round().int().tolist()
+    return [("All that it reads", h("p", f"red {red}, green {green}, blue {blue}"))]
+
+
 STAGE = Stage(
     "colour",
     "the names of colours",
@@ -159,4 +164,5 @@ STAGE = Stage(
     ),
     board=(BoardRow("colour.named", "named", 0.5),),
     assume=assume,
+    anatomy="colour:page",
 )

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from muomni import inspection
-from muomni.errors import ConfigError, GateRed
+from muomni import files, inspection, plugins
+from muomni.errors import CheckpointError, ConfigError, GateRed
 from muomni.evaluate import certificate
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
+from muomni.infer import folders
+from muomni.infer.engine import Engine
+from muomni.models import store
 from muomni.planning import forecast, walk
 from muomni.report import explain
 from muomni.report.build import report
@@ -29,13 +32,17 @@ from muomni.stages import registry
 STEPS = 60
 
 
-def install(name: str, source: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage, installed as a package brings it: by an entry point, in this process and in those that it
-    starts."""
+def install(
+    name: str, source: Path, site: Path, monkeypatch: pytest.MonkeyPatch, network: str | None = None
+) -> None:
+    """A stage, installed as a package brings it: by entry points, in this process and in those that it
+    starts; `network`: the class by which its folders are opened."""
     about = site / f"{name}-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {name}:STAGE\n")
+    points = f"[muomni.stages]\n{name} = {name}:STAGE\n"
+    points += f"[muomni.networks]\n{name} = {name}:{network}\n" if network else ""
+    (about / "entry_points.txt").write_text(points)
     for place in (site, source):
         monkeypatch.syspath_prepend(str(place))
     paths = [str(site), str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -44,7 +51,7 @@ def install(name: str, source: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("colour", Path(__file__).parent, tmp_path / "site", monkeypatch)
+    install("colour", Path(__file__).parent, tmp_path / "site", monkeypatch, "Namer")
 
 
 @pytest.fixture
@@ -90,6 +97,16 @@ def test_a_stage_from_outside_has_the_whole_life_of_one_of_ours(
     assert told["stages"] == {"colour": "green"}
     assert inspection.inspect(out / "colour")["verdict"] == "green"
 
+    final = out / "colour" / "final"
+    assert inspection.inspect(final)["model_type"] == "colour"
+    for place in (out, out / "colour", final):  # what an engine opens
+        assert folders.find(place) == {"colour": final}
+        with pytest.raises(CheckpointError, match="omni or thinker must be there, found colour"):
+            Engine.load(place).answer("a")
+    network = store.load(final)
+    assert type(network).__name__ == "Namer"
+    assert not store.changed(network, final)
+
     page = report(out).read_text()
     assert "the names of colours" in page
     assert "colour.named" in page
@@ -107,14 +124,30 @@ def test_it_is_planned_traced_and_explained(brought: None, recipe: Path, tmp_pat
 
     hops, _ = walk.trace(str(recipe), "colour", out=tmp_path / "run")
     assert [hop.name for hop in hops] == ["pixels_BHW3", "names_B", "term name", "loss"]
-    assert "pixels_BHW3" in explain.of_stage(str(recipe), "colour", SampleChoice(index=2))
+    shown = explain.of_stage(str(recipe), "colour", SampleChoice(index=2))
+    assert "All that it reads" in shown
+    assert re.search(r"red \d+, green \d+, blue \d+", shown)
 
 
-def test_without_the_package_there_is_no_such_stage(recipe: Path) -> None:
+def test_without_the_package_there_is_no_such_stage(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="colour: no such stage or key"):
         recipes.read(str(recipe))
     with pytest.raises(ConfigError, match="no such stage"):
         registry.find("colour")
+    files.write_json(tmp_path / "run" / "colour" / "final" / "config.json", {"model_type": "colour"})
+    with pytest.raises(CheckpointError, match="no finished stage"):
+        folders.find(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"model_type must be one of .*, got 'colour'"):
+        store.load(tmp_path / "run" / "colour" / "final")
+
+
+def test_what_ours_name_by_words_is_there() -> None:
+    for name in registry.OURS:
+        assert plugins.load(registry.find(name).anatomy).__module__ == "muomni.report.anatomy", name
+    networks = {kind: store.CLASSES.find(kind) for kind in store.CLASSES.ours}
+    ends = {getattr(network, "trained_by", None) for network in networks.values()}
+    assert ends - {None} == {"thinker", "hearing", "vision", "codec", "image_codec", "talker"}
+    assert ends - {None} <= set(registry.OURS)
 
 
 def test_the_exercise_of_the_page_is_a_stage_of_60_lines(
@@ -133,6 +166,9 @@ def test_the_exercise_of_the_page_is_a_stage_of_60_lines(
     runner.run(str(tmp_path / "words.yaml"), out=tmp_path / "run")
     made: Any = certificate.read(tmp_path / "run" / "words")
     assert made["verdict"] == "green"
+    shown = explain.of_stage(str(tmp_path / "run"), "words", SampleChoice())
+    assert "What the batch holds" in shown  # it says nothing of how it is shown
+    assert "counts_BV" in shown
     again: Any = runner.gate(tmp_path / "run" / "words")
     assert again["facts"]["words_off"]["value"] == made["facts"]["words_off"]["value"]
 

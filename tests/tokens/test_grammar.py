@@ -132,9 +132,8 @@ def test_words_leave_out_the_special_ids_of_a_vocabulary():
     assert rules.legal(5) == (range(301, 302),)
 
 
-def test_masks_and_unions():
+def test_unions():
     legal = (range(1, 3), range(5, 6))
-    assert grammar.mask(legal, 7).tolist() == [False, True, True, False, False, True, False]
     assert grammar.union([legal, (range(3, 4),), (range(2, 6),)]) == (range(1, 6),)
     assert grammar.union([(range(4, 5),), (range(1, 2),), ()]) == (range(1, 2), range(4, 5))
 

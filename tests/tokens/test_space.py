@@ -260,15 +260,6 @@ def test_codes_of_another_shape_are_refused():
         SOURCE.ids_of("image", torch.zeros(1, 31, dtype=torch.int64))
 
 
-def test_padding_a_table_changes_no_id():
-    assert SOURCE.padded_size(64) == 164_032
-    assert SOURCE.padded_size(1) == SOURCE.size
-    before = SOURCE.hash
-    SOURCE.padded_size(512)
-    assert SOURCE.hash == before
-    assert "164032" not in json.dumps(SOURCE.to_json())
-
-
 def test_impossible_spaces_are_refused():
     for wrong in (
         {"text_size": 0},

@@ -10,7 +10,7 @@ import torch
 
 from muomni.data.batch import SequenceBatch
 from muomni.errors import ConfigError
-from muomni.infer.codes import speak
+from muomni.infer.codes import frames, gathered
 from muomni.models.talker import Talker, TalkerConfig
 from muomni.train.objectives.talker import TalkerItem, TalkerObjective, collate
 
@@ -94,7 +94,7 @@ def test_a_counting_sequence_goes_on_by_one() -> None:
         )
 
     fit(objective, [batch_of([count(start, [1 + start % 8]) for start in range(8)], "parallel")], 120)
-    spoken = speak(objective.talker, torch.tensor([[4]]), torch.tensor([[True]]))
+    spoken = gathered(frames(objective.talker, torch.tensor([[4]]), torch.tensor([[True]])))
     assert spoken.codes_BKF[0, 0].tolist() == counting[3:13].tolist()
     assert bool(spoken.ended_B)
 
@@ -111,7 +111,7 @@ def test_one_batch_is_learned_by_text_with_its_end_and_the_swap_is_worse() -> No
         ).item()
         > 1.0
     )
-    spoken = speak(objective.talker, batch.ids_BT, batch.keep_BT)
+    spoken = gathered(frames(objective.talker, batch.ids_BT, batch.keep_BT))
     assert spoken.frames_B.tolist() == [4, 5, 6, 7]
     for row, one in enumerate(items):
         assert torch.equal(spoken.codes_BKF[row, :, : 4 + row], one.codes_KF)

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from muomni.data.source import Source
 
 app = typer.Typer(help="Make, validate and describe data.")
+Form = Annotated[
+    str | None, typer.Option("--format", help="see `muomni data formats`; detected from the file if left out")
+]
+Template = Annotated[
+    str | None, typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe")
+]
+Root = Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")]
 
 
 @app.command()
@@ -36,15 +43,9 @@ def check(
     path: Annotated[
         Path, typer.Argument(help="a manifest, a corpus, or a folder of manifests, tars, pictures or sounds")
     ],
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="see `muomni data formats`; detected from the file if left out"),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe"),
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
+    form: Form = None,
+    template: Template = None,
+    root: Root = None,
     ctx_len: Annotated[int, typer.Option(min=1, help="count conversations longer than so many tokens")] = 512,
     val_split: Annotated[float, typer.Option(min=0, max=0.99, help="share held out")] = 0.05,
     seed: Annotated[int, typer.Option(help="of the split")] = 0,
@@ -126,15 +127,9 @@ def shard(
             help="a stage or folder with a codec; at most one for images and one for audio",
         ),
     ],
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="see `muomni data formats`; detected from the file if left out"),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(metavar="YAML", help="how flat rows are read, as under `sources:` of a recipe"),
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="folder of the media; the manifest's if left out")] = None,
+    form: Form = None,
+    template: Template = None,
+    root: Root = None,
     processes: Annotated[int, typer.Option(min=1, help="at work side by side, one thread each")] = 1,
     samples: Annotated[int, typer.Option(min=1, help="of a shard")] = 1000,
     val_split: Annotated[

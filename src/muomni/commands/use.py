@@ -137,11 +137,7 @@ def speak(
     precision: Precision = "auto",
 ) -> None:
     """Text to speech."""
-    if (text is None) == (batch is None):
-        raise ConfigError("speak: expected TEXT or --batch F.txt, one of both")
-    if out is None:
-        raise ConfigError("speak: --out is missing", hint="--out F.wav, or with --batch --out FOLDER")
-    texts = [text] if text is not None else _lines(batch)
+    texts, paths = _said("speak", "wav", text, batch, out)
     from muomni.infer.engine import Engine
     from muomni.media import audio
 
@@ -149,8 +145,7 @@ def speak(
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         speeches = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
-        for place, (wave, rate_hz) in enumerate(speeches, start=first):
-            path = out if batch is None else out / f"{place:04d}.wav"
+        for path, (wave, rate_hz) in zip(paths[first:], speeches, strict=False):
             audio.write(path, wave, rate_hz)
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} spoken -> {out}")
 
@@ -172,21 +167,16 @@ def draw(
     precision: Precision = "auto",
 ) -> None:
     """Text to image, by a token model."""
-    if (text is None) == (batch is None):
-        raise ConfigError("draw: expected TEXT or --batch F.txt, one of both")
-    if out is None:
-        raise ConfigError("draw: --out is missing", hint="--out F.png, or with --batch --out FOLDER")
-    texts = [text] if text is not None else _lines(batch)
+    texts, paths = _said("draw", "png", text, batch, out)
     from muomni.infer.engine import Engine
     from muomni.media import image
 
     engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, 1.0, seed)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        for place, pixels in enumerate(
-            engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling), start=first
-        ):
-            image.write(out if batch is None else out / f"{place:04d}.png", pixels)
+        pictures = engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)
+        for path, pixels in zip(paths[first:], pictures, strict=False):
+            image.write(path, pixels)
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} drawn -> {out}")
 
 
@@ -283,9 +273,23 @@ def _sampling(
         raise ConfigError(f"--{name}: {first['msg'].lower()}, got {first['input']}") from error
 
 
-def _lines(path: Path | None) -> list[str]:
+def _said(
+    command: str, suffix: str, text: str | None, batch: Path | None, out: Path | None
+) -> tuple[list[str], list[Path]]:
+    """The texts that a command is asked for, and where what it makes of each goes."""
+    if (text is None) == (batch is None):
+        raise ConfigError(f"{command}: expected TEXT or --batch F.txt, one of both")
+    if out is None:
+        hint = f"--out F.{suffix}, or with --batch --out FOLDER"
+        raise ConfigError(f"{command}: --out is missing", hint=hint)
+    if batch is None:
+        return [str(text)], [out]
+    texts = _lines(batch)
+    return texts, [out / f"{number:04d}.{suffix}" for number in range(len(texts))]
+
+
+def _lines(path: Path) -> list[str]:
     """The lines of a text file, each with words; blank ones at the end don't count."""
-    assert path is not None
     try:
         texts = path.read_text(encoding="utf-8").rstrip().splitlines()
     except UnicodeDecodeError as error:

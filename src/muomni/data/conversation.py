@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from muomni.data.cache import Cache, shared
-from muomni.data.sample import AudioPart, ImagePart, Message, Sample, inline_bytes
+from muomni.data.sample import AudioPart, ImagePart, Message, OfSamples, Sample, inline_bytes
 from muomni.data.uses import says_words
 from muomni.errors import DataError
 from muomni.media import audio, image
@@ -294,7 +294,7 @@ def _document(sample: Sample, tokenizer: Tokenizer, ctx_len: int) -> Item:
     return Item(sample.id, sample.task, ids, [chat.IGNORE, *ids[1:]])
 
 
-class Conversations:
+class Conversations(OfSamples):
     """Samples as a dataset of `Item`s; media and ids are kept in the cache, `changes` are made anew each
     time.
 
@@ -316,13 +316,6 @@ class Conversations:
         self.apart = apart
         self.changes = changes
         self.kept = (cache or shared()).part()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """One prepared sample."""

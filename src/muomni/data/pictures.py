@@ -15,7 +15,7 @@ from muomni import files
 from muomni.config import Strict
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_picture
-from muomni.data.sample import ImagePart, Sample
+from muomni.data.sample import ImagePart, OfSamples, Sample
 from muomni.errors import DataError
 from muomni.media import augment
 from muomni.tokens.bpe import Tokenizer
@@ -75,7 +75,7 @@ class Still:
     pixels: Pixels
 
 
-class Stills:
+class Stills(OfSamples):
     """Samples with one picture, which the user shows or the assistant draws, as a dataset; pixels are kept in
     the cache.
 
@@ -92,13 +92,6 @@ class Stills:
     ) -> None:
         self.samples, self.image_size, self.changes = samples, image_size, changes
         self.kept = (cache or shared()).part()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
 
     def pixels(self, index: int) -> Pixels:
         """The picture as it is.

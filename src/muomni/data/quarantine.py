@@ -45,10 +45,6 @@ class Quarantine:
         if len(self.notes) < NOTES:
             self.notes.append(f"{path}:{row}: {detail}")
 
-    def merge(self, counts: dict[str, int]) -> None:
-        """Add the counts of another process."""
-        self.counts.update(counts)
-
     @property
     def total(self) -> int:
         """How many rows were set aside."""

@@ -33,8 +33,6 @@ from muomni.data.transcripts import Transcripts
 from muomni.data.transcripts import clash_message as told_clash
 from muomni.errors import DataError, DataNote
 
-LONGEST_TOLD = 500  # characters of a path in a message: it may be a picture in base64
-
 
 @dataclass(frozen=True)
 class Corpus:

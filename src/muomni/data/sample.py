@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -196,6 +197,19 @@ def _side(word: str) -> Split | None:
     if len(sides) != 1 or not {spelt[0], spelt[-1]} & (TRAIN_WORDS | VALID_WORDS):
         return None
     return "train" if sides == {"train"} else "valid"
+
+
+class OfSamples:
+    """Base of datasets that make an item of each sample."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
 
 
 def parse(row: Any) -> Sample:

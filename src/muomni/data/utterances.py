@@ -14,7 +14,7 @@ from pydantic import Field
 from muomni.config import ReportsIdle
 from muomni.data.cache import Cache, shared
 from muomni.data.conversation import read_wave, wave_to_mel
-from muomni.data.sample import AudioPart, Sample, inline_bytes
+from muomni.data.sample import AudioPart, OfSamples, Sample, inline_bytes
 from muomni.data.uses import MAX_S, MAX_TEXT_LEN
 from muomni.data.uses import spoken as spoken
 from muomni.errors import DataError
@@ -139,7 +139,7 @@ def _whole_s(path: str) -> float:
         return 0.0
 
 
-class Utterances:
+class Utterances(OfSamples):
     """Samples as a dataset of `Utterance`s. The cache keeps log-mels as float16, or waves where augmentation
     changes these.
 
@@ -163,13 +163,6 @@ class Utterances:
         self.samples, self.spec, self.downsample, self.pad_s = samples, mel, downsample, pad_s
         self.max_text_len, self.max_s, self.changes = max_text_len, max_s, changes
         self.kept = (cache or shared()).part()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
 
     @cached_property
     def seconds_N(self) -> NDArray[np.float64]:

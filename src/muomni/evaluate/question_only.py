@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from muomni.data.conversation import questions
 from muomni.data.sample import Sample
 from muomni.errors import DataError
-from muomni.evaluate.facts import Fact, share
+from muomni.evaluate.facts import Fact
 from muomni.evaluate.metrics import paired_outcomes
 
 WORD = re.compile(r"\w+")
@@ -90,17 +89,6 @@ class QuestionOnly:
             guesses, key=lambda name: sum(guess == one.answer for guess, one in zip(guesses[name], samples))
         )
         return best, guesses[best]
-
-
-def floor(train: Iterable[Sample], held_out: Iterable[Sample]) -> Fact:
-    """The share of held-out questions whose answer is guessed word for word without looking, by the best of
-    the three ways."""
-    samples = [one for sample in held_out for one in questions(sample)]
-    best, guesses = QuestionOnly.fit(train).strongest(samples)
-    return replace(
-        share(sum(guess == one.answer for guess, one in zip(guesses, samples)), len(samples)),
-        note=f"by {best}",
-    )
 
 
 def gains(answers: Sequence[str], guessed: Sequence[str], truths: Sequence[str]) -> list[float]:

@@ -3,7 +3,7 @@ guard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -126,21 +126,8 @@ def frames(
             yield frame
 
 
-def speak(
-    talker: Talker,
-    text_ids_BT: Tensor,
-    keep_BT: Tensor,
-    *,
-    hidden_BTD: Tensor | None = None,
-    speaker_B: Tensor | None = None,
-    choose: Choose = greedy,
-    max_frames: int | None = None,
-) -> SpokenCodes:
-    """Codes of the speech of each text, whole; takes and raises as `frames`. The learned end symbol decides
-    the length."""
-    how = {"hidden_BTD": hidden_BTD, "speaker_B": speaker_B}
-    frames_said = list(frames(talker, text_ids_BT, keep_BT, **how, choose=choose, max_frames=max_frames))
-    frames_B = torch.stack([frame.speaks_B for frame in frames_said]).sum(0)
-    return SpokenCodes(
-        torch.stack([frame.codes_BK for frame in frames_said], -1), frames_B, frames_said[-1].ended_B
-    )
+def gathered(said: Iterable[Frame]) -> SpokenCodes:
+    """The whole of what `frames` gives. The learned end symbol decides the length."""
+    every = list(said)
+    frames_B = torch.stack([frame.speaks_B for frame in every]).sum(0)
+    return SpokenCodes(torch.stack([frame.codes_BK for frame in every], -1), frames_B, every[-1].ended_B)

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muomni import files
+from muomni import files, plugins
 from muomni.errors import CheckpointError
+from muomni.models import integrity, rows, store
 
-SEEING = (
-    "instruct",
-    "sweep",
-    "align",
-)  # stages that leave what stage omni leaves, but on networks that lie elsewhere; the last one first
-OMNI = "omni.json"
-WRITING = (
-    "mmpt",
-    "rows",
-)  # stages that leave a token model: new rows, by reference to base and codecs; the last one first
-ROWS = "trainable_rows.json"
+OMNI = "omni.json"  # says how media become tokens of a language model
 VOICE = "talker"  # within an exported model: the Talker with all that it needs to speak
-# model_type in a folder's config.json -> the stage that ends in such a folder
-KINDS = {
-    "qwen3": "thinker",
-    "qwen3_moe": "thinker",
-    "muomni_audio_encoder": "hearing",
-    "muomni_vision_encoder": "vision",
-    "muomni_codec": "codec",
-    "muomni_image_codec": "image_codec",
-    "muomni_talker": "talker",
-}
 
 
 def find(folder: Path | str) -> dict[str, Path]:
@@ -43,19 +24,16 @@ def find(folder: Path | str) -> dict[str, Path]:
             f"{folder}: expected a run, stage or final folder, found {what}",
             hint="train one: muomni run RECIPE",
         )
-    for place in (folder, folder / "final"):
+    for place in (folder, folder / integrity.FINAL):
         if stage := kind(place):
             return {stage: place, **({"talker": place / VOICE} if kind(place / VOICE) == "talker" else {})}
-    answering = (*dict.fromkeys(KINDS.values()), "omni")
-    stages = {name: folder / name / "final" for name in answering if kind(folder / name / "final") == name}
-    for name in SEEING:
-        if kind(folder / name / "final") == "omni":
-            stages.setdefault("omni", folder / name / "final")
-    for name in WRITING:
-        if kind(folder / name / "final") == "rows":
-            stages.setdefault("rows", folder / name / "final")
+    names = plugins.STAGES.names()
+    finals = [folder / name / integrity.FINAL for name in names]
+    # Several may leave what omni leaves, or rows: one that holds its language model is taken, else the last.
+    finals.sort(key=lambda final: (final / "thinker").is_dir())
+    stages = {stage: at for at in finals if (stage := kind(at)) in ("omni", "rows", at.parent.name)}
     if not stages:
-        places = f"{folder.name}/{{{','.join((*answering, *SEEING, *WRITING))}}}/final"
+        places = f"{folder.name}/{{{','.join(names)}}}/{integrity.FINAL}"
         raise CheckpointError(
             f"{folder}: holds no finished stage (expected {places}, a stage's final/, or one of these)",
             hint="train it: muomni run RECIPE",
@@ -64,16 +42,18 @@ def find(folder: Path | str) -> dict[str, Path]:
 
 
 def kind(folder: Path) -> str | None:
-    """The stage whose `final/` this folder is, None where it is none."""
+    """The stage that this `final/` is of, None where it is none: omni for what reads media (align and others
+    leave one too), rows for a token model, else what its network says (`store.CLASSES`)."""
     if (folder / OMNI).is_file():
         return "omni"
-    if (folder / ROWS).is_file():
+    if (folder / rows.NOTE).is_file():
         return "rows"
     try:
-        content = files.read_json(folder / "config.json")
+        content = files.read_json(folder / store.CONFIG)
     except (OSError, ValueError):
         return None
-    return KINDS.get(content.get("model_type", "")) if isinstance(content, dict) else None
+    network = store.CLASSES.find(str(content.get("model_type"))) if isinstance(content, dict) else None
+    return getattr(network, "trained_by", None)
 
 
 def require(stages: dict[str, Path], *names: str, ability: str, where: Path | str) -> tuple[str, Path]:

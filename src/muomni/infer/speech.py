@@ -13,7 +13,7 @@ from torch import Tensor
 from muomni.data.batch import right_padded
 from muomni.errors import ConfigError
 from muomni.infer import codes
-from muomni.infer.codes import Choose
+from muomni.infer.codes import Choose, Frame
 from muomni.infer.sampling import SamplingConfig, pick
 from muomni.media import griffin_lim
 from muomni.models import finite
@@ -111,16 +111,8 @@ class Voice:
         """
         speeches: list[Speech] = []
         for first in range(0, len(texts), batch):
-            ids_BT, keep_BT = self._read(texts[first : first + batch])
-            spoken = codes.speak(
-                self.talker,
-                ids_BT,
-                keep_BT,
-                hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
-                speaker_B=self._speakers(speakers, first, len(ids_BT)),
-                choose=_chooser(sampling, ids_BT.device),
-                max_frames=max_frames,
-            )
+            voices = None if speakers is None else speakers[first : first + batch]
+            spoken = codes.gathered(self._frames(texts[first : first + batch], sampling, voices, max_frames))
             mel_BFM = self.codec.decode(spoken.codes_BKF, spoken.frames_B)
             finite.demand(mel_BFM, self.codec, "values of the log-mel")
             for row, frames in enumerate(spoken.frames_B.tolist()):
@@ -143,15 +135,7 @@ class Voice:
         `speak` to within 5 ms, and sounds alike; samples differ, since the phases of a piece are found
         without knowing what comes after.
         """
-        ids_BT, keep_BT = self._read([text])
-        frames = codes.frames(
-            self.talker,
-            ids_BT,
-            keep_BT,
-            hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
-            speaker_B=self._speakers(None if speaker is None else [speaker], 0, 1),
-            choose=_chooser(sampling, ids_BT.device),
-        )
+        frames = self._frames([text], sampling, None if speaker is None else [speaker])
         pieces = _Pieces(self.codec)
         frames_said: list[Tensor] = []
         piece_frames = FIRST_PIECE_FRAMES
@@ -162,16 +146,24 @@ class Voice:
                 yield pieces.add(torch.stack(frames_said, -1), is_last=False)
         yield pieces.add(torch.stack(frames_said, -1), is_last=True)
 
-    def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids (B, T) and keep (B, T) of texts, padded on the right."""
-        ids_BT, keep_BT = right_padded([self.talker.text_ids(text, self.tokenizer) for text in texts])
-        return ids_BT.to(self.device), keep_BT.to(self.device)
-
-    def _speakers(self, speakers: Sequence[int] | None, first: int, count: int) -> Tensor | None:
-        return (
-            None
-            if speakers is None
-            else torch.tensor(list(speakers[first : first + count]), device=self.device)
+    def _frames(
+        self,
+        texts: Sequence[str],
+        sampling: SamplingConfig | None,
+        speakers: Sequence[int] | None,
+        max_frames: int | None = None,
+    ) -> Iterator[Frame]:
+        """The speech of texts, by as many voices, a frame at a time."""
+        padded = right_padded([self.talker.text_ids(text, self.tokenizer) for text in texts])
+        ids_BT, keep_BT = (each.to(self.device) for each in padded)
+        return codes.frames(
+            self.talker,
+            ids_BT,
+            keep_BT,
+            hidden_BTD=self.think(ids_BT, keep_BT) if self.think else None,
+            speaker_B=None if speakers is None else torch.tensor(speakers, device=self.device),
+            choose=_chooser(sampling, self.device),
+            max_frames=max_frames,
         )
 
 

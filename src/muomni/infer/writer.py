@@ -12,7 +12,7 @@ from torch import Tensor
 from muomni.errors import ContextError, DataError
 from muomni.infer import spans
 from muomni.infer.sampling import SamplingConfig
-from muomni.infer.spans import GREEDY, Compliance
+from muomni.infer.spans import GREEDY
 from muomni.models.rows import TokenModel
 from muomni.tokens import grammar, sequences
 from muomni.tokens.grammar import Grammar
@@ -47,15 +47,6 @@ class MediaWriter:
     ) -> list[tuple[NDArray[np.float32], int]]:
         """A sound of each text, (wave (S,) float32, rate in Hz); raises as `draw`."""
         return self._written("audio", texts, sampling, self._wave)
-
-    def raw_compliance(self, kind: str, texts: Sequence[str]) -> Compliance:
-        """How often it writes a legal span of a kind ("image", "audio") greedily where nothing holds it to
-        the grammar."""
-        legal = total = 0
-        for prompts in self._batches(kind, texts):
-            found = spans.raw_compliance(self.model, prompts, self.rules(kind, prompts))
-            legal, total = legal + found.legal, total + found.total
-        return Compliance(legal, total)
 
     def rules(self, kind: str, prompts: Sequence[Tensor]) -> Grammar:
         """The grammar of what may follow prompts.

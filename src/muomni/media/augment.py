@@ -27,11 +27,6 @@ def gain(wave_S: Wave, decibels: float) -> Wave:
     return _within(wave_S * np.float32(10 ** (decibels / 20)), wave_S)
 
 
-def pad(wave_S: Wave, before_samples: int, after_samples: int) -> Wave:
-    """Silence on both sides; a 0.14 s "eight" has fewer encoder states than letters without it."""
-    return np.pad(wave_S, (before_samples, after_samples))
-
-
 def noise(wave_S: Wave, snr_db: float, rng: np.random.Generator) -> Wave:
     """White noise so far under the wave's own power; both quieter where they go beyond full scale."""
     deviation = float(np.sqrt(np.mean(np.square(wave_S, dtype=np.float64)))) * 10 ** (-snr_db / 20)

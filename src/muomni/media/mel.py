@@ -72,9 +72,6 @@ class MelSpec(BaseModel):
         return samples // self.hop_samples
 
 
-HEARING = MelSpec(
-    n_fft=1024, window_samples=400, num_mels=128, scale="slaney", norm="slaney", power=2.0, floor=1e-6
-)
 SPEECH = MelSpec(n_fft=1024, window_samples=640, num_mels=80, scale="htk", norm=None, power=1.0, floor=1e-4)
 
 
@@ -99,28 +96,6 @@ def log_mel(wave_BS: Tensor, spec: MelSpec) -> Tensor:
         spectrum_BFN = power_BFN.clamp_min(TINY_POWER).sqrt() if spec.power == 1.0 else power_BFN
         mel_BFM = spectrum_BFN @ _device_bank(spec, wave_BS.device)
         return mel_BFM.clamp_min(spec.floor).log()
-
-
-def log_spectral_distance(
-    first_BS: Tensor, second_BS: Tensor, spec: MelSpec, *, range_db: float = 60.0
-) -> Tensor:
-    """How far two waves of equal length lie apart, in dB: the root mean square over bins of their log power
-    difference, mean over frames.
-
-    Both are scaled to unit power first, so loudness does not count; what lies more than `range_db` under the
-    louder wave's peak bin is cut, so that the depth of a silence does not count.
-    Gives   (B,) float32.
-    Raises  ShapeError if the shapes differ.
-    Source  Gray and Markel 1976.
-    """
-    if first_BS.shape != second_BS.shape or first_BS.ndim != 2:
-        raise ShapeError(
-            f"log_spectral_distance: expected two waves (B, S), got {tuple(first_BS.shape)} and {tuple(second_BS.shape)}"
-        )
-    first, second = (_power(_unit_power(wave.float()), spec) for wave in (first_BS, second_BS))
-    lowest = torch.maximum(first, second).amax(dim=(1, 2), keepdim=True) * 10.0 ** (-range_db / 10.0)
-    difference_db = 10.0 * (first.maximum(lowest).log10() - second.maximum(lowest).log10())
-    return difference_db.square().mean(dim=2).sqrt().mean(dim=1)
 
 
 def filter_bank(spec: MelSpec) -> Tensor:
@@ -183,7 +158,3 @@ def _power(wave_BS: Tensor, spec: MelSpec) -> Tensor:
         padded_BS, spec.n_fft, spec.hop_samples, spec.window_samples, window, center=True, return_complex=True
     )
     return (complex_BNF.real.square() + complex_BNF.imag.square()).transpose(1, 2)
-
-
-def _unit_power(wave_BS: Tensor) -> Tensor:
-    return wave_BS / wave_BS.square().mean(dim=1, keepdim=True).clamp_min(TINY_POWER).sqrt()

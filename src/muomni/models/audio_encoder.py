@@ -88,6 +88,7 @@ class AudioEncoder(nn.Module):
     """
 
     model_type = "muomni_audio_encoder"
+    trained_by = "hearing"
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()

@@ -63,6 +63,7 @@ class Codec(nn.Module):
     """
 
     model_type = "muomni_codec"
+    trained_by = "codec"
     mel_mean: Tensor
     mel_std: Tensor
 

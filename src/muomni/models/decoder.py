@@ -326,6 +326,7 @@ class Decoder(CausalLM):
     """
 
     model_type: ClassVar[str] = "qwen3"
+    trained_by: ClassVar[str] = "thinker"
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

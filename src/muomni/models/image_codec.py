@@ -121,6 +121,7 @@ class ImageCodec(nn.Module):
     """
 
     model_type = "muomni_image_codec"
+    trained_by = "image_codec"
     kind = "muomni_image_codec"
     modality = "image"
     codebooks = 1

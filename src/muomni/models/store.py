@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -22,20 +21,24 @@ from muomni import files
 from muomni.config import current
 from muomni.errors import CheckpointError
 from muomni.models import finite
+from muomni.plugins import Registry
 
-# model_type -> where its class lives, imported when such a folder is opened. A class is built as cls(config:
-# ItsConfig).
-CLASSES = {
-    "qwen3": "muomni.models.decoder:Decoder",
-    "qwen3_moe": "muomni.models.decoder:Decoder",
-    "muomni_audio_encoder": "muomni.models.audio_encoder:AudioEncoder",
-    "muomni_vision_encoder": "muomni.models.vision_encoder:VisionEncoder",
-    "muomni_text_tower": "muomni.models.text_tower:TextTower",
-    "muomni_codec": "muomni.models.codec:Codec",
-    "muomni_image_codec": "muomni.models.image_codec:ImageCodec",
-    "muomni_talker": "muomni.models.talker:Talker",
-    "muomni_projectors": "muomni.models.omni:Projectors",
-}
+# model_type -> its class, which is built as cls(config: ItsConfig) and says by `trained_by` which stage ends in
+# a folder of it, if one does. Packages bring theirs as `MODEL_TYPE = "package.module:Class"`.
+CLASSES = Registry(
+    "muomni.networks",
+    {
+        "qwen3": "muomni.models.decoder:Decoder",
+        "qwen3_moe": "muomni.models.decoder:Decoder",
+        "muomni_audio_encoder": "muomni.models.audio_encoder:AudioEncoder",
+        "muomni_vision_encoder": "muomni.models.vision_encoder:VisionEncoder",
+        "muomni_text_tower": "muomni.models.text_tower:TextTower",
+        "muomni_codec": "muomni.models.codec:Codec",
+        "muomni_image_codec": "muomni.models.image_codec:ImageCodec",
+        "muomni_talker": "muomni.models.talker:Talker",
+        "muomni_projectors": "muomni.models.omni:Projectors",
+    },
+)
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 ADAPTER = (
     "adapter_config.json"  # PEFT's: transformers adds the adapter beside it to the weights as it opens them
@@ -84,12 +87,10 @@ def load(
     folder = Path(folder)
     content = read_config(folder)
     kind = content.get("model_type")
-    if kind not in CLASSES:
-        raise CheckpointError(
-            f"{folder / CONFIG}: model_type must be one of {', '.join(CLASSES)}, got {kind!r}"
-        )
-    module, name = CLASSES[kind].split(":")
-    network = getattr(importlib.import_module(module), name)
+    network = CLASSES.find(str(kind))
+    if network is None:
+        known = ", ".join(CLASSES.names())
+        raise CheckpointError(f"{folder / CONFIG}: model_type must be one of {known}, got {kind!r}")
     shape = typing.get_type_hints(network.__init__)["config"]
     own = {key: value for key, value in content.items() if key not in ("model_type", "muomni")}
     try:
@@ -297,17 +298,6 @@ def stored_format(folder: Path | str) -> torch.dtype:
 
 def _spelled(formats: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(each).removeprefix("torch.") for each in formats)
-
-
-@torch.no_grad()
-def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Copy tensors into a model, all or none.
-
-    Raises  CheckpointError as `check`.
-    """
-    check(model, tensors, where=where)
-    for name, own in _untied(model).items():
-        own.copy_(tensors[name])
 
 
 def adopt(

@@ -124,6 +124,7 @@ class Talker(CausalLM):
     """
 
     model_type = "muomni_talker"
+    trained_by = "talker"
 
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()

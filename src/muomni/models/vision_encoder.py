@@ -133,6 +133,7 @@ class VisionEncoder(VisionTower):
     """
 
     model_type = "muomni_vision_encoder"
+    trained_by = "vision"
     num_cls_tokens = 1
 
     def __init__(self, config: VisionEncoderConfig) -> None:

@@ -1,4 +1,4 @@
-"""Show a batch of one item in full: one function for each kind of batch that a stage trains on.
+"""Show a batch of one item in full: one function for each kind of batch, which a stage names (`Stage.anatomy`).
 
 Each takes the stage's objective (with a checkpoint's weights in place if `is_trained`) and gives titled
 blocks.
@@ -48,14 +48,8 @@ class Subject:
     is_trained: bool
 
 
-def blocks(subject: Subject) -> Blocks:
-    """The titled parts of the item's page."""
-    parts: Blocks = KINDS.get(type(subject.batch), _any)(subject)
-    return parts
-
-
-def _any(subject: Subject) -> Blocks:
-    """A batch that no function here knows: what it holds, and in which shapes."""
+def fields(subject: Subject) -> Blocks:
+    """Of any batch, what it holds, and in which shapes."""
     rows = [h("tr", h("td", name), h("td", _brief(value))) for name, value in vars(subject.batch).items()]
     return [("What the batch holds", h("table", rows))]
 
@@ -74,7 +68,8 @@ def mel(mel_FM: Tensor, caption: str) -> Html:
 
 
 @torch.no_grad()
-def _language(subject: Subject) -> Blocks:
+def language(subject: Subject) -> Blocks:
+    """A row of text, with media in their places."""
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
     assert isinstance(batch, SequenceBatch)
     assert tokenizer is not None
@@ -174,7 +169,8 @@ AS_READ: dict[str, Callable[[Tensor], Html]] = {  # a medium as its encoder read
 }
 
 
-def _hearing(subject: Subject) -> Blocks:
+def hearing(subject: Subject) -> Blocks:
+    """A sound and the symbols that are heard in it."""
     batch, objective = subject.batch, subject.objective
     assert isinstance(batch, HearingBatch)
     frames, alphabet = int(batch.frames_B[0]), Alphabet()
@@ -238,7 +234,8 @@ def _hearing(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
-def _vision(subject: Subject) -> Blocks:
+def vision(subject: Subject) -> Blocks:
+    """A picture with its true and false captions."""
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
     assert isinstance(batch, VisionBatch)
     assert tokenizer is not None
@@ -276,7 +273,8 @@ def _vision(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
-def _codec(subject: Subject) -> Blocks:
+def codec(subject: Subject) -> Blocks:
+    """A sound, its codes, and what they give back."""
     batch, objective = subject.batch, subject.objective
     assert isinstance(batch, CodecBatch)
     frames = int(batch.frames_B[0])
@@ -328,7 +326,8 @@ def _codec(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
-def _image_codec(subject: Subject) -> Blocks:
+def image_codec(subject: Subject) -> Blocks:
+    """A picture, its codes, and what they give back."""
     batch, objective = subject.batch, subject.objective
     assert isinstance(batch, ImageCodecBatch)
     out: Blocks = [("What is to be rebuilt", _pixels(batch.pixels_BHW3[0].permute(2, 0, 1)))]
@@ -354,7 +353,8 @@ def _image_codec(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
-def _talker(subject: Subject) -> Blocks:
+def talker(subject: Subject) -> Blocks:
+    """A text and the grid of codes by which it is said."""
     batch, objective, tokenizer = subject.batch, subject.objective, subject.tokenizer
     assert isinstance(batch, SequenceBatch)
     assert batch.codes_BKS is not None
@@ -436,7 +436,7 @@ def _talker(subject: Subject) -> Blocks:
 
 
 @torch.no_grad()
-def _tokens(subject: Subject) -> Blocks:
+def tokens(subject: Subject) -> Blocks:
     """A row over text and media tokens; its ids are those of the model's token space."""
     batch, objective = subject.batch, subject.objective
     assert isinstance(batch, TokenBatch)
@@ -495,13 +495,3 @@ def _tokens(subject: Subject) -> Blocks:
             join(task, token_table.key(owners), token_table.table(rows), h("p", told, cls="quiet")),
         )
     ]
-
-
-KINDS: dict[type, Any] = {
-    TokenBatch: _tokens,
-    SequenceBatch: lambda subject: (_language if subject.batch.codes_BKS is None else _talker)(subject),
-    HearingBatch: _hearing,
-    VisionBatch: _vision,
-    CodecBatch: _codec,
-    ImageCodecBatch: _image_codec,
-}

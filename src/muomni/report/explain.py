@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from muomni import plugins
 from muomni.data import readers
 from muomni.data.conversation import Conversations, MediaSpec, read_wave
 from muomni.data.loader import Loader
@@ -28,7 +29,7 @@ from muomni.errors import ConfigError, DataError
 from muomni.execution import recipe as recipes
 from muomni.models import integrity
 from muomni.report import anatomy, media
-from muomni.report.anatomy import Subject
+from muomni.report.anatomy import Blocks, Subject
 from muomni.report.html import Html, h, join, words
 from muomni.report.page import page
 from muomni.runtime import Runtime
@@ -78,7 +79,7 @@ def of_stage(source: str, stage: str, choice: SampleChoice, *, checkpoint: Path 
             stage,
             loader.dataset.name(index),
             _sample(training, loader, index),
-            subject,
+            plugins.load(entry.stage.anatomy)(subject),
             own if is_trained else None,
         )
 
@@ -94,7 +95,7 @@ def of_manifest(manifest: Path, tokenizer: Path, choice: SampleChoice, *, ctx_le
     subject = Subject(
         collate([dataset.item(index, np.random.default_rng(0))]), None, dataset.tokenizer, False
     )
-    return _page(manifest.name, dataset.name(index), samples[index], subject, None)
+    return _page(manifest.name, dataset.name(index), samples[index], anatomy.language(subject), None)
 
 
 def _machine() -> Runtime:
@@ -225,14 +226,13 @@ def _sample(training: Training[Any], loader: Loader[Any, Any], index: int) -> Sa
     return samples[index] if samples is not None else None
 
 
-def _page(where: str, name: str, sample: Sample | None, subject: Subject, checkpoint: Path | None) -> str:
+def _page(where: str, name: str, sample: Sample | None, blocks: Blocks, checkpoint: Path | None) -> str:
     head = [
         ("of", where),
         ("checkpoint", str(checkpoint) if checkpoint else "none: no losses"),
         ("task", words(sample.task) if sample else ""),
     ]
     meta = h("div", [h("span", h("small", label), value) for label, value in head if value], cls="meta")
-    blocks = anatomy.blocks(subject)
     parts = [("The sample", _shown(sample)), *blocks] if sample is not None else blocks
     sections = [h("section", h("h3", title), block, id=f"part{n}") for n, (title, block) in enumerate(parts)]
     links = [(f"part{n}", title.split(":")[0].split(",")[0], "") for n, (title, _) in enumerate(parts)]

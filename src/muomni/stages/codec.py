@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +19,6 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import held_out_gap
-from muomni.models import store
 from muomni.models.codec import Codec, CodecConfig
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Inputs, Stage, StageSettings, Training, loaders
@@ -81,10 +79,6 @@ class CodecTraining(Training[CodecSettings]):
         """Mean and deviation of the log-mel, by which the codec normalises."""
         self.codec.fit_statistics(*_some(self.whole, STATISTICS_ITEMS))
         return {}
-
-    def save(self, folder: Path) -> None:
-        """The codec."""
-        store.save(self.codec, folder)
 
     def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """Usage of the codebooks, the error of the round trip, and the audit of the codec."""
@@ -200,4 +194,5 @@ STAGE = Stage(
         BoardRow("codec.log_mel_l1", "log_mel_l1", more_is_better=False),
     ),
     assume=assumed.speech,
+    anatomy="muomni.report.anatomy:codec",
 )

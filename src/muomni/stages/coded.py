@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from muomni import files
-from muomni.data.sample import AudioPart, Sample
+from muomni.data.sample import AudioPart, OfSamples, Sample
 from muomni.errors import CheckpointError, ConfigError, DataError
 from muomni.media import stored
 from muomni.train.objectives.talker import TalkerItem
@@ -115,19 +115,12 @@ class Items(Mapping[int, TalkerItem]):
         return place if place < len(self._numbers) and self._numbers[place] == index else None
 
 
-class Coded:
+class Coded(OfSamples):
     """Utterances as codes and text ids: a dataset of `TalkerItem`s. Unreadable ones raise in their turn, to
     be counted."""
 
     def __init__(self, items: Items) -> None:
         self.samples, self.items = items.samples, items
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def name(self, index: int) -> str:
-        """The sample's id."""
-        return self.samples[index].id
 
     def item(self, index: int, rng: np.random.Generator) -> TalkerItem:
         """One utterance; raises DataError."""

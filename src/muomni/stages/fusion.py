@@ -16,6 +16,7 @@ from muomni.evaluate import labels
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Texts
 from muomni.infer.engine import Engine
+from muomni.infer.folders import OMNI
 from muomni.infer.parts import Parts
 from muomni.models.omni import Omni
 from muomni.stages.stage import StageSettings, Training, demand_tasks, loaders
@@ -100,4 +101,4 @@ class FusionTraining(Training[F]):
         folder."""
         settings: Any = self.settings
         media = {**dataclasses.asdict(self.spec), "mel": self.spec.mel.model_dump()}
-        files.write_json(folder / "omni.json", {"media": media, "prompts": settings.prompts, **more})
+        files.write_json(folder / OMNI, {"media": media, "prompts": settings.prompts, **more})

@@ -254,4 +254,5 @@ STAGE = Stage(
         BoardRow("hearing.digit_exact", "digit_exact", 0.93),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:hearing",
 )

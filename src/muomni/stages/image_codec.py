@@ -17,7 +17,6 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import held_out_gap
-from muomni.models import store
 from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage, StageSettings, Training, demand_tasks, loaders
@@ -73,10 +72,6 @@ class ImageCodecTraining(Training[ImageCodecSettings]):
         training = Stills(self.corpus.train, size, changes=settings.augment)
         self.held_out = Stills(self.corpus.valid, size)
         return loaders(training, self.held_out, collate, settings, weights=self.corpus.weights)
-
-    def save(self, folder: Path) -> None:
-        """The codec."""
-        store.save(self.codec, folder)
 
     def measure(self, fitted: Fitted, stage_samples: StageSamples) -> dict[str, Fact]:
         """PSNR, SSIM, use of the codes, what a checker by rules still names, and the audit of the codec."""
@@ -168,4 +163,5 @@ STAGE = Stage(
         BoardRow("image_codec.shape_kept", "shape_kept", 0.9),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:image_codec",
 )

@@ -173,4 +173,5 @@ STAGE = Stage(
         held_out_gap(1.5, "nats a token"),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:language",
 )

@@ -255,4 +255,5 @@ STAGE = Stage(
         BoardRow("omni.forgetting_bits_per_byte", "forgetting_bits_per_byte", 0.15, more_is_better=False),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:language",
 )

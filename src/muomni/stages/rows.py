@@ -210,4 +210,5 @@ STAGE = Stage(
     assume=assume,
     enough=512,
     is_row_a_sample=False,
+    anatomy="muomni.report.anatomy:tokens",
 )

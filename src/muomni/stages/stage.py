@@ -249,9 +249,10 @@ class Training(ABC, Generic[S]):
         """Facts about the rows as they are taught, measured before the first step."""
         return {}
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the files of `final/`."""
+        """Write the files of `final/`: here its networks, each in its place."""
+        for place, network in self.networks.items():
+            store.save(network, folder / place)
 
     def saved(self, step: int) -> None:
         """A checkpoint was written; called on the main rank, with the weights in place."""
@@ -307,6 +308,7 @@ class Stage:
              there
     enough   for a stage that encodes all of its samples before it begins: so many show what it costs
     is_row_a_sample   whether a row is made of one sample alone
+    anatomy  "module:function" that shows a batch of one row on a page (`report.anatomy`)
     """
 
     name: str
@@ -319,6 +321,7 @@ class Stage:
     assume: Assume | None = None
     enough: int | None = None
     is_row_a_sample: bool = True
+    anatomy: str = "muomni.report.anatomy:fields"
 
 
 @dataclass(frozen=True)

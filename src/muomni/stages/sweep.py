@@ -71,6 +71,7 @@ STAGE = Stage(
     SweepSettings,
     align.AlignTraining,
     gates=(*SWEPT.gates, WINNER),
+    anatomy="muomni.report.anatomy:language",
 )
 
 

@@ -388,4 +388,5 @@ STAGE = Stage(
         BoardRow("talker.rtf", "rtf", 0.5, more_is_better=False),
     ),
     assume=assumed.speech,
+    anatomy="muomni.report.anatomy:talker",
 )

@@ -231,4 +231,5 @@ STAGE = Stage(
     is_row_a_sample=False,
     board=(BoardRow("thinker.bits_per_byte", "bits_per_byte", more_is_better=False),),
     assume=assume,
+    anatomy="muomni.report.anatomy:language",
 )

@@ -247,4 +247,5 @@ STAGE = Stage(
         BoardRow("vision.shape_probe", "shape_probe", 0.8),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:vision",
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from muomni.errors import ConfigError, TokenRangeError
@@ -183,14 +182,6 @@ def of_medium(space: TokenSpace, modality: str, *, least: int = 1, most: int | N
 def contains(legal: Legal, token: int) -> bool:
     """Whether an id is legal."""
     return any(token in ids for ids in legal)
-
-
-def mask(legal: Legal, size: int) -> Tensor:
-    """bool (size,), True = may stand there."""
-    keep_V = torch.zeros(size, dtype=torch.bool)
-    for ids in legal:
-        keep_V[ids.start : ids.stop] = True
-    return keep_V
 
 
 def union(sets: Sequence[Legal]) -> Legal:

@@ -133,11 +133,6 @@ class TokenSpace:
         """The ids that a text model has no rows for: special tokens and media."""
         return range(self.text_size, self.size)
 
-    def padded_size(self, multiple: int) -> int:
-        """Rows of a table of this space for kernels that like multiples. Further rows are no ids: nothing
-        else changes."""
-        return -(-self.size // multiple) * multiple
-
     def region(self, name: str) -> Region:
         """The region of a name: text, special, image, audio_0, ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muomni.errors import DataError, TokenSpaceError
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.codec import Codec
+from muomni.tokens.codec import Codec, CodecEntry
 from muomni.tokens.space import TokenSpace
 
 Meta = dict[str, Any]
@@ -134,28 +134,11 @@ class UnifiedTokenizer:
         ids = self.space.ids_of(modality, codes_KF.cpu())
         entry = self.space.codec(modality)
         shape = {} if entry.grid is None else {"grid": list(entry.grid), "size_px": entry.size_px}
-        meta = {
-            "modality": modality,
-            "codec": entry.kind,
-            "codec_digest": entry.digest,
-            "layout": entry.layout,
-            "codebooks": entry.codebooks,
-            "frames": int(codes_KF.shape[1]),
-            **shape,
-            **extra,
-        }
-        return ids, meta
+        return ids, {**_named(entry), "frames": int(codes_KF.shape[1]), **shape, **extra}
 
     def _codes(self, modality: str, ids: Tensor, meta: Meta) -> Tensor:
         """The codes of ids, once meta is seen to speak of the same codec and of as many frames."""
-        entry = self.space.codec(modality)
-        named = {
-            "modality": modality,
-            "codec": entry.kind,
-            "codec_digest": entry.digest,
-            "layout": entry.layout,
-            "codebooks": entry.codebooks,
-        }
+        named = _named(self.space.codec(modality))
         needed = (*named, "frames", *(("samples", "sample_rate_hz") if modality == "audio" else ()))
         if missing := [key for key in needed if key not in meta]:
             raise DataError(
@@ -174,3 +157,14 @@ class UnifiedTokenizer:
                 f"{modality} meta: expected {meta['frames']} frames, got ids of {codes_KF.shape[1]}",
             )
         return codes_KF
+
+
+def _named(entry: CodecEntry) -> Meta:
+    """The codec of an entry, as meta names it."""
+    return {
+        "modality": entry.modality,
+        "codec": entry.kind,
+        "codec_digest": entry.digest,
+        "layout": entry.layout,
+        "codebooks": entry.codebooks,
+    }

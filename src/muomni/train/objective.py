@@ -139,6 +139,14 @@ def perplexity(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
+def without_misses(means: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means without those of `misses`, and in their place the accuracy: the share of labelled tokens that were
+    the most probable ones."""
+    misses = {key: value for key, value in means.items() if key.partition("@")[0] == "misses"}
+    rest = {key: value for key, value in means.items() if key not in misses}
+    return rest, {key.replace("misses", "accuracy", 1): 1 - value for key, value in misses.items()}
+
+
 def with_perplexity(means: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
     """Means with the perplexity of terms that are nats of one choice among many, right behind each; also by
     length bucket.

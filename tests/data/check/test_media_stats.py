@@ -23,7 +23,7 @@ from muomni.data.sample import AudioPart, ImagePart, parse
 from muomni.data.source import Source
 from muomni.data.utterances import SpeechAugment, Utterances, duration_s
 from muomni.errors import DataError
-from muomni.media.mel import HEARING
+from muomni.media.mel import MelSpec
 from muomni.stages.coded import _digest
 from muomni.tokens.bpe import Tokenizer
 
@@ -104,7 +104,7 @@ def test_a_channel_is_read_alone_and_kept_apart(tmp_path: Path) -> None:
         for number, part in enumerate((first, second, both))
     ]
     tokenizer = Tokenizer.train(["so it is, is it so?"] * 3, 275)
-    kept = Conversations(samples, tokenizer, MediaSpec(mel=HEARING), 200, cache=Cache(1 << 24))
+    kept = Conversations(samples, tokenizer, MediaSpec(mel=MelSpec()), 200, cache=Cache(1 << 24))
     mels = [kept.item(number, np.random.default_rng(0)).media["audio"][0] for number in (0, 1, 2, 0, 1, 2)]
     assert all(np.array_equal(mels[number], mels[number + 3]) for number in range(3))
     assert not np.array_equal(mels[0], mels[1])
@@ -210,13 +210,14 @@ def test_a_wave_beyond_full_scale_is_kept_whole_for_augmentation(tmp_path: Path)
             ],
         }
     )
-    stored, full_scale = Utterances([sample], HEARING, changes=SpeechAugment(gain_db=(0.0, 0.0)))._read_wave(
+    spec = MelSpec(floor=1e-6)  # above what 16 bits round off
+    stored, full_scale = Utterances([sample], spec, changes=SpeechAugment(gain_db=(0.0, 0.0)))._read_wave(
         sample.audios[0]
     )
     assert np.abs(stored / 32767 * full_scale - wave_S).max() < 1e-4
-    plain = Utterances([sample], HEARING).item(0, np.random.default_rng(0)).mel_FM
+    plain = Utterances([sample], spec).item(0, np.random.default_rng(0)).mel_FM
     changed = (
-        Utterances([sample], HEARING, changes=SpeechAugment(gain_db=(0.0, 0.0)))
+        Utterances([sample], spec, changes=SpeechAugment(gain_db=(0.0, 0.0)))
         .item(0, np.random.default_rng(0))
         .mel_FM
     )

@@ -18,6 +18,7 @@ import soundfile
 import torch
 
 from muomni import files
+from muomni.config import changes
 from muomni.data import indexed, readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import Sample
@@ -303,23 +304,14 @@ def _settle_contract(out: Path, tokens: Tokens, corpus_digest: str, settings: Sh
     before = files.read_stored(path, dict, hint="--fresh begins anew")
     if (out / SPACE).exists() and before.get("token_space_sha256") != tokens.space.hash:
         type(tokens.space).load(out).require(tokens.space, f"{out}: the shards that are there")
-    if lines := _differences(before, contract):
+    lines = [
+        f"{key}: {str(old)[:24]} before, {str(now)[:24]} now" for key, old, now in changes(before, contract)
+    ]
+    if lines:
         raise ConfigError(
             f"{out}: the shards that are there were made of something else: {'; '.join(lines)}",
             hint="another --out, or --fresh",
         )
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], above: str = "") -> list[str]:
-    """A line for each key whose value differs."""
-    lines: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{above}{key}.")
-        elif old != new:
-            lines.append(f"{above}{key}: {str(old)[:24]} before, {str(new)[:24]} now")
-    return lines
 
 
 def _build(tokens: Tokens) -> dict[str, str]:

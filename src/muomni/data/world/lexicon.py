@@ -50,12 +50,8 @@ def grammatical(text: str) -> str:
 
 
 PLURALS = tuple(plural(shape) for shape in SHAPES)
-WORDS = tuple(
-    sorted(
-        {*COLOURS, *SHAPES, *PLURALS, *SIZES, *NUMBERS, *PLACES, "above", "below", *ANSWERS, *FUNCTION_WORDS}
-    )
-)
 CONTENT = frozenset({*COLOURS, *SHAPES, *PLURALS, *SIZES, *NUMBERS, *PLACES, "above", "below", *ANSWERS})
+WORDS = tuple(sorted({*CONTENT, *FUNCTION_WORDS}))
 PICTURED_WORDS = (*SHAPES, *SIZES, "yes", "no", "one", "two", "three", "ten")
 
 # One pair a shape, each of another colour, so neither a colour nor a shape is rare in training. Constants:
@@ -71,9 +67,6 @@ HELD_OUT_PAIRS = frozenset(
         ("purple", "square"),
         ("orange", "triangle"),
     }
-)
-SEEN_PAIRS = tuple(
-    (colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT_PAIRS
 )
 
 _SINGULAR = {plural(shape): shape for shape in SHAPES}

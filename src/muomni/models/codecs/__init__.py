@@ -5,28 +5,29 @@ Takes a folder, gives a codec; may import what `models` may. Each module holds a
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from muomni import plugins
 from muomni.errors import CheckpointError
 from muomni.models import integrity, pretrained, store
+from muomni.plugins import Registry
 from muomni.tokens.codec import Codec
 
-GROUP = "muomni.codecs"  # of entry points: `MODEL_TYPE = "package.module:opener"`
-# model_type of config.json -> its opener, imported when such a folder is opened.
-OPENERS = {
-    "muomni_codec": "muomni.models.codecs.speech:open_folder",
-    "muomni_image_codec": "muomni.models.image_codec:open_folder",
-    "encodec": "muomni.models.codecs.residual:open_folder",
-    "mimi": "muomni.models.codecs.residual:open_folder",
-    "dac": "muomni.models.codecs.residual:open_folder",
-    "janus": "muomni.models.codecs.janus:open_folder",
-    "janus_vqgan": "muomni.models.codecs.janus:open_folder",
-}
+# model_type of config.json -> its opener; packages bring theirs as `MODEL_TYPE = "package.module:opener"`.
+OPENERS = Registry(
+    "muomni.codecs",
+    {
+        "muomni_codec": "muomni.models.codecs.speech:open_folder",
+        "muomni_image_codec": "muomni.models.image_codec:open_folder",
+        "encodec": "muomni.models.codecs.residual:open_folder",
+        "mimi": "muomni.models.codecs.residual:open_folder",
+        "dac": "muomni.models.codecs.residual:open_folder",
+        "janus": "muomni.models.codecs.janus:open_folder",
+        "janus_vqgan": "muomni.models.codecs.janus:open_folder",
+    },
+)
 
 
 class Opener(Protocol):
@@ -39,21 +40,6 @@ class Opener(Protocol):
         Raises  CheckpointError for a torn folder; ConfigError for a number of books that it can't give.
         """
         ...
-
-
-def kinds() -> tuple[str, ...]:
-    """The model_types that can be opened, ours first."""
-    return (*OPENERS, *plugins.installed(GROUP, tuple(OPENERS)))
-
-
-def find(model_type: str) -> Opener | None:
-    """What opens folders of a model_type; None where nothing does."""
-    if model_type in OPENERS:
-        module, name = OPENERS[model_type].split(":")
-        opener: Opener = getattr(importlib.import_module(module), name)
-        return opener
-    brought = plugins.installed(GROUP, tuple(OPENERS)).get(model_type)
-    return None if brought is None else brought.load()
 
 
 @torch.inference_mode(False)  # opened below it by an engine, its tensors could not be made into parameters
@@ -75,8 +61,8 @@ def open_codec(
         folder = folder / integrity.FINAL
     integrity.verify(folder)
     model_type = store.read_config(folder).get("model_type")
-    opener = find(str(model_type))
+    opener: Opener | None = OPENERS.find(str(model_type))
     if opener is None:
         message = f"{folder}: no codec: its model_type is {model_type!r}"
-        raise CheckpointError(message, hint=f"codecs are {', '.join(kinds())}")
+        raise CheckpointError(message, hint=f"codecs are {', '.join(OPENERS.names())}")
     return opener(folder, codebooks, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from muomni.data.batch import Batch
 from muomni.errors import DataError, TokenRangeError
 from muomni.models.audio_encoder import AudioEncoder
-from muomni.tokens.alphabet import BLANK, min_frames
+from muomni.tokens.alphabet import BLANK
 from muomni.train.objective import Objective, Term
 
 FloatArray = NDArray[np.floating[Any]]
@@ -54,15 +54,6 @@ def collate(
         ),
         symbols_B=torch.tensor([len(ids) for ids in labels]),
     )
-
-
-def feasible(states: int, ids: Sequence[int]) -> bool:
-    """Whether `states` encoder states can spell `ids`, which must not be empty.
-
-    The data side asks this before a batch is made, and counts the refusals as DataError reason "infeasible":
-    zero_infinity would turn them into rows of loss 0 that look like success (reference/muomni.md B11).
-    """
-    return 0 < min_frames(ids) <= states
 
 
 Mistakes = Callable[[FloatArray, Sequence[int]], tuple[int, int, int, int]]
@@ -166,6 +157,6 @@ class Hearing(Objective):
             raise DataError(
                 "infeasible",
                 f"hearing: texts that can't fit their audio: {', '.join(rows_text)}",
-                hint="ask ctc.feasible first",
+                hint="alphabet.min_frames says how many states a text needs: leave these out",
             )
         return lengths_B

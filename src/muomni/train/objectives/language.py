@@ -22,7 +22,7 @@ from muomni.nn.moe import MoE, Routing
 from muomni.nn.recompute import Recomputing
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.special_tokens import OWN, PAD, SpecialTokens
-from muomni.train.objective import Probe, Term
+from muomni.train.objective import Probe, Term, without_misses
 from muomni.train.objectives.symbols import NextSymbol, Symbols
 
 
@@ -215,14 +215,8 @@ class NextToken(NextSymbol):
         )
 
     def describe(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Nats, perplexity, and in the place of `misses` the accuracy: the share of labelled tokens that were
-        the most probable ones."""
-        shares = {
-            key.replace("misses", "accuracy", 1): 1 - value
-            for key, value in means.items()
-            if key.partition("@")[0] == "misses"
-        }
-        rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
+        """Nats, perplexity and accuracy."""
+        rest, shares = without_misses(means)
         return {**super().describe(rest), **shares}
 
     def probes(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[Probe]:

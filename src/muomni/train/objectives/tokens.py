@@ -18,7 +18,7 @@ from muomni.nn.head import IGNORE, Nats, is_in, row_means
 from muomni.tokens import grammar
 from muomni.tokens.grammar import Legal
 from muomni.tokens.space import FRAMING, TokenSpace
-from muomni.train.objective import Probe, Term, with_perplexity
+from muomni.train.objective import Probe, Term, with_perplexity, without_misses
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import Symbols
 
@@ -123,12 +123,7 @@ class TokenTasks(NextToken):
 
     def describe(self, means: Mapping[str, float]) -> dict[str, float]:
         """Nats and perplexity of each task, and the accuracy over all."""
-        shares = {
-            key.replace("misses", "accuracy", 1): 1 - value
-            for key, value in means.items()
-            if key.partition("@")[0] == "misses"
-        }
-        rest = {key: value for key, value in means.items() if key.partition("@")[0] != "misses"}
+        rest, shares = without_misses(means)
         return {**with_perplexity(rest, {task: f"{task}_perplexity" for task in self.terms}), **shares}
 
     def probes(self, batch: TokenBatch, count: int, rng: np.random.Generator) -> list[Probe]:  # type: ignore[override]
