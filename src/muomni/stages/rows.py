@@ -28,6 +28,9 @@ from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
 from muomni.train.objectives.tokens import TokenTasks
 from muomni.train.optim import freeze
 
+FASTEST_HZ = 90  # no codec of transformers has more frames a second: DAC 86, EnCodec 75, Mimi 12.5
+ROOM, MOST_S = 64, 10.0  # tokens beside a sound of assumed data, and its longest; the source's clips are 10 s
+
 
 class RowsSettings(TokenSettings):
     """Settings of stage rows.
@@ -124,18 +127,25 @@ class RowsTraining(TokenTraining[RowsSettings]):
         self.save_rows(folder, self.bases["thinker"])
 
 
+def _longest_s(settings: Any, context: int) -> float:
+    """Seconds of a sound that about fill a row beside its words, where a codec of transformers is used; with
+    another one, a second."""
+    books = getattr(settings, "audio_codebooks", None)
+    if books is None:
+        return 1.0
+    return min(MOST_S, max(0.5, (context - ROOM) / (books * FASTEST_HZ)))
+
+
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Captions of pictures and words of sounds, by turns, prompts to draw and to say, and texts to replay."""
-    pictures, text = assumed.pictures(folder, 64), assumed.Text(words)
-    sounds = assumed.sounds(folder, 1.0)
+    """Captions of pictures and of sounds, by turns, prompts to draw and to say, and texts to replay; in letters,
+    which are a token or two in any vocabulary."""
+    pictures, text = assumed.pictures(folder, 64), assumed.Text(assumed.LETTERS)
+    sounds = assumed.sounds(folder, _longest_s(settings, context))
     rows = []
     for number in range(4 * assumed.BATCHES * settings.batch_size):
-        medium = (
-            assumed.part("image", pictures[number % assumed.KINDS])
-            if number % 2
-            else assumed.part("audio", sounds[number % assumed.KINDS][0])
-        )
-        said = text.take(8)
+        kind = number // 4 % assumed.KINDS
+        medium = assumed.part(*(("image", pictures[kind]) if number % 2 else ("audio", sounds[kind][0])))
+        said = text.take(assumed.WORDS_OF_CAPTION)
         is_read = number % 4 < 2
         rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
     texts = 2 * settings.batch_size if settings.replay else 0
