@@ -394,7 +394,8 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     mine = replace(bench, objective=frozen_parts.sharing_copy(bench.objective))
     twin, batch = mine.objective, bench.batch
     account = optim.select(twin, settings)
-    trains = {row.name for row in account if row.trains}
+    # What rests at first must not move either.
+    trains = {row.name for row in account if row.trains and not row.from_step}
     optimizer = optim.make_optimizer(twin, account, settings)
     scaler = torch.amp.GradScaler(bench.run.device.type, enabled=False)
     taught: set[str] = set()

@@ -139,6 +139,10 @@ def build(
     notes += runtime.emulated({run.dtype, *(p.dtype for p in training.objective.parameters())}, run.device)
     training.objective.train()
     rows = optim.select(training.objective, settings)
+    if optim.join(training.objective, rows, settings.last_phase):
+        notes.append(
+            f"planned as it is from step {settings.last_phase} on, when all that trains does (from_step)"
+        )
     whole = read[0]
     scale = len(whole.train) / max(1, len(training.corpus.train))
     return SurveyedStage(stage, settings, training, run, rows, whole, scale, prepared.is_assumed, notes)
