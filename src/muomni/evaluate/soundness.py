@@ -79,8 +79,8 @@ class Bench:
         if not self.has_halves:  # Single looks at each operation, which takes time
             yield
             return
-        # A call of backward() leaves the mode, and checkpointed blocks are computed again within it: they enter
-        # the mode again, in this thread, for a mode is of one thread.
+        # A call of backward() leaves the mode, and checkpointed blocks are computed again within it: they
+        # enter the mode again, in this thread, for a mode is of one thread.
         alone = torch.autograd.set_multithreading_enabled(False)
         with alone, Single() as mode, mode.saved(), recompute.within(mode):
             yield

@@ -75,12 +75,14 @@ def export(
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/
           where that is SigLIP's
     Of a token model (stages rows and mmpt):
-    omni  thinker/ (LoRA merged), the rows, the token space, image_codec/ and audio_codec/: `Engine.load` serves it
+    omni  thinker/ (LoRA merged), the rows, the token space, image_codec/ and audio_codec/: `Engine.load`
+          serves it
     hf    a Qwen3 checkpoint of all ids, rows in both its tables, LoRA merged; a tokenizer that spells each of
           them (`TokenSpace.names`), and token_space.json
     uti   trainable_rows.pt, .json and token_space.json as another project has them (uti_v1): the rows alone
-    Raises  ConfigError as `demand_room`, and for a form that such a model has not; CheckpointError where a file is not what its certificate names or
-            holds no numbers, or a network that it is built on is missing or another.
+    Raises  ConfigError as `demand_room`, and for a form that such a model has not; CheckpointError where a
+            file is not what its certificate names or holds no numbers, or a network that it is built on is
+            missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
@@ -220,7 +222,7 @@ def _rows_alone(final: Path, part: Path) -> None:
     """
     if (final / rows.ADAPTER).is_dir() or (final / rows.THINKER).is_dir():
         raise ConfigError(
-            f"--to uti: {final} is more than its rows: its language model learned too, which uti_v1 does not hold",
+            f"--to uti: {final} is more than its rows: its language model learned too, and uti_v1 has rows alone",
             hint="--to hf, or export stage rows",
         )
     model, _, note = rows.open_folder(final)

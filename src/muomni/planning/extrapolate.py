@@ -1,9 +1,9 @@
 """Cost of a stage whose pretrained networks are not on disk, extrapolated from 1 and 2 of their blocks.
 
 Every count is linear in the number of blocks: weights, gradients, optimizer state, FLOPs, and the memory of
-an update in each of its phases; the largest phase is the peak; and the time of an update by one row. The words
-that a small vocabulary leaves out are added: embedding tables by count, logits by a trial of the loss alone,
-and their time by their arithmetic, at the speed of the rest.
+an update in each of its phases; the largest phase is the peak; and the time of an update by one row. The
+words that a small vocabulary leaves out are added: embedding tables by count, logits by a trial of the loss
+alone, and their time by their arithmetic, at the speed of the rest.
 """
 
 from __future__ import annotations
@@ -193,8 +193,9 @@ def _account(surveyed: SurveyedStage, folder: Path, missing: Mapping[str, Missin
     assert isinstance(objective, NextToken)
     table = decoder_of(objective).table.weight
     if table.requires_grad:
+        stage = surveyed.stage.name
         raise ConfigError(
-            f"{surveyed.stage.name}: its language model is not on this machine and would learn whole, which is not drawn out",
+            f"{stage}: its language model is not on this machine and would learn whole: that is not drawn out",
             hint="get it ('hf download NAME'), or plan it with LoRA",
         )
     table_name = next(name for name, each in objective.named_parameters() if each is table)
@@ -404,13 +405,15 @@ def _sum_up(account: Account, codec_parameters: int) -> None:
 
 
 def _notes(prepared: Prepared, missing: Mapping[str, MissingModel]) -> list[str]:
-    notes = [
-        f"{name} {each.base.name} is not on this machine: a narrow random network stands in, which makes as many codes"
-        if each.is_codec
-        else f"{name} {each.base.name} is not on this machine: tried with random weights of its widths in 1 and 2 of its {each.layers} blocks, "
-        "and drawn out from there, its time on this machine too"
-        for name, each in missing.items()
-    ]
+    notes = []
+    for name, each in missing.items():
+        how = "a narrow random network stands in, which makes as many codes"
+        if not each.is_codec:
+            how = (
+                f"tried with random weights of its widths in 1 and 2 of its {each.layers} blocks, "
+                "and drawn out from there, its time on this machine too"
+            )
+        notes.append(f"{name} {each.base.name} is not on this machine: {how}")
     if "llm" in missing and not prepared.is_assumed:
         notes.append(
             f"its tokenizer is not here either: lengths are by {CUT_VOCABULARY} words learned from the data, longer than its own"

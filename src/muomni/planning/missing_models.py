@@ -1,5 +1,5 @@
-"""Missing pretrained networks: random networks with a few blocks, or narrow codecs, stand in for them in a dry
-run."""
+"""Missing pretrained networks: random networks with a few blocks, or narrow codecs, stand in for them in a
+dry run."""
 
 from __future__ import annotations
 

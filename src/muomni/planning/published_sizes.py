@@ -1,8 +1,8 @@
 """Sizes of networks that others published, by hub id: what a plan needs of them where they are not on this
 machine.
 
-Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025; EnCodec:
-        Défossez et al. 2022; Janus-Pro: Chen et al. 2025).
+Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025;
+        EnCodec: Défossez et al. 2022; Janus-Pro: Chen et al. 2025).
 """
 
 from __future__ import annotations

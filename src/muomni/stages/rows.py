@@ -139,7 +139,8 @@ class RowsTraining(TokenTraining[RowsSettings]):
         return objective, {}
 
     def _demand_rest(self, objective: TokenTasks) -> None:
-        """Raises ConfigError where the language model, or a part of it, would learn from the first step on."""
+        """Raises ConfigError where a part of the language model would learn from the first step on, or new rows
+        would rest."""
         account = optim.select(objective, self.settings)
         new = {id(self.model.new_embed), id(self.model.new_head)}
         parameters = dict(objective.named_parameters())
@@ -188,8 +189,8 @@ def _longest_s(settings: Any, context: int) -> float:
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Captions of pictures and of sounds, by turns, prompts to draw and to say, and texts to replay; in letters,
-    which are a token or two in any vocabulary."""
+    """Captions of pictures and of sounds, by turns, prompts to draw and to say, and texts to replay; in
+    letters, which are a token or two in any vocabulary."""
     pictures, text = assumed.pictures(folder, 64), assumed.Text(assumed.LETTERS)
     sounds = assumed.sounds(folder, _longest_s(settings, context))
     made = []
