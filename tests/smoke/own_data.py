@@ -285,7 +285,7 @@ def cut(recipe: str, out: Path) -> list[str]:
             values["gradient_accumulation_steps"] = 2
         if settings.epoch_duration is not None:
             # A probe of an hour's updates is a test of its own; a hundredth of so few rows would be none.
-            values |= {"samples_per_epoch": 64, "val_split": 0.25}
+            values |= {"epoch_duration": None, "val_split": 0.25}
         if hasattr(settings, "row_len"):
             values["row_len"] = 64
         if name == "vision" and settings.model.image_size > 112:  # type: ignore[attr-defined]
