@@ -164,8 +164,6 @@ def recipe(folder: Path) -> dict[str, Any]:
             "gradient_checkpointing": True,
         },
         "rows": {
-            # In bf16, which a base is opened in on a GPU, the gradients of two batches and of one lie 3e-4 apart.
-            "llm": {"name": "thinker", "dtype": "fp32"},
             **common,
             "data": of("captions", "speech"),
             "eval_items": 4,

@@ -131,6 +131,20 @@ def of_llava(data: Path) -> Path:
     return data
 
 
+def of_tokens(data: Path) -> Path:
+    """What the heads of the recipes of tokens upon Qwen3 say that DATA must hold."""
+    of_llava(data)
+    texts(data / "text" / "replay.txt")
+    for number, name in enumerate(("wavcaps", "audiocaps", "clotho")):
+        rows = []
+        for n in range(ROWS):
+            voice = 200 + 40 * number + n
+            sound = speech(data / "audio", f"clips/{name}-{n}.wav", PHRASES[n % 6], voice)
+            rows.append({"audio": sound, "text": f"a voice, {PHRASES[n % 6]}", "start": 0.1, "duration": 0.2})
+        jsonl(data / "audio" / f"{name}.jsonl", rows)
+    return data
+
+
 def of_pack(data: Path) -> Path:
     """The pack of real data that real_cpu.yaml and vlm_cpu.yaml name by MUOMNI_DATA."""
     for name in ("alice", "shakespeare", "librispeech_books"):
@@ -253,6 +267,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
+        "mmpt": {"lora.r": 2, "lora.alpha": 4, "ramp_steps": 1},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, entry in stages.items():
@@ -268,6 +283,9 @@ def cut(recipe: str, out: Path) -> list[str]:
             values["eval_items"] = 4
         if settings.gradient_accumulation_steps > 1:
             values["gradient_accumulation_steps"] = 2
+        if settings.epoch_duration is not None:
+            # A probe of an hour's updates is a test of its own; a hundredth of so few rows would be none.
+            values |= {"epoch_duration": None, "val_split": 0.25}
         if hasattr(settings, "row_len"):
             values["row_len"] = 64
         if name == "vision" and settings.model.image_size > 112:  # type: ignore[attr-defined]

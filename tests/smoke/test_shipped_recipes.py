@@ -19,6 +19,7 @@ import own_data
 import pytest
 
 import qwen
+import tiny_codecs
 from muomni.evaluate import certificate, thresholds
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
@@ -36,6 +37,8 @@ DATA: dict[
     "vlm_cpu": ("MUOMNI_DATA", own_data.of_pack),
     "vlm_qwen3_0.6b": ("DATA", own_data.of_llava),
     "vlm_qwen3_8b": ("DATA", own_data.of_llava),
+    "tokens_qwen3_0.6b": ("DATA", own_data.of_tokens),
+    "tokens_qwen3_8b": ("DATA", own_data.of_tokens),
 }
 LUCK = {"overfits", "eligible"}  # of so few steps
 
@@ -50,9 +53,20 @@ def finished(
     if name in DATA:
         variable, make = DATA[name]
         known[variable] = str(once(tmp_path_factory, make.__name__, make))
-    if name.startswith("vlm_qwen3"):
+    if "_qwen3_" in name:
         pytest.importorskip("transformers")
+        pytest.importorskip("peft")
         known |= {"LLM": str(once(tmp_path_factory, "qwen3", lambda folder: qwen.llm(folder, words=1200)))}
+    if name.startswith("tokens_qwen3"):
+        for variable, kind, how in (
+            ("IMAGE_CODEC", "janus_vq", {}),
+            ("AUDIO_CODEC", "encodec", {"sampling_rate": 24_000}),
+        ):
+            folder = once(
+                tmp_path_factory, kind, lambda to, kind=kind, how=how: tiny_codecs.saved(kind, to, **how)
+            )
+            known[variable] = str(folder)
+    if name.startswith("vlm_qwen3"):
         known |= {"EYES": str(once(tmp_path_factory, "siglip2", lambda folder: qwen.eyes(folder, "siglip2")))}
     with patch.dict(os.environ, known):
         overrides = own_data.cut(name, out)
@@ -98,6 +112,10 @@ def test_every_stage_ends_with_what_its_structure_proves(finished: tuple[str, Pa
 def test_what_it_made_answers(finished: tuple[str, Path], tiny_world: Path) -> None:
     name, out = finished
     engine = Engine.load(out, "cpu")
+    if "mmpt" in recipes.read(name, out=out).stages:
+        (drawn,) = engine.draw(["a red chair"])
+        assert drawn is not None
+        return
     picture = next((tiny_world / "images").iterdir())
     assert isinstance(engine.answer("what is it?", images=[picture], max_new=3).text, str)
     if "talker" in recipes.read(name, out=out).stages:

@@ -195,6 +195,79 @@ def test_a_lora_of_another_stage_is_no_start(finished: Path, beside: Path, recip
         runner.run(str(settings), stages=["mmpt"], out=beside)
 
 
+# --- rows, a second phase ---------------------------------------------------------------------------------------------------------
+
+PHASES: list[dict[str, Any]] = [
+    {"pattern": "*", "from_step": 3, "lr": 1e-3, "wd": 0.0},
+    {"pattern": "*.new_*", "from_step": 0, "lr": 1e-2, "wd": 0.0},
+]
+
+
+def run_rows(finished: Path, recipe_file: Path, folder: Path, **values: Any) -> Path:
+    """Stage rows alone, with other settings, in a folder with all that it needs."""
+    folder.mkdir()
+    for stage in NEEDED[:-1]:
+        (folder / stage).symlink_to(finished / stage)
+    content = yaml.safe_load(recipe_file.read_text())
+    content["rows"].update(values)
+    return runner.run(str(write(folder / "tiny.yaml", content)), stages=["rows"], out=folder)
+
+
+def test_a_second_phase_frees_the_base(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    run = run_rows(
+        finished, recipe_file, tmp_path / "run", train=["*"], param_groups=PHASES, keep_checkpoints=9
+    )
+    found: Any = certificate.read(run / "rows")
+    verdicts = {gate["name"]: gate["verdict"] for gate in found["gates"]}
+    assert (verdicts["rests"], verdicts["joins"], verdicts["frozen"]) == ("green", "green", "green")
+    assert verdicts["saved"] == "green"
+    assert found["facts"]["rested_moved"]["n"] == found["facts"]["joined_still"]["n"] > 10
+    # Checkpoints are as light as the deliverable of a stage whose base rests, until it learns.
+    first, later = (
+        load_file(run / "rows" / checkpoint.name(step) / "weights.safetensors") for step in (2, 4)
+    )
+    assert {name.rpartition(".")[2] for name in first} == {"new_embed", "new_head", "updates"}
+    final = run / "rows" / "final"
+    base, own = (
+        load_file(folder / "model.safetensors")
+        for folder in (finished / "thinker" / "final", final / rows.THINKER)
+    )
+    counts = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (first, later, base)]
+    assert counts[1] == counts[0] + counts[2], "the rows, and the whole base"
+    assert base.keys() == own.keys()
+    assert all(not base[name].equal(own[name]) for name in base)
+    model, _, note = rows.open_folder(final)
+    assert note.base["digest"] == pretrained.digest(final / rows.THINKER)
+    assert all(
+        torch.equal(tensor, own[name]) for name, tensor in model.decoder.state_dict().items() if name in own
+    )
+    assert inspect(final)["thinker"]["parameters"] > 0
+    again: Any = runner.gate(run / "rows")
+    assert {gate["name"]: gate["verdict"] for gate in again["gates"]} == verdicts
+    assert again["facts"]["i2t_nats"]["value"] == found["facts"]["i2t_nats"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"train": ["*"], "param_groups": [{"pattern": "*.layers.0.*", "from_step": 3}]},
+            "the language model rests at first",
+        ),
+        ({"train": ["*"], "param_groups": PHASES[:1]}, "rests at first"),
+        (
+            {"train": ["*"], "param_groups": [PHASES[0], {**PHASES[1], "from_step": 2}]},
+            "nothing trains|new rows are what this stage teaches",
+        ),
+    ],
+)
+def test_a_base_that_would_not_rest_is_refused(
+    finished: Path, recipe_file: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_rows(finished, recipe_file, tmp_path / "run", **values)
+
+
 # --- mmpt by LoRA ---------------------------------------------------------------------------------------------------------------
 
 

@@ -19,8 +19,11 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["hf", "omni"],
-        typer.Option(help="omni: all parts, for muomni; hf: the language model, for transformers"),
+        Literal["hf", "omni", "uti"],
+        typer.Option(
+            help="omni: all parts, for muomni; hf: the language model, for transformers; "
+            "uti: rows of media tokens alone, as uti_v1 has them"
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="D", help="where it goes: a new or an empty folder")],
     waive: Annotated[

@@ -105,7 +105,7 @@ def _trains(stage: dict[str, Any]) -> list[list[str]]:
 def _needs(stage: dict[str, Any]) -> list[list[str]]:
     """Rows about memory, time and disk."""
     memory, speed, disk = stage["memory"], stage["speed"], stage["disk"]
-    holds = ("weights", "gradients", "optimizer", "activations")
+    holds = ("weights", *(["codecs"] if memory["codecs"] else []), "gradients", "optimizer", "activations")
     rows = [
         ["arithmetic", f"{format_count(stage['flops_per_update'])}FLOP", "an update, forward and backward"],
         [
@@ -143,13 +143,9 @@ def _needs(stage: dict[str, Any]) -> list[list[str]]:
             for unit, words in CONTENTS.items()
             if f"{unit}_per_s" in speed
         ]
-        rows.append(
-            [
-                "MFU",
-                f"{speed['mfu']:.0%}",
-                "arithmetic against the fastest matrix products that were measured",
-            ]
-        )
+        if speed["mfu"] is not None:  # of what is drawn out it is not known
+            fastest = "arithmetic against the fastest matrix products that were measured"
+            rows.append(["MFU", f"{speed['mfu']:.0%}", fastest])
         points = "" if stage["points"] == 1 else f"{stage['points']} points, "
         total = "not known" if stage["total_s"] is None else format_seconds(stage["total_s"])
         rows.append(["the stage", total, f"{points}updates alone; validation and measuring come on top"])

@@ -29,6 +29,7 @@ from muomni.errors import DataError
 from muomni.evaluate import counting
 from muomni.evaluate.facts import Fact
 from muomni.models import store
+from muomni.nn import recompute
 from muomni.runtime import Runtime
 from muomni.train import checkpoint, frozen_parts, optim
 from muomni.train.eager import SGD
@@ -72,13 +73,24 @@ class Bench:
         """A batch of these rows, in its place."""
         return self.loader.collate(items).to(self.run.device)
 
+    @contextlib.contextmanager
+    def in_single(self) -> Iterator[None]:
+        """A context in which forward and backward compute in float32 (`Single`), where something is stored in
+        half precision."""
+        if not self.has_halves:  # Single looks at each operation, which takes time
+            yield
+            return
+        # A call of backward() leaves the mode, and checkpointed blocks are computed again within it: they
+        # enter the mode again, in this thread, for a mode is of one thread.
+        alone = torch.autograd.set_multithreading_enabled(False)
+        with alone, Single() as mode, mode.saved(), recompute.within(mode):
+            yield
+
     @torch.no_grad()
     def terms(self, batch: Any) -> dict[str, float]:
         """Each term's sum; nan for one that is announced and not given."""
         self.objective.begin([batch], 1)
-        with (
-            Single() if self.has_halves else contextlib.nullcontext()
-        ):  # it looks at each operation, which takes time
+        with self.in_single():
             terms_given: dict[str, Term] = self.objective(batch)
         return {
             name: float(terms_given[name].total) if name in terms_given else math.nan
@@ -98,16 +110,48 @@ class Single(TorchFunctionMode):
     without a copy of the whole.
 
     Half precision rounds by the shape of a batch: a row beside others then differs from itself alone, though
-    nothing leaks.
+    nothing leaks; and gradients of float32 rows beside a table in bf16 are rounded on their way back.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._stored: dict[int, Tensor] = {}  # of this operation: by the storage of a copy what it is of
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(Tensor, _single, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        try:
+            args, kwargs = tree_map_only(Tensor, self._single, (args, kwargs or {}))
+            return func(*args, **kwargs)
+        finally:
+            self._stored = {}
 
+    def _single(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype not in HALVES:
+            return tensor
+        copy = tensor.float()
+        self._stored[copy.untyped_storage()._cdata] = tensor
+        return copy
 
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALVES else tensor
+    def saved(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which what the backward needs of a copy is made anew: else all weights would be held
+        in float32."""
+
+        def pack(tensor: Tensor) -> Any:
+            source = self._stored.get(tensor.untyped_storage()._cdata)
+            if source is None:
+                return tensor
+            return source.detach(), tensor.size(), tensor.stride(), tensor.storage_offset()
+
+        def unpack(packed: Any) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            source, *view = packed
+            copy: Tensor = source.float().as_strided(*view)
+            return copy
+
+        context: contextlib.AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(
+            pack, unpack
+        )
+        return context
 
 
 def examine(
@@ -271,7 +315,7 @@ def media(bench: Bench) -> dict[str, Fact]:
 
 def accumulation(bench: Bench) -> dict[str, Fact]:
     """The update by one batch and by two micro-batches of unequal size and length, taken by the step itself:
-    the same to rounding."""
+    the same to the rounding of float32, whatever the weights are stored in."""
     if len(bench.items) < 2:
         return {"accumulation_error": Fact(0.0, len(bench.items))}
     order = sorted(
@@ -298,15 +342,9 @@ def gradient(bench: Bench, micro_batches: Sequence[Any]) -> Tensor:
     still.register_step_pre_hook(
         lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters)
     )
-    update(
-        twin,
-        twin,
-        still,
-        torch.amp.GradScaler(bench.run.device.type, enabled=False),
-        micro_batches,
-        unclipped,
-        bench.run,
-    )
+    scaler = torch.amp.GradScaler(bench.run.device.type, enabled=False)
+    with bench.in_single():
+        update(twin, twin, still, scaler, micro_batches, unclipped, bench.run)
     return torch.cat([g.flatten() for g in seen])
 
 
@@ -400,7 +438,8 @@ def overfit(bench: Bench) -> dict[str, Fact]:
     mine = replace(bench, objective=frozen_parts.sharing_copy(bench.objective))
     twin, batch = mine.objective, bench.batch
     account = optim.select(twin, settings)
-    trains = {row.name for row in account if row.trains}
+    # What rests at first must not move either.
+    trains = {row.name for row in account if row.trains and not row.from_step}
     optimizer = optim.make_optimizer(twin, account, settings)
     scaler = torch.amp.GradScaler(bench.run.device.type, enabled=False)
     taught: set[str] = set()

@@ -217,6 +217,22 @@ RUN = (
     ),
     Gate("frozen", "frozen_moved", "a frozen part changed its weights", at_most=0.0, source="SPEC C8"),
     Gate(
+        "rests",
+        "rested_moved",
+        "a part that was to rest at first changed before its `from_step`",
+        at_most=0.0,
+        source="SPEC C8, T6: the base is untouched until its phase begins",
+        when="last_phase",
+    ),
+    Gate(
+        "joins",
+        "joined_still",
+        "a part that was to learn from a later step on never changed: an earlier `from_step`, a longer run",
+        at_most=0.0,
+        source="issue 16: a declared second phase frees the base",
+        when="last_phase",
+    ),
+    Gate(
         "leaks",
         "leaks",
         "training and held-out data share items: fix `group`",

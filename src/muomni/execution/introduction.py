@@ -29,6 +29,9 @@ def lines(
         lines_out.append(
             f"frozen {_count(table['frozen'])} parameters: {_named(table['parts'], trains=False)}"
         )
+    if later := sorted({row.from_step for row in rows if row.from_step}):
+        counts = [(step, sum(row.count for row in rows if row.from_step == step)) for step in later]
+        lines_out += [f"{_count(count)} of these rest for {step:,} steps first" for step, count in counts]
     if training.words:
         lines_out.append(f"vocabulary: {training.words}")
     rows_train, rows_valid = (

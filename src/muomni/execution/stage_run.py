@@ -31,6 +31,7 @@ from muomni.stages.stage import Entry, StageSettings, Training, build
 from muomni.train import account, distributed, loop, optim, validation
 from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
+from muomni.train.objective import Objective
 from muomni.train.run_record import Rates
 from muomni.train.settings import clipped, sized, steps_in_all
 from muomni.units import format_seconds
@@ -621,8 +622,10 @@ def _frozen(training: Training[Any]) -> dict[str, str]:
         for place, net in training.networks.items()
         if not any(p.requires_grad for p in net.parameters())
     ]
+    resting_first = training.objective.joining  # gates `rests` and `joins` are on these
     tensors = {name: p for name, p in training.objective.named_parameters() if not p.requires_grad}
     placed = {tensor.data_ptr() for tensor in tensors.values()}
+    tensors = {name: p for name, p in tensors.items() if name not in resting_first}
     tensors_frozen = {
         f"{place}/{name}": tensor for place, net in resting for name, tensor in net.state_dict().items()
     }
@@ -654,8 +657,25 @@ def _sound(training: Training[Any], fitted: Fitted, settings: StageSettings) -> 
         **run_record_checks.average(trained, settings.ema_decay or 0.0, fitted.average),
         "quarantined": Fact(float(progress.quarantined), progress.samples),
         **_kept(progress, settings),
+        **_phases(training.objective, progress),
         "steps": Fact(float(progress.step)),
         "parameters": Fact(float(sum(row.count for row in fitted.account if row.trains))),
+    }
+
+
+def _phases(objective: Objective, progress: loop.Progress) -> dict[str, Fact]:
+    """Of the parameters that rest at first: how many moved before they joined, and how many never did."""
+    if not objective.joining:
+        return {}
+    still = [
+        name
+        for name, digest in progress.resting.items()
+        if store.digest_of(objective.get_parameter(name)) == digest
+    ]
+    moved, count = progress.moved_early, len(objective.joining)
+    return {
+        "rested_moved": Fact(float(len(moved)), count, note=", ".join(moved[:4])),
+        "joined_still": Fact(float(len(still)), count, note=", ".join(still[:4])),
     }
 
 

@@ -1,11 +1,12 @@
 """A trained model as a folder that needs no other: ours, with all its parts, or the language model as
-transformers opens it."""
+transformers opens it; rows of a token model also in another project's layout."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,35 +16,33 @@ from muomni import files
 from muomni.errors import ConfigError
 from muomni.infer import folders
 from muomni.infer.parts import Parts
-from muomni.models import finite, integrity, pretrained, reference, siglip, store
+from muomni.models import finite, integrity, lora, pretrained, reference, rows, siglip, store
 from muomni.models.vision_tower import VisionTower
 from muomni.tokens.bpe import BESIDE, GENERATION, Tokenizer
+from muomni.tokens.space import TOKEN_SPACE, TokenSpace
 
-Form = Literal["omni", "hf"]
+Form = Literal["omni", "hf", "uti"]
 ORIGIN = "origin.json"  # of the form hf: where it comes from
 Network = TypeVar("Network", bound=torch.nn.Module)
 TOKENIZER = (*BESIDE, GENERATION)
+TOKENIZER_JSON = "tokenizer.json"
 
 
 def answering(folder: Path | str) -> Path:
     """The `final/` of a folder's last stage that answers, or of the stage that it is.
 
-    Raises  CheckpointError where nothing finished is there, or nothing that writes; ConfigError for a token
-            model alone.
+    Raises  CheckpointError where nothing finished is there, or nothing that writes.
     """
     stages = folders.find(folder)
-    if "rows" in stages and not {"omni", "thinker"} & stages.keys():
-        raise ConfigError(
-            f"{folder}: a token model is not exported: its ids mean something only beside its codecs and its token space",
-            hint="copy the run's folder, in which all of them lie; thinker/ within final/, where there is one, is a Qwen3 checkpoint",
-        )
-    return folders.require(stages, "omni", "thinker", ability="be exported", where=folder)[1]
+    return folders.require(stages, "omni", "rows", "thinker", ability="be exported", where=folder)[1]
 
 
 def speaking(folder: Path | str, form: Form) -> Path | None:
     """The `final/` of the Talker that speaks what the folder answers, where the folder holds one and the form
     takes it along."""
-    return folders.find(folder).get("talker") if form == "omni" else None
+    if form != "omni" or folders.kind(answering(folder)) == "rows":  # such a one speaks by its own tokens
+        return None
+    return folders.find(folder).get("talker")
 
 
 def demand_room(out: Path, final: Path) -> None:
@@ -75,11 +74,23 @@ def export(
           listens to), with its own certificate
     hf    the language model as a Qwen3 checkpoint, LoRA merged; beside it lora/ in PEFT's files, and vision/
           where that is SigLIP's
-    Raises  ConfigError as `demand_room`; CheckpointError where a file is not what its certificate names or
-            holds no numbers, or a network that it is built on is missing or another.
+    Of a token model (stages rows and mmpt):
+    omni  thinker/ (LoRA merged), the rows, the token space, image_codec/ and audio_codec/: `Engine.load`
+          serves it
+    hf    a Qwen3 checkpoint of all ids, rows in both its tables, LoRA merged; a tokenizer that spells each of
+          them (`TokenSpace.names`), and token_space.json
+    uti   trainable_rows.pt, .json and token_space.json as another project has them (uti_v1): the rows alone
+    Raises  ConfigError as `demand_room`, and for a form that such a model has not; CheckpointError where a
+            file is not what its certificate names or holds no numbers, or a network that it is built on is
+            missing or another.
     """
     demand_room(out, final)
     integrity.verify(final)
+    if folders.kind(final) == "rows":
+        _token_model(final, out, form, certificate)
+        return
+    if form == "uti":
+        raise ConfigError(f"--to uti: {final} has no rows of media tokens", hint="--to hf, or --to omni")
     if voice is not None:
         integrity.verify(voice.final)
     parts = Parts(final, torch.device("cpu"))
@@ -123,6 +134,100 @@ def export(
             "files": integrity.digests(part),
         }
         files.write_json(part / integrity.CERTIFICATE, handed_on)
+
+
+def _token_model(final: Path, out: Path, form: Form, certificate: dict[str, Any]) -> None:
+    """Write a token model in a form, with its certificate and where it comes from."""
+    note = rows.Note.read(final)
+    named = {"thinker": note.base, **note.codecs}
+    manifest = {
+        **{key: certificate[key] for key in ("stage", "verdict", "weights")},
+        "bases": {name: _name(recorded) for name, recorded in named.items()},
+    }
+    write = {"hf": _resized, "omni": _with_codecs, "uti": _rows_alone}[form]
+    with files.fresh_folder(out) as part:
+        write(final, part)
+        files.write_json(part / ORIGIN, manifest)
+        files.write_json(part / integrity.CERTIFICATE, {**certificate, "files": integrity.digests(part)})
+
+
+def _resized(final: Path, part: Path) -> None:
+    """A token model as transformers opens it: more words, whose names stand for codes."""
+    model, tokenizer, _ = rows.open_folder(final, dtype=None)
+    place, space = rows.base_of(final), model.space
+    decoder = rows.as_decoder(model)
+    store.save(decoder, part)
+    ends = [space.special(end) for end in ("text_end", "img_end", "aud_end")]
+    content = {
+        **{key: value for key, value in store.read_config(place).items() if key not in OF_ITS_FILES},
+        "vocab_size": space.size,
+        "tie_word_embeddings": False,
+        "dtype": str(decoder.table.weight.dtype).removeprefix("torch."),
+        "eos_token_id": ends,
+        "pad_token_id": space.pad,
+    }
+    files.write_json(part / store.CONFIG, content)
+    files.write_json(part / GENERATION, {"eos_token_id": ends, "pad_token_id": space.pad})
+    tokenizer.save(part)
+    _spell(part, space)
+    space.save(part)
+
+
+OF_ITS_FILES = ("torch_dtype", "transformers_weights", "bos_token_id")  # of a config.json, about other files
+
+
+def _spell(folder: Path, space: TokenSpace) -> None:
+    """Give the ids behind the text's names in a tokenizer.json."""
+    path = folder / TOKENIZER_JSON
+    content: dict[str, Any] = files.read_json(path)
+    taken = {token["content"] for token in content["added_tokens"]} | set(content["model"].get("vocab", ()))
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for token, name in enumerate(space.names(), start=space.text_size):
+        if name in taken:  # a word of the base's own means something else
+            name = f"{name[:-2]}_mm|>"
+        content["added_tokens"].append({"id": token, "content": name, **plain, "special": True})
+    files.write_json(path, content)
+
+
+def _with_codecs(final: Path, part: Path) -> None:
+    """A token model with all that it stands on."""
+    note, place = rows.Note.read(final), rows.base_of(final)
+    base = part / rows.THINKER
+    if (final / rows.ADAPTER).is_dir():
+        decoder = lora.load(pretrained.open_decoder(place, dtype=None), final / rows.ADAPTER)
+        store.save(lora.merged(decoder), base)
+        dtype = str(decoder.table.weight.dtype).removeprefix("torch.")
+        kept = {key: value for key, value in store.read_config(place).items() if key not in OF_ITS_FILES}
+        tied = decoder.config.tied
+        files.write_json(base / store.CONFIG, {**kept, "dtype": dtype, "tie_word_embeddings": tied})
+        pretrained.open_tokenizer(place).save(base)
+    else:
+        shutil.copytree(place, base)
+    codecs = {}
+    for modality, recorded in note.codecs.items():
+        name = f"{modality}_codec"
+        shutil.copytree(reference.find(recorded, final)[1], part / name)
+        codecs[modality] = {**recorded, "folder": name, "stage": False, "revision": None}
+    words = files.sha256_once(base / TOKENIZER_JSON)
+    told = {**note.base, "name": rows.THINKER, "digest": pretrained.digest(base), "words": words}
+    for name in (rows.ROWS, TOKEN_SPACE):
+        shutil.copyfile(final / name, part / name)
+    files.write_json(part / rows.NOTE, {**asdict(note), "base": told, "codecs": codecs})
+
+
+def _rows_alone(final: Path, part: Path) -> None:
+    """The new rows of a base that rests, in the layout of another project.
+
+    Raises  ConfigError where the base, or a LoRA on it, learned with them.
+    """
+    if (final / rows.ADAPTER).is_dir() or (final / rows.THINKER).is_dir():
+        raise ConfigError(
+            f"--to uti: {final} is more than its rows: its language model learned too, and uti_v1 has rows alone",
+            hint="--to hf, or export stage rows",
+        )
+    model, _, note = rows.open_folder(final)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    rows.export_source(model, part, base_llm=note.base_llm, created_utc=now)
 
 
 def _without_voice(final: Path) -> Callable[[str, list[str]], list[str]]:

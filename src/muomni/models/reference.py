@@ -106,7 +106,7 @@ def find(recorded: dict[str, Any], final: Path) -> tuple[NetworkReference, Path]
                 hint="muomni export DIR --to omni takes all along",
             )
     else:
-        folder = Path(recorded["folder"])
+        folder = final / recorded["folder"]  # absolute, or within what was exported
         folder = folder if folder.is_dir() else pretrained.locate(base.name, base.revision, Path("."))
     if (digest := pretrained.digest(folder)) != recorded["digest"]:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from muomni import files
-from muomni.errors import CheckpointError
+from muomni.errors import CheckpointError, ConfigError
 from muomni.models import finite, lora, pretrained, reference
 from muomni.models.causal import CausalLM, Read
 from muomni.models.codecs import open_codec
@@ -378,6 +378,31 @@ def _fill(model: TokenModel, tensors: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: {name} holds NaN or infinite values", hint="take an earlier checkpoint"
             )
         getattr(model, name).copy_(tensor)
+
+
+@torch.no_grad()
+def as_decoder(model: TokenModel) -> Decoder:
+    """A plain decoder of all ids of the space: the rows stand behind the text's in both its tables, in the
+    base's number format, and rows of the base that are no ids are left out.
+
+    Its tables are two, also where the base has one: new rows of the input are not those of the output.
+    Raises  ConfigError for a space whose rows are several streams.
+    """
+    if model.space.streams > 1:
+        raise ConfigError(
+            f"a row of this space is {model.space.streams} streams of ids, which no plain language model reads",
+            hint="layout interleaved has one",
+        )
+    decoder = model.decoder
+    config = decoder.config.model_copy(update={"vocab_size": model.space.size, "tied": False})
+    state = {name: each for name, each in decoder.state_dict().items() if not name.startswith("grown_")}
+    text_VD = decoder.table.weight[: model.space.text_size]
+    state["model.embed_tokens.weight"] = torch.cat([text_VD, model.new_embed.to(text_VD.dtype)])
+    state["lm_head.weight"] = torch.cat([table.to(text_VD.dtype) for table in model.head.tables])
+    with torch.device("meta"):
+        out = Decoder(config)
+    out.load_state_dict(state, assign=True)
+    return out.requires_grad_(False).eval()
 
 
 # --- the source's layout ----------------------------------------------------------------------------------------------

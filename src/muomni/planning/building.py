@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,21 @@ import numpy as np
 from muomni import runtime
 from muomni.data import indexed, readers
 from muomni.data.readers import Corpus
-from muomni.errors import DataError
+from muomni.errors import ConfigError, DataError
 from muomni.execution.recipe import Recipe
 from muomni.execution.stage_run import default_threads
 from muomni.models.decoder import DecoderConfig
+from muomni.models.reference import NetworkReference
 from muomni.planning.dry_run import SurveyedStage
 from muomni.stages import assumed
-from muomni.stages.stage import StageSettings
+from muomni.stages.stage import Entry, StageSettings
 from muomni.stages.stage import build as build_stage
 from muomni.train import optim
 from muomni.train.timing import MOST
+from muomni.units import seconds
 
 HELD_OUT = 128
+STARTS = ("connector", "rows")  # settings that name a stage of the recipe to start from
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,19 @@ def prepare(task: Task, recipe: Recipe, own: Path) -> Prepared:
     notes: list[str] = []
     missing = absent_data(settings, recipe.base)
     if missing:
-        sources = assumed.make(entry.stage, settings, *_language(settings, recipe), own / "assumed")
+        known = _with_start(recipe, entry)
+        sources = assumed.make(entry.stage, known, *_language(settings, recipe), own / "assumed")
         notes.append(f"no data found ({missing[0]}): shapes are assumed, as large as the settings allow")
         settings = settings.assuming(sources)
     return Prepared(settings, bool(missing), notes)
+
+
+def _with_start(recipe: Recipe, entry: Entry) -> Any:
+    """A stage's settings, and what else those of the stage whose rows it starts from say: how many books a
+    codec has."""
+    start = start_of(recipe, entry.name)
+    beneath = {} if start is None else vars(recipe.stages[start].settings)
+    return SimpleNamespace(**{**beneath, **vars(entry.settings)})
 
 
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
@@ -89,6 +102,17 @@ def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
     return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(
         settings, "vocab_size", model.vocab_size
     )
+
+
+def start_of(recipe: Recipe, stage: str) -> str | None:
+    """The stage whose connector or rows this one starts from, and with them the networks that they stand on;
+    None for one that makes its own, or takes a folder's."""
+    for setting in STARTS:
+        base = getattr(recipe.stages[stage].settings, setting, None)
+        name = base.name if isinstance(base, NetworkReference) else base
+        if isinstance(name, str) and name in recipe.stages:
+            return name
+    return None
 
 
 def build(
@@ -115,6 +139,10 @@ def build(
     notes += runtime.emulated({run.dtype, *(p.dtype for p in training.objective.parameters())}, run.device)
     training.objective.train()
     rows = optim.select(training.objective, settings)
+    if optim.join(training.objective, rows, settings.last_phase):
+        notes.append(
+            f"planned as it is from step {settings.last_phase} on, when all that trains does (from_step)"
+        )
     whole = read[0]
     scale = len(whole.train) / max(1, len(training.corpus.train))
     return SurveyedStage(stage, settings, training, run, rows, whole, scale, prepared.is_assumed, notes)
@@ -157,3 +185,21 @@ def changed(settings: StageSettings, **changes: Any) -> StageSettings:
     return settings.model_copy(
         update={key: value for key, value in changes.items() if key in type(settings).model_fields}
     )
+
+
+def epoch(settings: StageSettings, speed: dict[str, Any] | None) -> tuple[int, str]:
+    """Samples of an epoch of the time that `epoch_duration` names, as the run's own probe would find them,
+    and a line about it.
+
+    Raises  ConfigError where nothing was timed.
+    """
+    assert settings.epoch_duration is not None
+    if speed is None:
+        raise ConfigError(
+            f"epoch_duration: {settings.epoch_duration} is as many samples as a probe says",
+            hint="plan it with --probe 50 or more",
+        )
+    updates = max(1, int(seconds(settings.epoch_duration, "epoch_duration") / speed["update_s"]))
+    samples = updates * settings.batch_size * settings.gradient_accumulation_steps
+    timed = f"by {speed['updates_timed']} timed updates"
+    return samples, f"epoch_duration: {settings.epoch_duration} is {samples} samples, {timed}"

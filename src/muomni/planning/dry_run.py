@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from muomni.data.loader import Loader
 from muomni.data.readers import Corpus
+from muomni.data.token_rows import TokenRows
 from muomni.errors import DataError
 from muomni.runtime import Runtime
 from muomni.stages.stage import Stage, StageSettings, Training
@@ -195,12 +197,18 @@ def typical_and_largest(loader: Loader[Any, Any], most: int = 4000) -> tuple[int
     tell."""
     order = loader.order
     count = min(order.batches_per_epoch, most)
-    if order.lengths is None:
+    lengths = _lengths(loader)
+    if lengths is None:
         return 0, 0
     draws = [order.batch(number) for number in range(count)]
-    padded = [len(batch) * int(order.lengths[[draw.index for draw in batch]].max()) for batch in draws]
+    padded = [len(batch) * int(lengths[[draw.index for draw in batch]].max()) for batch in draws]
     by_size = np.argsort(padded, kind="stable")
     return int(by_size[len(by_size) // 2]), int(by_size[-1])
+
+
+def _lengths(loader: Loader[Any, Any]) -> NDArray[Any] | None:
+    """Elements of each row, where they are known without reading it; batches of tokens are of any lengths."""
+    return loader.dataset.lengths() if isinstance(loader.dataset, TokenRows) else loader.order.lengths
 
 
 def items_of(loader: Loader[Any, Any], number: int) -> list[Any]:
@@ -209,7 +217,7 @@ def items_of(loader: Loader[Any, Any], number: int) -> list[Any]:
     Raises  the last DataError where none is readable.
     """
     items, error = [], None
-    lengths = loader.order.lengths
+    lengths = _lengths(loader)
     for draw in sorted(
         loader.order.batch(number), key=lambda draw: 0 if lengths is None else int(lengths[draw.index])
     ):

@@ -1,13 +1,16 @@
 """Cost of a stage whose pretrained networks are not on disk, extrapolated from 1 and 2 of their blocks.
 
 Every count is linear in the number of blocks: weights, gradients, optimizer state, FLOPs, and the memory of
-an update in each of its phases; the largest phase is the peak. The words that a small vocabulary leaves out
-are added: embedding tables by count, logits by a trial of the loss alone.
+an update in each of its phases; the largest phase is the peak; and the time of an update by one row. The
+words that a small vocabulary leaves out are added: embedding tables by count, logits by a trial of the loss
+alone, and their time by their arithmetic, at the speed of the rest.
 """
 
 from __future__ import annotations
 
 import gc
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +20,23 @@ import torch
 
 from muomni import runtime
 from muomni.data.sample import Sample
+from muomni.errors import ConfigError
 from muomni.execution.recipe import Recipe
-from muomni.models.decoder import DecoderConfig
+from muomni.models.decoder import Decoder, DecoderConfig
+from muomni.models.rows import TokenModel
 from muomni.nn.head import linear_cross_entropy
 from muomni.planning import accounts, building, missing_models, peak_memory
 from muomni.planning.building import Prepared, Task
 from muomni.planning.dry_run import SurveyedStage, items_of, make_state, some_of, typical_and_largest
 from muomni.planning.missing_models import CUT_VOCABULARY, MissingModel
-from muomni.stages.stage import Inputs
+from muomni.planning.published_sizes import CodecSizes
+from muomni.stages.stage import Inputs, StageSettings
 from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import targets
 from muomni.train.step import update
+from muomni.train.timing import timed
 
 ROWS = (1, 2)  # of the largest batch, through which a line is drawn to all
 PHASES = (
@@ -40,6 +47,7 @@ PHASES = (
     "step",
 )  # backward through the language model, then through the connector
 TWO_CHUNKS = 1025  # labels from which on the loss's memory grows no more
+TIMED, TIMED_S = 5, 2.0  # updates of one row that are timed, fewer where they take longer
 NARROW = 8  # width at which the loss is tried alone: what its logits take does not depend on it
 
 Account = dict[str, Any]
@@ -55,14 +63,15 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
         super().__init__(known_tensors)
         self.most = dict.fromkeys(PHASES, 0)
         self.phase = "step"
-        assert objective.omni is not None
         self.hooks = [
             objective.register_forward_pre_hook(lambda *_: self.begin("forward")),
-            objective.omni.decoder.body.register_forward_hook(lambda *_: self.begin("loss")),
+            decoder_of(objective).body.register_forward_hook(lambda *_: self.begin("loss")),
             objective.register_forward_hook(lambda *_: self.begin("backward")),
-            objective.omni.projectors.vision.register_forward_hook(lambda _, __, out: self._at_gradient(out)),
             optimizer.register_step_pre_hook(lambda *_: self.begin("step")),
         ]
+        if objective.omni is not None:
+            vision = objective.omni.projectors.vision
+            self.hooks.append(vision.register_forward_hook(lambda _, __, out: self._at_gradient(out)))
 
     def _at_gradient(self, out: torch.Tensor) -> None:
         out.register_hook(lambda _: self.begin("connector"))  # type: ignore[no-untyped-call]
@@ -79,21 +88,42 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
             hook.remove()
 
 
+def decoder_of(objective: NextToken) -> Decoder:
+    """The language model within an objective: beneath an Omni, beneath new rows, or itself."""
+    trunk: Any = objective.trunk
+    decoder = trunk.decoder if isinstance(trunk, TokenModel) else trunk
+    assert isinstance(decoder, Decoder)
+    return decoder
+
+
 def survey(task: Task, recipe: Recipe, prepared: Prepared, missing: Mapping[str, MissingModel]) -> Account:
-    """The account of one stage; keys as docs/plan.md has them, without a time and without what a process
-    would take."""
+    """The account of one stage; keys as docs/plan.md has them, without what a process would take.
+
+    Raises  ConfigError where a language model that is not here would learn whole.
+    """
     own = Path(task.temporary) / task.stage
     machine = runtime.start(device=recipe.header.device)
     samples = Inputs(own, {}, recipe.base, machine).corpus(prepared.settings).train
     once = dict.fromkeys(missing, 1)
+    deep = {name: each for name, each in missing.items() if not each.is_codec}
     first = _dry_run(task, recipe, prepared, missing, once, samples, own)
     deeper = {
-        name: _dry_run(task, recipe, prepared, missing, {**once, name: 2}, samples, own) for name in missing
+        name: _dry_run(task, recipe, prepared, missing, {**once, name: 2}, samples, own) for name in deep
     }
-    account: Account = line(first, [(deeper[name], each.layers - 1) for name, each in missing.items()])
+    updates_timed = min(each.pop("updates_timed") for each in (first, *deeper.values()))
+    account: Account = line(first, [(deeper[name], each.layers - 1) for name, each in deep.items()])
+    # What a machine does beside may make two blocks no slower than one; more of them are no faster.
+    account["update_s"] = max(
+        [account["update_s"], first["update_s"], *(e["update_s"] for e in deeper.values())]
+    )
     _add_vocabulary(account, missing, recipe.header.device)
-    _sum_up(account)
+    _sum_up(
+        account, sum(each.sizes.parameters for each in missing.values() if isinstance(each.sizes, CodecSizes))
+    )
     account["notes"] = [*prepared.notes, *_notes(prepared, missing)]
+    account["speed"] = _speed(account, updates_timed) if task.probe else None
+    account.pop("update_s")
+    _resolve_epoch(account, prepared.settings)
     account["proposal"] = peak_memory.propose(account, task.memory) if task.memory else None
     return account
 
@@ -129,11 +159,11 @@ def _dry_run(
     standing_in: dict[str, Any] = dict(
         missing_models.cut(missing, blocks, samples, recipe.header.device, folder)
     )
-    connector = missing_models.connector_of(recipe, task.stage)
-    levels = getattr(recipe.stages[connector or task.stage].settings, "feature_layers", ())
+    start = building.start_of(recipe, task.stage)
+    levels = getattr(recipe.stages[start or task.stage].settings, "feature_layers", ())
     if "vision_tower" in blocks:
         standing_in["feature_layers"] = tuple(min(level, blocks["vision_tower"]) for level in levels)
-    if connector is None:
+    if start is None:
         surveyed = building.build(
             task,
             recipe,
@@ -141,30 +171,39 @@ def _dry_run(
             replace(prepared, settings=building.changed(prepared.settings, **standing_in)),
         )
     else:
-        place = folder / "connector"
-        settings = building.changed(
-            recipe.stages[connector].settings, data=prepared.settings.data, **standing_in
-        )
+        place, settings = folder / "start", recipe.stages[start].settings
+        if prepared.is_assumed:  # beside its data, what it replays
+            settings = settings.assuming(prepared.settings.data)
+        settings = building.changed(settings, data=prepared.settings.data, **standing_in)
         building.build(
-            replace(task, stage=connector), recipe, place, replace(prepared, settings=settings)
+            replace(task, stage=start), recipe, place, replace(prepared, settings=settings)
         ).training.save(place / "final")
         surveyed = building.build(
             task, recipe, folder, prepared, {recipe.stages[task.stage].needs[0]: place / "final"}
         )
-    account = _account(surveyed, folder)
+    account = _account(surveyed, folder, missing)
     del surveyed
     gc.collect()
     return account
 
 
-def _account(surveyed: SurveyedStage, folder: Path) -> Account:
-    """What is counted of a stage as it is built."""
+def _account(surveyed: SurveyedStage, folder: Path, missing: Mapping[str, MissingModel]) -> Account:
+    """What is counted, and timed, of a stage as it is built."""
     settings, objective, loader = surveyed.settings, surveyed.training.objective, surveyed.training.train
     assert isinstance(objective, NextToken)
+    table = decoder_of(objective).table.weight
+    if table.requires_grad:
+        stage = surveyed.stage.name
+        raise ConfigError(
+            f"{stage}: its language model is not on this machine and would learn whole: that is not drawn out",
+            hint="get it ('hf download NAME'), or plan it with LoRA",
+        )
+    table_name = next(name for name, each in objective.named_parameters() if each is table)
     typical, largest = (items_of(loader, number) for number in typical_and_largest(loader))
     batch, whole = loader.collate(typical), loader.collate(largest)
     optimizer = optim.make_optimizer(objective, surveyed.rows, settings)
     optim.set_lr(optimizer, 1e-3)
+    objective.warm_start(whole.to(surveyed.run.device))  # tasks that join late
     make_state(optimizer)
     counts = [min(count, len(largest)) for count in ROWS]
     less, more = (_update(surveyed, objective, optimizer, some_of(largest, count)) for count in counts)
@@ -180,7 +219,12 @@ def _account(surveyed: SurveyedStage, folder: Path) -> Account:
         _scaler(surveyed),
     )
     gradients = cost.gradients(objective)
+    took = _timed(surveyed, objective, optimizer, some_of(typical, 1))
     return {
+        "table": table_name,
+        "update_s": statistics.median(took) * settings.batch_size * times,
+        "updates_timed": len(took),
+        "words": objective.trunk.head.size,
         "stage": surveyed.stage.name,
         "data_found": not surveyed.is_assumed,
         "device": surveyed.run.device.type,
@@ -192,6 +236,7 @@ def _account(surveyed: SurveyedStage, folder: Path) -> Account:
         "flops_per_update": flops / len(some) * settings.batch_size * times,
         "memory": {
             "weights": cost.weights(objective),
+            "codecs": peak_memory.codec_bytes(surveyed.training, without=missing),
             "gradients": gradients,
             "optimizer": peak_memory.optimizer_bytes(surveyed),
             "average": gradients if settings.ema_decay else 0,
@@ -204,7 +249,6 @@ def _account(surveyed: SurveyedStage, folder: Path) -> Account:
             for name in PHASES
         },
         "labels": {"typical": _labels(batch) * times, "largest": _labels(whole)},
-        "speed": None,
         "disk": accounts.disk(surveyed, folder),
     }
 
@@ -231,8 +275,65 @@ def _update(
         update(objective, objective, optimizer, _scaler(surveyed), batches, surveyed.settings, run)
     phases.close()
     words = objective.trunk.head.size
-    logits = logits_bytes(words, _labels(batches[-1]), run.dtype) if words == CUT_VOCABULARY else 0
+    is_cut = decoder_of(objective).config.vocab_size == CUT_VOCABULARY
+    logits = logits_bytes(words, _labels(batches[-1]), run.dtype) if is_cut else 0
     return {**phases.most, "loss": phases.most["loss"] - logits}
+
+
+def _timed(
+    surveyed: SurveyedStage, objective: NextToken, optimizer: torch.optim.Optimizer, items: list[Any]
+) -> list[float]:
+    """Seconds of updates by these rows on this machine, one after another, the first left out."""
+    run, updates = surveyed.run, 0
+
+    def one() -> float | None:
+        nonlocal updates
+        begin, updates = time.perf_counter(), updates + 1
+        batch = surveyed.training.train.collate(items).to(run.device)
+        update(objective, objective, optimizer, _scaler(surveyed), [batch], surveyed.settings, run)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        return None if updates == 1 else time.perf_counter() - begin
+
+    return timed(one, most=TIMED, enough_s=TIMED_S, limit_s=TIMED_S)
+
+
+def _speed(account: Account, updates_timed: int) -> dict[str, Any]:
+    """The time of an update and what it amounts to, as docs/plan.md has them."""
+    update_s = account["update_s"]
+    samples = account["batch_size"] * account["gradient_accumulation_steps"]
+    rates = {unit: amount * samples for unit, amount in account["data"]["per_sample"].items()}
+    return {
+        "update_s": update_s,
+        "updates_timed": updates_timed,
+        "rows_timed": 1,
+        "data_wait": None,
+        "mfu": None,
+        "steps_per_s": 1 / update_s,
+        "samples_per_s": samples / update_s,
+        **{f"{unit}_per_s": amount / update_s for unit, amount in rates.items()},
+    }
+
+
+def _resolve_epoch(account: Account, settings: StageSettings) -> None:
+    """Put the `epoch_duration` of a stage into its account, as samples and updates.
+
+    Raises  ConfigError where nothing was timed.
+    """
+    if settings.epoch_duration is None or settings.samples_per_epoch is not None:
+        return
+    samples, note = building.epoch(settings, account["speed"])
+    account["notes"].append(note)
+    per_update = account["batch_size"] * account["gradient_accumulation_steps"]
+    assert settings.max_epochs is not None
+    by_epochs = -(-settings.max_epochs * samples // per_update)
+    updates = by_epochs if settings.max_steps is None else min(by_epochs, settings.max_steps)
+    data, disk = account["data"], account["disk"]
+    data["epochs"] = updates * per_update / data["samples"]
+    data["updates"] = updates
+    kept = min(settings.keep_checkpoints, -(-updates // settings.checkpoint_freq))
+    disk["total"] += (kept - disk["checkpoints_kept"]) * disk["checkpoint"]
+    disk["checkpoints_kept"] = kept
 
 
 def _scaler(surveyed: SurveyedStage) -> torch.amp.GradScaler:
@@ -263,7 +364,7 @@ def _add_vocabulary(account: Account, missing: Mapping[str, MissingModel], devic
     llm = missing["llm"]
     assert isinstance(llm.sizes, DecoderConfig)
     parameters = account["parameters"]
-    part = next(part for part in parameters["parts"] if part["part"].startswith("omni.decoder"))
+    part = next(part for part in parameters["parts"] if account["table"].startswith(f"{part['part']}."))
     for counts, key in ((parameters, "all"), (parameters, "frozen"), (part, "count")):
         counts[key] += llm.words_left_out
     number_format, full_format = getattr(torch, account["number_format"]), llm.number_format(device)
@@ -272,24 +373,28 @@ def _add_vocabulary(account: Account, missing: Mapping[str, MissingModel], devic
     )  # what is missing of the one that gives logits
     account["memory"]["weights"] += llm.words_left_out * full_format.itemsize
     account["phases"]["loss"]["fixed"] += logits_bytes(
-        llm.sizes.vocab_size, account["labels"]["largest"], number_format
+        account["words"] + llm.sizes.vocab_size - CUT_VOCABULARY, account["labels"]["largest"], number_format
     )
     if number_format != full_format:  # the loss takes the whole table in the format that it computes in
         account["phases"]["loss"]["fixed"] += table * number_format.itemsize
     # A product with the table forward, and one back to the states.
-    account["flops_per_update"] += 4 * account["labels"]["typical"] * table
+    words_flops = 4 * account["labels"]["typical"] * table
+    account["update_s"] *= 1 + words_flops / account["flops_per_update"]
+    account["flops_per_update"] += words_flops
 
 
-def _sum_up(account: Account) -> None:
+def _sum_up(account: Account, codec_parameters: int) -> None:
     """Put the peak of the phases, and all that a device holds, into the account's memory."""
     memory, phases = account["memory"], account.pop("phases")
-    account.pop("labels")
+    for name in ("labels", "table", "words"):
+        account.pop(name)
+    memory["codecs"] += codec_parameters * torch.float32.itemsize
     of_all = {
         name: phase["fixed"] + phase["per_row"] * account["batch_size"] for name, phase in phases.items()
     }
     at = max(of_all, key=lambda name: of_all[name])
     memory["activations"] = max(0, int(of_all[at] - memory["gradients"]))
-    kinds = ("weights", "optimizer", "average", "inputs", "context")
+    kinds = ("weights", "codecs", "optimizer", "average", "inputs", "context")
     memory["device"] = int(sum(memory[name] for name in kinds) + of_all[at])
     rows = account["batch_size"] * account["gradient_accumulation_steps"]
     memory["per_row"] = int(phases[at]["per_row"] + memory["inputs"] / rows)
@@ -300,11 +405,15 @@ def _sum_up(account: Account) -> None:
 
 
 def _notes(prepared: Prepared, missing: Mapping[str, MissingModel]) -> list[str]:
-    notes = [
-        f"{name} {each.base.name} is not on this machine: tried with random weights of its widths in 1 and 2 of its {each.layers} blocks, "
-        "and drawn out from there; its time is not told"
-        for name, each in missing.items()
-    ]
+    notes = []
+    for name, each in missing.items():
+        how = "a narrow random network stands in, which makes as many codes"
+        if not each.is_codec:
+            how = (
+                f"tried with random weights of its widths in 1 and 2 of its {each.layers} blocks, "
+                "and drawn out from there, its time on this machine too"
+            )
+        notes.append(f"{name} {each.base.name} is not on this machine: {how}")
     if "llm" in missing and not prepared.is_assumed:
         notes.append(
             f"its tokenizer is not here either: lengths are by {CUT_VOCABULARY} words learned from the data, longer than its own"

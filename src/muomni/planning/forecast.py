@@ -190,7 +190,9 @@ def _add_times(
         data["samples"] = count
         data["held_out"] = data["batches_per_epoch"] = data["updates_per_epoch"] = data["epochs"] = None
         if (
-            settings.max_steps is None and settings.samples_per_epoch is None
+            settings.max_steps is None
+            and settings.samples_per_epoch is None
+            and settings.epoch_duration is None
         ):  # epochs of data that are not there
             data["updates"] = (
                 None

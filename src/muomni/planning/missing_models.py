@@ -1,10 +1,12 @@
-"""Missing pretrained networks: random networks with a few blocks stand in for them in a dry run."""
+"""Missing pretrained networks: random networks with a few blocks, or narrow codecs, stand in for them in a
+dry run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,11 +18,11 @@ from muomni.execution.recipe import Recipe
 from muomni.models import pretrained, siglip, store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.reference import NetworkReference
-from muomni.planning import published_sizes
-from muomni.planning.published_sizes import Tower
-from muomni.stages.align import STAGES
+from muomni.planning import building, published_sizes
+from muomni.planning.published_sizes import CodecSizes, Sizes, Tower
 
-SETTINGS = ("llm", "vision_tower")  # that name them
+SETTINGS = ("llm", "vision_tower", "image_codec", "audio_codec")  # that name them
+KNOWN = "Qwen3, SigLIP 2, EnCodec at 24 kHz and Janus-Pro's quantiser (planning/published_sizes.py)"
 CUT_VOCABULARY = 4096
 LEARNED_FROM = 2000  # samples, for a vocabulary that stands in
 MARKS = (
@@ -38,17 +40,22 @@ class MissingModel:
     """A network that is not here, as settings name it, and its published sizes."""
 
     base: NetworkReference
-    sizes: DecoderConfig | Tower
+    sizes: Sizes
 
     @property
     def layers(self) -> int:
-        """Its blocks."""
+        """Its blocks; 1 where it is not drawn out."""
         return self.sizes.layers
+
+    @property
+    def is_codec(self) -> bool:
+        """Whether it makes the ids of a medium, before the first step."""
+        return isinstance(self.sizes, CodecSizes)
 
     @property
     def words_left_out(self) -> int:
         """Parameters by which its tables of words are larger than those of what stands in."""
-        if isinstance(self.sizes, Tower):
+        if not isinstance(self.sizes, DecoderConfig):
             return 0
         return (1 if self.sizes.tied else 2) * (self.sizes.vocab_size - CUT_VOCABULARY) * self.sizes.width
 
@@ -58,29 +65,22 @@ class MissingModel:
         return self.base.dtype_on(torch.device("cpu" if device == "cpu" else "cuda")) or stored
 
 
-def connector_of(recipe: Recipe, stage: str) -> str | None:
-    """The stage whose connector this one starts from; None for one that makes its own, or takes a
-    folder's."""
-    connector: str | None = getattr(recipe.stages[stage].settings, "connector", None)
-    return connector if connector in recipe.stages else None
-
-
 def missing(recipe: Recipe, stage: str, folder: Path) -> dict[str, MissingModel]:
     """The pretrained networks of a stage that are not on this machine, by the setting that names them; the
     hub is not asked.
 
     Raises  ConfigError for one whose sizes are not known either.
     """
-    connector = connector_of(recipe, stage)
-    if connector is not None and (folder / recipe.stages[stage].needs[0] / "final").is_dir():
+    start = building.start_of(recipe, stage)
+    if start is not None and (folder / recipe.stages[stage].needs[0] / "final").is_dir():
         return {}
-    settings = recipe.stages[connector or stage].settings
+    settings = recipe.stages[start or stage].settings
     named: dict[str, NetworkReference] = {
-        name: getattr(settings, name) for name in SETTINGS if hasattr(settings, name)
+        name: getattr(settings, name) for name in SETTINGS if getattr(settings, name, None) is not None
     }
     missing_models = {}
     for name, base in named.items():
-        if base.name in STAGES:
+        if base.name in settings.needs:
             continue
         try:
             pretrained.locate(base.name, base.revision, recipe.base)
@@ -89,7 +89,7 @@ def missing(recipe: Recipe, stage: str, folder: Path) -> dict[str, MissingModel]
             if sizes is None:
                 raise ConfigError(
                     f"{stage}.{name}: {base.name} is not on this machine, and its sizes are not known here",
-                    hint=f"run 'hf download {base.name}', or name a folder that holds it; known are Qwen3 and SigLIP 2 (planning/known.py)",
+                    hint=f"run 'hf download {base.name}', or name a folder that holds it; known are {KNOWN}",
                 ) from error
             missing_models[name] = MissingModel(base, sizes)
     return missing_models
@@ -103,23 +103,35 @@ def cut(
     folder: Path,
 ) -> dict[str, NetworkReference]:
     """Folders of networks of the real widths, with so many blocks and a small vocabulary learned from the
-    samples."""
+    samples; and of narrow codecs that make as many codes as the real ones."""
     references = {}
     for name, each in missing.items():
         sizes, place = each.sizes, folder / name
         number_format = each.number_format(device)
         if isinstance(sizes, Tower):
             _tower(sizes._replace(layers=blocks[name]), number_format, place)
+        elif isinstance(sizes, CodecSizes):
+            _codec(sizes, place)
         else:
             config = sizes.model_copy(update={"layers": blocks[name], "vocab_size": CUT_VOCABULARY})
             store.save(Decoder(config).to(number_format), place)
             files.write_text(place / "tokenizer.json", _vocabulary(samples))
         # By its word: this machine may be another than the one that is planned for.
         precision = "bf16" if number_format == torch.bfloat16 else "fp32"
-        references[name] = each.base.model_copy(
-            update={"name": str(place), "revision": None, "dtype": precision}
-        )
+        told = {} if each.is_codec else {"dtype": precision}
+        references[name] = each.base.model_copy(update={"name": str(place), "revision": None, **told})
     return references
+
+
+def _codec(sizes: CodecSizes, place: Path) -> None:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"{sizes.class_name} needs transformers, which is not installed", hint="pip install 'muomni[hf]'"
+        ) from error
+    made: Any = getattr(transformers, sizes.class_name)
+    made(made.config_class(**{**sizes.codes, **sizes.narrow})).save_pretrained(place)
 
 
 def _tower(sizes: Tower, number_format: torch.dtype, place: Path) -> None:

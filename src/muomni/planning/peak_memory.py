@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,20 @@ def optimizer_bytes(surveyed: SurveyedStage) -> int:
     )
 
 
+def codec_bytes(training: Any, without: Collection[str] = ()) -> int:
+    """Bytes of the codecs that a stage over tokens holds beside its objective, on the same device.
+
+    Takes   without: settings (`image_codec`, `audio_codec`) whose codecs do not count.
+    """
+    total = 0
+    for codec in getattr(training, "codecs", ()):
+        parts = [codec] if isinstance(codec, nn.Module) else vars(codec).values()
+        networks = [part for part in parts if isinstance(part, nn.Module)]
+        if f"{codec.modality}_codec" not in without:
+            total += cost.size(tensor for network in networks for tensor in network.state_dict().values())
+    return int(total)
+
+
 def account(surveyed: SurveyedStage, dry_run: DryRun, resident: int) -> dict[str, Any]:
     """Bytes at the peak, by what they are, in the process and on the device alone.
 
@@ -62,15 +76,17 @@ def account(surveyed: SurveyedStage, dry_run: DryRun, resident: int) -> dict[str
     average = gradients if settings.ema_decay else 0
     inputs = cost.size(cost.tensors(dry_run.typical)) * settings.gradient_accumulation_steps
     peak = max(dry_run.peak(settings.batch_size), dry_run.valid_bytes)
+    codecs = codec_bytes(surveyed.training)
     account_json = {
         "weights": weights,
+        "codecs": codecs,
         "gradients": gradients,
         "optimizer": state,
         "average": average,
         "activations": max(0, int(peak - gradients)),
         "inputs": inputs,
         "context": CUDA_CONTEXT_BYTES,
-        "device": int(weights + state + average + inputs + peak + CUDA_CONTEXT_BYTES),
+        "device": int(weights + codecs + state + average + inputs + peak + CUDA_CONTEXT_BYTES),
         "per_row": int(dry_run.per_row + inputs / settings.batch_size / settings.gradient_accumulation_steps),
         "rows_run": dry_run.rows_run,
     }

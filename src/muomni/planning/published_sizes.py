@@ -1,13 +1,15 @@
 """Sizes of networks that others published, by hub id: what a plan needs of them where they are not on this
 machine.
 
-Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025).
+Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025;
+        EnCodec: Défossez et al. 2022; Janus-Pro: Chen et al. 2025).
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +25,25 @@ class Tower(NamedTuple):
     hidden: int
     size: int
     patch: int
+
+
+class CodecSizes(NamedTuple):
+    """A codec of transformers: its class, what decides its codes (rates, books, grid), and how wide it is.
+
+    parameters  of the whole network
+    codes       the part of its config that decides how many codes of which size a medium has
+    narrow      the rest, for a network that stands in: as few channels as the class allows
+    """
+
+    class_name: str
+    parameters: int
+    codes: Mapping[str, Any]
+    narrow: Mapping[str, Any]
+
+    @property
+    def layers(self) -> int:
+        """It is not drawn out: no update computes with it."""
+        return 1
 
 
 # width, layers, heads, hidden, whether the output table is the input's
@@ -47,11 +68,50 @@ SIGLIP2_SIZES = {
     "so400m-patch14": (224, 384),
 }
 
-STORED = {DecoderConfig: torch.bfloat16, Tower: torch.float32}  # the number format of the published weights
+JANUS_VQ = CodecSizes(
+    "JanusVQVAE",
+    71_883_403,
+    {"num_embeddings": 16_384, "embed_dim": 8, "num_patches": 24, "channel_multiplier": [1, 1, 2, 2, 4]},
+    {
+        "base_channels": 32,
+        "latent_channels": 32,
+        "num_res_blocks": 1,
+        "projection_dim": 16,
+        "image_token_embed_dim": 16,
+    },
+)
+CODECS = {
+    "facebook/encodec_24khz": CodecSizes(
+        "EncodecModel",
+        14_851_810,
+        {
+            "sampling_rate": 24_000,
+            "audio_channels": 1,
+            "normalize": False,
+            "chunk_length_s": None,
+            "upsampling_ratios": [8, 5, 4, 2],
+            "codebook_size": 1024,
+            "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
+        },
+        {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_lstm_layers": 1},
+    ),
+    # The quantiser within a whole Janus; both sizes have the same.
+    "deepseek-community/Janus-Pro-1B": JANUS_VQ,
+    "deepseek-community/Janus-Pro-7B": JANUS_VQ,
+}
+
+Sizes = DecoderConfig | Tower | CodecSizes
+STORED = {
+    DecoderConfig: torch.bfloat16,
+    Tower: torch.float32,
+    CodecSizes: torch.float32,
+}  # the number format of the published weights
 
 
-def sizes(name: str) -> DecoderConfig | Tower | None:
+def sizes(name: str) -> Sizes | None:
     """Those of the network with this hub id; None where it is not known here."""
+    if name in CODECS:
+        return CODECS[name]
     if match := QWEN3_NAME.fullmatch(name):
         width, layers, heads, hidden, tied = QWEN3[match[1]]
         return DecoderConfig(

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from muomni import files
-from muomni.errors import ConfigError, MuomniError
+from muomni.errors import MuomniError
 from muomni.execution import recipe as recipes
 from muomni.planning import accounts, building, extrapolate, missing_models, peak_memory
 from muomni.planning.building import Task
 from muomni.planning.dry_run import DryRun, SurveyedStage, probe
 from muomni.train import account
 from muomni.train.timing import LEAST
-from muomni.units import format_seconds, seconds
+from muomni.units import format_seconds
 
 
 def survey(task: Task) -> dict[str, Any]:
@@ -81,16 +81,8 @@ def with_epoch(surveyed: SurveyedStage, speed: dict[str, Any] | None) -> Surveye
     settings = surveyed.settings
     if settings.epoch_duration is None or settings.samples_per_epoch is not None:
         return surveyed
-    if speed is None:
-        raise ConfigError(
-            f"epoch_duration: {settings.epoch_duration} is as many samples as a probe says",
-            hint="plan it with --probe 50 or more",
-        )
-    updates = max(1, int(seconds(settings.epoch_duration, "epoch_duration") / speed["update_s"]))
-    samples = updates * settings.batch_size * settings.gradient_accumulation_steps
-    surveyed.notes.append(
-        f"epoch_duration: {settings.epoch_duration} is {samples} samples, by {speed['updates_timed']} timed updates"
-    )
+    samples, note = building.epoch(settings, speed)
+    surveyed.notes.append(note)
     return replace(surveyed, settings=settings.model_copy(update={"samples_per_epoch": samples}))
 
 

@@ -21,11 +21,11 @@ from muomni.execution.recipe import Recipe
 from muomni.infer import hops
 from muomni.infer.hops import Hop, Watch
 from muomni.models.audio_encoder import AudioEncoder
-from muomni.models.decoder import Decoder
+from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.planning import building, forecast, missing_models
 from muomni.planning.building import Task
 from muomni.planning.dry_run import SurveyedStage
-from muomni.planning.published_sizes import Tower
+from muomni.planning.published_sizes import CodecSizes, Sizes
 from muomni.stages.stage import Inputs
 from muomni.tokens.chat import IGNORE
 from muomni.train.objective import Objective
@@ -82,16 +82,11 @@ def _surveyed(recipe: Recipe, task: Task) -> SurveyedStage:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a walk downloads no weights
     absent = missing_models.missing(recipe, task.stage, Path(task.folder))
     prepared.notes += [
-        f"{name} ({each.base.name}) is not on this machine: a random network of its widths stands in, with 1 of {each.layers} blocks"
-        + (
-            ""
-            if isinstance(each.sizes, Tower)
-            else f" and {missing_models.CUT_VOCABULARY} of {each.sizes.vocab_size} words"
-        )
+        f"{name} ({each.base.name}) is not on this machine: {_stands_in(each.sizes)}"
         for name, each in absent.items()
     ]
-    # What a connector stands on was made with the stage that it comes from.
-    if absent and missing_models.connector_of(recipe, task.stage) is None:
+    # What a connector, or rows, stand on was made with the stage that they come from.
+    if absent and building.start_of(recipe, task.stage) is None:
         samples = (
             Inputs(own, {}, recipe.base, runtime.start(device=recipe.header.device))
             .corpus(prepared.settings)
@@ -106,6 +101,18 @@ def _surveyed(recipe: Recipe, task: Task) -> SurveyedStage:
             )
         prepared.settings = building.changed(prepared.settings, **named)
     return building.build(task, recipe, own, prepared)
+
+
+def _stands_in(sizes: Sizes) -> str:
+    """What stands in for a network that is not here."""
+    if isinstance(sizes, CodecSizes):
+        return "a random narrow one stands in, which makes as many codes"
+    words = (
+        f" and {missing_models.CUT_VOCABULARY} of {sizes.vocab_size} words"
+        if isinstance(sizes, DecoderConfig)
+        else ""
+    )
+    return f"a random network of its widths stands in, with 1 of {sizes.layers} blocks{words}"
 
 
 def walk(surveyed: SurveyedStage) -> list[Hop]:

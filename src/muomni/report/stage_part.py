@@ -400,12 +400,13 @@ def _fact_row(name: str, row: dict[str, Any]) -> Html:
 def account(stage: StageRun) -> Html:
     """Parameters by part, trained and frozen."""
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    rates: dict[str, set[float]] = defaultdict(set)
+    rates: dict[str, set[str]] = defaultdict(set)
     for row in stage.account:
         name = ".".join(str(row.get("name")).split(".")[:3])
         sums[name][0 if row.get("trains") else 1] += int(row.get("count", 0))
         if row.get("trains"):
-            rates[name].add(float(row.get("lr") or 0))
+            later = f" from step {row['from_step'] + 1}" if row.get("from_step") else ""
+            rates[name].add(f"{float(row.get('lr') or 0):.2g}{later}")
     most = max([sum(pair) for pair in sums.values()] + [1])
     rows = []
     for name, (trains, frozen) in sums.items():
@@ -419,7 +420,7 @@ def account(stage: StageRun) -> Html:
             ),
             cls="track",
         )
-        rate = ", ".join(f"{each:.2g}" for each in sorted(rates[name]))
+        rate = ", ".join(sorted(rates[name]))
         rows.append(
             h(
                 "tr",

@@ -48,6 +48,7 @@ stopped and resumed once, and once by two ranks, must be green. CI plants them a
 
 # settings under which a gate applies, in words
 WHEN = {
+    "last_phase": "a part rests at first",
     "packs": "packed rows",
     "ema_decay": "a moving average (`ema_decay`)",
     "num_negatives": "changed captions",

@@ -12,7 +12,7 @@ from PIL import Image
 from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.media import audio
-from muomni.stages.stage import Stage, StageSettings
+from muomni.stages.stage import Stage
 
 KINDS = 8  # lengths of the sounds and of the texts: from SHORTEST of the longest allowed up to it, evenly
 SHORTEST = 0.3
@@ -30,10 +30,11 @@ BATCHES = 8  # samples, in batches
 Row = dict[str, Any]
 
 
-def make(stage: Stage, settings: StageSettings, context: int, vocabulary: int, folder: Path) -> list[Source]:
+def make(stage: Stage, settings: Any, context: int, vocabulary: int, folder: Path) -> list[Source]:
     """The sources that stand in for the stage's own, written into a folder.
 
-    Takes   context, vocabulary: of the Thinker that the stage builds on, or is.
+    Takes   settings: the stage's, or what has all of theirs; context, vocabulary: of the Thinker that the
+            stage builds on, or is.
     Raises  ConfigError for a stage that doesn't say what to assume.
     """
     folder.mkdir(parents=True, exist_ok=True)

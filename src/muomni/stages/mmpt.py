@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import soxr
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -121,9 +122,9 @@ class MmptTraining(TokenTraining[MmptSettings]):
         settings, inputs = self.settings, self.inputs
         start = settings.rows.locate(inputs.needed, inputs.base)
         folder, note, space = _thinker(start), rows.Note.read(start), TokenSpace.load(start)
-        decoder = pretrained.open_decoder(
-            folder, device=inputs.run.device, dtype=bases.as_stored(inputs.run.device)
-        )
+        # What learns is held in float32: in bf16 a small step is lost.
+        dtype = torch.float32 if settings.lora is None else bases.as_stored(inputs.run.device)
+        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=dtype)
         codecs = rows.open_codecs(start, device=inputs.run.device)
         for codec in codecs:
             place(codec, inputs)
@@ -173,12 +174,7 @@ class MmptTraining(TokenTraining[MmptSettings]):
             lora.save(self.model.decoder, folder / rows.ADAPTER, self.bases["thinker"]["name"])
             self.save_rows(folder, self.bases["thinker"])
             return
-        own = folder / rows.THINKER
-        store.save(self.plain, own)
-        self.tokenizer.save(own, self.model.ctx_len)
-        self.save_rows(
-            folder, {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)}
-        )
+        self.save_with_base(folder, self.plain)
 
     def changed(self, folder: Path) -> list[str]:
         """Beside the rows: the adapter."""

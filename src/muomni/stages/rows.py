@@ -4,15 +4,16 @@ alone learn."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from muomni.errors import ConfigError
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
-from muomni.models import pretrained
+from muomni.models import lora, pretrained, rows, store
 from muomni.models.reference import NetworkReference
 from muomni.stages import assumed
 from muomni.stages.stage import BoardRow, Stage
@@ -25,8 +26,12 @@ from muomni.stages.token_model import (
     without_dtype,
 )
 from muomni.tokens.space import SPECIAL_SIZE, TokenSpace
+from muomni.train import optim
 from muomni.train.objectives.tokens import TokenTasks
 from muomni.train.optim import freeze
+
+FASTEST_HZ = 90  # no codec of transformers has more frames a second: DAC 86, EnCodec 75, Mimi 12.5
+ROOM, MOST_S = 64, 10.0  # tokens beside a sound of assumed data, and its longest; the source's clips are 10 s
 
 
 class RowsSettings(TokenSettings):
@@ -39,6 +44,8 @@ class RowsSettings(TokenSettings):
     layout          how the books of an audio codec become ids
     special_size    ids kept for special tokens
     spread          of new rows around the mean of the text's at first, in the text's deviations
+    train           the new rows alone; beside them parameters of the language model may be named, in a second
+                    phase: `param_groups` must give these a `from_step`, until which they rest
     """
 
     llm: NetworkReference = NetworkReference(name="thinker")
@@ -59,6 +66,12 @@ class RowsSettings(TokenSettings):
         if self.audio_codec is None:
             found |= dict.fromkeys(("audio_codebooks", "layout"), "there is no audio_codec")
         return found
+
+    @model_validator(mode="after")
+    def _learns_in_float32(self) -> Self:
+        if self.last_phase and self.llm.dtype == "bf16":
+            raise ValueError("llm.dtype: what learns is held in float32; leave it out, or from_step")
+        return self
 
     @property
     def codecs(self) -> dict[str, NetworkReference]:
@@ -100,16 +113,19 @@ class RowsTraining(TokenTraining[RowsSettings]):
         """The language model and the codecs that it stands on; the token space follows from them."""
         settings, inputs = self.settings, self.inputs
         folder = settings.llm.locate(inputs.needed, inputs.base)
-        decoder = pretrained.open_decoder(
-            folder, device=inputs.run.device, dtype=settings.llm.dtype_on(inputs.run.device)
-        )
+        # What learns is held in float32: in bf16 a small step is lost.
+        dtype = torch.float32 if settings.last_phase else settings.llm.dtype_on(inputs.run.device)
+        decoder = pretrained.open_decoder(folder, device=inputs.run.device, dtype=dtype)
         tokenizer = pretrained.open_tokenizer(folder)
         codecs, entries, self.bases = open_codecs(
             settings.codecs, {"audio": settings.audio_codebooks}, settings.layout, inputs
         )
         self.bases["thinker"] = settings.llm.describe(folder, is_stage=settings.llm.name in inputs.needed)
         self.text_folder = folder
-        freeze(decoder)
+        if settings.last_phase:  # where the names of its parameters decide
+            self.plain = inputs.place(lora.base_of(decoder)).requires_grad_(True)
+        else:
+            freeze(decoder)
         model = self.opened(
             decoder, tokenizer, codecs, TokenSpace.of(tokenizer, entries, settings.special_size)
         )
@@ -117,29 +133,75 @@ class RowsTraining(TokenTraining[RowsSettings]):
         model.start(torch.Generator().manual_seed(settings.seed), settings.spread, vectors)
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)
-        return self.tasks(frozen=True), {}
+        objective = self.tasks(frozen=True)
+        if settings.last_phase:
+            self._demand_rest(objective)
+        return objective, {}
+
+    def _demand_rest(self, objective: TokenTasks) -> None:
+        """Raises ConfigError where a part of the language model would learn from the first step on, or new rows
+        would rest."""
+        account = optim.select(objective, self.settings)
+        new = {id(self.model.new_embed), id(self.model.new_head)}
+        parameters = dict(objective.named_parameters())
+        early = [
+            row.name
+            for row in account
+            if row.trains and not row.from_step and id(parameters[row.name]) not in new
+        ]
+        if early:
+            raise ConfigError(
+                f"rows: {early[0]} would learn from the first step: the language model rests at first",
+                hint="a from_step in param_groups for what is of it, or stage mmpt",
+            )
+        if late := [row.name for row in account if row.from_step and id(parameters[row.name]) in new]:
+            raise ConfigError(
+                f"rows: {late[0]} would rest at first: the new rows are what this stage teaches",
+                hint='another group behind it, {pattern: "*.new_*", from_step: 0}',
+            )
+
+    @property
+    def _has_own_base(self) -> bool:
+        """Whether the language model is no longer that which the stage began with."""
+        base = (each for name, each in self.model.decoder.named_parameters() if not name.startswith("grown_"))
+        return any(each.requires_grad for each in base)
 
     def save(self, folder: Path) -> None:
-        """The new rows, and on what they stand."""
-        self.save_rows(folder, self.bases["thinker"])
+        """The new rows, and on what they stand: the base that it began with, or its own once that learns."""
+        if self._has_own_base:
+            self.save_with_base(folder, self.plain)
+        else:
+            self.save_rows(folder, self.bases["thinker"])
+
+    def changed(self, folder: Path) -> list[str]:
+        """Beside the new rows: the language model, where it has learned."""
+        own = store.changed(self.plain, folder / rows.THINKER) if self._has_own_base else []
+        return super().changed(folder) + [f"{rows.THINKER}/{name}" for name in own]
+
+
+def _longest_s(settings: Any, context: int) -> float:
+    """Seconds of a sound that about fill a row beside its words, where a codec of transformers is used; with
+    another one, a second."""
+    books = getattr(settings, "audio_codebooks", None)
+    if books is None:
+        return 1.0
+    return min(MOST_S, max(0.5, (context - ROOM) / (books * FASTEST_HZ)))
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """Captions of pictures and words of sounds, by turns, prompts to draw and to say, and texts to replay."""
-    pictures, text = assumed.pictures(folder, 64), assumed.Text(words)
-    sounds = assumed.sounds(folder, 1.0)
-    rows = []
+    """Captions of pictures and of sounds, by turns, prompts to draw and to say, and texts to replay; in
+    letters, which are a token or two in any vocabulary."""
+    pictures, text = assumed.pictures(folder, 64), assumed.Text(assumed.LETTERS)
+    sounds = assumed.sounds(folder, _longest_s(settings, context))
+    made = []
     for number in range(4 * assumed.BATCHES * settings.batch_size):
-        medium = (
-            assumed.part("image", pictures[number % assumed.KINDS])
-            if number % 2
-            else assumed.part("audio", sounds[number % assumed.KINDS][0])
-        )
-        said = text.take(8)
+        kind = number // 4 % assumed.KINDS
+        medium = assumed.part(*(("image", pictures[kind]) if number % 2 else ("audio", sounds[kind][0])))
+        said = text.take(assumed.WORDS_OF_CAPTION)
         is_read = number % 4 < 2
-        rows.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
+        made.append(assumed.turns([medium], said) if is_read else assumed.turns(said, [medium]))
     texts = 2 * settings.batch_size if settings.replay else 0
-    return [*rows, *({"text": text.take(assumed.WORDS_OF_ANSWER)} for _ in range(texts))]
+    return [*made, *({"text": text.take(assumed.WORDS_OF_ANSWER)} for _ in range(texts))]
 
 
 USED = tuple(

@@ -25,7 +25,7 @@ from muomni.evaluate import token_ablations, token_labels, token_samples
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
 from muomni.evaluate.samples import StageSamples
-from muomni.models import rows
+from muomni.models import pretrained, rows, store
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
 from muomni.models.reference import NetworkReference
@@ -365,6 +365,14 @@ class TokenTraining(Training[T]):
         longest = self.longest()
         codecs = {codec.modality: self.bases[codec.modality] for codec in self.codecs}
         rows.save(self.model, folder, base=base, codecs=codecs, longest=longest)
+
+    def save_with_base(self, folder: Path, plain: Decoder) -> None:
+        """The new rows, the token space, and in `thinker/` the language model that learned with them."""
+        own = folder / rows.THINKER
+        store.save(plain, own)
+        self.tokenizer.save(own, self.model.ctx_len)
+        base = {**self.bases["thinker"], "name": rows.THINKER, "digest": pretrained.digest(own)}
+        self.save_rows(folder, base)
 
     def changed(self, folder: Path) -> list[str]:
         """Beside the networks': the new rows."""

@@ -305,6 +305,17 @@ class TokenSpace:
                 f"{modality} span: position {last}: expected the end after {wanted} frames, got {length - last} more"
             )
 
+    def names(self) -> list[str]:
+        """How a text tokenizer may spell the ids behind the text's, in order: `<|img_start|>`, `<|special_10|>`,
+        `<|image_0|>`, `<|audio_1_5|>` (book 1, code 5)."""
+        specials = {token: name for name, token in self.specials.items()}
+        spelled = []
+        for region in self.regions[1:]:
+            for number, token in enumerate(region.ids):
+                name = specials.get(token, f"{region.name}_{number}")
+                spelled.append(f"<|{name}|>")
+        return spelled
+
     def describe(self, token: int) -> str:
         """An id for people: its number, and what it means here."""
         if not 0 <= token < self.size:

@@ -9,9 +9,16 @@ from muomni.train.optim import Row
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The content of account.json: a row a parameter."""
+    """The content of account.json: a row a parameter; from_step where it rests at first."""
     return [
-        {"name": r.name, "shape": list(r.shape), "count": r.count, "lr": r.lr, "trains": r.trains}
+        {
+            "name": r.name,
+            "shape": list(r.shape),
+            "count": r.count,
+            "lr": r.lr,
+            "trains": r.trains,
+            **({"from_step": r.from_step} if r.from_step else {}),
+        }
         for r in rows
     ]
 

@@ -241,6 +241,11 @@ def retain(run: Path, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def step_of(folder: Path) -> int:
+    """The updates that a whole checkpoint has behind it."""
+    return int(files.read_json(folder / MANIFEST)["step"])
+
+
 def name(step: int) -> str:
     """The folder name of a periodic checkpoint."""
     return f"step_{step:06d}"

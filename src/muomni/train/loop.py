@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from muomni import files
 from muomni.data.loader import Bad, Loaded, Loader
 from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
+from muomni.models import store
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
 from muomni.train import best, checkpoint, distributed, monitor, optim, watchdog
 from muomni.train.average import Average
@@ -46,6 +47,8 @@ class Progress:
                them
     worlds     [step, ranks, micro-batches of an update over all ranks] from there on
     drawn, rates, average   the notes of train.run_record
+    resting     digests of the parameters that rest at first, as the run found them; moved_early: those that
+                were others when they joined
     """
 
     step: int = 0
@@ -71,6 +74,8 @@ class Progress:
     rates: dict[str, Any] = field(default_factory=dict)
     average: dict[str, list[float]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    resting: dict[str, str] = field(default_factory=dict)
+    moved_early: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, stored: dict[str, Any], folder: Path) -> Progress:
@@ -78,8 +83,10 @@ class Progress:
 
         Raises  CheckpointError where another version of this program wrote it.
         """
-        if stored.keys() != {each.name for each in fields(cls)}:
-            odd = ", ".join(sorted(stored.keys() ^ {each.name for each in fields(cls)}))
+        own = {each.name for each in fields(cls)}
+        # Older checkpoints know of nothing that rests.
+        if odd_names := (stored.keys() ^ own) - ({"resting", "moved_early"} - stored.keys()):
+            odd = ", ".join(sorted(odd_names))
             raise CheckpointError(
                 f"{folder}: written by another version of muomni ({odd})",
                 hint="--fresh deletes it and starts anew",
@@ -167,17 +174,20 @@ def fit(
     optimizer = optim.make_optimizer(objective, account, settings)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     seed_everything(settings.seed)
-    wrapped = distributed.wrap(objective, run)
 
     # 2. where it stands
     progress = Progress(settings=settings.model_dump(mode="json"))
     newest = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
     counts_N = ema = None
     if newest is not None:
+        _as_at(objective, account, newest)
         state = checkpoint.load(newest, objective, run.device, identity)
         optim.go_on(optimizer, state.optimizer, where=newest)
         scaler.load_state_dict(state.scaler)
         progress, ema, counts_N = Progress.of(state.progress, newest), state.ema, state.drawn_N
+    else:
+        progress.resting = _digests(objective, objective.joining)
+    wrapped = distributed.wrap(objective, run)
     average = Average(objective, settings.ema_decay, ema)
     drawn = Drawn(len(train.dataset), progress.drawn, counts_N)
     rates = Rates(**progress.rates)
@@ -263,6 +273,14 @@ def fit(
                         save()
                     raise _interrupted(stop, progress.step)
                 _set_aside(progress, quarantine, everyone)
+                if joined := optim.join(objective, account, progress.step):
+                    now = _digests(objective, joined)
+                    progress.moved_early = [
+                        *progress.moved_early,
+                        *(each for each in joined if now[each] != progress.resting[each]),
+                    ]
+                    wrapped = distributed.wrap(objective, run)  # DDP knows what learned when it was wrapped
+                    log.say(f"{len(joined)} more parameters learn from step {progress.step + 1} on")
                 optim.set_lr(optimizer, optim.lr_scale(progress.step, settings))
                 result = None
                 if all(message["usable"] for message in everyone):
@@ -345,6 +363,16 @@ def fit(
     return fitted
 
 
+def _digests(objective: Objective, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of these parameters."""
+    return {name: store.digest_of(objective.get_parameter(name)) for name in names}
+
+
+def _as_at(objective: Objective, account: list[optim.Row], folder: Path) -> None:
+    """Have those learn that learned when a checkpoint was written: it holds them, and no others that rest."""
+    optim.join(objective, account, checkpoint.step_of(folder) - 1)
+
+
 SEED_STRIDE = 1_000_003  # so that the random numbers of batch n under one seed are those of no near batch under the next
 
 
@@ -367,6 +395,7 @@ def restore(
     newest = checkpoint.newest(folder)
     if newest is None:
         raise CheckpointError(f"{folder}: no whole checkpoint", hint="run the stage again")
+    _as_at(objective, account, newest)
     state = checkpoint.load(newest, objective, run.device, identity)
     progress = Progress.of(state.progress, newest)
     losses = [row["val_loss"] for row in monitor.read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
@@ -550,10 +579,9 @@ def _validate_and_keep(
         {"step": progress.step, **{f"val_{key}": value for key, value in objective.describe(means).items()}}
     )
     progress.last = means["loss"]
-    if (
-        not objective.is_settled
-    ):  # a loss that a part which still rests will change: no later one can be compared with it
-        return
+    last_phase = max([0, *objective.joining.values()])
+    if not objective.is_settled or progress.step <= last_phase:
+        return  # what still rests will change the loss: no later one can be compared with it
     if means["loss"] < progress.best - settings.min_delta:
         progress.best, progress.best_step, progress.without_gain = means["loss"], progress.step, 0
         if run.is_main:

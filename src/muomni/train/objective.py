@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ class Objective(nn.Module):
     """
 
     joint: frozenset[str] = frozenset()  # terms in which the rows of a batch look at each other
+    joining: Mapping[str, int] = MappingProxyType(
+        {}
+    )  # parameters that rest at first -> updates (train.optim)
 
     def counts(self, batch: Any) -> dict[str, int]:
         """Targets per term, known before the forward and without the model."""

@@ -23,13 +23,14 @@ from muomni.train.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter in the account of what trains."""
+    """One parameter in the account of what trains; from_step: the updates during which it rests at first."""
 
     name: str
     shape: tuple[int, ...]
     count: int
     lr: float
     wd: float
+    from_step: int = 0
 
     @property
     def trains(self) -> bool:
@@ -41,8 +42,10 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
     """Freeze what no pattern of `settings.train` names (a pattern with ! in front excludes), and give the
     account of all parameters.
 
-    Raises  ConfigError for a pattern that matches nothing, or when nothing trains.
+    What a group lets rest until its `from_step` is frozen too, until `join`; the model's `joining` names it.
+    Raises  ConfigError for a pattern that matches nothing, or when nothing trains at first.
     """
+    resting = getattr(model, "joining", {})
     names = [name for name, _ in model.named_parameters()]
     for pattern in [p.lstrip("!") for p in settings.train] + [
         group.pattern for group in settings.param_groups
@@ -57,20 +60,45 @@ def select(model: nn.Module, settings: TrainSettings) -> list[Row]:
         for pattern in settings.train:
             if fnmatchcase(name, pattern.lstrip("!")):
                 chosen = not pattern.startswith("!")
-        chosen = chosen and parameter.requires_grad
-        parameter.requires_grad_(chosen)
-        lr, wd = settings.lr, settings.wd if parameter.ndim >= 2 else 0.0
+        chosen = chosen and (parameter.requires_grad or name in resting)
+        lr, wd, from_step = settings.lr, settings.wd if parameter.ndim >= 2 else 0.0, 0
         for group in settings.param_groups:
             if fnmatchcase(name, group.pattern):
                 lr = group.lr if group.lr is not None else lr
                 wd = group.wd if group.wd is not None else wd
-        rows.append(
-            Row(name, tuple(parameter.shape), parameter.numel(), lr if chosen else 0.0, wd if chosen else 0.0)
+                from_step = group.from_step if group.from_step is not None else from_step
+        parameter.requires_grad_(chosen and not from_step)
+        rates = (lr, wd, from_step) if chosen else (0.0, 0.0, 0)
+        rows.append(Row(name, tuple(parameter.shape), parameter.numel(), *rates))
+    if not any(row.trains and not row.from_step for row in rows):
+        raise ConfigError(
+            "nothing trains: every parameter is frozen, or rests at first",
+            hint="look at `train:` patterns, and from_step of param_groups",
         )
-    if not any(row.trains for row in rows):
-        raise ConfigError("nothing trains: every parameter is frozen", hint="look at `train:` patterns")
+    if later := {row.name: row.from_step for row in rows if row.from_step}:
+        model.joining = later  # type: ignore[assignment]
     _rest(model)
     return rows
+
+
+def join(model: nn.Module, rows: Sequence[Row], step: int) -> list[str]:
+    """Let those parameters learn that rest for no more than `step` updates; their names, if they rested.
+
+    An optimizer over `rows` has them already: it passes over what has no gradient, and makes their state at
+    their first.
+    """
+    parameters = dict(model.named_parameters())
+    due = [row.name for row in rows if 0 < row.from_step <= step]
+    joined = [name for name in due if not parameters[name].requires_grad]
+    if not joined:
+        return []
+    for name in joined:
+        parameters[name].requires_grad_(True)
+    for part in model.modules():  # as `freeze` left them
+        part.__dict__.pop("train", None)
+    model.train(model.training)
+    _rest(model)
+    return joined
 
 
 def refuse_idle(rows: Sequence[Row], settings: TrainSettings) -> None:

@@ -17,11 +17,13 @@ DEFAULT_STEPS = 1000  # of a stage that names neither steps nor epochs
 
 
 class ParamGroup(Strict):
-    """Parameters whose name matches `pattern` (shell wildcards) get their own learning rate and decay."""
+    """Parameters whose name matches `pattern` (shell wildcards) get their own learning rate and decay, and
+    may rest at first: they join after `from_step` updates. Of several groups the last one that says it counts."""
 
     pattern: str
     lr: float | None = Field(None, gt=0)
     wd: float | None = Field(None, ge=0)
+    from_step: int | None = Field(None, ge=0)
 
 
 class TrainSettings(ReportsIdle):
@@ -117,9 +119,23 @@ class TrainSettings(ReportsIdle):
                 units.seconds(self.epoch_duration, "epoch_duration")
             except ConfigError as error:
                 raise ValueError(error.message) from error
+        latest = self.last_phase
+        if latest and self.max_steps is not None and latest >= self.max_steps:
+            raise ValueError(
+                f"param_groups: from_step {latest} has no effect in a run of {self.max_steps} steps"
+            )
+        if latest and self.ema_decay is not None:
+            raise ValueError(
+                "ema_decay: an average is of what trains from the beginning; leave out from_step or it"
+            )
         if not self.use_amp and self.precision in ("bf16", "fp16"):
             raise ValueError(f"use_amp is false, so precision {self.precision} would have no effect")
         return self
+
+    @property
+    def last_phase(self) -> int:
+        """The update from which on all that trains does; 0 where nothing rests at first."""
+        return max((group.from_step or 0 for group in self.param_groups), default=0)
 
     def batches_per_epoch(self, order: Order) -> int:
         """Micro-batches that count as an epoch: a pass through the data, or enough for `samples_per_epoch`.
