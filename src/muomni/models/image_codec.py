@@ -104,12 +104,13 @@ class GridAttention(nn.Module):
         self.scale = nn.Parameter(torch.full((width, 1, 1), 0.3))
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        qkv_BTE = self.qkv(self.norm(x_BDHW)).flatten(2).transpose(1, 2)
-        q, k, v = qkv_BTE.unflatten(2, (3, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # each (B, heads, T, D / heads)
-        mixed_BDT = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)
-        out: Tensor = x_BDHW + self.scale * self.out(mixed_BDT.unflatten(2, x_BDHW.shape[2:]))
+        batch, width, rows, columns = x_BDHW.shape
+        qkv_B3HdT = self.qkv(self.norm(x_BDHW)).reshape(
+            batch, 3, self.heads, width // self.heads, rows * columns
+        )
+        q, k, v = qkv_B3HdT.transpose(3, 4).unbind(1)
+        mixed_BHTd = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = x_BDHW + self.scale * self.out(mixed_BHTd.transpose(2, 3).reshape(x_BDHW.shape))
         return out
 
 

@@ -182,7 +182,7 @@ class RowsTraining(TokenTraining[RowsSettings]):
 def _longest_s(settings: Any, context: int) -> float:
     """Seconds of a sound that about fill a row beside its words, where a codec of transformers is used; with
     another one, a second."""
-    books = getattr(settings, "audio_codebooks", None)
+    books: int | None = getattr(settings, "audio_codebooks", None)
     if books is None:
         return 1.0
     return min(MOST_S, max(0.5, (context - ROOM) / (books * FASTEST_HZ)))
