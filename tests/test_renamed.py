@@ -197,9 +197,13 @@ def test_a_recipe_of_old_names_is_the_same_recipe(tmp_path: Path) -> None:
 
 def test_digests_are_those_of_before_the_rename(tmp_path: Path) -> None:
     read = recipes.read(write(tmp_path, OLD), out=tmp_path / "run")
-    assert {
-        name: recipes.digest(entry.settings, {}, "")[:16] for name, entry in read.stages.items()
-    } == DIGESTS
+    found = {}
+    for name, entry in read.stages.items():
+        stored = entry.settings.model_dump(mode="json")
+        for group in stored["param_groups"]:
+            del group["from_step"]  # which came later
+        found[name] = recipes.digest(entry.settings, {}, "", stored)[:16]
+    assert found == DIGESTS
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     sources = [
         Source(path="a.jsonl", captions_as_text=True),

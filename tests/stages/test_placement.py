@@ -154,6 +154,7 @@ def test_a_frozen_network_is_found_once_and_data_are_not_looked_into() -> None:
 # that they are told.
 OWNERS = {"stages/placement.py:__call__", "models/from_transformers.py:open_network"}
 TENSORS = {
+    "whole",
     "batch",
     "tensor",
     "tensors",

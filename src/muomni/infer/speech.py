@@ -155,7 +155,7 @@ class Voice:
     ) -> Iterator[Frame]:
         """The speech of texts, by as many voices, a frame at a time."""
         padded = right_padded([self.talker.text_ids(text, self.tokenizer) for text in texts])
-        ids_BT, keep_BT = (each.to(self.device) for each in padded)
+        ids_BT, keep_BT = (each_BT.to(self.device) for each_BT in padded)
         return codes.frames(
             self.talker,
             ids_BT,
