@@ -3,10 +3,12 @@ with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.data.sample import AudioPart, Message, Sample
@@ -165,15 +167,8 @@ def render(sample: Sample, tokenizer: Tokenizer, tokens: VoiceTokens, codes_of: 
     Raises  DataError as `first_taught` and `codes_of`.
     Source  SPEC H1, H2.
     """
-    first = first_taught(sample)
     out = _Builder(tokens)
-    out.words(tokenizer.special_tokens.opening, is_taught=False)
-    roles = [message.role for message in sample.messages]
-    for number, message in enumerate(sample.messages):
-        is_taught = message.role == "assistant" and number >= first
-        goes_on = message.role == "assistant" and roles[number + 1 : number + 2] == ["assistant"]
-        _turn(out, message, tokenizer, codes_of, is_taught=is_taught)
-        out.words([tokens.more if goes_on else tokens.end], is_taught=is_taught)
+    _turns(out, sample.messages, tokenizer, codes_of, first=first_taught(sample))
     return out.row(sample.id)
 
 
@@ -186,13 +181,31 @@ def prompt(
     Takes   said: words of the assistant's turn before its sound.
     """
     out = _Builder(tokens)
-    out.words(tokenizer.special_tokens.opening, is_taught=False)
-    for message in sample.messages:
-        _turn(out, message, tokenizer, codes_of, is_taught=False)
-        out.words([tokens.end], is_taught=False)
+    _turns(out, sample.messages, tokenizer, codes_of, then="assistant")
     header = tokenizer.special_tokens.headers["assistant"]
     out.words([*header, *tokenizer.encode(said), tokens.said], is_taught=False)
     return out.row(sample.id)
+
+
+def _turns(
+    out: _Builder,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    codes_of: CodesOf,
+    *,
+    first: int | None = None,
+    then: str = "",
+) -> None:
+    """Whole turns; those of the assistant's are learned from message `first` on. `then`: whose turn follows
+    them."""
+    out.words(tokenizer.special_tokens.opening, is_taught=False)
+    roles = [*(message.role for message in messages), then]
+    for number, message in enumerate(messages):
+        is_said = message.role == "assistant"
+        is_taught = is_said and first is not None and number >= first
+        _turn(out, message, tokenizer, codes_of, is_taught=is_taught)
+        goes_on = is_said and roles[number + 1] == "assistant"
+        out.words([out.tokens.more if goes_on else out.tokens.end], is_taught=is_taught)
 
 
 def _turn(
@@ -210,3 +223,65 @@ def _turn(
             out.words([opens], is_taught=is_taught)
             out.sound(codes_of(part), is_taught=is_taught)
             out.words([tokens.close], is_taught=is_taught)
+
+
+class VoiceRows:
+    """Conversations of a voice's recordings: a dataset of `VoiceRow`s.
+
+    codes_of  gives the codes of each sound, or raises why there are none
+    most      positions of the longest row; longer ones are left out and counted
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        tokenizer: Tokenizer,
+        tokens: VoiceTokens,
+        codes_of: CodesOf,
+        most: int,
+    ) -> None:
+        self.samples, self.tokenizer, self.tokens = samples, tokenizer, tokens
+        self.codes_of, self.most = codes_of, most
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """The sample's id."""
+        return self.samples[index].id
+
+    def item(self, index: int, rng: np.random.Generator) -> VoiceRow:
+        """One conversation.
+
+        Raises  DataError: bad_row (`render`), too_long, no_target, and what `codes_of` raises.
+        """
+        return self.row(self.samples[index])
+
+    def row(self, sample: Sample) -> VoiceRow:
+        """The row of any sample, as `item`."""
+        row = render(sample, self.tokenizer, self.tokens, self.codes_of)
+        if len(row.ids) > self.most:
+            raise DataError(
+                "too_long",
+                f"{sample.id}: {len(row.ids)} positions, at most {self.most} fit",
+                hint="shorter sounds, or fewer of them: each second takes 25 positions",
+            )
+        if not any(sound.is_taught for sound in row.sounds):
+            raise DataError(
+                "no_target", f"{sample.id}: no sound of the assistant's to learn from start_index on"
+            )
+        return row
+
+    def lengths(self) -> NDArray[np.int32]:
+        """About how many positions each row has, (len,): its code frames, and a word for four letters."""
+        return np.array([self._length(sample) for sample in self.samples], np.int32)
+
+    def _length(self, sample: Sample) -> int:
+        letters = sum(len(message.text) for message in sample.messages)
+        steps = 0
+        for part in (*sample.audios, *sample.speech):
+            try:
+                steps += self.codes_of(part).shape[1] + self.tokens.books + 1
+            except DataError:
+                return 0
+        return steps + letters // 4

@@ -205,11 +205,11 @@ class Higgs(CausalLM):
     @property
     def checkpointing(self) -> bool:
         """Whether the backward makes activations again, layer by layer."""
-        return bool(self.network.is_gradient_checkpointing)
+        return bool(self.network.is_activation_checkpointing)
 
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
         if on:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.network.gradient_checkpointing_disable()
+            self.network.activation_checkpointing_enable({"use_reentrant": False})
+        elif self.checkpointing:
+            self.network.activation_checkpointing_disable()
