@@ -14,6 +14,7 @@ from muomni.commands import console, data, plan, use
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
 from muomni.commands.report import report, with_pages
+from muomni.commands.voice import voice_train
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import format_seconds
 
@@ -170,6 +171,7 @@ app.command()(use.transcribe)
 app.command()(use.speak)
 app.command()(use.draw)
 app.command()(use.trace)
+app.command()(voice_train)
 app.command()(report)
 app.command()(export)
 app.add_typer(data.app, name="data")

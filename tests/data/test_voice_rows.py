@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_higgs
 import torch
-import voice_manifest
 
+import tiny_higgs
+import voice_manifest
 from muomni.data import readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import AudioPart, Sample, parse

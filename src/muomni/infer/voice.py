@@ -201,13 +201,20 @@ def conversation(text: str, reference: str | Path | None = None, transcript: str
     return parse({"id": "speak", "messages": messages})
 
 
+def find(folder: Path | str) -> Path | None:
+    """The `final/` of stage voice in a run's folder, a stage's, or the folder itself; None where there is
+    none."""
+    folder = Path(folder)
+    places = (folder, folder / integrity.FINAL, folder / "voice" / integrity.FINAL)
+    return next((place for place in places if (place / NOTE).is_file()), None)
+
+
 def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Cloner:
-    """What speaks in the voice of a `final/` of stage voice, or of the stage's folder.
+    """What speaks by the adapter of a `final/` of stage voice, of the stage's folder or of its run's.
 
     Raises  CheckpointError where it is none, torn, or stands on weights that are others now.
     """
-    folder = Path(folder)
-    final = next((each for each in (folder, folder / integrity.FINAL) if (each / NOTE).is_file()), None)
+    final = find(folder)
     if final is None:
         raise CheckpointError(f"{folder}: expected a folder of stage voice, found no {NOTE}")
     integrity.verify(final)

@@ -367,4 +367,5 @@ STAGE = Stage(
         BoardRow("voice.reference_wins", "reference_swap_win_rate", 0.8),
     ),
     assume=assume,
+    anatomy="muomni.report.anatomy:voice",
 )
