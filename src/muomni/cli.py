@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console, data, plan, use
+from muomni.commands.audit import audit
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
 from muomni.commands.report import report, with_pages
@@ -172,6 +173,7 @@ app.command()(use.speak)
 app.command()(use.draw)
 app.command()(use.trace)
 app.command()(voice_train)
+app.command()(audit)
 app.command()(report)
 app.command()(export)
 app.add_typer(data.app, name="data")
