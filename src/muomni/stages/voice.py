@@ -44,6 +44,7 @@ REFERENCE = (
     "reference"  # what rows hold besides words and sounds: a voice that is heard before it is spoken in
 )
 ADAPTER = lora.NAMES
+LONGEST_S, POSITIONS = 20.0, 2048  # of assumed data; of the released model
 STAGES = ("codec",)  # of a recipe, that may be named as the codec
 Group = Literal["attn", "text_ffn", "audio_ffn"]
 Place = tuple[str, float | None, float | None, int | None]
@@ -84,17 +85,12 @@ class VoiceSettings(StageSettings):
     lr: float = Field(2e-4, gt=0)
     wd: float = Field(0.01, ge=0)
     val_split: float = Field(0.05, ge=0, lt=1)
-    max_s: float = Field(20.0, gt=0, description="longest sound of assumed data")
 
     learns_as: ClassVar[str] = "voice"
 
     def idle(self) -> dict[str, str]:
         """Beside those of all stages: the number format of a codec, which has its own."""
-        return {
-            **super().idle(),
-            **without_dtype(self.codec, "codec"),
-            "max_s": "it sizes the data that a plan assumes",
-        }
+        return {**super().idle(), **without_dtype(self.codec, "codec")}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -288,13 +284,15 @@ class VoiceTraining(Training[VoiceSettings]):
         if now is not None:
             facts["nats"] = now
             if (before := self.notes.get("nats_before")) is not None:
-                facts["nats_change"] = Fact(now.value - before.value, now.n)
+                facts["nats_gain"] = Fact(before.value - now.value, now.n)
         return facts | voice_evaluation.speech(self.cloner, rows, most, stage_samples)
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """A reference turn and a target each, of noise, the target up to `max_s` seconds."""
-    noises, text = assumed.sounds(folder, settings.max_s), assumed.Text(words)
+    """A reference turn and a target each, of noise; the longest are half as many positions as fit, at 25 a
+    second."""
+    longest_s = min(LONGEST_S, (settings.max_seq_len or POSITIONS) / 2 / 25)
+    noises, text = assumed.sounds(folder, longest_s), assumed.Text(words)
     rows = []
     for number in range(2 * settings.batch_size):  # few: all of them are encoded before the stage begins
         (heard, _), (said, length_s) = noises[0], noises[number % assumed.KINDS]
@@ -332,9 +330,9 @@ STAGE = Stage(
         *(replace(gate, modality=REFERENCE) for gate in SIGHT),
         Gate(
             "tuned",
-            "nats_change",
+            "nats_gain",
             "held-out speech costs as many nats as before: the adapter learned nothing that carries over",
-            at_most=0.0,
+            more_than=0.0,
             source="SPEC G1: baseline before",
         ),
         Gate(
