@@ -4,6 +4,7 @@ fault has its one line."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 import tiny_higgs
 import voice_manifest
 from muomni import cli, inspection
-from muomni.errors import GateRed
+from muomni.errors import DataError, GateRed, ShapeError
 from muomni.evaluate import certificate
+from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.infer.voice import open_cloner
 from muomni.media import audio
@@ -24,7 +26,8 @@ from muomni.planning import forecast, walk
 from muomni.report import explain
 from muomni.report.build import report
 from muomni.report.explain import SampleChoice
-from muomni.stages import voice
+from muomni.runtime import Runtime
+from muomni.stages import stage, voice
 
 peft = pytest.importorskip("peft")
 
@@ -125,9 +128,38 @@ def test_codes_are_made_once(run: Path, folder: Path, monkeypatch: pytest.Monkey
         raise AssertionError("a sound was encoded again")
         yield
 
+    recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
+    entry = recipe.stages["voice"]
+
+    def build() -> Any:
+        machine = Runtime(torch.device("cpu"), torch.float32)
+        return stage.build(entry.stage, entry.settings, run / "voice", {}, recipe.base, machine)
+
     monkeypatch.setattr(voice, "encoded", nothing)
-    assert cli._exit_code(command(folder, run, "--fresh", "--set", "lora.groups=[audio_ffn]")) == 0
-    assert len(inspection.inspect(run / "voice" / "final")["targets"]) == 3
+    assert len(build().sides["train"].row(build().corpus.train[0]).sounds) == 2
+    os.utime(folder / "data" / "train-one0.wav")
+    with pytest.raises(AssertionError, match="encoded again"):
+        build()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_sound_that_the_codec_refuses_is_found_among_others(number: int) -> None:
+    class Short:
+        modality, codebooks = "audio", 2
+
+        def encode(self, waves: torch.Tensor) -> torch.Tensor:
+            if waves.shape[1] < 4:
+                raise ShapeError("too short")
+            return torch.zeros(len(waves), 2, waves.shape[1], dtype=torch.int64)
+
+        def encode_many(self, waves: Any) -> Any:
+            return [self.encode(wave[None])[0] for wave in waves]
+
+    waves: dict[int, Any] = {place: torch.zeros(8) for place in range(3)}
+    waves[number] = torch.zeros(2)
+    found = dict(voice._coded(waves, Short(), torch.device("cpu")))  # type: ignore[arg-type]
+    assert list(found) == [0, 1, 2]
+    assert [place for place, each in found.items() if isinstance(each, DataError)] == [number]
 
 
 def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_path: Path) -> None:
@@ -135,9 +167,9 @@ def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_pa
     page = report(run).read_text()
     assert "the voices of recordings" in page
     recipe = str(run / "voice_train.yaml")
-    (stage,) = forecast.plan(recipe, out=tmp_path / "run", probe=2, probe_s=0.1)["stages"]
-    assert (stage["data_found"], stage["data"]["updates"]) == (True, 6)
-    assert stage["parameters"]["trained"] == 5632
+    (planned,) = forecast.plan(recipe, out=tmp_path / "run", probe=2, probe_s=0.1)["stages"]
+    assert (planned["data_found"], planned["data"]["updates"]) == (True, 6)
+    assert planned["parameters"]["trained"] == 5632
     hops, _ = walk.trace(recipe, "voice", out=tmp_path / "run")
     assert {"codes_BKS", "term book7", "loss"} <= {hop.name for hop in hops}
     assert "book 7" in explain.of_stage(recipe, "voice", SampleChoice(index=2))

@@ -221,8 +221,7 @@ def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Clone
     note = files.read_json(final / NOTE)
     network, base = reference.find(note["base"], final)
     model = Higgs.open(base, device=device, dtype=network.dtype_on(torch.device(device)))
-    lora.load(model, final)
-    model.to(device).eval()
+    lora.load(model, final).eval()  # PEFT puts the adapter where the base lies
     _, codec_folder = reference.find(note["codec"], final)
     codec = open_codec(codec_folder, model.books, device)
     tokenizer = Tokenizer.load(base)

@@ -3,7 +3,7 @@ recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from muomni.data.loader import Loader
 from muomni.data.sample import AudioPart, Message, Sample
 from muomni.data.tokenized.encode import BATCH_NUMBERS, HELD_BYTES, read
 from muomni.data.voice_rows import VoiceRows
-from muomni.errors import DataError
+from muomni.errors import DataError, ShapeError
 from muomni.evaluate import voice_evaluation
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
@@ -151,31 +151,43 @@ def encoded(
 ) -> Iterator[tuple[int, TalkerItem | DataError]]:
     """The codes of sounds by their numbers, in rising order; of those that can't be read the error.
 
-    Sounds of one window that are equally long share a batch, as shards' do; none is padded to another's
-    length.
+    Sounds of one window that are equally long share a batch, as shards' do; none is padded to another's length.
     """
     window: dict[int, Tensor | DataError] = {}
     held = 0
     for number, part in enumerate(parts):
         try:
-            window[number] = read(part, codec).values
-            held += window[number].nbytes  # type: ignore[union-attr]
+            wave_S = read(part, codec).values
+            window[number], held = wave_S, held + wave_S.nbytes
         except DataError as error:
             window[number] = error
         if held < HELD_BYTES and number + 1 < len(parts):
             continue
-        waves = {number: wave for number, wave in window.items() if isinstance(wave, Tensor)}
-        longest = max((wave.numel() for wave in waves.values()), default=1)
-        with torch.inference_mode():
-            codes = encode_by_length(
-                codec,
-                [wave.to(device) for wave in waves.values()],
-                most=max(1, BATCH_NUMBERS // longest),
-            )
-        made = dict(zip(waves, codes, strict=True))
-        for number, wave in window.items():
-            yield number, wave if isinstance(wave, DataError) else TalkerItem("", [], made[number].cpu())
+        yield from _coded(window, codec, device)
         window, held = {}, 0
+
+
+def _coded(
+    window: Mapping[int, Tensor | DataError], codec: Codec, device: torch.device
+) -> Iterator[tuple[int, TalkerItem | DataError]]:
+    """The codes of a window's waves; one that its codec refuses is found by encoding each alone."""
+    waves = {place: wave_S for place, wave_S in window.items() if isinstance(wave_S, Tensor)}
+    longest = max((wave_S.numel() for wave_S in waves.values()), default=1)
+    found: dict[int, Tensor | DataError] = {}
+    with torch.inference_mode():
+        moved = [wave_S.to(device) for wave_S in waves.values()]
+        try:
+            codes = encode_by_length(codec, moved, most=max(1, BATCH_NUMBERS // longest))
+            found.update(zip(waves, codes, strict=True))
+        except (DataError, ShapeError):
+            for place, wave_S in zip(waves, moved, strict=True):
+                try:
+                    (found[place],) = codec.encode_many([wave_S])
+                except (DataError, ShapeError) as error:
+                    found[place] = DataError("undecodable", f"sound of {len(wave_S)} samples: {error}")
+    for place, wave in window.items():
+        codes_KF = found.get(place, wave)
+        yield place, codes_KF if isinstance(codes_KF, DataError) else TalkerItem("", [], codes_KF.cpu())
 
 
 class VoiceTraining(Training[VoiceSettings]):
