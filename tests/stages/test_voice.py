@@ -166,6 +166,9 @@ def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_pa
     assert inspection.inspect(run)["stages"] == {"voice": "green"}
     page = report(run).read_text()
     assert "the voices of recordings" in page
+    assert "Spoken in the voice of a reference" in page
+    rows = [json.loads(line) for line in (run / "voice" / "samples" / "album.jsonl").read_text().splitlines()]
+    assert {"reference", "true"} <= rows[0].keys()
     recipe = str(run / "voice_train.yaml")
     (planned,) = forecast.plan(recipe, out=tmp_path / "run", probe=2, probe_s=0.1)["stages"]
     assert (planned["data_found"], planned["data"]["updates"]) == (True, 6)
