@@ -162,6 +162,7 @@ def test_a_sound_that_the_codec_refuses_is_found_among_others(number: int) -> No
     assert [place for place, each in found.items() if isinstance(each, DataError)] == [number]
 
 
+@pytest.mark.slow
 def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_path: Path) -> None:
     assert inspection.inspect(run)["stages"] == {"voice": "green"}
     page = report(run).read_text()
