@@ -176,7 +176,8 @@ def pictures(folder: Path, number: int) -> list[dict[str, str]]:
     """Two of them, which no stage draws."""
     paths = [folder / f"{number}{name}.png" for name in "ab"]
     for place, path in enumerate(paths):
-        Image.new("RGB", (8, 8), (40 * number, 90 * place, 200)).save(path)
+        noise = np.random.default_rng([number, place]).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
     return [{"type": "image", "path": path.name} for path in paths]
 
 
@@ -243,7 +244,7 @@ def test_a_file_that_no_stage_can_learn_from_is_red(tmp_path: Path) -> None:
 
 def test_a_row_without_use_beside_useful_ones_is_a_warning(tmp_path: Path) -> None:
     tones(tmp_path)
-    rows = [turns(sound(0), "hello", group="a"), turns(sound(1), sound(2), group="b")]
+    rows = [turns(sound(0), "hello", group="a"), turns(sound(1), pictures(tmp_path, 1), group="b")]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
     assert {"useless_row"} == {finding.reason for finding in found.findings if finding.severity != "note"}
     assert next(finding.where for finding in found.findings if finding.reason == "useless_row").endswith(
