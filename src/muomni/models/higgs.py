@@ -61,15 +61,16 @@ class Higgs(CausalLM):
     A position holds a word, or, where its word is a placeholder, the K codes of one step of a delayed stream.
     Positions of words go through a layer's `mlp`, those of codes through its `audio_mlp`.
 
-    Takes   network: HiggsAudioV2ForConditionalGeneration with its text head.
+    Takes   network: HiggsAudioV2ForConditionalGeneration with its text head. From here on it takes embeddings: its own
+            forward no longer finds placeholders among ids.
     Raises  CheckpointError where its books have no rows for the symbols that begin and end a stream.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
+        config: Any = network.config
         self.network: Any = network
-        self.config: Any = network.config
-        config = self.config
+        self.config: Any = config
         self.books: int = config.num_codebooks
         self.start: int = config.audio_stream_bos_id
         self.end: int = config.audio_stream_eos_id
@@ -83,9 +84,9 @@ class Higgs(CausalLM):
                 f"in books of {size}",
                 hint=f"codebook_size counts them too: {max(self.start, self.end) + 1} or more",
             )
-        network.model.get_placeholder_mask = _routes  # type: ignore[assignment,union-attr]
+        network.model.get_placeholder_mask = _routes
         books = [range(book * size, (book + 1) * size) for book in range(self.books)]
-        text, codes = self.network.text_lm_head, self.network.audio_lm_head
+        text, codes = network.text_lm_head, network.audio_lm_head
         self.head = StretchHeads([(text, range(config.vocab_size)), *((codes, rows) for rows in books)])
 
     @classmethod

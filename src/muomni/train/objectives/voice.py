@@ -90,7 +90,7 @@ class VoiceObjective(NextSymbol):
     def expected_gradients(self) -> dict[str, tuple[str, ...]]:
         """Where both paths learn, words reach the one and codes the other."""
         names = [name for name, weight in self.named_parameters() if weight.requires_grad]
-        wanted = {}
+        wanted: dict[str, tuple[str, ...]] = {}
         paths = {"text": ".mlp.", **{f"book{book}": ".audio_mlp." for book in range(self.model.books)}}
         for term, path in paths.items():
             if any(path in name for name in names):
