@@ -4,6 +4,7 @@ whether it ends by itself."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def _other_words(samples: Sequence[Sample], place: int) -> Sample | None:
         if not asked or not own or asked[-1] == own[-1]:
             continue
         last = max(number for number, message in enumerate(sample.messages) if message.role == "user")
-        return _with(sample, last, lambda message, text=asked[-1]: _worded(message, text))
+        return _with(sample, last, partial(_worded, text=asked[-1]))
     return None
 
 

@@ -209,8 +209,13 @@ class VoiceTraining(Training[VoiceSettings]):
         place(self.codec, inputs)
         self.tokens = tokens_of(self.model, self.tokenizer, self.codec)
         chosen = settings.lora
-        sizes = {"r": chosen.r, "alpha": chosen.alpha, "dropout": chosen.dropout}
-        lora.attach(self.model, LoraSettings(**sizes, targets=self.model.targets(list(chosen.groups))))
+        adapter = LoraSettings(
+            r=chosen.r,
+            alpha=chosen.alpha,
+            dropout=chosen.dropout,
+            targets=self.model.targets(list(chosen.groups)),
+        )
+        lora.attach(self.model, adapter)
         inputs.place(self.model)
         self.model.checkpointing = settings.gradient_checkpointing
         self.bases = {
@@ -218,8 +223,11 @@ class VoiceTraining(Training[VoiceSettings]):
             for name, each in (("base", settings.base), ("codec", settings.codec))
         }
         self.words = str(self.tokenizer)
-        weights = {"text_weight": settings.text_loss_weight, "audio_weight": settings.audio_loss_weight}
-        self.speech = VoiceObjective(self.model, **weights)
+        self.speech = VoiceObjective(
+            self.model,
+            text_weight=settings.text_loss_weight,
+            audio_weight=settings.audio_loss_weight,
+        )
         return self.speech, {}
 
     def data(self) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
