@@ -107,6 +107,26 @@ def test_plain_peft_opens_the_adapter_and_says_the_same(run: Path, folder: Path)
     assert not torch.allclose(states, before)
 
 
+def test_it_is_exported_merged_for_the_library(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    assert cli._exit_code(["export", str(run), "--to", "hf", "--out", str(out)]) == 0
+    library = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration
+    merged, report = library.from_pretrained(out, use_text_head=True, output_loading_info=True)
+    assert not any(report.values())
+    plain = peft.PeftModel.from_pretrained(
+        library.from_pretrained(folder / "base", use_text_head=True), run / "voice" / "final"
+    ).eval()
+    ids = torch.randint(0, 250, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    assert Higgs.open(out).books == 8
+    assert json.loads((out / "origin.json").read_text())["stage"] == "voice"
+    assert cli._exit_code(["export", str(run), "--to", "omni", "--out", str(tmp_path / "other")]) == 2
+    assert "exported for transformers" in capsys.readouterr().err
+
+
 def test_speak_takes_a_reference_with_and_without_its_words(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

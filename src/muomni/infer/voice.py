@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 
 from muomni import files
@@ -18,8 +20,9 @@ from muomni.data.tokenized.encode import read
 from muomni.data.voice_rows import VoiceRow, VoiceTokens, prompt
 from muomni.errors import CheckpointError, ConfigError, ContextError
 from muomni.infer.decode import decode
+from muomni.infer.export import ORIGIN, TOKENIZER
 from muomni.infer.sampling import SamplingConfig, pick
-from muomni.models import integrity, lora, reference
+from muomni.models import integrity, lora, reference, store
 from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.nn.head import Ranges
@@ -226,6 +229,27 @@ def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Clone
     codec = open_codec(codec_folder, model.books, device)
     tokenizer = Tokenizer.load(base)
     return Cloner(model, tokenizer, tokens_of(model, tokenizer, codec), codec)
+
+
+def export_merged(final: Path, out: Path, certificate: Mapping[str, Any]) -> None:
+    """The base with its adapter merged, as a folder that transformers and `Higgs.open` open, whole or not at all;
+    `origin.json` says where it comes from.
+
+    Takes   final: of stage voice; out: a new or an empty folder; certificate: of the stage.
+    Raises  CheckpointError as `open_cloner`.
+    """
+    model = open_cloner(final).model
+    note = files.read_json(final / NOTE)
+    base = reference.find(note["base"], final)[1]
+    with torch.no_grad():
+        tensors = {name: tensor.contiguous() for name, tensor in lora.merged_tensors(model).items()}
+    with files.fresh_folder(out) as part:
+        for name in (store.CONFIG, *TOKENIZER):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, part / name)
+        save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
+        origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
+        files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
 
 
 def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:
