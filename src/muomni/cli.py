@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from muomni.commands import console, data, plan, use
+from muomni.commands.audit import audit
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
 from muomni.commands.report import report, with_pages
+from muomni.commands.voice import voice_train
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import format_seconds
 
@@ -170,6 +172,8 @@ app.command()(use.transcribe)
 app.command()(use.speak)
 app.command()(use.draw)
 app.command()(use.trace)
+app.command()(voice_train)
+app.command()(audit)
 app.command()(report)
 app.command()(export)
 app.add_typer(data.app, name="data")

@@ -175,7 +175,14 @@ def test_data_check_reads_a_tree_whole(tmp_path: Path) -> None:
     shutil.copy(lj / "wavs" / "LJ001-0001.wav", lj / "wavs" / "LJ009-0001.wav")
     found = check(Source(path=str(lj)), Path())
     assert (found.manifests[0].format, found.samples) == ("ljspeech", 3)
-    assert found.manifests[0].stages == {"hearing": 3, "codec": 3, "rows": 3, "mmpt": 3, "talker": 3}
+    assert found.manifests[0].stages == {
+        "hearing": 3,
+        "codec": 3,
+        "rows": 3,
+        "mmpt": 3,
+        "talker": 3,
+        "voice": 3,
+    }
     assert found.counts["orphan"] == 1
     assert not found.total("error")
     found = check(Source(path=str(libri)), Path())

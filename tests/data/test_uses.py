@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from muomni import cli
@@ -171,6 +172,15 @@ def sound(number: int) -> list[dict[str, str]]:
     return [{"type": "audio", "path": f"{number}.wav"}]
 
 
+def pictures(folder: Path, number: int) -> list[dict[str, str]]:
+    """Two of them, which no stage draws."""
+    paths = [folder / f"{number}{name}.png" for name in "ab"]
+    for place, path in enumerate(paths):
+        noise = np.random.default_rng([number, place]).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    return [{"type": "image", "path": path.name} for path in paths]
+
+
 def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
     tones(tmp_path)
     audio.write(
@@ -186,13 +196,14 @@ def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
     ]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
     speech, tokens = ["codec", "talker"], ["rows", "mmpt"]
+    said = [*tokens, "voice"]
     assert [one["stages"] for one in found.to_json()["usable"]] == [
         ["hearing", *speech, "omni", *tokens],
-        ["hearing", *speech, *tokens],
+        ["hearing", *speech, *said],
         ["omni", *tokens],
         ["thinker", "omni", "instruct"],
         ["thinker", "omni", "instruct"],
-        [*speech, *tokens],
+        [*speech, *said],
     ]
     assert [one["where"].rpartition(":")[2] for one in found.to_json()["usable"]] == list("123456")
     (only,) = found.manifests
@@ -205,6 +216,7 @@ def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
         "instruct": 2,
         "rows": 4,
         "mmpt": 4,
+        "voice": 2,
     }
     assert only.refused["hearing"]["a sound of over 20 s (max_s)"] == 1
     assert only.refused["hearing"]["more symbols than CTC can write in its frames"] == 1
@@ -215,8 +227,10 @@ def test_each_row_says_which_stages_can_use_it(tmp_path: Path) -> None:
 
 def test_a_file_that_no_stage_can_learn_from_is_red(tmp_path: Path) -> None:
     tones(tmp_path)
-    picture = [{"type": "text", "text": "what was it?"}]
-    rows = [turns([*sound(number), *picture], sound(number + 3), group=f"g{number}") for number in range(3)]
+    ask = [{"type": "text", "text": "what was it?"}]
+    rows = [
+        turns([*sound(number), *ask], pictures(tmp_path, number), group=f"g{number}") for number in range(3)
+    ]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
     assert found.counts["no_stage"] == 1
     assert found.counts["useless_row"] == 3
@@ -230,7 +244,7 @@ def test_a_file_that_no_stage_can_learn_from_is_red(tmp_path: Path) -> None:
 
 def test_a_row_without_use_beside_useful_ones_is_a_warning(tmp_path: Path) -> None:
     tones(tmp_path)
-    rows = [turns(sound(0), "hello", group="a"), turns(sound(1), sound(2), group="b")]
+    rows = [turns(sound(0), "hello", group="a"), turns(sound(1), pictures(tmp_path, 1), group="b")]
     found = check(Source(path=str(manifest(tmp_path, rows))), Path())
     assert {"useless_row"} == {finding.reason for finding in found.findings if finding.severity != "note"}
     assert next(finding.where for finding in found.findings if finding.reason == "useless_row").endswith(

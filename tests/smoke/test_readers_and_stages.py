@@ -25,8 +25,8 @@ from shared import once
 pytestmark = pytest.mark.slow
 
 STAGES = tuple(
-    stage for stage in uses.RULES if stage != "mmpt"
-)  # a sweep learns from what align does, mmpt from what rows does
+    stage for stage in uses.RULES if stage not in ("mmpt", "voice")
+)  # a sweep learns from what align does, mmpt from what rows does; voice has tests of its own (stages/test_voice_stage.py)
 TOGETHER = {"align": "align, sweep", "rows": "rows, mmpt"}
 ANY = (
     "samples",

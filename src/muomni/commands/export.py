@@ -38,7 +38,20 @@ def export(
     if waive and not (reason or "").strip():
         raise ConfigError("--waive needs --reason", hint='--waive GATE --reason "why this is acceptable"')
     from muomni.infer import export as work
+    from muomni.infer import voice as voices
 
+    if (spoken := voices.find(folder)) is not None:
+        if to != "hf":
+            raise ConfigError(
+                f"--to {to}: a voice is exported for transformers", hint="--to hf: its adapter merged"
+            )
+        work.demand_room(out, spoken)
+        certificate = _certificate(spoken)
+        _waive([certificate], waive or [], reason or "")
+        _demand_proven(certificate)
+        voices.export_merged(spoken, out, certificate)
+        console.result(str(out))
+        return
     final = work.answering(folder)
     work.demand_room(out, final)
     speaks = work.speaking(folder, to)

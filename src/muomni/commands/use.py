@@ -129,6 +129,14 @@ def speak(
         str | None,
         typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists the voices"),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="F.wav", help="of stage voice: a sound of the voice to speak in"),
+    ] = None,
+    transcript: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="what the reference says: it then stands in a turn of its own"),
+    ] = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -138,16 +146,65 @@ def speak(
 ) -> None:
     """Text to speech."""
     texts, paths = _said("speak", "wav", text, batch, out)
+    from muomni.infer import voice as voices
     from muomni.infer.engine import Engine
     from muomni.media import audio
 
-    engine = Engine.load(folder, precision=precision)
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    if voices.find(folder) is not None:
+        idle = {
+            "--voice": voice,
+            "--precision": precision != "auto",
+            "--repetition-penalty": repetition_penalty != 1,
+        }
+        if named := [option for option, value in idle.items() if value]:
+            raise ConfigError(
+                f"speak: {named[0]} has no effect on a folder of stage voice", hint="leave it out"
+            )
+        _clone(folder, texts, paths, reference, transcript, sampling)
+        return
+    if reference is not None or transcript is not None:
+        raise ConfigError(
+            f"speak: --reference and --transcript need a folder of stage voice, and {folder} is none",
+            hint="train one: muomni voice-train",
+        )
+    engine = Engine.load(folder, precision=precision)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         speeches = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
         for path, (wave, rate_hz) in zip(paths[first:], speeches, strict=False):
             audio.write(path, wave, rate_hz)
         console.note(f"{min(first + TEXTS_AT_ONCE, len(texts))} of {len(texts)} spoken -> {out}")
+
+
+def _clone(
+    folder: Path,
+    texts: list[str],
+    paths: list[Path],
+    reference: Path | None,
+    transcript: str | None,
+    sampling: SamplingConfig,
+) -> None:
+    """Each text in the voice of a reference; a line says where the guard had to end one."""
+    import torch
+
+    from muomni.infer import voice as voices
+    from muomni.media import audio
+
+    if transcript is not None and reference is None:
+        raise ConfigError("speak: --transcript has an effect with --reference")
+    if reference is not None and not reference.is_file():
+        raise DataError("missing", f"{reference}: expected a sound, found nothing there")
+    cloner = voices.open_cloner(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    for text, path in zip(texts, paths, strict=True):
+        said = cloner.say(cloner.row(voices.conversation(text, reference, transcript)), sampling)
+        wave = cloner.wave(said.codes_KF)
+        if not len(wave):
+            raise DataError(
+                "empty", f"{text!r:.60}: the voice ended before its first frame", hint="train longer"
+            )
+        audio.write(path, wave, cloner.rate_hz)
+        end = "" if said.is_ended else ", cut off: it did not end by itself"
+        console.note(f"{len(wave) / cloner.rate_hz:.2f} s -> {path}{end}")
 
 
 def draw(

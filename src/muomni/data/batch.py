@@ -59,7 +59,8 @@ Media = Mapping[str, MediaBatch]
 
 @dataclass
 class SequenceBatch(Batch):
-    """Rows of symbols: a text, and behind it a grid of K streams of codes where there is one.
+    """Rows of symbols: a text, and a grid of K streams of codes where there is one: behind the text, or, where
+    the text keeps places for them, at its positions (S = T, stage voice).
 
     Labels stand at the symbol that they ask for: labels[t] is ids[t], or -100 where nothing is learned.
 

@@ -28,7 +28,7 @@ LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 READ_EXTRA = frozenset(
-    {"names", "text", "words", "kind", "kinds", "speaker"}
+    {"names", "text", "words", "kind", "kinds", "speaker", "start_index"}
 )  # keys beside ours that somebody reads from `extra`
 
 

@@ -167,6 +167,13 @@ def _tokens(shape: Shape) -> str | None:
     return None if shape.has_question else "no words in the question"
 
 
+def _voiced(shape: Shape) -> str | None:
+    """A conversation in which the assistant speaks."""
+    if shape.is_document or not shape.speech:
+        return "no sound of the assistant's"
+    return "pictures" if shape.images or shape.others else None
+
+
 RULES: dict[str, Callable[[Shape], str | None]] = {
     "thinker": _language,
     "hearing": _speech,
@@ -179,6 +186,7 @@ RULES: dict[str, Callable[[Shape], str | None]] = {
     "instruct": _seen,
     "rows": _tokens,
     "mmpt": _tokens,
+    "voice": _voiced,
 }
 
 

@@ -19,6 +19,7 @@ from muomni.train.objectives.image_codec import ImageCodecBatch, ImageCodecObjec
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.talker import TalkerObjective
 from muomni.train.objectives.tokens import TokenBatch, TokenTasks
+from muomni.train.objectives.voice import VoiceObjective
 
 Counts = dict[str, float]
 
@@ -106,6 +107,22 @@ def _talker(objective: TalkerObjective, batch: SequenceBatch) -> tuple[Counts, C
     return terms, {"samples": len(frames), "tokens": tokens, "code_frames": sum(frames)}
 
 
+def _voice(objective: VoiceObjective, batch: SequenceBatch) -> tuple[Counts, Counts]:
+    """Words and codes that have a position before them; frames are counted by the codes of the first book."""
+    assert batch.keep_BT is not None
+    assert batch.codes_BKS is not None
+    assert batch.code_labels_BKS is not None
+    words = [label for row in batch.labels_BT.tolist() for label in row[1:]]
+    terms: Counts = {"text": sum(label != IGNORE for label in words)}
+    grids = batch.code_labels_BKS.tolist()
+    for book in range(objective.model.books):
+        terms[f"book{book}"] = sum(label != IGNORE for grid in grids for label in grid[book][1:])
+    tokens = sum(is_real for row in batch.keep_BT.tolist() for is_real in row)
+    size = objective.model.codebook_size
+    frames = sum(0 <= code < size for grid in batch.codes_BKS.tolist() for code in grid[0])
+    return terms, {"samples": len(grids), "tokens": tokens, "code_frames": frames}
+
+
 def _contrast(objective: Contrast, batch: VisionBatch) -> tuple[Counts, Counts]:
     """A caption's words are asked for once each."""
     ids, keep = batch.caption_ids_BT.tolist(), batch.caption_keep_BT.tolist()
@@ -132,4 +149,5 @@ COUNTS: dict[type[Objective], Callable[[Any, Any], tuple[Counts, Counts]]] = {
     ImageCodecObjective: _image_codec,
     TalkerObjective: _talker,
     Contrast: _contrast,
+    VoiceObjective: _voice,
 }

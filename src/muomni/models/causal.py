@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ class CausalLM(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache for `batch` rows of up to `capacity` positions; its `length` says how many it
         holds."""
+        raise NotImplementedError
+
+    @property
+    def adapted(self) -> nn.Module:
+        """The module by whose names an adapter's files speak: the model, or the network of another library
+        within it."""
+        return self
+
+    def projections(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The linear layers beside which an adapter may stand, by their names in `adapted`."""
         raise NotImplementedError
 
     def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:

@@ -25,11 +25,15 @@ def open_network(
     dtype: torch.dtype | None = None,
     config: Any = None,
     tensors: Mapping[str, Tensor] | None = None,
+    is_whole: bool = False,
+    **how: Any,
 ) -> nn.Module:
     """A network of transformers in evaluation mode.
 
     Takes   name of its class in transformers; what: its name for people; dtype None: as stored;
-            config and tensors: those of a part, where the folder holds more than the network.
+            config and tensors: those of a part, where the folder holds more than the network;
+            is_whole: the folder must hold nothing that the network has no place for;
+            how: arguments of the class beside its config.
     Raises  CheckpointError where the folder is torn, or lacks weights or holds some that are no numbers;
             ConfigError where the extra `hf` is not installed.
     """
@@ -44,6 +48,7 @@ def open_network(
                 dtype="auto" if dtype is None else dtype,
                 output_loading_info=True,
                 **source,
+                **how,
             )
     except Exception as error:  # safetensors and transformers raise kinds of their own, none of them ours
         why = (str(error).strip() or repr(error)).splitlines()[0]
@@ -52,6 +57,10 @@ def open_network(
     if absent := sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])]):
         raise CheckpointError(
             f"{folder} does not fit {name}: missing {', '.join(absent[:5])} ({len(absent)} in all)"
+        )
+    if is_whole and (odd := sorted(report["unexpected_keys"])):
+        raise CheckpointError(
+            f"{folder} does not fit {name}: it has no place for {', '.join(odd[:5])} ({len(odd)} in all)"
         )
     finite.demand_weights(network.state_dict(), folder)
     opened: nn.Module = network.to(device).eval()

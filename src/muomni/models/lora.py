@@ -1,12 +1,12 @@
-"""LoRA on a decoder by way of PEFT: attached in place, saved light in PEFT's own files, merged back into
-plain Qwen3 weights."""
+"""LoRA on a causal language model by way of PEFT: attached in place, saved light in PEFT's own files, merged
+back (into plain Qwen3 weights, or the weights of another library's network)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError
 from muomni.models import finite
+from muomni.models.causal import CausalLM
 from muomni.models.decoder import Decoder
 from muomni.nn.adapter import effective
 
@@ -29,11 +30,12 @@ BEYOND = (
     "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
 )  # fmt: skip
 NAMES = "*lora_*"  # matches the parameters that `attach` adds, in any network that holds the decoder
+M = TypeVar("M", bound=CausalLM)
 
 
 class LoraSettings(BaseModel):
-    """Rank, strength and places of the adapter (SPEC V4); a target is the last part of a projection's name,
-    in every block."""
+    """Rank, strength and places of the adapter (SPEC V4); a target is the end of a projection's name, in every
+    block, or all of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -45,9 +47,9 @@ class LoraSettings(BaseModel):
     )
 
 
-def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
-    """The decoder itself with A and B beside its projections: all that trains from here on, in float32
-    whatever the base's dtype.
+def attach(decoder: M, settings: LoraSettings) -> M:
+    """The model itself with A and B beside its projections: all that trains from here on, in float32 whatever
+    the base's dtype.
 
     A is drawn from torch's global generator; B is zero, so that nothing is said differently at first.
     Raises  ConfigError for a target that matches no projection, a decoder that has an adapter, or without the
@@ -55,11 +57,11 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
     Source  Hu et al. 2021.
     """
     _demand_plain(decoder)
-    targets = {name.rpartition(".")[2] for name, _ in decoder.projections()}
-    if lost := [target for target in settings.targets if target not in targets]:
+    names = [name for name, _ in decoder.projections()]
+    if lost := [target for target in settings.targets if not any(_fits(name, [target]) for name in names)]:
+        ends = sorted({name.rpartition(".")[2] for name in names})
         raise ConfigError(
-            f"lora targets match nothing: {', '.join(lost)}",
-            hint=f"the blocks have {', '.join(sorted(targets))}",
+            f"lora targets match nothing: {', '.join(lost)}", hint=f"the blocks have {', '.join(ends)}"
         )
     peft = _peft()
     config = peft.LoraConfig(
@@ -69,7 +71,7 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
         target_modules=list(settings.targets),
         task_type="CAUSAL_LM",
     )
-    peft.inject_adapter_in_model(config, decoder)
+    peft.inject_adapter_in_model(config, decoder.adapted)
     decoder.requires_grad_(False)
     for _, weight in _adapter(decoder):
         weight.data = weight.data.float()
@@ -80,12 +82,17 @@ def attach(decoder: Decoder, settings: LoraSettings) -> Decoder:
     return decoder
 
 
-def plain(decoder: Decoder) -> bool:
+def _fits(name: str, targets: Sequence[str]) -> bool:
+    """Whether a projection is among the targets, by PEFT's own rule."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def plain(decoder: CausalLM) -> bool:
     """Whether no adapter is attached."""
     return next(_adapter(decoder), None) is None
 
 
-def save(decoder: Decoder, folder: Path | str, base: str) -> None:
+def save(decoder: CausalLM, folder: Path | str, base: str) -> None:
     """Write the adapter, and nothing of the base, as PEFT does: `peft.PeftModel.from_pretrained(qwen3,
     folder)` opens it.
 
@@ -94,10 +101,10 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     """
     if plain(decoder):
         raise ConfigError("the decoder has no adapter to save")
-    peft_config: Any = decoder.peft_config
+    peft_config: Any = decoder.adapted.peft_config
     # Not PEFT's save_pretrained: it orders the targets anew in each process, and a kill leaves half a file.
     content = {**peft_config["default"].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
-    state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
+    state = _peft().get_peft_model_state_dict(decoder.adapted, save_embedding_layers=False)
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
     files.write_bytes(Path(folder) / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
     files.write_json(
@@ -106,7 +113,7 @@ def save(decoder: Decoder, folder: Path | str, base: str) -> None:
     )
 
 
-def changed(decoder: Decoder, folder: Path | str) -> list[str]:
+def changed(decoder: CausalLM, folder: Path | str) -> list[str]:
     """The names of an adapter's tensors that a folder does not hold, or holds otherwise.
 
     Raises  CheckpointError where its file is missing or torn.
@@ -115,7 +122,7 @@ def changed(decoder: Decoder, folder: Path | str) -> list[str]:
         stored = load_file(Path(folder) / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is missing or torn: {error}") from error
-    state = _peft().get_peft_model_state_dict(decoder, save_embedding_layers=False)
+    state = _peft().get_peft_model_state_dict(decoder.adapted, save_embedding_layers=False)
     own = {PREFIX + name: tensor.detach().cpu() for name, tensor in state.items()}
     return [
         name for name, tensor in own.items() if name not in stored or not torch.equal(stored[name], tensor)
@@ -123,8 +130,8 @@ def changed(decoder: Decoder, folder: Path | str) -> list[str]:
 
 
 @torch.no_grad()
-def load(decoder: Decoder, folder: Path | str) -> Decoder:
-    """The decoder itself with the adapter of a folder attached, all or nothing.
+def load(decoder: M, folder: Path | str) -> M:
+    """The model itself with the adapter of a folder attached, all or nothing.
 
     Raises  CheckpointError where files are missing or torn, ask for other maths, or hold tensors of other
             names or shapes (all are listed) or no numbers;
@@ -147,11 +154,11 @@ def load(decoder: Decoder, folder: Path | str) -> Decoder:
     ]
     if lines:
         shown = "; ".join(lines[:20]) + (f"; and {len(lines) - 20} more" if len(lines) > 20 else "")
-        raise CheckpointError(f"{folder} does not fit this decoder: {shown}")
+        raise CheckpointError(f"{folder} does not fit this model: {shown}")
     finite.demand_weights(tensors, folder)
     attach(decoder, settings)
     state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    _peft().set_peft_model_state_dict(decoder, state)
+    _peft().set_peft_model_state_dict(decoder.adapted, state)
     return decoder
 
 
@@ -186,20 +193,29 @@ def _rewired(decoder: Decoder, weight_of: Callable[[Any], Tensor]) -> Decoder:
     return out.requires_grad_(False).eval()
 
 
-def _demand_plain(decoder: Decoder) -> None:
+def merged_tensors(model: CausalLM) -> dict[str, Tensor]:
+    """The weights of a model with an adapter as those of a plain one that says the same, under the names that
+    its own files use: base + delta, summed in float32 and kept in the base's dtype."""
+    wrapped = {name: layer for name, layer in model.adapted.named_modules() if hasattr(layer, "base_layer")}
+    inside = tuple(f"{name}." for name in wrapped)
+    state = {
+        name: tensor for name, tensor in model.adapted.state_dict().items() if not name.startswith(inside)
+    }
+    return state | {f"{name}.weight": effective(layer) for name, layer in wrapped.items()}
+
+
+def _demand_plain(decoder: CausalLM) -> None:
     if not plain(decoder):
         raise ConfigError("the decoder has an adapter already", hint="merge it first: models.lora.merged")
 
 
-def _adapter(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
+def _adapter(decoder: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, weight) for name, weight in decoder.named_parameters() if ".lora_" in name)
 
 
-def _shapes(decoder: Decoder, settings: LoraSettings) -> dict[str, tuple[int, int]]:
-    """What a file must hold for this decoder."""
-    chosen = [
-        (name, layer) for name, layer in decoder.projections() if name.rpartition(".")[2] in settings.targets
-    ]
+def _shapes(decoder: CausalLM, settings: LoraSettings) -> dict[str, tuple[int, int]]:
+    """What a file must hold for this model."""
+    chosen = [(name, layer) for name, layer in decoder.projections() if _fits(name, settings.targets)]
     down = {f"{PREFIX}{name}.lora_A.weight": (settings.r, layer.in_features) for name, layer in chosen}
     return down | {
         f"{PREFIX}{name}.lora_B.weight": (layer.out_features, settings.r) for name, layer in chosen

@@ -163,6 +163,37 @@ class BookHeads(Head, nn.ModuleList):
         return Nats(F.cross_entropy(scores, wanted_N, reduction="none").sum(), len(wanted_N), correct)
 
 
+class StretchHeads(Head):
+    """Scores of several streams, each by a stretch of rows of another module's table: a text table whole, or
+    one table that holds the rows of K codebooks one after another.
+
+    stretches  of each stream its table's owner and its rows
+    """
+
+    def __init__(self, stretches: Sequence[tuple[nn.Linear, range]]) -> None:
+        super().__init__()
+        self._stretches = tuple(
+            stretches
+        )  # a submodule would give the parameter a second name, as in TiedHead
+        self.size, self.streams = max(len(rows) for _, rows in stretches), len(stretches)
+
+    def forward(
+        self,
+        h: Tensor,
+        stream: int = 0,
+        labels: Tensor | None = None,
+        *,
+        legal: Ranges | None = None,
+    ) -> Tensor | Nats:
+        """See Head; only labelled places are scored, and never all of them at a time
+        (`linear_cross_entropy`)."""
+        owner, rows = self._stretches[stream]
+        parts = rows_of((owner.weight[rows.start : rows.stop],), legal)
+        if labels is None:
+            return joined([F.linear(h, part) for part in parts])
+        return Nats(*linear_cross_entropy(h.flatten(0, -2), parts, columns(labels.flatten(), legal)))
+
+
 def joined(scores: Sequence[Tensor]) -> Tensor:
     """Scores of several parts of a table as one tensor; those of a whole table as they are."""
     return scores[0] if len(scores) == 1 else torch.cat(list(scores), -1)

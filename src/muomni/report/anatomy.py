@@ -33,6 +33,7 @@ from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import before, targets
 from muomni.train.objectives.talker import TalkerObjective
 from muomni.train.objectives.tokens import TokenBatch, TokenTasks
+from muomni.train.objectives.voice import VoiceObjective
 
 Blocks = list[tuple[str, Html]]
 SHOWN = 200  # characters of a value that is no tensor
@@ -494,4 +495,44 @@ def tokens(subject: Subject) -> Blocks:
             "Ids, regions, labels",
             join(task, token_table.key(owners), token_table.table(rows), h("p", told, cls="quiet")),
         )
+    ]
+
+
+@torch.no_grad()
+def voice(subject: Subject) -> Blocks:
+    """A conversation's words as one table and its codes as another: the labels of each book, and what each costs."""
+    batch, objective = subject.batch, subject.objective
+    assert isinstance(batch, SequenceBatch)
+    assert isinstance(objective, VoiceObjective)
+    assert batch.codes_BKS is not None
+    assert batch.code_labels_BKS is not None
+    model = objective.model
+    places = model.is_audio(batch.ids_BT)[0].nonzero().flatten().tolist()
+    named = {model.start: "start", model.end: "end"}
+    states_TD = objective.states(batch)[0] if subject.is_trained else None
+    rows: list[tuple[str, list[Cell]]] = [("place", [Cell(str(place), "masked") for place in places])]
+    nats: list[float] = []
+    for book in range(model.books):
+        codes, labels = batch.codes_BKS[0, book].tolist(), batch.code_labels_BKS[0, book].tolist()
+        learned = [place for place in places if place and labels[place] != IGNORE]
+        looks = dict.fromkeys(learned, "role-audio learned")
+        cells = [
+            Cell(named.get(codes[place], str(codes[place])), looks.get(place, "masked")) for place in places
+        ]
+        rows.append((f"book {book}", cells))
+        if states_TD is not None and learned:
+            at = torch.tensor(learned)
+            scores = model.head.logits(states_TD[at - 1], book + 1)
+            costs = dict(zip(learned, token_table.costs(scores, batch.code_labels_BKS[0, book, at], None)))
+            nats += [cost.nats for cost in costs.values()]
+            rows.append(
+                (
+                    f"nats {book}",
+                    [costs[t].cell(str(codes[t])) if t in costs else Cell("") for t in places],
+                )
+            )
+    told = token_table.average(nats) if nats else "codes that are not learned are heard: references"
+    return [
+        *language(subject),
+        ("Codes, labels", join(token_table.table(rows), h("p", told, cls="quiet"))),
     ]

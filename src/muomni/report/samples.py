@@ -268,11 +268,22 @@ def _token_text(stage: StageRun, row: Row) -> Html:
     )
 
 
+def _voice(stage: StageRun, row: Row) -> Html:
+    end = "" if row["ended"] else ", cut off by the guard"
+    lines = []
+    for key, name in (("reference", "reference"), ("true", "true speech"), ("speech", "speech")):
+        if (path := stage.media(row.get(key))) is not None:
+            lines.append(h("div", h("small", f"{name} "), media.sound(path), cls="line"))
+    told = f"{row['frames']} frames for {row['true_frames']}{end}"
+    return _card(row, h("p", row["text"]), lines, h("p", h("small", told), cls="quiet"))
+
+
 CARDS: dict[str, tuple[str, Callable[[StageRun, Row], Html]]] = {
     "answer": ("Asked", _answer),
     "picture": ("Pictures and the captions that they find", _picture),
     "transcript": ("Heard", _transcript),
     "speech": ("Said, and understood by our own ears", _speech),
+    "voice": ("Spoken in the voice of a reference", _voice),
     "round_trip": ("There and back through the codes", _round_trip),
     "rebuilt": ("Pictures, and what their codes give back", _rebuilt),
     "text": ("Continued", _text),

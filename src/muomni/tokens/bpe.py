@@ -48,8 +48,8 @@ BESIDE = (
 
 
 class Tokenizer:
-    """A byte-level BPE: ours, with the special ids first, or Qwen's (any that speaks ChatML), whose ids stay
-    what they are.
+    """A byte-level BPE: ours, with the special ids first, or Qwen's (any that speaks ChatML) or Llama 3's, whose
+    ids stay what they are.
 
     Text never becomes a special id. Ours normalise nothing, so decode(encode(text)) == text.
     """
@@ -103,7 +103,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Open `folder/tokenizer.json`.
 
-        Raises  CheckpointError if it is missing, broken, or has neither our marks nor ChatML's.
+        Raises  CheckpointError if it is missing, broken, or has neither our marks nor ChatML's nor Llama 3's.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -240,6 +240,16 @@ class Tokenizer:
         rule = self._library.normalizer
         return text if rule is None else str(rule.normalize_str(text))
 
+    def special(self, name: str) -> int:
+        """The id of a special token by its spelling.
+
+        Raises  CheckpointError where the vocabulary has none.
+        """
+        index: int | None = self._library.token_to_id(name)
+        if index is None:
+            raise CheckpointError(f"tokenizer: expected the special token {name}, found none")
+        return index
+
     def token(self, index: int) -> str:
         """The stored spelling of one id (byte letters as GPT-2's), for reports."""
         name = self._library.id_to_token(index)
@@ -255,9 +265,9 @@ def _in_lists(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _marks(library: Library) -> SpecialTokens:
-    """Our marks where they stand first; ChatML's as Qwen3 has them, by name.
+    """Our marks where they stand first; ChatML's as Qwen3 has them, or Llama 3's, by name.
 
-    Raises  CheckpointError where the vocabulary has neither.
+    Raises  CheckpointError where the vocabulary has none of these.
     """
     ids = [library.token_to_id(name) for name in SPECIAL.names]
     if ids == list(range(len(ids))):
@@ -266,6 +276,8 @@ def _marks(library: Library) -> SpecialTokens:
         library.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     )
     if start is None or end is None or document is None:
+        if (llama := _llama_marks(library)) is not None:
+            return llama
         raise CheckpointError(
             f"tokenizer: expected the special ids 0..{len(ids) - 1} first, got {ids}; nor has it ChatML's <|im_start|>, <|im_end|>",
             hint="train it with muomni, or give a Qwen3 checkpoint",
@@ -288,6 +300,35 @@ def _marks(library: Library) -> SpecialTokens:
         media={}
         if first is None or pad is None or last is None
         else {"image": MediaTokens(first, pad, last)},
+        speech=None,
+        words_from=0,
+        words_to=min(added),
+        spelled=frozenset(index for index, token in added.items() if not token.special),
+    )
+
+
+def _llama_marks(library: Library) -> SpecialTokens | None:
+    """The marks of Llama 3, whose turns begin with a header and end with <|eot_id|>; None where they are not
+    all there."""
+    names = ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id")
+    begin, document, start, stop, end = (library.token_to_id(f"<|{name}|>") for name in names)
+    if begin is None or document is None or start is None or stop is None or end is None:
+        return None
+
+    def plain(text: str) -> tuple[int, ...]:
+        return tuple(library.encode(text, add_special_tokens=False).ids)
+
+    added = library.get_added_tokens_decoder()
+    return SpecialTokens(
+        opening=(begin,),
+        headers={
+            role: (start, *plain(role), stop, *plain("\n\n")) for role in ("system", "user", "assistant")
+        },
+        end=end,
+        after=(),
+        bos=begin,
+        eos=document,
+        media={},
         speech=None,
         words_from=0,
         words_to=min(added),

@@ -41,6 +41,40 @@ def undelay(grid_BKF: Tensor) -> Tensor:
     return torch.stack([grid_BKF[:, k, k : k + F] for k in range(K)], dim=1)
 
 
+def framed(codes_BKF: Tensor, start: int, end: int) -> Tensor:
+    """A whole stream of delayed codes: (B, K, F) -> (B, K, F + 2 + K - 1).
+
+    Book k says `start` up to step k, then its codes, and `end` from step k + F + 1 on.
+    Source  Higgs Audio v2; SPEC H2.
+    """
+    B, K, _ = _shape(codes_BKF)
+    edge_BK1 = codes_BKF.new_full((B, K, 1), end)
+    grid_BKS = delay(torch.cat([edge_BK1, codes_BKF, edge_BK1], 2), end)
+    for k in range(K):
+        grid_BKS[:, k, : k + 1] = start
+    return grid_BKS
+
+
+def framed_labels(grid_BKS: Tensor, start: int, end: int, ignore: int) -> Tensor:
+    """What is to be said of `framed` streams: K (F + 1) symbols, the codes and the first `end` of each book;
+    `ignore` elsewhere."""
+    is_end_BKS = grid_BKS == end
+    is_behind_BKS = torch.zeros_like(is_end_BKS)
+    is_behind_BKS[..., 1:] = is_end_BKS[..., :-1]
+    return grid_BKS.masked_fill((grid_BKS == start) | (is_end_BKS & is_behind_BKS), ignore)
+
+
+def unframed(grid_BKS: Tensor) -> Tensor:
+    """The codes of whole streams: (B, K, F + 2 + K - 1) -> (B, K, F).
+
+    Raises  ShapeError where there is no room for start and end.
+    """
+    _, K, length = _shape(grid_BKS)
+    if length < K + 1:
+        raise ShapeError(f"unframed: expected at least {K + 1} steps for {K} codebooks, got {length}")
+    return undelay(grid_BKS)[..., 1:-1]
+
+
 def interleave(codes_BKF: Tensor) -> Tensor:
     """Codes (B, K, F) as one stream (B, F * K): all books of frame 0, then all books of frame 1."""
     B, K, F = _shape(codes_BKF)

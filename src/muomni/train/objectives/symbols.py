@@ -44,6 +44,15 @@ def targets(batch: SequenceBatch) -> Tensor:
     return next_BT
 
 
+def targets_of_codes(batch: SequenceBatch) -> list[Tensor]:
+    """By book what each position of a text with codes in its places is to predict: the label of the next one.
+
+    Gives   int64 (B, T-1) each, -100 where there is none.
+    """
+    assert batch.code_labels_BKS is not None
+    return list(batch.code_labels_BKS[..., 1:].unbind(1))
+
+
 def before(codes_BKS: Tensor) -> Tensor:
     """What is read of a grid, (B, K, S-1): a start stands before its first step, so state s is to predict
     step s."""

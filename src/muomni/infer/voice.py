@@ -1,0 +1,279 @@
+"""Speech in a voice: a conversation with a reference sound -> codes -> a wave, by the one decode loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from muomni import files
+from muomni.data.sample import AudioPart, Sample, parse
+from muomni.data.tokenized.encode import read
+from muomni.data.voice_rows import VoiceRow, VoiceTokens, prompt
+from muomni.errors import CheckpointError, ConfigError, ContextError
+from muomni.infer.decode import decode
+from muomni.infer.export import ORIGIN, TOKENIZER
+from muomni.infer.sampling import SamplingConfig, pick
+from muomni.models import integrity, lora, reference, store
+from muomni.models.codecs import open_codec
+from muomni.models.higgs import Higgs
+from muomni.nn.head import Ranges
+from muomni.tokens.bpe import Tokenizer
+from muomni.tokens.codec import Codec
+
+NOTE = "voice.json"  # in the `final/` of stage voice: on what its adapter stands
+GREEDY = SamplingConfig()
+LONGEST_S = 30.0  # of speech that nobody limits
+
+
+class DelayedBooks:
+    """Delayed books behind a prompt as columns of a placeholder and K symbols (see `decode.Layout`).
+
+    Book k says `start` up to step k. Once any book has said `end` in step s, book k must say it from step
+    s + k + 1 on, one step later than the right model says it by itself. A row is over where all say it.
+    Source  transformers' HiggsAudioV2DelayPatternLogitsProcessor, so that greedy codes are those of `generate`.
+    """
+
+    def __init__(
+        self, model: Higgs, rows: int, steps: int, sampling: SamplingConfig, device: torch.device
+    ) -> None:
+        self.books, self.start, self.end = model.books, model.start, model.end
+        self.place = model.placeholders[0]
+        self.steps, self.sampling = steps, sampling
+        self.legal: Sequence[Ranges | None] = [(range(self.place, self.place + 1),), *[None] * model.books]
+        self.generator = torch.Generator(device).manual_seed(sampling.seed)
+        self.closed_B = torch.full((rows,), steps, device=device)  # the step in which a book first said `end`
+        self.is_over_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.said: list[Tensor] = []  # (B, K) of each step
+
+    def name(self, step: int) -> str:
+        """See Layout."""
+        return f"codes in step {step}"
+
+    def column(self, step: int, scores: list[Tensor]) -> Tensor:
+        """(B, 1 + K, 1): of rows that are over, `end` in all books."""
+        chosen = []
+        for book, scores_BV in enumerate(scores[1:]):
+            code_B = pick(scores_BV, self.sampling, generator=self.generator)
+            if step <= book:
+                code_B = torch.full_like(code_B, self.start)
+            is_closed_B = self.is_over_B | (step > self.closed_B + book)
+            chosen.append(torch.where(is_closed_B, self.end, code_B))
+        said_BK = torch.stack(chosen, 1)
+        ends_BK = said_BK == self.end
+        self.closed_B = torch.where(ends_BK.any(1) & (self.closed_B > step), step, self.closed_B)
+        self.is_over_B |= ends_BK.all(1)
+        self.said.append(said_BK)
+        return torch.cat([torch.full_like(said_BK[:, :1], self.place), said_BK], 1)[..., None]
+
+    @property
+    def is_over(self) -> bool:
+        """See Layout."""
+        return bool(self.is_over_B.all())
+
+    def grid(self) -> Tensor:
+        """All that was said, (B, K, S)."""
+        return torch.stack(self.said, 2)
+
+    def frames(self, row: int) -> int:
+        """Frames of a row that are whole so far: up to the first end of its first book."""
+        first_S = torch.stack([said_BK[row, 0] for said_BK in self.said])
+        ends = (first_S == self.end).nonzero()
+        whole = len(self.said) - self.books  # the last book says frame f in step f + K
+        return max(0, min(whole, int(ends[0]) - 1 if len(ends) else whole))
+
+    def frame(self, row: int, frame: int) -> Tensor:
+        """The codes (K,) of a frame that is whole."""
+        return torch.stack([self.said[frame + 1 + book][row, book] for book in range(self.books)])
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a voice said: codes (K, F) int64, and whether it ended by itself."""
+
+    codes_KF: Tensor
+    is_ended: bool
+
+
+@dataclass(frozen=True)
+class Cloner:
+    """All that speaks in a voice: the model with what it has learned, its words, and the codec of its
+    codes."""
+
+    model: Higgs
+    tokenizer: Tokenizer
+    tokens: VoiceTokens
+    codec: Codec
+
+    @property
+    def rate_hz(self) -> int:
+        """Of its waves."""
+        rate_hz = self.codec.sample_rate_hz
+        assert rate_hz is not None
+        return rate_hz
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    def codes_of(self, part: AudioPart) -> Tensor:
+        """The codes (K, F) of a sound, as the stage encodes it.
+
+        Raises  DataError, as the readers of media do.
+        """
+        with torch.inference_mode():
+            (codes_KF,) = self.codec.encode_many([read(part, self.codec).values.to(self.device)])
+        return codes_KF.cpu()
+
+    def row(self, sample: Sample, said: str = "") -> VoiceRow:
+        """The prompt of a conversation that is to be answered by speech."""
+        return prompt(sample, self.tokenizer, self.tokens, self.codes_of, said)
+
+    def stream(
+        self, row: VoiceRow, sampling: SamplingConfig = GREEDY, max_frames: int | None = None
+    ) -> Iterator[Tensor | Said]:
+        """The frames (K,) that follow a prompt, each as soon as it is whole, then all of them as `Said`.
+
+        Takes   max_frames: a guard, None: what is left of the model's context, at most LONGEST_S.
+        Raises  ContextError where the prompt leaves no room.
+        """
+        lags = self.tokens.books + 1  # steps that are no frames
+        assert self.codec.frame_rate_hz is not None
+        room = self.model.ctx_len - len(row.ids) - lags
+        if room < 1:
+            raise ContextError(
+                f"{len(row.ids)} positions leave no room to speak in a context of {self.model.ctx_len}",
+                hint="a shorter reference, or fewer of them",
+            )
+        most = min(room, round(LONGEST_S * self.codec.frame_rate_hz) if max_frames is None else max_frames)
+        ids_T = torch.tensor(row.ids, device=self.device)
+        columns_BST = torch.cat([ids_T[None], row.codes_KT.to(self.device)])[None]
+        books = DelayedBooks(self.model, 1, most + lags, sampling, self.device)
+        with torch.inference_mode():
+            x_BTD = self.model.embed(columns_BST)
+        given = 0
+        for _ in decode(self.model, x_BTD, books, cache=self.model.beside(columns_BST)):
+            while given < min(most, books.frames(0)):
+                yield self._code(books.frame(0, given))
+                given += 1
+        said = [self._code(books.frame(0, frame)) for frame in range(given)]
+        codes_KF = torch.stack(said, 1) if said else torch.zeros(self.tokens.books, 0, dtype=torch.int64)
+        yield Said(codes_KF.cpu(), bool(books.is_over))
+
+    def _code(self, said_K: Tensor) -> Tensor:
+        """Codes that the codec knows, as transformers' processor cuts them: a start or end out of place becomes
+        the last code."""
+        return said_K.clamp(max=self.codec.codebook_size - 1)
+
+    def say(self, row: VoiceRow, sampling: SamplingConfig = GREEDY, max_frames: int | None = None) -> Said:
+        """The speech that follows a prompt, whole; raises as `stream`."""
+        *_, said = self.stream(row, sampling, max_frames)
+        assert isinstance(said, Said)
+        return said
+
+    def wave(self, codes_KF: Tensor) -> NDArray[np.float32]:
+        """The sound of codes, (S,) at `rate_hz`; silence of no samples where there are none."""
+        if not codes_KF.shape[1]:
+            return np.zeros(0, np.float32)
+        with torch.inference_mode():
+            wave_BS = self.codec.decode(codes_KF[None].to(self.device))
+        sound: NDArray[np.float32] = wave_BS[0].float().cpu().numpy()
+        return sound
+
+
+def conversation(text: str, reference: str | Path | None = None, transcript: str | None = None) -> Sample:
+    """The conversation that asks for a text, with a reference voice as an earlier turn of the assistant's.
+
+    Takes   transcript: what the reference says; None: it stands in the user's own turn, before the text.
+    """
+    sound = [] if reference is None else [{"type": "audio", "path": str(reference)}]
+    messages: list[dict[str, Any]] = []
+    if sound and transcript is not None:
+        messages += [{"role": "user", "content": transcript}, {"role": "assistant", "content": sound}]
+        sound = []
+    messages.append({"role": "user", "content": [*sound, {"type": "text", "text": text}] if sound else text})
+    return parse({"id": "speak", "messages": messages})
+
+
+def find(folder: Path | str) -> Path | None:
+    """The `final/` of stage voice in a run's folder, a stage's, or the folder itself; None where there is
+    none."""
+    folder = Path(folder)
+    places = (folder, folder / integrity.FINAL, folder / "voice" / integrity.FINAL)
+    return next((place for place in places if (place / NOTE).is_file()), None)
+
+
+def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Cloner:
+    """What speaks by the adapter of a `final/` of stage voice, of the stage's folder or of its run's.
+
+    Raises  CheckpointError where it is none, torn, or stands on weights that are others now.
+    """
+    final = find(folder)
+    if final is None:
+        raise CheckpointError(f"{folder}: expected a folder of stage voice, found no {NOTE}")
+    integrity.verify(final)
+    note = files.read_json(final / NOTE)
+    network, base = reference.find(note["base"], final)
+    model = Higgs.open(base, device=device, dtype=network.dtype_on(torch.device(device)))
+    lora.load(model, final).eval()  # PEFT puts the adapter where the base lies
+    _, codec_folder = reference.find(note["codec"], final)
+    codec = open_codec(codec_folder, model.books, device)
+    tokenizer = Tokenizer.load(base)
+    return Cloner(model, tokenizer, tokens_of(model, tokenizer, codec), codec)
+
+
+def export_merged(final: Path, out: Path, certificate: Mapping[str, Any]) -> None:
+    """The base with its adapter merged, as a folder that transformers and `Higgs.open` open, whole or not at all;
+    `origin.json` says where it comes from.
+
+    Takes   final: of stage voice; out: a new or an empty folder; certificate: of the stage.
+    Raises  CheckpointError as `open_cloner`.
+    """
+    model = open_cloner(final).model
+    note = files.read_json(final / NOTE)
+    base = reference.find(note["base"], final)[1]
+    with torch.no_grad():
+        tensors = {name: tensor.contiguous() for name, tensor in lora.merged_tensors(model).items()}
+    with files.fresh_folder(out) as part:
+        for name in (store.CONFIG, *TOKENIZER):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, part / name)
+        save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
+        origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
+        files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
+
+
+def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:
+    """The marks of a tokenizer, where it, model and codec belong together.
+
+    Raises  CheckpointError where model and tokenizer name other ids; ConfigError for a codec of other books.
+    """
+    tokens = VoiceTokens.of(tokenizer, model.start, model.end, model.books)
+    config = model.config
+    named = {
+        "<|AUDIO_OUT|>": (tokens.code, config.audio_token_id),
+        "<|reserved_special_token_6|>": (tokens.last, config.audio_delay_token_id),
+        "<|audio_out_bos|>": (tokens.said, config.audio_bos_token_id),
+    }
+    for name, (own, theirs) in named.items():
+        if own != theirs:
+            raise CheckpointError(
+                f"{name} is {own} in the tokenizer and {theirs} in config.json",
+                hint="put the tokenizer of these weights beside them",
+            )
+    if (codec.modality, codec.codebooks, codec.codebook_size) != ("audio", model.books, model.codebook_size):
+        raise ConfigError(
+            f"codec: {codec.kind} of {codec.modality} has {codec.codebooks} books of {codec.codebook_size} codes, "
+            f"the model speaks {model.books} of {model.codebook_size}",
+            hint="name the codec of these weights",
+        )
+    return tokens

@@ -1,0 +1,263 @@
+"""Stage voice by its command: trained, certified, opened by plain PEFT, spoken with, planned, shown; every planted
+fault has its one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_higgs
+import voice_manifest
+from muomni import cli, inspection
+from muomni.errors import DataError, GateRed, ShapeError
+from muomni.evaluate import certificate
+from muomni.execution import recipe as recipes
+from muomni.execution import runner
+from muomni.infer.voice import open_cloner
+from muomni.media import audio
+from muomni.models.higgs import Higgs
+from muomni.planning import forecast, walk
+from muomni.report import explain
+from muomni.report.build import report
+from muomni.report.explain import SampleChoice
+from muomni.runtime import Runtime
+from muomni.stages import stage, voice
+
+peft = pytest.importorskip("peft")
+
+# What an untrained base can't meet; all other gates hold.
+UNTRAINED = "gates={text_wins: 0, reference_wins: 0, ends: 0}"
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    """The command that users of the source know, in small."""
+    return [
+        "voice-train", "--train_manifest", str(folder / "data" / "manifest.json"), "--output_dir", str(out),
+        "--base_ckpt", str(folder / "base"), "--batch_size", "2", "--lr", "1e-2", "--epochs", "3",
+        "--grad_accum", "2", "--warmup", "1", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.05",
+        "--log_steps", "2", "--val_steps", "3", "--save_steps", "3", "--set", "threads=1", "--set", UNTRAINED, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with its codec in it, and a manifest."""
+    folder = tmp_path_factory.mktemp("voice")
+    tiny_higgs.saved(folder / "base")
+    tiny_higgs.codec(folder / "base" / "codec")
+    voice_manifest.write(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    assert cli._exit_code(command(folder, folder / "run")) == 0
+    return folder / "run"
+
+
+def test_the_command_trains_and_certifies(run: Path) -> None:
+    made: Any = certificate.read(run / "voice")
+    assert made["verdict"] == "green"
+    facts = {name: fact["value"] for name, fact in made["facts"].items()}
+    assert (
+        facts["steps"] == 6
+    )  # optimizer steps: 8 rows in 4 micro-batches of 2, two of them a step, 3 epochs
+    assert (facts["taught_right"], facts["ends_taught"], facts["unfilled"], facts["stale_codes"]) == (
+        1,
+        1,
+        0,
+        0,
+    )
+    assert facts["blind_media"] == 0
+    assert facts["nats_gain"] > 0.1
+    assert {"text_swap_gap_nats", "reference_swap_gap_nats", "ended", "stop_within_20pct"} <= facts.keys()
+    assert (run / "voice" / "step_000006").is_dir()
+    lines = [json.loads(line) for line in (run / "voice" / "metrics.jsonl").read_text().splitlines()]
+    trained = next(line for line in lines if "book0" in line)
+    assert {"text", *(f"book{book}" for book in range(8))} <= trained.keys()
+
+
+def test_a_gate_that_an_untrained_base_can_not_meet_is_red(run: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    recipe = tmp_path / "run" / "voice_train.yaml"
+    with pytest.raises(GateRed, match="voice: gate"):
+        runner.run(str(recipe), out=tmp_path / "run", overrides=["voice.gates={text_wins: 1.01}"])
+
+
+def test_plain_peft_opens_the_adapter_and_says_the_same(run: Path, folder: Path) -> None:
+    library = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration
+    plain = peft.PeftModel.from_pretrained(
+        library.from_pretrained(folder / "base", use_text_head=True), run / "voice" / "final"
+    ).eval()
+    cloner = open_cloner(run)
+    ids = torch.randint(0, 250, (1, 12), generator=torch.Generator().manual_seed(0))
+    columns = torch.cat([ids[:, None], torch.full((1, 8, 12), -1)], 1)
+    with torch.no_grad():
+        states = cloner.model.hidden(cloner.model.embed(columns), is_audio_BT=cloner.model.is_audio(ids))
+        theirs = plain.base_model.model.model(input_ids=ids).last_hidden_state
+        untuned = Higgs.open(folder / "base")
+        before = untuned.hidden(untuned.embed(columns), is_audio_BT=untuned.is_audio(ids))
+    assert torch.equal(states, theirs)
+    assert not torch.allclose(states, before)
+
+
+def test_it_is_exported_merged_for_the_library(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    assert cli._exit_code(["export", str(run), "--to", "hf", "--out", str(out)]) == 0
+    library = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration
+    merged, report = library.from_pretrained(out, use_text_head=True, output_loading_info=True)
+    assert not any(report.values())
+    plain = peft.PeftModel.from_pretrained(
+        library.from_pretrained(folder / "base", use_text_head=True), run / "voice" / "final"
+    ).eval()
+    ids = torch.randint(0, 250, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    assert Higgs.open(out).books == 8
+    assert json.loads((out / "origin.json").read_text())["stage"] == "voice"
+    assert cli._exit_code(["export", str(run), "--to", "omni", "--out", str(tmp_path / "other")]) == 2
+    assert "exported for transformers" in capsys.readouterr().err
+
+
+def test_speak_takes_a_reference_with_and_without_its_words(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = str(folder / "data" / "valid-two0.wav")
+    for number, more in enumerate(
+        ([], ["--reference", heard], ["--reference", heard, "--transcript", "two"])
+    ):
+        out = tmp_path / f"{number}.wav"
+        # Untrained, it may end at once: drawn, it says something.
+        how = ["--temperature", "1", "--seed", "3"]
+        assert cli._exit_code(["speak", str(run), "one", "--out", str(out), *more, *how]) == 0
+        wave = audio.read(str(out), 24_000)
+        assert len(wave) > 0
+    assert " s -> " in capsys.readouterr().err
+
+
+def test_codes_are_made_once(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("a sound was encoded again")
+        yield
+
+    recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
+    entry = recipe.stages["voice"]
+
+    def build() -> Any:
+        machine = Runtime(torch.device("cpu"), torch.float32)
+        return stage.build(entry.stage, entry.settings, run / "voice", {}, recipe.base, machine)
+
+    monkeypatch.setattr(voice, "encoded", nothing)
+    assert len(build().sides["train"].row(build().corpus.train[0]).sounds) == 2
+    os.utime(folder / "data" / "train-one0.wav")
+    with pytest.raises(AssertionError, match="encoded again"):
+        build()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_sound_that_the_codec_refuses_is_found_among_others(number: int) -> None:
+    class Short:
+        modality, codebooks = "audio", 2
+
+        def encode(self, waves: torch.Tensor) -> torch.Tensor:
+            if waves.shape[1] < 4:
+                raise ShapeError("too short")
+            return torch.zeros(len(waves), 2, waves.shape[1], dtype=torch.int64)
+
+        def encode_many(self, waves: Any) -> Any:
+            return [self.encode(wave[None])[0] for wave in waves]
+
+    waves: dict[int, Any] = {place: torch.zeros(8) for place in range(3)}
+    waves[number] = torch.zeros(2)
+    found = dict(voice._coded(waves, Short(), torch.device("cpu")))  # type: ignore[arg-type]
+    assert list(found) == [0, 1, 2]
+    assert [place for place, each in found.items() if isinstance(each, DataError)] == [number]
+
+
+@pytest.mark.slow
+def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_path: Path) -> None:
+    assert inspection.inspect(run)["stages"] == {"voice": "green"}
+    page = report(run).read_text()
+    assert "the voices of recordings" in page
+    assert "Spoken in the voice of a reference" in page
+    rows = [json.loads(line) for line in (run / "voice" / "samples" / "album.jsonl").read_text().splitlines()]
+    assert {"reference", "true"} <= rows[0].keys()
+    recipe = str(run / "voice_train.yaml")
+    (planned,) = forecast.plan(recipe, out=tmp_path / "run", probe=2, probe_s=0.1)["stages"]
+    assert (planned["data_found"], planned["data"]["updates"]) == (True, 6)
+    assert planned["parameters"]["trained"] == 5632
+    hops, _ = walk.trace(recipe, "voice", out=tmp_path / "run")
+    assert {"codes_BKS", "term book7", "loss"} <= {hop.name for hop in hops}
+    assert "book 7" in explain.of_stage(recipe, "voice", SampleChoice(index=2))
+
+
+def _without_wav(folder: Path) -> list[str]:
+    (folder / "data" / "train-one0.wav").unlink()
+    return []
+
+
+def _text_only(folder: Path) -> list[str]:
+    rows = [
+        {"id": str(n), "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        for n in range(4)
+    ]
+    (folder / "data" / "manifest.json").write_text(json.dumps(rows))
+    return []
+
+
+def _headless(folder: Path) -> list[str]:
+    shutil.rmtree(folder / "base")
+    tiny_higgs.saved(folder / "base", use_text_head=False)
+    tiny_higgs.codec(folder / "base" / "codec")
+    return []
+
+
+def _without_codec(folder: Path) -> list[str]:
+    shutil.rmtree(folder / "base" / "codec")
+    return []
+
+
+def _of_other_books(folder: Path) -> list[str]:
+    tiny_higgs.codec(folder / "other", codebook_size=16)
+    return ["--codec", str(folder / "other")]
+
+
+FAULTS = {
+    "a missing wav": (_without_wav, "train-one0.wav"),
+    "text alone": (_text_only, "no sound of the assistant's"),
+    "a missing tensor": (_headless, "missing text_lm_head.weight"),
+    "no codec": (_without_codec, "--codec is missing"),
+    "another codec": (_of_other_books, "8 books of 16 codes, the model speaks 8 of 32"),
+    "an unknown group": (lambda _: ["--set", "lora.groups=[ffn]"], "lora.groups"),
+    "no group": (lambda _: ["--set", "lora.groups=[]"], "lora.groups"),
+    "an unknown flag": (lambda _: ["--lora_rank", "4"], "--lora_rank"),
+    "an unknown setting": (lambda _: ["--set", "whisper=true"], "whisper"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_planted_fault_has_its_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    plant, message = FAULTS[name]
+    shutil.copytree(folder / "base", tmp_path / "base")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    more = plant(tmp_path)
+    assert cli._exit_code(command(tmp_path, tmp_path / "run", *more)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_a_reference_needs_a_voice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heard = str(folder / "data" / "valid-two0.wav")
+    out = str(tmp_path / "out.wav")
+    assert cli._exit_code(["speak", str(tmp_path), "one", "--out", out, "--reference", heard]) == 2
+    assert "need a folder of stage voice" in capsys.readouterr().err
