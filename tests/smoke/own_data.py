@@ -227,7 +227,6 @@ def cut(recipe: str, out: Path) -> list[str]:
         "thinker": {"vocab_size": 500, "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "ffn_width": 48},
         "hearing": {**small, "channels": 4},
         "vision": {**small, "layers": max(levels), "embed_dim": 8},
-        "image_codec": {"width": 16, "fine_width": 8, "heads": 2},
         "codec": {
             "codebook_size": 8,
             "width": 16,
@@ -238,7 +237,6 @@ def cut(recipe: str, out: Path) -> list[str]:
         },
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
     }
-    has_lora = "mmpt" in stages and getattr(stages["mmpt"].settings, "lora", None) is not None
     common = {
         "batch_size": 4,
         "max_steps": STEPS,
@@ -269,7 +267,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
-        "mmpt": {"ramp_steps": 1, **({"lora.r": 2, "lora.alpha": 4} if has_lora else {})},
+        "mmpt": {"lora.r": 2, "lora.alpha": 4, "ramp_steps": 1},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, entry in stages.items():
