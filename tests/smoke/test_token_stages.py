@@ -17,7 +17,7 @@ import tiny_recipe
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny_recipe import STEPS, write
+from tiny_recipe import write
 
 from muomni import files
 from muomni.errors import CheckpointError, ConfigError, GateRed, MuomniError, TokenSpaceError
@@ -153,8 +153,8 @@ MISMATCHES: dict[str, tuple[Callable[[Path], None], str]] = {
     "range": (other_range, r"expected rows \d+\.\.\d+, got"),
     "base": (other_base, r"other weights: expected 0000|expected digest 0000"),
     "hash": (stale_space, "0000"),
-    "special": (with_space(special_size=80), r"expected rows \d+\.\.\d+, got"),
-    "codec": (with_space(audio={"digest": "f" * 64}), "digest.*ffff"),
+    "special": (with_space(special_size=80), "expected ids of token space"),
+    "codec": (with_space(audio={"digest": "f" * 64}), "expected ids of token space"),
     # The layout stands nowhere but in the space, whose hash the rows' note holds.
     "layout": (
         with_space(audio={"layout": "delay"}, says=False),
@@ -406,11 +406,3 @@ def test_a_row_of_tokens_is_explained(finished: Path) -> None:
     assert "Ids, regions, labels" in explain.of_stage(
         str(finished), "mmpt", explain.SampleChoice(sample=sample)
     )
-
-
-def test_a_token_model_alone_is_not_exported(finished: Path, tmp_path: Path) -> None:
-    from muomni.infer import export
-
-    with pytest.raises(ConfigError, match="a token model is not exported"):
-        export.answering(finished / "rows")
-    assert files.read_json(finished / "rows" / "training_log.json")[-1]["step"] == STEPS

@@ -188,11 +188,7 @@ STAGE = Stage(
         *codec_audit.STAGE_GATES,
         held_out_gap(0.5, "error, deviations"),
     ),
-    board=(
-        BoardRow("codec.usage", "usage", 0.8),
-        BoardRow("codec.snr_db", "snr_db"),
-        BoardRow("codec.log_mel_l1", "log_mel_l1", more_is_better=False),
-    ),
+    board=(BoardRow("codec.usage", "usage", 0.8),),
     assume=assumed.speech,
     anatomy="muomni.report.anatomy:codec",
 )
