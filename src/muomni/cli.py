@@ -116,19 +116,11 @@ def gate(
         console.result_json(results)
     else:
         for stage in stages:
-            rows = [
-                [row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]]
-                for row in stage["gates"]
-            ]
-            rows += [
+            inherited = [
                 [f"{row['gate']} of {row['stage']}", "waived", "", "", row["why"]]
                 for row in stage.get("inherited", [])
             ]
-            console.table(
-                f"{stage['stage']}: {stage['verdict']}",
-                ["gate", "verdict", "value", "should be", "why"],
-                rows,
-            )
+            console.verdicts(f"{stage['stage']}: {stage['verdict']}", stage["gates"], inherited)
     if any(stage["verdict"] == "red" for stage in stages):
         raise typer.Exit(GateRed.exit_code)
 
@@ -200,10 +192,6 @@ def doctor() -> None:
 
     rows = [[each.name, "ok" if each.ok else "act", each.detail, each.hint] for each in examine()]
     console.table("doctor", ["what", "", "found", "what to do"], rows)
-
-
-def _number(value: Any) -> str:
-    return "none" if value is None else f"{value:.4g}"
 
 
 def _plain(value: Any) -> str:

@@ -76,10 +76,6 @@ def audit(
             }
         )
     else:
-        rows = [
-            [row.name, row.verdict, "-" if row.value is None else f"{row.value:.4g}", row.threshold, row.why]
-            for row in judged
-        ]
-        console.table(f"labels of {labels}", ["gate", "verdict", "value", "should be", "why"], rows)
+        console.verdicts(f"labels of {labels}", [row.to_json() for row in judged])
     if is_red:
         raise typer.Exit(GateRed.exit_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from muomni.errors import DataError, MuomniError
@@ -31,6 +31,18 @@ def note(text: str) -> None:
 def problem(error: MuomniError | OSError | str) -> None:
     """An error in one line."""
     note("error: " + " ".join(str(error).split()))
+
+
+def verdicts(title: str, gates: Sequence[Mapping[str, Any]], others: Sequence[list[str]] = ()) -> None:
+    """Gates as a certificate has them (`Judged.to_json`), as a table; others: rows behind them."""
+    rows = [
+        [row["name"], row["verdict"], _number(row["value"]), row["threshold"], row["why"]] for row in gates
+    ]
+    table(title, ["gate", "verdict", "value", "should be", "why"], [*rows, *others])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

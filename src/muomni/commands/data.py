@@ -271,18 +271,13 @@ def _verify_codec(folder: Path, set_baseline: str | None, as_json: bool) -> None
     if as_json:
         console.result_json({**audit, "gates": [each.to_json() for each in judged]})
     else:
-        rows = [[each.name, each.verdict, _number(each.value), each.threshold, each.why] for each in judged]
-        console.table(f"audit of {folder}", ["gate", "verdict", "value", "bound", "what"], rows)
+        console.verdicts(f"audit of {folder}", [each.to_json() for each in judged])
         kept = codec_audit.baseline_of(folder)
         console.result(
             f"baseline: {kept if kept.is_file() else 'none is kept, --set-baseline REASON makes one'}"
         )
     if any(each.verdict == "red" for each in judged):
         raise typer.Exit(1)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _source(path: Path, form: str | None, template: str | None, root: Path | None) -> Source:
