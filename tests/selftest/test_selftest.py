@@ -8,7 +8,8 @@ import io
 import json
 import os
 import re
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,6 +33,16 @@ def test_every_mutant_has_a_stage_and_gates_that_exist() -> None:
     for mutant in MUTANTS:
         gates = {gate.name for gate in (*thresholds.SOUND, *recipes.stage(mutant.stage).gates)}
         assert {gate for _, named in mutant.plants for gate in named.split(", ")} <= gates, mutant.name
+
+
+@pytest.mark.parametrize(
+    "plant", [plant for mutant in MUTANTS for plant, _ in mutant.plants], ids=lambda plant: plant.__name__
+)
+def test_every_bug_can_be_planted(plant: Callable[[], AbstractContextManager[Any]]) -> None:
+    """What a mutant patches is there: a name that was moved in the code is told within a second, not by the
+    whole selftest alone."""
+    with plant():
+        pass
 
 
 def test_the_page_is_what_the_code_says() -> None:

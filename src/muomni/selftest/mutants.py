@@ -262,7 +262,6 @@ def infeasible_rows() -> AbstractContextManager[Any]:
         true = F.ctc_loss
         with (
             patch.object(utterances, "min_frames", lambda ids: 1),
-            patch.object(ctc, "min_frames", lambda ids: 1),
             patch.object(ctc.Hearing, "_check", lambda self, batch: self.encoder.lengths(batch.frames_B)),
             patch.object(F, "ctc_loss", lambda *args, **more: true(*args, **{**more, "zero_infinity": True})),
         ):
