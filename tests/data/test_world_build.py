@@ -17,8 +17,9 @@ from PIL import Image
 
 from muomni import files
 from muomni.data.world import build as build_world
-from muomni.data.world import formant, lexicon, picture_rows, speech, utterance, voices
+from muomni.data.world import formant, lexicon, picture_rows, speech, speech_rows, utterance, voices
 from muomni.data.world.language import Sentences
+from muomni.data.world.lexicon import NUMBERS
 from muomni.data.world.vocabulary import TEMPLATES
 from muomni.errors import ConfigError, InternalError
 
@@ -252,3 +253,18 @@ def test_formant_voice_speaks_without_espeak(tmp_path: Path, monkeypatch: pytest
 def test_silence_is_not_passed_on() -> None:
     with pytest.raises(InternalError, match="silence"):
         speech.finish(np.zeros(100, np.float32))
+
+
+def test_number_rows_hold_out_strings_of_digits_and_say_each_digit() -> None:
+    rng = np.random.default_rng(3)
+    rows = speech_rows.number_rows(rng, speech_rows.Speakers(rng), {"train": 900, "valid": 120})
+    texts = {
+        split: [row["extra"]["text"] for row in rows if row["split"] == split] for split in ("train", "valid")
+    }
+    assert (len(texts["train"]), len(texts["valid"])) == (900, 120)
+    assert not {*texts["train"]} & {*texts["valid"]}
+    for digit in NUMBERS[:10]:
+        assert texts["train"].count(digit) == 4
+        assert any(digit in text.split() for text in texts["valid"])
+    assert all(1 <= len(text.split()) <= 3 for texts_of in texts.values() for text in texts_of)
+    assert all(row["messages"][0]["content"] == row["extra"]["text"] for row in rows)

@@ -4,12 +4,14 @@ not."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from muomni.data.world import picture_rows, render
 from muomni.data.world.scene import Thing
+from muomni.data.world.vocabulary import WHOLE
 from muomni.errors import ShapeError
 from muomni.evaluate.shape_checker import only, recognise
 
@@ -32,6 +34,20 @@ def test_it_names_the_objects_of_held_out_pictures() -> None:
             thing.place,
         ):
             wrong.append((thing, found))
+    assert len(wrong) <= 2, wrong
+
+
+def test_it_names_the_objects_of_what_is_drawn_on_request() -> None:
+    """Their paint varies; all sizes of the size that models of tokens learn from."""
+    vocabulary = replace(WHOLE, sizes=("big",))
+    drawings = picture_rows.show_alone(1, "draw", 13, {"train": 100, "valid": 100}, vocabulary)
+    wrong = []
+    for one in drawings:
+        (thing,) = one.shown.scene
+        found = only(np.array(one.shown.picture.draw(64)))
+        if found is None or (found.colour, found.shape) != (thing.colour, thing.shape):
+            wrong.append((thing, found))
+    assert len(drawings) == 200
     assert len(wrong) <= 2, wrong
 
 

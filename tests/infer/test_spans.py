@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muomni.errors import ContextError
+from muomni.errors import ConfigError, ContextError
 from muomni.infer import spans
-from muomni.infer.sampling import SamplingConfig
+from muomni.infer.sampling import MediaSampling, SamplingConfig
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.rows import TokenModel
 from muomni.tokens import grammar, sequences
@@ -91,6 +91,45 @@ def test_it_writes_the_likeliest_legal_id_of_each_step(layout, kind):
         grid = torch.cat((grid, column), 1)
     assert end is not None
     assert found.shape[1] == rules.length(end)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "delay"])
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_guidance_pushes_scores_from_those_without_words(layout, kind):
+    """Against the slow way: both prompts are read anew at every step, and their scores are mixed."""
+    model = _model(layout)
+    rules, space = _rules(model, kind), model.space
+    prompts = [sequences.prompt(space, kind, words) for words in ([9, 4], [7, 8, 2, 5])]
+    blank, how = sequences.prompt(space, kind, []), MediaSampling(guidance=3.0)
+    rows = spans.write(model, prompts, rules, sampling=how, blank=blank)
+    plain = spans.write(model, prompts, rules, blank=blank)
+    assert not all(torch.equal(one, other) for one, other in zip(rows, plain)), "guidance changes nothing"
+    unguided = spans.write(model, prompts, rules, sampling=MediaSampling(), blank=blank)
+    assert all(torch.equal(one, other) for one, other in zip(plain, unguided))
+    for prompt, row in zip(prompts, rows):
+        found = row if row.ndim == 2 else row[None]
+        grids = [each if each.ndim == 2 else each[None] for each in (prompt, blank)]
+        end = None
+        for step in range(found.shape[1]):
+            read = [grid[None] if space.streams > 1 else grid for grid in grids]
+            with torch.no_grad():
+                asked, without = (model.logits(model.hidden(model.embed(ids)))[0, -1] for ids in read)
+            scores = without + 3.0 * (asked - without)
+            column = torch.full((space.streams, 1), space.pad)
+            for stream in range(rules.streams):
+                legal = [token for ids in rules.legal(step, stream, end) for token in ids]
+                column[stream, 0] = max(legal, key=lambda token: float(scores[token]))
+                if stream == 0 and int(column[0, 0]) == rules.end and end is None:
+                    end = rules.end_of(step)
+            assert column[: rules.streams, 0].tolist() == found[:, step].tolist()
+            grids = [torch.cat((grid, column), 1) for grid in grids]
+
+
+def test_guidance_without_a_blank_prompt_is_refused():
+    model = _model()
+    rules, prompt = _rules(model, "image"), sequences.prompt(model.space, "image", [9])
+    with pytest.raises(ConfigError, match="expected the prompt without words"):
+        spans.write(model, [prompt], rules, sampling=MediaSampling(guidance=2.0))
 
 
 def _obedient(model: TokenModel, row: torch.Tensor, prompt: torch.Tensor) -> TokenModel:

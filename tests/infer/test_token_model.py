@@ -16,7 +16,7 @@ from muomni import cli
 from muomni.errors import CheckpointError, ConfigError, ContextError, DataError, TokenSpaceError
 from muomni.infer import spans
 from muomni.infer.engine import Engine
-from muomni.infer.sampling import SamplingConfig
+from muomni.infer.sampling import MediaSampling, SamplingConfig
 from muomni.infer.spans import Compliance
 from muomni.models import lora, rows, store
 from muomni.models.codec import Codec, CodecConfig
@@ -114,6 +114,41 @@ def test_equal_texts_give_equal_pictures_and_seeds_others(tokens_run):
     drawn = [engine.draw([TEXTS[0]], sampling=hot, seed=seed)[0] for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_it_draws_as_its_note_says_where_nobody_says_otherwise(copy):
+    """Temperature and guidance of the stage are those of `draw` and `speak`; what is given goes before."""
+    note = copy / "rows" / "final" / NOTE
+    content = json.loads(note.read_text())
+    how = {"image": {"temperature": 2.0, "guidance": 3.0, "seed": 5}, "audio": {"temperature": 1.5}}
+    note.write_text(json.dumps({**content, "writing": how, "drop_prompts": 0.1}))
+    engine, greedy = Engine.load(copy), SamplingConfig()
+    assert engine.speaking() == MediaSampling(temperature=1.5)
+    own = engine.draw(TEXTS[:1])[0]
+    said = engine.draw(TEXTS[:1], sampling=MediaSampling(temperature=2.0, guidance=3.0), seed=5)[0]
+    assert np.array_equal(own, said)
+    assert not np.array_equal(own, engine.draw(TEXTS[:1], sampling=greedy)[0])
+    paths = [copy / name for name in ("own.png", "unguided.png")]
+    for path, options in zip(paths, ([], ["--guidance", "1"])):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["draw", str(copy), TEXTS[0], "--out", str(path), "--seed", "5", *options])
+        assert left.value.code == 0
+    drawn = [np.asarray(Image.open(path)) for path in paths]
+    assert np.array_equal(drawn[0], own)
+    expected = engine.draw(TEXTS[:1], sampling=SamplingConfig(temperature=2.0), seed=5)[0]
+    assert np.array_equal(drawn[1], expected)
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_guidance_of_a_model_that_never_wrote_without_words_is_refused(tokens_run, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="never learned to write without words"):
+        Engine.load(tokens_run).draw(TEXTS[:1], sampling=MediaSampling(guidance=2.0))
+    options = {"--guidance": "0.5", "--repetition-penalty": "2"}
+    for option, value in options.items():
+        with pytest.raises(SystemExit) as left:
+            cli.main(["speak", str(tokens_run), "one", "--out", str(tmp_path / "x.wav"), option, value])
+        assert left.value.code == 2
+        assert option in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["delay", "parallel"])

@@ -351,6 +351,10 @@ TOKENS: dict[str, Case | list[Case]] = {
         refused("replayed", tasks={"i2t": 1.0}),
     ],
     "ramp_steps": [Case(3, {"tasks": {"i2t": 1.0, "t2i": 1.0}}), refused(3, tasks={"i2t": 1.0})],
+    "drop_prompts": [
+        Case(0.5, {"tasks": {"i2t": 1.0, "t2i": 1.0}}),
+        refused(0.5, tasks={"i2t": 1.0}),
+    ],
     "max_seq_len": Case(40, {"quarantine_limit": 1.0}),
     "legal_loss": Case(True),
     "regression_texts": Case("replayed"),
@@ -397,6 +401,12 @@ OWN["mmpt"] = {
         refused(["no such task"], tasks={"t2a": 1.0}, judge__name="hearing"),
         refused(["transcribe"], tasks={"t2a": 1.0}),
         refused(["caption"], tasks={"t2i": 1.0}),
+    ],
+    "writing": [
+        Case({"image": {"temperature": 2.0}}, {"tasks": {"t2i": 1.0}, "max_steps": 1}),
+        refused({"image": {"temperature": 2.0}}, tasks={"t2a": 1.0}),
+        refused({"image": {"guidance": 2.0}}, tasks={"t2i": 1.0}),  # without drop_prompts
+        refused({"audio": {"repetition_penalty": 2.0}}, tasks={"t2a": 1.0}),
     ],
     "lora.r": Case(4),
     "lora.alpha": Case(16),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,17 @@ TopK = Annotated[int, typer.Option(help="draw among the k likeliest; 0: among al
 TopP = Annotated[float, typer.Option(help="draw among the fewest that hold this share of the probability")]
 Penalty = Annotated[float, typer.Option(help="above 1: what stood before becomes less likely")]
 Seed = Annotated[int, typer.Option(help="of the drawing")]
+OWN = "; left out: as the model was trained to, else "
+OwnTemperature = Annotated[float | None, typer.Option(help=f"0: always the likeliest{OWN}0")]
+OwnTopK = Annotated[int | None, typer.Option(help=f"draw among the k likeliest; 0: among all{OWN}0")]
+OwnTopP = Annotated[
+    float | None,
+    typer.Option(help=f"draw among the fewest that hold this share of the probability{OWN}1"),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help=f"above 1: further from what a token model would make without words{OWN}1"),
+]
 Precision = Annotated[
     str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")
 ]
@@ -71,7 +83,8 @@ def chat(
     from muomni.commands.conversation import Chat
     from muomni.infer.engine import Engine
 
-    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sampling = _sampling(None, {**chosen, "repetition_penalty": repetition_penalty})
     engine = Engine.load(folder, precision=precision)
     talk = Chat(
         engine, {"sampling": sampling, "max_new": max_new, "stop": stop or []}, as_json=as_json, speak=speak
@@ -137,9 +150,10 @@ def speak(
         str | None,
         typer.Option(metavar="TEXT", help="what the reference says: it then stands in a turn of its own"),
     ] = None,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
+    temperature: OwnTemperature = None,
+    top_k: OwnTopK = None,
+    top_p: OwnTopP = None,
+    guidance: Guidance = None,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     precision: Precision = "auto",
@@ -150,18 +164,19 @@ def speak(
     from muomni.infer.engine import Engine
     from muomni.media import audio
 
-    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if voices.find(folder) is not None:
         idle = {
             "--voice": voice,
             "--precision": precision != "auto",
+            "--guidance": guidance is not None,
             "--repetition-penalty": repetition_penalty != 1,
         }
         if named := [option for option, value in idle.items() if value]:
             raise ConfigError(
                 f"speak: {named[0]} has no effect on a folder of stage voice", hint="leave it out"
             )
-        _clone(folder, texts, paths, reference, transcript, sampling)
+        _clone(folder, texts, paths, reference, transcript, _sampling(None, chosen))
         return
     if reference is not None or transcript is not None:
         raise ConfigError(
@@ -169,6 +184,8 @@ def speak(
             hint="train one: muomni voice-train",
         )
     engine = Engine.load(folder, precision=precision)
+    chosen |= {"guidance": guidance, "repetition_penalty": repetition_penalty}
+    sampling = _sampling(engine.speaking(), chosen)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         speeches = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
         for path, (wave, rate_hz) in zip(paths[first:], speeches, strict=False):
@@ -217,9 +234,10 @@ def draw(
     batch: Annotated[
         Path | None, typer.Option(metavar="F.txt", help="draw each line: 0000.png, 0001.png, ...")
     ] = None,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
+    temperature: OwnTemperature = None,
+    top_k: OwnTopK = None,
+    top_p: OwnTopP = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
     precision: Precision = "auto",
 ) -> None:
@@ -229,7 +247,8 @@ def draw(
     from muomni.media import image
 
     engine = Engine.load(folder, precision=precision)
-    sampling = _sampling(temperature, top_k, top_p, 1.0, seed)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    sampling = _sampling(engine.parts.writer.own("image"), {**chosen, "seed": seed})
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         pictures = engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)
         for path, pixels in zip(paths[first:], pictures, strict=False):
@@ -308,22 +327,21 @@ def _of_training(
     return f"training of {stages[0]}, one batch", hops
 
 
-def _sampling(
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int
-) -> SamplingConfig:
+def _sampling(own: SamplingConfig | None, chosen: Mapping[str, float | None]) -> SamplingConfig:
+    """How ids are drawn: what the model says of itself, but for the options that were given.
+
+    Raises  ConfigError for a value out of range, and for an option that the model has no use for.
+    """
     from pydantic import ValidationError
 
     from muomni.infer.sampling import SamplingConfig
 
-    values: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
+    own = SamplingConfig() if own is None else own
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if idle := [name for name in given if name not in type(own).model_fields]:
+        raise ConfigError(f"--{idle[0]} has no effect on what no token model writes", hint="leave it out")
     try:
-        return SamplingConfig(**values)
+        return type(own)(**{**own.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")

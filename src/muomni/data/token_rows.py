@@ -40,7 +40,8 @@ class TokenRows:
     both tasks are wanted.
 
     Takes   shards: a side of a set; tasks: those wanted; max_len: most columns of a row; texts: packed rows
-            of text.
+            of text; drop_prompts: the share of items that write an image or a sound and come without the
+            words that ask for it. Source: Ho & Salimans 2022 (what guidance needs).
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class TokenRows:
         tasks: Sequence[str],
         max_len: int,
         texts: Rows | None = None,
+        drop_prompts: float = 0.0,
     ) -> None:
+        self.drop_prompts = drop_prompts
         self.shards, self.space, self.max_len, self.texts = shards, space, max_len, texts
         own = self._tasks()
         self.places: list[tuple[str, int]] = []
@@ -128,6 +131,8 @@ class TokenRows:
                 *(self._in_stream_0(each, fill) for each, fill in ((ids, self.space.pad), (labels, -100))),
             )
         built = self.row(index)
+        if self.drop_prompts and TASKS[built.task].writes != "text" and rng.random() < self.drop_prompts:
+            built = sequences.without_words(built)
         return TokenItem(self.name(index), built.task, built.ids, built.labels)
 
     def _in_stream_0(self, values_T: Tensor, fill: int) -> Tensor:

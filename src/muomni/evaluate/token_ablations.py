@@ -121,12 +121,8 @@ def _noise(space: TokenSpace, task: str, medium: Tensor, rng: np.random.Generato
 
 
 def _without_words(space: TokenSpace, task: str, words: Words, medium: Tensor, max_len: int) -> TokenItem:
-    """The row with nothing between the start and the end of its words."""
-    row = sequences.build(space, task, words, medium, max_len=max_len)
-    span = row.spans[0]
-    kept_T = torch.ones(len(row), dtype=torch.bool)
-    kept_T[span.start : span.start + span.length] = False
-    return TokenItem("", task, row.ids[..., kept_T], row.labels[..., kept_T])
+    row = sequences.without_words(sequences.build(space, task, words, medium, max_len=max_len))
+    return TokenItem("", task, row.ids, row.labels)
 
 
 def _floor(space: TokenSpace, task: str) -> float:

@@ -3,7 +3,8 @@ asked?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from muomni.evaluate.metrics import cer
 from muomni.evaluate.samples import MOST, Picture, Sound, StageSamples
 from muomni.evaluate.token_ablations import readable
 from muomni.infer import spans
+from muomni.infer.sampling import MediaSampling
+from muomni.infer.spans import GREEDY
 from muomni.media.text import spoken
 from muomni.models.rows import TokenModel
-from muomni.tokens import grammar
+from muomni.tokens import grammar, sequences
 from muomni.tokens.grammar import Grammar
 from muomni.tokens.sequences import TASKS
 from muomni.tokens.unified import UnifiedTokenizer
@@ -38,6 +41,7 @@ def facts(
     *,
     longest: dict[str, int],
     most: int,
+    writing: Mapping[str, MediaSampling],
     stage_samples: StageSamples,
     checked_tasks: Sequence[str] = (),
     hear: Hear | None = None,
@@ -54,7 +58,8 @@ def facts(
                    `spoken_tasks` where some are named (then no fact where none of them is held out), else of all
     spoken_cer     the share of letters that it understands otherwise, of all sounds
 
-    Takes   longest: frames or tokens of the longest target (`longest`).
+    Takes   longest: frames or tokens of the longest target (`longest`); writing: by medium, how its codes are
+            drawn, greedily where it is not named.
     """
     found: dict[str, Fact] = {}
     for task in (name for name in rows.blocks if name in TASKS):
@@ -64,7 +69,8 @@ def facts(
         writes = TASKS[task].writes
         rules = rules_of(model, tokens, writes, longest)
         prompts = [rows.row(place).prompt for place in places]
-        written = _written(model, prompts, rules)
+        blank = None if writes == "text" else sequences.prompt(model.space, writes, [])
+        written = _written(model, prompts, rules, sampling=writing.get(writes, GREEDY), blank=blank)
         if writes == "text":
             truths = [tokens.decode_text(words) for words, _ in parts]
             said = [tokens.decode_text(spans.content(ids, rules).tolist()) for ids in written]
@@ -109,14 +115,12 @@ def rules_of(model: TokenModel, tokens: UnifiedTokenizer, writes: str, most: dic
     return grammar.of_medium(model.space, writes, most=most.get(writes))
 
 
-def _written(
-    model: TokenModel, prompts: Sequence[Tensor], rules: Grammar, *, is_free: bool = False
-) -> list[Tensor]:
+def _written(model: TokenModel, prompts: Sequence[Tensor], rules: Grammar, **how: Any) -> list[Tensor]:
     """`spans.write`, some prompts at a time."""
     return [
         ids
         for first in range(0, len(prompts), ROWS_AT_ONCE)
-        for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules, is_free=is_free)
+        for ids in spans.write(model, prompts[first : first + ROWS_AT_ONCE], rules, **how)
     ]
 
 

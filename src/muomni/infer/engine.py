@@ -264,36 +264,48 @@ class Engine:
         texts: Sequence[str],
         *,
         voice: str | None = None,
-        sampling: SamplingConfig = GREEDY,
+        sampling: SamplingConfig | None = None,
         seed: int | None = None,
     ) -> list[tuple[NDArray[np.float32], int]]:
         """Speech of each text, (wave (S,) float32, rate in Hz): by a Talker, or where there is none by a
         token model.
 
-        Takes   voice: the name of one of a Talker of several; None: the voice of nobody, a mean of all.
+        Takes   voice: the name of one of a Talker of several; None: the voice of nobody, a mean of all;
+                sampling: None: a token model's own, else greedily.
         Raises  DataError for a text without words; CheckpointError without a Talker; ConfigError for a voice
                 that it does not have.
         """
-        if "talker" not in self.parts.stages and "rows" in self.parts.stages:
+        sampling = _seeded(self.speaking() if sampling is None else sampling, seed)
+        if self._speaks_by_tokens:
             if voice is not None:
                 raise ConfigError(f"voice {voice}: a token model has no voices by name", hint="leave it out")
-            return self.parts.writer.speak(texts, _seeded(sampling, seed))
+            return self.parts.writer.speak(texts, sampling)
         mouth = self.parts.voice
         speakers = None if voice is None else [mouth.number(voice)] * len(texts)
         return [
             (speech.wave_S, mouth.rate_hz)
-            for speech in mouth.speak(texts, sampling=_seeded(sampling, seed), speakers=speakers)
+            for speech in mouth.speak(texts, sampling=sampling, speakers=speakers)
         ]
 
+    def speaking(self) -> SamplingConfig:
+        """How `speak` draws codes where it is not told: as a token model was trained to, else greedily."""
+        return self.parts.writer.own("audio") if self._speaks_by_tokens else GREEDY
+
+    @property
+    def _speaks_by_tokens(self) -> bool:
+        return "talker" not in self.parts.stages and "rows" in self.parts.stages
+
     def draw(
-        self, texts: Sequence[str], *, sampling: SamplingConfig = GREEDY, seed: int | None = None
+        self, texts: Sequence[str], *, sampling: SamplingConfig | None = None, seed: int | None = None
     ) -> list[NDArray[np.uint8]]:
         """A picture (H, W, 3) uint8 of each text, written by a token model under its grammar.
 
+        Takes   sampling: None: the model's own.
         Raises  DataError for a text without words; ContextError for one too long; CheckpointError without a
                 token model; TokenSpaceError for one without image tokens.
         """
-        return self.parts.writer.draw(texts, _seeded(sampling, seed))
+        own = self.parts.writer.own("image") if sampling is None else sampling
+        return self.parts.writer.draw(texts, _seeded(own, seed))
 
     @torch.no_grad()
     def embed(self, *, images: Sequence[Picture] | None = None, texts: Sequence[str] | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from muomni.data.conversation import MediaSpec
 from muomni.errors import CheckpointError, ConfigError
 from muomni.infer import folders
 from muomni.infer.ctc import CharLM
+from muomni.infer.sampling import MediaSampling
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.infer.writer import MediaWriter
 from muomni.media.frames import PAD_S
@@ -271,7 +272,9 @@ class Parts:
         dtype = self._writing_format(folder)
         model, tokenizer, note = rows.open_folder(folder, device=self.device, dtype=dtype)
         codecs = rows.open_codecs(folder, device=self.device)
-        return MediaWriter(model, UnifiedTokenizer(tokenizer, model.space, codecs), note.longest)
+        writing = {kind: MediaSampling(**how) for kind, how in note.writing.items()}
+        tokens = UnifiedTokenizer(tokenizer, model.space, codecs)
+        return MediaWriter(model, tokens, note.longest, writing, note.drop_prompts)
 
     def _writing_format(self, folder: Path) -> torch.dtype:
         """The format of a token model's base."""

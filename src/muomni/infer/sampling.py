@@ -23,6 +23,20 @@ class SamplingConfig(BaseModel):
     seed: int = Field(0, ge=0)
 
 
+class MediaSampling(SamplingConfig):
+    """How a token model draws the codes of an image or a sound.
+
+    Source  guidance: Ho & Salimans 2022, Gafni et al. 2022 (for token models).
+    """
+
+    repetition_penalty: float = Field(1.0, ge=1, le=1, description="codes repeat by nature")
+    guidance: float = Field(
+        1.0,
+        ge=1,
+        description="scores are s + guidance * (asked - s), s those that it gives without the words; 1: asked",
+    )
+
+
 def pick(
     logits_BV: Tensor,
     config: SamplingConfig,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muomni.errors import ContextError
+from muomni.errors import ConfigError, ContextError
 from muomni.infer.decode import decode
-from muomni.infer.sampling import SamplingConfig, pick
+from muomni.infer.sampling import MediaSampling, SamplingConfig, pick
 from muomni.models.rows import TokenModel
 from muomni.tokens.grammar import Grammar, Legal
 
@@ -98,6 +98,28 @@ class Span:
         return [each[0] if self.rules.streams == 1 else each for each in cut]
 
 
+class Guided:
+    """A span whose scores are pushed from those that follow a prompt without words (see MediaSampling).
+
+    Rows of the cache are those of the span, then as many without words, which are given the same symbols.
+    """
+
+    def __init__(self, span: Span, guidance: float) -> None:
+        self.span, self.guidance = span, guidance
+        self.steps, self.legal, self.name = span.steps, span.legal, span.name
+
+    def column(self, step: int, scores: list[Tensor]) -> Tensor:
+        """See Layout."""
+        halves = [scores_BV.float().chunk(2) for scores_BV in scores]
+        column = self.span.column(step, [torch.lerp(blank, asked, self.guidance) for asked, blank in halves])
+        return torch.cat((column, column))
+
+    @property
+    def is_over(self) -> bool:
+        """See Layout."""
+        return self.span.is_over
+
+
 def _all_of(ids: Legal, device: torch.device) -> Tensor:
     return torch.cat([torch.arange(each.start, each.stop, device=device) for each in ids])
 
@@ -108,32 +130,39 @@ def write(
     rules: Grammar,
     *,
     sampling: SamplingConfig = GREEDY,
+    blank: Tensor | None = None,
     is_free: bool = False,
 ) -> list[Tensor]:
     """The span that follows each prompt, start and end included: (T,), or (K, T).
 
     Takes   prompts: ids (T,), or (K, T), of any lengths (`sequences.prompt`); is_free: not held to the
-            grammar.
+            grammar; blank: the prompt without words, which sampling with guidance needs.
     Raises  ContextError where a prompt and the longest span do not fit; CheckpointError where scores are no
-            numbers.
+            numbers; ConfigError for guidance without a blank.
     """
+    guidance = sampling.guidance if isinstance(sampling, MediaSampling) else 1.0
+    count, device = len(prompts), model.new_embed.device
+    if guidance > 1:
+        if blank is None:
+            raise ConfigError("guidance: expected the prompt without words, got none")
+        prompts = [*prompts, *[blank] * count]
     longest = max(each.shape[-1] for each in prompts)
     if longest + rules.steps > model.ctx_len:
         raise ContextError(
             f"{longest} + {rules.steps} new positions do not fit ctx_len {model.ctx_len}",
             hint="shorten the prompt, or write less",
         )
-    device = model.new_embed.device
     padded = [
         torch.nn.functional.pad(each, (longest - each.shape[-1], 0), value=model.space.pad)
         for each in prompts
     ]
     keep = [[False] * (longest - each.shape[-1]) + [True] * each.shape[-1] for each in prompts]
     batch, keep_BT = torch.stack(padded).to(device), torch.tensor(keep, device=device)
-    span = Span(rules, len(prompts), sampling, device, streams=model.space.streams, is_free=is_free)
+    span = Span(rules, count, sampling, device, streams=model.space.streams, is_free=is_free)
+    layout = Guided(span, guidance) if guidance > 1 else span
     with torch.inference_mode():
         x_BTD = model.embed(batch)
-    for _ in decode(model, x_BTD, span, keep_BT=None if bool(keep_BT.all()) else keep_BT):
+    for _ in decode(model, x_BTD, layout, keep_BT=None if bool(keep_BT.all()) else keep_BT):
         pass
     return span.rows()
 

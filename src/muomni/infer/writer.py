@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muomni.errors import ContextError, DataError
+from muomni.errors import ConfigError, ContextError, DataError
 from muomni.infer import spans
-from muomni.infer.sampling import SamplingConfig
-from muomni.infer.spans import GREEDY
+from muomni.infer.sampling import MediaSampling, SamplingConfig
 from muomni.models.rows import TokenModel
 from muomni.tokens import grammar, sequences
 from muomni.tokens.grammar import Grammar
@@ -26,24 +25,36 @@ class MediaWriter:
     decoded.
 
     Takes   longest: frames of the longest sound that it was trained to write ("audio"); without it, what
-            fits.
+            fits; writing: how it draws the codes of a medium where the caller does not say ("image", "audio";
+            else greedily); drop_prompts: the share of what it learned without the words that ask for it.
     """
 
     def __init__(
-        self, model: TokenModel, tokenizer: UnifiedTokenizer, longest: Mapping[str, int] | None = None
+        self,
+        model: TokenModel,
+        tokenizer: UnifiedTokenizer,
+        longest: Mapping[str, int] | None = None,
+        writing: Mapping[str, MediaSampling] | None = None,
+        drop_prompts: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.longest = model, tokenizer, dict(longest or {})
+        self.writing, self.drop_prompts = dict(writing or {}), drop_prompts
 
-    def draw(self, texts: Sequence[str], sampling: SamplingConfig = GREEDY) -> list[NDArray[np.uint8]]:
+    def own(self, kind: str) -> MediaSampling:
+        """How it draws the codes of a medium where the caller does not say."""
+        return self.writing.get(kind, MediaSampling())
+
+    def draw(self, texts: Sequence[str], sampling: SamplingConfig | None = None) -> list[NDArray[np.uint8]]:
         """A picture (H, W, 3) uint8 of each text.
 
+        Takes   sampling: None: its own.
         Raises  DataError for a text without words; ContextError for one that leaves no room; TokenSpaceError
-                without image tokens.
+                without image tokens; ConfigError for guidance where it learned nothing without words.
         """
         return self._written("image", texts, sampling, self._pixels)
 
     def speak(
-        self, texts: Sequence[str], sampling: SamplingConfig = GREEDY
+        self, texts: Sequence[str], sampling: SamplingConfig | None = None
     ) -> list[tuple[NDArray[np.float32], int]]:
         """A sound of each text, (wave (S,) float32, rate in Hz); raises as `draw`."""
         return self._written("audio", texts, sampling, self._wave)
@@ -68,12 +79,23 @@ class MediaWriter:
         return grammar.of_medium(space, kind, most=min(room, self.longest.get(kind, room)))
 
     def _written(
-        self, kind: str, texts: Sequence[str], sampling: SamplingConfig, decode: Callable[[Tensor], Any]
+        self,
+        kind: str,
+        texts: Sequence[str],
+        sampling: SamplingConfig | None,
+        decode: Callable[[Tensor], Any],
     ) -> list[Any]:
+        sampling = self.own(kind) if sampling is None else sampling
+        if isinstance(sampling, MediaSampling) and sampling.guidance > 1 and not self.drop_prompts:
+            raise ConfigError(
+                "guidance: the model never learned to write without words",
+                hint="train it with drop_prompts, e.g. 0.1",
+            )
+        blank = sequences.prompt(self.model.space, kind, [])
         made: list[Any] = []
         for prompts in self._batches(kind, texts):
             rules = self.rules(kind, prompts)
-            rows = spans.write(self.model, prompts, rules, sampling=sampling)
+            rows = spans.write(self.model, prompts, rules, sampling=sampling, blank=blank)
             made += [decode(spans.content(row, rules)) for row in rows]
         return made
 

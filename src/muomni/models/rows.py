@@ -183,6 +183,9 @@ class Note:
     codecs      the same of each codec, by modality
     longest     by what is written ("audio", "text"): frames or tokens of the longest target that was trained
                 on
+    writing     by medium, how its codes are drawn (`infer.sampling.MediaSampling`); greedily where it is not
+                named
+    drop_prompts  the share of what it learned without the words that ask for it
     """
 
     row_start: int
@@ -193,6 +196,8 @@ class Note:
     base: dict[str, Any]
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
     longest: dict[str, int] = field(default_factory=dict)
+    writing: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drop_prompts: float = 0.0
 
     @classmethod
     def read(cls, folder: Path) -> Note:
@@ -217,11 +222,13 @@ def save(
     base: Mapping[str, Any],
     codecs: Mapping[str, Mapping[str, Any]],
     longest: Mapping[str, int] | None = None,
+    writing: Mapping[str, Mapping[str, Any]] | None = None,
+    drop_prompts: float = 0.0,
 ) -> None:
     """Write the new rows, their note and the token space: all that is trained where base and codecs are
     frozen.
 
-    Takes   base, codecs: what `models.reference.NetworkReference.describe` says of each.
+    Takes   base, codecs: what `models.reference.NetworkReference.describe` says of each; the rest: see Note.
     """
     new = model.space.new_rows
     note = Note(
@@ -233,6 +240,8 @@ def save(
         dict(base),
         {name: dict(each) for name, each in codecs.items()},
         dict(longest or {}),
+        {kind: dict(how) for kind, how in (writing or {}).items()},
+        drop_prompts,
     )
     tensors = {name: getattr(model, name).detach().float().cpu().contiguous() for name in NAMES}
     folder = Path(folder)

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import soxr
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from muomni.data.source import Source
 from muomni.errors import ConfigError
 from muomni.evaluate import token_samples
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.thresholds import CAUSAL, CODED, LABELS, MEASURABLE, held_out_gap
+from muomni.infer.sampling import MediaSampling
 from muomni.infer.transcribe import transcribe
 from muomni.media.frames import PAD_S
 from muomni.models import lora, pretrained, rows, store
@@ -40,20 +42,36 @@ class MmptSettings(TokenSettings):
     rows    where it starts: stage rows of this recipe, or a folder of rows; the language model and the codecs
             come with it
     lora    of the language model; null: all of it learns
+    writing   by medium (image, audio), how its codes are drawn, when the stage is measured and later:
+            temperature, top_k, top_p, guidance; greedily where it is not named
     """
 
     rows: NetworkReference = NetworkReference(name="rows")
     lora: LoraSettings | None = None
     judge: NetworkReference | None = None
     spoken_tasks: list[str] = []
+    writing: dict[Literal["image", "audio"], MediaSampling] = {}
     tasks: dict[TaskName, float] = {"i2t": 1.0, "a2t": 1.0, "t2i": 1.0, "t2a": 1.0}
     train: list[str] = ["*"]
     max_seq_len: int = Field(512, ge=16)
     learns_as: ClassVar[str] = "mmpt"
 
+    def assuming(self, sources: list[Source]) -> Self:
+        """Beside what all such stages leave out."""
+        return super().assuming(sources).model_copy(update={"spoken_tasks": []})
+
+    @model_validator(mode="after")
+    def _is_guided(self) -> Self:
+        if not self.drop_prompts and any(how.guidance > 1 for how in self.writing.values()):
+            raise ValueError("writing: guidance needs rows without words: drop_prompts, e.g. 0.1")
+        return self
+
     def idle(self) -> dict[str, str]:
         """Beside those of all such stages: a judge of sounds that nobody writes, sounds that nobody judges."""
         found = {**super().idle(), **without_dtype(self.rows, "rows"), **without_dtype(self.judge, "judge")}
+        for kind, is_written in (("image", self.teaches_t2i), ("audio", self.teaches_t2a)):
+            if kind in self.writing and not is_written:
+                found["writing"] = f"no task writes {kind}"
         if not self.teaches_t2a:
             found |= dict.fromkeys(("judge", "spoken_tasks"), "no task speaks (t2a)")
         elif self.judge is None:
@@ -142,6 +160,11 @@ class MmptTraining(TokenTraining[MmptSettings]):
         for parameter in (model.new_embed, model.new_head):
             parameter.requires_grad_(True)
         return self.tasks(frozen=True), {}
+
+    @property
+    def writing(self) -> dict[str, MediaSampling]:
+        """As the settings say."""
+        return {str(kind): how for kind, how in self.settings.writing.items()}
 
     @property
     def spoken_tasks(self) -> list[str]:

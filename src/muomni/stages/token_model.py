@@ -25,6 +25,7 @@ from muomni.evaluate import token_ablations, token_labels, token_samples
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.forgetting import Forgetting, Texts, own_texts
 from muomni.evaluate.samples import StageSamples
+from muomni.infer.sampling import MediaSampling
 from muomni.models import pretrained, rows, store
 from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder
@@ -54,6 +55,8 @@ class TokenSettings(StageSettings):
     replay        texts beside the tasks, so that the language stays
     ramp_steps    updates over which the weight of tasks that write media rises from 0
     max_seq_len   most positions of a row; a longer sample is left out and counted, nothing is cut
+    drop_prompts  the share of rows that write an image or a sound and come without the words that ask for it:
+                  what guidance needs
     legal_loss    the probability of a target is shared by the ids that may stand there alone; false: by all
                   ids
     regression_texts  texts that forgetting is measured by; none: those that the language model's own stage
@@ -66,6 +69,7 @@ class TokenSettings(StageSettings):
     replay: list[Source] = []
     ramp_steps: int = Field(0, ge=0)
     max_seq_len: int = Field(512, ge=16)
+    drop_prompts: float = Field(0.0, ge=0, lt=1)
     legal_loss: bool = False
     regression_texts: list[Source] = []
     checked_tasks: list[str] = []
@@ -84,14 +88,14 @@ class TokenSettings(StageSettings):
         """Beside those of all stages: what belongs to tasks that are not taught."""
         found = super().idle()
         if not self.writes:
-            found["ramp_steps"] = "no task writes a medium"
+            found |= dict.fromkeys(("ramp_steps", "drop_prompts"), "no task writes a medium")
         if not self.teaches_t2i:
             found["checked_tasks"] = "no task draws (t2i)"
         return found
 
     def assuming(self, sources: list[Source]) -> Self:
         """Beside the data: the texts that are replayed are assumed too."""
-        beside = {"replay": sources if self.replay else [], "regression_texts": []}
+        beside = {"replay": sources if self.replay else [], "regression_texts": [], "checked_tasks": []}
         return super().assuming(sources).model_copy(update=beside)
 
     @property
@@ -197,7 +201,10 @@ class TokenTraining(Training[T]):
         names = [task for task in settings.tasks if task != TEXT]
         self.sides = {}
         for side in ("train", "valid"):
-            self.sides[side] = TokenRows(ShardSet(shards, side), space, names, longest, replayed[side])
+            drop_prompts = settings.drop_prompts if side == "train" else 0.0
+            self.sides[side] = TokenRows(
+                ShardSet(shards, side), space, names, longest, replayed[side], drop_prompts
+            )
         self._demand_tasks(names)
         weights = shares(
             self.sides["train"].blocks, {str(name): weight for name, weight in settings.tasks.items()}
@@ -329,6 +336,7 @@ class TokenTraining(Training[T]):
             longest=longest,
             most=most,
             stage_samples=stage_samples,
+            writing=self.writing,
             checked_tasks=self.settings.checked_tasks,
             hear=self.judge(),
             spoken_tasks=self.spoken_tasks,
@@ -352,6 +360,11 @@ class TokenTraining(Training[T]):
         return {kind: token_samples.longest(self.sides["train"], kind) for kind in kinds}
 
     @property
+    def writing(self) -> Mapping[str, MediaSampling]:
+        """By medium, how its codes are drawn; greedily where it is not named."""
+        return {}
+
+    @property
     def spoken_tasks(self) -> Sequence[str]:
         """Tasks whose sounds `judge` must understand."""
         return ()
@@ -364,7 +377,16 @@ class TokenTraining(Training[T]):
         """The new rows, the token space, and on what they stand."""
         longest = self.longest()
         codecs = {codec.modality: self.bases[codec.modality] for codec in self.codecs}
-        rows.save(self.model, folder, base=base, codecs=codecs, longest=longest)
+        writing = {kind: how.model_dump() for kind, how in self.writing.items()}
+        rows.save(
+            self.model,
+            folder,
+            base=base,
+            codecs=codecs,
+            longest=longest,
+            writing=writing,
+            drop_prompts=self.settings.drop_prompts,
+        )
 
     def save_with_base(self, folder: Path, plain: Decoder) -> None:
         """The new rows, the token space, and in `thinker/` the language model that learned with them."""

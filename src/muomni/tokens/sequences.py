@@ -12,7 +12,7 @@ books side by side, a row is a grid (K, T): what has one stream stands in stream
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -155,8 +155,18 @@ def build(
     return TokenRow(ids_ST, labels_ST, task, (spans[0], spans[1]), window)
 
 
+def without_words(row: TokenRow) -> TokenRow:
+    """A row that writes a medium, with nothing between the start and the end of the words that ask for it."""
+    words, target = row.spans
+    kept_T = torch.ones(len(row), dtype=torch.bool)
+    kept_T[words.start : words.start + words.length] = False
+    spans = (replace(words, length=0), replace(target, start=target.start - words.length))
+    return replace(row, ids=row.ids[..., kept_T], labels=row.labels[..., kept_T], spans=spans)
+
+
 def prompt(space: TokenSpace, writes: str, text: Sequence[int]) -> Tensor:
-    """The ids after which a model writes an image or a sound of a text: (T,), or (K, T)."""
+    """The ids after which a model writes an image or a sound of a text, of any where it is empty: (T,), or
+    (K, T)."""
     rows = _Columns(space)
     rows.span("text", torch.as_tensor(text, dtype=torch.int64))
     rows.add(space.special(FRAMING[writes][0]))

@@ -17,7 +17,9 @@ from muomni.data.token_rows import TEXT, TokenRows, shares
 from muomni.data.tokenized import encode
 from muomni.data.tokenized.index import ShardSet
 from muomni.errors import DataError
+from muomni.tokens import sequences
 from muomni.tokens.chat import IGNORE
+from muomni.tokens.sequences import TASKS
 
 RNG = np.random.default_rng(0)
 
@@ -107,3 +109,25 @@ def test_tasks_are_drawn_by_their_weights_whatever_their_sizes() -> None:
     drawn = [weight * size for weight, size in found]
     assert len(found) == 2
     assert drawn[0] / drawn[1] == pytest.approx(2.0)
+
+
+def test_a_share_of_what_is_written_comes_without_words(corpus: readers.Corpus, tmp_path: Path) -> None:
+    opened, folder = sets(corpus, tmp_path / "set")
+    shards = ShardSet(folder, "train")
+    whole = TokenRows(shards, opened.space, ALL, 1000)
+    rows = TokenRows(shards, opened.space, ALL, 1000, drop_prompts=0.4)
+    rng, dropped, written = np.random.default_rng(1), 0, 0
+    for place in list(range(len(rows))) * 20:
+        item, own = rows.item(place, rng), whole.item(place, rng)
+        targets = [each.labels[each.labels != IGNORE].tolist() for each in (item, own)]
+        assert targets[0] == targets[1]
+        is_whole = torch.equal(item.ids, own.ids)
+        if item.task in ("i2t", "a2t"):
+            assert is_whole, "what is read keeps its text"
+            continue
+        written, dropped = written + 1, dropped + (not is_whole)
+        if not is_whole:
+            blank = sequences.prompt(opened.space, TASKS[item.task].writes, [])
+            assert torch.equal(item.ids[: len(blank)], blank)
+            assert torch.equal(item.ids[len(blank) :], own.ids[-len(targets[0]) :])
+    assert 0.3 < dropped / written < 0.5

@@ -16,7 +16,7 @@ from muomni.data.world.picture_rows import Mix
 from muomni.data.world.vocabulary import FEW, WHOLE, Vocabulary
 from muomni.errors import ConfigError
 
-VERSION = 11
+VERSION = 12
 Size = Literal["tiny", "small", "tokens", "quick", "full"]
 Split = dict[str, int]
 
@@ -45,6 +45,7 @@ class Counts:
     scenes: Mix = picture_rows.SCENES
     asked: Mix = picture_rows.QUESTIONS
     draw: Split = field(default_factory=dict)
+    numbers: Split = field(default_factory=dict)
     sizes: tuple[str, ...] | None = None
 
     @property
@@ -121,7 +122,8 @@ _TOKENS = Counts(
     repeats=4,
     least=24,
     scenes=Mix((1,), 0.0),
-    draw=_split(6_000, 300),
+    draw=_split(16_000, 300),
+    numbers=_split(900, 120),
     sizes=("big",),
 )
 
@@ -191,6 +193,8 @@ def _make(out: Path, seed: int, size: Size, much: Counts) -> dict[str, Any]:
             rng, speakers, much.speak, words, repeats=much.repeats, least=much.least
         ),
     }
+    if much.numbers:
+        rows["numbers"] = speech_rows.number_rows(rng, speakers, much.numbers)
     with ThreadPoolExecutor(1) as beside:  # espeak's own process speaks while we write and draw
         speaking = beside.submit(utterance.speak, speakers.jobs, out)
         rows |= {

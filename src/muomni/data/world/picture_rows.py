@@ -40,13 +40,14 @@ class Picture:
     path: str
     content: Scene | Written
     key: tuple[int, ...]
+    style: render.Style = render.VARIED
 
     def draw(self, side: int) -> Image.Image:
         """The RGB picture (side, side)."""
         rng = np.random.default_rng(self.key)
         if isinstance(self.content, Written):
             return render.written(rng, self.content.text, self.content.colour, side)
-        return render.picture(rng, self.content, side)
+        return render.picture(rng, self.content, side, self.style)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,10 @@ def show_alone(
                 break  # all prompts of held-out pairs are there
             said.add(text)
             picture = Picture(
-                f"images/{name}-{split}-{index:05d}.png", scene, (seed, number, not is_training, index, 7)
+                f"images/{name}-{split}-{index:05d}.png",
+                scene,
+                (seed, number, not is_training, index, 7),
+                render.PLAIN,
             )
             drawings.append(
                 Drawing(Shown(picture, scene, Caption((claim(scene[0], vocabulary),)), split, held_out), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,31 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 
-def _paint(rng: np.random.Generator, thing: Thing) -> Colour:
+@dataclass(frozen=True)
+class Style:
+    """How far pictures of one scene differ.
+
+    spread  of sizes, places and turns, as a share of the widest
+    tint    of the ground, at most, in levels of 256
+    paint   how far a level of the paint may lie from that of its name
+    """
+
+    spread: float = 1.0
+    tint: int = 8
+    paint: int = 0
+
+
+VARIED = Style()
+# What is drawn on request: less that no word asks for is learned sooner. Paint that varies is for the pairs of colour
+# and shape that training lacks (docs/log.md).
+PLAIN = Style(spread=0.3, tint=0, paint=28)
+
+
+def _paint(rng: np.random.Generator, thing: Thing, style: Style) -> Colour:
     """The colour of an object. One without a name is any that is not nearest to the colour in which its shape
     is held out."""
+    if thing.colour and style.paint:
+        return _near(rng, thing.colour, style.paint)
     if thing.colour:
         return PAINT[thing.colour]
     held_out = next(colour for colour, shape in HELD_OUT_PAIRS if shape == thing.shape)
@@ -44,6 +67,17 @@ def _paint(rng: np.random.Generator, thing: Thing) -> Colour:
         red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
         nearest = min(PAINT, key=lambda name: math.dist(PAINT[name], (red, green, blue)))
         if nearest != held_out:
+            return (red, green, blue)
+
+
+def _near(rng: np.random.Generator, name: str, most: int) -> Colour:
+    """A colour that differs from a named one by at most so many levels, and from no other less; white stays
+    lighter than any ground."""
+    least = 239 if name == "white" else 0
+    while True:
+        moved = np.clip(np.array(PAINT[name]) + rng.integers(-most, most + 1, size=3), least, 255)
+        red, green, blue = (int(value) for value in moved)
+        if min(PAINT, key=lambda other: math.dist(PAINT[other], (red, green, blue))) == name:
             return (red, green, blue)
 
 
@@ -114,24 +148,24 @@ def _draw(
     canvas.line([*corners, corners[0], corners[1]], fill=_outline(paint), width=rim, joint="curve")
 
 
-def _ground(rng: np.random.Generator) -> Colour:
+def _ground(rng: np.random.Generator, most: int = VARIED.tint) -> Colour:
     """A grey or light background, a little tinted; never so light that white drowns, nor so dark that black
     does."""
     level = int(rng.integers(95, 216))
-    tint = rng.integers(-8, 9, size=3)
+    tint = rng.integers(-most, most + 1, size=3)
     return (level + int(tint[0]), level + int(tint[1]), level + int(tint[2]))
 
 
-def _layout(rng: np.random.Generator, scene: Scene) -> list[tuple[float, float, float]]:
+def _layout(rng: np.random.Generator, scene: Scene, spread: float) -> list[tuple[float, float, float]]:
     """(x, y, radius) of every object in widths: near its place, a few pixels off, apart from the others.
 
     Each failed try jitters less; without jitter every scene of scene.sample has room.
     """
-    for slack in np.linspace(1, 0, 30):
+    for slack in spread * np.linspace(1, 0, 30):
         spots = []
         for thing in scene:
             least, most = _RADIUS[thing.size]
-            radius = least + slack * (most - least) * rng.random()
+            radius = least + (0.5 * (1 - spread) + slack * rng.random()) * (most - least)
             across, down = _TOWARDS[thing.place]
             offset = 0.5 - 1.08 * radius - _BORDER - slack * 0.04 * rng.random()
             shake = slack * rng.uniform(-0.025, 0.025, size=2)
@@ -174,22 +208,22 @@ def radii(size: str) -> tuple[float, float]:
     return _RADIUS[size]
 
 
-def picture(rng: np.random.Generator, scene: Scene, side: int) -> Image.Image:
+def picture(rng: np.random.Generator, scene: Scene, side: int, style: Style = VARIED) -> Image.Image:
     """An RGB picture (side, side) of a scene, anti-aliased."""
     large = side * _OVERSAMPLE
-    ground = _ground(rng)
+    ground = _ground(rng, style.tint)
     image = Image.new("RGB", (large, large), ground)
     canvas = ImageDraw.Draw(image)
-    for thing, (x, y, radius) in zip(scene, _layout(rng, scene), strict=True):
+    for thing, (x, y, radius) in zip(scene, _layout(rng, scene, style.spread), strict=True):
         _draw(
             canvas,
             thing,
             x * large,
             y * large,
             radius * large,
-            float(rng.uniform(-0.1, 0.1)),
+            style.spread * float(rng.uniform(-0.1, 0.1)),
             ground,
-            _paint(rng, thing),
+            _paint(rng, thing, style),
         )
     return image.reduce(_OVERSAMPLE)
 

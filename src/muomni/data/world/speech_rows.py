@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,19 +199,39 @@ def speak_rows(
         ),
         "valid": Sentences(rng, vocabulary).many(counts["valid"], held_out=True),
     }
+    return _answered(speakers, "speak", texts)
+
+
+def number_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int]) -> list[Row]:
+    """The voice that answers says one to three digits, one after the other: "seven two nine".
+
+    Training has each digit alone four times, and of longer strings those that the valid split lacks; there may be
+    fewer than asked.
+    """
+    digits = NUMBERS[:10]
+    strings = [" ".join(each) for length in (2, 3) for each in itertools.product(digits, repeat=length)]
+    order = [strings[place] for place in rng.permutation(len(strings))]
+    valid = order[: counts["valid"]]
+    longer = order[counts["valid"] :][: max(0, counts["train"] - 4 * len(digits))]
+    train = [*digits] * 4 + longer if counts["train"] else []
+    return _answered(speakers, "number", {"train": train, "valid": valid})
+
+
+def _answered(speakers: Speakers, task: str, texts: Mapping[str, Sequence[str]]) -> list[Row]:
+    """The voice that answers says texts, which the user gives."""
     rows = []
     for split in ("train", "valid"):
         for index, text in enumerate(texts[split]):
-            part = speakers.answer(text, f"audio/speak-{split}-{index:05d}.wav")
+            part = speakers.answer(text, f"audio/{task}-{split}-{index:05d}.wav")
             messages = [
                 message("user", text),
                 {"role": "assistant", "content": [{"type": "text", "text": text}, part]},
             ]
             rows.append(
                 {
-                    "id": f"speak-{split}-{index:05d}",
+                    "id": f"{task}-{split}-{index:05d}",
                     "group": text,
-                    "task": "speak",
+                    "task": task,
                     "split": split,
                     "messages": messages,
                     "extra": {"text": text},
