@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -268,3 +269,18 @@ def test_number_rows_hold_out_strings_of_digits_and_say_each_digit() -> None:
         assert any(digit in text.split() for text in texts["valid"])
     assert all(1 <= len(text.split()) <= 3 for texts_of in texts.values() for text in texts_of)
     assert all(row["messages"][0]["content"] == row["extra"]["text"] for row in rows)
+
+
+def test_prompts_to_draw_are_new_sentences_half_of_them_about_new_pairs() -> None:
+    vocabulary = importlib.import_module("muomni.data.world.build").counts("tokens").pictured
+    drawings = picture_rows.show_alone(1, "draw", 13, {"train": 2_000, "valid": 300}, vocabulary)
+    prompts = {
+        split: [one.prompt for one in drawings if one.shown.split == split] for split in ("train", "valid")
+    }
+    assert len(prompts["train"]) == 2_000
+    assert not {*prompts["train"]} & {*prompts["valid"]}
+    assert not any(lexicon.is_held_out(prompt) for prompt in prompts["train"])
+    assert len(set(prompts["valid"])) == len(prompts["valid"])
+    new_pairs = [bool(lexicon.pairs(prompt) & lexicon.HELD_OUT_PAIRS) for prompt in prompts["valid"]]
+    assert new_pairs == [one.shown.held_out for one in drawings if one.shown.split == "valid"]
+    assert min(sum(new_pairs), len(new_pairs) - sum(new_pairs)) >= 100

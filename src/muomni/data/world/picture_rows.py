@@ -18,6 +18,7 @@ from muomni.data.world.vocabulary import WHOLE, Vocabulary
 Row = dict[str, Any]
 MOST_TRIES = 200
 SEEN_SHARE = 0.2  # of the valid pictures shows seen pairs only, for comparison; marked in extra
+SEEN_DRAWN = 0.5  # the same of prompts to draw, which are new sentences about seen pairs
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def show_alone(
     """Pictures of one object each, with a prompt that says its colour and shape, and its size and place half
     of the time.
 
-    Training knows seen pairs only. Of the valid prompts, no two are alike, and none stands in training; there
+    Training knows seen pairs only, and no sentence that is held out. Of the valid prompts no two are alike; there
     may be fewer than asked.
     """
     drawings: list[Drawing] = []
@@ -156,14 +157,14 @@ def show_alone(
         is_training = split == "train"
         rng = np.random.default_rng((seed, number, not is_training))
         for index in range(number_of):
+            held_out = not is_training and rng.random() >= SEEN_DRAWN
             for _ in range(MOST_TRIES):
-                held_out = not is_training and rng.random() >= SEEN_SHARE
                 scene = sample(rng, 1, held_out=held_out, vocabulary=vocabulary)
                 text = _asked(rng, scene[0], vocabulary)
-                if is_training or text not in said:
+                if is_held_out(text) != is_training and (is_training or text not in said):
                     break
             else:
-                break  # all prompts of held-out pairs are there
+                continue  # all prompts of this kind are there
             said.add(text)
             picture = Picture(
                 f"images/{name}-{split}-{index:05d}.png",
