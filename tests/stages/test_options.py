@@ -384,6 +384,7 @@ OWN["rows"] = {
     "special_size": Case(16),
     "spread": Case(0.5),
 }
+DRAWING = {"tasks": {"t2i": 1.0}, "max_steps": 1}
 OWN["mmpt"] = {
     **TOKENS,
     "rows.name": Case("another_rows"),
@@ -403,7 +404,16 @@ OWN["mmpt"] = {
         refused(["caption"], tasks={"t2i": 1.0}),
     ],
     "writing": [
-        Case({"image": {"temperature": 2.0}}, {"tasks": {"t2i": 1.0}, "max_steps": 1}),
+        Case({"image": {"temperature": 2.0}}, DRAWING),
+        *(
+            Case(
+                {"image": {"temperature": 2.0, **how}},
+                {**DRAWING, "writing": {"image": {"temperature": 2.0}}},
+            )
+            for how in ({"top_k": 2}, {"top_p": 0.1}, {"seed": 3})
+        ),
+        Case({"image": {"guidance": 3.0}}, {**DRAWING, "drop_prompts": 0.5}),
+        Case({"audio": {"temperature": 2.0}}, {**DRAWING, "tasks": {"t2a": 1.0}}),
         refused({"image": {"temperature": 2.0}}, tasks={"t2a": 1.0}),
         refused({"image": {"guidance": 2.0}}, tasks={"t2i": 1.0}),  # without drop_prompts
         refused({"audio": {"repetition_penalty": 2.0}}, tasks={"t2a": 1.0}),
@@ -439,7 +449,7 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
     for name, info in model.model_fields.items():
         kinds = [info.annotation, *get_args(info.annotation)]
         part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if part is not None and get_origin(info.annotation) is not list:
+        if part is not None and get_origin(info.annotation) not in (list, dict):
             yield from fields_of(part, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info.annotation
