@@ -143,23 +143,50 @@ def test_speak_takes_a_reference_with_and_without_its_words(
     assert " s -> " in capsys.readouterr().err
 
 
-def test_codes_are_made_once(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: Any) -> Any:
-        raise AssertionError("a sound was encoded again")
-        yield
+def test_sounds_are_encoded_once_by_what_they_hold(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start, a renamed and a copied clip encode nothing; another sound of equal size and time is new."""
+    asked: list[int] = []
+    true = voice.encoded
 
+    def counted(parts: Any, *how: Any) -> Any:
+        asked.append(len(parts))
+        return true(parts, *how)
+
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
     recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
     entry = recipe.stages["voice"]
+    source = entry.settings.data[0].model_copy(update={"path": str(data / "manifest.json")})
+    settings = entry.settings.model_copy(update={"data": [source]})
+    monkeypatch.setattr(voice, "encoded", counted)
 
     def build() -> Any:
         machine = Runtime(torch.device("cpu"), torch.float32)
-        return stage.build(entry.stage, entry.settings, run / "voice", {}, recipe.base, machine)
+        return stage.build(entry.stage, settings, run / "voice", {}, recipe.base, machine)
 
-    monkeypatch.setattr(voice, "encoded", nothing)
-    assert len(build().sides["train"].row(build().corpus.train[0]).sounds) == 2
-    os.utime(folder / "data" / "train-one0.wav")
-    with pytest.raises(AssertionError, match="encoded again"):
-        build()
+    made = build()
+    assert asked == [], "other places, other times, the same sounds"
+    before = made.sides["train"].row(made.corpus.train[0]).codes_KT
+    manifest = data / "manifest.json"
+    (data / "train-one0.wav").rename(data / "renamed.wav")
+    shutil.copy(data / "train-two0.wav", data / "copy.wav")
+    text = manifest.read_text().replace("train-one0.wav", "renamed.wav")
+    rows = json.loads(text)
+    for extra in (rows[0], rows[1]):
+        row = json.loads(json.dumps(extra).replace("train-two0.wav", "copy.wav"))
+        rows.append({**row, "id": f"again-{row['id']}"})
+    manifest.write_text(json.dumps(rows))
+    made = build()
+    assert asked == []
+    assert torch.equal(made.sides["train"].row(made.corpus.train[0]).codes_KT, before)
+    clip = data / "renamed.wav"
+    times, content = clip.stat(), bytearray(clip.read_bytes())
+    content[-400:] = bytes(400)
+    clip.write_bytes(content)
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    build()
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -248,8 +248,12 @@ class VoiceTraining(Training[VoiceSettings]):
             Sample(id=str(number), group=str(number), messages=[Message(role="assistant", content=[part])])
             for number, part in enumerate(parts)
         ]
-        made = encoded(parts, self.codec, self.inputs.run.device)
-        clips = coded.build(self.inputs.coded, alone, ["voice", self.codec.digest], made)
+        codec, device = self.codec, self.inputs.run.device
+
+        def code(chosen: Sequence[Sample]) -> Iterator[tuple[int, TalkerItem | DataError]]:
+            return encoded([sample.speech[0] for sample in chosen], codec, device)
+
+        clips = coded.build(self.inputs.coded, alone, ["voice", codec.digest], code)
         most = min(self.settings.max_seq_len or self.model.ctx_len, self.model.ctx_len)
         return VoiceRows(samples, self.tokenizer, self.tokens, Clips(parts, clips.items), most)
 
