@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soxr
 import torch
 
 import tiny_higgs
 import voice_manifest
 from muomni import cli, inspection
+from muomni.data.sample import AudioPart
 from muomni.errors import DataError, GateRed, ShapeError
 from muomni.evaluate import certificate
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.infer.voice import open_cloner
 from muomni.media import audio
+from muomni.models import store
+from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.planning import forecast, walk
 from muomni.report import explain
@@ -226,6 +230,24 @@ def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_pa
     assert "book 7" in explain.of_stage(recipe, "voice", SampleChoice(index=2))
 
 
+def test_sounds_of_other_rates_are_resampled_and_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = open_codec(folder / "base" / "codec", 8)
+    wave = voice_manifest.wave("four", 0)
+    parts = []
+    for rate_hz in (24_000, 16_000, 16_000, 48_000):
+        path = tmp_path / f"{len(parts)}.wav"
+        audio.write(path, soxr.resample(wave, 24_000, rate_hz), rate_hz)
+        parts.append(AudioPart(path=str(path)))
+    monkeypatch.setattr(store, "_TOLD", set())
+    made = dict(voice.encoded(parts, codec, torch.device("cpu")))
+    assert {item.codes_KF.shape for item in made.values()} == {(8, 13)}  # type: ignore[union-attr]
+    line = "3 of 4 sounds are resampled to 24000 Hz: 2 of 16000 Hz, 1 of 48000 Hz; 2 of a lower rate have"
+    assert capsys.readouterr().err.count(line) == 1
+    assert voice.describe_resampled({24_000: 4}, 24_000) == ""
+
+
 def _without_wav(folder: Path) -> list[str]:
     (folder / "data" / "train-one0.wav").unlink()
     return []
@@ -257,8 +279,30 @@ def _of_other_books(folder: Path) -> list[str]:
     return ["--codec", str(folder / "other")]
 
 
+def _of_another_rate(folder: Path) -> list[str]:
+    """Each row states the rate that its files should have; one file has another."""
+    path = folder / "data" / "manifest.json"
+    path.write_text(json.dumps([{**row, "sample_rate": 24_000} for row in json.loads(path.read_text())]))
+    audio.write(folder / "data" / "train-one0.wav", voice_manifest.wave("one", 0), 16_000)
+    return []
+
+
+def _unfilled(folder: Path) -> list[str]:
+    path = folder / "data" / "manifest.json"
+    rows = json.loads(path.read_text())
+    for row in rows[:4]:
+        row["messages"][-1]["content"] = "<|AUDIO_OUT|>"
+    path.write_text(json.dumps(rows))
+    return []
+
+
 FAULTS = {
     "a missing wav": (_without_wav, "train-one0.wav"),
+    "a wrong rate": (
+        _of_another_rate,
+        "train-one0.wav: expected 24000 Hz, as its row states, got 16000 Hz",
+    ),
+    "an unfilled placeholder": (_unfilled, "<|AUDIO_OUT|>"),
     "text alone": (_text_only, "no sound of the assistant's"),
     "a missing tensor": (_headless, "missing text_lm_head.weight"),
     "no codec": (_without_codec, "--codec is missing"),

@@ -13,7 +13,7 @@ from muomni.config import is_set
 from muomni.data import parquet, shards, streams, tables, template, trees
 from muomni.data.layouts import chat, cuts, fields, instructions, media
 from muomni.data.reading import Reading
-from muomni.data.sample import FIELDS, Quick, Sample
+from muomni.data.sample import FIELDS, RATES, Quick, Sample
 from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
@@ -28,7 +28,7 @@ LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 READ_EXTRA = frozenset(
-    {"names", "text", "words", "kind", "kinds", "speaker", "start_index"}
+    {"names", "text", "words", "kind", "kinds", "speaker", "start_index", *RATES}
 )  # keys beside ours that somebody reads from `extra`
 
 

@@ -3,6 +3,7 @@ recordings."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import CAUSAL, LABELS, SIGHT, held_out_gap
 from muomni.infer.voice import NOTE, Cloner, tokens_of
-from muomni.models import lora, pretrained
+from muomni.models import lora, pretrained, store
 from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.models.lora import LoraSettings
@@ -155,16 +156,36 @@ def encoded(
     """
     window: dict[int, Tensor | DataError] = {}
     held = 0
+    rates: Counter[int] = Counter()  # of the files, in Hz
     for number, part in enumerate(parts):
         try:
-            wave_S = read(part, codec).values
-            window[number], held = wave_S, held + wave_S.nbytes
+            medium = read(part, codec)
+            window[number], held = medium.values, held + medium.values.nbytes
+            rates[int(medium.about["file_rate_hz"])] += 1
         except DataError as error:
             window[number] = error
         if held < HELD_BYTES and number + 1 < len(parts):
             continue
         yield from _coded(window, codec, device)
         window, held = {}, 0
+    if resampled := describe_resampled(rates, codec.sample_rate_hz):
+        store.say_once(resampled)
+
+
+def describe_resampled(rates: Mapping[int, int], rate_hz: int | None) -> str:
+    """How many sounds are not of the rate that a codec takes, a line; "" where all are.
+
+    Takes   rates: sounds by the rate of their file, in Hz.
+    """
+    others = {rate: count for rate, count in sorted(rates.items()) if rate != rate_hz}
+    if not others:
+        return ""
+    named = ", ".join(f"{count} of {rate} Hz" for rate, count in others.items())
+    lower = sum(count for rate, count in others.items() if rate_hz is not None and rate < rate_hz)
+    low = f"; {lower} of a lower rate have nothing above half of it" if lower else ""
+    return (
+        f"{sum(others.values())} of {sum(rates.values())} sounds are resampled to {rate_hz} Hz: {named}{low}"
+    )
 
 
 def _coded(
