@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import soxr
 import torch
+from safetensors.torch import load_file
 
 import tiny_higgs
 import voice_manifest
@@ -128,7 +129,60 @@ def test_it_is_exported_merged_for_the_library(
     assert Higgs.open(out).books == 8
     assert json.loads((out / "origin.json").read_text())["stage"] == "voice"
     assert cli._exit_code(["export", str(run), "--to", "omni", "--out", str(tmp_path / "other")]) == 2
-    assert "exported for transformers" in capsys.readouterr().err
+    assert "for transformers or in its makers' layout" in capsys.readouterr().err
+
+
+def same_scores(one: Higgs, two: Higgs, atol: float) -> bool:
+    """Whether two models give the same scores of words."""
+    ids = torch.randint(0, 250, (1, 12), generator=torch.Generator().manual_seed(0))
+    columns = torch.cat([ids[:, None], torch.full((1, 8, 12), -1)], 1)
+    with torch.no_grad():
+        states = [model.hidden(model.embed(columns), is_audio_BT=model.is_audio(ids)) for model in (one, two)]
+        scores = [model.network.text_lm_head(x_BTD) for model, x_BTD in zip((one, two), states, strict=True)]
+    return torch.allclose(*scores, rtol=0, atol=atol)
+
+
+def test_it_is_exported_in_its_makers_layout_with_the_adapter_beside_it(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "boson"
+    assert cli._exit_code(["export", str(run), "--to", "boson", "--out", str(out)]) == 0
+    names = load_file(out / "model.safetensors").keys()
+    tiny_higgs.original(folder / "base", tmp_path / "original")
+    assert names == load_file(tmp_path / "original" / "model.safetensors").keys() - {"audio_codebook_weights"}
+    tuned = open_cloner(run).model
+    assert same_scores(Higgs.open(out), tuned, 1e-5)
+    assert not same_scores(Higgs.open(folder / "base"), tuned, 1e-3)
+    # The adapter fits the makers' module names: put beside the untuned base under these, it is the merged one.
+    adapter = load_file(out / "lora" / "adapter_model.safetensors")
+    about = json.loads((out / "lora" / "adapter_config.json").read_text())
+    untuned, merged = (load_file(place / "model.safetensors") for place in (tmp_path / "original", out))
+    names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapter}
+    assert len(names) == 20
+    for name in names:
+        assert any(name.endswith(target) for target in about["target_modules"])
+        a, b = (adapter[f"base_model.model.{name}.lora_{which}.weight"] for which in "AB")
+        delta = about["lora_alpha"] / about["r"] * (b @ a)
+        torch.testing.assert_close(untuned[f"{name}.weight"] + delta, merged[f"{name}.weight"])
+
+
+@pytest.mark.slow
+def test_a_base_in_its_makers_layout_is_tuned_and_written_in_both(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    tiny_higgs.original(folder / "base", tmp_path / "hub" / "base")
+    shutil.copytree(folder / "base" / "codec", tmp_path / "hub" / "audio")
+    places = ["--subfolder", "base", "--codec", str(tmp_path / "hub"), "--codec_subfolder", "audio"]
+    made = command(folder, tmp_path / "run", *places, "--base_ckpt", str(tmp_path / "hub"))
+    assert cli._exit_code(made) == 0
+    for layout in ("hf", "boson"):
+        out = tmp_path / layout
+        assert cli._exit_code(["export", str(tmp_path / "run"), "--to", layout, "--out", str(out)]) == 0
+        assert same_scores(Higgs.open(out), open_cloner(tmp_path / "run").model, 1e-5)
+    library = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration
+    _, report = library.from_pretrained(tmp_path / "hf", use_text_head=True, output_loading_info=True)
+    assert not any(report.values())
+    config = json.loads((tmp_path / "boson" / "config.json").read_text())
+    assert config == json.loads((tmp_path / "hub" / "base" / "config.json").read_text())
 
 
 def test_speak_takes_a_reference_with_and_without_its_words(
@@ -305,6 +359,12 @@ FAULTS = {
     "an unfilled placeholder": (_unfilled, "<|AUDIO_OUT|>"),
     "text alone": (_text_only, "no sound of the assistant's"),
     "a missing tensor": (_headless, "missing text_lm_head.weight"),
+    "no subfolder": (
+        lambda folder: ["--subfolder", "nowhere", "--codec", str(folder / "base" / "codec")],
+        "subfolder 'nowhere' is no folder in",
+    ),
+    "a place of no codec": (lambda _: ["--codec_subfolder", "x"], "--codec_subfolder has no effect"),
+    "a revision of a folder": (lambda _: ["--revision", "main"], "revision has no effect"),
     "no codec": (_without_codec, "--codec is missing"),
     "another codec": (_of_other_books, "8 books of 16 codes, the model speaks 8 of 32"),
     "an unknown group": (lambda _: ["--set", "lora.groups=[ffn]"], "lora.groups"),

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from muomni.errors import CheckpointError, ConfigError, ContextError
 from muomni.infer.decode import decode
 from muomni.infer.export import ORIGIN, TOKENIZER
 from muomni.infer.sampling import SamplingConfig, pick
-from muomni.models import integrity, lora, reference, store
+from muomni.models import higgs_layout, integrity, lora, reference, store
 from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.nn.head import Ranges
@@ -231,25 +231,53 @@ def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Clone
     return Cloner(model, tokenizer, tokens_of(model, tokenizer, codec), codec)
 
 
-def export_merged(final: Path, out: Path, certificate: Mapping[str, Any]) -> None:
-    """The base with its adapter merged, as a folder that transformers and `Higgs.open` open, whole or not at all;
-    `origin.json` says where it comes from.
+Layout = Literal["hf", "boson"]
+
+
+def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout: Layout = "hf") -> None:
+    """The base with its adapter merged, as a folder that `Higgs.open` opens, whole or not at all; `origin.json` says
+    where it comes from.
+
+    hf     as transformers writes it
+    boson  as the makers of Higgs Audio v2 do (model_type `higgs_audio`); beside it `lora/`, the adapter in PEFT's
+           files under their names
 
     Takes   final: of stage voice; out: a new or an empty folder; certificate: of the stage.
-    Raises  CheckpointError as `open_cloner`.
+    Raises  CheckpointError as `open_cloner`; ConfigError for books that the layout can't say.
     """
-    model = open_cloner(final).model
+    cloner = open_cloner(final)
     note = files.read_json(final / NOTE)
-    base = reference.find(note["base"], final)[1]
+    network, base = reference.find(note["base"], final)
+    is_original = store.read_config(base)["model_type"] == higgs_layout.MODEL_TYPE
     with torch.no_grad():
-        tensors = {name: tensor.contiguous() for name, tensor in lora.merged_tensors(model).items()}
+        tensors = lora.merged_tensors(cloner.model)
+    if network.dtype == "auto":  # in the format of the base's files, whatever this machine computes in
+        stored = store.stored_format(base)
+        tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
+    dtype = tensors["text_lm_head.weight"].dtype
     with files.fresh_folder(out) as part:
-        for name in (store.CONFIG, *TOKENIZER):
+        for name in TOKENIZER:
             if (base / name).is_file():
                 shutil.copyfile(base / name, part / name)
+        if is_original == (layout == "boson"):
+            shutil.copyfile(base / store.CONFIG, part / store.CONFIG)
+        elif is_original:
+            config = cloner.model.config
+            files.write_json(part / store.CONFIG, {**config.to_dict(), "dtype": _spelled(dtype)})
+        else:
+            content = higgs_layout.original_config(cloner.model.config, cloner.tokenizer, dtype)
+            files.write_json(part / store.CONFIG, content)
+        if layout == "boson":
+            tensors = higgs_layout.to_original(tensors)
+            lora.renamed(final, part / "lora", higgs_layout.original_name)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
         origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
         files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:
