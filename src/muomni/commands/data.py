@@ -317,6 +317,7 @@ def formats() -> None:
         "ljspeech": "LJSpeech's folder: metadata.csv (id|text|as read) beside wavs/",
         "librispeech": "LibriSpeech's folder: SPEAKER/CHAPTER/*.trans.txt beside flac",
         "vctk": "VCTK's folder: txt/SPEAKER/*.txt beside wav48_silence_trimmed/ or wav48/",
+        "higgs": "sets of Higgs Audio trainers: metadata.json (audio_file, transcript_file, speaker_id) beside its files",
         "rows": "rows of JSON, csv, tsv, parquet or WebDataset's tars, by their columns or the source's template",
     }
     from muomni.data.formats import READERS

@@ -498,6 +498,8 @@ def librispeech(path: Path, source: Source) -> Rows:
 def listing(path: Path) -> Path:
     """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else
     itself."""
+    if path.is_dir() and trees.is_higgs(path):
+        return path / trees.HIGGS_TABLE
     tables = shards.parts(path) if path.is_dir() else []
     return tables[0] if len(tables) == 1 and tables[0].name in trees.TABLES else path
 
@@ -556,6 +558,28 @@ def vctk(path: Path, source: Source) -> Rows:
     yield from enumerate(trees.vctk(path, source.prompt), start=1)
 
 
+def higgs(path: Path, source: Source) -> Rows:
+    """Sets of Higgs Audio trainers: the folder, or its metadata.json, beside sounds and texts."""
+    table = listing(path)
+    try:
+        content = decode_json(table.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError("undecodable", f"{table}: expected UTF-8: {error.reason}") from error
+    except DataError as error:
+        raise DataError(error.reason, f"{table}: {error.message}") from error
+    samples = content.get("samples") if isinstance(content, dict) else None
+    if not isinstance(samples, list):
+        raise DataError("bad_row", f"{table}: expected an object with a list of samples, got none")
+    for number, row in enumerate(samples, start=1):
+        try:
+            sample, used = trees.higgs(row, table.parent)
+        except DataError as error:
+            yield number, error
+            continue
+        whence = "person" if "group" in sample else ""
+        yield number, Reading(sample, used, left_of(row, used), whence)
+
+
 READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "text": text,
     "samples": samples,
@@ -571,6 +595,7 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "ljspeech": ljspeech,
     "librispeech": librispeech,
     "vctk": vctk,
+    "higgs": higgs,
     "rows": rows,
 }
 
@@ -593,6 +618,7 @@ USES: dict[Format, set[str]] = {
     "ljspeech": set(),
     "librispeech": {"prompt"},
     "vctk": {"prompt"},
+    "higgs": set(),
     "rows": {"root", "captions_as_text", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 
@@ -624,6 +650,8 @@ def sniff(path: Path, source: Source) -> Format:
     suffix = kind(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
+    if trees.is_higgs(path):
+        return "higgs"
     if path.is_dir() and not shards.is_whole(path):
         if not shards.is_set(path) and trees.is_librispeech(path):
             return "librispeech"

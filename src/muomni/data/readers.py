@@ -428,6 +428,8 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     # they were.
     unasked = {name for name in ("captions_as_text", "class_name", "ignore") if not getattr(source, name)}
     settings = config.first_names(source.model_dump(exclude={"path", "root", *unasked}), type(source))
+    if not path.is_dir() and trees.is_higgs(path):
+        path = path.parent  # its words stand in files beside it
     if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]
