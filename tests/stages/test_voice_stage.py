@@ -199,6 +199,19 @@ def test_speak_takes_a_reference_with_and_without_its_words(
         wave = audio.read(str(out), 24_000)
         assert len(wave) > 0
     assert " s -> " in capsys.readouterr().err
+    two = ["--reference", f"anna={heard}", "--reference", f"bo={folder / 'data' / 'valid-two1.wav'}"]
+    out = tmp_path / "two.wav"
+    how = ["--temperature", "1", "--seed", "3", "--out", str(out)]
+    assert cli._exit_code(["speak", str(run), "[anna] one [bo] two", *two, *how]) == 0
+    assert len(audio.read(str(out), 24_000)) > 0
+    for faulty, message in (
+        ([*two[:2], "--reference", heard], "a name of its own for each of 2 references"),
+        ([*two, "--transcript", "two"], "a transcript for each of 2 references"),
+        (["--transcript", "two"], "--transcript has an effect with --reference"),
+        (["--reference", "anna=nowhere.wav"], "nowhere.wav: expected a sound"),
+    ):
+        assert cli._exit_code(["speak", str(run), "[anna] one [bo] two", *faulty, *how]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_sounds_are_encoded_once_by_what_they_hold(

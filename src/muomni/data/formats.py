@@ -28,7 +28,7 @@ LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 READ_EXTRA = frozenset(
-    {"names", "text", "words", "kind", "kinds", "speaker", "start_index", *RATES}
+    {"names", "text", "words", "kind", "kinds", "speaker", "speakers", "start_index", *RATES}
 )  # keys beside ours that somebody reads from `extra`
 
 
@@ -260,9 +260,12 @@ def samples(path: Path, source: Source) -> Rows:
             turns, used, left = chat.messages(row, ignored)
             sample = _asked({**row, "messages": turns}, source)
         sample = {key: value for key, value in sample.items() if key in FIELDS or key not in used}
-        notes, whence = about.complete(
-            sample, {key: value for key, value in row.items() if key not in FIELDS}
-        )
+        rest = {key: value for key, value in row.items() if key not in FIELDS}
+        if several := _speakers(
+            rest
+        ):  # of one conversation: together they are what must not straddle a split
+            sample.setdefault("group", several)
+        notes, whence = about.complete(sample, rest)
         used = [key for key in row if key in FIELDS or key in used or key in notes or key in READ_EXTRA]
         whence = "group" if sample.get("group") is not None and whence == "" else whence
         left = {**left_of(row, used), **left}
@@ -277,6 +280,16 @@ def samples(path: Path, source: Source) -> Rows:
     yield from each(
         path, source, convert, Quick() if source.prompt is None and source.class_name is None else None
     )
+
+
+def _speakers(rest: dict[str, Any]) -> str:
+    """The names of a conversation's speakers as one group, "" where they are not several; `rest` then has them no
+    more, since as the name of one person they can't be read."""
+    named = rest.get("speakers")
+    if not isinstance(named, list) or len(named) < 2:
+        return ""
+    del rest["speakers"]
+    return " + ".join(sorted(map(str, named)))
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:

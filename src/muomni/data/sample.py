@@ -450,6 +450,8 @@ def _part(part: Any) -> Any:
             audio_part["start"] = _seconds("offset", offset)
         if isinstance(length, int | float) and length > 0:
             audio_part["end"] = audio_part.get("start", 0.0) + _seconds("duration", length)
+        if isinstance(speaker := part.get("speaker"), str | int) and not isinstance(speaker, bool):
+            audio_part["speaker"] = str(speaker)
         return audio_part
     if (
         kind in ("image", "audio") and "path" not in part

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from muomni import files
 from muomni.data.sample import AudioPart, Sample, parse
+from muomni.data.speaker_tags import SPEAKERS
 from muomni.data.tokenized.encode import read
 from muomni.data.voice_rows import VoiceRow, VoiceTokens, prompt
 from muomni.errors import CheckpointError, ConfigError, ContextError
@@ -190,18 +191,54 @@ class Cloner:
         return sound
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A sound of a voice: what it says, None: nobody wrote it down; and whose it is, None: the one of the text."""
+
+    sound: str
+    transcript: str | None = None
+    speaker: str | None = None
+
+
 def conversation(text: str, reference: str | Path | None = None, transcript: str | None = None) -> Sample:
     """The conversation that asks for a text, with a reference voice as an earlier turn of the assistant's.
 
     Takes   transcript: what the reference says; None: it stands in the user's own turn, before the text.
     """
-    sound = [] if reference is None else [{"type": "audio", "path": str(reference)}]
+    return dialogue(text, [] if reference is None else [Reference(str(reference), transcript)])
+
+
+def dialogue(text: str, references: Sequence[Reference]) -> Sample:
+    """The conversation that asks for a text of one speaker or of several, whose names stand in it in brackets.
+
+    References of which it is known what they say are earlier turns; else they stand in the user's own turn, before
+    the text. The speakers are numbered in the order of their references.
+
+    Raises  ConfigError where some transcripts are missing, or names of several speakers.
+    """
+    names = [each.speaker for each in references if each.speaker is not None]
+    if len(references) > 1 and (len(names) < len(references) or len(set(names)) < len(names)):
+        raise ConfigError(
+            f"expected a name of its own for each of {len(references)} references, got {', '.join(names) or 'none'}"
+        )
+    told = [each.transcript for each in references if each.transcript is not None]
+    if told and len(told) < len(references):
+        raise ConfigError(f"expected a transcript for each of {len(references)} references, got {len(told)}")
     messages: list[dict[str, Any]] = []
-    if sound and transcript is not None:
-        messages += [{"role": "user", "content": transcript}, {"role": "assistant", "content": sound}]
-        sound = []
-    messages.append({"role": "user", "content": [*sound, {"type": "text", "text": text}] if sound else text})
-    return parse({"id": "speak", "messages": messages})
+    before: list[dict[str, Any]] = []
+    for each in references:
+        sound = {"type": "audio", "path": each.sound} | ({"speaker": each.speaker} if each.speaker else {})
+        if told:
+            turn = {"role": "user", "content": each.transcript}
+            messages += [turn, {"role": "assistant", "content": [sound]}]
+        else:
+            line = [{"type": "text", "text": "\n"}] if len(references) > 1 else []
+            before += [sound, *line]
+    messages.append(
+        {"role": "user", "content": [*before, {"type": "text", "text": text}] if before else text}
+    )
+    speakers = {SPEAKERS: names} if names else {}
+    return parse({"id": "speak", "messages": messages, "start_index": len(messages), **speakers})
 
 
 def find(folder: Path | str) -> Path | None:
