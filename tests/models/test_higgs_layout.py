@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,30 @@ def test_it_is_read_strictly(base: Path, tmp_path: Path, name: str) -> None:
         Higgs.open(tmp_path / "original")
 
 
-@pytest.mark.parametrize("changes", [{"encode_whisper_embed": True}, {"encode_audio_in_tokens": False}])
+def test_a_tower_in_the_librarys_layout_is_named_too(base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.audio_tower.conv1.weight"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"relies on Whisper conditioning: model\.audio_tower"):
+        Higgs.open(folder)
+
+
+def test_a_librarys_config_that_asks_for_whisper_is_told(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_TOLD", set())
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "encode_whisper_embed": True}))
+    Higgs.open(folder)
+    assert capsys.readouterr().err.count("asks for Whisper conditioning") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encode_whisper_embed": True}, {"encode_audio_in_tokens": False}, {"skip_audio_tower": False}],
+)
 def test_a_config_that_asks_for_whisper_is_told(
     base: Path,
     tmp_path: Path,

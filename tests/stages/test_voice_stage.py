@@ -315,6 +315,29 @@ def test_sounds_of_other_rates_are_resampled_and_counted(
     assert voice.describe_resampled({24_000: 4}, 24_000) == ""
 
 
+def test_rows_that_ask_for_whisper_are_counted(
+    run: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+    rows = json.loads((data / "manifest.json").read_text())
+    for row in rows[:3]:
+        row["misc"] = {"encode_whisper_embed": True}
+    (data / "manifest.json").write_text(json.dumps(rows))
+    recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
+    entry = recipe.stages["voice"]
+    source = entry.settings.data[0].model_copy(update={"path": str(data / "manifest.json")})
+    settings = entry.settings.model_copy(update={"data": [source]})
+    monkeypatch.setattr(store, "_TOLD", set())
+    machine = Runtime(torch.device("cpu"), torch.float32)
+    stage.build(entry.stage, settings, run / "voice", {}, recipe.base, machine)
+    line = "voice: 3 rows ask for Whisper conditioning (encode_whisper_embed): it is off"
+    assert capsys.readouterr().err.count(line) == 1
+
+
 def _without_wav(folder: Path) -> list[str]:
     (folder / "data" / "train-one0.wav").unlink()
     return []

@@ -119,6 +119,17 @@ def first_taught(sample: Sample) -> int:
     return start or 0
 
 
+def asks_for_whisper(sample: Sample) -> str:
+    """The key by which a row asks for Whisper conditioning (a feature file, a switch that is on), "" where none
+    does. Rows are rendered without: references are heard by their codes alone."""
+    misc = sample.extra.get("misc")
+    for key, value in {**(misc if isinstance(misc, dict) else {}), **sample.extra}.items():
+        name = key.casefold().replace("-", "_")
+        if value and ("whisper" in name or name in ("audio_features", "input_features")):
+            return str(key)
+    return ""
+
+
 class _Builder:
     """A row as it grows."""
 

@@ -100,11 +100,14 @@ class Higgs(CausalLM):
                 holds one that has no place, or is torn; ConfigError where the extra `hf` is not installed.
         """
         folder = Path(folder)
-        kind = store.read_config(folder).get("model_type")
+        content = store.read_config(folder)
+        kind = content.get("model_type")
         if kind not in (MODEL_TYPE, higgs_layout.MODEL_TYPE):
             raise CheckpointError(
                 f"{folder}: expected model_type {MODEL_TYPE} or {higgs_layout.MODEL_TYPE}, got {kind!r}"
             )
+        higgs_layout.refuse_tower(store.tensor_names(folder), str(folder))
+        higgs_layout.tell_whisper(content, str(folder / store.CONFIG))
         how: dict[str, Any] = {"device": device, "dtype": dtype, "is_whole": True, "use_text_head": True}
         if kind == higgs_layout.MODEL_TYPE:
             tensors = higgs_layout.to_library(store.read_tensors(folder), str(folder))

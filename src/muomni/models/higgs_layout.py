@@ -4,7 +4,7 @@ transformers' class, and back."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,34 @@ def original_name(name: str) -> str:
     return name
 
 
-def to_library(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of its makers' files under the library's names.
-
-    Raises  CheckpointError for a half of a table without the other one, and for those of Whisper's encoder, which
-            the released class has not.
-    """
-    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(COMPUTED)}
-    if tower := sorted(name for name in left if name.startswith(TOWER)):
+def refuse_tower(names: Iterable[str], where: str) -> None:
+    """Raises CheckpointError where tensors are those of Whisper's encoder, in either layout: the weights were trained
+    to hear a reference by it, and the released class has none."""
+    tower = sorted(name for name in names if name.removeprefix("model.").startswith(TOWER))
+    if tower:
         raise CheckpointError(
             f"{where} relies on Whisper conditioning: {tower[0]} ({len(tower)} tensors of {' and '.join(TOWER)}); "
             "the released class has none",
             hint="only weights that hear a reference by its codes alone are trained here",
         )
+
+
+def tell_whisper(content: Mapping[str, Any], where: str) -> None:
+    """Say in a line that a config asks for Whisper conditioning, where no weights of it lie."""
+    is_asked = content.get("encode_whisper_embed") or content.get("skip_audio_tower") is False
+    if is_asked or content.get("encode_audio_in_tokens") is False:
+        store.say_once(
+            f"{where} asks for Whisper conditioning, and no weights of it are there: it is off, references are heard "
+            "by their codes alone"
+        )
+
+
+def to_library(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors of its makers' files under the library's names.
+
+    Raises  CheckpointError for a half of a table without the other one.
+    """
+    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(COMPUTED)}
     for table, kind in HALVES:
         halves = [f"{table}.{kind}_{half}.weight" for half in ("frozen", "trainable")]
         there = [name for name in halves if name in left]
@@ -130,11 +145,6 @@ def library_config(folder: Path, library: Any) -> Any:
     missing = [key for key in ("audio_num_codebooks", "audio_codebook_size") if key not in content]
     if missing:
         raise CheckpointError(f"{where}: {missing[0]} is missing")
-    if content.get("encode_whisper_embed") or not content.get("encode_audio_in_tokens", True):
-        store.say_once(
-            f"{where} asks for Whisper conditioning, and no weights of it are read: references are heard by their "
-            "codes alone"
-        )
     tokenizer = Tokenizer.load(folder)
     books, codes = int(content["audio_num_codebooks"]), int(content["audio_codebook_size"])
     return library.HiggsAudioV2Config(

@@ -4,7 +4,7 @@ recordings."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.sample import AudioPart, Message, Sample
 from muomni.data.tokenized.encode import BATCH_NUMBERS, HELD_BYTES, read
-from muomni.data.voice_rows import VoiceRows
+from muomni.data.voice_rows import VoiceRows, asks_for_whisper
 from muomni.errors import DataError, ShapeError
 from muomni.evaluate import voice_evaluation
 from muomni.evaluate.facts import Fact
@@ -138,7 +138,7 @@ def place_of(part: AudioPart) -> Place:
     return part.path, part.start, part.end, part.channel
 
 
-def parts_of(samples: Sequence[Sample]) -> list[AudioPart]:
+def parts_of(samples: Iterable[Sample]) -> list[AudioPart]:
     """All sounds of samples, each once."""
     found: dict[Place, AudioPart] = {}
     for sample in samples:
@@ -264,7 +264,7 @@ class VoiceTraining(Training[VoiceSettings]):
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, **order)
 
     def _rows(self, samples: Sequence[Sample]) -> VoiceRows:
-        parts = parts_of(samples)
+        parts = parts_of(self._told(samples))
         alone = [
             Sample(id=str(number), group=str(number), messages=[Message(role="assistant", content=[part])])
             for number, part in enumerate(parts)
@@ -277,6 +277,19 @@ class VoiceTraining(Training[VoiceSettings]):
         clips = coded.build(self.inputs.coded, alone, ["voice", codec.digest], code)
         most = min(self.settings.max_seq_len or self.model.ctx_len, self.model.ctx_len)
         return VoiceRows(samples, self.tokenizer, self.tokens, Clips(parts, clips.items), most)
+
+    def _told(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples; a line says how many of them ask for Whisper conditioning."""
+        keys: Counter[str] = Counter()
+        for sample in samples:
+            if key := asks_for_whisper(sample):
+                keys[key] += 1
+            yield sample
+        if keys:
+            store.say_once(
+                f"{self.inputs.folder.name}: {keys.total()} rows ask for Whisper conditioning ({', '.join(sorted(keys))}): "
+                "it is off, references are heard by their codes alone"
+            )
 
     @property
     def modalities(self) -> set[str]:
