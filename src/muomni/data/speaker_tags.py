@@ -122,7 +122,7 @@ def _prefixed(parts: Parts, tag: str) -> Parts:
 
 
 def _number(speaker: str | None, numbers: Mapping[str, int], sample_id: str) -> int:
-    if speaker not in numbers:
+    if speaker is None or speaker not in numbers:
         raise DataError(
             "bad_row",
             f"{sample_id}: a sound is of speaker {speaker!r}, the row's {SPEAKERS} are {', '.join(numbers)}",

@@ -133,8 +133,9 @@ class Items(Mapping[int, TalkerItem]):
         return iter(np.flatnonzero(self._places >= 0).tolist())
 
     def __contains__(self, index: object) -> bool:
-        is_number = isinstance(index, int | np.integer) and 0 <= index < len(self._places)
-        return is_number and bool(self._places[index] >= 0)
+        if not isinstance(index, int | np.integer) or not 0 <= index < len(self._places):
+            return False
+        return bool(self._places[int(index)] >= 0)
 
     def __getitem__(self, index: int) -> TalkerItem:
         if index not in self:
