@@ -282,11 +282,14 @@ def samples(path: Path, source: Source) -> Rows:
     )
 
 
-def _speakers(rest: dict[str, Any]) -> str:
-    """The names of a conversation's speakers as one group, "" where they are not several; `rest` then has them no
-    more, since as the name of one person they can't be read."""
-    named = rest.get("speakers")
-    if not isinstance(named, list) or len(named) < 2:
+def _speakers(rest: dict[str, Any], sample: dict[str, Any]) -> str:
+    """The names of a conversation's speakers as one group, "" where they are not several, or where the assistant says
+    nothing aloud; `rest` then has them no more, since as the name of one person they can't be read."""
+    named, messages = rest.get("speakers"), sample.get("messages")
+    if not isinstance(named, list) or len(named) < 2 or not isinstance(messages, list):
+        return ""
+    said = [turn for turn in messages if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    if not fields.sounds({"messages": said}):
         return ""
     del rest["speakers"]
     return " + ".join(sorted(map(str, named)))
