@@ -261,9 +261,8 @@ def samples(path: Path, source: Source) -> Rows:
             sample = _asked({**row, "messages": turns}, source)
         sample = {key: value for key, value in sample.items() if key in FIELDS or key not in used}
         rest = {key: value for key, value in row.items() if key not in FIELDS}
-        if several := _speakers(
-            rest
-        ):  # of one conversation: together they are what must not straddle a split
+        # Of one conversation: together they are what must not straddle a split.
+        if several := _speakers(rest, sample):
             sample.setdefault("group", several)
         notes, whence = about.complete(sample, rest)
         used = [key for key in row if key in FIELDS or key in used or key in notes or key in READ_EXTRA]
