@@ -158,10 +158,11 @@ def test_only_what_no_other_set_holds_is_made(tmp_path: Path) -> None:
         for number, sample in enumerate(chosen):
             new = TalkerItem("", [7], torch.zeros(BOOKS, 2, dtype=torch.int64), torch.zeros(1, WIDTH))
             yield number, new if sample.id == "é10" else DataError("undecodable", "torn again")
+        asked.append(["the end"])
 
     rows = [*reversed(samples(11)), samples(1)[0].model_copy(update={"id": "copy"})]
     found = coded.build(tmp_path, rows, "key", code)
-    assert asked == [["é10", "é8", "é3"]]
+    assert asked == [["é10", "é8", "é3"], ["the end"]]
     assert sorted(found.items.refused) == [2, 7]
     assert found.items[0].text_ids == [7]
     for number, item in first.items.items():

@@ -263,6 +263,8 @@ def _all(
         number, item = next(fresh)
         assert lacking[number] == index, "items come in the order of their samples"
         yield item
+    # What makes them may have something to say at its end, which it only reaches where it is asked once more.
+    assert next(fresh, None) is None, "no more items than samples"
 
 
 @contextlib.contextmanager
