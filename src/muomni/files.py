@@ -226,12 +226,16 @@ class Use:
         make_folder(lock.parent)
         self._stream = lock.open("a")
 
-    def share(self) -> None:
+    def share(self, *, waits: bool = True) -> bool:
         """Read from here on, together with others. Between `alone` and this, another may have been alone:
-        look again."""
+        look again. False where another is alone and this one doesn't wait."""
         import fcntl
 
-        fcntl.flock(self._stream, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_SH | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
 
     def alone(self, say: Callable[[str], None] | None = None) -> bool:
         """Wait until nobody else uses it; without `say`, which is told once where that takes time, don't

@@ -167,3 +167,16 @@ def test_a_row_costs_a_few_calls_however_many_there_are():
 
     assert calls(400) <= 400 / 100 * calls(100) + 100
     assert calls(100) / 100 < 300  # 158 with Python 3.11 and pydantic 2
+
+
+@pytest.mark.parametrize("key", ["rate_hz", "sample_rate", "sampling_rate"])
+def test_a_rate_that_is_stated_stands_at_its_sound(key: str) -> None:
+    """By the part, or by the row for all its sounds; a part knows better."""
+    sounds = [{"type": "audio", "audio_url": "a.wav", key: 16_000}, {"type": "audio", "path": "b.wav"}]
+    row = {
+        "messages": [{"role": "user", "content": [*sounds, "words"]}, {"role": "assistant", "content": "x"}]
+    }
+    assert [part.rate_hz for part in parse(row).audios] == [16_000, None]
+    assert [part.rate_hz for part in parse({**row, key: 24_000}).audios] == [16_000, 24_000]
+    with pytest.raises(DataError, match="rate_hz"):
+        parse({**row, key: "fast"})

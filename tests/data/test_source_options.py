@@ -67,6 +67,7 @@ FILES: dict[str, tuple[str, str]] = {
     "ljspeech": ("lj", ""),
     "librispeech": ("libri", ""),
     "vctk": ("vctk", ""),
+    "higgs": ("higgs", ""),
     "rows": ("r.jsonl", json.dumps(FLAT)),
 }
 VALUES: dict[str, Any] = {
@@ -101,6 +102,7 @@ def folder(tmp_path: Path) -> Path:
         ("lj/metadata.csv", "LJ001-0001|Hello.|Hello.", "lj/wavs/LJ001-0001.wav"),
         ("libri/19/198/19-198.trans.txt", "19-198-0000 HELLO", "libri/19/198/19-198-0000.flac"),
         ("vctk/txt/p225/p225_001.txt", "Hello.", "vctk/wav48/p225/p225_001.wav"),
+        ("higgs/metadata.json", '{"samples": [{"audio_file": "a.wav", "transcript": "x"}]}', "higgs/a.wav"),
     ):
         (tmp_path / sound).parent.mkdir(parents=True)
         (tmp_path / sound).write_bytes(b"x")

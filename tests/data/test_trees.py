@@ -288,6 +288,88 @@ def test_vctk_is_told_from_its_folder(tmp_path: Path, version: str) -> None:
     assert readers.fingerprint([Source(path=str(tmp_path))], Path()) != before
 
 
+def higgs(folder: Path, **changes: object) -> Path:
+    """A set as the source of stage voice writes it: two speakers, one row with a reference."""
+    voices(folder, "a_0.wav", "a_1.wav", "b_0.wav", "ref.wav")
+    rows = []
+    for name in ("a_0", "a_1", "b_0"):
+        (folder / f"{name}.txt").write_text(f"words of {name}\n")
+        rows.append(
+            {
+                "id": name,
+                "audio_file": f"{name}.wav",
+                "transcript_file": f"{name}.txt",
+                "duration": 1.5,
+                "speaker_id": name[0],
+                "scene": "quiet_room",
+                "original_audio_path": "/elsewhere/audio.wav",
+                "user_instruction": "<audio> /translate",
+                "task_type": "audio_generation",
+            }
+        )
+    rows[1] |= {"ref_audio_file": "ref.wav", "ref_transcript": "heard before", **changes}
+    content = {"dataset_info": {"total_samples": 3, "speakers": ["a", "b"]}, "samples": rows}
+    (folder / "metadata.json").write_text(json.dumps(content, indent=2))
+    return folder
+
+
+def test_a_set_of_a_higgs_trainer_is_told_from_its_table(tmp_path: Path) -> None:
+    folder = higgs(tmp_path)
+    for place in (folder, folder / "metadata.json"):
+        assert formats.sniff(place, Source(path=str(place))) == "higgs"
+        samples, quarantine = read(place)
+        assert not quarantine.total
+        assert [(sample.id, sample.group, uses.spoken(sample)[1]) for sample in (samples[0], samples[2])] == [
+            ("a_0", "a", "words of a_0"),
+            ("b_0", "b", "words of b_0"),
+        ]
+        assert samples[0].speech[0].speaker == "a"
+        assert [message.text for message in samples[1].messages] == ["heard before", "", "words of a_1", ""]
+        assert [Path(part.path).name for part in samples[1].speech] == ["ref.wav", "a_1.wav"]
+        assert [sample.extra["start_index"] for sample in samples] == [1, 3, 1]
+    before = readers.fingerprint([Source(path=str(folder / "metadata.json"))], Path())
+    (folder / "a_0.txt").write_text("other of a_0\n")
+    assert readers.fingerprint([Source(path=str(folder / "metadata.json"))], Path()) != before
+    report = check(Source(path=str(folder)), Path())
+    assert (report.manifests[0].format, report.samples) == ("higgs", 3)
+    assert "orphan" not in report.counts
+
+
+def test_a_reference_without_words_stands_before_the_text(tmp_path: Path) -> None:
+    samples, _ = read(higgs(tmp_path, ref_transcript=None))
+    user, assistant = samples[1].messages
+    assert [part.type for part in user.parts] == ["audio", "text"]
+    assert (user.text, assistant.text, samples[1].extra["start_index"]) == ("words of a_1", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        ({"transcript_file": "no.txt"}, "missing", "no.txt: expected a text"),
+        ({"transcript_file": None}, "empty", "transcript: expected words"),
+        ({"audio_file": "no.wav"}, "missing", "no.wav"),
+        ({"ref_audio_file": "no.wav"}, "missing", "no.wav"),
+        ({"speaker_id": 3}, "bad_row", "speaker_id: expected a text, got 3"),
+    ],
+)
+def test_a_broken_row_of_such_a_set_is_named(
+    tmp_path: Path, changes: dict[str, object], reason: str, message: str
+) -> None:
+    samples, quarantine = read(higgs(tmp_path, **changes))
+    assert (len(samples), quarantine.counts) == (2, {reason: 1})
+    assert quarantine.examples[reason][0].startswith(f"{tmp_path / 'metadata.json'}:2: ")
+    assert message in quarantine.examples[reason][0]
+
+
+def test_a_table_that_is_no_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text('{"samples": {}}')
+    with pytest.raises(DataError, match="expected an object with a list of samples"):
+        read(tmp_path)
+    (tmp_path / "metadata.json").write_text('{"samples": [')
+    with pytest.raises(DataError, match=r"metadata\.json"):
+        read(tmp_path)
+
+
 def test_folders_of_classes_with_splits(tmp_path: Path) -> None:
     for name in ("train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "test/dog/4.png"):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from muomni.data import readers
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import AudioPart, Sample, parse
 from muomni.data.source import Source
-from muomni.data.voice_rows import VoiceRow, VoiceRows, VoiceTokens, prompt, render
+from muomni.data.voice_rows import VoiceRow, VoiceRows, VoiceTokens, asks_for_whisper, prompt, render
 from muomni.errors import CheckpointError, DataError
 from muomni.tokens import grid
 from muomni.tokens.bpe import Tokenizer
@@ -284,3 +284,18 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     assert [row["reason"] for row in told] == ["missing", "bad_row"]
     assert "nowhere.wav" in json.dumps(told[0])
     assert "narrator" in json.dumps(told[1])
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({}, ""),
+        ({"misc": {"sample_id": "0001"}}, ""),
+        ({"encode_whisper_embed": False}, ""),
+        ({"encode_whisper_embed": True}, "encode_whisper_embed"),
+        ({"misc": {"whisper_features": "a.npy"}}, "whisper_features"),
+        ({"audio_features": [[0.0]]}, "audio_features"),
+    ],
+)
+def test_a_row_that_asks_for_whisper_is_known(more: dict[str, Any], key: str) -> None:
+    assert asks_for_whisper(parse({**EXAMPLE, **more})) == key

@@ -168,8 +168,8 @@ def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:
     tiny_higgs.saved(tmp_path / "whole")
     file = tmp_path / "whole" / "model.safetensors"
     tensors = load_file(file)
-    save_file({**tensors, "audio_tower.conv1.weight": torch.zeros(2)}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"no place for audio_tower\.conv1\.weight"):
+    save_file({**tensors, "audio_extra.conv1.weight": torch.zeros(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no place for audio_extra\.conv1\.weight"):
         Higgs.open(tmp_path / "whole")
     tensors.pop("model.layers.1.audio_mlp.up_proj.weight")
     save_file(tensors, file, metadata={"format": "pt"})

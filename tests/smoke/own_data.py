@@ -387,6 +387,20 @@ def _vctk(folder: Path) -> None:
             (folder / "txt" / f"p{speaker}" / f"{name}.txt").write_text(f"{PHRASES[n]}\n")
 
 
+def _higgs(folder: Path) -> None:
+    rows = []
+    for speaker in range(4):
+        for n in range(3):
+            name = f"voice{speaker}_{n:06d}"
+            speech(folder, f"{name}.wav", PHRASES[n], speaker)
+            (folder / f"{name}.txt").write_text(f"{PHRASES[n]}\n")
+            rows.append({"id": name, "audio_file": f"{name}.wav", "transcript_file": f"{name}.txt",
+                         "duration": 1.0, "speaker_id": f"voice{speaker}", "scene": "quiet_room"})  # fmt: skip
+    (folder / "metadata.json").write_text(
+        json.dumps({"dataset_info": {"total_samples": 12}, "samples": rows})
+    )
+
+
 LLAVA = {"path": "llava_pretrain/blip_laion_cc_sbu_558k.json", "root": "llava_pretrain/images"}
 SOURCES: dict[
     str, tuple[Callable[[Path], Any], dict[str, str]]
@@ -404,4 +418,5 @@ SOURCES: dict[
     "ljspeech": (_ljspeech, {"path": "."}),
     "librispeech": (_librispeech, {"path": "."}),
     "vctk": (_vctk, {"path": "."}),
+    "higgs": (_higgs, {"path": "."}),
 }

@@ -59,6 +59,7 @@ GREEN = {
     "ljspeech": ("hearing", "codec", "talker", "rows"),
     "librispeech": ("hearing", "codec", "talker", "omni", "rows"),
     "vctk": ("hearing", "codec", "talker", "omni", "rows"),
+    "higgs": ("hearing", "codec", "talker", "rows"),
 }
 PAIRS = [(reader, stage) for reader, stages in GREEN.items() for stage in stages]
 

@@ -9,13 +9,14 @@ import pickle
 import threading
 import tracemalloc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from muomni import files
 from muomni.data.sample import Sample, parse
 from muomni.errors import ConfigError, DataError
 from muomni.models.talker import TalkerConfig
@@ -64,7 +65,7 @@ def never() -> Iterator[tuple[int, TalkerItem | DataError]]:
 
 @pytest.mark.parametrize("hidden", [True, False])
 def test_items_come_back_as_they_were_made(tmp_path: Path, hidden: bool) -> None:
-    found = coded.build(tmp_path, samples(60), "key", items(60, hidden=hidden))
+    found = coded.build(tmp_path, samples(60), "key", lambda _: items(60, hidden=hidden))
     assert len(found) == 60
     assert len(found.items) == 48
     made = dict(items(60, hidden=hidden))
@@ -90,7 +91,7 @@ def test_items_come_back_as_they_were_made(tmp_path: Path, hidden: bool) -> None
                 assert torch.equal(back.hidden_TD, item.hidden_TD)
                 back.hidden_TD.zero_()  # a writer spoils nothing for the next reader of the file
     assert list(found.items) == [n for n, item in made.items() if isinstance(item, TalkerItem)]
-    again = coded.build(tmp_path, samples(60), "key", never())
+    again = coded.build(tmp_path, samples(60), "key", lambda _: never())
     collate(list(again.items.values()), TalkerConfig(text_vocab=100, codebooks=BOOKS, codebook_size=512))
     for index, item in made.items():
         if isinstance(item, TalkerItem) and item.hidden_TD is not None:
@@ -101,15 +102,13 @@ def test_items_come_back_as_they_were_made(tmp_path: Path, hidden: bool) -> None
 
 
 def test_what_they_are_made_from_names_them(tmp_path: Path) -> None:
-    coded.build(tmp_path, samples(10), "key", items(10))
+    coded.build(tmp_path, samples(10), "key", lambda _: items(10))
     with pytest.raises(AssertionError):
-        coded.build(tmp_path, samples(10), "another codec", never())
-    with pytest.raises(AssertionError):
-        coded.build(tmp_path, samples(9), "key", never())
+        coded.build(tmp_path, samples(10), "another codec", lambda _: never())
     changed = samples(10)
     changed[4] = changed[4].model_copy(update={"messages": samples(11)[10].messages})
     with pytest.raises(AssertionError):
-        coded.build(tmp_path, changed, "key", never())
+        coded.build(tmp_path, changed, "key", lambda _: never())
     assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 1, (
         "a build that dies leaves nothing"
     )
@@ -120,18 +119,18 @@ def only_set(cache: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("torn", ["codes.bin", "hidden.bin", "frames.npy", "coded.json"])
+@pytest.mark.parametrize("torn", ["codes.bin", "hidden.bin", "frames.npy", "of_samples.npy", "coded.json"])
 def test_a_torn_set_is_made_anew(tmp_path: Path, torn: str, capsys: pytest.CaptureFixture[str]) -> None:
-    coded.build(tmp_path, samples(10), "key", items(10))
+    coded.build(tmp_path, samples(10), "key", lambda _: items(10))
     path = only_set(tmp_path) / torn
     good = path.read_bytes()
     path.write_bytes(good[:-2])
-    found = coded.build(tmp_path, samples(10), "key", items(10))
+    found = coded.build(tmp_path, samples(10), "key", lambda _: items(10))
     assert path.read_bytes() == good
     assert len(found.items) == 8
     told = capsys.readouterr().err.strip()
     assert ("it is made anew" in told, "\n" in told) == (True, False)
-    coded.build(tmp_path, samples(10), "key", never())
+    coded.build(tmp_path, samples(10), "key", lambda _: never())
 
 
 def test_a_set_that_was_never_finished_is_nothing(tmp_path: Path) -> None:
@@ -140,28 +139,89 @@ def test_a_set_that_was_never_finished_is_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        coded.build(tmp_path, samples(10), "key", dies())
+        coded.build(tmp_path, samples(10), "key", lambda _: dies())
     place = next(path for path in tmp_path.iterdir() if path.suffix == ".lock")
     left = tmp_path / f".{place.stem}.abc.part"  # what kill -9 leaves
     left.mkdir()
     (left / "codes.bin").write_bytes(b"half")
-    assert len(coded.build(tmp_path, samples(10), "key", items(10)).items) == 8
+    assert len(coded.build(tmp_path, samples(10), "key", lambda _: items(10)).items) == 8
     assert not left.exists()
 
 
-def test_a_file_of_the_same_size_that_was_written_since_is_another(tmp_path: Path) -> None:
+def test_only_what_no_other_set_holds_is_made(tmp_path: Path) -> None:
+    """A row more or less, or in another order, makes nothing but what is new; what was refused is tried again."""
+    first = coded.build(tmp_path, samples(10), "key", lambda _: items(10))
+    asked: list[list[str]] = []
+
+    def code(chosen: Sequence[Sample]) -> coded.Made:
+        asked.append([sample.id for sample in chosen])
+        for number, sample in enumerate(chosen):
+            new = TalkerItem("", [7], torch.zeros(BOOKS, 2, dtype=torch.int64), torch.zeros(1, WIDTH))
+            yield number, new if sample.id == "é10" else DataError("undecodable", "torn again")
+        asked.append(["the end"])
+
+    rows = [*reversed(samples(11)), samples(1)[0].model_copy(update={"id": "copy"})]
+    found = coded.build(tmp_path, rows, "key", code)
+    assert asked == [["é10", "é8", "é3"], ["the end"]]
+    assert sorted(found.items.refused) == [2, 7]
+    assert found.items[0].text_ids == [7]
+    for number, item in first.items.items():
+        assert torch.equal(found.items[10 - number].codes_KF, item.codes_KF)
+        assert found.items[10 - number].sample_id == item.sample_id
+    assert found.items[11].sample_id == "copy"
+    assert torch.equal(found.items[11].codes_KF, first.items[0].codes_KF)
+    assert found.items.num_frames().tolist() == [item.codes_KF.shape[1] for item in found.items.values()]
+    lengths = found.lengths().tolist()
+    assert [lengths[2], lengths[7], lengths[11]] == [0, 0, first.items[0].codes_KF.shape[1]]
+    for other in (path for path in tmp_path.iterdir() if path.is_dir()):
+        (other / "codes.bin").write_bytes(b"")
+    with pytest.raises(AssertionError, match="made twice"):  # torn beside it: nothing is taken from there
+        coded.build(tmp_path, samples(3), "key", lambda _: never())
+
+
+def test_a_set_that_another_makes_is_not_waited_for(tmp_path: Path) -> None:
+    first = coded.build(tmp_path, samples(10), "key", lambda _: items(10))
+    lock = first.items.folder.with_name(f"{first.items.folder.name}.lock")
+    del first
+    gc.collect()
+    other = files.Use(lock)
+    assert other.alone()
+    with pytest.raises(AssertionError, match="made twice"):
+        coded.build(tmp_path, samples(2), "key", lambda _: never())
+    other.close()
+    assert len(coded.build(tmp_path, samples(2), "key", lambda _: never()).items) == 2
+
+
+def test_a_renamed_sound_is_the_same_and_its_refusal_names_it(tmp_path: Path) -> None:
+    def row(name: str) -> Sample:
+        content = [{"type": "audio", "path": str(tmp_path / name)}]
+        return parse({"id": name, "messages": [{"role": "assistant", "content": content}]})
+
+    def code(chosen: Sequence[Sample]) -> coded.Made:
+        yield 0, DataError("undecodable", f"{chosen[0].media[0].path}: torn")
+
+    (tmp_path / "a.wav").write_bytes(b"one")
+    coded.build(tmp_path / "c", [row("a.wav")], "key", code)
+    (tmp_path / "a.wav").rename(tmp_path / "b.wav")
+    found = coded.build(tmp_path / "c", [row("b.wav")], "key", lambda _: never())
+    assert found.items.refused[0].message == f"{tmp_path / 'b.wav'}: torn"
+
+
+def test_a_file_of_the_same_size_and_time_that_holds_something_else_is_another(tmp_path: Path) -> None:
     wave = tmp_path / "a.wav"
     wave.write_bytes(b"one")
+    os.utime(wave, (1, 1))
     row = parse(
         {"id": "a", "messages": [{"role": "assistant", "content": [{"type": "audio", "path": str(wave)}]}]}
     )
     made = dict(items(1))
-    coded.build(tmp_path / "c", [row], "key", iter(made.items()))
-    coded.build(tmp_path / "c", [row], "key", never())
+    coded.build(tmp_path / "c", [row], "key", lambda _: iter(made.items()))
+    os.utime(wave, (2, 2))
+    coded.build(tmp_path / "c", [row], "key", lambda _: never())
     wave.write_bytes(b"two")
     os.utime(wave, (1, 1))
     with pytest.raises(AssertionError, match="made twice"):
-        coded.build(tmp_path / "c", [row], "key", never())
+        coded.build(tmp_path / "c", [row], "key", lambda _: never())
 
 
 def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +236,7 @@ def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.Cap
     found: dict[str, coded.Coded] = {}
 
     def ask(name: str, made: Iterator[tuple[int, TalkerItem | DataError]]) -> None:
-        found[name] = coded.build(tmp_path, samples(10), "key", made)
+        found[name] = coded.build(tmp_path, samples(10), "key", lambda _: made)
 
     first = threading.Thread(target=ask, args=("first", slow()))
     first.start()
@@ -195,7 +255,7 @@ def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.Cap
 def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothing_in_use(
     tmp_path: Path,
 ) -> None:
-    held = {name: coded.build(tmp_path, samples(10), name, items(10)) for name in ("a", "b", "c")}
+    held = {name: coded.build(tmp_path, samples(10), name, lambda _: items(10)) for name in ("a", "b", "c")}
     names = {name: each.items.folder for name, each in held.items()}
     for age, name in enumerate(("b", "a", "c")):
         os.utime(names[name] / "coded.json", (1000 + age, 1000 + age))
@@ -211,7 +271,7 @@ def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothi
     del kept
     gc.collect()
     assert set(coded.thin_out(tmp_path, 0)) == {names["b"].name, names["c"].name}
-    assert len(coded.build(tmp_path, samples(10), "a", items(10)).items) == 8
+    assert len(coded.build(tmp_path, samples(10), "a", lambda _: items(10)).items) == 8
 
 
 @pytest.mark.parametrize("told", ["much", "0", "-1", "nan", "inf"])
@@ -227,17 +287,17 @@ def test_a_bound_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_none_is_none(tmp_path: Path) -> None:
-    found = coded.build(tmp_path, samples(1), "key", iter([(0, DataError("silent", "nothing"))]))
+    found = coded.build(tmp_path, samples(1), "key", lambda _: iter([(0, DataError("silent", "nothing"))]))
     assert list(found.items.values()) == []
     assert found.lengths().tolist() == [0]
 
 
 def test_memory_does_not_grow_with_the_utterances(tmp_path: Path) -> None:
-    few = samples(1)
     sizes = {}
     for count in (500, 3000):
+        rows = samples(count)
         tracemalloc.start()
-        found = coded.build(tmp_path / str(count), few * count, "key", items(count))
+        found = coded.build(tmp_path / str(count), rows, "key", lambda chosen: items(len(chosen)))
         for index in found.items:
             found.item(index, np.random.default_rng(0))
         sizes[count] = tracemalloc.get_traced_memory()[1]

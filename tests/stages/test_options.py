@@ -313,9 +313,11 @@ OWN: dict[str, dict[str, Case | list[Case]]] = {
     "align": {
         "llm.name": Case("thinker"),
         "llm.revision": Case("main", {"llm.name": "thinker", "refused": True}),
+        "llm.subfolder": Case("nowhere", {"llm.name": "thinker", "refused": True}),
         "llm.dtype": Case("bf16", {"llm.name": "thinker"}),
         "vision_tower.name": Case("vision"),
         "vision_tower.revision": Case("main", {"vision_tower.name": "vision", "refused": True}),
+        "vision_tower.subfolder": Case("nowhere", {"vision_tower.name": "vision", "refused": True}),
         "vision_tower.dtype": Case("bf16", {"vision_tower.name": "vision"}),
         "connector.tokens": Case(2),
         "connector.width": Case(32),
@@ -369,12 +371,15 @@ OWN["rows"] = {
     "optimizer": refused("muon"),
     "llm.name": Case("thinker"),
     "llm.revision": Case("main", {"llm.name": "thinker", "refused": True}),
+    "llm.subfolder": Case("nowhere", {"llm.name": "thinker", "refused": True}),
     "llm.dtype": Case("bf16", {"llm.name": "thinker"}),
     "image_codec.name": Case("image_codec"),
     "image_codec.revision": Case("main", {"image_codec.name": "image_codec", "refused": True}),
+    "image_codec.subfolder": Case("nowhere", {"image_codec.name": "image_codec", "refused": True}),
     "image_codec.dtype": refused("fp32"),
     "audio_codec.name": Case("codec"),
     "audio_codec.revision": Case("main", {"audio_codec.name": "codec", "refused": True}),
+    "audio_codec.subfolder": Case("nowhere", {"audio_codec.name": "codec", "refused": True}),
     "audio_codec.dtype": refused("fp32"),
     "audio_codebooks": [
         refused(1),  # our own codec decodes by all of its books; others: test_codecs_of_rows
@@ -389,6 +394,7 @@ OWN["mmpt"] = {
     **TOKENS,
     "rows.name": Case("another_rows"),
     "rows.revision": Case("main", {"rows.name": "rows", "refused": True}),
+    "rows.subfolder": Case("nowhere", {"rows.name": "rows", "refused": True}),
     "rows.dtype": refused("fp32"),
     "optimizer": [
         Case("muon", {"lora": None}),
@@ -396,6 +402,7 @@ OWN["mmpt"] = {
     ],
     "judge.name": Case("hearing", {"tasks": {"t2a": 1.0}, "max_steps": 1}),
     "judge.revision": Case("main", {"judge.name": "hearing", "refused": True}),
+    "judge.subfolder": Case("nowhere", {"judge.name": "hearing", "refused": True}),
     "judge.dtype": refused("fp32", judge__name="hearing"),
     "spoken_tasks": [
         Case(["transcribe"], {"tasks": {"t2a": 1.0}, "judge.name": "hearing", "max_steps": 1}),
@@ -708,7 +715,11 @@ def test_a_sweep_hands_every_option_to_its_points(tmp_path: Path) -> None:
         )
         point = recipes.read(str(path)).stages["sweep/lr-0.5"].settings.model_dump(mode="json")
         assert point["lr"] == 0.5
-        wanted = {"name": "vision", "revision": None, "dtype": "auto"} if name == "llm" else value
+        wanted = (
+            {"name": "vision", "revision": None, "subfolder": None, "dtype": "auto"}
+            if name == "llm"
+            else value
+        )
         assert (
             point[name] == wanted
             if not isinstance(value, dict) or name == "llm"

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soxr
 import torch
+from safetensors.torch import load_file
 
 import tiny_higgs
 import voice_manifest
 from muomni import cli, inspection
+from muomni.data.sample import AudioPart
 from muomni.errors import DataError, GateRed, ShapeError
 from muomni.evaluate import certificate
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.infer.voice import open_cloner
 from muomni.media import audio
+from muomni.models import store
+from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.planning import forecast, walk
 from muomni.report import explain
@@ -124,7 +129,60 @@ def test_it_is_exported_merged_for_the_library(
     assert Higgs.open(out).books == 8
     assert json.loads((out / "origin.json").read_text())["stage"] == "voice"
     assert cli._exit_code(["export", str(run), "--to", "omni", "--out", str(tmp_path / "other")]) == 2
-    assert "exported for transformers" in capsys.readouterr().err
+    assert "for transformers or in its makers' layout" in capsys.readouterr().err
+
+
+def same_scores(one: Higgs, two: Higgs, atol: float) -> bool:
+    """Whether two models give the same scores of words."""
+    ids = torch.randint(0, 250, (1, 12), generator=torch.Generator().manual_seed(0))
+    columns = torch.cat([ids[:, None], torch.full((1, 8, 12), -1)], 1)
+    with torch.no_grad():
+        states = [model.hidden(model.embed(columns), is_audio_BT=model.is_audio(ids)) for model in (one, two)]
+        scores = [model.network.text_lm_head(x_BTD) for model, x_BTD in zip((one, two), states, strict=True)]
+    return torch.allclose(*scores, rtol=0, atol=atol)
+
+
+def test_it_is_exported_in_its_makers_layout_with_the_adapter_beside_it(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "boson"
+    assert cli._exit_code(["export", str(run), "--to", "boson", "--out", str(out)]) == 0
+    names = load_file(out / "model.safetensors").keys()
+    tiny_higgs.original(folder / "base", tmp_path / "original")
+    assert names == load_file(tmp_path / "original" / "model.safetensors").keys() - {"audio_codebook_weights"}
+    tuned = open_cloner(run).model
+    assert same_scores(Higgs.open(out), tuned, 1e-5)
+    assert not same_scores(Higgs.open(folder / "base"), tuned, 1e-3)
+    # The adapter fits the makers' module names: put beside the untuned base under these, it is the merged one.
+    adapter = load_file(out / "lora" / "adapter_model.safetensors")
+    about = json.loads((out / "lora" / "adapter_config.json").read_text())
+    untuned, merged = (load_file(place / "model.safetensors") for place in (tmp_path / "original", out))
+    names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapter}
+    assert len(names) == 20
+    for name in names:
+        assert any(name.endswith(target) for target in about["target_modules"])
+        a, b = (adapter[f"base_model.model.{name}.lora_{which}.weight"] for which in "AB")
+        delta = about["lora_alpha"] / about["r"] * (b @ a)
+        torch.testing.assert_close(untuned[f"{name}.weight"] + delta, merged[f"{name}.weight"])
+
+
+@pytest.mark.slow
+def test_a_base_in_its_makers_layout_is_tuned_and_written_in_both(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    tiny_higgs.original(folder / "base", tmp_path / "hub" / "base")
+    shutil.copytree(folder / "base" / "codec", tmp_path / "hub" / "audio")
+    places = ["--subfolder", "base", "--codec", str(tmp_path / "hub"), "--codec_subfolder", "audio"]
+    made = command(folder, tmp_path / "run", *places, "--base_ckpt", str(tmp_path / "hub"))
+    assert cli._exit_code(made) == 0
+    for layout in ("hf", "boson"):
+        out = tmp_path / layout
+        assert cli._exit_code(["export", str(tmp_path / "run"), "--to", layout, "--out", str(out)]) == 0
+        assert same_scores(Higgs.open(out), open_cloner(tmp_path / "run").model, 1e-5)
+    library = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration
+    _, report = library.from_pretrained(tmp_path / "hf", use_text_head=True, output_loading_info=True)
+    assert not any(report.values())
+    config = json.loads((tmp_path / "boson" / "config.json").read_text())
+    assert config == json.loads((tmp_path / "hub" / "base" / "config.json").read_text())
 
 
 def test_speak_takes_a_reference_with_and_without_its_words(
@@ -141,25 +199,65 @@ def test_speak_takes_a_reference_with_and_without_its_words(
         wave = audio.read(str(out), 24_000)
         assert len(wave) > 0
     assert " s -> " in capsys.readouterr().err
+    two = ["--reference", f"anna={heard}", "--reference", f"bo={folder / 'data' / 'valid-two1.wav'}"]
+    out = tmp_path / "two.wav"
+    how = ["--temperature", "1", "--seed", "3", "--out", str(out)]
+    assert cli._exit_code(["speak", str(run), "[anna] one [bo] two", *two, *how]) == 0
+    assert len(audio.read(str(out), 24_000)) > 0
+    for faulty, message in (
+        ([*two[:2], "--reference", heard], "a name of its own for each of 2 references"),
+        ([*two, "--transcript", "two"], "a transcript for each of 2 references"),
+        (["--transcript", "two"], "--transcript has an effect with --reference"),
+        (["--reference", "anna=nowhere.wav"], "nowhere.wav: expected a sound"),
+    ):
+        assert cli._exit_code(["speak", str(run), "[anna] one [bo] two", *faulty, *how]) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_codes_are_made_once(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: Any) -> Any:
-        raise AssertionError("a sound was encoded again")
-        yield
+def test_sounds_are_encoded_once_by_what_they_hold(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start, a renamed and a copied clip encode nothing; another sound of equal size and time is new."""
+    asked: list[int] = []
+    true = voice.encoded
 
+    def counted(parts: Any, *how: Any) -> Any:
+        asked.append(len(parts))
+        return true(parts, *how)
+
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
     recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
     entry = recipe.stages["voice"]
+    source = entry.settings.data[0].model_copy(update={"path": str(data / "manifest.json")})
+    settings = entry.settings.model_copy(update={"data": [source]})
+    monkeypatch.setattr(voice, "encoded", counted)
 
     def build() -> Any:
         machine = Runtime(torch.device("cpu"), torch.float32)
-        return stage.build(entry.stage, entry.settings, run / "voice", {}, recipe.base, machine)
+        return stage.build(entry.stage, settings, run / "voice", {}, recipe.base, machine)
 
-    monkeypatch.setattr(voice, "encoded", nothing)
-    assert len(build().sides["train"].row(build().corpus.train[0]).sounds) == 2
-    os.utime(folder / "data" / "train-one0.wav")
-    with pytest.raises(AssertionError, match="encoded again"):
-        build()
+    made = build()
+    assert asked == [], "other places, other times, the same sounds"
+    before = made.sides["train"].row(made.corpus.train[0]).codes_KT
+    manifest = data / "manifest.json"
+    (data / "train-one0.wav").rename(data / "renamed.wav")
+    shutil.copy(data / "train-two0.wav", data / "copy.wav")
+    text = manifest.read_text().replace("train-one0.wav", "renamed.wav")
+    rows = json.loads(text)
+    for extra in (rows[0], rows[1]):
+        row = json.loads(json.dumps(extra).replace("train-two0.wav", "copy.wav"))
+        rows.append({**row, "id": f"again-{row['id']}"})
+    manifest.write_text(json.dumps(rows))
+    made = build()
+    assert asked == []
+    assert torch.equal(made.sides["train"].row(made.corpus.train[0]).codes_KT, before)
+    clip = data / "renamed.wav"
+    times, content = clip.stat(), bytearray(clip.read_bytes())
+    content[-400:] = bytes(400)
+    clip.write_bytes(content)
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    build()
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -199,6 +297,47 @@ def test_it_is_inspected_reported_planned_traced_and_explained(run: Path, tmp_pa
     assert "book 7" in explain.of_stage(recipe, "voice", SampleChoice(index=2))
 
 
+def test_sounds_of_other_rates_are_resampled_and_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = open_codec(folder / "base" / "codec", 8)
+    wave = voice_manifest.wave("four", 0)
+    parts = []
+    for rate_hz in (24_000, 16_000, 16_000, 48_000):
+        path = tmp_path / f"{len(parts)}.wav"
+        audio.write(path, soxr.resample(wave, 24_000, rate_hz), rate_hz)
+        parts.append(AudioPart(path=str(path)))
+    monkeypatch.setattr(store, "_TOLD", set())
+    made = dict(voice.encoded(parts, codec, torch.device("cpu")))
+    assert {item.codes_KF.shape for item in made.values()} == {(8, 13)}  # type: ignore[union-attr]
+    line = "3 of 4 sounds are resampled to 24000 Hz: 2 of 16000 Hz, 1 of 48000 Hz; 2 of a lower rate have"
+    assert capsys.readouterr().err.count(line) == 1
+    assert voice.describe_resampled({24_000: 4}, 24_000) == ""
+
+
+def test_rows_that_ask_for_whisper_are_counted(
+    run: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+    rows = json.loads((data / "manifest.json").read_text())
+    for row in rows[:3]:
+        row["misc"] = {"encode_whisper_embed": True}
+    (data / "manifest.json").write_text(json.dumps(rows))
+    recipe = recipes.read(str(run / "voice_train.yaml"), ["voice.threads=1"], out=run)
+    entry = recipe.stages["voice"]
+    source = entry.settings.data[0].model_copy(update={"path": str(data / "manifest.json")})
+    settings = entry.settings.model_copy(update={"data": [source]})
+    monkeypatch.setattr(store, "_TOLD", set())
+    machine = Runtime(torch.device("cpu"), torch.float32)
+    stage.build(entry.stage, settings, run / "voice", {}, recipe.base, machine)
+    line = "voice: 3 rows ask for Whisper conditioning (encode_whisper_embed): it is off"
+    assert capsys.readouterr().err.count(line) == 1
+
+
 def _without_wav(folder: Path) -> list[str]:
     (folder / "data" / "train-one0.wav").unlink()
     return []
@@ -230,10 +369,38 @@ def _of_other_books(folder: Path) -> list[str]:
     return ["--codec", str(folder / "other")]
 
 
+def _of_another_rate(folder: Path) -> list[str]:
+    """Each row states the rate that its files should have; one file has another."""
+    path = folder / "data" / "manifest.json"
+    path.write_text(json.dumps([{**row, "sample_rate": 24_000} for row in json.loads(path.read_text())]))
+    audio.write(folder / "data" / "train-one0.wav", voice_manifest.wave("one", 0), 16_000)
+    return []
+
+
+def _unfilled(folder: Path) -> list[str]:
+    path = folder / "data" / "manifest.json"
+    rows = json.loads(path.read_text())
+    for row in rows[:4]:
+        row["messages"][-1]["content"] = "<|AUDIO_OUT|>"
+    path.write_text(json.dumps(rows))
+    return []
+
+
 FAULTS = {
     "a missing wav": (_without_wav, "train-one0.wav"),
+    "a wrong rate": (
+        _of_another_rate,
+        "train-one0.wav: expected 24000 Hz, as its row states, got 16000 Hz",
+    ),
+    "an unfilled placeholder": (_unfilled, "<|AUDIO_OUT|>"),
     "text alone": (_text_only, "no sound of the assistant's"),
     "a missing tensor": (_headless, "missing text_lm_head.weight"),
+    "no subfolder": (
+        lambda folder: ["--subfolder", "nowhere", "--codec", str(folder / "base" / "codec")],
+        "subfolder 'nowhere' is no folder in",
+    ),
+    "a place of no codec": (lambda _: ["--codec_subfolder", "x"], "--codec_subfolder has no effect"),
+    "a revision of a folder": (lambda _: ["--revision", "main"], "revision has no effect"),
     "no codec": (_without_codec, "--codec is missing"),
     "another codec": (_of_other_books, "8 books of 16 codes, the model speaks 8 of 32"),
     "an unknown group": (lambda _: ["--set", "lora.groups=[ffn]"], "lora.groups"),

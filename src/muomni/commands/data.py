@@ -194,6 +194,62 @@ def shard(
 
 
 @app.command()
+def chatml(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="recordings with their words, as `data check` reads them"),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="the manifest: .json or .jsonl")],
+    style: Annotated[
+        str,
+        typer.Option(
+            help="turn: a reference is an earlier turn of the assistant's; user: it stands before the text"
+        ),
+    ] = "turn",
+    references: Annotated[int, typer.Option(min=1, help="of each row, where its speaker has so many")] = 1,
+    speaker: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="who speaks in all clips; whom the rows name if left out"),
+    ] = None,
+    min_s: Annotated[float, typer.Option(min=0, help="shorter clips are left out")] = 0.5,
+    max_s: Annotated[float, typer.Option(min=0, help="longer clips are left out")] = 30.0,
+    form: Form = None,
+    template: Template = None,
+    root: Root = None,
+    seed: Annotated[int, typer.Option(help="of the references")] = 0,
+) -> None:
+    """Turn recordings of speakers into a manifest for stage voice, each with a reference of its speaker."""
+    from muomni.data import references as conversions
+    from muomni.data.quarantine import Quarantine
+
+    if style not in ("turn", "user"):
+        raise ConfigError(f"--style: expected turn or user, got {style!r}")
+    if out.suffix not in (".json", ".jsonl"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .json or .jsonl")
+    sources = [_source(path, form, template, root) for path in paths]
+    quarantine = Quarantine()
+    made = conversions.convert(
+        sources,
+        quarantine,
+        style=style,  # type: ignore[arg-type]  # one of the two
+        references=references,
+        seed=seed,
+        speaker=speaker,
+        min_s=min_s,
+        max_s=max_s,
+        home=out.absolute().parent,
+    )
+    conversions.write(out, made.rows)
+    if quarantine.total:
+        console.note(f"{quarantine.total} bad rows are left out: {quarantine.summary()}")
+    for line in made.lines():
+        console.note(line)
+    of = f", {made.as_they_were} with the references that they had" if made.as_they_were else ""
+    console.note(f"{len(made.rows)} rows of {len(made.speakers)} speakers{of}")
+    console.result(str(out))
+
+
+@app.command()
 def verify(
     folder: Annotated[
         Path,
@@ -317,6 +373,7 @@ def formats() -> None:
         "ljspeech": "LJSpeech's folder: metadata.csv (id|text|as read) beside wavs/",
         "librispeech": "LibriSpeech's folder: SPEAKER/CHAPTER/*.trans.txt beside flac",
         "vctk": "VCTK's folder: txt/SPEAKER/*.txt beside wav48_silence_trimmed/ or wav48/",
+        "higgs": "sets of Higgs Audio trainers: metadata.json (audio_file, transcript_file, speaker_id) beside its files",
         "rows": "rows of JSON, csv, tsv, parquet or WebDataset's tars, by their columns or the source's template",
     }
     from muomni.data.formats import READERS

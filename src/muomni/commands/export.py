@@ -19,10 +19,11 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["hf", "omni", "uti"],
+        Literal["hf", "omni", "uti", "boson"],
         typer.Option(
             help="omni: all parts, for muomni; hf: the language model, for transformers; "
-            "uti: rows of media tokens alone, as uti_v1 has them"
+            "uti: rows of media tokens alone, as uti_v1 has them; boson: a voice of Higgs Audio v2 as its makers "
+            "store it"
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="D", help="where it goes: a new or an empty folder")],
@@ -41,17 +42,22 @@ def export(
     from muomni.infer import voice as voices
 
     if (spoken := voices.find(folder)) is not None:
-        if to != "hf":
+        if to not in ("hf", "boson"):
             raise ConfigError(
-                f"--to {to}: a voice is exported for transformers", hint="--to hf: its adapter merged"
+                f"--to {to}: a voice is exported merged, for transformers or in its makers' layout",
+                hint="--to hf, or --to boson",
             )
         work.demand_room(out, spoken)
         certificate = _certificate(spoken)
         _waive([certificate], waive or [], reason or "")
         _demand_proven(certificate)
-        voices.export_merged(spoken, out, certificate)
+        voices.export_merged(spoken, out, certificate, to)
         console.result(str(out))
         return
+    if to == "boson":
+        raise ConfigError(
+            f"--to boson: {folder} holds no voice of Higgs Audio v2", hint="it is for stage voice; --to hf"
+        )
     final = work.answering(folder)
     work.demand_room(out, final)
     speaks = work.speaking(folder, to)

@@ -143,12 +143,18 @@ def speak(
         typer.Option(metavar="NAME", help="of a Talker of several voices; a wrong name lists the voices"),
     ] = None,
     reference: Annotated[
-        Path | None,
-        typer.Option(metavar="F.wav", help="of stage voice: a sound of the voice to speak in"),
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]F.wav",
+            help="of stage voice: a sound of the voice to speak in; several, with the names that stand in brackets "
+            "in the text",
+        ),
     ] = None,
     transcript: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="what the reference says: it then stands in a turn of its own"),
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="what the reference says, one for each: it then stands in a turn of its own"
+        ),
     ] = None,
     temperature: OwnTemperature = None,
     top_k: OwnTopK = None,
@@ -176,9 +182,9 @@ def speak(
             raise ConfigError(
                 f"speak: {named[0]} has no effect on a folder of stage voice", hint="leave it out"
             )
-        _clone(folder, texts, paths, reference, transcript, _sampling(None, chosen))
+        _clone(folder, texts, paths, reference or [], transcript or [], _sampling(None, chosen))
         return
-    if reference is not None or transcript is not None:
+    if reference or transcript:
         raise ConfigError(
             f"speak: --reference and --transcript need a folder of stage voice, and {folder} is none",
             hint="train one: muomni voice-train",
@@ -197,23 +203,29 @@ def _clone(
     folder: Path,
     texts: list[str],
     paths: list[Path],
-    reference: Path | None,
-    transcript: str | None,
+    references: list[str],
+    transcripts: list[str],
     sampling: SamplingConfig,
 ) -> None:
-    """Each text in the voice of a reference; a line says where the guard had to end one."""
+    """Each text in the voices of references; a line says where the guard had to end one."""
     import torch
 
     from muomni.infer import voice as voices
     from muomni.media import audio
 
-    if transcript is not None and reference is None:
-        raise ConfigError("speak: --transcript has an effect with --reference")
-    if reference is not None and not reference.is_file():
-        raise DataError("missing", f"{reference}: expected a sound, found nothing there")
+    if len(transcripts) > len(references):
+        raise ConfigError("speak: --transcript has an effect with --reference", hint="one for each")
+    heard = []
+    for place, named in enumerate(references):
+        name, _, file = named.rpartition("=") if not Path(named).is_file() else ("", "", named)
+        if not Path(file).is_file():
+            raise DataError("missing", f"{file}: expected a sound, found nothing there")
+        said_there = transcripts[place] if place < len(transcripts) else None
+        heard.append(voices.Reference(file, said_there, name or None))
+    asked = [voices.dialogue(text, heard) for text in texts]
     cloner = voices.open_cloner(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    for text, path in zip(texts, paths, strict=True):
-        said = cloner.say(cloner.row(voices.conversation(text, reference, transcript)), sampling)
+    for text, sample, path in zip(texts, asked, paths, strict=True):
+        said = cloner.say(cloner.row(sample), sampling)
         wave = cloner.wave(said.codes_KF)
         if not len(wave):
             raise DataError(

@@ -21,7 +21,9 @@ def voice_train(
     base_ckpt: Annotated[
         str,
         typer.Option(
-            "--base_ckpt", metavar="DIR|ID", help="the base: a folder that transformers wrote, or a hub id"
+            "--base_ckpt",
+            metavar="DIR|ID",
+            help="the base: a folder that transformers wrote or in its makers' layout, or a hub id",
         ),
     ],
     codec: Annotated[
@@ -31,6 +33,16 @@ def voice_train(
             metavar="DIR|ID",
             help="of the base's codes; codec/ or audio_tokenizer/ in the base's folder if left out",
         ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="of the base on the hub")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option("--subfolder", metavar="DIR", help="where in --base_ckpt the base lies")
+    ] = None,
+    codec_revision: Annotated[
+        str | None, typer.Option("--codec_revision", help="of the codec on the hub")
+    ] = None,
+    codec_subfolder: Annotated[
+        str | None, typer.Option("--codec_subfolder", metavar="DIR", help="where in --codec the codec lies")
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch_size", min=1, help="rows of a micro-batch, of each rank")
@@ -69,8 +81,8 @@ def voice_train(
         raise ConfigError(f"--train_manifest {train_manifest}: expected a file, found none")
     settings: dict[str, Any] = {
         "data": [{"path": str(train_manifest.absolute())}],
-        "base": _named(base_ckpt),
-        "codec": _codec(codec, base_ckpt),
+        "base": _reference(base_ckpt, revision, subfolder),
+        "codec": _codec(codec, codec_revision, codec_subfolder, Path(base_ckpt, subfolder or "")),
         "batch_size": batch_size,
         "gradient_accumulation_steps": grad_accum,
         "max_epochs": epochs,
@@ -98,21 +110,28 @@ def voice_train(
     console.result(str(folder))
 
 
-def _named(reference: str) -> str:
+def _reference(name: str, revision: str | None, subfolder: str | None) -> dict[str, str] | str:
     """A folder by its whole path, so that the recipe means it wherever it is read; a hub id as it is."""
-    return str(Path(reference).absolute()) if Path(reference).is_dir() else reference
+    named = str(Path(name).absolute()) if Path(name).is_dir() else name
+    more = {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
+    return {"name": named, **more} if more else named
 
 
-def _codec(named: str | None, base: str) -> str:
+def _codec(
+    named: str | None, revision: str | None, subfolder: str | None, base: Path
+) -> dict[str, str] | str:
     """The codec that is named, else the one that lies in the base's folder.
 
-    Raises  ConfigError where there is none.
+    Raises  ConfigError where there is none, or where one is placed that is not named.
     """
     if named is not None:
-        return _named(named)
+        return _reference(named, revision, subfolder)
+    if revision or subfolder:
+        flag = "--codec_revision" if revision else "--codec_subfolder"
+        raise ConfigError(f"{flag} has no effect without --codec", hint="name the codec, or leave it out")
     for place in CODECS:
-        if (Path(base) / place / "config.json").is_file():
-            return _named(str(Path(base) / place))
+        if (base / place / "config.json").is_file():
+            return _reference(str(base / place), None, None)
     raise ConfigError(
         f"--codec is missing: {base} holds none ({', '.join(f'{place}/' for place in CODECS)})",
         hint="Higgs' own audio tokenizer needs torchaudio, which is not supported; give the folder of a DAC of "

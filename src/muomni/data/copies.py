@@ -13,8 +13,7 @@ import os
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def _pairs(train: dict[str, int], valid: dict[str, int]) -> Iterator[str]:
     stretches, then by all they hold."""
     groups = [([*train], [path for path in valid if path not in train])]
     sizes = train | valid
-    for key in (sizes.__getitem__, _stretches, _digest):
+    for key in (sizes.__getitem__, _stretches, partial(stored.digest, of_file=files.sha256_once)):
         groups = [parts for group in groups for parts in _parted(*group, key)]
     for ours, theirs in groups:
         yield from (f"{_shown(path)} holds the bytes of {_shown(ours[0])}" for path in theirs)
@@ -131,12 +130,6 @@ def _stretches(path: str) -> bytes:
 def _places(size: int) -> list[int]:
     last = max(0, size - STRETCH_BYTES)
     return sorted({0, last // 2, last})
-
-
-def _digest(path: str) -> str:
-    """Of all that a medium holds."""
-    content_bytes = stored.content(path)
-    return files.sha256_bytes(content_bytes) if content_bytes is not None else files.sha256_once(Path(path))
 
 
 def _shown(path: str) -> str:

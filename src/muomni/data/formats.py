@@ -13,7 +13,7 @@ from muomni.config import is_set
 from muomni.data import parquet, shards, streams, tables, template, trees
 from muomni.data.layouts import chat, cuts, fields, instructions, media
 from muomni.data.reading import Reading
-from muomni.data.sample import FIELDS, Quick, Sample
+from muomni.data.sample import FIELDS, RATES, Quick, Sample
 from muomni.data.source import Format, Recognised, Source
 from muomni.data.streams import MAX_LINE_BYTES as MAX_LINE_BYTES
 from muomni.data.streams import decode_json as decode_json
@@ -28,7 +28,7 @@ LOOKED_AT = 100  # rows in which a column of sides is looked for
 SWAPPED_ROWS = 20  # that are looked at before a table is read
 PARAGRAPHS_CHARACTERS = 2000  # a document of prose is closed before it grows beyond this
 READ_EXTRA = frozenset(
-    {"names", "text", "words", "kind", "kinds", "speaker", "start_index"}
+    {"names", "text", "words", "kind", "kinds", "speaker", "speakers", "start_index", *RATES}
 )  # keys beside ours that somebody reads from `extra`
 
 
@@ -260,9 +260,11 @@ def samples(path: Path, source: Source) -> Rows:
             turns, used, left = chat.messages(row, ignored)
             sample = _asked({**row, "messages": turns}, source)
         sample = {key: value for key, value in sample.items() if key in FIELDS or key not in used}
-        notes, whence = about.complete(
-            sample, {key: value for key, value in row.items() if key not in FIELDS}
-        )
+        rest = {key: value for key, value in row.items() if key not in FIELDS}
+        # Of one conversation: together they are what must not straddle a split.
+        if several := _speakers(rest, sample):
+            sample.setdefault("group", several)
+        notes, whence = about.complete(sample, rest)
         used = [key for key in row if key in FIELDS or key in used or key in notes or key in READ_EXTRA]
         whence = "group" if sample.get("group") is not None and whence == "" else whence
         left = {**left_of(row, used), **left}
@@ -277,6 +279,19 @@ def samples(path: Path, source: Source) -> Rows:
     yield from each(
         path, source, convert, Quick() if source.prompt is None and source.class_name is None else None
     )
+
+
+def _speakers(rest: dict[str, Any], sample: dict[str, Any]) -> str:
+    """The names of a conversation's speakers as one group, "" where they are not several, or where the assistant says
+    nothing aloud; `rest` then has them no more, since as the name of one person they can't be read."""
+    named, messages = rest.get("speakers"), sample.get("messages")
+    if not isinstance(named, list) or len(named) < 2 or not isinstance(messages, list):
+        return ""
+    said = [turn for turn in messages if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    if not fields.sounds({"messages": said}):
+        return ""
+    del rest["speakers"]
+    return " + ".join(sorted(map(str, named)))
 
 
 def _turns_or_document(row: dict[str, Any], ignored: frozenset[str]) -> chat.Made:
@@ -498,6 +513,8 @@ def librispeech(path: Path, source: Source) -> Rows:
 def listing(path: Path) -> Path:
     """The file in which a manifest's rows stand: the one table of a folder of media, where it has one; else
     itself."""
+    if path.is_dir() and trees.is_higgs(path):
+        return path / trees.HIGGS_TABLE
     tables = shards.parts(path) if path.is_dir() else []
     return tables[0] if len(tables) == 1 and tables[0].name in trees.TABLES else path
 
@@ -556,6 +573,28 @@ def vctk(path: Path, source: Source) -> Rows:
     yield from enumerate(trees.vctk(path, source.prompt), start=1)
 
 
+def higgs(path: Path, source: Source) -> Rows:
+    """Sets of Higgs Audio trainers: the folder, or its metadata.json, beside sounds and texts."""
+    table = listing(path)
+    try:
+        content = decode_json(table.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError("undecodable", f"{table}: expected UTF-8: {error.reason}") from error
+    except DataError as error:
+        raise DataError(error.reason, f"{table}: {error.message}") from error
+    samples = content.get("samples") if isinstance(content, dict) else None
+    if not isinstance(samples, list):
+        raise DataError("bad_row", f"{table}: expected an object with a list of samples, got none")
+    for number, row in enumerate(samples, start=1):
+        try:
+            sample, used = trees.higgs(row, table.parent)
+        except DataError as error:
+            yield number, error
+            continue
+        whence = "person" if "group" in sample else ""
+        yield number, Reading(sample, used, left_of(row, used), whence)
+
+
 READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "text": text,
     "samples": samples,
@@ -571,6 +610,7 @@ READERS: dict[Format, Callable[[Path, Source], Rows]] = {
     "ljspeech": ljspeech,
     "librispeech": librispeech,
     "vctk": vctk,
+    "higgs": higgs,
     "rows": rows,
 }
 
@@ -593,6 +633,7 @@ USES: dict[Format, set[str]] = {
     "ljspeech": set(),
     "librispeech": {"prompt"},
     "vctk": {"prompt"},
+    "higgs": set(),
     "rows": {"root", "captions_as_text", *ABOUT, "id", "messages", "text", "negatives", "where", "expand"},
 }
 
@@ -624,6 +665,8 @@ def sniff(path: Path, source: Source) -> Format:
     suffix = kind(path)
     if trees.is_ljspeech(path):
         return "ljspeech"
+    if trees.is_higgs(path):
+        return "higgs"
     if path.is_dir() and not shards.is_whole(path):
         if not shards.is_set(path) and trees.is_librispeech(path):
             return "librispeech"

@@ -26,12 +26,13 @@ from muomni.data.layouts import fields
 from muomni.data.places import Places
 from muomni.data.quarantine import Quarantine
 from muomni.data.reading import Account, Reading, Signs, plain, refuse_placeholders
-from muomni.data.sample import Sample, inline_bytes, parse
+from muomni.data.sample import AudioPart, Sample, inline_bytes, parse
 from muomni.data.segments import Segments
 from muomni.data.source import Source
 from muomni.data.transcripts import Transcripts
 from muomni.data.transcripts import clash_message as told_clash
 from muomni.errors import DataError, DataNote
+from muomni.media import audio, stored
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,20 @@ def _rooted(sample: Sample, places: Places) -> Sample:
             if sample.group == part.path:
                 object.__setattr__(sample, "group", name)
             object.__setattr__(part, "path", full)  # frozen, but nobody else has seen it yet
+        if isinstance(part, AudioPart) and part.rate_hz is not None:
+            _refuse_other_rate(part.path, part.rate_hz)
     return sample
+
+
+def _refuse_other_rate(path: str, stated_hz: int) -> None:
+    """Raises DataError: wrong_rate where a file has not the rate that its row states; as `audio.info` does."""
+    rate_hz = audio.info(inline_bytes(path) or path).rate_hz
+    if rate_hz != stated_hz:
+        raise DataError(
+            "wrong_rate",
+            f"{stored.shown(path)}: expected {stated_hz} Hz, as its row states, got {rate_hz} Hz",
+            hint="take the file that the row means; or leave the rate out: sounds are resampled as they are read",
+        )
 
 
 def _in_seconds(row: dict[str, object], places: Places) -> None:
@@ -414,6 +428,8 @@ def _fingerprint(source: Source, base: Path) -> list[object]:
     # they were.
     unasked = {name for name in ("captions_as_text", "class_name", "ignore") if not getattr(source, name)}
     settings = config.first_names(source.model_dump(exclude={"path", "root", *unasked}), type(source))
+    if not path.is_dir() and trees.is_higgs(path):
+        path = path.parent  # its words stand in files beside it
     if not path.is_dir() or (shards.is_whole(path) and not trees.common_voice(path)):
         parts = shards.parts(path)
         digests = [_digest(part) for part in parts]

@@ -17,6 +17,7 @@ from muomni.media import stored
 KEY_END = re.compile(r'"[ \t\r\n]*:')
 ENOUGH_LUCK = 64  # lines in vain after which no more are tried
 MOST_DEPTH = 100  # of what stands in `extra`; pydantic writes 255
+RATES = ("rate_hz", "sample_rate", "sampling_rate")  # how parts and rows state the rate of a sound's file
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "valid"]
 
@@ -48,6 +49,7 @@ class AudioPart(_Row):
     """A sound or a stretch of one, in seconds; in an assistant's turn it is the model's target.
 
     channel  which one to take, counted from 0; None: the mean of all
+    rate_hz  what its row says of the file; a file of another rate is refused. None: the row says nothing
     """
 
     type: Literal["audio"] = "audio"
@@ -56,6 +58,7 @@ class AudioPart(_Row):
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     channel: int | None = Field(default=None, ge=0)  # from 0; None: all, mixed
     speaker: str | None = None
+    rate_hz: int | None = Field(default=None, gt=0)
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
@@ -236,7 +239,8 @@ def parse(row: Any) -> Sample:
     if any(isinstance(value, list | dict) for value in extra.values()) and not _is_shallow(extra, MOST_DEPTH):
         raise DataError("bad_row", "row: nested too deeply")
     if "messages" in known_fields:
-        known_fields["messages"] = _messages(known_fields["messages"])
+        rate_hz = next((extra[key] for key in RATES if extra.get(key) is not None), None)
+        known_fields["messages"] = _messages(known_fields["messages"], rate_hz)
     for key in ("id", "group"):
         if isinstance(known_fields.get(key), int) and not isinstance(known_fields[key], bool):
             known_fields[key] = str(known_fields[key])
@@ -386,8 +390,11 @@ def _task(sample: Sample, shown: Shown) -> str:
     return "transcribe" if audios else "chat"
 
 
-def _messages(messages: Any) -> Any:
-    """Messages with foreign parts respelled; what is not understood is left for the schema to name."""
+def _messages(messages: Any, rate_hz: Any) -> Any:
+    """Messages with foreign parts respelled; what is not understood is left for the schema to name.
+
+    Takes   rate_hz: what the row says of all its sounds, None: nothing.
+    """
     if not isinstance(messages, list):
         return messages
     out = []
@@ -397,9 +404,18 @@ def _messages(messages: Any) -> Any:
             parts = (
                 content if isinstance(content, list) else [content]
             )  # Higgs writes a lone part without a list
-            message = {**message, "content": [_part(part) for part in parts]}
+            message = {**message, "content": [_rated(_part(part), part, rate_hz) for part in parts]}
         out.append(message)
     return out
+
+
+def _rated(respelled: Any, part: Any, rate_hz: Any) -> Any:
+    """A part with the rate that it states, or that its row does, where it is a sound."""
+    if not isinstance(respelled, dict) or respelled.get("type") != "audio":
+        return respelled
+    own = next((part[key] for key in RATES if part.get(key) is not None), rate_hz)
+    kept = {key: value for key, value in respelled.items() if key not in RATES}
+    return kept if own is None else {**kept, "rate_hz": own}
 
 
 def _part(part: Any) -> Any:
@@ -434,6 +450,8 @@ def _part(part: Any) -> Any:
             audio_part["start"] = _seconds("offset", offset)
         if isinstance(length, int | float) and length > 0:
             audio_part["end"] = audio_part.get("start", 0.0) + _seconds("duration", length)
+        if isinstance(speaker := part.get("speaker"), str | int) and not isinstance(speaker, bool):
+            audio_part["speaker"] = str(speaker)
         return audio_part
     if (
         kind in ("image", "audio") and "path" not in part

@@ -23,6 +23,7 @@ Format = Literal[
     "ljspeech",
     "librispeech",
     "vctk",
+    "higgs",
     "rows",
 ]
 

@@ -1,5 +1,5 @@
-"""Folders as they are unpacked or sorted by hand: LJSpeech, LibriSpeech, VCTK, Common Voice, pictures or
-sounds in folders of classes."""
+"""Folders as they are unpacked or sorted by hand: LJSpeech, LibriSpeech, VCTK, Common Voice, sets of Higgs Audio
+trainers, pictures or sounds in folders of classes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ VCTK_ENDS = (
     ".flac",
     "_mic2.flac",
 )  # the first that is there; mic2 has the same words once more
+HIGGS_TABLE = "metadata.json"
+HIGGS_HEAD = re.compile(rb'\s*\{\s*"(?:dataset_info|samples)"\s*:\s*[\[{]')
 CLIPS = "clips"
 COMMON_VOICE = ("train.tsv", "dev.tsv", "test.tsv")
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -97,8 +99,10 @@ def transcripts(path: Path) -> Iterator[Path]:
 
 
 def texts(path: Path) -> Iterator[Path]:
-    """The files of words of a tree of LibriSpeech or VCTK."""
-    if is_vctk(path):
+    """The files of words of a tree of LibriSpeech or VCTK, or of a set of a Higgs Audio trainer."""
+    if is_higgs(path):
+        yield from (file for file in files(path) if file.suffix == ".txt" or file.name == HIGGS_TABLE)
+    elif is_vctk(path):
         yield from (file for file in files(path / VCTK_TEXTS) if file.suffix == ".txt")
     else:
         yield from transcripts(path)
@@ -128,6 +132,78 @@ def librispeech(line: str, tree: Path, inside: Path, prompt: str | None = None) 
     turns = [{"role": "user", "content": sound}, {"role": "assistant", "content": match["words"].lower()}]
     row = {"id": match["id"], "group": match["speaker"], "task": "transcribe", "messages": turns}
     return {**row, "split": "valid"} if HELD_OUT & {*tree.absolute().parts[-3:], *inside.parts} else row
+
+
+def is_higgs(path: Path) -> bool:
+    """Whether a folder, or the metadata.json in it, is a set of a Higgs Audio trainer: an object of `dataset_info`
+    and `samples`."""
+    table = path / HIGGS_TABLE if path.is_dir() else path
+    if table.name != HIGGS_TABLE or not table.is_file():
+        return False
+    with table.open("rb") as stream:
+        return HIGGS_HEAD.match(stream.read(4096).removeprefix(b"\xef\xbb\xbf")) is not None
+
+
+def higgs(row: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """A row of such a set, and its fields that were used: the words, said by the assistant; a reference that it names
+    is an earlier turn, or stands before the words where its own are not written down.
+
+    Raises  DataError: bad_row, missing (a text), empty, undecodable.
+    """
+    if not isinstance(row, dict):
+        raise DataError("bad_row", f"sample: expected an object, got {type(row).__name__}")
+    name, speaker = row.get("id"), row.get("speaker_id")
+    for key in ("id", "audio_file", "speaker_id", "ref_audio_file", "ref_transcript"):
+        if row.get(key) is not None and (not isinstance(row[key], str) or not row[key]):
+            raise DataError("bad_row", f"{key}: expected a text, got {row[key]!r:.40}")
+    if "audio_file" not in row:
+        raise DataError("bad_row", f"{name or 'sample'}: expected audio_file, got {', '.join(row)[:80]}")
+    used = [key for key in ("id", "audio_file", "speaker_id") if row.get(key) is not None]
+    words_key = "transcript_file" if row.get("transcript_file") else "transcript"
+    words, sound = _words(row.get(words_key), words_key, folder), _sound(row["audio_file"], speaker)
+    turns: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
+    used.append(words_key)
+    if row.get("ref_audio_file"):
+        heard = _sound(row["ref_audio_file"], speaker)
+        used.append("ref_audio_file")
+        if row.get("ref_transcript"):
+            used.append("ref_transcript")
+            turns += [
+                {"role": "user", "content": row["ref_transcript"]},
+                {"role": "assistant", "content": [heard]},
+            ]
+        else:
+            asked = [heard]
+    start = len(turns) + 1
+    said = [*asked, {"type": "text", "text": words}] if asked else words
+    turns += [{"role": "user", "content": said}, {"role": "assistant", "content": [sound]}]
+    sample = {"task": "speak", "messages": turns, "start_index": start}
+    sample |= {"id": name} if name else {}
+    return sample | ({"group": speaker} if speaker else {}), used
+
+
+def _sound(path: str, speaker: str | None) -> dict[str, Any]:
+    return {"type": "audio", "path": path, **({"speaker": speaker} if speaker else {})}
+
+
+def _words(value: Any, key: str, folder: Path) -> str:
+    """The words of a field, or of the file that it names."""
+    if not isinstance(value, str) or not value.strip():
+        raise DataError("empty", f"{key}: expected words, got {value!r:.40}")
+    if key != "transcript_file":
+        return value.strip()
+    try:
+        words = (folder / value).read_text(encoding="utf-8-sig").strip()
+    except OSError as error:
+        raise DataError("missing", f"{value}: expected a text, can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "undecodable", f"{value}: expected UTF-8, got byte 0x{error.object[error.start]:02x}"
+        ) from error
+    if not words:
+        raise DataError("empty", f"{value}: expected words, got none")
+    return words
 
 
 def is_vctk(path: Path) -> bool:

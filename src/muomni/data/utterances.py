@@ -97,8 +97,12 @@ def voice_of(sample: Sample) -> str | None:
     None: nobody says."""
     sounds = sample.audios or sample.speech
     named = next((part.speaker for part in sounds if part.speaker), None) or sample.extra.get("speaker")
-    if named:
-        return str(named)
+    return str(named) if named else named_group(sample)
+
+
+def named_group(sample: Sample) -> str | None:
+    """The group that a row or its recipe names; None where it is but the row's id, or a sound's own path."""
+    sounds = sample.audios + sample.speech
     if sample.group == sample.id or any(_is_of(sample.group, stored.identity(part.path)) for part in sounds):
         return None
     return sample.group

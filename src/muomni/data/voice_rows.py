@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muomni.data.sample import AudioPart, Message, Sample
+from muomni.data.speaker_tags import tagged
 from muomni.errors import DataError
 from muomni.tokens import grid
 from muomni.tokens.bpe import Tokenizer
@@ -118,6 +119,17 @@ def first_taught(sample: Sample) -> int:
     return start or 0
 
 
+def asks_for_whisper(sample: Sample) -> str:
+    """The key by which a row asks for Whisper conditioning (a feature file, a switch that is on), "" where none
+    does. Rows are rendered without: references are heard by their codes alone."""
+    misc = sample.extra.get("misc")
+    for key, value in {**(misc if isinstance(misc, dict) else {}), **sample.extra}.items():
+        name = key.casefold().replace("-", "_")
+        if value and ("whisper" in name or name in ("audio_features", "input_features")):
+            return str(key)
+    return ""
+
+
 class _Builder:
     """A row as it grows."""
 
@@ -164,10 +176,13 @@ def render(sample: Sample, tokenizer: Tokenizer, tokens: VoiceTokens, codes_of: 
     Learned are the assistant's words, the mark that opens its sounds, their codes and the end of each book,
     the mark that closes them, and the end of its turns, from `start_index` on; headers never.
 
-    Raises  DataError as `first_taught` and `codes_of`.
+    Names of speakers become the prompt's tags (`speaker_tags.tagged`).
+
+    Raises  DataError as `first_taught`, `tagged` and `codes_of`.
     Source  SPEC H1, H2.
     """
     out = _Builder(tokens)
+    sample = tagged(sample)
     _turns(out, sample.messages, tokenizer, codes_of, first=first_taught(sample))
     return out.row(sample.id)
 
@@ -181,7 +196,7 @@ def prompt(
     Takes   said: words of the assistant's turn before its sound.
     """
     out = _Builder(tokens)
-    _turns(out, sample.messages, tokenizer, codes_of, then="assistant")
+    _turns(out, tagged(sample).messages, tokenizer, codes_of, then="assistant")
     header = tokenizer.special_tokens.headers["assistant"]
     out.words([*header, *tokenizer.encode(said), tokens.said], is_taught=False)
     return out.row(sample.id)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from muomni.data.sample import AudioPart, Message, Sample, TextPart
+from muomni.data.speaker_tags import tagged
 from muomni.data.voice_rows import VoiceRow, VoiceRows, prompt
 from muomni.errors import DataError
 from muomni.evaluate.facts import Fact, share
@@ -45,7 +46,7 @@ def labels(rows: VoiceRows) -> dict[str, Fact]:
         except DataError:
             continue  # the loader counts and names it
         n += 1
-        words, ends = _expected(rows, rows.samples[index])
+        words, ends = _expected(rows, tagged(rows.samples[index]))
         learned = [label for label in row.labels if label != IGNORE]
         taught = [sound for sound in row.sounds if sound.is_taught]
         books = rows.tokens.books

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from muomni import files
 from muomni.data.sample import AudioPart, Sample, parse
+from muomni.data.speaker_tags import SPEAKERS
 from muomni.data.tokenized.encode import read
 from muomni.data.voice_rows import VoiceRow, VoiceTokens, prompt
 from muomni.errors import CheckpointError, ConfigError, ContextError
 from muomni.infer.decode import decode
 from muomni.infer.export import ORIGIN, TOKENIZER
 from muomni.infer.sampling import SamplingConfig, pick
-from muomni.models import integrity, lora, reference, store
+from muomni.models import higgs_layout, integrity, lora, reference, store
 from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.nn.head import Ranges
@@ -190,18 +191,54 @@ class Cloner:
         return sound
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A sound of a voice: what it says, None: nobody wrote it down; and whose it is, None: the one of the text."""
+
+    sound: str
+    transcript: str | None = None
+    speaker: str | None = None
+
+
 def conversation(text: str, reference: str | Path | None = None, transcript: str | None = None) -> Sample:
     """The conversation that asks for a text, with a reference voice as an earlier turn of the assistant's.
 
     Takes   transcript: what the reference says; None: it stands in the user's own turn, before the text.
     """
-    sound = [] if reference is None else [{"type": "audio", "path": str(reference)}]
+    return dialogue(text, [] if reference is None else [Reference(str(reference), transcript)])
+
+
+def dialogue(text: str, references: Sequence[Reference]) -> Sample:
+    """The conversation that asks for a text of one speaker or of several, whose names stand in it in brackets.
+
+    References of which it is known what they say are earlier turns; else they stand in the user's own turn, before
+    the text. The speakers are numbered in the order of their references.
+
+    Raises  ConfigError where some transcripts are missing, or names of several speakers.
+    """
+    names = [each.speaker for each in references if each.speaker is not None]
+    if len(references) > 1 and (len(names) < len(references) or len(set(names)) < len(names)):
+        raise ConfigError(
+            f"expected a name of its own for each of {len(references)} references, got {', '.join(names) or 'none'}"
+        )
+    told = [each.transcript for each in references if each.transcript is not None]
+    if told and len(told) < len(references):
+        raise ConfigError(f"expected a transcript for each of {len(references)} references, got {len(told)}")
     messages: list[dict[str, Any]] = []
-    if sound and transcript is not None:
-        messages += [{"role": "user", "content": transcript}, {"role": "assistant", "content": sound}]
-        sound = []
-    messages.append({"role": "user", "content": [*sound, {"type": "text", "text": text}] if sound else text})
-    return parse({"id": "speak", "messages": messages})
+    before: list[dict[str, Any]] = []
+    for each in references:
+        sound = {"type": "audio", "path": each.sound} | ({"speaker": each.speaker} if each.speaker else {})
+        if told:
+            turn = {"role": "user", "content": each.transcript}
+            messages += [turn, {"role": "assistant", "content": [sound]}]
+        else:
+            line = [{"type": "text", "text": "\n"}] if len(references) > 1 else []
+            before += [sound, *line]
+    messages.append(
+        {"role": "user", "content": [*before, {"type": "text", "text": text}] if before else text}
+    )
+    speakers = {SPEAKERS: names} if names else {}
+    return parse({"id": "speak", "messages": messages, "start_index": len(messages), **speakers})
 
 
 def find(folder: Path | str) -> Path | None:
@@ -231,25 +268,53 @@ def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Clone
     return Cloner(model, tokenizer, tokens_of(model, tokenizer, codec), codec)
 
 
-def export_merged(final: Path, out: Path, certificate: Mapping[str, Any]) -> None:
-    """The base with its adapter merged, as a folder that transformers and `Higgs.open` open, whole or not at all;
-    `origin.json` says where it comes from.
+Layout = Literal["hf", "boson"]
+
+
+def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout: Layout = "hf") -> None:
+    """The base with its adapter merged, as a folder that `Higgs.open` opens, whole or not at all; `origin.json` says
+    where it comes from.
+
+    hf     as transformers writes it
+    boson  as the makers of Higgs Audio v2 do (model_type `higgs_audio`); beside it `lora/`, the adapter in PEFT's
+           files under their names
 
     Takes   final: of stage voice; out: a new or an empty folder; certificate: of the stage.
-    Raises  CheckpointError as `open_cloner`.
+    Raises  CheckpointError as `open_cloner`; ConfigError for books that the layout can't say.
     """
-    model = open_cloner(final).model
+    cloner = open_cloner(final)
     note = files.read_json(final / NOTE)
-    base = reference.find(note["base"], final)[1]
+    network, base = reference.find(note["base"], final)
+    is_original = store.read_config(base)["model_type"] == higgs_layout.MODEL_TYPE
     with torch.no_grad():
-        tensors = {name: tensor.contiguous() for name, tensor in lora.merged_tensors(model).items()}
+        tensors = lora.merged_tensors(cloner.model)
+    if network.dtype == "auto":  # in the format of the base's files, whatever this machine computes in
+        stored = store.stored_format(base)
+        tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
+    dtype = tensors["text_lm_head.weight"].dtype
     with files.fresh_folder(out) as part:
-        for name in (store.CONFIG, *TOKENIZER):
+        for name in TOKENIZER:
             if (base / name).is_file():
                 shutil.copyfile(base / name, part / name)
+        if is_original == (layout == "boson"):
+            shutil.copyfile(base / store.CONFIG, part / store.CONFIG)
+        elif is_original:
+            config = cloner.model.config
+            files.write_json(part / store.CONFIG, {**config.to_dict(), "dtype": _spelled(dtype)})
+        else:
+            content = higgs_layout.original_config(cloner.model.config, cloner.tokenizer, dtype)
+            files.write_json(part / store.CONFIG, content)
+        if layout == "boson":
+            tensors = higgs_layout.to_original(tensors)
+            lora.renamed(final, part / "lora", higgs_layout.original_name)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
         origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
         files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:

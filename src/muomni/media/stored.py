@@ -15,10 +15,11 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from muomni import files
 from muomni.errors import DataError, UserError
 
 MEMBER = re.compile(
@@ -79,6 +80,17 @@ def stretch(path: str, start: int, count: int) -> bytes | None:
         )
     content_bytes = content(path)
     return None if content_bytes is None else content_bytes[start : start + count]
+
+
+def digest(path: str, of_file: Callable[[Path], str] = files.sha256_file) -> str:
+    """Hex sha256 of all that a medium holds, wherever it lies.
+
+    Takes   of_file: what reads a file of its own; `files.sha256_once` remembers each for the whole process.
+
+    Raises  DataError, as `content` does; OSError for a file that can't be read.
+    """
+    content_bytes = content(path)
+    return of_file(Path(path)) if content_bytes is None else files.sha256_bytes(content_bytes)
 
 
 def container(path: str) -> str | None:

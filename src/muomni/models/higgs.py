@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni.errors import CheckpointError, ConfigError
-from muomni.models import finite, from_transformers, store
+from muomni.models import finite, from_transformers, higgs_layout, store
 from muomni.models.causal import CausalLM
 from muomni.nn.head import StretchHeads
 
@@ -93,18 +93,27 @@ class Higgs(CausalLM):
     def open(
         cls, folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Higgs:
-        """The model of a folder that transformers wrote, in evaluation mode; dtype None: as stored.
+        """The model of a folder that transformers wrote, or that lies there in its makers' layout, in evaluation
+        mode; dtype None: as stored.
 
         Raises  CheckpointError where the folder holds another model, lacks a tensor (the text head's too),
                 holds one that has no place, or is torn; ConfigError where the extra `hf` is not installed.
         """
         folder = Path(folder)
-        kind = store.read_config(folder).get("model_type")
-        if kind != MODEL_TYPE:
-            raise CheckpointError(f"{folder}: expected model_type {MODEL_TYPE}, got {kind!r}")
-        network = from_transformers.open_network(
-            folder, CLASS, "Higgs Audio v2", device=device, dtype=dtype, is_whole=True, use_text_head=True
-        )
+        content = store.read_config(folder)
+        kind = content.get("model_type")
+        if kind not in (MODEL_TYPE, higgs_layout.MODEL_TYPE):
+            raise CheckpointError(
+                f"{folder}: expected model_type {MODEL_TYPE} or {higgs_layout.MODEL_TYPE}, got {kind!r}"
+            )
+        higgs_layout.refuse_tower(store.tensor_names(folder), str(folder))
+        higgs_layout.tell_whisper(content, str(folder / store.CONFIG))
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "is_whole": True, "use_text_head": True}
+        if kind == higgs_layout.MODEL_TYPE:
+            tensors = higgs_layout.to_library(store.read_tensors(folder), str(folder))
+            library = from_transformers.installed(folder, "Higgs Audio v2")
+            how |= {"config": higgs_layout.library_config(folder, library), "tensors": tensors}
+        network = from_transformers.open_network(folder, CLASS, "Higgs Audio v2", **how)
         model = cls(network).eval()
         finite.came_from(model, folder)
         return model

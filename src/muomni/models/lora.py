@@ -113,15 +113,38 @@ def save(decoder: CausalLM, folder: Path | str, base: str) -> None:
     )
 
 
+def renamed(folder: Path, out: Path, name_of: Callable[[str], str]) -> None:
+    """Write the adapter of a folder for the same network under other names.
+
+    Takes   name_of: the new name of a layer, and of a tensor of the adapter's.
+    Raises  CheckpointError where its file is missing or torn.
+    """
+    content = files.read_json(folder / CONFIG)
+    targets = sorted(name_of(name) for name in content["target_modules"])
+    tensors = {
+        PREFIX + name_of(name.removeprefix(PREFIX)): tensor for name, tensor in _stored(folder).items()
+    }
+    files.write_bytes(out / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
+    files.write_json(out / CONFIG, {**content, "target_modules": targets})
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file.
+
+    Raises  CheckpointError where it is missing or torn.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is missing or torn: {error}") from error
+
+
 def changed(decoder: CausalLM, folder: Path | str) -> list[str]:
     """The names of an adapter's tensors that a folder does not hold, or holds otherwise.
 
     Raises  CheckpointError where its file is missing or torn.
     """
-    try:
-        stored = load_file(Path(folder) / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{Path(folder) / WEIGHTS} is missing or torn: {error}") from error
+    stored = _stored(Path(folder))
     state = _peft().get_peft_model_state_dict(decoder.adapted, save_embedding_layers=False)
     own = {PREFIX + name: tensor.detach().cpu() for name, tensor in state.items()}
     return [
@@ -140,10 +163,7 @@ def load(decoder: M, folder: Path | str) -> M:
     _demand_plain(decoder)
     folder = Path(folder)
     settings = _read_settings(folder)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is missing or torn: {error}") from error
+    tensors = _stored(folder)
     expected = _shapes(decoder, settings)
     lines = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     lines += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]

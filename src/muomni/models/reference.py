@@ -31,12 +31,14 @@ def as_stored(device: torch.device) -> torch.dtype | None:
 class NetworkReference(Strict):
     """A network by name: a stage of the recipe, a folder, or a hub id; a lone string is its name.
 
+    subfolder  where in the folder, or in the hub's repository, it lies
     dtype  auto: bf16 on a GPU that has it; float32 on a CPU, whatever it is stored in (twice the memory of
            bf16, 50 times the speed on a chip that only emulates it). bf16 and fp32 are taken by their word
     """
 
     name: str = Field(min_length=1)
     revision: str | None = None
+    subfolder: str | None = None
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
     @model_validator(mode="before")
@@ -69,7 +71,22 @@ class NetworkReference(Strict):
                 f"{self.name}: revision has no effect: it is {kind}",
                 hint="leave it out: it chooses among a hub's versions",
             )
-        return folder
+        return self._inside(folder)
+
+    def _inside(self, folder: Path) -> Path:
+        """The subfolder of what the name means, where one is named.
+
+        Raises  ConfigError where it is none, or lies outside.
+        """
+        if self.subfolder is None:
+            return folder
+        inside = folder / self.subfolder
+        if not inside.is_dir() or not inside.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{self.name}: subfolder {self.subfolder!r} is no folder in {folder}",
+                hint="leave it out where the network lies at the top",
+            )
+        return inside
 
     def describe(self, folder: Path, *, is_stage: bool) -> dict[str, Any]:
         """What a model that is built on it writes down: how it is found again, and what it must then be."""
@@ -95,7 +112,10 @@ def find(recorded: dict[str, Any], final: Path) -> tuple[NetworkReference, Path]
     Raises  CheckpointError where it lies nowhere, or is another.
     """
     base = NetworkReference(
-        name=recorded["name"], revision=recorded.get("revision"), dtype=recorded.get("dtype", "auto")
+        name=recorded["name"],
+        revision=recorded.get("revision"),
+        subfolder=recorded.get("subfolder"),
+        dtype=recorded.get("dtype", "auto"),
     )
     if recorded["stage"]:
         places = [parent / base.name / "final" for parent in final.resolve().parents][:4]
@@ -107,7 +127,7 @@ def find(recorded: dict[str, Any], final: Path) -> tuple[NetworkReference, Path]
             )
     else:
         folder = final / recorded["folder"]  # absolute, or within what was exported
-        folder = folder if folder.is_dir() else pretrained.locate(base.name, base.revision, Path("."))
+        folder = folder if folder.is_dir() else base.locate({}, Path("."))
     if (digest := pretrained.digest(folder)) != recorded["digest"]:
         raise CheckpointError(
             f"{folder}: {final} was trained on other weights: expected {recorded['digest'][:12]}, got {digest[:12]}"

@@ -288,6 +288,21 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
     return tensors
 
 
+def tensor_names(folder: Path | str) -> list[str]:
+    """The names of all tensors of a folder, by its files' headers alone.
+
+    Raises  CheckpointError naming the file that is missing or torn.
+    """
+    names: list[str] = []
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, "pt") as stream:
+                names += stream.keys()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from error
+    return names
+
+
 def stored_format(folder: Path | str) -> torch.dtype:
     """The number format of the largest tensor that a folder's files hold.
 

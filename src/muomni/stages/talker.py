@@ -156,7 +156,7 @@ class TalkerTraining(Training[TalkerSettings]):
             else None
         )
         parts = (self.talker, self.tokenizer, self.codec, self.think, self.settings, self.inputs.run.device)
-        return build_coded(self.inputs.coded, samples, key, code(samples, *parts), speaker)
+        return build_coded(self.inputs.coded, samples, key, lambda chosen: code(chosen, *parts), speaker)
 
     def prepare(self) -> dict[str, Fact]:
         """How long each token is spoken, in closed form."""

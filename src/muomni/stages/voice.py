@@ -3,7 +3,8 @@ recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from muomni import files
 from muomni.data.loader import Loader
 from muomni.data.sample import AudioPart, Message, Sample
 from muomni.data.tokenized.encode import BATCH_NUMBERS, HELD_BYTES, read
-from muomni.data.voice_rows import VoiceRows
+from muomni.data.voice_rows import VoiceRows, asks_for_whisper
 from muomni.errors import DataError, ShapeError
 from muomni.evaluate import voice_evaluation
 from muomni.evaluate.facts import Fact
@@ -25,7 +26,7 @@ from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.thresholds import CAUSAL, LABELS, SIGHT, held_out_gap
 from muomni.infer.voice import NOTE, Cloner, tokens_of
-from muomni.models import lora, pretrained
+from muomni.models import lora, pretrained, store
 from muomni.models.codecs import open_codec
 from muomni.models.higgs import Higgs
 from muomni.models.lora import LoraSettings
@@ -137,7 +138,7 @@ def place_of(part: AudioPart) -> Place:
     return part.path, part.start, part.end, part.channel
 
 
-def parts_of(samples: Sequence[Sample]) -> list[AudioPart]:
+def parts_of(samples: Iterable[Sample]) -> list[AudioPart]:
     """All sounds of samples, each once."""
     found: dict[Place, AudioPart] = {}
     for sample in samples:
@@ -155,16 +156,36 @@ def encoded(
     """
     window: dict[int, Tensor | DataError] = {}
     held = 0
+    rates: Counter[int] = Counter()  # of the files, in Hz
     for number, part in enumerate(parts):
         try:
-            wave_S = read(part, codec).values
-            window[number], held = wave_S, held + wave_S.nbytes
+            medium = read(part, codec)
+            window[number], held = medium.values, held + medium.values.nbytes
+            rates[int(medium.about["file_rate_hz"])] += 1
         except DataError as error:
             window[number] = error
         if held < HELD_BYTES and number + 1 < len(parts):
             continue
         yield from _coded(window, codec, device)
         window, held = {}, 0
+    if resampled := describe_resampled(rates, codec.sample_rate_hz):
+        store.say_once(resampled)
+
+
+def describe_resampled(rates: Mapping[int, int], rate_hz: int | None) -> str:
+    """How many sounds are not of the rate that a codec takes, a line; "" where all are.
+
+    Takes   rates: sounds by the rate of their file, in Hz.
+    """
+    others = {rate: count for rate, count in sorted(rates.items()) if rate != rate_hz}
+    if not others:
+        return ""
+    named = ", ".join(f"{count} of {rate} Hz" for rate, count in others.items())
+    lower = sum(count for rate, count in others.items() if rate_hz is not None and rate < rate_hz)
+    low = f"; {lower} of a lower rate have nothing above half of it" if lower else ""
+    return (
+        f"{sum(others.values())} of {sum(rates.values())} sounds are resampled to {rate_hz} Hz: {named}{low}"
+    )
 
 
 def _coded(
@@ -243,15 +264,32 @@ class VoiceTraining(Training[VoiceSettings]):
         return loaders(self.sides["train"], self.sides["valid"], gather, settings, **order)
 
     def _rows(self, samples: Sequence[Sample]) -> VoiceRows:
-        parts = parts_of(samples)
+        parts = parts_of(self._told(samples))
         alone = [
             Sample(id=str(number), group=str(number), messages=[Message(role="assistant", content=[part])])
             for number, part in enumerate(parts)
         ]
-        made = encoded(parts, self.codec, self.inputs.run.device)
-        clips = coded.build(self.inputs.coded, alone, ["voice", self.codec.digest], made)
+        codec, device = self.codec, self.inputs.run.device
+
+        def code(chosen: Sequence[Sample]) -> Iterator[tuple[int, TalkerItem | DataError]]:
+            return encoded([sample.speech[0] for sample in chosen], codec, device)
+
+        clips = coded.build(self.inputs.coded, alone, ["voice", codec.digest], code)
         most = min(self.settings.max_seq_len or self.model.ctx_len, self.model.ctx_len)
         return VoiceRows(samples, self.tokenizer, self.tokens, Clips(parts, clips.items), most)
+
+    def _told(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples; a line says how many of them ask for Whisper conditioning."""
+        keys: Counter[str] = Counter()
+        for sample in samples:
+            if key := asks_for_whisper(sample):
+                keys[key] += 1
+            yield sample
+        if keys:
+            store.say_once(
+                f"{self.inputs.folder.name}: {keys.total()} rows ask for Whisper conditioning ({', '.join(sorted(keys))}): "
+                "it is off, references are heard by their codes alone"
+            )
 
     @property
     def modalities(self) -> set[str]:

@@ -31,7 +31,8 @@ class Contents:
 def scan(path: Path) -> Contents | None:
     """The manifests of a folder and below it; None for one that is its own manifest: of media with a table or
     in classes, or a corpus."""
-    if shards.is_set(path) or trees.is_librispeech(path) or trees.is_vctk(path) or trees.is_ljspeech(path):
+    knows = (trees.is_librispeech, trees.is_vctk, trees.is_ljspeech, trees.is_higgs)
+    if shards.is_set(path) or any(known(path) for known in knows):
         return None
     contents = Contents()
     for file in trees.files(path.absolute()):

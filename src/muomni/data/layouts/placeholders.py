@@ -15,7 +15,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("video", "videos"), "video"),
 }
 _NAME = "|".join(sorted(KINDS, key=len, reverse=True))
-_ROLE = "placeholder|pad|token|soft_token|context|here|patch|content|embeds?|features?|path|file|url|start|end|bos|eos|begin"
+_ROLE = "out|placeholder|pad|token|soft_token|context|here|patch|content|embeds?|features?|path|file|url|start|end|bos|eos|begin"
 # One medium: <|vision_start|><|image_pad|><|vision_end|>, <im_start><image><im_end>, <img>a.png</img>,
 # <image>, <|image_1|>, [IMG], ...
 TOKEN = rf"<\|?(?:start_of_)?(?P<name>{_NAME})(?:[_\- ]?(?:{_ROLE}))?(?:[_\- ]?\d{{1,3}})?\|?>"
