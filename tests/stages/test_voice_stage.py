@@ -204,6 +204,16 @@ def _without_wav(folder: Path) -> list[str]:
     return []
 
 
+def _unfilled(folder: Path) -> list[str]:
+    """Rows with a place of a sound in the words, and no sound for it: more of them than quarantine takes."""
+    path = folder / "data" / "manifest.json"
+    rows = json.loads(path.read_text())
+    for row in rows[:4]:
+        row["messages"][1]["content"] = "<|AUDIO|> say it in this voice"
+    path.write_text(json.dumps(rows))
+    return []
+
+
 def _text_only(folder: Path) -> list[str]:
     rows = [
         {"id": str(n), "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -232,6 +242,7 @@ def _of_other_books(folder: Path) -> list[str]:
 
 FAULTS = {
     "a missing wav": (_without_wav, "train-one0.wav"),
+    "an unfilled placeholder": (_unfilled, "got '<|AUDIO|>' and no audio for it"),
     "text alone": (_text_only, "no sound of the assistant's"),
     "a missing tensor": (_headless, "missing text_lm_head.weight"),
     "no codec": (_without_codec, "--codec is missing"),
