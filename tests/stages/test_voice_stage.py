@@ -242,7 +242,7 @@ def _of_other_books(folder: Path) -> list[str]:
 
 FAULTS = {
     "a missing wav": (_without_wav, "train-one0.wav"),
-    "an unfilled placeholder": (_unfilled, "got '<|AUDIO|>' and no audio for it"),
+    "an unfilled placeholder": (_unfilled, "expected as many <|AUDIO|> as audios, got 1 for 0"),
     "text alone": (_text_only, "no sound of the assistant's"),
     "a missing tensor": (_headless, "missing text_lm_head.weight"),
     "no codec": (_without_codec, "--codec is missing"),
