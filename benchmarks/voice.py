@@ -310,7 +310,7 @@ def codes(folder: Path) -> str:
 
     voices.write(folder / "data")
     sounds = len(list((folder / "data").glob("*.wav")))
-    text = f"voice: {{data: [{{path: {folder}/data/manifest.json}}], base: {folder}/base, codec: {folder}/base/codec}}"
+    text = f"voice: {{data: [{{path: {folder}/data/manifest.json}}], base: {folder}/base, codec: {folder}/base/codec, batch_size: 2}}"
     recipe = folder / "voice.yaml"
     recipe.write_text(text)
     count, true = [0], DacModel.encode
@@ -345,45 +345,54 @@ def codes(folder: Path) -> str:
 
 
 def speech(folder: Path, steps: int, turns: int) -> str:
-    """Greedy steps behind a prompt with a reference."""
+    """Greedy steps behind four prompts with a reference, one after another."""
     from muomni.infer.decode import decode
     from muomni.infer.voice import GREEDY, DelayedBooks
     from muomni.models.higgs import Higgs
 
     model, network = Higgs.open(folder), library(folder).eval()
     made, _ = rows(folder)
-    row = made[0]
-    end = row.sounds[1].start  # what stands before the target is the prompt
-    columns_BST = torch.cat([torch.tensor(row.ids[:end])[None], row.codes_KT[:, :end]])[None]
-    heard = row.codes_KT[:, :end][:, (row.codes_KT[:, :end] >= 0).all(0)].T[None]
-    said: dict[str, Tensor] = {}
+    prompts = []
+    for row in made:
+        end = row.sounds[1].start  # what stands before the target is the prompt
+        prompts.append(torch.cat([torch.tensor(row.ids[:end])[None], row.codes_KT[:, :end]])[None])
+    said: dict[str, list[Tensor]] = {}
 
     def ours() -> None:
-        books = DelayedBooks(model, 1, steps, GREEDY, torch.device("cpu"))
-        with torch.inference_mode():
-            x_BTD = model.embed(columns_BST)
-        for _ in decode(model, x_BTD, books, cache=model.beside(columns_BST)):
-            pass
-        said["ours"] = books.grid()[0]
+        said["ours"] = []
+        for columns_BST in prompts:
+            books = DelayedBooks(model, 1, steps, GREEDY, torch.device("cpu"))
+            with torch.inference_mode():
+                x_BTD = model.embed(columns_BST)
+            for _ in decode(model, x_BTD, books, cache=model.beside(columns_BST, steps)):
+                pass
+            said["ours"].append(books.grid()[0])
 
     def theirs() -> None:
-        ids = columns_BST[:, 0]
-        out = network.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            audio_input_ids=heard,
-            audio_input_ids_mask=torch.ones(heard.shape[:2], dtype=torch.bool),
-            max_new_tokens=steps,
-            do_sample=False,
-        )
-        said["theirs"] = out[0, heard.shape[1] :].T
+        said["theirs"] = []
+        for columns_BST in prompts:
+            ids, codes_KT = columns_BST[:, 0], columns_BST[0, 1:]
+            heard = codes_KT[:, (codes_KT >= 0).all(0)].T[None]
+            out = network.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                audio_input_ids=heard,
+                audio_input_ids_mask=torch.ones(heard.shape[:2], dtype=torch.bool),
+                max_new_tokens=steps,
+                do_sample=False,
+            )
+            said["theirs"].append(out[0, heard.shape[1] :].T)
 
     our_s, their_s, ratio = by_turns(ours, theirs, turns)
-    equal = said["ours"].shape == said["theirs"].shape and bool((said["ours"] == said["theirs"]).all())
-    count = said["ours"].shape[1]
+    same = sum(
+        a.shape == b.shape and bool((a == b).all()) for a, b in zip(said["ours"], said["theirs"], strict=True)
+    )
+    count = sum(grid_KS.shape[1] for grid_KS in said["ours"])
     return (
-        f"{count} steps of speech behind {end} positions: ours {1e3 * our_s / count:.2f} ms a step, generate "
-        f"{1e3 * their_s / count:.2f}, ratio {ratio:.2f} (median of {turns} pairs; bar 2.0); codes equal: {equal}"
+        f"{count} steps of speech behind {len(prompts)} prompts of {min(p.shape[2] for p in prompts)} to "
+        f"{max(p.shape[2] for p in prompts)} positions: ours {1e3 * our_s / count:.2f} ms a step, generate "
+        f"{1e3 * their_s / count:.2f}, ratio {ratio:.2f} (median of {turns} pairs; bar 2.0); "
+        f"codes equal in {same} of {len(prompts)}"
     )
 
 
