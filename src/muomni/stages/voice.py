@@ -313,9 +313,9 @@ class VoiceTraining(Training[VoiceSettings]):
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """A reference turn and a target each, of noise; the longest are half as many positions as fit, at 25 a
-    second."""
-    longest_s = min(LONGEST_S, (settings.max_seq_len or POSITIONS) / 2 / 25)
+    """A reference turn and a target each, of noise; the longest two together take half of the positions, at 25
+    a second."""
+    longest_s = min(LONGEST_S, (settings.max_seq_len or POSITIONS) / 2 / 2 / 25)
     noises, text = assumed.sounds(folder, longest_s), assumed.Text(words)
     rows = []
     for number in range(2 * settings.batch_size):  # few: all of them are encoded before the stage begins
