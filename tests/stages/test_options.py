@@ -421,6 +421,7 @@ SEEING: dict[str, Case | list[Case]] = {
     "prompts": [Case({"image": "well?"}), Case({"audio": "well?"}, {"refused": True})],
 }
 OWN["voice"] = {
+    "optimizer": refused("muon"),
     "base.name": Case("other_base"),
     "base.revision": refused("main"),
     "base.dtype": Case("bf16"),
