@@ -42,7 +42,7 @@ class HiggsStepper(Stepper):
             self.layers.append((qkv, None, out, add))
         heads = (model.network.text_lm_head.weight, model.network.audio_lm_head.weight)
         self.words_VD, self.codes_VD = self._scoring(heads, _gains(body.norm))
-        self.books, self.size = model.books, config.codebook_size
+        self.books = model.books
         cos, sin = body.rotary_emb(weight, torch.arange(model.ctx_len, device=weight.device)[None])
         self._turn_by(cos[0], sin[0], weight.dtype)
         self._remember(model)
@@ -80,7 +80,7 @@ class HiggsStepper(Stepper):
         """Of the words and of each book; see `models.causal.CausalLM.reading`."""
         of_words, *of_books = [None] * (1 + self.books) if legal is None else legal
         words = joined([torch.mm(x_BD, rows.T) for rows in rows_of((self.words_VD,), of_words)])
-        books = torch.mm(x_BD, self.codes_VD.T).split(self.size, 1)
+        books = torch.mm(x_BD, self.codes_VD.T).chunk(self.books, 1)
         return [
             words,
             *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
 Layer = tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]
 """Of a layer: what gives q, k, v; gains of their norms; what stands behind attention; feed forward."""
-S = TypeVar("S", bound="Stepper")
 SAMPLED = 64  # numbers of each weight that are compared
 
 # Body -> its stepper, which ends with it; not an attribute, for a deep copy of a model needs none.
 _KEPT: WeakKeyDictionary[nn.Module, Stepper] = WeakKeyDictionary()
 
 
-def kept(model: Any, kind: type[S] | None = None) -> S:
+def kept(model: Any, kind: type[Stepper] | None = None) -> Stepper:
     """The model's stepper: made at the first call, and made again when weights have changed.
 
     Takes   kind: what a model that is no Decoder is stepped by.
@@ -44,7 +43,7 @@ def kept(model: Any, kind: type[S] | None = None) -> S:
     if stepper is None or not stepper.is_of(model):
         release(model.body)  # first, so that there are never two
         stepper = _KEPT[model.body] = (kind or Stepper)(model)
-    return stepper  # type: ignore[return-value]  # of a body there is one kind
+    return stepper
 
 
 def release(body: nn.Module) -> None:

@@ -614,7 +614,7 @@ def _rolled(labels_BKS: torch.Tensor) -> torch.Tensor:
 
 def rolled_targets() -> AbstractContextManager[Any]:
     """The loss asks one book a step later than the others."""
-    true = voice.targets_of_codes
+    true = symbols.targets_of_codes
 
     def targets_of_codes(batch: Any) -> list[torch.Tensor]:
         asked = true(batch)

@@ -72,7 +72,8 @@ def tokenizer(folder: Path) -> Any:
     )
     library.train_from_iterator(["system user assistant please generate speech for the text"], trainer)
     library.add_special_tokens(list(NAMES))
-    fast = PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast
+    fast = made(
         tokenizer_object=library,
         bos_token="<|begin_of_text|>",
         eos_token="<|end_of_text|>",
@@ -122,7 +123,8 @@ def saved(folder: Path, *, seed: int = 0, use_text_head: bool = True, **changes:
     with from_transformers.quiet():
         made = config(tokenizer(folder), **changes)
         torch.manual_seed(seed)
-        network = HiggsAudioV2ForConditionalGeneration(made, use_text_head=use_text_head).eval()
+        network: Any = HiggsAudioV2ForConditionalGeneration(made, use_text_head=use_text_head)
+        network.eval()
         with torch.no_grad():
             for name, weight in network.named_parameters():
                 if "norm" not in name:
@@ -149,7 +151,8 @@ def codec(folder: Path, *, seed: int = 0, codebook_size: int = 32) -> Any:
         "sampling_rate": RATE_HZ,
     }
     with from_transformers.quiet():
-        made = DacModel(DacConfig(**sizes)).eval()
+        made: Any = DacModel(DacConfig(**sizes))
+        made.eval()
         with torch.no_grad():
             for name, tensor in made.state_dict().items():
                 if name.endswith("codebook.weight"):
