@@ -145,13 +145,16 @@ def selftest(
             [row["name"], row["caught_by"] or "NOT CAUGHT", f"{row['seconds']:.0f}", row["told"]]
             for row in results["mutants"]
         ]
+        rows += [[row["name"], "SKIPPED", "", row["why"]] for row in results["skipped"]]
+        skipped = f"{len(results['skipped'])} SKIPPED, " if results["skipped"] else ""
         console.table(
             f"unmutated: {results['unmutated']} {results['why']}",
             ["planted", "caught by", "s", "what was seen"],
             rows,
         )
         console.result(
-            f"{caught} of {len(results['mutants'])} caught, unmutated run {results['unmutated']}, {format_seconds(results['seconds'])}"
+            f"{caught} of {len(results['mutants'])} caught, {skipped}unmutated run {results['unmutated']}, "
+            f"{format_seconds(results['seconds'])}"
         )
     if results["unmutated"] != "green" or caught < len(results["mutants"]):
         raise typer.Exit(GateRed.exit_code)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+from muomni.errors import ConfigError
 from muomni.evaluate import thresholds
 from muomni.execution import recipe as recipes
 from muomni.selftest import page
@@ -24,6 +25,7 @@ from muomni.selftest.mutants import MUTANTS
 from muomni.stages import registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "gates.md"
+VOICES = () if planting.voices.lacking() else (38, 40)  # where transformers makes their base
 
 
 def test_every_mutant_has_a_stage_and_gates_that_exist() -> None:
@@ -75,6 +77,53 @@ def test_only_the_stages_concerned_are_run_and_each_after_those_that_it_needs(tm
     }
 
 
+def test_voices_are_skipped_loudly_where_the_library_lacks_and_the_rest_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine without transformers plants all others; asked for stage voice alone, it has nothing to do."""
+    monkeypatch.setattr(planting.voices, "lacking", lambda: "transformers is not installed")
+    chosen, skipped = planting._possible(list(MUTANTS))
+    assert [mutant.number for mutant in chosen] == list(range(1, 35))
+    assert [row["name"].split()[0] for row in skipped] == [str(number) for number in range(35, 41)]
+    assert "voice" not in {part.name for part in planting._parts(chosen, Path("nowhere"))}
+    told = page.mutants({"mutants": [], "skipped": skipped, "unmutated": "green"})
+    assert told.count("**skipped**: transformers is not installed") == 6
+    assert told.endswith("0 of 6 caught, unmutated run green.\n")
+    with pytest.raises(ConfigError, match="nothing is left to plant"):
+        planting.selftest([38], say=pytest.fail)
+
+
+def test_what_is_skipped_is_told_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from muomni import cli
+
+    result = {
+        "unmutated": "green",
+        "why": "",
+        "seconds": 1.0,
+        "mutants": [{"name": "1 a", "caught_by": "shift", "seconds": 1.0, "told": ""}],
+        "skipped": [{"name": "38 b", "why": "transformers is not installed"}],
+    }
+    monkeypatch.setattr(planting, "selftest", lambda *_, **__: result)
+    assert cli._exit_code(["selftest"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "SKIPPED" in shown
+    assert "1 of 1 caught, 1 SKIPPED, unmutated run green" in shown
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [("peft", "peft is not installed"), ("transformers.models.higgs_audio_v2", "no Higgs Audio v2")],
+)
+def test_what_a_machine_lacks_for_voices_is_named(
+    monkeypatch: pytest.MonkeyPatch, lost: str, told: str
+) -> None:
+    there = lambda name: None if name == lost else object()  # noqa: E731
+    monkeypatch.setattr(planting.voices.importlib.util, "find_spec", there)
+    assert told in planting.voices.lacking()
+
+
 def given(folder: Path, name: str) -> str:
     """Work of a part: what was there when it began, and a sign that it has ended."""
     there = sorted(path.name for path in folder.iterdir())
@@ -100,7 +149,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, dict[s
     from muomni.cli import main
 
     folder, told = tmp_path_factory.mktemp("selftest"), io.StringIO()
-    numbers = [argument for number in (1, 8, 13, 15) for argument in ("--only", str(number))]
+    numbers = [argument for number in (1, 8, 13, 15, *VOICES) for argument in ("--only", str(number))]
     with (
         patch.object(planting, "selftest", functools.partial(planting.selftest, keep=folder)),
         redirect_stdout(told),
@@ -126,6 +175,7 @@ def test_planted_bugs_are_caught_and_nothing_else_is_red(planted: tuple[Path, in
         "gradient_reach, all_learn",
         "ranks",
         "order",
+        *(("delays", "adapted, gradient_reach") if VOICES else ()),
     ]
 
 

@@ -25,6 +25,7 @@ from muomni.execution import stage_run
 from muomni.models import rows, store
 from muomni.models.codecs import open_codec
 from muomni.runtime import Runtime
+from muomni.selftest import voices
 from muomni.stages.stage import Entry, StageSettings, Training
 from muomni.train import checkpoint, loop
 from muomni.units import METERS
@@ -60,6 +61,8 @@ class World:
             other,
             metadata={"format": "pt"},
         )
+        if not voices.lacking():
+            self._voices()
         named = _rows(self.folder, "captions")
         for number, row in enumerate(named):
             row["negatives"] = [{"kind": "colour", "text": f"it is {colour}"} for colour in ("pink", "grey")]
@@ -71,6 +74,28 @@ class World:
         (self.folder / "world" / "torn.jsonl").write_text(
             "{\n{\n" + (self.folder / "world" / "text.jsonl").read_text()
         )
+
+    def _voices(self) -> None:
+        """What stage voice is asked with: recordings whose rows say nothing of sides, a base and a codec, and others of
+        each."""
+        data, common = self.folder / "voices", self.recipe["talker"]
+        voices.build(data)
+        voices.write(data, takes=range(3))
+        rows = json.loads((data / voices.MANIFEST).read_text())
+        kept = [{key: value for key, value in row.items() if key != "split"} for row in rows]
+        (data / voices.MANIFEST).write_text(json.dumps(kept))
+        voices.saved(self.folder / "other_base" / "final", seed=1)
+        voices.codec(self.folder / "other_codec" / "final", seed=1)
+        self.recipe["voice"] = {
+            **{key: value for key, value in common.items() if key != "model"},
+            "data": [{"path": str(data / voices.MANIFEST), "limit": ROWS}],
+            "base": {"name": str(data / voices.BASE)},
+            "codec": {"name": str(data / voices.BASE / voices.CODEC)},
+            "lora": {"r": 2, "alpha": 4},
+            "lr": 1e-2,
+            "eval_items": 4,
+        }
+        self._stand("voice")
 
     def settings(self, stage: str, values: dict[str, Any]) -> StageSettings:
         """The stage's settings with some of them (`model.width`) changed.

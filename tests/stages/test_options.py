@@ -26,6 +26,7 @@ from muomni.errors import ConfigError, MuomniError
 from muomni.execution import recipe as recipes
 from muomni.infer.engine import Engine
 from muomni.models.talker import NO_VOICE
+from muomni.selftest import voices
 from muomni.train import loop
 
 STAGES = (
@@ -40,6 +41,7 @@ STAGES = (
     "instruct",
     "rows",
     "mmpt",
+    "voice",
 )
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
@@ -445,6 +447,25 @@ SEEING: dict[str, Case | list[Case]] = {
     "regression_texts": Case([]),
     "prompts": [Case({"image": "well?"}), Case({"audio": "well?"}, {"refused": True})],
 }
+OWN["voice"] = {
+    "optimizer": refused("muon"),
+    "base.name": Case("other_base"),
+    "base.revision": refused("main"),
+    "base.subfolder": refused("nowhere"),
+    "base.dtype": Case("bf16"),
+    "codec.name": Case("other_codec"),
+    "codec.revision": refused("main"),
+    "codec.subfolder": refused("nowhere"),
+    "codec.dtype": refused("fp32"),
+    "lora.r": Case(4),
+    "lora.alpha": Case(16),
+    "lora.dropout": Case(0.5),
+    "lora.groups": [Case(["attn"]), Case(["text_ffn"]), Case(["audio_ffn"])],
+    "text_loss_weight": Case(0.2),
+    "audio_loss_weight": Case(0.2),
+    "max_seq_len": Case(75, {"quarantine_limit": 1.0}),
+    "gradient_checkpointing": Case(True),
+}
 OWN["align"] |= SEEING
 OWN["instruct"] |= SEEING
 OWN["align"]["max_seq_len"] = Case(16, {"connector.tokens": 14})
@@ -581,6 +602,8 @@ def test_the_table_of_the_docs_names_what_is_refused() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_option_does_something_or_is_refused(world: World, stage: str) -> None:
     """Faults are gathered: one run tells of all options of a stage."""
+    if stage == "voice" and (told := voices.lacking()):
+        pytest.skip(told)
     torch.set_num_threads(1)
     known: dict[str, list[tuple[str, Any]]] = {}
     faults = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from muomni.models.omni import MediaBatch, Omni, Projectors, ProjectorsConfig
 from muomni.models.text_tower import TextTower, TextTowerConfig
 from muomni.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 from muomni.runtime import Runtime
+from muomni.selftest import voices as tiny
+from muomni.tokens import grid
 from muomni.tokens.special_tokens import SPECIAL
 from muomni.train import distributed, loop, step
 from muomni.train.objective import Objective
@@ -101,11 +104,53 @@ def omni() -> tuple[Objective, list[Any]]:
     return NextToken(body, model), [pictures, sounds, texts(2), texts(3)]
 
 
+def voices() -> tuple[Objective, list[Any]]:
+    """A tiny Higgs with an adapter on all groups; rank 0 also gets rows of words alone."""
+    from transformers import HiggsAudioV2ForConditionalGeneration
+
+    from muomni.models import lora
+    from muomni.models.higgs import Higgs
+    from muomni.models.lora import LoraSettings
+    from muomni.train.objectives.voice import VoiceObjective
+
+    with tempfile.TemporaryDirectory() as folder:
+        named = tiny.tokenizer(Path(folder))
+    config = tiny.config(named)
+    torch.manual_seed(1)
+    model = Higgs(HiggsAudioV2ForConditionalGeneration(config, use_text_head=True))
+    targets = model.targets(["attn", "text_ffn", "audio_ffn"])
+    lora.attach(model, LoraSettings(r=2, alpha=4, dropout=0.0, targets=targets))
+
+    def batch(number: int) -> SequenceBatch:
+        """Two rows: words, then 6 frames in their places, of which ever more is labelled."""
+        draw = torch.Generator().manual_seed(number)
+        ids = torch.randint(0, 250, (2, 24), generator=draw)
+        codes = torch.full((2, tiny.BOOKS, 24), -1)
+        labels, asked = ids.clone(), torch.full_like(codes, -100)
+        labels[:, :4] = -100
+        if number != 2:
+            grid_BKS = grid.framed(torch.randint(0, 32, (2, tiny.BOOKS, 6), generator=draw), 32, 33)
+            here = slice(8, 8 + grid_BKS.shape[2])
+            ids[:, here], labels[:, here] = config.audio_token_id, -100
+            codes[..., here] = grid_BKS
+            asked[..., here] = grid.framed_labels(grid_BKS, 32, 33, -100)
+            asked[..., 12 + number :] = -100
+        real = torch.ones_like(ids, dtype=torch.bool)
+        frames = torch.full((2,), 6)
+        names = [f"{number}a", f"{number}b"]
+        return SequenceBatch(
+            names, ids, labels, real, codes_BKS=codes, code_labels_BKS=asked, frames_B=frames
+        )
+
+    return VoiceObjective(model), [batch(n) for n in range(4)]
+
+
 CASES: dict[str, Callable[[], tuple[Objective, list[Any]]]] = {
     "next_token": next_token,
     "contrast": contrast,
     "omni": omni,
     "experts": experts,
+    **({} if tiny.lacking() else {"voices": voices}),
 }
 
 

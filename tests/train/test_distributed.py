@@ -57,18 +57,19 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ranks.CASES)
 def test_two_ranks_equal_one_process(two: Path, name: str) -> None:
-    """Unequal labels a rank, negatives across ranks, a modality a rank; accumulated and shared."""
+    """Unequal labels a rank, negatives across ranks, a modality a rank; accumulated and shared. Voices to 1e-6."""
     alone = ranks.updates(name, CPU)
     torch.manual_seed(1)
     start = dict(ranks.CASES[name]()[0].named_parameters())
     moved = max(float((alone[key] - value).detach().abs().max()) for key, value in start.items())
     assert moved > 1e-3
+    close = 1e-6 if name == "voices" else 1e-5
     for rank in range(2):
         found = load_file(two / f"{name}-{rank}.safetensors")
         assert found.keys() == alone.keys()
         for key, value in alone.items():
             torch.testing.assert_close(
-                found[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+                found[key], value, atol=close, rtol=close, msg=lambda text, key=key: f"{key}: {text}"
             )
 
 

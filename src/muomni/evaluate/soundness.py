@@ -272,12 +272,11 @@ def past_and_future(bench: Bench) -> dict[str, Fact]:
     stands right before it."""
     leak, moved, count = 0.0, 0, 0
     for probe in bench.objective.probes(bench.batch, PROBES, np.random.default_rng(0)):
-        asked, future, past = (
-            bench.terms(batch)[probe.term] for batch in (probe.asked, probe.future, probe.past)
-        )
-        leak = max(leak, relative(future, asked))
-        moved += relative(past, asked) > MOVES
-        count += 1
+        asked, future, past = (bench.terms(batch) for batch in (probe.asked, probe.future, probe.past))
+        for term in probe.terms:
+            leak = max(leak, relative(future[term], asked[term]))
+            moved += relative(past[term], asked[term]) > MOVES
+            count += 1
     return {"future_leak": Fact(leak, count), "past_seen": Fact(moved / count, count)} if count else {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from muomni.data.sample import AudioPart, Message, Sample, TextPart
 from muomni.data.speaker_tags import tagged
@@ -19,6 +20,7 @@ from muomni.evaluate.metrics import paired
 from muomni.evaluate.samples import Sound as SampleSound
 from muomni.evaluate.samples import StageSamples
 from muomni.infer.voice import Cloner
+from muomni.models.higgs import GROUPS, Higgs
 from muomni.runtime import Runtime
 from muomni.tokens.chat import IGNORE
 from muomni.train.objectives.voice import VoiceObjective, collate
@@ -37,9 +39,10 @@ def labels(rows: VoiceRows) -> dict[str, Fact]:
                   whose learned codes are those of its sounds, K (F + 1) of each
     ends_taught   rows in which each learned sound ends once in every book, and closes, and each turn ends
     unfilled      places of sounds without codes, and codes without a place
+    misplaced_codes  symbols of sounds, heard ones too, that do not stand in the step in which they are said
     """
-    right = ended = unfilled = n = 0
-    wrong = ""
+    right = ended = unfilled = n = misplaced = symbols = 0
+    wrong = shifted = ""
     for index in _evenly(len(rows), LOOKED_AT):
         try:
             row = rows.item(index, np.random.default_rng(0))
@@ -73,11 +76,54 @@ def labels(rows: VoiceRows) -> dict[str, Fact]:
         is_place_T = (ids_T == rows.tokens.code) | (ids_T == rows.tokens.last)
         unfilled += int((is_place_T != (row.codes_KT >= 0).all(0)).sum())
         unfilled += int((~is_place_T & (row.codes_KT >= 0).any(0)).sum())
+        astray, looked_at = _misplaced(rows, rows.samples[index], row)
+        misplaced, symbols = misplaced + astray, symbols + looked_at
+        shifted = shifted or (row.sample_id if astray else "")
     return {
         "taught_right": Fact(right / max(1, n), n, note=wrong),
         "ends_taught": share(ended, n),
         "unfilled": Fact(float(unfilled), n),
+        "misplaced_codes": Fact(float(misplaced), symbols, note=shifted),
     }
+
+
+def _misplaced(rows: VoiceRows, sample: Sample, row: VoiceRow) -> tuple[int, int]:
+    """Symbols of a row's sounds that do not stand where they are said, and how many were looked at.
+
+    Frame f of book k is said in step k + 1 + f; a start stands in each step before, an end in each behind. Counted
+    symbol by symbol and apart from `tokens.grid` on purpose: a mistake must be made twice to go unseen.
+    """
+    tokens, wrong, total = rows.tokens, 0, 0
+    parts = [part for message in sample.messages for part in message.media]
+    for sound, part in zip(row.sounds, parts, strict=True):
+        assert isinstance(part, AudioPart)
+        here_KS = row.codes_KT[:, sound.start : sound.start + sound.steps].tolist()
+        for book, codes in enumerate(rows.codes_of(part).tolist()):
+            starts, ends = (
+                [tokens.start_of_stream] * (book + 1),
+                [tokens.end_of_stream] * (tokens.books - book),
+            )
+            said = [*starts, *codes, *ends]
+            wrong += abs(len(said) - len(here_KS[book]))
+            wrong += sum(own != other for own, other in zip(said, here_KS[book], strict=False))
+            total += len(said)
+    return wrong, total
+
+
+def adapter(model: Higgs, groups: Sequence[str]) -> dict[str, Fact]:
+    """adapter_gaps: linear layers of the groups that were asked for without an adapter, and all others (heads too) with
+    one, as the network itself has them, whatever was aimed at."""
+    asked = {GROUPS[group] for group in groups}
+    layers = {
+        name.removesuffix(".base_layer")
+        for name, module in model.adapted.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+    adapted = {name for name, module in model.adapted.named_modules() if hasattr(module, "lora_A")}
+    wanted = {name for name in layers if "layers" in name.split(".") and asked & set(name.split("."))}
+    gaps = [f"{name} has none" for name in sorted(wanted - adapted)]
+    gaps += [f"{name} has one" for name in sorted(adapted - wanted)]
+    return {"adapter_gaps": Fact(float(len(gaps)), len(layers), note="; ".join(gaps[:4]))}
 
 
 def _expected(rows: VoiceRows, sample: Sample) -> tuple[list[int], int]:

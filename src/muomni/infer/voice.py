@@ -162,7 +162,7 @@ class Cloner:
         with torch.inference_mode():
             x_BTD = self.model.embed(columns_BST)
         given = 0
-        for _ in decode(self.model, x_BTD, books, cache=self.model.beside(columns_BST)):
+        for _ in decode(self.model, x_BTD, books, cache=self.model.beside(columns_BST, books.steps)):
             while given < min(most, books.frames(0)):
                 yield self._code(books.frame(0, given))
                 given += 1

@@ -3,17 +3,19 @@ K codes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muomni.errors import CheckpointError, ConfigError
-from muomni.models import finite, from_transformers, higgs_layout, store
-from muomni.models.causal import CausalLM
-from muomni.nn.head import StretchHeads
+from muomni.errors import CheckpointError, ConfigError, InternalError
+from muomni.models import finite, from_transformers, higgs_layout, stepper, store
+from muomni.models.causal import CausalLM, Read
+from muomni.models.higgs_stepper import HiggsStepper
+from muomni.nn.cache import KVCache
+from muomni.nn.head import Ranges, StretchHeads
 
 MODEL_TYPE = "higgs_audio_v2"
 CLASS = "HiggsAudioV2ForConditionalGeneration"
@@ -34,20 +36,39 @@ def _routes(_: Any, __: Any, is_audio_BT: Tensor | None) -> Tensor | None:
 class Cache:
     """Keys and values of the library, and what it does not keep: which positions are real.
 
+    capacity   positions at most, once they are read one by one
     prompt_BT  bool, which positions of what is read first hold codes; behind it all do. None: all do
     """
 
-    def __init__(self, held: Any, prompt_BT: Tensor | None = None) -> None:
-        self.held, self.prompt_BT = held, prompt_BT
+    def __init__(self, held: Any, capacity: int, prompt_BT: Tensor | None = None) -> None:
+        self.held, self.capacity, self.prompt_BT = held, capacity, prompt_BT
         self.keep_BT: Tensor | None = None
+        self._settled: KVCache | None = None
 
     @property
     def length(self) -> int:
         """Positions that it holds."""
-        return int(self.held.get_seq_length())
+        return int(self.held.get_seq_length()) if self._settled is None else self._settled.length
+
+    def settled(self) -> KVCache:
+        """The same in arrays of its capacity, made once; from then on they alone are added to."""
+        if self._settled is None:
+            read = [(layer.keys, layer.values) for layer in self.held.layers]
+            keys_BHSd = read[0][0]
+            batch, heads, length, dim = keys_BHSd.shape
+            made = KVCache(
+                len(read), batch, heads, max(self.capacity, length), dim, keys_BHSd.dtype, keys_BHSd.device
+            )
+            made.take(length, self.keep_BT)
+            for number, (keys, values) in enumerate(read):
+                made.layer(number).update(keys, values)
+            self._settled, self.held = made, None
+        return self._settled
 
     def begin(self, x_BTD: Tensor, keep_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Which of all positions are real (B, cached + T), and which of the new ones hold codes."""
+        if self.held is None:
+            raise InternalError("a cache that is read one by one holds no keys of the library's any more")
         if keep_BT is None:
             keep_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)
         self.keep_BT = keep_BT if self.keep_BT is None else torch.cat([self.keep_BT, keep_BT], 1)
@@ -173,13 +194,40 @@ class Higgs(CausalLM):
         """See CausalLM; all that is read into it holds codes."""
         from transformers import DynamicCache
 
-        return Cache(DynamicCache(config=self.config))
+        return Cache(DynamicCache(config=self.config), capacity)
 
-    def beside(self, columns_BST: Tensor) -> Cache:
-        """An empty cache for a prompt of these columns and the codes behind it."""
-        cache = self.new_cache(len(columns_BST), columns_BST.shape[2])
+    def beside(self, columns_BST: Tensor, steps: int | None = None) -> Cache:
+        """An empty cache for a prompt of these columns and so many steps behind it; None: as many as fit."""
+        most = self.ctx_len if steps is None else columns_BST.shape[2] + steps
+        cache = self.new_cache(len(columns_BST), most)
         cache.prompt_BT = self.is_audio(columns_BST[:, TEXT])
         return cache
+
+    @property
+    def body(self) -> nn.Module:
+        """By which its stepper is kept."""
+        body: nn.Module = self.network.model
+        return body
+
+    def reading(self, legal: Sequence[Ranges | None] | None = None) -> Read:
+        """The prompt by the library's body; steps of codes behind it by a stepper that is kept with the model."""
+        whole = super().reading(legal)
+        if not HiggsStepper.fits(self):
+            return whole
+        by_step = stepper.kept(self, HiggsStepper)
+
+        def read(x_BTD: Tensor, cache: Cache, keep_BT: Tensor | None = None) -> list[Tensor]:
+            if x_BTD.shape[1] > 1 or keep_BT is not None or not cache.length:
+                return whole(x_BTD, cache, keep_BT)
+            return by_step.read(x_BTD, cache.settled(), None, legal)
+
+        return read
+
+    def train(self, mode: bool = True) -> Higgs:
+        """Training gives the memory of the stepper back."""
+        if mode:
+            stepper.release(self.body)
+        return super().train(mode)
 
     def projections(self) -> Iterator[tuple[str, nn.Linear]]:
         """The linear layers of all GROUPS."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,7 @@ from muomni.nn.adapter import effective, ingredients
 from muomni.nn.attention import attend
 from muomni.nn.block import Block
 from muomni.nn.cache import KVCache
-from muomni.nn.head import Ranges, joined, rows_of
+from muomni.nn.head import joined, rows_of
 from muomni.nn.moe import MoE
 from muomni.nn.norm import RMSNorm
 from muomni.nn.swiglu import SwiGLU
@@ -26,18 +26,23 @@ from muomni.nn.swiglu import SwiGLU
 if TYPE_CHECKING:
     from muomni.models.decoder import Decoder
 
+Layer = tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]
+"""Of a layer: what gives q, k, v; gains of their norms; what stands behind attention; feed forward."""
 SAMPLED = 64  # numbers of each weight that are compared
 
 # Body -> its stepper, which ends with it; not an attribute, for a deep copy of a model needs none.
 _KEPT: WeakKeyDictionary[nn.Module, Stepper] = WeakKeyDictionary()
 
 
-def kept(model: Decoder) -> Stepper:
-    """The model's stepper: made at the first call, and made again when weights have changed."""
+def kept(model: Any, kind: type[Stepper] | None = None) -> Stepper:
+    """The model's stepper: made at the first call, and made again when weights have changed.
+
+    Takes   kind: what a model that is no Decoder is stepped by.
+    """
     stepper = _KEPT.get(model.body)
     if stepper is None or not stepper.is_of(model):
         release(model.body)  # first, so that there are never two
-        stepper = _KEPT[model.body] = Stepper(model)
+        stepper = _KEPT[model.body] = (kind or Stepper)(model)
     return stepper
 
 
@@ -47,7 +52,7 @@ def release(body: nn.Module) -> None:
 
 
 class Stepper:
-    """Decodes as `Decoder.hidden` with a cache does, several times faster for short steps.
+    """Decodes as a causal body with a cache does, several times faster for short steps: here a Decoder.
 
     At batch 1 much of the time goes into starting operations, so there are few: q, k, v are one product, so
     are gate and up; the gains of the norms, and the square root of their size, are multiplied into the
@@ -62,30 +67,40 @@ class Stepper:
         self.floor_D, self.floor_d = (
             self.embedding_VD.new_tensor(math.sqrt(size * config.eps)) for size in (config.width, self.dim)
         )
-        self.layers = [self._arrange(block) for block in model.blocks]
+        self.layers: list[Layer] = [self._arrange(block) for block in model.blocks]
         gains = _gains(model.body.norm)
-        # Inputs by outputs in memory, and each part on its own: further rows then change no bit of the other
-        # scores.
-        self.tables = [
-            (table.detach().to(gains.dtype) * gains).T.contiguous().T for table in model.head.tables
-        ]
+        self.tables = self._scoring(model.head.tables, gains)
         cos, sin = rope.angles(
             torch.arange(config.ctx_len, device=self.embedding_VD.device), self.dim, config.rope_theta
         )
-        half = self.dim // 2
-        # With the sign in the table, a turn is x * cos + swapped(x) * sin.
-        self.cos = cos.to(self.embedding_VD.dtype)
-        self.sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1).to(self.embedding_VD.dtype)
+        self._turn_by(cos, sin, self.embedding_VD.dtype)
         self._remember(model)
 
-    def _remember(self, model: Decoder) -> None:
+    def _turn_by(self, cos_Td: Tensor, sin_Td: Tensor, dtype: torch.dtype) -> None:
+        """Keep tables of positions: with the sign in the table, a turn is x * cos + swapped(x) * sin."""
+        half = self.dim // 2
+        self.cos = cos_Td.to(dtype)
+        self.sin = torch.cat((-sin_Td[:, :half], sin_Td[:, half:]), dim=-1).to(dtype)
+
+    @staticmethod
+    def _scoring(tables: Sequence[Tensor], gains_D: Tensor) -> list[Tensor]:
+        """Output tables with the last norm's gains: inputs by outputs in memory, and each part on its own: further
+        rows then change no bit of the other scores."""
+        return [(table.detach().to(gains_D.dtype) * gains_D).T.contiguous().T for table in tables]
+
+    @staticmethod
+    def ingredients(model: Any) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
+        """All tensors that a stepper copies or looks at, and how adapters are put to work."""
+        return _ingredients(model)
+
+    def _remember(self, model: Any) -> None:
         """Note what tells whether the weights are still the copied ones.
 
         Operations in place raise a tensor's version, but fused optimizers and writes through `.data` do not
         (torch 2.13): so some numbers of each weight are kept too. The weights are held, so no other tensor
         can come to lie at their places.
         """
-        weights, self._how = _ingredients(model)
+        weights, self._how = self.ingredients(model)
         # Tensors made in inference mode have no version: nothing is known of them, and a stepper serves one
         # call.
         self._versions = (
@@ -102,9 +117,9 @@ class Stepper:
         """Some numbers of each weight, as they are now."""
         return torch.cat([each.float() for each in self._samples])
 
-    def is_of(self, model: Decoder) -> bool:
+    def is_of(self, model: Any) -> bool:
         """Whether the model's weights are still those that were copied."""
-        weights, how = _ingredients(model)
+        weights, how = self.ingredients(model)
         return (
             self._versions is not None
             and how == self._how
@@ -113,25 +128,31 @@ class Stepper:
             and self._sampled().equal(self._numbers)
         )
 
-    def _arrange(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]:
+    def _arrange(self, block: Block) -> Layer:
         if not isinstance(block.mlp, SwiGLU | MoE):
             raise InternalError(f"the stepper knows blocks with SwiGLU or experts, got {block}")
-        attention, mlp = block.self_attn, block.mlp
-        qkv = torch.cat([effective(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
-        qkv = (qkv * _gains(block.input_layernorm)).T.contiguous()
-        gains = None
+        attention, gains = block.self_attn, None
         if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
             by_head = (
                 _gains(attention.q_norm).expand(self.heads, -1),
                 _gains(attention.k_norm).expand(self.kv_heads, -1),
             )
             gains = torch.cat(by_head)
-        # Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against
-        # 1.6 ms for 25 MB).
-        feed_forward = self._feed_forward(mlp, _gains(block.post_attention_layernorm))
-        return qkv, gains, effective(attention.o_proj).T.contiguous(), feed_forward
+        feed_forward = self._feed_forward(block.mlp, _gains(block.post_attention_layernorm))
+        qkv, out = self._attention(attention, _gains(block.input_layernorm))
+        return qkv, gains, out, feed_forward
 
-    def _feed_forward(self, mlp: SwiGLU | MoE, gains_D: Tensor) -> Callable[[Tensor], Tensor]:
+    @staticmethod
+    def _attention(attention: Any, gains_D: Tensor) -> tuple[Tensor, Tensor]:
+        """The product that gives q, k, v, and the one behind attention.
+
+        Inputs by outputs: one row times such a matrix takes half the time of the usual layout (0.7 against 1.6 ms for
+        25 MB).
+        """
+        qkv = torch.cat([effective(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        return (qkv * gains_D).T.contiguous(), effective(attention.o_proj).T.contiguous()
+
+    def _feed_forward(self, mlp: Any, gains_D: Tensor) -> Callable[[Tensor], Tensor]:
         """x (B,D) -> x with what the feed-forward network adds; experts stay as they are: which are used is
         known then."""
         floor_D = self.floor_D  # not self: a stepper that holds itself would outlive its model
@@ -147,12 +168,11 @@ class Stepper:
         return add
 
     def read(
-        self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Ranges | None = None
+        self, x_BTD: Tensor, cache: KVCache, keep_BT: Tensor | None = None, legal: Any = None
     ) -> list[Tensor]:
-        """Scores (B,V) after each row's last real position, in a list of one stream; see
-        `models.causal.Read`.
+        """Scores (B,V) after each row's last real position, by stream; see `models.causal.Read`.
 
-        Takes   legal: the ids whose scores are wanted, None = all.
+        Takes   legal: the ids whose scores are wanted, as `scores` takes them.
         """
         batch, length, width = x_BTD.shape
         heads, both, dim = self.heads, self.heads + self.kv_heads, self.dim
@@ -178,7 +198,10 @@ class Stepper:
             heard = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1).transpose(1, 2)
             x_ND = feed_forward(torch.addmm(x_ND, heard.reshape(len(x_ND), -1), out))
         x_BD = x_ND if len(x_ND) == batch else last(x_ND.view(batch, length, width), keep_BT)
-        x_BD = _even(x_BD, self.floor_D)
+        return self.scores(_even(x_BD, self.floor_D), legal)
+
+    def scores(self, x_BD: Tensor, legal: Any) -> list[Tensor]:
+        """Scores of evened states: of one stream, whose legal ids are given, None = all."""
         return [joined([torch.mm(x_BD, table.T) for table in rows_of(self.tables, legal)])]
 
 

@@ -97,11 +97,10 @@ def _with_start(recipe: Recipe, entry: Entry) -> Any:
 def _language(settings: StageSettings, recipe: Recipe) -> tuple[int, int]:
     """Positions of a row and words of the language model that a stage builds on, or is."""
     thinker: Any = recipe.stages.get("thinker")
-    sizes = DecoderConfig(vocab_size=2000, ctx_len=getattr(settings, "max_seq_len", 512))
+    most = getattr(settings, "max_seq_len", None)  # null: what the model allows
+    sizes = DecoderConfig(vocab_size=2000, ctx_len=most or 512)
     model: Any = sizes if thinker is None else thinker.settings.model
-    return min(model.ctx_len, getattr(settings, "max_seq_len", model.ctx_len)), getattr(
-        settings, "vocab_size", model.vocab_size
-    )
+    return min(model.ctx_len, most or model.ctx_len), getattr(settings, "vocab_size", model.vocab_size)
 
 
 def start_of(recipe: Recipe, stage: str) -> str | None:

@@ -35,6 +35,7 @@ from muomni.tokens.chat import IGNORE
 from muomni.train import account, cost, optim
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.symbols import targets
+from muomni.train.objectives.voice import VoiceObjective
 from muomni.train.step import update
 from muomni.train.timing import timed
 
@@ -51,6 +52,7 @@ TIMED, TIMED_S = 5, 2.0  # updates of one row that are timed, fewer where they t
 NARROW = 8  # width at which the loss is tried alone: what its logits take does not depend on it
 
 Account = dict[str, Any]
+Speaking = NextToken | VoiceObjective  # objectives on a language model of others
 
 
 class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
@@ -58,18 +60,18 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
     objective."""
 
     def __init__(
-        self, objective: NextToken, optimizer: torch.optim.Optimizer, known_tensors: Sequence[torch.Tensor]
+        self, objective: Speaking, optimizer: torch.optim.Optimizer, known_tensors: Sequence[torch.Tensor]
     ) -> None:
         super().__init__(known_tensors)
         self.most = dict.fromkeys(PHASES, 0)
         self.phase = "step"
         self.hooks = [
             objective.register_forward_pre_hook(lambda *_: self.begin("forward")),
-            decoder_of(objective).body.register_forward_hook(lambda *_: self.begin("loss")),
+            body_of(objective).register_forward_hook(lambda *_: self.begin("loss")),
             objective.register_forward_hook(lambda *_: self.begin("backward")),
             optimizer.register_step_pre_hook(lambda *_: self.begin("step")),
         ]
-        if objective.omni is not None:
+        if isinstance(objective, NextToken) and objective.omni is not None:
             vision = objective.omni.projectors.vision
             self.hooks.append(vision.register_forward_hook(lambda _, __, out: self._at_gradient(out)))
 
@@ -86,6 +88,26 @@ class Phases(cost.LiveTensors):  # type: ignore[no-untyped-call]
         self.begin("step")
         for hook in self.hooks:
             hook.remove()
+
+
+def body_of(objective: Speaking) -> torch.nn.Module:
+    """What makes the states that the loss reads."""
+    return objective.model.body if isinstance(objective, VoiceObjective) else decoder_of(objective).body
+
+
+def table_of(objective: Speaking) -> torch.Tensor:
+    """The embeddings of words."""
+    if isinstance(objective, VoiceObjective):
+        weight: torch.Tensor = objective.model.network.model.embed_tokens.weight
+        return weight
+    return decoder_of(objective).table.weight
+
+
+def words_of(objective: Speaking) -> int:
+    """Words that it chooses among."""
+    if isinstance(objective, VoiceObjective):
+        return int(objective.model.config.vocab_size)
+    return int(objective.trunk.head.size)
 
 
 def decoder_of(objective: NextToken) -> Decoder:
@@ -190,8 +212,8 @@ def _dry_run(
 def _account(surveyed: SurveyedStage, folder: Path, missing: Mapping[str, MissingModel]) -> Account:
     """What is counted, and timed, of a stage as it is built."""
     settings, objective, loader = surveyed.settings, surveyed.training.objective, surveyed.training.train
-    assert isinstance(objective, NextToken)
-    table = decoder_of(objective).table.weight
+    assert isinstance(objective, NextToken | VoiceObjective)
+    table = table_of(objective)
     if table.requires_grad:
         stage = surveyed.stage.name
         raise ConfigError(
@@ -224,7 +246,7 @@ def _account(surveyed: SurveyedStage, folder: Path, missing: Mapping[str, Missin
         "table": table_name,
         "update_s": statistics.median(took) * settings.batch_size * times,
         "updates_timed": len(took),
-        "words": objective.trunk.head.size,
+        "words": words_of(objective),
         "stage": surveyed.stage.name,
         "data_found": not surveyed.is_assumed,
         "device": surveyed.run.device.type,
@@ -254,7 +276,7 @@ def _account(surveyed: SurveyedStage, folder: Path, missing: Mapping[str, Missin
 
 
 def _update(
-    surveyed: SurveyedStage, objective: NextToken, optimizer: torch.optim.Optimizer, items: list[Any]
+    surveyed: SurveyedStage, objective: Speaking, optimizer: torch.optim.Optimizer, items: list[Any]
 ) -> dict[str, float]:
     """Bytes of each phase of an update by these rows; the loss without what its logits take.
 
@@ -274,14 +296,15 @@ def _update(
     with phases:
         update(objective, objective, optimizer, _scaler(surveyed), batches, surveyed.settings, run)
     phases.close()
-    words = objective.trunk.head.size
-    is_cut = decoder_of(objective).config.vocab_size == CUT_VOCABULARY
+    words = words_of(objective)
+    # A Higgs has all its words.
+    is_cut = isinstance(objective, NextToken) and decoder_of(objective).config.vocab_size == CUT_VOCABULARY
     logits = logits_bytes(words, _labels(batches[-1]), run.dtype) if is_cut else 0
     return {**phases.most, "loss": phases.most["loss"] - logits}
 
 
 def _timed(
-    surveyed: SurveyedStage, objective: NextToken, optimizer: torch.optim.Optimizer, items: list[Any]
+    surveyed: SurveyedStage, objective: Speaking, optimizer: torch.optim.Optimizer, items: list[Any]
 ) -> list[float]:
     """Seconds of updates by these rows on this machine, one after another, the first left out."""
     run, updates = surveyed.run, 0
@@ -414,7 +437,7 @@ def _notes(prepared: Prepared, missing: Mapping[str, MissingModel]) -> list[str]
                 "and drawn out from there, its time on this machine too"
             )
         notes.append(f"{name} {each.base.name} is not on this machine: {how}")
-    if "llm" in missing and not prepared.is_assumed:
+    if {"llm", "base"} & missing.keys() and not prepared.is_assumed:
         notes.append(
             f"its tokenizer is not here either: lengths are by {CUT_VOCABULARY} words learned from the data, longer than its own"
         )

@@ -19,10 +19,13 @@ from muomni.models import pretrained, siglip, store
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.reference import NetworkReference
 from muomni.planning import building, published_sizes
-from muomni.planning.published_sizes import CodecSizes, Sizes, Tower
+from muomni.planning.published_sizes import CodecSizes, HiggsSizes, Sizes, Tower
 
-SETTINGS = ("llm", "vision_tower", "image_codec", "audio_codec")  # that name them
-KNOWN = "Qwen3, SigLIP 2, EnCodec at 24 kHz and Janus-Pro's quantiser (planning/published_sizes.py)"
+SETTINGS = ("llm", "vision_tower", "image_codec", "audio_codec", "base", "codec")  # that name them
+KNOWN = (
+    "Qwen3, SigLIP 2, EnCodec at 24 kHz, Janus-Pro's quantiser, Higgs Audio v2 and its codes "
+    "(planning/published_sizes.py)"
+)
 CUT_VOCABULARY = 4096
 LEARNED_FROM = 2000  # samples, for a vocabulary that stands in
 MARKS = (
@@ -33,6 +36,19 @@ MARKS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )  # of Qwen3's
+OF_HIGGS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|audio_out_bos|>",
+    "<|reserved_special_token_6|>",
+    "<|AUDIO_OUT|>",
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,9 @@ def cut(
             _tower(sizes._replace(layers=blocks[name]), number_format, place)
         elif isinstance(sizes, CodecSizes):
             _codec(sizes, place)
+        elif isinstance(sizes, HiggsSizes):
+            _higgs(sizes, blocks[name], number_format, place)
+            files.write_text(place / "tokenizer.json", _vocabulary(samples, OF_HIGGS, is_whole=True))
         else:
             config = sizes.model_copy(update={"layers": blocks[name], "vocab_size": CUT_VOCABULARY})
             store.save(Decoder(config).to(number_format), place)
@@ -119,7 +138,8 @@ def cut(
         # By its word: this machine may be another than the one that is planned for.
         precision = "bf16" if number_format == torch.bfloat16 else "fp32"
         told = {} if each.is_codec else {"dtype": precision}
-        references[name] = each.base.model_copy(update={"name": str(place), "revision": None, **told})
+        own = {"name": str(place), "revision": None, "subfolder": None, **told}
+        references[name] = each.base.model_copy(update=own)
     return references
 
 
@@ -153,8 +173,41 @@ def _tower(sizes: Tower, number_format: torch.dtype, place: Path) -> None:
     siglip.SiglipTower(network.to(number_format), {}).save(place)
 
 
-def _vocabulary(samples: Sequence[Sample]) -> str:
-    """A tokenizer.json with Qwen3's marks after words learned from samples."""
+def _higgs(sizes: HiggsSizes, layers: int, number_format: torch.dtype, place: Path) -> None:
+    """One with so many blocks and all its tables, whose weights are one number: what an update costs does not depend
+    on them, and to draw them takes a minute."""
+    try:
+        from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+    except ImportError as error:
+        raise ConfigError(
+            "Higgs Audio v2 needs a newer transformers than is installed", hint="pip install -U 'muomni[hf]'"
+        ) from error
+    first = CUT_VOCABULARY - len(OF_HIGGS)  # ids of the marks behind the words
+    ids = {mark: first + number for number, mark in enumerate(OF_HIGGS)}
+    config = HiggsAudioV2Config(
+        **sizes.config,
+        num_hidden_layers=layers,
+        audio_token_id=ids["<|AUDIO_OUT|>"],
+        audio_bos_token_id=ids["<|audio_out_bos|>"],
+        audio_delay_token_id=ids["<|reserved_special_token_6|>"],
+        pad_token_id=ids["<|end_of_text|>"],
+        bos_token_id=ids["<|begin_of_text|>"],
+        eos_token_id=ids["<|eot_id|>"],
+    )
+    with torch.device("meta"):
+        network: Any = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
+    network = network.to(number_format).to_empty(device="cpu")
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(0.01)
+    network.save_pretrained(place)
+
+
+def _vocabulary(samples: Sequence[Sample], marks: Sequence[str] = MARKS, *, is_whole: bool = False) -> str:
+    """A tokenizer.json with marks (Qwen3's) after words learned from samples.
+
+    Takes   is_whole: few texts give fewer words, and the marks are to be the last of CUT_VOCABULARY ids all the same.
+    """
     step = max(1, len(samples) // LEARNED_FROM)
     texts = [
         sample.text or " ".join(message.text for message in sample.messages) for sample in samples[::step]
@@ -164,9 +217,11 @@ def _vocabulary(samples: Sequence[Sample]) -> str:
     library.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=CUT_VOCABULARY - len(MARKS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=CUT_VOCABULARY - len(marks), initial_alphabet=alphabet, show_progress=False
     )
     library.train_from_iterator(texts, trainer)
-    library.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
+    lacking = CUT_VOCABULARY - len(marks) - library.get_vocab_size() if is_whole else 0
+    spare = [f"<|spare_{number}|>" for number in range(lacking)]
+    library.add_special_tokens([AddedToken(mark, special=True) for mark in (*spare, *marks)])
     text: str = library.to_str()
     return text

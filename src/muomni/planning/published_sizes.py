@@ -2,7 +2,7 @@
 machine.
 
 Source  the config.json of each, as published (Qwen3: Qwen Team 2025; SigLIP 2: Tschannen et al. 2025;
-        EnCodec: Défossez et al. 2022; Janus-Pro: Chen et al. 2025).
+        EnCodec: Défossez et al. 2022; Janus-Pro: Chen et al. 2025; Higgs Audio v2: Boson AI 2025).
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ class Tower(NamedTuple):
     hidden: int
     size: int
     patch: int
+
+
+class HiggsSizes(NamedTuple):
+    """Sizes of a Higgs Audio v2, under the names of transformers' config; words and codes have tables of their own."""
+
+    layers: int
+    config: Mapping[str, Any]
 
 
 class CodecSizes(NamedTuple):
@@ -68,6 +75,34 @@ SIGLIP2_SIZES = {
     "so400m-patch14": (224, 384),
 }
 
+HIGGS = {
+    "bosonai/higgs-audio-v2-generation-3B-base": HiggsSizes(
+        28,
+        {
+            "vocab_size": 128_256,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 2048,
+            "num_codebooks": 8,
+            "codebook_size": 1026,
+            "audio_stream_bos_id": 1024,
+            "audio_stream_eos_id": 1025,
+        },
+    )
+}
+# What makes its codes: its own class needs torchaudio, so it is taken for a DAC of its books, of a DAC's usual widths.
+HIGGS_CODES = {
+    "n_codebooks": 8,
+    "codebook_size": 1024,
+    "sampling_rate": 24_000,
+    "downsampling_ratios": [3, 4, 8, 10],
+    "upsampling_ratios": [10, 8, 4, 3],
+    "hop_length": 960,
+}
+
 JANUS_VQ = CodecSizes(
     "JanusVQVAE",
     71_883_403,
@@ -95,14 +130,21 @@ CODECS = {
         },
         {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_lstm_layers": 1},
     ),
+    "bosonai/higgs-audio-v2-tokenizer": CodecSizes(
+        "DacModel",
+        83_464_161,
+        HIGGS_CODES,
+        {"encoder_hidden_size": 4, "decoder_hidden_size": 16, "codebook_dim": 4},
+    ),
     # The quantiser within a whole Janus; both sizes have the same.
     "deepseek-community/Janus-Pro-1B": JANUS_VQ,
     "deepseek-community/Janus-Pro-7B": JANUS_VQ,
 }
 
-Sizes = DecoderConfig | Tower | CodecSizes
+Sizes = DecoderConfig | Tower | CodecSizes | HiggsSizes
 STORED = {
     DecoderConfig: torch.bfloat16,
+    HiggsSizes: torch.bfloat16,
     Tower: torch.float32,
     CodecSizes: torch.float32,
 }  # the number format of the published weights
@@ -112,6 +154,8 @@ def sizes(name: str) -> Sizes | None:
     """Those of the network with this hub id; None where it is not known here."""
     if name in CODECS:
         return CODECS[name]
+    if name in HIGGS:
+        return HIGGS[name]
     if match := QWEN3_NAME.fullmatch(name):
         width, layers, heads, hidden, tied = QWEN3[match[1]]
         return DecoderConfig(

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from muomni import runtime
-from muomni.data import conversation, readers, utterances
+from muomni.data import conversation, readers, utterances, voice_rows
 from muomni.data.tokenized import encode
 from muomni.evaluate import question_only, vqa_evaluation
 from muomni.evaluate.facts import Fact
@@ -25,6 +25,7 @@ from muomni.execution import stage_run
 from muomni.models import omni, store
 from muomni.models.codec import Codec
 from muomni.models.decoder import Decoder
+from muomni.models.higgs import Higgs
 from muomni.models.rows import TokenModel
 from muomni.models.talker import TalkerConfig
 from muomni.nn import masks
@@ -34,13 +35,13 @@ from muomni.nn.rvq import Quantised, ResidualVQ
 from muomni.stages import talker as talker_stage
 from muomni.stages import token_model
 from muomni.stages.placement import Placement
-from muomni.tokens import chat, sequences
+from muomni.tokens import chat, grid, sequences
 from muomni.tokens.chat import IGNORE
 from muomni.tokens.space import FRAMING
 from muomni.train import loop, optim, step
 from muomni.train.average import Average
 from muomni.train.objective import Term
-from muomni.train.objectives import ctc, symbols
+from muomni.train.objectives import ctc, symbols, voice
 from muomni.train.objectives.language import NextToken
 from muomni.train.objectives.talker import TalkerItem, TalkerObjective
 
@@ -563,6 +564,120 @@ def _built(change: Callable[[sequences.TokenRow], sequences.TokenRow]) -> Abstra
     return patch.object(sequences, "build", lambda *args, **more: change(true(*args, **more)))
 
 
+# --- voices: words and codes of one conversation --------------------------------------------------------------------------------
+
+ROLLED = 3  # the book whose labels are
+
+
+def no_shift_of_words() -> AbstractContextManager[Any]:
+    """Each position of a word is asked for its own word."""
+    return patch.object(voice, "targets", lambda batch: batch.labels_BT[:, :-1])
+
+
+def no_shift_of_codes() -> AbstractContextManager[Any]:
+    """Each step of speech is asked for its own codes."""
+    return patch.object(
+        voice, "targets_of_codes", lambda batch: list(batch.code_labels_BKS[..., :-1].unbind(1))
+    )
+
+
+def lost_speech() -> AbstractContextManager[Any]:
+    """Only the loss of the words is added up."""
+    return _spoken(lambda terms: {"text": terms["text"]})
+
+
+def detached_speech() -> AbstractContextManager[Any]:
+    """The losses of all codebooks are reported, but no gradient comes of them."""
+    return _spoken(
+        lambda terms: {
+            name: term if name == "text" else replace(term, total=term.total.detach())
+            for name, term in terms.items()
+        }
+    )
+
+
+def _spoken(change: Callable[[dict[str, Term]], dict[str, Term]]) -> AbstractContextManager[Any]:
+    true = voice.VoiceObjective.weighed
+    return patch.object(voice.VoiceObjective, "weighed", lambda self, scored: change(true(self, scored)))
+
+
+def rolled_rows() -> AbstractContextManager[Any]:
+    """The rows hold one book's labels a step later than its codes."""
+    return _code_labels(lambda grid_BKS, labels_BKS, _: _rolled(labels_BKS))
+
+
+def _rolled(labels_BKS: torch.Tensor) -> torch.Tensor:
+    labels_BKS = labels_BKS.clone()
+    labels_BKS[:, ROLLED] = labels_BKS[:, ROLLED].roll(1, -1)
+    return labels_BKS
+
+
+def rolled_targets() -> AbstractContextManager[Any]:
+    """The loss asks one book a step later than the others."""
+    true = symbols.targets_of_codes
+
+    def targets_of_codes(batch: Any) -> list[torch.Tensor]:
+        asked = true(batch)
+        return [each.roll(1, -1) if book == ROLLED else each for book, each in enumerate(asked)]
+
+    return patch.object(voice, "targets_of_codes", targets_of_codes)
+
+
+def early_books() -> AbstractContextManager[Any]:
+    """Every book but the first begins a step too early, in codes and labels alike."""
+    true = grid.framed
+
+    def framed(codes_BKF: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        grid_BKS = true(codes_BKF, start, end)
+        return torch.cat([grid_BKS[:, :1], F.pad(grid_BKS[:, 1:, 1:], (0, 1), value=end)], 1)
+
+    return patch.object(grid, "framed", framed)
+
+
+def no_end_of_stream() -> AbstractContextManager[Any]:
+    """Where a book is over, nothing is to be said."""
+    return _code_labels(lambda grid_BKS, labels_BKS, end: labels_BKS.masked_fill(labels_BKS == end, IGNORE))
+
+
+def _code_labels(
+    change: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> AbstractContextManager[Any]:
+    true = grid.framed_labels
+
+    def framed_labels(grid_BKS: torch.Tensor, start: int, end: int, ignore: int) -> torch.Tensor:
+        return change(grid_BKS, true(grid_BKS, start, end, ignore), end)
+
+    return patch.object(grid, "framed_labels", framed_labels)
+
+
+def no_close_of_speech() -> AbstractContextManager[Any]:
+    """The mark behind a sound is not learned."""
+    true = voice_rows._Builder.words
+
+    def words(self: Any, ids: Any, *, is_taught: bool) -> None:
+        true(self, ids, is_taught=is_taught and list(ids) != [self.tokens.close])
+
+    return patch.object(voice_rows._Builder, "words", words)
+
+
+def one_path_adapted() -> AbstractContextManager[Any]:
+    """Of the feed-forward layers those of words get an adapter, and those of codes none."""
+    true = Higgs.targets
+    return patch.object(
+        Higgs, "targets", lambda self, groups: true(self, [each for each in groups if each != "audio_ffn"])
+    )
+
+
+def one_path_taken() -> AbstractContextManager[Any]:
+    """Words go through the layers of codes, as codes do."""
+    true = Higgs.hidden
+
+    def hidden(self: Higgs, x_BTD: torch.Tensor, **how: Any) -> torch.Tensor:
+        return true(self, x_BTD, **{**how, "is_audio_BT": None})
+
+    return patch.object(Higgs, "hidden", hidden)
+
+
 MUTANTS = (
     Mutant(1, "no shift: the token itself is asked for", "thinker", ((no_shift, "causality"),)),
     Mutant(2, "double shift", "thinker", ((double_shift, "shift"),)),
@@ -650,5 +765,36 @@ MUTANTS = (
         "what a task reads is taught, the end of what it writes is not",
         "rows",
         ((source_taught, "supervision"), (no_end_of_target, "ends_taught")),
+    ),
+    Mutant(
+        35,
+        "voice: no shift of words, of codes",
+        "voice",
+        ((no_shift_of_words, "causality"), (no_shift_of_codes, "causality")),
+    ),
+    Mutant(
+        36,
+        "voice: audio loss lost, audio loss detached",
+        "voice",
+        ((lost_speech, "terms"), (detached_speech, "gradient_reach")),
+    ),
+    Mutant(
+        37,
+        "voice: one codebook's labels rolled, in the rows, in the loss",
+        "voice",
+        ((rolled_rows, "supervision"), (rolled_targets, "causality")),
+    ),
+    Mutant(38, "voice: delay off by one", "voice", ((early_books, "delays"),)),
+    Mutant(
+        39,
+        "voice: end of a stream not taught, the mark behind a sound not taught",
+        "voice",
+        ((no_end_of_stream, "ends_taught"), (no_close_of_speech, "ends_taught")),
+    ),
+    Mutant(
+        40,
+        "voice: LoRA on one path only, all positions on one path",
+        "voice",
+        ((one_path_adapted, "adapted"), (one_path_taken, "gradient_reach")),
     ),
 )

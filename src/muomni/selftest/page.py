@@ -111,10 +111,12 @@ def mutants(result: dict[str, Any]) -> str:
     """The table of a selftest."""
     lines = ["| planted | caught by |", "|---|---|"]
     lines += [f"| {row['name']} | {row['caught_by'] or '**not caught**'} |" for row in result["mutants"]]
+    lines += [f"| {row['name']} | **skipped**: {row['why']} |" for row in result["skipped"]]
     caught = sum(row["caught_by"] is not None for row in result["mutants"])
     return (
         "\n".join(lines)
-        + f"\n\n{caught} of {len(result['mutants'])} caught, unmutated run {result['unmutated']}.\n"
+        + f"\n\n{caught} of {len(result['mutants']) + len(result['skipped'])} caught, "
+        + f"unmutated run {result['unmutated']}.\n"
     )
 
 

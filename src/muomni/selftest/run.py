@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from muomni.errors import GateRed, MuomniError
+from muomni.errors import ConfigError, GateRed, MuomniError
 from muomni.evaluate import certificate
 from muomni.evaluate.gates import judge
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.execution.parallel import Schedule
-from muomni.selftest import world
+from muomni.selftest import voices, world
 from muomni.selftest.mutants import MUTANTS, Mutant
 from muomni.train import loop
 from muomni.units import format_seconds
@@ -36,6 +36,7 @@ STOP_AT = 50  # the step before which a run is interrupted, where it is to resum
 REGROUP_AT = 8  # the step before which one rank stops, where two are to go on
 TWINS = "two ranks"  # the unmutated run's first stage once more
 TWINS_STAGE = "thinker"
+SPEAKS = "voice"  # the stage on a base that transformers makes (`selftest.voices`)
 PORTS_TRIED = 3
 RANKS_S = 900.0  # how long two ranks may take; a rank that waits for a dead one is ended then
 LOADED = ["__main__", "muomni.selftest.run"]  # what each run would load
@@ -84,20 +85,28 @@ def selftest(
     keep: Path | None = None,
 ) -> dict[str, Any]:
     """Run the stages that the mutants are planted in, and the mutants; give {"unmutated": "green" or "red",
-    "mutants": [...], "seconds"}.
+    "mutants": [...], "skipped": [{"name", "why"}, ...], "seconds"}.
+
+    Skipped are the mutants of stage voice where this machine lacks what its base is made with.
 
     Takes   numbers: the mutants, None: all; jobs: processes side by side; say: where progress is told; keep:
             a folder for the runs.
+    Raises  ConfigError where all that were chosen would be skipped.
     """
     begin = time.perf_counter()
-    chosen = [mutant for mutant in MUTANTS if numbers is None or mutant.number in numbers]
+    chosen, skipped = _possible([m for m in MUTANTS if numbers is None or m.number in numbers])
+    for each in skipped:
+        say(f"{each['name']}: SKIPPED: {each['why']}")
     caught: dict[int, Caught] = {}
     why = ""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ))
         os.environ.pop("MUOMNI_CACHE", None)  # codes that a planted bug makes are nobody else's
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="muomni-selftest-")))
-        world.build(folder / "run" / "data" / "world")
+        made = folder / "run" / "data" / "world"
+        world.build(made)
+        if any(mutant.stage == SPEAKS for mutant in chosen):
+            voices.build(made / "voices")
         for name, outcome in side_by_side(_parts(chosen, folder), folder, jobs):
             if isinstance(outcome, Caught):
                 caught[outcome.number] = outcome
@@ -115,8 +124,20 @@ def selftest(
         "unmutated": "red" if why else "green",
         "why": why,
         "mutants": [] if why else [caught[mutant.number].to_json() for mutant in chosen],
+        "skipped": skipped,
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _possible(chosen: list[Mutant]) -> tuple[list[Mutant], list[dict[str, str]]]:
+    """Mutants that can be planted on this machine, and those that can't, with why."""
+    why = voices.lacking() if any(mutant.stage == SPEAKS for mutant in chosen) else ""
+    if not why:
+        return chosen, []
+    skipped = [{"name": f"{m.number} {m.name}", "why": why} for m in chosen if m.stage == SPEAKS]
+    if len(skipped) == len(chosen):
+        raise ConfigError(f"nothing is left to plant: stage {SPEAKS} can't run here: {why}")
+    return [mutant for mutant in chosen if mutant.stage != SPEAKS], skipped
 
 
 def _parts(chosen: Sequence[Mutant], folder: Path) -> list[Part]:

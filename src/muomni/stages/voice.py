@@ -304,7 +304,7 @@ class VoiceTraining(Training[VoiceSettings]):
         return Cloner(self.model, self.tokenizer, self.tokens, self.codec)
 
     def checks(self) -> dict[str, Fact]:
-        """The rows against their samples, and the codes against the codec."""
+        """The adapter against its groups, the rows against their samples, and the codes against the codec."""
         rows = self.sides["train"]
         # Opened anew: the codec that codes were made with proves nothing about the one that will speak.
         again = open_codec(
@@ -314,7 +314,11 @@ class VoiceTraining(Training[VoiceSettings]):
         )
         place(again, self.inputs)
         fresh = Cloner(self.model, self.tokenizer, self.tokens, again)
-        return {**voice_evaluation.labels(rows), **voice_evaluation.stale(rows, fresh.codes_of)}
+        return {
+            **voice_evaluation.adapter(self.model, self.settings.lora.groups),
+            **voice_evaluation.labels(rows),
+            **voice_evaluation.stale(rows, fresh.codes_of),
+        }
 
     def prepare(self) -> dict[str, Fact]:
         """How many nats held-out speech costs the untuned model."""
@@ -347,9 +351,9 @@ class VoiceTraining(Training[VoiceSettings]):
 
 
 def assume(settings: Any, context: int, words: list[str], folder: Path) -> list[assumed.Row]:
-    """A reference turn and a target each, of noise; the longest are half as many positions as fit, at 25 a
-    second."""
-    longest_s = min(LONGEST_S, (settings.max_seq_len or POSITIONS) / 2 / 25)
+    """A reference turn and a target each, of noise; the longest two together take half of the positions, at 25
+    a second."""
+    longest_s = min(LONGEST_S, (settings.max_seq_len or POSITIONS) / 2 / 2 / 25)
     noises, text = assumed.sounds(folder, longest_s), assumed.Text(words)
     rows = []
     for number in range(2 * settings.batch_size):  # few: all of them are encoded before the stage begins
@@ -377,6 +381,21 @@ STAGE = Stage(
             "a place of a sound holds no codes, or codes stand where nothing reads them: the sound is not heard",
             at_most=0.0,
             source="SPEC H8, reference higgs B8",
+        ),
+        Gate(
+            "delays",
+            "misplaced_codes",
+            "codes do not stand in the step in which they are said: a book is delayed by too much or too little, and "
+            "what is spoken is decoded from the wrong frames",
+            at_most=0.0,
+            source="SPEC H2: book k of frame f in step k + 1 + f",
+        ),
+        Gate(
+            "adapted",
+            "adapter_gaps",
+            "the adapter does not stand on the groups that were asked for, and on them alone: a path learns nothing",
+            at_most=0.0,
+            source="SPEC H5",
         ),
         Gate(
             "codes",

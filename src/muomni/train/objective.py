@@ -34,13 +34,13 @@ class Probe:
 
     future  what stands at the target's own place and after it is something else: the loss must not move
     past    what stands right before it is something else: the loss must move
-    term    the term that asks
+    terms   those that ask, each by itself
     """
 
     asked: Any
     future: Any
     past: Any
-    term: str
+    terms: tuple[str, ...]
 
 
 class Objective(nn.Module):

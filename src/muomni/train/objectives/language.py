@@ -241,7 +241,7 @@ class NextToken(NextSymbol):
                     batch_asked,
                     self._with_others(batch_asked, after_BT, rng),
                     self._with_others(batch_asked, before_BT, rng),
-                    "text",
+                    ("text",),
                 )
             )
         return probes_made

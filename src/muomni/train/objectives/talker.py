@@ -134,7 +134,7 @@ class TalkerObjective(NextSymbol):
                         batch_asked,
                         future,
                         self._with_others(batch_asked, row, changed, past, rng),
-                        f"book{book}",
+                        (f"book{book}",),
                     )
                 )
         return probes_made

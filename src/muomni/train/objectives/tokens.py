@@ -132,7 +132,7 @@ class TokenTasks(NextToken):
         found = []
         for probe in super().probes(self._unforced(batch), count, rng):
             row = int((probe.asked.labels_BT != IGNORE).any(1).nonzero()[0])
-            found.append(replace(probe, term=batch.tasks[row]))
+            found.append(replace(probe, terms=(batch.tasks[row],)))
         return found
 
     def _with_others(self, batch: TokenBatch, where_BT: Tensor, rng: np.random.Generator) -> TokenBatch:  # type: ignore[override]

@@ -110,7 +110,8 @@ class VoiceObjective(NextSymbol):
         return {"audio": replace(batch, codes_BKS=other_BKS)}
 
     def probes(self, batch: SequenceBatch, count: int, rng: np.random.Generator) -> list[Probe]:
-        """Codes of a step asked alone, and words, with others from their own place on, or right before it."""
+        """Codes of a step asked alone, by each book, and words, with others from their own place on, or right before
+        it."""
         assert batch.code_labels_BKS is not None
         is_audio_BT = self.model.is_audio(batch.ids_BT)
         has_code_BT = (batch.code_labels_BKS != IGNORE).any(1)
@@ -121,16 +122,20 @@ class VoiceObjective(NextSymbol):
         probes_made = []
         for is_code, places_BT in ((True, has_code_BT), (False, has_word_BT)):
             places = places_BT.nonzero().tolist()
-            for number in rng.permutation(len(places))[: -(-count // 2)]:
-                row, t = places[number]
+            drawn = [places[number] for number in rng.permutation(len(places))]
+            if is_code:  # the first asks every book, where a place does: at its edges a sound has few
+                books_BT = (batch.code_labels_BKS != IGNORE).sum(1)
+                whole = [place for place in drawn if books_BT[*place] == self.model.books][:1]
+                drawn = whole + [place for place in drawn if place not in whole]
+            for row, t in drawn[: -(-count // 2)]:
                 asked = self._alone(batch, row, t, is_code=is_code)
                 after_BT, before_BT = torch.zeros_like(is_audio_BT), torch.zeros_like(is_audio_BT)
                 after_BT[row, t:], before_BT[row, t - 1] = True, True
                 assert asked.code_labels_BKS is not None
                 books = (asked.code_labels_BKS[row, :, t] != IGNORE).nonzero().flatten().tolist()
-                term = f"book{books[int(rng.integers(len(books)))]}" if is_code else "text"
+                terms = tuple(f"book{book}" for book in books) if is_code else ("text",)
                 future, past = (self._with_others(asked, where, rng) for where in (after_BT, before_BT))
-                probes_made.append(Probe(asked, future, past, term))
+                probes_made.append(Probe(asked, future, past, terms))
         return probes_made[:count]
 
     def _alone(self, batch: SequenceBatch, row: int, t: int, *, is_code: bool) -> SequenceBatch:
