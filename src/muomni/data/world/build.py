@@ -123,7 +123,7 @@ _TOKENS = Counts(
     least=24,
     scenes=Mix((1,), 0.0),
     draw=_split(16_000, 300),
-    numbers=_split(900, 120),
+    numbers=_split(3_000, 120),
     sizes=("big",),
 )
 

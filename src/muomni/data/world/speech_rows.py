@@ -203,17 +203,17 @@ def speak_rows(
 
 
 def number_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int]) -> list[Row]:
-    """The voice that answers says one to three digits, one after the other: "seven two nine".
+    """The voice that answers says one to four digits, one after the other: "seven two nine".
 
-    Training has each digit alone four times, and of longer strings those that the valid split lacks; there may be
-    fewer than asked.
+    Training has each digit alone four times. Longer strings are of each length in turn while there are such, and in
+    one split alone.
     """
     digits = NUMBERS[:10]
-    strings = [" ".join(each) for length in (2, 3) for each in itertools.product(digits, repeat=length)]
-    order = [strings[place] for place in rng.permutation(len(strings))]
-    valid = order[: counts["valid"]]
-    longer = order[counts["valid"] :][: max(0, counts["train"] - 4 * len(digits))]
-    train = [*digits] * 4 + longer if counts["train"] else []
+    strings = [[" ".join(each) for each in itertools.product(digits, repeat=length)] for length in (2, 3, 4)]
+    orders = [[each[place] for place in rng.permutation(len(each))] for each in strings]
+    in_turn = [text for texts in itertools.zip_longest(*orders) for text in texts if text is not None]
+    valid, longer = in_turn[: counts["valid"]], in_turn[counts["valid"] :]
+    train = ([*digits] * 4 + longer)[: counts["train"]]
     return _answered(speakers, "number", {"train": train, "valid": valid})
 
 
