@@ -3,6 +3,7 @@ parent."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -167,9 +168,14 @@ cli.main(["run", sys.argv[1], "--out", "run", *sys.argv[3:]])
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A run that an interrupt reaches, also where this process was started behind a shell's `&`, which lets its
+    children ignore it."""
     (folder / "recipe.yaml").write_text(RECIPE)
     command = [sys.executable, "-c", SCRIPT, "recipe.yaml", *words]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeds
+    )
 
 
 @pytest.mark.parametrize(

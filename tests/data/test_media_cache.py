@@ -125,7 +125,7 @@ def test_processes_write_and_read_one_cache(method: str) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(600)
         assert worker.exitcode == 0
     assert kept.records == 200
     for key in range(200):
