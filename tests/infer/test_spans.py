@@ -66,37 +66,37 @@ def test_a_batch_writes_what_each_row_writes_alone(layout, kind):
         assert torch.equal(row, alone)
 
 
+def _slowly(model, rules, prompts, mix):
+    """A span (K, T), greedily: no cache, all scores after each prompt, mixed, and a mask over the whole vocabulary."""
+    space, end, columns = model.space, None, []
+    grids = [each if each.ndim == 2 else each[None] for each in prompts]
+    while end is None or len(columns) < rules.length(end):
+        read = [grid[None] if space.streams > 1 else grid for grid in grids]
+        with torch.no_grad():
+            scores = mix(*(model.logits(model.hidden(model.embed(ids)))[0, -1] for ids in read))
+        column = torch.full((space.streams, 1), space.pad)
+        for stream in range(rules.streams):
+            legal = [token for ids in rules.legal(len(columns), stream, end) for token in ids]
+            column[stream, 0] = max(legal, key=lambda token: float(scores[token]))
+            if stream == 0 and int(column[0, 0]) == rules.end and end is None:
+                end = rules.end_of(len(columns))
+        columns.append(column[: rules.streams])
+        grids = [torch.cat((grid, column), 1) for grid in grids]
+    return torch.cat(columns, 1)
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "delay", "parallel"])
 @pytest.mark.parametrize("kind", ["image", "audio"])
 def test_it_writes_the_likeliest_legal_id_of_each_step(layout, kind):
-    """Against the slow way: no cache, all scores, a mask over the whole vocabulary."""
     model = _model(layout)
-    rules, space = _rules(model, kind), model.space
-    prompt = sequences.prompt(space, kind, [9, 4])
+    rules, prompt = _rules(model, kind), sequences.prompt(model.space, kind, [9, 4])
     (row,) = spans.write(model, [prompt], rules)
-    found = row if row.ndim == 2 else row[None]
-    grid = prompt if prompt.ndim == 2 else prompt[None]
-    end = None
-    for step in range(found.shape[1]):
-        ids = grid[None] if space.streams > 1 else grid
-        with torch.no_grad():
-            scores = model.logits(model.hidden(model.embed(ids)))[0, -1]
-        column = torch.full((len(grid), 1), space.pad)
-        for stream in range(rules.streams):
-            legal = [token for ids in rules.legal(step, stream, end) for token in ids]
-            column[stream, 0] = max(legal, key=lambda token: float(scores[token]))
-            if stream == 0 and int(column[0, 0]) == rules.end and end is None:
-                end = rules.end_of(step)
-        assert column[: rules.streams, 0].tolist() == found[:, step].tolist()
-        grid = torch.cat((grid, column), 1)
-    assert end is not None
-    assert found.shape[1] == rules.length(end)
+    assert row.tolist() == _slowly(model, rules, [prompt], lambda scores: scores).reshape(row.shape).tolist()
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "delay"])
 @pytest.mark.parametrize("kind", ["image", "audio"])
 def test_guidance_pushes_scores_from_those_without_words(layout, kind):
-    """Against the slow way: both prompts are read anew at every step, and their scores are mixed."""
     model = _model(layout)
     rules, space = _rules(model, kind), model.space
     prompts = [sequences.prompt(space, kind, words) for words in ([9, 4], [7, 8, 2, 5])]
@@ -107,22 +107,10 @@ def test_guidance_pushes_scores_from_those_without_words(layout, kind):
     unguided = spans.write(model, prompts, rules, sampling=MediaSampling(), blank=blank)
     assert all(torch.equal(one, other) for one, other in zip(plain, unguided))
     for prompt, row in zip(prompts, rows):
-        found = row if row.ndim == 2 else row[None]
-        grids = [each if each.ndim == 2 else each[None] for each in (prompt, blank)]
-        end = None
-        for step in range(found.shape[1]):
-            read = [grid[None] if space.streams > 1 else grid for grid in grids]
-            with torch.no_grad():
-                asked, without = (model.logits(model.hidden(model.embed(ids)))[0, -1] for ids in read)
-            scores = without + 3.0 * (asked - without)
-            column = torch.full((space.streams, 1), space.pad)
-            for stream in range(rules.streams):
-                legal = [token for ids in rules.legal(step, stream, end) for token in ids]
-                column[stream, 0] = max(legal, key=lambda token: float(scores[token]))
-                if stream == 0 and int(column[0, 0]) == rules.end and end is None:
-                    end = rules.end_of(step)
-            assert column[: rules.streams, 0].tolist() == found[:, step].tolist()
-            grids = [torch.cat((grid, column), 1) for grid in grids]
+        slow = _slowly(
+            model, rules, [prompt, blank], lambda asked, without: without + 3.0 * (asked - without)
+        )
+        assert row.tolist() == slow.reshape(row.shape).tolist()
 
 
 def test_guidance_without_a_blank_prompt_is_refused():
