@@ -110,7 +110,7 @@ def test_a_channel_is_read_alone_and_kept_apart(tmp_path: Path) -> None:
     assert not np.array_equal(mels[0], mels[1])
     assert not np.array_equal(mels[0], mels[2])
     same = [sample.model_copy(update={"id": "s"}) for sample in samples]
-    assert len({_digest([sample]) for sample in same}) == 3
+    assert len({_digest(sample, {}) for sample in same}) == 3
 
 
 @pytest.mark.parametrize("channel", [1, 7])
