@@ -104,10 +104,11 @@ def library(folder: Path) -> Any:
         return HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, use_text_head=True)
 
 
-def as_the_library_takes(batch: Any, is_audio_BT: Tensor) -> dict[str, Tensor]:
-    """A batch's tensors under the library's names: the steps of a row's sounds one after another."""
+def as_the_library_takes(batch: Any, model: Any) -> dict[str, Tensor]:
+    """A batch's tensors under the library's names: right padded, the steps of a row's sounds one after another."""
+    is_audio_BT = model.is_audio(batch.ids_BT)
     most = int(is_audio_BT.sum(1).max())
-    grid = torch.full((len(is_audio_BT), most, 8), 1025)
+    grid = torch.full((len(is_audio_BT), most, model.books), model.end)
     labels = torch.full_like(grid, -100)
     mask = torch.zeros(grid.shape[:2], dtype=torch.bool)
     for row, here_T in enumerate(is_audio_BT):
@@ -123,6 +124,21 @@ def as_the_library_takes(batch: Any, is_audio_BT: Tensor) -> dict[str, Tensor]:
         "labels": batch.labels_BT,
         "audio_labels": labels,
     }
+
+
+def by_the_library(network: Any, columns_BST: Tensor, steps: int) -> Tensor:
+    """The codes (K, S) that `generate` adds greedily to a prompt of one row, ids in stream 0 and codes in the others."""
+    ids, codes_KT = columns_BST[:, 0], columns_BST[0, 1:]
+    heard = codes_KT[:, (codes_KT >= 0).all(0)].T[None]
+    out: Tensor = network.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        audio_input_ids=heard,
+        audio_input_ids_mask=torch.ones(heard.shape[:2], dtype=torch.bool),
+        max_new_tokens=steps,
+        do_sample=False,
+    )
+    return out[0, heard.shape[1] :].T
 
 
 def by_turns(ours: Callable[[], Any], theirs: Callable[[], Any], turns: int) -> tuple[float, float, float]:
@@ -175,7 +191,7 @@ def updates(folder: Path, turns: int) -> str:
         p.numel() for p in objective.parameters() if p.requires_grad
     )
     theirs = torch.optim.AdamW(trained, lr=2e-4)
-    given = as_the_library_takes(batch, model.is_audio(batch.ids_BT))
+    given = as_the_library_takes(batch, model)
     losses = []
 
     def our_update() -> None:
@@ -244,7 +260,7 @@ def loss_memory(folder: Path) -> str:
     for weight in model.parameters():
         weight.requires_grad_(False)
     objective = VoiceObjective(model, audio_weight=model.books)
-    given = as_the_library_takes(batch, model.is_audio(batch.ids_BT))
+    given = as_the_library_takes(batch, model)
     states = torch.randn(*batch.ids_BT.shape, config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def ours(h_BTD: Tensor) -> Tensor:
@@ -369,19 +385,7 @@ def speech(folder: Path, steps: int, turns: int) -> str:
             said["ours"].append(books.grid()[0])
 
     def theirs() -> None:
-        said["theirs"] = []
-        for columns_BST in prompts:
-            ids, codes_KT = columns_BST[:, 0], columns_BST[0, 1:]
-            heard = codes_KT[:, (codes_KT >= 0).all(0)].T[None]
-            out = network.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                audio_input_ids=heard,
-                audio_input_ids_mask=torch.ones(heard.shape[:2], dtype=torch.bool),
-                max_new_tokens=steps,
-                do_sample=False,
-            )
-            said["theirs"].append(out[0, heard.shape[1] :].T)
+        said["theirs"] = [by_the_library(network, columns_BST, steps) for columns_BST in prompts]
 
     our_s, their_s, ratio = by_turns(ours, theirs, turns)
     same = sum(

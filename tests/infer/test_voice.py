@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import shared
 import tiny_higgs
 from muomni.data.sample import AudioPart, Sample, parse
 from muomni.data.voice_rows import VoiceRow, VoiceTokens, prompt, render
@@ -67,18 +68,8 @@ def taught(parts: Cloner, text: str, reference: str, target: str) -> VoiceRow:
 
 def by_the_library(network: Any, row: VoiceRow, steps: int) -> torch.Tensor:
     """What `generate` adds to a prompt, (K, S)."""
-    ids = torch.tensor([row.ids])
-    is_place = (row.codes_KT >= 0).all(0)
-    heard = row.codes_KT[:, is_place].T[None]
-    out = network.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        audio_input_ids=heard,
-        audio_input_ids_mask=torch.ones(heard.shape[:2], dtype=torch.bool),
-        max_new_tokens=steps,
-        do_sample=False,
-    )
-    return out[0, heard.shape[1] :].T  # type: ignore[no-any-return]
+    columns_BST = torch.cat((torch.tensor([row.ids]), row.codes_KT))[None]
+    return shared.benchmark("voice").by_the_library(network, columns_BST, steps)  # type: ignore[no-any-return]
 
 
 def grid_of(parts: Cloner, row: VoiceRow, steps: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import shared
 import tiny_higgs
 from muomni.data.batch import SequenceBatch
 from muomni.data.sample import AudioPart, Sample, parse
@@ -26,6 +27,7 @@ from muomni.train.objectives.voice import VoiceObjective, collate, columns
 
 transformers = tiny_higgs.transformers
 peft = pytest.importorskip("peft")
+as_the_library_takes = shared.benchmark("voice").as_the_library_takes
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +68,6 @@ def batch_of(base: Path) -> SequenceBatch:
         for each in (sample("a", 5, 3, 7), sample("b", 4, 12), sample("c", 6))
     ]
     return collate(rows, tokens.pad)
-
-
-def as_the_library_takes(batch: SequenceBatch, model: Higgs) -> dict[str, Any]:
-    """Right padded, the steps of all sounds of a row one after another."""
-    assert batch.codes_BKS is not None
-    assert batch.code_labels_BKS is not None
-    is_audio_BT = model.is_audio(batch.ids_BT)
-    most = int(is_audio_BT.sum(1).max())
-    grid = torch.full((len(batch.ids_BT), most, model.books), model.end)
-    labels = torch.full_like(grid, IGNORE)
-    mask = torch.zeros(len(batch.ids_BT), most, dtype=torch.bool)
-    for row, here_T in enumerate(is_audio_BT):
-        count = int(here_T.sum())
-        grid[row, :count] = batch.codes_BKS[row, :, here_T].T
-        labels[row, :count] = batch.code_labels_BKS[row, :, here_T].T
-        mask[row, :count] = True
-    return {
-        "input_ids": batch.ids_BT,
-        "attention_mask": batch.keep_BT,
-        "audio_input_ids": grid,
-        "audio_input_ids_mask": mask,
-        "labels": batch.labels_BT,
-        "audio_labels": labels,
-    }
 
 
 def test_logits_are_those_of_the_library(base: Path) -> None:

@@ -300,7 +300,9 @@ def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout
             shutil.copyfile(base / store.CONFIG, part / store.CONFIG)
         elif is_original:
             config = cloner.model.config
-            files.write_json(part / store.CONFIG, {**config.to_dict(), "dtype": _spelled(dtype)})
+            files.write_json(
+                part / store.CONFIG, {**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
+            )
         else:
             content = higgs_layout.original_config(cloner.model.config, cloner.tokenizer, dtype)
             files.write_json(part / store.CONFIG, content)
@@ -311,10 +313,6 @@ def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout
         save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
         origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
         files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
-
-
-def _spelled(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:
