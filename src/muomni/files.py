@@ -218,40 +218,45 @@ class Use:
     """A lock file that says that a thing is in use: shared by all who read it, or one process' alone, to make
     or remove it.
 
-    The system frees it however the process ends. Children that are forked hold it too, those that are spawned
-    don't.
+    Who waits, waits for a share and never to be alone: one who went from alone to a share and kept it would
+    otherwise be waited for as long as it lives. The system frees it however the process ends. Children that
+    are forked hold it too, those that are spawned don't.
     """
 
     def __init__(self, lock: Path) -> None:
         make_folder(lock.parent)
         self._stream = lock.open("a")
 
-    def share(self, *, waits: bool = True) -> bool:
-        """Read from here on, together with others. Between `alone` and this, another may have been alone:
-        look again. False where another is alone and this one doesn't wait."""
+    def share(self, say: Callable[[str], None] | None = None) -> bool:
+        """Read from here on, together with others, and wait where another is alone; `say` is told that.
+        Without it, don't wait. Whether it is shared. Between `alone` and this, another may have been alone:
+        look again."""
         import fcntl
 
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_SH | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
-
-    def alone(self, say: Callable[[str], None] | None = None) -> bool:
-        """Wait until nobody else uses it; without `say`, which is told once where that takes time, don't
-        wait. Whether it is ours alone."""
-        import fcntl
-
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self._now(fcntl.LOCK_SH):
             return True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
         if say is None:
             return False
         say(f"waiting for another process, which is at work on {self._stream.name}")
-        fcntl.flock(self._stream, fcntl.LOCK_EX)
+        fcntl.flock(self._stream, fcntl.LOCK_SH)
+        return True
+
+    def alone(self) -> bool:
+        """Whether nobody else uses it, and it is ours alone from here on; if not, a share that was held is
+        gone too."""
+        import fcntl
+
+        return self._now(fcntl.LOCK_EX)
+
+    def _now(self, kind: int) -> bool:
+        import fcntl
+
+        try:
+            fcntl.flock(self._stream, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
         return True
 
     def close(self) -> None:

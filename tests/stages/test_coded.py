@@ -3,14 +3,18 @@ for."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gc
 import os
 import pickle
 import threading
+import time
 import tracemalloc
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,6 +254,57 @@ def test_of_two_that_ask_at_once_one_makes_it(tmp_path: Path, capsys: pytest.Cap
     second.join(30)
     assert len(found["first"].items) == len(found["second"].items) == 8
     assert "waiting for another process" not in capsys.readouterr().out
+
+
+def test_who_keeps_what_it_made_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks hold their items from there on, as those do that train on them: each has them, and they are made once.
+
+    All look before one makes anything. And a system may hand a lock on as late as it likes: one who waits to be alone
+    looks here every hundredth of a second.
+    """
+    real, whole = fcntl.flock, coded._whole
+
+    def late(stream: Any, kind: int) -> None:
+        while kind == fcntl.LOCK_EX:
+            with contextlib.suppress(BlockingIOError):
+                return real(stream, kind | fcntl.LOCK_NB)
+            time.sleep(0.01)
+        return real(stream, kind)
+
+    def together(*asked: Any) -> coded.Items | None:
+        found = whole(*asked)
+        if not looked.is_set():
+            all_looked.wait(20)
+            looked.set()
+        return found
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(coded, "_whole", together)
+    ranks, rounds = 3, 8
+    looked, all_looked = threading.Event(), threading.Barrier(ranks)
+    made: list[int] = []
+    all_have_it = threading.Barrier(ranks)
+
+    def code(which: int) -> Iterator[tuple[int, TalkerItem | DataError]]:
+        made.append(which)
+        time.sleep(0.02)
+        yield from items(4)
+
+    def ask() -> None:
+        for which in range(rounds):
+            held = coded.build(tmp_path, samples(4), which, lambda _, which=which: code(which))
+            if all_have_it.wait(20) == 0:
+                looked.clear()
+            all_have_it.wait(20)
+            del held
+
+    asking = [threading.Thread(target=ask, daemon=True) for _ in range(ranks)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in asking)
+    assert made == list(range(rounds))
 
 
 def test_a_cache_that_is_too_large_loses_what_was_not_used_for_longest_and_nothing_in_use(

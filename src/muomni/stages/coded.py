@@ -8,9 +8,11 @@ import json
 import math
 import os
 import sys
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from muomni.train.objectives.talker import TalkerItem
 FORMAT = 3  # of the files, and of how they are made; part of the key, so that an older build is made again
 META = "coded.json"
 DEFAULT_GB = "20"  # that a shared cache may hold, unless MUOMNI_CACHE_GB says otherwise; what is in use stays
+PAUSE_S = 0.05  # before looking again, where another was first
 NAME_BYTES = 16  # of the digest by which a set knows what it holds
 
 
@@ -218,31 +221,38 @@ def build(
     del known
     place = Path(cache) / files.sha256_bytes(made_by.encode() + b"".join(named))[:16]
     use = files.Use(place.with_name(f"{place.name}.lock"))
-    use.share()
-    items = _whole(place, samples, use, speaker)
-    if items is None:
-        use.alone(_say)
-        items = _whole(place, samples, use, speaker, _say)  # another may have made it meanwhile
-        if items is None:
-            for left in place.parent.glob(
-                f".{place.name}.*{files.PART}"
-            ):  # of a process that died: nobody else is at work on these
-                files.remove(left)
-            numbers: dict[bytes, int] = {}  # of the contents, and the first sample of each
-            firsts = array("q")
-            for index, name in enumerate(named):
-                if numbers.setdefault(name, len(firsts)) == len(firsts):
-                    firsts.append(index)
-            of_samples = array("q", (numbers[name] for name in named))
-            with _held(place, made_by, numbers.keys()) as held, files.fresh_folder(place) as part:
-                made = _all(firsts, named, held, samples, code)
-                _write(
-                    part, made_by, b"".join(numbers), of_samples, [samples[index] for index in firsts], made
-                )
-            items = Items(place, samples, use, speaker)
-        use.share()
+    said: list[str] = []
+    while True:
+        use.share(partial(_say_once, said))
+        if (items := _whole(place, samples, use, speaker, partial(_say_once, said))) is not None:
+            break
+        if use.alone():
+            _make(place, made_by, named, samples, code)
+        else:  # several found nothing, and another of them is the first
+            time.sleep(PAUSE_S)
     os.utime(place / META)  # the last use, by which a cache that is too large is thinned out
     return Coded(items)
+
+
+def _make(
+    place: Path,
+    made_by: str,
+    named: Sequence[bytes],
+    samples: Sequence[Sample],
+    code: Callable[[Sequence[Sample]], Made],
+) -> None:
+    """The set of samples of which each has a name. Nobody else is at work on it."""
+    for left in place.parent.glob(f".{place.name}.*{files.PART}"):  # of a process that died
+        files.remove(left)
+    numbers: dict[bytes, int] = {}  # of the contents, and the first sample of each
+    firsts = array("q")
+    for index, name in enumerate(named):
+        if numbers.setdefault(name, len(firsts)) == len(firsts):
+            firsts.append(index)
+    of_samples = array("q", (numbers[name] for name in named))
+    with _held(place, made_by, numbers.keys()) as held, files.fresh_folder(place) as part:
+        made = _all(firsts, named, held, samples, code)
+        _write(part, made_by, b"".join(numbers), of_samples, [samples[index] for index in firsts], made)
 
 
 def _all(
@@ -277,7 +287,7 @@ def _held(place: Path, made_by: str, wanted: Set[bytes]) -> Iterator[dict[bytes,
         if meta.parent == place or len(held) == len(wanted):
             continue
         uses.append(files.Use(meta.parent.with_name(f"{meta.parent.name}.lock")))
-        if not uses[-1].share(waits=False):  # two that make sets and wait for each other would wait for ever
+        if not uses[-1].share():  # two that make sets and wait for each other would wait for ever
             continue
         with contextlib.suppress(CheckpointError):  # torn, or of an older format: whoever needs it makes it
             other = _Set(meta.parent)
@@ -302,7 +312,7 @@ def _whole(
     samples: Sequence[Sample],
     use: files.Use,
     speaker: Speaker | None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None],
 ) -> Items | None:
     """What lies there; None where nothing does, or a torn set, which is told."""
     if not (place / META).exists():
@@ -310,13 +320,14 @@ def _whole(
     try:
         return Items(place, samples, use, speaker)
     except CheckpointError as error:
-        if say is not None:
-            say(f"{error.message}: it is made anew")
+        say(f"{error.message}: it is made anew")
         return None
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say_once(said: list[str], line: str) -> None:
+    if line not in said:
+        said.append(line)
+        print(line, file=sys.stderr, flush=True)
 
 
 def thin_out(cache: Path, most_bytes: int) -> list[str]:
