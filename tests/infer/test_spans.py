@@ -113,6 +113,43 @@ def test_guidance_pushes_scores_from_those_without_words(layout, kind):
         assert row.tolist() == slow.reshape(row.shape).tolist()
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "delay"])
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_of_several_candidates_the_one_is_kept_whose_words_are_read_most_surely(layout, kind):
+    model = _model(layout)
+    rules, space = _rules(model, kind), model.space
+    words = [[9, 4], [7, 8, 2, 5], [3]]
+    prompts = [sequences.prompt(space, kind, each) for each in words]
+    how = MediaSampling(temperature=1.5, seed=3, candidates=5)
+    kept = spans.write(model, prompts, rules, sampling=how)
+    asked = [prompt for prompt in prompts for _ in range(5)]
+    written = spans.write(model, asked, rules, sampling=how.model_copy(update={"candidates": 1}))
+    task = {"image": "i2t", "audio": "a2t"}[kind]
+    chosen = []
+    for at, said in enumerate(words):
+        costs = []
+        for ids in written[5 * at : 5 * at + 5]:
+            row = sequences.build(space, task, said, spans.content(ids, rules))
+            with torch.no_grad():
+                scores = model.logits(model.hidden(model.embed(row.ids[None])))[0].log_softmax(-1)
+            first = row.target.shape[-1]
+            said_T = row.target if row.target.ndim == 1 else row.target[0]
+            costs.append(-float(scores[-first - 1 : -1].gather(1, said_T[:, None]).mean()))
+        chosen.append(min(range(5), key=costs.__getitem__))
+        assert torch.equal(kept[at], written[5 * at + chosen[-1]]), (said, costs)
+    assert set(chosen) != {0}, "the first is not simply kept"
+
+
+def test_what_is_not_legal_is_never_chosen():
+    model = _model()
+    rules, prompt = _rules(model, "image"), sequences.prompt(model.space, "image", [9])
+    (legal,) = spans.write(model, [prompt], rules)
+    torn = legal[:-2]
+    nats = spans.words_nats(model, [prompt] * 3, [torn, legal, legal], rules)
+    assert nats.isinf().tolist() == [True, False, False]
+    assert nats[1] == nats[2]
+
+
 def test_guidance_without_a_blank_prompt_is_refused():
     model = _model()
     rules, prompt = _rules(model, "image"), sequences.prompt(model.space, "image", [9])

@@ -151,6 +151,30 @@ def test_guidance_of_a_model_that_never_wrote_without_words_is_refused(tokens_ru
         assert option in capsys.readouterr().err
 
 
+def test_candidates_are_for_a_model_that_reads_what_it_writes(copy, tmp_path, capsys):
+    how = MediaSampling(temperature=2.0, candidates=4)
+    with pytest.raises(ConfigError, match="never learned to read what it writes \\(image\\)"):
+        Engine.load(copy).draw(TEXTS[:1], sampling=how)
+    note = copy / "rows" / "final" / NOTE
+    note.write_text(json.dumps({**json.loads(note.read_text()), "reads": ["image"]}))
+    engine = Engine.load(copy)
+    drawn = [engine.draw(TEXTS[:2], sampling=how, seed=seed) for seed in (1, 1, 2)]
+    assert all(np.array_equal(one, other) for one, other in zip(drawn[0], drawn[1]))
+    assert not np.array_equal(drawn[0][0], drawn[2][0])
+    with pytest.raises(ConfigError, match="audio"):
+        engine.speak(TEXTS[:1], sampling=how)
+    paths = [tmp_path / name for name in ("four.png", "alike.png")]
+    told = [["--candidates", "4", "--temperature", "2", "--seed", "1"], ["--candidates", "4"]]
+    codes = []
+    for path, options in zip(paths, told):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["draw", str(copy), TEXTS[0], "--out", str(path), *options])
+        codes.append(left.value.code)
+    assert codes == [0, 2]
+    assert "--candidates are all alike without a temperature" in capsys.readouterr().err
+    assert np.array_equal(np.asarray(Image.open(paths[0])), engine.draw(TEXTS[:1], sampling=how, seed=1)[0])
+
+
 @pytest.mark.parametrize("layout", ["delay", "parallel"])
 def test_streams_side_by_side_are_written_too(tmp_path, layout):
     engine = Engine.load(_make(tmp_path / "run", layout=layout))

@@ -422,9 +422,19 @@ OWN["mmpt"] = {
             for how in ({"top_k": 2}, {"top_p": 0.1}, {"seed": 3})
         ),
         Case({"image": {"guidance": 3.0}}, {**DRAWING, "drop_prompts": 0.5}),
+        Case(
+            {"image": {"temperature": 2.0, "candidates": 3}},
+            {
+                **DRAWING,
+                "tasks": {"t2i": 1.0, "i2t": 1.0},
+                "writing": {"image": {"temperature": 2.0}},
+            },
+        ),
         Case({"audio": {"temperature": 2.0}}, {**DRAWING, "tasks": {"t2a": 1.0}}),
         refused({"image": {"temperature": 2.0}}, tasks={"t2a": 1.0}),
         refused({"image": {"guidance": 2.0}}, tasks={"t2i": 1.0}),  # without drop_prompts
+        refused({"image": {"temperature": 2.0, "candidates": 2}}, tasks={"t2i": 1.0}),  # not read
+        refused({"image": {"candidates": 2}}, tasks={"t2i": 1.0, "i2t": 1.0}),  # all alike
         refused({"audio": {"repetition_penalty": 2.0}}, tasks={"t2a": 1.0}),
     ],
     "lora.r": Case(4),

@@ -37,6 +37,10 @@ Guidance = Annotated[
     float | None,
     typer.Option(help=f"above 1: further from what a token model would make without words{OWN}1"),
 ]
+Candidates = Annotated[
+    int | None,
+    typer.Option(help=f"how many a token model writes; it keeps the one that it reads most surely{OWN}1"),
+]
 Precision = Annotated[
     str, typer.Option(help="number format: auto (the fastest that is sound here), fp32, bf16 or fp16")
 ]
@@ -160,6 +164,7 @@ def speak(
     top_k: OwnTopK = None,
     top_p: OwnTopP = None,
     guidance: Guidance = None,
+    candidates: Candidates = None,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     precision: Precision = "auto",
@@ -176,6 +181,7 @@ def speak(
             "--voice": voice,
             "--precision": precision != "auto",
             "--guidance": guidance is not None,
+            "--candidates": candidates is not None,
             "--repetition-penalty": repetition_penalty != 1,
         }
         if named := [option for option, value in idle.items() if value]:
@@ -190,7 +196,7 @@ def speak(
             hint="train one: muomni voice-train",
         )
     engine = Engine.load(folder, precision=precision)
-    chosen |= {"guidance": guidance, "repetition_penalty": repetition_penalty}
+    chosen |= {"guidance": guidance, "candidates": candidates, "repetition_penalty": repetition_penalty}
     sampling = _sampling(engine.speaking(), chosen)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         speeches = engine.speak(texts[first : first + TEXTS_AT_ONCE], voice=voice, sampling=sampling)
@@ -250,6 +256,7 @@ def draw(
     top_k: OwnTopK = None,
     top_p: OwnTopP = None,
     guidance: Guidance = None,
+    candidates: Candidates = None,
     seed: Seed = 0,
     precision: Precision = "auto",
 ) -> None:
@@ -259,8 +266,9 @@ def draw(
     from muomni.media import image
 
     engine = Engine.load(folder, precision=precision)
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    sampling = _sampling(engine.parts.writer.own("image"), {**chosen, "seed": seed})
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    chosen |= {"guidance": guidance, "candidates": candidates, "seed": seed}
+    sampling = _sampling(engine.parts.writer.own("image"), chosen)
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         pictures = engine.draw(texts[first : first + TEXTS_AT_ONCE], sampling=sampling)
         for path, pixels in zip(paths[first:], pictures, strict=False):
@@ -356,6 +364,8 @@ def _sampling(own: SamplingConfig | None, chosen: Mapping[str, float | None]) ->
         return type(own)(**{**own.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several together
+            raise ConfigError(f"--{first['msg'].removeprefix('Value error, ')}") from error
         name = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{name}: {first['msg'].lower()}, got {first['input']}") from error
 

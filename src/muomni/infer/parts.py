@@ -274,7 +274,7 @@ class Parts:
         codecs = rows.open_codecs(folder, device=self.device)
         writing = {kind: MediaSampling(**how) for kind, how in note.writing.items()}
         tokens = UnifiedTokenizer(tokenizer, model.space, codecs)
-        return MediaWriter(model, tokens, note.longest, writing, note.drop_prompts)
+        return MediaWriter(model, tokens, note.longest, writing, note.drop_prompts, note.reads)
 
     def _writing_format(self, folder: Path) -> torch.dtype:
         """The format of a token model's base."""

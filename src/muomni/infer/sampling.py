@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 
@@ -26,7 +28,8 @@ class SamplingConfig(BaseModel):
 class MediaSampling(SamplingConfig):
     """How a token model draws the codes of an image or a sound.
 
-    Source  guidance: Ho & Salimans 2022, Gafni et al. 2022 (for token models).
+    Source  guidance: Ho & Salimans 2022, Gafni et al. 2022 (for token models); candidates: Ramesh et al. 2021,
+            who let another model choose.
     """
 
     repetition_penalty: float = Field(1.0, ge=1, le=1, description="codes repeat by nature")
@@ -35,6 +38,17 @@ class MediaSampling(SamplingConfig):
         ge=1,
         description="scores are s + guidance * (asked - s), s those that it gives without the words; 1: asked",
     )
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="how many are written of each; kept is the one from which it reads the words most surely",
+    )
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.candidates > 1 and not self.temperature:
+            raise ValueError("candidates are all alike without a temperature")
+        return self
 
 
 def pick(

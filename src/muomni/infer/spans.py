@@ -8,14 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muomni.errors import ConfigError, ContextError
 from muomni.infer.decode import decode
 from muomni.infer.sampling import MediaSampling, SamplingConfig, pick
 from muomni.models.rows import TokenModel
+from muomni.nn.head import IGNORE, row_means
+from muomni.tokens import sequences
 from muomni.tokens.grammar import Grammar, Legal
+from muomni.tokens.sequences import TASKS, Task
+from muomni.tokens.space import FRAMING
 
 GREEDY = SamplingConfig()
+READ_AT_ONCE = 64
 
 
 class Span:
@@ -136,10 +142,64 @@ def write(
     """The span that follows each prompt, start and end included: (T,), or (K, T).
 
     Takes   prompts: ids (T,), or (K, T), of any lengths (`sequences.prompt`); is_free: not held to the
-            grammar; blank: the prompt without words, which sampling with guidance needs.
+            grammar; blank: the prompt without words, which sampling with guidance needs. Of several candidates
+            (`sampling`) the one stays whose words the model finds likeliest, the first of equals.
     Raises  ContextError where a prompt and the longest span do not fit; CheckpointError where scores are no
             numbers; ConfigError for guidance without a blank.
     """
+    candidates = sampling.candidates if isinstance(sampling, MediaSampling) else 1
+    if candidates == 1:
+        return _write(model, prompts, rules, sampling, blank, is_free)
+    asked = [prompt for prompt in prompts for _ in range(candidates)]
+    rows = _write(model, asked, rules, sampling, blank, is_free)
+    nats = words_nats(model, asked, rows, rules).view(len(prompts), candidates)
+    return [rows[candidates * at + best] for at, best in enumerate(nats.argmin(1).tolist())]
+
+
+def words_nats(
+    model: TokenModel, prompts: Sequence[Tensor], rows: Sequence[Tensor], rules: Grammar
+) -> Tensor:
+    """Mean nats of the words of prompts, each read from the image or the sound that was written for it,
+    (N,) float32. Spans that are not legal, which can't be read, cost infinitely many.
+
+    Takes   prompts: as `sequences.prompt` makes them; rows: what `write` gave for each.
+    """
+    kind = next(kind for kind in ("image", "audio") if rules.end == model.space.special(FRAMING[kind][2]))
+    task = next(name for name, task in TASKS.items() if task == Task(kind, "text"))
+    nats_N = torch.full((len(rows),), torch.inf)
+    read = [number for number, row in enumerate(rows) if rules.first_illegal(row) is None]
+    for first in range(0, len(read), READ_AT_ONCE):
+        some = read[first : first + READ_AT_ONCE]
+        items = [
+            sequences.build(
+                model.space, task, sequences.words_of(prompts[number]), content(rows[number], rules)
+            )
+            for number in some
+        ]
+        most = max(len(item) for item in items)
+        room = [(0, most - len(item)) for item in items]
+        ids_BT = torch.stack(
+            [F.pad(item.ids, pad, value=model.space.pad) for item, pad in zip(items, room)]
+        ).to(model.new_embed.device)
+        labels_BST = torch.stack([F.pad(item.labels, pad, value=IGNORE) for item, pad in zip(items, room)])
+        labels_BT = (
+            labels_BST[:, 0] if labels_BST.ndim == 3 else labels_BST
+        )  # words are said by the first stream
+        with torch.inference_mode():
+            h_BTD = model.hidden(model.embed(ids_BT))
+            each_M, rows_M = model.head.each_nats(h_BTD[:, :-1], labels_BT[:, 1:].to(h_BTD.device))
+            nats_N[some] = row_means(each_M, rows_M, len(some)).cpu()
+    return nats_N
+
+
+def _write(
+    model: TokenModel,
+    prompts: Sequence[Tensor],
+    rules: Grammar,
+    sampling: SamplingConfig,
+    blank: Tensor | None,
+    is_free: bool,
+) -> list[Tensor]:
     guidance = sampling.guidance if isinstance(sampling, MediaSampling) else 1.0
     count, device = len(prompts), model.new_embed.device
     if guidance > 1:
@@ -152,10 +212,7 @@ def write(
             f"{longest} + {rules.steps} new positions do not fit ctx_len {model.ctx_len}",
             hint="shorten the prompt, or write less",
         )
-    padded = [
-        torch.nn.functional.pad(each, (longest - each.shape[-1], 0), value=model.space.pad)
-        for each in prompts
-    ]
+    padded = [F.pad(each, (longest - each.shape[-1], 0), value=model.space.pad) for each in prompts]
     keep = [[False] * (longest - each.shape[-1]) + [True] * each.shape[-1] for each in prompts]
     batch, keep_BT = torch.stack(padded).to(device), torch.tensor(keep, device=device)
     span = Span(rules, count, sampling, device, streams=model.space.streams, is_free=is_free)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class MediaWriter:
 
     Takes   longest: frames of the longest sound that it was trained to write ("audio"); without it, what
             fits; writing: how it draws the codes of a medium where the caller does not say ("image", "audio";
-            else greedily); drop_prompts: the share of what it learned without the words that ask for it.
+            else greedily); drop_prompts: the share of what it learned without the words that ask for it; reads:
+            media whose words it learned to write.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class MediaWriter:
         longest: Mapping[str, int] | None = None,
         writing: Mapping[str, MediaSampling] | None = None,
         drop_prompts: float = 0.0,
+        reads: Collection[str] = (),
     ) -> None:
         self.model, self.tokenizer, self.longest = model, tokenizer, dict(longest or {})
-        self.writing, self.drop_prompts = dict(writing or {}), drop_prompts
+        self.writing, self.drop_prompts, self.reads = dict(writing or {}), drop_prompts, set(reads)
 
     def own(self, kind: str) -> MediaSampling:
         """How it draws the codes of a medium where the caller does not say."""
@@ -49,7 +51,8 @@ class MediaWriter:
 
         Takes   sampling: None: its own.
         Raises  DataError for a text without words; ContextError for one that leaves no room; TokenSpaceError
-                without image tokens; ConfigError for guidance where it learned nothing without words.
+                without image tokens; ConfigError for guidance where it learned nothing without words, and for
+                several candidates where it did not learn to read.
         """
         return self._written("image", texts, sampling, self._pixels)
 
@@ -90,6 +93,11 @@ class MediaWriter:
             raise ConfigError(
                 "guidance: the model never learned to write without words",
                 hint="train it with drop_prompts, e.g. 0.1",
+            )
+        if isinstance(sampling, MediaSampling) and sampling.candidates > 1 and kind not in self.reads:
+            raise ConfigError(
+                f"candidates: the model never learned to read what it writes ({kind}), so it can't choose",
+                hint="train it with task i2t or a2t",
             )
         blank = sequences.prompt(self.model.space, kind, [])
         made: list[Any] = []

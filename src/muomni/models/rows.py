@@ -186,6 +186,7 @@ class Note:
     writing     by medium, how its codes are drawn (`infer.sampling.MediaSampling`); greedily where it is not
                 named
     drop_prompts  the share of what it learned without the words that ask for it
+    reads       media whose words it learned to write
     """
 
     row_start: int
@@ -198,6 +199,7 @@ class Note:
     longest: dict[str, int] = field(default_factory=dict)
     writing: dict[str, dict[str, Any]] = field(default_factory=dict)
     drop_prompts: float = 0.0
+    reads: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Note:
@@ -224,6 +226,7 @@ def save(
     longest: Mapping[str, int] | None = None,
     writing: Mapping[str, Mapping[str, Any]] | None = None,
     drop_prompts: float = 0.0,
+    reads: Sequence[str] = (),
 ) -> None:
     """Write the new rows, their note and the token space: all that is trained where base and codecs are
     frozen.
@@ -242,6 +245,7 @@ def save(
         dict(longest or {}),
         {kind: dict(how) for kind, how in (writing or {}).items()},
         drop_prompts,
+        list(reads),
     )
     tensors = {name: getattr(model, name).detach().float().cpu().contiguous() for name in NAMES}
     folder = Path(folder)

@@ -43,7 +43,7 @@ class MmptSettings(TokenSettings):
             come with it
     lora    of the language model; null: all of it learns
     writing   by medium (image, audio), how its codes are drawn, when the stage is measured and later:
-            temperature, top_k, top_p, guidance; greedily where it is not named
+            temperature, top_k, top_p, guidance, candidates; greedily where it is not named
     """
 
     rows: NetworkReference = NetworkReference(name="rows")
@@ -64,6 +64,11 @@ class MmptSettings(TokenSettings):
     def _is_guided(self) -> Self:
         if not self.drop_prompts and any(how.guidance > 1 for how in self.writing.values()):
             raise ValueError("writing: guidance needs rows without words: drop_prompts, e.g. 0.1")
+        for kind, how in self.writing.items():
+            if how.candidates > 1 and kind not in self.media_read:
+                raise ValueError(
+                    f"writing: candidates of {kind} are chosen by reading them: task i2t or a2t too"
+                )
         return self
 
     def idle(self) -> dict[str, str]:

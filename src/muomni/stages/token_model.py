@@ -104,9 +104,14 @@ class TokenSettings(StageSettings):
         return [*self.data, *self.replay]
 
     @property
+    def media_read(self) -> list[str]:
+        """Media whose words a task writes."""
+        return [task.reads for name, task in TASKS.items() if name in self.tasks and task.writes == "text"]
+
+    @property
     def reads(self) -> bool:
         """Whether a task reads a medium."""
-        return any(name in self.tasks for name in ("i2t", "a2t"))
+        return bool(self.media_read)
 
     @property
     def writes(self) -> bool:
@@ -386,6 +391,7 @@ class TokenTraining(Training[T]):
             longest=longest,
             writing=writing,
             drop_prompts=self.settings.drop_prompts,
+            reads=self.settings.media_read,
         )
 
     def save_with_base(self, folder: Path, plain: Decoder) -> None:

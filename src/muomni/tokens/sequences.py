@@ -174,6 +174,12 @@ def prompt(space: TokenSpace, writes: str, text: Sequence[int]) -> Tensor:
     return ids_ST[0] if space.streams == 1 else ids_ST
 
 
+def words_of(asked: Tensor) -> Tensor:
+    """The text ids of what `prompt` made, (T,)."""
+    ids = asked if asked.ndim == 1 else asked[0]
+    return ids[1:-2]  # between the start and the end of the text, before what is to be written
+
+
 def window_of(frames: int, most: int, generator: torch.Generator | None = None) -> Window | None:
     """The frames of a sound that a row reads: all (None) where they fit, else a window of `most`.
 
