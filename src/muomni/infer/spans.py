@@ -188,7 +188,8 @@ def words_nats(
         with torch.inference_mode():
             h_BTD = model.hidden(model.embed(ids_BT))
             each_M, rows_M = model.head.each_nats(h_BTD[:, :-1], labels_BT[:, 1:].to(h_BTD.device))
-            nats_N[some] = row_means(each_M, rows_M, len(some)).cpu()
+            nats_B = row_means(each_M, rows_M, len(some))
+        nats_N[some] = nats_B.cpu()
     return nats_N
 
 
