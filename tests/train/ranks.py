@@ -34,6 +34,7 @@ from muomni.train.objectives.language import NextToken
 from muomni.train.optim import freeze
 
 UPDATES = 3
+LATER = [{"pattern": "body.*", "from_step": 3}]
 SMALL = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
 DECODER = DecoderConfig(vocab_size=40, ctx_len=32, dropout=0.0, **SMALL)
 
@@ -176,8 +177,8 @@ def updates(name: str, run: Runtime) -> dict[str, Tensor]:
     return {**named, "loss": torch.tensor([result.loss, result.grad_norm, *result.counts.values()])}
 
 
-def whole_loop(folder: Path, run: Runtime, accumulate: int) -> None:
-    fit(folder, Toy(dropout=0.0), run=run, gradient_accumulation_steps=accumulate, max_steps=6)
+def whole_loop(folder: Path, run: Runtime, accumulate: int, **values: Any) -> None:
+    fit(folder, Toy(dropout=0.0), run=run, gradient_accumulation_steps=accumulate, max_steps=6, **values)
 
 
 def unsafe_on_one_rank(run: Runtime) -> str:
@@ -216,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in CASES:
         save_file(updates(name, run), given.out / f"{name}-{run.rank}.safetensors")
     whole_loop(given.out / "loop", run, 2)
+    whole_loop(given.out / "phases", run, 2, param_groups=LATER)
     (given.out / f"skipped-{run.rank}").write_text(unsafe_on_one_rank(run))
     (given.out / f"stopped-{run.rank}").write_text(stopped(given.out / "stopped", run))
     torch.distributed.destroy_process_group()

@@ -89,6 +89,18 @@ def test_the_loop_of_two_ranks_equals_the_loop_of_one(two: Path, tmp_path: Path)
         assert shared == pytest.approx(one, abs=1e-5)
 
 
+def test_what_learns_from_a_later_step_is_shared_among_the_ranks(two: Path, tmp_path: Path) -> None:
+    """What was frozen when the ranks were joined has its gradients added as soon as it learns."""
+    ranks.whole_loop(tmp_path, CPU, 4, param_groups=ranks.LATER)
+    name = checkpoint.name(6)
+    alone, shared = (load_file(run / name / "weights.safetensors") for run in (tmp_path, two / "phases"))
+    moved = torch.tensor(0.0)
+    for key, value in ranks.Toy(dropout=0.0).state_dict().items():
+        torch.testing.assert_close(shared[key], alone[key], atol=1e-5, rtol=1e-5)
+        moved = torch.maximum(moved, (alone[key] - value).abs().max()) if key.startswith("body") else moved
+    assert moved > 1e-3
+
+
 def test_two_ranks_tell_the_speed_of_both(two: Path) -> None:
     """By the clock no number can be foretold, but an update of two ranks is two micro-batches of four rows on
     each."""
