@@ -26,7 +26,7 @@ def test_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, 191, torch.float32),
         (False, 512, torch.float32),
     ):
-        monkeypatch.setattr(runtime, "has_bf16", lambda _, has=has: has)
+        monkeypatch.setattr(runtime, "bf16_gains", lambda _, has=has: has)
         assert choose_dtype("auto", width, CPU) == expected
     assert choose_dtype("fp32", 512, CPU) == torch.float32
     assert choose_dtype("bf16", 8, CPU) == torch.bfloat16
@@ -42,23 +42,49 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("fp16", 64, cuda) == torch.float16
 
 
+def a_cpu(monkeypatch: pytest.MonkeyPatch, flags: str, vendor: str = "AuthenticAMD") -> None:
+    """What the system says of the chip."""
+    said = {"flags": f"flags : {flags}" if flags else "", "vendor_id": f"vendor_id : {vendor}"}
+    monkeypatch.setattr(runtime, "_cpu_line", said.__getitem__)
+
+
 @pytest.fixture
 def bf16_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip whose flags name bf16, and kernels that know what to do with it."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
+    a_cpu(monkeypatch, "avx512f avx512_bf16")
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_bf16_is_told_from_the_chip(bf16_chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, has in (("flags : avx512f", False), ("flags : avx512f avx512_bf16", True), ("", False)):
-        monkeypatch.setattr(runtime, "_cpu_flags", lambda flags=flags: flags)
+    for flags, has in (("avx512f", False), ("avx512f avx512_bf16", True), ("", False)):
+        a_cpu(monkeypatch, flags)
         assert runtime.has_bf16(CPU) == has
-    monkeypatch.setattr(runtime, "_cpu_flags", lambda: "flags : avx512f avx512_bf16")
+    a_cpu(monkeypatch, "avx512f avx512_bf16")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not runtime.has_bf16(CPU)
     assert not runtime.has_bf16(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "most", "gains"),
+    [
+        ("AuthenticAMD", "avx512_bf16", "", True),
+        ("AuthenticAMD", "avx512f", "", False),
+        ("GenuineIntel", "avx512_bf16", "", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "", True),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "AVX512_CORE_BF16", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "AVX10_1_512_AMX", True),
+    ],
+)
+def test_bf16_is_taken_where_it_is_faster(
+    bf16_chip: None, monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, most: str, gains: bool
+) -> None:
+    a_cpu(monkeypatch, flags, vendor)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert runtime.bf16_gains(CPU) == gains
+    assert choose_dtype("auto", 512, CPU) == (torch.bfloat16 if gains else torch.float32)
 
 
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])

@@ -118,14 +118,21 @@ def _threads() -> Finding:
 def _bf16() -> Finding:
     import torch
 
-    from muomni.runtime import EMULATED_BELOW, choose_dtype, format_gain, format_name, has_bf16
+    from muomni.runtime import (
+        EMULATED_BELOW,
+        bf16_gains,
+        choose_dtype,
+        format_gain,
+        format_name,
+        has_bf16,
+    )
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gain = format_gain(torch.bfloat16, device)
     own = "by the chip itself" if has_bf16(device) else "only emulated"
     chosen = format_name(choose_dtype("auto", 1 << 30, device))
     summary = f"{own}, {gain:.2g} x float32's speed: `precision: auto` takes {chosen} ({_chip(device)})"
-    good = not has_bf16(device) or gain >= EMULATED_BELOW
+    good = not bf16_gains(device) or gain >= EMULATED_BELOW
     return Finding(
         "bf16",
         good,

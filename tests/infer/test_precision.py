@@ -137,6 +137,7 @@ def test_auto_is_what_training_would_take(
     run: Path, monkeypatch: pytest.MonkeyPatch, has: bool, narrowest: int, chosen: str
 ) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has)
+    monkeypatch.setattr(runtime, "bf16_gains", lambda _: has)
     monkeypatch.setattr("muomni.models.reference.has_bf16", lambda _: has)
     monkeypatch.setattr(runtime, "BF16_MIN_WIDTH", narrowest)
     parts = Engine.load(run, "cpu").parts
@@ -175,6 +176,7 @@ def test_it_is_told_once(
     lines: list[str],
 ) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has)
+    monkeypatch.setattr(runtime, "bf16_gains", lambda _: has)
     monkeypatch.setattr("muomni.models.reference.has_bf16", lambda _: has)
     engine = Engine.load(golden, "cpu", precision)
     for _ in range(2):

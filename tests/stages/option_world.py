@@ -149,7 +149,7 @@ class World:
         Raises  ConfigError where the settings are refused.
         """
         settings = self.settings(stage, values)
-        with patch.object(runtime, "has_bf16", lambda *_: True):
+        with patch.object(runtime, "bf16_gains", lambda *_: True):
             precision = settings.precision if settings.use_amp else "fp32"
             yield "number format of a wide network", str(runtime.choose_dtype(precision, 1 << 20, CPU.device))
         shutil.rmtree(own, ignore_errors=True)

@@ -30,6 +30,7 @@ SHIPPED = sorted(recipes.SHIPPED.glob("*.yaml"))
 def chip(monkeypatch: pytest.MonkeyPatch, *, has: bool, gain: float) -> None:
     """A chip that is said to have bf16 or not, and what it is seen to do."""
     monkeypatch.setattr(runtime, "has_bf16", lambda device: has)
+    monkeypatch.setattr(runtime, "bf16_gains", lambda device: has)
     monkeypatch.setattr("muomni.models.reference.has_bf16", lambda device: has)
     monkeypatch.setattr(runtime, "format_gain", lambda dtype, device: 1.0 if dtype == torch.float32 else gain)
 

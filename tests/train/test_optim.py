@@ -314,7 +314,7 @@ def test_muon_is_torchs_where_it_iterates_in_bf16(
 def test_muon_emulates_nothing_and_steps_where_torchs_does(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "has_bf16", lambda device: False)
+    monkeypatch.setattr(runtime, "bf16_gains", lambda device: False)
     ours, formats = stepped(lambda held: optim.Muon(held, lr=0.1, weight_decay=0.1), shape)
     theirs, of_torch = stepped(
         lambda held: torch.optim.Muon(held, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), shape

@@ -358,7 +358,7 @@ def swapped_final() -> AbstractContextManager[Any]:
 @contextmanager
 def emulated_format() -> Iterator[None]:
     """The chip is believed to have bf16 of its own, for networks of any width, and has not."""
-    with patch.object(runtime, "has_bf16", lambda device: True), patch.object(runtime, "BF16_MIN_WIDTH", 0):
+    with patch.object(runtime, "bf16_gains", lambda device: True), patch.object(runtime, "BF16_MIN_WIDTH", 0):
         yield
 
 
