@@ -267,7 +267,11 @@ def test_number_rows_hold_out_strings_of_digits_and_say_each_digit() -> None:
     for digit in NUMBERS[:10]:
         assert texts["train"].count(digit) == 4
         assert any(digit in text.split() for text in texts["valid"])
-    assert {len(text.split()) for text in texts["valid"]} == {2, 3, 4}
+    for side, expected in (("valid", {2: 40, 3: 40, 4: 40}), ("train", {1: 40, 2: 287, 3: 287, 4: 286})):
+        assert Counter(len(text.split()) for text in texts[side]) == expected
+    said = Counter(text for text in texts["train"] if len(text.split()) == 2)
+    assert len(said) == 60
+    assert max(said.values()) - min(said.values()) <= 1
     assert all(1 <= len(text.split()) <= 4 for texts_of in texts.values() for text in texts_of)
     assert all(row["messages"][0]["content"] == row["extra"]["text"] for row in rows)
 

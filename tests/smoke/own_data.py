@@ -235,6 +235,7 @@ def cut(recipe: str, out: Path) -> list[str]:
             "fine_width": 8,
             "fine_blocks": 1,
         },
+        "image_codec": {"width": 16, "fine_width": 8},
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
     }
     common = {
@@ -267,7 +268,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "align": seeing,
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
-        "mmpt": {"lora.r": 2, "lora.alpha": 4, "ramp_steps": 1},
+        "mmpt": {"ramp_steps": 1},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, entry in stages.items():
@@ -286,6 +287,8 @@ def cut(recipe: str, out: Path) -> list[str]:
         if settings.epoch_duration is not None:
             # A probe of an hour's updates is a test of its own; a hundredth of so few rows would be none.
             values |= {"epoch_duration": None, "val_split": 0.25}
+        if name == "mmpt" and settings.lora is not None:  # type: ignore[attr-defined]
+            values |= {"lora.r": 2, "lora.alpha": 4}
         if hasattr(settings, "row_len"):
             values["row_len"] = 64
         if name == "vision" and settings.model.image_size > 112:  # type: ignore[attr-defined]

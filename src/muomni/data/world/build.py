@@ -16,7 +16,7 @@ from muomni.data.world.picture_rows import Mix
 from muomni.data.world.vocabulary import FEW, WHOLE, Vocabulary
 from muomni.errors import ConfigError
 
-VERSION = 12
+VERSION = 13
 Size = Literal["tiny", "small", "tokens", "quick", "full"]
 Split = dict[str, int]
 
@@ -85,6 +85,8 @@ _TINY = Counts(
     speak=_split(24, 8),
     repeats=1,
     least=1,
+    draw=_split(24, 8),
+    numbers=_split(16, 8),
 )
 # For a quickstart of minutes: few words, two objects in a caption at most and one in a question, and no
 # pictures of digits or words.

@@ -205,15 +205,17 @@ def speak_rows(
 def number_rows(rng: np.random.Generator, speakers: Speakers, counts: dict[str, int]) -> list[Row]:
     """The voice that answers says one to four digits, one after the other: "seven two nine".
 
-    Training has each digit alone four times. Longer strings are of each length in turn while there are such, and in
-    one split alone.
+    Training has each digit alone four times. Longer strings are of each length in turn, and in one split alone;
+    training says those of a length again when it has said all: who hears few of two digits says three (docs/log.md).
     """
     digits = NUMBERS[:10]
     strings = [[" ".join(each) for each in itertools.product(digits, repeat=length)] for length in (2, 3, 4)]
     orders = [[each[place] for place in rng.permutation(len(each))] for each in strings]
     in_turn = [text for texts in itertools.zip_longest(*orders) for text in texts if text is not None]
-    valid, longer = in_turn[: counts["valid"]], in_turn[counts["valid"] :]
-    train = ([*digits] * 4 + longer)[: counts["train"]]
+    valid = in_turn[: counts["valid"]]
+    left = [[text for text in order if text not in valid] for order in orders]
+    again = (next(texts) for texts in itertools.cycle([itertools.cycle(each) for each in left if each]))
+    train = [*itertools.islice(itertools.chain([*digits] * 4, again), counts["train"])]
     return _answered(speakers, "number", {"train": train, "valid": valid})
 
 
