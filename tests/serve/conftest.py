@@ -1,0 +1,28 @@
+"""A tiny run behind a real port on this machine's loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+for extra in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "openai", "httpx"):
+    pytest.importorskip(extra)
+
+from served import Running, serving
+
+from muomni.infer.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def tiny(engine: Engine) -> Iterator[Running]:
+    """The tiny run, served for all tests."""
+    with serving(engine) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(tiny: Running) -> Any:
+    """The official client of it."""
+    return tiny.client()
