@@ -10,9 +10,9 @@ import pytest
 for extra in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "openai", "httpx"):
     pytest.importorskip(extra)
 
-from served import Running, serving
+from served import Running, serving  # noqa: E402 - after the extras were looked for
 
-from muomni.infer.engine import Engine
+from muomni.infer.engine import Engine  # noqa: E402
 
 
 @pytest.fixture(scope="session")

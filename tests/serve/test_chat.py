@@ -292,7 +292,7 @@ def test_a_later_turn_can_name_a_spoken_answer(client: openai.OpenAI) -> None:
         for turns in (named, written)
     ]
     assert replies[0].choices[0].message.content == replies[1].choices[0].message.content
+    gone: list[Any] = [*ASKED, {"role": "assistant", "audio": {"id": "audio-0"}}, *after]
     with pytest.raises(openai.BadRequestError, match="no spoken answer") as caught:
-        gone: list[Any] = [*ASKED, {"role": "assistant", "audio": {"id": "audio-0"}}, *after]
         client.chat.completions.create(model="tiny", messages=gone)
     assert caught.value.param == "messages.1.audio.id"

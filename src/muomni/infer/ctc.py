@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from muomni.errors import ConfigError, ShapeError
 from muomni.files import read_json, write_json
-from muomni.tokens.alphabet import BLANK, collapse
+from muomni.tokens.alphabet import BLANK, collapse, min_frames
 
 FloatArray = NDArray[np.floating[Any]]
 Prefix = tuple[int, ...]
@@ -148,6 +148,41 @@ def beam(
     ends = {prefix: lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
     guesses = [Hypothesis(list(p), log_sum(*masses[p]) + told_of(p) + ends[p]) for p in masses]
     return sorted(guesses, key=lambda guess: guess.score, reverse=True)
+
+
+def align(log_probs_TC: FloatArray, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """[first frame, frame after the last) of each symbol, on the likeliest path that spells `ids`.
+
+    Raises  ShapeError where there are too few frames for them.
+    Source  Viterbi over symbols with blanks between them, as Graves et al. 2006 (section 4.1) sum over it.
+    """
+    _check(log_probs_TC)
+    if not ids:
+        return []
+    if len(log_probs_TC) < min_frames(ids):
+        raise ShapeError(f"ctc: {len(ids)} symbols do not fit {len(log_probs_TC)} frames")
+    states = np.full(2 * len(ids) + 1, BLANK)
+    states[1::2] = ids
+    may_skip = np.zeros(len(states), dtype=bool)  # the blank before it, where its neighbour is another symbol
+    may_skip[3::2] = states[3::2] != states[1:-2:2]
+    scores = np.full(len(states), NEVER)
+    scores[:2] = log_probs_TC[0, states[:2]]
+    steps_TS = np.zeros((len(log_probs_TC), len(states)), dtype=np.int8)
+    for frame in range(1, len(log_probs_TC)):
+        ways = np.full((3, len(states)), NEVER)
+        ways[0] = scores
+        ways[1, 1:] = scores[:-1]
+        ways[2, 2:] = np.where(may_skip[2:], scores[:-2], NEVER)
+        steps_TS[frame] = ways.argmax(0)
+        scores = ways.max(0) + log_probs_TC[frame, states]
+    state = len(states) - 1 if scores[-1] >= scores[-2] else len(states) - 2
+    path = [state]
+    for frame in range(len(log_probs_TC) - 1, 0, -1):
+        state -= int(steps_TS[frame, state])
+        path.append(state)
+    places = np.array(path[::-1])
+    at = [np.flatnonzero(places == 2 * number + 1) for number in range(len(ids))]
+    return [(int(frames[0]), int(frames[-1]) + 1) for frames in at]
 
 
 def log_sum(one: float, other: float) -> float:

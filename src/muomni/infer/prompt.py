@@ -171,7 +171,13 @@ def _messages(ask: str | Sample | Messages | None) -> list[Message | Turn]:
         return _ending_with_user([turn for turn in ask if isinstance(turn, Turn)])
     if not isinstance(ask, Sample):
         ask = parse(
-            {"messages": [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in ask]}
+            {
+                "messages": [
+                    turn.model_dump() if isinstance(turn, Message) else dict(turn)
+                    for turn in ask
+                    if not isinstance(turn, Turn)
+                ]
+            }
         )
     if ask.text is not None:
         return [Message(role="user", content=ask.text)]

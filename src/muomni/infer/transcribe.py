@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from muomni.data.conversation import wave_to_mel
-from muomni.infer.ctc import CharLM, beam, greedy
+from muomni.infer.ctc import CharLM, align, beam, greedy
 from muomni.media.frames import PAD_S
 from muomni.models import finite
 from muomni.models.audio_encoder import AudioEncoder
 from muomni.models.omni import padded
 from muomni.runtime import computing_in
-from muomni.tokens.alphabet import Alphabet
+from muomni.tokens.alphabet import BLANK, Alphabet
 
 CHUNK_S, OVERLAP_S = (
     20.0,
@@ -92,11 +93,70 @@ def transcribe(
     dtype: torch.dtype = torch.float32,
 ) -> list[str]:
     """Text of each wave (S,) at the encoder's rate; greedy, or by a beam that listens to `char_lm`."""
-    alphabet = Alphabet()
     mels = [wave_to_mel(wave, encoder.config.mel, pad_s) for wave in waves]
     log_probs_list = log_probs(encoder, mels, dtype=dtype)
-    spelt = [
-        greedy(each) if char_lm is None else beam(each, width=beam_width, lm=char_lm)[0].ids
-        for each in log_probs_list
-    ]
-    return [alphabet.decode(ids) for ids in spelt]
+    return [Alphabet().decode(_spelt(each, char_lm, beam_width)) for each in log_probs_list]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, when it was said, and the mean log-probability of its symbols at their likeliest frames, nats."""
+
+    text: str
+    start_s: float
+    end_s: float
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said. `ids`: its symbols; `frames`: states of the encoder; `blank_log_prob`: that of no symbol
+    at all, nats."""
+
+    text: str
+    ids: list[int]
+    words: list[Word]
+    seconds: float
+    frames: int
+    blank_log_prob: float
+
+
+def timed(
+    encoder: AudioEncoder,
+    wave_S: FloatArray,
+    *,
+    pad_s: float = PAD_S,
+    char_lm: CharLM | None = None,
+    beam_width: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> Transcript:
+    """The text of one wave, as `transcribe` has it, with the time of each word.
+
+    Memory grows with the square of its length: 2 frames times symbols, in bytes.
+    """
+    spec = encoder.config.mel
+    (scores_TC,) = log_probs(encoder, [wave_to_mel(wave_S, spec, pad_s)], dtype=dtype)
+    ids = _spelt(scores_TC, char_lm, beam_width)
+    spans, seconds = align(scores_TC, ids), len(wave_S) / spec.rate_hz
+    frame_s = encoder.config.downsample / spec.frame_rate_hz
+    alphabet, words, begun = Alphabet(), [], 0
+    for place in range(len(ids) + 1):
+        if place < len(ids) and not alphabet.decode([ids[place]]).isspace():
+            continue
+        if place > begun:
+            start_s, end_s = (
+                min(max(0.0, frame * frame_s - pad_s), seconds)
+                for frame in (spans[begun][0], spans[place - 1][1])
+            )
+            said = [
+                float(scores_TC[first:end, symbol].max())
+                for (first, end), symbol in zip(spans[begun:place], ids[begun:place])
+            ]
+            words.append(Word(alphabet.decode(ids[begun:place]), start_s, end_s, sum(said) / len(said)))
+        begun = place + 1
+    silence = float(scores_TC[:, BLANK].sum())
+    return Transcript(alphabet.decode(ids), ids, words, seconds, len(scores_TC), silence)
+
+
+def _spelt(scores_TC: FloatArray, char_lm: CharLM | None, beam_width: int) -> list[int]:
+    return greedy(scores_TC) if char_lm is None else beam(scores_TC, width=beam_width, lm=char_lm)[0].ids

@@ -12,7 +12,7 @@ from muomni.serve import errors
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Counting, Guard
 from muomni.serve.replies import api_error, failed
-from muomni.serve.routes import chat, status
+from muomni.serve.routes import chat, embeddings, images, responses, speech, status, transcriptions
 from muomni.serve.server import Server
 from muomni.serve.settings import ServeSettings
 from muomni.serve.sse import ClientGone
@@ -20,7 +20,15 @@ from muomni.serve.sse import ClientGone
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
-ROUTERS: tuple[Callable[[Server], APIRouter], ...] = (status.router, chat.router)
+ROUTERS: tuple[Callable[[Server], APIRouter], ...] = (
+    status.router,
+    chat.router,
+    responses.router,
+    speech.router,
+    transcriptions.router,
+    embeddings.router,
+    images.router,
+)
 GONE = 499  # that of a client that went: it never reads it
 CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
@@ -79,8 +87,8 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
     ):
         app.add_exception_handler(kind, handler)
     # The last one added stands first: every request is counted, refused ones too.
-    app.add_middleware(Guard, settings=settings, failed=failed, metrics=server.metrics)  # type: ignore[arg-type]
-    app.add_middleware(Faults)  # type: ignore[arg-type]
+    app.add_middleware(Guard, settings=settings, failed=failed, metrics=server.metrics)
+    app.add_middleware(Faults)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -88,7 +96,7 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
-    app.add_middleware(Counting, metrics=server.metrics)  # type: ignore[arg-type]
+    app.add_middleware(Counting, metrics=server.metrics)
     return app
 
 

@@ -54,10 +54,10 @@ def sound(data: str, rate_hz: int, limits: Limits, param: str) -> NDArray[np.flo
 def samples(content: bytes, rate_hz: int, limits: Limits, param: str) -> NDArray[np.float32]:
     """Mono samples (S,) of a recording.
 
-    Raises  ApiError: no sound, or a longer one than is allowed; 413 for that.
+    Raises  ApiError: no sound, or a longer one than is allowed.
     """
     try:
-        return audio.read(content, rate_hz, max_s=limits.sound_s)
+        return audio.read(content, rate_hz, max_s=limits.sound_s, allow_silent=True)
     except DataError as error:
         raise errors.of(error, param=param) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,10 +108,17 @@ async def while_written(
         await sse.close(both)
 
 
-def frames(engine: Engine, said: Sequence[Sound]) -> int:
+def frames(engine: Engine, samples: int) -> int:
     """How many code frames made a sound; 0 where a token model spoke, which counts otherwise."""
-    samples = sum(len(each.wave_S) for each in said)
     if "talker" not in engine.parts.stages:
         return 0
     config = engine.parts.voice.codec.config
     return round(samples / (config.stride_frames * config.mel.hop_samples))
+
+
+def tokens_read(engine: Engine, text: str) -> int:
+    """How many tokens of a text its speaker reads."""
+    if "talker" not in engine.parts.stages:
+        return len(engine.parts.writer.tokenizer.encode_text(text))
+    voice = engine.parts.voice
+    return len(voice.talker.text_ids(text, voice.tokenizer))

@@ -49,7 +49,7 @@ class _Answering:
         self.filled = prompts.positions(server, prompt)
         self.written = [Written() for _ in range(body.n or 1)]
         self.is_spoken = "audio" in (body.modalities or [])
-        self.said: list[speaking.Sound] = []
+        self.samples = 0
         self.head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": server.name}
 
     @classmethod
@@ -165,7 +165,7 @@ class _Answering:
         return self.body.audio.format
 
     def _count(self, said: speaking.Sound) -> None:
-        self.said.append(said)
+        self.samples += len(said.wave_S)
         self.server.metrics.sound.labels("out").inc(len(said.wave_S) / said.rate_hz)
 
     def _heard(self, data: bytes) -> str:
@@ -193,7 +193,7 @@ class _Answering:
         ).sent()
 
     def _usage(self) -> chat.Usage:
-        frames = speaking.frames(self.server.engine, self.said)
+        frames = speaking.frames(self.server.engine, self.samples) if self.samples else 0
         return answers.usage(self.prompt, self.filled, self.written, frames)
 
     def _chunk(
