@@ -26,3 +26,13 @@ def tiny(engine: Engine) -> Iterator[Running]:
 def client(tiny: Running) -> Any:
     """The official client of it."""
     return tiny.client()
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A tiny token model, which draws and speaks, served for all tests."""
+    from tiny_tokens import save_token_run
+
+    folder = save_token_run(tmp_path_factory.mktemp("served") / "tokens")
+    with serving(Engine.load(folder), name="tokens") as running:
+        yield running
