@@ -12,11 +12,11 @@ from typing import Any
 
 import openai
 import uvicorn
-from lone import Lone
 
 from muomni.infer.engine import Engine
 from muomni.serve.app import build
 from muomni.serve.opening import opened
+from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
 
 
@@ -41,7 +41,7 @@ class Running:
 def serving(engine: Engine, work: Any = None, **settings: Any) -> Iterator[Running]:
     """The engine of a run, served as `muomni serve` does it, but in a thread."""
     chosen = ServeSettings(**{"name": "tiny", **settings})
-    server = opened(engine, work or Lone(engine), chosen)
+    server = opened(engine, work or Scheduler(engine), chosen)
     app = build(server, chosen)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

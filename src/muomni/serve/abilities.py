@@ -48,6 +48,11 @@ class Abilities:
         return ability.name in self._have
 
     @property
+    def names(self) -> list[str]:
+        """What it can, by name."""
+        return [each.name for each in EVERY if self.can(each)]
+
+    @property
     def voice_names(self) -> list[str]:
         """What /v1/audio/speech takes as a voice; none where nothing speaks."""
         return [DEFAULT_VOICE, *self.voices] if self.can(SPEAK) else []

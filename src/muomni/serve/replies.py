@@ -9,8 +9,9 @@ from typing import Any
 
 from muomni.errors import MuomniError
 from muomni.serve import errors, sse
-from muomni.serve.errors import OURS, ApiError
+from muomni.serve.errors import LIMITED, OURS, ApiError
 from muomni.serve.schemas.base import ErrorReply
+from muomni.serve.work import QueueFull
 
 # Statuses that a client may get of every route; described once.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -78,6 +79,9 @@ def api_error(error: Exception) -> ApiError:
     """What a client is told of any error; ours go to the log, whole."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, QueueFull):
+        message = "too many requests wait: try again in a moment"
+        return ApiError(429, message, kind=LIMITED, code="queue_full", headers={"Retry-After": "1"})
     if isinstance(error, MuomniError):
         told = errors.of(error)
         if told.status >= 500:

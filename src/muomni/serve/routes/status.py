@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from muomni.serve.abilities import EVERY
 from muomni.serve.replies import ERRORS, JSON
 from muomni.serve.schemas.base import Reply
 from muomni.serve.server import Server
@@ -51,7 +50,7 @@ def router(server: Server) -> "APIRouter":
             object="model",
             created=server.created,
             owned_by="muomni",
-            abilities=[each.name for each in EVERY if server.abilities.can(each)],
+            abilities=server.abilities.names,
             missing=server.abilities.missing,
             voices=server.abilities.voice_names,
         )
