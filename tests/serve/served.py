@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import httpx
 import openai
 import uvicorn
 
@@ -18,6 +20,13 @@ from muomni.serve.app import build
 from muomni.serve.opening import opened
 from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
+
+http = httpx.Client(timeout=60, trust_env=False)  # making one takes longer than most requests
+
+
+@cache
+def _client(url: str, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 class Running:
@@ -31,7 +40,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "any") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return _client(self.url, key)
 
     def aio(self, key: str = "any") -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)

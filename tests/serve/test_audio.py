@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
 import soundfile
-from served import Running
+from served import Running, http
 from test_refusals import error_of
 
 from muomni.infer.engine import Engine
@@ -93,7 +92,7 @@ def test_speech_as_events_joins_to_the_same_samples(client: openai.OpenAI) -> No
 )
 def test_speech_that_can_not_be_as_asked_is_refused(tiny: Running, member: str, value: str) -> None:
     body = {"model": "tiny", "input": TEXT, "voice": "default", member: value}
-    response = httpx.post(f"{tiny.url}/v1/audio/speech", json=body)
+    response = http.post(f"{tiny.url}/v1/audio/speech", json=body)
     assert response.status_code == (404 if member == "model" else 400)
     assert error_of(response)["param"] == member
 
@@ -208,7 +207,7 @@ def test_speech_that_was_saved_is_written_down_again(
 def test_fields_that_can_not_be_honoured_are_refused(
     tiny: Running, media: Path, field: str, value: str
 ) -> None:
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/audio/transcriptions",
         data={"model": "tiny", field: value},
         files={"file": ("a.wav", recording(media).read_bytes())},
@@ -218,7 +217,7 @@ def test_fields_that_can_not_be_honoured_are_refused(
 
 
 def test_a_stream_of_subtitles_is_refused(tiny: Running, media: Path) -> None:
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/audio/transcriptions",
         data={"model": "tiny", "stream": "true", "response_format": "srt"},
         files={"file": ("a.wav", recording(media).read_bytes())},
@@ -229,7 +228,7 @@ def test_a_stream_of_subtitles_is_refused(tiny: Running, media: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no sound", b"RIFF, but no more", b"\x00" * 1000])
 def test_a_file_that_is_no_sound_is_refused(tiny: Running, content: bytes) -> None:
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/audio/transcriptions", data={"model": "tiny"}, files={"file": ("a.wav", content)}
     )
     assert response.status_code == 400
@@ -238,13 +237,13 @@ def test_a_file_that_is_no_sound_is_refused(tiny: Running, content: bytes) -> No
 
 def test_forms_that_are_none_are_refused(tiny: Running) -> None:
     url = f"{tiny.url}/v1/audio/transcriptions"
-    assert httpx.post(url, json={"model": "tiny"}).status_code == 415
+    assert http.post(url, json={"model": "tiny"}).status_code == 415
     head = {"content-type": "multipart/form-data; boundary=x"}
     for content in (b"", b"--x", b"--x\r\nnothing\r\n", b"\xff" * 100):
-        response = httpx.post(url, content=content, headers=head)
+        response = http.post(url, content=content, headers=head)
         assert response.status_code == 400, response.text
         error_of(response)
-    response = httpx.post(url, data={"model": "tiny", "file": "/etc/passwd"})
+    response = http.post(url, data={"model": "tiny", "file": "/etc/passwd"})
     assert response.status_code in (400, 415)
-    response = httpx.post(url, content=b"", headers={"content-type": "multipart/form-data"})
+    response = http.post(url, content=b"", headers={"content-type": "multipart/form-data"})
     assert response.status_code == 400

@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from served import Running, serving
+from served import Running, http, serving
 
 from muomni.infer.engine import Engine
 from muomni.media import audio
@@ -24,7 +24,7 @@ ASKED: list[Any] = [{"role": "user", "content": "the red circle"}]
 
 
 def post(tiny: Running, path: str, body: Any, **how: Any) -> httpx.Response:
-    return httpx.post(f"{tiny.url}{path}", json=body, timeout=60, **how)
+    return http.post(f"{tiny.url}{path}", json=body, timeout=60, **how)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_a_missing_member_is_named(tiny: Running) -> None:
     [b"", b"{", b"[1,", b"nothing", b'{"model": NaN}', b"\xff\xfe", b"[" * 100_000, b"9" * 10_000],
 )
 def test_a_body_that_is_no_json_is_a_400(tiny: Running, content: bytes) -> None:
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert response.status_code == 400, response.text
@@ -129,7 +129,7 @@ def test_a_body_that_is_no_json_is_a_400(tiny: Running, content: bytes) -> None:
 
 def test_an_unknown_name_may_hold_any_characters(tiny: Running) -> None:
     text = json.dumps({"model": "tiny", "messages": ASKED, "\ud800 \x00": 1})
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/chat/completions", content=text, headers={"content-type": "application/json"}
     )
     assert response.status_code == 400
@@ -139,7 +139,7 @@ def test_an_unknown_name_may_hold_any_characters(tiny: Running) -> None:
 def test_other_content_types_are_refused(tiny: Running) -> None:
     # What a page of another host can send without asking the browser's leave.
     body = json.dumps({"model": "tiny", "messages": ASKED})
-    response = httpx.post(
+    response = http.post(
         f"{tiny.url}/v1/chat/completions", content=body, headers={"content-type": "text/plain"}
     )
     assert response.status_code in (400, 415)
@@ -147,10 +147,10 @@ def test_other_content_types_are_refused(tiny: Running) -> None:
 
 
 def test_unknown_places_and_methods_name_those_that_are_here(tiny: Running) -> None:
-    response = httpx.get(f"{tiny.url}/v1/nothing")
+    response = http.get(f"{tiny.url}/v1/nothing")
     assert response.status_code == 404
     assert "/v1/chat/completions" in error_of(response)["message"]
-    response = httpx.get(f"{tiny.url}/v1/chat/completions")
+    response = http.get(f"{tiny.url}/v1/chat/completions")
     assert response.status_code == 405
     error_of(response)
 

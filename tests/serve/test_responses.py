@@ -6,10 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
-from served import Running
+from served import Running, http
 from test_chat import data_url
 from test_refusals import error_of
 
@@ -128,6 +127,6 @@ def test_log_probabilities_come_where_they_are_included(client: openai.OpenAI) -
     ],
 )
 def test_what_can_not_be_honoured_is_refused(tiny: Running, member: str, value: Any) -> None:
-    response = httpx.post(f"{tiny.url}/v1/responses", json={"model": "tiny", "input": ASKED, member: value})
+    response = http.post(f"{tiny.url}/v1/responses", json={"model": "tiny", "input": ASKED, member: value})
     assert response.status_code == (404 if member == "model" else 400)
     assert (error_of(response)["param"] or "").split(".")[0] == member

@@ -7,12 +7,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
 from PIL import Image
-from served import Running
+from served import Running, http
 from test_chat import image, words
 from test_refusals import error_of
 
@@ -57,7 +56,7 @@ def test_pictures_are_embedded_beside_texts(client: openai.OpenAI, engine: Engin
     ],
 )
 def test_vectors_that_can_not_be_as_asked_are_refused(tiny: Running, member: str, value: Any) -> None:
-    response = httpx.post(f"{tiny.url}/v1/embeddings", json={"model": "tiny", "input": "a", member: value})
+    response = http.post(f"{tiny.url}/v1/embeddings", json={"model": "tiny", "input": "a", member: value})
     assert response.status_code == (404 if member == "model" else 400)
     assert (error_of(response)["param"] or "").split(".")[0] == member
 
@@ -95,7 +94,7 @@ def test_pictures_come_in_three_forms(tokens: Running, form: Any) -> None:
     ],
 )
 def test_pictures_that_can_not_be_as_asked_are_refused(tokens: Running, member: str, value: Any) -> None:
-    response = httpx.post(f"{tokens.url}/v1/images/generations", json={"prompt": "one", member: value})
+    response = http.post(f"{tokens.url}/v1/images/generations", json={"prompt": "one", member: value})
     assert response.status_code == 400
     assert error_of(response)["param"] == member
 

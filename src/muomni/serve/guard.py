@@ -52,12 +52,13 @@ class Guard:
         request = _Request(self.settings.limits, receive, send)
         try:
             await self.app(scope, request.receive, request.send)
-        except ApiError as told:  # of the body's limits, from below all handlers of errors
-            if request.has_begun:
-                raise
-            await self.failed(told)(scope, receive, send)
         except SlowClient:
             self.metrics.gone.inc()
+        except ApiError:
+            if request.error is None:
+                raise
+        if request.error is not None and not request.has_begun:
+            await self.failed(request.error)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = dict(scope["headers"])
@@ -104,6 +105,9 @@ class _Request:
     def __init__(self, limits: Limits, receive: Receive, send: Send) -> None:
         self.limits, self._receive, self._send = limits, receive, send
         self.has_begun = False
+        self.error: ApiError | None = (
+            None  # the limit that the body broke, whatever the application makes of it
+        )
         self._bytes = 0
         self._is_whole = False
         self._deadline = time.monotonic() + limits.receive_s
@@ -119,15 +123,14 @@ class _Request:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
-            raise ApiError(
-                408, f"the request was not there within {self.limits.receive_s:g} s", code="timeout"
-            ) from None
+            message = f"the request was not there within {self.limits.receive_s:g} s"
+            raise self._refused(ApiError(408, message, code="timeout")) from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
             if self._bytes > self.limits.body_bytes:
                 limit = f"at most {self.limits.body_bytes} bytes are taken"
-                raise ApiError(413, f"the request is too large: {limit}", code="too_large")
+                raise self._refused(ApiError(413, f"the request is too large: {limit}", code="too_large"))
         return message
 
     async def send(self, message: Message) -> None:
@@ -135,12 +138,18 @@ class _Request:
 
         Raises  SlowClient where it is not fetched.
         """
+        if self.error is not None and not self.has_begun:
+            return
         self.has_begun = True
         try:
             async with asyncio.timeout(self.limits.stall_s):
                 await self._send(message)
         except TimeoutError:
             raise SlowClient from None
+
+    def _refused(self, error: ApiError) -> ApiError:
+        self.error = error
+        return error
 
 
 class Counting:

@@ -62,8 +62,12 @@ class Server:
         self._decoders = asyncio.Semaphore(self.limits.decoders)
         self.fingerprint = f"muomni-{uuid.uuid5(uuid.NAMESPACE_URL, f'{self.name}/{self.created}').hex[:12]}"
 
-    def require_model(self, name: str | None) -> None:
-        """Raises  ApiError where a request names another model than the one that is here."""
+    def admit(self, name: str | None) -> None:
+        """Let a request in.
+
+        Raises  ApiError where it names another model than the one that is here, or its weights were overwritten.
+        """
+        self.weights.require_unchanged()
         if name is not None and name != self.name:
             message = f"the model {name!r} does not exist: this server has {self.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")

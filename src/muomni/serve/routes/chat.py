@@ -55,7 +55,7 @@ class _Answering:
     @classmethod
     async def begin(cls, server: Server, body: ChatBody) -> "_Answering":
         """A request that can be answered; what can't be honoured is refused here."""
-        server.require_model(body.model)
+        server.admit(body.model)
         _check(body)
         if "audio" in (body.modalities or []):
             _voice(server, body)

@@ -32,7 +32,7 @@ def router(server: Server) -> "APIRouter":
     )
     async def create(body: EmbeddingsBody, request: Request) -> Any:
         server.abilities.need(EMBED)
-        server.require_model(body.model)
+        server.admit(body.model)
         given = [body.input] if isinstance(body.input, str) else body.input
         width = server.engine.parts.vision[0].config.embed_dim
         if body.dimensions not in (None, width):

@@ -34,7 +34,7 @@ def router(server: Server) -> "APIRouter":
     )
     async def create(body: ImagesBody, request: Request) -> Any:
         server.abilities.need(DRAW)
-        server.require_model(body.model)
+        server.admit(body.model)
         if not body.prompt.strip():
             raise invalid("prompt: holds no words", param="prompt", code="empty")
         size = size_of(server.engine)

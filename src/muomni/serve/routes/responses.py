@@ -35,7 +35,7 @@ def router(server: Server) -> "APIRouter":
         "/v1/responses", responses=described, summary="Answer a conversation, as the newer API has it"
     )
     async def create(body: ResponsesBody, request: Request) -> Any:
-        server.require_model(body.model)
+        server.admit(body.model)
         _check(body)
         prompt = await _turns(server, body).prompt("input")
         server.metrics.tokens.labels("prompt").inc(len(prompt.ids))

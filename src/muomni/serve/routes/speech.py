@@ -33,7 +33,7 @@ def router(server: Server) -> "APIRouter":
     @routes.post("/v1/audio/speech", responses=described, response_class=Response, summary="Speak a text")
     async def create(body: SpeechBody, request: Request) -> Any:
         server.abilities.need(SPEAK)
-        server.require_model(body.model)
+        server.admit(body.model)
         voice = body.voice if isinstance(body.voice, str) else body.voice.id
         name = speaking.voice_of(server, voice, "voice")
         if not spoken(body.input):

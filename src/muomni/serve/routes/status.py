@@ -63,7 +63,7 @@ def router(server: Server) -> "APIRouter":
         "/v1/models/{name}", responses={200: {"model": Model}, **ERRORS}, summary="The same, by its name"
     )
     async def one(name: str) -> Any:
-        server.require_model(name)
+        server.admit(name)
         return JSON(model().sent())
 
     @routes.get("/health", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Is it well?")

@@ -61,7 +61,7 @@ def router(server: Server) -> "APIRouter":
     async def create(request: Request) -> Any:
         server.abilities.need(TRANSCRIBE)
         fields, content = await _read(request)
-        server.require_model(fields.model)
+        server.admit(fields.model)
         form = fields.response_format or "json"
         _check(fields, form)
         assert server.abilities.rate_hz is not None
