@@ -46,11 +46,16 @@ class Running:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
+def ready(engine: Engine, settings: ServeSettings, work: Any = None) -> Any:
+    """All of a server but its port."""
+    return opened(engine, work or Scheduler(engine), settings)
+
+
 @contextmanager
 def serving(engine: Engine, work: Any = None, **settings: Any) -> Iterator[Running]:
     """The engine of a run, served as `muomni serve` does it, but in a thread."""
     chosen = ServeSettings(**{"name": "tiny", **settings})
-    server = opened(engine, work or Scheduler(engine), chosen)
+    server = ready(engine, chosen, work)
     app = build(server, chosen)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

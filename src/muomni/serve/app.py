@@ -57,6 +57,8 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router(server))
 
+    _describe_own_errors(app)
+
     async def refused(_: Request, error: Exception) -> Any:
         return failed(api_error(error))
 
@@ -98,6 +100,22 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
         )
     app.add_middleware(Counting, metrics=server.metrics)
     return app
+
+
+def _describe_own_errors(app: FastAPI) -> None:
+    """Leave out of the description what the framework would answer by itself, and never does here."""
+    make = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema = make()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(name, None)
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def server_paths(app: FastAPI) -> list[str]:

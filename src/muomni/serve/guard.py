@@ -105,9 +105,8 @@ class _Request:
     def __init__(self, limits: Limits, receive: Receive, send: Send) -> None:
         self.limits, self._receive, self._send = limits, receive, send
         self.has_begun = False
-        self.error: ApiError | None = (
-            None  # the limit that the body broke, whatever the application makes of it
-        )
+        # The limit that the body broke: it is what the client is told, whatever the application makes of it.
+        self.error: ApiError | None = None
         self._bytes = 0
         self._is_whole = False
         self._deadline = time.monotonic() + limits.receive_s
@@ -123,8 +122,8 @@ class _Request:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
-            message = f"the request was not there within {self.limits.receive_s:g} s"
-            raise self._refused(ApiError(408, message, code="timeout")) from None
+            late = f"the request was not there within {self.limits.receive_s:g} s"
+            raise self._refused(ApiError(408, late, code="timeout")) from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
