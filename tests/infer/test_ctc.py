@@ -181,3 +181,17 @@ def test_a_text_longer_than_its_frames_has_no_times() -> None:
     assert ctc.align(scores, []) == []
     with pytest.raises(ShapeError, match="do not fit"):
         ctc.align(scores, [1, 1, 2])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_beam_that_grows_ends_as_the_whole_and_never_takes_back(seed: int) -> None:
+    scores = log_softmax(np.random.default_rng(seed).normal(size=(40, 5)) * 3)
+    search, shown = ctc.Beam(width=6), []
+    for first in range(0, 40, 7):
+        search.push(scores[first : first + 7])
+        certain = search.certain()
+        assert certain[: len(shown)] == shown
+        shown = certain
+    assert search.hypotheses() == beam(scores, width=6)
+    assert all(each.ids[: len(shown)] == shown for each in search.hypotheses())
+    assert shown

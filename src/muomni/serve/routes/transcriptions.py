@@ -1,7 +1,7 @@
 """POST /v1/audio/transcriptions: a recording -> its words, with times where they are asked for."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def router(server: Server) -> "APIRouter":
         if fields.stream:
             events = _events(server, wave_S)
             return event_stream(streamed_errors(await sse.unless_gone(request.receive, sse.started(events))))
-        said = await sse.unless_gone(request.receive, server.work.call(lambda engine: _timed(engine, wave_S)))
+        said = await sse.unless_gone(request.receive, _written(server, wave_S))
         if form in ("text", "srt", "vtt"):
             parts = subtitles.segments(said)
             made = {"text": f"{said.text}\n", "srt": subtitles.srt(parts), "vtt": subtitles.vtt(parts)}
@@ -80,28 +80,49 @@ def router(server: Server) -> "APIRouter":
     return routes
 
 
-def _timed(engine: Engine, wave_S: NDArray[np.float32]) -> Transcript:
-    parts = engine.parts
-    dtype = parts.number_format(parts.hearing.config.width)
-    return transcribe.timed(
-        parts.hearing, wave_S, pad_s=parts.hearing_pad_s, char_lm=parts.char_lm, dtype=dtype
-    )
+def _growing(wave_S: NDArray[np.float32]) -> Callable[[Engine], Iterator[str | Transcript]]:
+    """`transcribe.growing`, as the scheduler takes it."""
+
+    def of(engine: Engine) -> Iterator[str | Transcript]:
+        parts = engine.parts
+        dtype = parts.number_format(parts.hearing.config.width)
+        return transcribe.growing(
+            parts.hearing, wave_S, pad_s=parts.hearing_pad_s, char_lm=parts.char_lm, dtype=dtype
+        )
+
+    return of
+
+
+async def _written(server: Server, wave_S: NDArray[np.float32]) -> Transcript:
+    """All of it; others get their turns between its chunks."""
+    items = await sse.collected(server.work.stream(_growing(wave_S)))
+    said = items[-1]
+    assert isinstance(said, Transcript)
+    return said
 
 
 async def _events(server: Server, wave_S: NDArray[np.float32]) -> AsyncIterator[str]:
-    """The words as they become certain, and the whole text."""
-    said = await server.work.call(lambda engine: _timed(engine, wave_S))
-    for place, word in enumerate(said.text.split(" ")):
-        yield sse.event({"type": "transcript.text.delta", "delta": f" {word}" if place else word})
-    read, made = said.frames, len(said.ids)
-    usage = {
+    """The text as it becomes certain, and all of it."""
+    items = server.work.stream(_growing(wave_S))
+    try:
+        async for item in items:
+            if isinstance(item, Transcript):
+                yield sse.event({"type": "transcript.text.done", "text": item.text, "usage": _tokens(item)})
+            elif item:
+                yield sse.event({"type": "transcript.text.delta", "delta": item})
+    finally:
+        await sse.close(items)
+
+
+def _tokens(said: Transcript) -> dict[str, Any]:
+    """What was counted: states heard, symbols written."""
+    return {
         "type": "tokens",
-        "input_tokens": read,
-        "output_tokens": made,
-        "total_tokens": read + made,
-        "input_token_details": {"audio_tokens": read, "text_tokens": 0},
+        "input_tokens": said.frames,
+        "output_tokens": len(said.ids),
+        "total_tokens": said.frames + len(said.ids),
+        "input_token_details": {"audio_tokens": said.frames, "text_tokens": 0},
     }
-    yield sse.event({"type": "transcript.text.done", "text": said.text, "usage": usage})
 
 
 def _plain(said: Transcript) -> dict[str, Any]:
