@@ -21,12 +21,12 @@ from muomni.serve.opening import opened
 from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
 
-http = httpx.Client(timeout=60, trust_env=False)  # making one takes longer than most requests
+http = httpx.Client(timeout=600, trust_env=False)  # making one takes longer than most requests
 
 
 @cache
 def _client(url: str, key: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=600)
 
 
 class Running:
@@ -43,7 +43,7 @@ class Running:
         return _client(self.url, key)
 
     def aio(self, key: str = "any") -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=600)
 
 
 def ready(engine: Engine, settings: ServeSettings, work: Any = None) -> Any:

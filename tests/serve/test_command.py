@@ -44,7 +44,7 @@ class Process:
 
     def end(self, kind: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
         self.child.send_signal(kind)
-        out, err = self.child.communicate(timeout=60)
+        out, err = self.child.communicate(timeout=600)
         return self.child.returncode, out, err
 
 

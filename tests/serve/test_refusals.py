@@ -24,7 +24,7 @@ ASKED: list[Any] = [{"role": "user", "content": "the red circle"}]
 
 
 def post(tiny: Running, path: str, body: Any, **how: Any) -> httpx.Response:
-    return http.post(f"{tiny.url}{path}", json=body, timeout=60, **how)
+    return http.post(f"{tiny.url}{path}", json=body, timeout=600, **how)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
