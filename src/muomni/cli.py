@@ -15,6 +15,7 @@ from muomni.commands.audit import audit
 from muomni.commands.export import export
 from muomni.commands.migrate import migrate
 from muomni.commands.report import report, with_pages
+from muomni.commands.serve import serve
 from muomni.commands.voice import voice_train
 from muomni.errors import GateRed, InternalError, MuomniError, UserError
 from muomni.units import format_seconds
@@ -167,6 +168,7 @@ app.command()(use.transcribe)
 app.command()(use.speak)
 app.command()(use.draw)
 app.command()(use.trace)
+app.command()(serve)
 app.command()(voice_train)
 app.command()(audit)
 app.command()(report)

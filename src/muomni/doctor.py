@@ -21,6 +21,7 @@ EXTRAS = {
     "transformers": "hf",
     "espeakng_loader": "speech",
     "tensorboard": "track",
+    "fastapi": "serve",
 }  # module -> extra of our package
 
 

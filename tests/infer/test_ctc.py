@@ -155,3 +155,43 @@ def test_a_sure_minute_costs_a_few_sums_a_frame(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ctc, "log_sum", counted)
     assert beam(log_probs, width=8)[0].ids == greedy(log_probs)
     assert sums[0] / 1500 < 8 * 16  # 99 seen: prefixes x (stay, end, rank, a symbol or two), not x 98 symbols
+
+
+# --- times ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("ids", [[1], [1, 2], [1, 1], [2, 2, 1], [1, 2, 1, 2]])
+def test_times_are_those_of_the_likeliest_path_that_spells_the_text(seed: int, ids: list[int]) -> None:
+    frames = 6
+    scores = log_softmax(np.random.default_rng(seed).normal(size=(frames, 3)) * 2)
+    paths = [each for each in itertools.product(range(3), repeat=frames) if spelt(each) == tuple(ids)]
+    best = max(paths, key=lambda path: sum(scores[frame, symbol] for frame, symbol in enumerate(path)))
+    expected, frame = [], 0
+    for symbol, run in itertools.groupby(best):
+        length = len(list(run))
+        expected += [(frame, frame + length)] if symbol else []
+        frame += length
+    assert ctc.align(scores, ids) == expected
+
+
+def test_a_text_longer_than_its_frames_has_no_times() -> None:
+    scores = log_softmax(np.zeros((3, 4)))
+    assert ctc.align(scores, [1, 2, 3]) == [(0, 1), (1, 2), (2, 3)]
+    assert ctc.align(scores, []) == []
+    with pytest.raises(ShapeError, match="do not fit"):
+        ctc.align(scores, [1, 1, 2])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_beam_that_grows_ends_as_the_whole_and_never_takes_back(seed: int) -> None:
+    scores = log_softmax(np.random.default_rng(seed).normal(size=(40, 5)) * 3)
+    search, shown = ctc.Beam(width=6), []
+    for first in range(0, 40, 7):
+        search.push(scores[first : first + 7])
+        certain = search.certain()
+        assert certain[: len(shown)] == shown
+        shown = certain
+    assert search.hypotheses() == beam(scores, width=6)
+    assert all(each.ids[: len(shown)] == shown for each in search.hypotheses())
+    assert shown

@@ -19,71 +19,18 @@ from muomni.infer.engine import Engine
 from muomni.infer.sampling import MediaSampling, SamplingConfig
 from muomni.infer.spans import Compliance
 from muomni.models import lora, rows, store
-from muomni.models.codec import Codec, CodecConfig
-from muomni.models.codecs import open_codec
 from muomni.models.decoder import Decoder, DecoderConfig
 from muomni.models.image_codec import ImageCodec, ImageCodecConfig
 from muomni.models.reference import NetworkReference
-from muomni.models.rows import NOTE, TokenModel
+from muomni.models.rows import NOTE
 from muomni.tokens.bpe import Tokenizer
-from muomni.tokens.codec import CodecEntry
 from muomni.tokens.space import TOKEN_SPACE, TokenSpace
-
-TEXTS = ["a red circle", "a blue square and a star", "one"]
-
-
-def _make(run: Path, *, layout: str = "interleaved", media: tuple[str, ...] = ("image", "audio")) -> Path:
-    """A run of random networks: stages thinker, image_codec, codec and rows."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(TEXTS * 4, 290)
-    decoder = Decoder(
-        DecoderConfig(vocab_size=tokenizer.num_ids + 5, width=32, layers=2, heads=2, ctx_len=128, tied=False)
-    )
-    store.save(decoder, run / "thinker" / "final")
-    tokenizer.save(run / "thinker" / "final")
-    pictures = {
-        "image_size": 16,
-        "patch_size": 4,
-        "fine_patch_size": 2,
-        "width": 8,
-        "fine_width": 4,
-        "levels": (3, 3),
-    }
-    store.save(ImageCodec(ImageCodecConfig(**pictures)), run / "image_codec" / "final")
-    sounds = {
-        "width": 16,
-        "latent_width": 8,
-        "blocks": 1,
-        "fine_width": 8,
-        "fine_blocks": 1,
-        "codebook_size": 12,
-    }
-    store.save(Codec(CodecConfig(**sounds)), run / "codec" / "final")
-    folders = {"image": run / "image_codec" / "final", "audio": run / "codec" / "final"}
-    entries = [
-        CodecEntry.of(open_codec(folders[each]), each, layout if each == "audio" else "interleaved")
-        for each in media
-    ]
-    model = TokenModel(decoder, TokenSpace.of(tokenizer, entries))
-    model.start(torch.Generator().manual_seed(1), spread=3.0)
-    final = run / "rows" / "final"
-    final.mkdir(parents=True)
-    names = {"image": "image_codec", "audio": "codec"}
-    rows.save(
-        model,
-        final,
-        base=NetworkReference(name="thinker").describe(run / "thinker" / "final", is_stage=True),
-        codecs={
-            each: NetworkReference(name=names[each]).describe(folders[each], is_stage=True) for each in media
-        },
-        longest={"audio": 5},
-    )
-    return run
+from tiny_tokens import TEXTS, save_token_run
 
 
 @pytest.fixture(scope="module")
 def tokens_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _make(tmp_path_factory.mktemp("tokens") / "run")
+    return save_token_run(tmp_path_factory.mktemp("tokens") / "run")
 
 
 @pytest.fixture
@@ -177,7 +124,7 @@ def test_candidates_are_for_a_model_that_reads_what_it_writes(copy, tmp_path, ca
 
 @pytest.mark.parametrize("layout", ["delay", "parallel"])
 def test_streams_side_by_side_are_written_too(tmp_path, layout):
-    engine = Engine.load(_make(tmp_path / "run", layout=layout))
+    engine = Engine.load(save_token_run(tmp_path / "run", layout=layout))
     assert engine.draw(TEXTS[:1])[0].shape == (16, 16, 3)
     assert len(engine.speak(TEXTS[:1])[0][0]) > 0
 
@@ -200,7 +147,7 @@ def test_what_it_can_not_do_is_refused(tokens_run, tmp_path):
         engine.speak(["one"], voice="anna")
     with pytest.raises(CheckpointError, match="to draw"):
         Engine.load(tokens_run / "thinker").draw(["one"])
-    lone = Engine.load(_make(tmp_path / "run", media=("audio",)))
+    lone = Engine.load(save_token_run(tmp_path / "run", media=("audio",)))
     with pytest.raises(TokenSpaceError, match="no image tokens"):
         lone.draw(["one"])
     assert len(lone.speak(["one"])) == 1

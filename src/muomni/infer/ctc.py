@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from muomni.errors import ConfigError, ShapeError
 from muomni.files import read_json, write_json
-from muomni.tokens.alphabet import BLANK, collapse
+from muomni.tokens.alphabet import BLANK, collapse, min_frames
 
 FloatArray = NDArray[np.floating[Any]]
 Prefix = tuple[int, ...]
@@ -95,6 +95,79 @@ class Hypothesis:
     score: float
 
 
+class Beam:
+    """A prefix beam search over frames that come bit by bit.
+
+    Takes   lm_weight and length_bonus (nats a symbol, to repay what the LM takes from long texts) count only
+            with an lm.
+    Source  Hannun et al. 2014, prefix beam search; the LM here weighs characters, not words.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 8,
+        lm: CharLM | None = None,
+        lm_weight: float = 0.5,
+        length_bonus: float = 0.5,
+    ) -> None:
+        if width < 1:
+            raise ConfigError(f"beam: width must be at least 1, got {width}")
+        self.width, self.lm, self.lm_weight, self.length_bonus = width, lm, lm_weight, length_bonus
+        # A prefix keeps two masses: of the paths that end in a blank, and of those that end in its last symbol.
+        self._masses: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}
+        self._bonuses: dict[Prefix, float] = {(): 0.0}  # what LM and bonus add to a prefix
+
+    def push(self, log_probs_TC: FloatArray) -> None:
+        """More frames: log_probs_TC (T, C), the real ones only, blank at 0."""
+        _check(log_probs_TC)
+        for row in np.asarray(log_probs_TC, dtype=np.float64):
+            likely = [symbol for symbol in np.flatnonzero(row > LEAST_LOG_PROB).tolist() if symbol != BLANK]
+            frame: list[float] = row.tolist()
+            grown: dict[Prefix, tuple[float, float]] = {}
+
+            def add(
+                prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown
+            ) -> None:
+                had = grown.get(prefix, (NEVER, NEVER))
+                grown[prefix] = (log_sum(had[0], blank), log_sum(had[1], symbol))
+
+            for prefix, (ends_blank, ends_symbol) in self._masses.items():
+                either = log_sum(ends_blank, ends_symbol)
+                add(prefix, either + frame[BLANK], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
+                for symbol in likely:
+                    repeats = bool(prefix) and symbol == prefix[-1]
+                    add((*prefix, symbol), NEVER, (ends_blank if repeats else either) + frame[symbol])
+            told_of = self._told_of
+            ranked = sorted(grown, key=lambda prefix: log_sum(*grown[prefix]) + told_of(prefix), reverse=True)
+            self._masses = {prefix: grown[prefix] for prefix in ranked[: self.width]}
+
+    def certain(self) -> list[int]:
+        """What all texts that are still thought of begin with: whatever comes, it stays."""
+        one, other = min(self._masses), max(self._masses)
+        same = next((place for place, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), None)
+        return list(one if same is None else one[:same])
+
+    def hypotheses(self) -> list[Hypothesis]:
+        """The likeliest texts if no more frames come, best first, each summed over the paths that spell it; at most
+        `width`."""
+        lm, masses = self.lm, self._masses
+        ends = {prefix: self.lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
+        guesses = [Hypothesis(list(p), log_sum(*masses[p]) + self._told_of(p) + ends[p]) for p in masses]
+        return sorted(guesses, key=lambda guess: guess.score, reverse=True)
+
+    def _told_of(self, prefix: Prefix) -> float:
+        if self.lm is None:
+            return 0.0
+        if prefix not in self._bonuses:
+            self._bonuses[prefix] = (
+                self._told_of(prefix[:-1])
+                + self.lm_weight * self.lm.log_prob(prefix[:-1], prefix[-1])
+                + self.length_bonus
+            )
+        return self._bonuses[prefix]
+
+
 def beam(
     log_probs_TC: FloatArray,
     *,
@@ -103,51 +176,45 @@ def beam(
     lm_weight: float = 0.5,
     length_bonus: float = 0.5,
 ) -> list[Hypothesis]:
-    """The likeliest texts, best first, each summed over the paths that spell it.
+    """The likeliest texts of all frames, best first, as `Beam` finds them."""
+    search = Beam(width=width, lm=lm, lm_weight=lm_weight, length_bonus=length_bonus)
+    search.push(log_probs_TC)
+    return search.hypotheses()
 
-    Takes   log_probs_TC (T, C), the real frames only, blank at 0; lm_weight and length_bonus (nats a symbol,
-            to repay what the LM takes from long texts) count only with an lm.
-    Gives   at most `width` guesses.
-    Source  Hannun et al. 2014, prefix beam search; the LM here weighs characters, not words.
+
+def align(log_probs_TC: FloatArray, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """[first frame, frame after the last) of each symbol, on the likeliest path that spells `ids`.
+
+    Raises  ShapeError where there are too few frames for them.
+    Source  Viterbi over symbols with blanks between them, as Graves et al. 2006 (section 4.1) sum over it.
     """
     _check(log_probs_TC)
-    if width < 1:
-        raise ConfigError(f"beam: width must be at least 1, got {width}")
-    # A prefix keeps two masses: of the paths that end in a blank, and of those that end in its last symbol.
-    masses: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}
-    bonuses: dict[Prefix, float] = {(): 0.0}  # what LM and bonus add to a prefix
-
-    def told_of(prefix: Prefix) -> float:
-        if lm is None:
-            return 0.0
-        if prefix not in bonuses:
-            bonuses[prefix] = (
-                told_of(prefix[:-1]) + lm_weight * lm.log_prob(prefix[:-1], prefix[-1]) + length_bonus
-            )
-        return bonuses[prefix]
-
-    for row in np.asarray(log_probs_TC, dtype=np.float64):
-        likely = [symbol for symbol in np.flatnonzero(row > LEAST_LOG_PROB).tolist() if symbol != BLANK]
-        frame: list[float] = row.tolist()
-        grown: dict[Prefix, tuple[float, float]] = {}
-
-        def add(
-            prefix: Prefix, blank: float, symbol: float, grown: dict[Prefix, tuple[float, float]] = grown
-        ) -> None:
-            had = grown.get(prefix, (NEVER, NEVER))
-            grown[prefix] = (log_sum(had[0], blank), log_sum(had[1], symbol))
-
-        for prefix, (ends_blank, ends_symbol) in masses.items():
-            either = log_sum(ends_blank, ends_symbol)
-            add(prefix, either + frame[BLANK], ends_symbol + frame[prefix[-1]] if prefix else NEVER)
-            for symbol in likely:
-                repeats = bool(prefix) and symbol == prefix[-1]
-                add((*prefix, symbol), NEVER, (ends_blank if repeats else either) + frame[symbol])
-        ranked = sorted(grown, key=lambda prefix: log_sum(*grown[prefix]) + told_of(prefix), reverse=True)
-        masses = {prefix: grown[prefix] for prefix in ranked[:width]}
-    ends = {prefix: lm_weight * lm.log_prob(prefix, CharLM.END) if lm else 0.0 for prefix in masses}
-    guesses = [Hypothesis(list(p), log_sum(*masses[p]) + told_of(p) + ends[p]) for p in masses]
-    return sorted(guesses, key=lambda guess: guess.score, reverse=True)
+    if not ids:
+        return []
+    if len(log_probs_TC) < min_frames(ids):
+        raise ShapeError(f"ctc: {len(ids)} symbols do not fit {len(log_probs_TC)} frames")
+    states = np.full(2 * len(ids) + 1, BLANK)
+    states[1::2] = ids
+    may_skip = np.zeros(len(states), dtype=bool)  # the blank before it, where its neighbour is another symbol
+    may_skip[3::2] = states[3::2] != states[1:-2:2]
+    scores = np.full(len(states), NEVER)
+    scores[:2] = log_probs_TC[0, states[:2]]
+    steps_TS = np.zeros((len(log_probs_TC), len(states)), dtype=np.int8)
+    for frame in range(1, len(log_probs_TC)):
+        ways = np.full((3, len(states)), NEVER)
+        ways[0] = scores
+        ways[1, 1:] = scores[:-1]
+        ways[2, 2:] = np.where(may_skip[2:], scores[:-2], NEVER)
+        steps_TS[frame] = ways.argmax(0)
+        scores = ways.max(0) + log_probs_TC[frame, states]
+    state = len(states) - 1 if scores[-1] >= scores[-2] else len(states) - 2
+    path = [state]
+    for frame in range(len(log_probs_TC) - 1, 0, -1):
+        state -= int(steps_TS[frame, state])
+        path.append(state)
+    places = np.array(path[::-1])
+    at = [np.flatnonzero(places == 2 * number + 1) for number in range(len(ids))]
+    return [(int(frames[0]), int(frames[-1]) + 1) for frames in at]
 
 
 def log_sum(one: float, other: float) -> float:

@@ -209,7 +209,7 @@ class Parts:
                 f"{path}: expected how media become tokens, got {type(error).__name__}: {error}"
             ) from error
 
-    @property
+    @cached_property
     def reader(self) -> Decoder:
         """The Thinker as stage vision read captions through it, before omni tuned it."""
         return Decoder.open(self.stage("thinker", ability="embed texts")[1], self.device)

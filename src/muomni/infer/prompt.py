@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from muomni.data import conversation
 from muomni.data.conversation import MediaSpec
-from muomni.data.sample import AudioPart, ImagePart, Message, Sample, TextPart, parse
+from muomni.data.sample import AudioPart, ImagePart, Message, Role, Sample, TextPart, parse
 from muomni.errors import CheckpointError, ContextError, DataError, ShapeError
 from muomni.media import image
 from muomni.media.modality import MODALITIES, Array
@@ -29,7 +29,25 @@ Picture = str | Path | ImagePart | bytes | Image | NDArray[np.uint8]
 """A file, a part of a sample, its bytes, a PIL picture, or pixels (H, W, 3) uint8."""
 Sound = str | Path | AudioPart | Wave | tuple[Wave, int]
 """A file, a part of a sample, a mono wave (S,) at the model's rate, or such a wave with its rate in Hz."""
-Messages = Sequence[Message | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture or a sound in memory, as a part of a turn; `type` names its modality."""
+
+    type: str
+    source: Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message whose media are in memory: nothing of it names a file."""
+
+    role: Role
+    parts: Sequence[TextPart | Medium]
+
+
+Messages = Sequence[Message | Mapping[str, Any]] | Sequence[Turn]
 
 
 @dataclass(frozen=True)
@@ -145,17 +163,29 @@ def read_sound(source: Sound, rate_hz: int, *, max_s: float = 60.0) -> Wave:
     return wave_S
 
 
-def _messages(ask: str | Sample | Messages | None) -> list[Message]:
+def _messages(ask: str | Sample | Messages | None) -> list[Message | Turn]:
     """The turns, ending with the user's that is to be answered."""
     if ask is None or isinstance(ask, str):
         return [Message(role="user", content=ask or "")]
+    if not isinstance(ask, Sample) and any(isinstance(turn, Turn) for turn in ask):
+        return _ending_with_user([turn for turn in ask if isinstance(turn, Turn)])
     if not isinstance(ask, Sample):
         ask = parse(
-            {"messages": [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in ask]}
+            {
+                "messages": [
+                    turn.model_dump() if isinstance(turn, Message) else dict(turn)
+                    for turn in ask
+                    if not isinstance(turn, Turn)
+                ]
+            }
         )
     if ask.text is not None:
         return [Message(role="user", content=ask.text)]
-    messages = list(ask.messages)
+    return _ending_with_user(ask.messages)
+
+
+def _ending_with_user(turns: Sequence[Message | Turn]) -> list[Message | Turn]:
+    messages = list(turns)
     while messages and messages[-1].role == "assistant":
         messages.pop()
     if not messages or messages[-1].role != "user":
@@ -189,11 +219,16 @@ def longest_samples(spec: MediaSpec) -> int:
     return (frames + 1) * spec.mel.hop_samples - 1 - 2 * round(spec.pad_s * spec.mel.rate_hz)
 
 
-def _read(message: Message, spec: MediaSpec | None, cut: bool) -> _Turn:
+def _read(message: Message | Turn, spec: MediaSpec | None, cut: bool) -> _Turn:
     """The turn with its media as arrays; what the assistant once said aloud stays a mark without samples."""
     if message.role == "assistant":
         return _Turn(message.role, list(message.parts))
-    parts = [each if each.type == "text" else _array(each.type, each, spec, cut) for each in message.parts]
+    parts = [
+        part
+        if isinstance(part, TextPart)
+        else _array(part.type, part.source if isinstance(part, Medium) else part, spec, cut)
+        for part in message.parts
+    ]
     return _Turn(message.role, parts)
 
 

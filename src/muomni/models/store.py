@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,7 @@ HEAD, TABLE = (
 )  # a language model's two tables of words, which may be one
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which weights are taken
 _TOLD: set[str] = set()  # notes that this process has printed
+_copies = False  # whether tensors are copied as they are opened
 
 
 def save(model: nn.Module, folder: Path | str, *, extra: dict[str, Any] | None = None) -> None:
@@ -260,8 +262,19 @@ def _instead(folder: Path, index: Path | None) -> str:
     return f"found {', '.join(there[:3])}, which is not opened here: save it again by transformers, whose save_pretrained writes {WEIGHTS}"
 
 
+@contextlib.contextmanager
+def copying() -> Iterator[None]:
+    """While it lasts, `read_tensors` gives copies in memory, which no writer to the files can reach."""
+    global _copies
+    before, _copies = _copies, True
+    try:
+        yield
+    finally:
+        _copies = before
+
+
 def read_tensors(folder: Path | str) -> dict[str, Tensor]:
-    """All tensors of a folder, mapped from its files: nothing is read before it is looked at.
+    """All tensors of a folder, mapped from its files: nothing is read before it is looked at (but `copying`).
 
     Raises  CheckpointError naming the file that is missing or torn, or a tensor in a number format of
             quantised weights.
@@ -270,7 +283,8 @@ def read_tensors(folder: Path | str) -> dict[str, Tensor]:
     for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as stream:
-                tensors.update({key: stream.get_tensor(key) for key in stream.keys()})  # noqa: SIM118 (not a dict)
+                opened = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
+                tensors.update({key: each.clone() for key, each in opened.items()} if _copies else opened)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from error
     if odd := next(

@@ -6,12 +6,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
+from muomni.errors import MuomniError
 from muomni.infer.engine import Engine
 from muomni.infer.generate import GREEDY
 from muomni.infer.prompt import Prompt
 from muomni.infer.sampling import SamplingConfig
 
 T = TypeVar("T")
+
+
+class QueueFull(MuomniError):
+    """Too many requests wait; another must come later."""
 
 
 @dataclass(frozen=True)
