@@ -381,6 +381,7 @@ HARMLESS = frozenset(
         "keep_checkpoints",
         "checkpoint_freq",
         "num_workers",
+        "shard",
         "cache_mb",
         "threads",
         "gates",

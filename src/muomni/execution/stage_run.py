@@ -28,7 +28,7 @@ from muomni.models import integrity, store
 from muomni.runtime import Runtime
 from muomni.stages import initial_weights
 from muomni.stages.stage import Entry, StageSettings, Training, build
-from muomni.train import account, distributed, loop, optim, validation
+from muomni.train import account, distributed, loop, optim, sharding, validation
 from muomni.train.checkpoint import Identity
 from muomni.train.loop import Fitted
 from muomni.train.objective import Objective
@@ -491,9 +491,9 @@ def _begin(entry: Entry, base: Path, machine: Runtime) -> Training[Any]:
             training.objective, settings.init_from, base, own, is_main=machine.is_main
         )
         training.notes["init_share"] = taken
-    optim.refuse_idle(
-        optim.select(training.objective, settings), settings
-    )  # what patterns freeze is watched too
+    rows = optim.select(training.objective, settings)
+    optim.refuse_idle(rows, settings)  # what patterns freeze is watched too
+    sharding.refuse(training.objective, rows, settings, machine)
     if training.valid is None and (settings.patience is not None or settings.final == "best"):
         raise ConfigError(
             f"{own.name}: nothing is held out, so there is no best to hand on and nothing for patience to wait for",

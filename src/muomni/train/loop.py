@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.errors import CheckpointError, MuomniError, UserError
 from muomni.models import store
 from muomni.runtime import Runtime, StopRequest, seed_everything, stop_on_signals
-from muomni.train import best, checkpoint, distributed, monitor, optim, watchdog
+from muomni.train import best, checkpoint, distributed, monitor, optim, sharding, watchdog
 from muomni.train.average import Average
 from muomni.train.meter import Meter
 from muomni.train.objective import Objective
@@ -171,7 +172,7 @@ def fit(
     """
     # 1. what trains
     account = optim.select(objective, settings)
-    optimizer = optim.make_optimizer(objective, account, settings)
+    sharding.refuse(objective, account, settings, run)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     seed_everything(settings.seed)
 
@@ -179,15 +180,21 @@ def fit(
     progress = Progress(settings=settings.model_dump(mode="json"))
     newest = distributed.from_main(checkpoint.newest(folder) if run.is_main else None, run)
     counts_N = ema = None
+    shards: sharding.Shards | None = None
     if newest is not None:
         _as_at(objective, account, newest)
         state = checkpoint.load(newest, objective, run.device, identity)
-        optim.go_on(optimizer, state.optimizer, where=newest)
+    if settings.shard:  # of the weights that it goes on from
+        shards = sharding.Shards(objective, run)
+    optimizer = optim.make_optimizer(objective, account, settings)
+    if newest is not None:
+        moments = state.optimizer if shards is None else sharding.share_out(optimizer, state.optimizer)
+        optim.go_on(optimizer, moments, where=newest)
         scaler.load_state_dict(state.scaler)
         progress, ema, counts_N = Progress.of(state.progress, newest), state.ema, state.drawn_N
     else:
         progress.resting = _digests(objective, objective.joining)
-    wrapped = distributed.wrap(objective, run)
+    wrapped = distributed.wrap(objective, run) if shards is None else shards
     average = Average(objective, settings.ema_decay, ema)
     drawn = Drawn(len(train.dataset), progress.drawn, counts_N)
     rates = Rates(**progress.rates)
@@ -226,10 +233,13 @@ def fit(
     )  # the last whole step: its progress, and the versions of all tensors
     saved_step = progress.step
 
-    def write(progress: dict[str, Any]) -> None:
+    def whole_weights(*, everywhere: bool) -> AbstractContextManager[None]:
+        return nullcontext() if shards is None else shards.whole(everywhere=everywhere)
+
+    def write(progress: dict[str, Any], moments: dict[str, Any]) -> None:
         nonlocal saved_step
         state = checkpoint.State(
-            progress, optimizer.state_dict(), scaler.state_dict(), average.state, drawn.counts_N
+            progress, moments, scaler.state_dict(), average.state, drawn.counts_N
         )
         checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state, identity)
         checkpoint.retain(folder, settings.keep_checkpoints)
@@ -237,14 +247,16 @@ def fit(
 
     def save() -> None:
         nonlocal saved_step
-        if run.is_main:
-            write(dict(vars(progress)))
-            saved(progress.step)
+        moments = optimizer.state_dict() if shards is None else shards.optimizer_state(optimizer)
+        with whole_weights(everywhere=False):
+            if run.is_main:
+                write(dict(vars(progress)), moments)
+                saved(progress.step)
+            distributed.wait_for_main(run)
         saved_step = progress.step
-        distributed.wait_for_main(run)
 
     def validate_and_keep() -> None:
-        with average.in_place():
+        with whole_weights(everywhere=True), average.in_place():
             _validate_and_keep(objective, valid, settings, run, progress, folder, log, export)
 
     # 3. the steps
@@ -259,6 +271,9 @@ def fit(
         ):
             if progress.step:
                 log.say(f"resumed from {newest}")
+            if shards is not None:
+                own_count, count = shards.numbers
+                log.say(f"shared out: {own_count:,} of {count:,} weights on this rank, with their gradients and moments")
             objective.train()
             while progress.step < max_steps and not progress.stopped_early:
                 whole = dict(vars(progress)), [tensor._version for tensor in tensors] if run.world > 1 else []
@@ -301,6 +316,7 @@ def fit(
                             run,
                             counts=counts,
                             seeds=seeds,
+                            rounds=None if shards is None else max(each["usable"] for each in everyone),
                         )
                 elif run.world > 1:
                     empty = [rank for rank, message in enumerate(everyone) if not message["usable"]]
@@ -313,7 +329,8 @@ def fit(
                 rates.note(rate, warms=progress.step < settings.warmup_steps, jumps=is_other_batch)
                 progress.rates, is_other_batch = rates.state, False
                 if result is not None:
-                    _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
+                    with whole_weights(everywhere=True) if result.skipped else nullcontext():
+                        _guard(result, objective, moved, settings, progress, folder, run, log, max_steps)
                 progress.step += 1
                 if result is not None and not result.skipped and not result.overflowed:
                     with meter.more():
@@ -340,6 +357,8 @@ def fit(
             # that are handed on
             if valid is not None:
                 validate_and_keep()
+            if shards is not None:
+                shards.end()
             fitted = _hand_on(
                 objective, average, valid, settings, run, folder, progress, account, drawn, export
             )
@@ -351,12 +370,13 @@ def fit(
         ].get("total", 0)
         if (
             run.world > 1
+            and shards is None  # else what the other ranks hold is lost with them
             and run.is_main
             and is_of_step
             and whole[0]["step"] > saved_step
             and not isinstance(error, CheckpointError)
         ):
-            write(whole[0])
+            write(whole[0], optimizer.state_dict())
         raise
     if run.is_main:
         files.write_json(folder / "training_log.json", log.rows)

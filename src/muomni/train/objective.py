@@ -97,6 +97,11 @@ class Objective(nn.Module):
         """Called after each update (e.g. moving averages); all its state lives in buffers, so that resume is
         exact."""
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Modules that are called one after the other, each of which may be apart on the ranks until it is called
+        (train.sharding); empty where none may."""
+        return ()
+
     def frozen_parts(self) -> Sequence[str]:
         """Names of pretrained parts that stay frozen: a resume opens them again, checkpoints leave them
         out."""

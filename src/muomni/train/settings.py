@@ -65,6 +65,10 @@ class TrainSettings(ReportsIdle):
     max_skips: int = Field(10, ge=0, description="skipped updates in a row that stop the run")
     ema_decay: float | None = Field(None, gt=0, lt=1)
 
+    shard: bool = Field(
+        False,
+        description="share weights, gradients and optimizer state out among the ranks (FSDP2), where all weights train",
+    )
     use_amp: bool = True
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(42, ge=0)

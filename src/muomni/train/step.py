@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from muomni.runtime import Runtime, seed_device
+from muomni.train import sharding
 from muomni.train.distributed import added, sum_counts
 from muomni.train.objective import Objective, Term
 from muomni.train.settings import TrainSettings
@@ -61,12 +62,14 @@ def update(
     *,
     counts: dict[str, float] | None = None,
     seeds: Sequence[int] | None = None,
+    rounds: int | None = None,
 ) -> StepResult:
     """Change the weights once by the micro-batches of this rank (DESIGN 4).
 
     Takes   counts: targets per term over all ranks, where the caller has exchanged them already; seeds: of
             the random numbers (dropout) of each micro-batch, so that they are the same whichever rank
-            computes it.
+            computes it; rounds: forwards that every rank must make where weights are shared out, each of which
+            all ranks take part in: a rank with fewer micro-batches makes its last one again, for nothing.
 
     Every term is divided by its count over all micro-batches and ranks, so N micro-batches, N ranks and one
     big batch give the same update. An update with a loss outside of [-1e6, 1e6] or a gradient norm that is
@@ -81,24 +84,24 @@ def update(
     # 2. backward of all micro-batches, gradients synced on the last only
     totals: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
-    for number, batch in enumerate(micro_batches):
-        holds_back = isinstance(wrapped, DistributedDataParallel) and not syncs(number, len(micro_batches))
+    own = len(micro_batches)
+    for number in range(own if rounds is None else rounds):
+        batch, counted = micro_batches[min(number, own - 1)], number < own
+        holds_back = isinstance(wrapped, DistributedDataParallel) and not syncs(number, own)
         hold = wrapped.no_sync() if holds_back else nullcontext()  # type: ignore[operator]
         if seeds is not None:
-            seed_device(seeds[number], runtime.device)
+            seed_device(seeds[min(number, own - 1)], runtime.device)
         with hold:
             with runtime.autocast():
                 terms = wrapped(batch)
             parts = []
             for name, term in terms.items():
                 weights[name] = term.weight
-                totals[name] = (
-                    totals.get(name, term.total.new_zeros((), dtype=torch.float32))
-                    + term.total.detach().float()
-                )
+                total = totals.get(name, term.total.new_zeros((), dtype=torch.float32))
+                totals[name] = total + term.total.detach().float() if counted else total
                 parts.append(mean_share(term, counts.get(name, 1)))
             # DDP averages over ranks; our divisor is global already, so its mean is undone
-            loss = torch.stack(parts).sum() * runtime.world
+            loss = torch.stack(parts).sum() * (runtime.world if counted else 0)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
 
@@ -106,7 +109,7 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     names = sorted(totals)
-    numbers = torch.stack([norm.float(), *(totals[name] for name in names)]).tolist()
+    numbers = torch.stack([sharding.full_tensor(norm).float(), *(totals[name] for name in names)]).tolist()
     grad_norm, sums = numbers[0], dict(zip(names, numbers[1:], strict=True))
     sums = sum_counts(sums, runtime)
     # A term without targets in this update has no mean.

@@ -24,6 +24,7 @@ from muomni.tokens.chat import IGNORE
 from muomni.tokens.special_tokens import OWN, PAD, SpecialTokens
 from muomni.train.objective import Probe, Term, without_misses
 from muomni.train.objectives.symbols import NextSymbol, Symbols
+from muomni.train.sharding import blocks_of
 
 
 class NextToken(NextSymbol):
@@ -67,6 +68,10 @@ class NextToken(NextSymbol):
     def special_tokens(self) -> SpecialTokens:
         """Of the vocabulary that the rows are written in."""
         return OWN if self.omni is None else self.omni.special_tokens
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The trunk's, where all rows take the same way through it."""
+        return () if self._has_experts or self.omni is not None else blocks_of(self.trunk)
 
     def frozen_parts(self) -> Sequence[str]:
         """What its checkpoints need not hold."""
