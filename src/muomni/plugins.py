@@ -64,6 +64,7 @@ STAGES = Registry(
             "align",
             "sweep",
             "instruct",
+            "voice_base",
             "voice",
         )
     },

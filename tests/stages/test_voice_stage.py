@@ -32,7 +32,7 @@ from muomni.report import explain
 from muomni.report.build import report
 from muomni.report.explain import SampleChoice
 from muomni.runtime import Runtime
-from muomni.stages import stage, voice
+from muomni.stages import stage, voice_codes
 
 peft = pytest.importorskip("peft")
 
@@ -219,7 +219,7 @@ def test_sounds_are_encoded_once_by_what_they_hold(
 ) -> None:
     """A second start, a renamed and a copied clip encode nothing; another sound of equal size and time is new."""
     asked: list[int] = []
-    true = voice.encoded
+    true = voice_codes.encoded
 
     def counted(parts: Any, *how: Any) -> Any:
         asked.append(len(parts))
@@ -230,7 +230,7 @@ def test_sounds_are_encoded_once_by_what_they_hold(
     entry = recipe.stages["voice"]
     source = entry.settings.data[0].model_copy(update={"path": str(data / "manifest.json")})
     settings = entry.settings.model_copy(update={"data": [source]})
-    monkeypatch.setattr(voice, "encoded", counted)
+    monkeypatch.setattr(voice_codes, "encoded", counted)
 
     def build() -> Any:
         machine = Runtime(torch.device("cpu"), torch.float32)
@@ -275,7 +275,7 @@ def test_a_sound_that_the_codec_refuses_is_found_among_others(number: int) -> No
 
     waves: dict[int, Any] = {place: torch.zeros(8) for place in range(3)}
     waves[number] = torch.zeros(2)
-    found = dict(voice._coded(waves, Short(), torch.device("cpu")))  # type: ignore[arg-type]
+    found = dict(voice_codes._coded(waves, Short(), torch.device("cpu")))  # type: ignore[arg-type]
     assert list(found) == [0, 1, 2]
     assert [place for place, each in found.items() if isinstance(each, DataError)] == [number]
 
@@ -308,11 +308,11 @@ def test_sounds_of_other_rates_are_resampled_and_counted(
         audio.write(path, soxr.resample(wave, 24_000, rate_hz), rate_hz)
         parts.append(AudioPart(path=str(path)))
     monkeypatch.setattr(store, "_TOLD", set())
-    made = dict(voice.encoded(parts, codec, torch.device("cpu")))
+    made = dict(voice_codes.encoded(parts, codec, torch.device("cpu")))
     assert {item.codes_KF.shape for item in made.values()} == {(8, 13)}  # type: ignore[union-attr]
     line = "3 of 4 sounds are resampled to 24000 Hz: 2 of 16000 Hz, 1 of 48000 Hz; 2 of a lower rate have"
     assert capsys.readouterr().err.count(line) == 1
-    assert voice.describe_resampled({24_000: 4}, 24_000) == ""
+    assert voice_codes.describe_resampled({24_000: 4}, 24_000) == ""
 
 
 def test_rows_that_ask_for_whisper_are_counted(

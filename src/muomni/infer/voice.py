@@ -30,7 +30,8 @@ from muomni.nn.head import Ranges
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.codec import Codec
 
-NOTE = "voice.json"  # in the `final/` of stage voice: on what its adapter stands
+NOTE = "voice.json"  # in the `final/` of stages voice and voice_base: by which codec it speaks, and on what it stands
+SPEAKING = ("voice", "voice_base")  # stages, the more finished first
 GREEDY = SamplingConfig()
 LONGEST_S = 30.0  # of speech that nobody limits
 
@@ -242,15 +243,19 @@ def dialogue(text: str, references: Sequence[Reference]) -> Sample:
 
 
 def find(folder: Path | str) -> Path | None:
-    """The `final/` of stage voice in a run's folder, a stage's, or the folder itself; None where there is
-    none."""
+    """The `final/` of stage voice, or else voice_base, in a run's folder, a stage's, or the folder itself; None where
+    there is none."""
     folder = Path(folder)
-    places = (folder, folder / integrity.FINAL, folder / "voice" / integrity.FINAL)
+    places = (
+        folder,
+        folder / integrity.FINAL,
+        *(folder / stage / integrity.FINAL for stage in SPEAKING),
+    )
     return next((place for place in places if (place / NOTE).is_file()), None)
 
 
 def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Cloner:
-    """What speaks by the adapter of a `final/` of stage voice, of the stage's folder or of its run's.
+    """What speaks by the `final/` of stage voice or voice_base, by the stage's folder or its run's.
 
     Raises  CheckpointError where it is none, torn, or stands on weights that are others now.
     """
@@ -259,36 +264,52 @@ def open_cloner(folder: Path | str, device: torch.device | str = "cpu") -> Clone
         raise CheckpointError(f"{folder}: expected a folder of stage voice, found no {NOTE}")
     integrity.verify(final)
     note = files.read_json(final / NOTE)
-    network, base = reference.find(note["base"], final)
-    model = Higgs.open(base, device=device, dtype=network.dtype_on(torch.device(device)))
-    lora.load(model, final).eval()  # PEFT puts the adapter where the base lies
+    network, base = _stands_on(note, final)
+    dtype = (
+        reference.as_stored(torch.device(device))
+        if network is None
+        else network.dtype_on(torch.device(device))
+    )
+    model = Higgs.open(base, device=device, dtype=dtype)
+    if network is not None:
+        lora.load(model, final).eval()  # PEFT puts the adapter where the base lies
     _, codec_folder = reference.find(note["codec"], final)
     codec = open_codec(codec_folder, model.books, device)
     tokenizer = Tokenizer.load(base)
     return Cloner(model, tokenizer, tokens_of(model, tokenizer, codec), codec)
 
 
+def _stands_on(note: Mapping[str, Any], final: Path) -> tuple[reference.NetworkReference | None, Path]:
+    """The base of an adapter and its folder; of weights that are whole none, and their own.
+
+    Raises  CheckpointError where the base lies nowhere, or is another.
+    """
+    return reference.find(note["base"], final) if "base" in note else (None, final)
+
+
 Layout = Literal["hf", "boson"]
 
 
 def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout: Layout = "hf") -> None:
-    """The base with its adapter merged, as a folder that `Higgs.open` opens, whole or not at all; `origin.json` says
-    where it comes from.
+    """The base with its adapter merged, or the weights of stage voice_base, as a folder that `Higgs.open` opens, whole
+    or not at all; `origin.json` says where it comes from.
 
     hf     as transformers writes it
     boson  as the makers of Higgs Audio v2 do (model_type `higgs_audio`); beside it `lora/`, the adapter in PEFT's
            files under their names
 
-    Takes   final: of stage voice; out: a new or an empty folder; certificate: of the stage.
+    Takes   final: of stage voice or voice_base; out: a new or an empty folder; certificate: of the stage.
     Raises  CheckpointError as `open_cloner`; ConfigError for books that the layout can't say.
     """
     cloner = open_cloner(final)
     note = files.read_json(final / NOTE)
-    network, base = reference.find(note["base"], final)
+    network, base = _stands_on(note, final)
     is_original = store.read_config(base)["model_type"] == higgs_layout.MODEL_TYPE
     with torch.no_grad():
         tensors = lora.merged_tensors(cloner.model)
-    if network.dtype == "auto":  # in the format of the base's files, whatever this machine computes in
+    if (
+        network is None or network.dtype == "auto"
+    ):  # in the format of the base's files, whatever this machine computes in
         stored = store.stored_format(base)
         tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
     dtype = tensors["text_lm_head.weight"].dtype
@@ -308,11 +329,13 @@ def export_merged(final: Path, out: Path, certificate: Mapping[str, Any], layout
             files.write_json(part / store.CONFIG, content)
         if layout == "boson":
             tensors = higgs_layout.to_original(tensors)
-            lora.renamed(final, part / "lora", higgs_layout.original_name)
+            if network is not None:
+                lora.renamed(final, part / "lora", higgs_layout.original_name)
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, part / store.WEIGHTS, metadata={"format": "pt"})
         origin = {key: certificate[key] for key in ("stage", "verdict", "weights")}
-        files.write_json(part / ORIGIN, {**origin, "bases": {"base": note["base"]}})
+        stood_on = {name: note[name] for name in ("base",) if name in note}
+        files.write_json(part / ORIGIN, {**origin, "bases": stood_on})
 
 
 def tokens_of(model: Higgs, tokenizer: Tokenizer, codec: Codec) -> VoiceTokens:
