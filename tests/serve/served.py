@@ -17,6 +17,7 @@ import uvicorn
 
 from muomni.infer.engine import Engine
 from muomni.serve.app import build
+from muomni.serve.listening import impatient
 from muomni.serve.opening import opened
 from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
@@ -60,7 +61,13 @@ def serving(engine: Engine, work: Any = None, **settings: Any) -> Iterator[Runni
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+            http=impatient(chosen.limits.receive_s),
+        )
+        running = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listening])), daemon=True)
         thread.start()
         while not running.started:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from muomni.errors import ConfigError
 from muomni.infer.engine import Engine
@@ -71,6 +72,7 @@ async def _serve(
         server_header=False,
         ws_max_size=settings.limits.body_bytes,
         ws_per_message_deflate=False,
+        http=impatient(settings.limits.receive_s),
     )
     running = uvicorn.Server(config)
     able = ", ".join(each for each in server.abilities.names)
@@ -90,6 +92,27 @@ async def _serve(
         for kind, handler in before.items():
             signal.signal(kind, handler)
         await work.close()
+
+
+def impatient(limit_s: float) -> Any:
+    """uvicorn's protocol, which leaves a connection on which no whole head of a request came in time."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(limit_s, self.leave_the_silent)
+
+        def leave_the_silent(self) -> None:
+            """Close a connection without a request; one that became a websocket has another protocol."""
+            if (
+                self.cycle is None
+                and self.transport.get_protocol() is self
+                and not self.transport.is_closing()
+            ):
+                self.transport.close()
+
+    return Impatient
 
 
 def _bound(settings: ServeSettings) -> socket.socket:
