@@ -85,11 +85,9 @@ def test_answers_equal_those_of_the_engine_alone(engine: Engine, media: Path) ->
 
 
 def test_logprobs_are_of_the_legal_ids(engine: Engine) -> None:
-    pieces = run(
-        lambda work: said(work, Ask(engine.prepare("is"), max_new=5, logprobs=3)), engine
-    )
+    pieces = run(lambda work: said(work, Ask(engine.prepare("is"), max_new=5, logprobs=3)), engine)
     for piece in pieces:
-        for (token, scored) in zip(piece.token_ids, piece.logprobs, strict=True):
+        for token, scored in zip(piece.token_ids, piece.logprobs, strict=True):
             assert scored.token == token == scored.top[0][0]
             assert scored.logprob == scored.top[0][1] < 0
             assert len(scored.top) == 3

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from muomni.errors import ContextError, InternalError
 
-STEADY = 16  # slots: sums over a multiple of them, the rest hidden, have the same bits whatever multiple it is
+STEADY = (
+    16  # slots: sums over a multiple of them, the rest hidden, have the same bits whatever multiple it is
+)
 
 
 class KVCache:
