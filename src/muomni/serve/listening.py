@@ -16,7 +16,9 @@ from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
 
 WAITING_CONNECTIONS = 512
-KEEP_ALIVE_S = 15
+KEEP_ALIVE_S = (
+    75  # longer than clients keep a connection: who closes first while a request is under way loses it
+)
 MOST_HEAD_BYTES = 64 * 1024
 
 
@@ -62,19 +64,7 @@ async def _serve(
 
     work = Scheduler(engine, max_batch=max_batch, max_waiting=max_waiting)
     server = opened(engine, work, settings)
-    config = uvicorn.Config(
-        build(server, settings),
-        log_level="warning",
-        backlog=WAITING_CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
-        server_header=False,
-        ws_max_size=settings.limits.body_bytes,
-        ws_per_message_deflate=False,
-        http=impatient(settings.limits.receive_s),
-    )
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(configured(build(server, settings), settings))
     able = ", ".join(each for each in server.abilities.names)
     say(f"{server.name} ({able}) at {url}/v1, until ctrl-C")
     for name, stage in server.abilities.missing.items():
@@ -92,6 +82,24 @@ async def _serve(
         for kind, handler in before.items():
             signal.signal(kind, handler)
         await work.close()
+
+
+def configured(app: Any, settings: ServeSettings) -> Any:
+    """uvicorn's settings for an application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        backlog=WAITING_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+        server_header=False,
+        ws_max_size=settings.limits.body_bytes,
+        ws_per_message_deflate=False,
+        http=impatient(settings.limits.receive_s),
+    )
 
 
 def impatient(limit_s: float) -> Any:
