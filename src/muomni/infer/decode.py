@@ -84,4 +84,4 @@ def parts(model: CausalLM, x_BTD: Tensor, keep_BT: Tensor | None = None) -> Sequ
     """
     if model.part is None or len(x_BTD) > 1 or keep_BT is not None:
         return [x_BTD]
-    return x_BTD.split(model.part, 1)
+    return torch.split(x_BTD, model.part, 1)
