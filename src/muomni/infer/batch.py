@@ -22,7 +22,7 @@ from muomni.nn.head import Ranges
 from muomni.nn.row_cache import RowCache
 
 PROBED = 16  # rows whose bits are compared
-# Body -> the weights' version and whether its steps of many rows have the bits of lone ones.
+# Body -> whether its steps of many rows have the bits of lone ones: a matter of sizes and chip, not of numbers.
 _PROBED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 

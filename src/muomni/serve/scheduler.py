@@ -120,7 +120,8 @@ class Scheduler:
         """See Work. A call that is cancelled before its turn is never run."""
         self._enter()
         try:
-            return await self._post(function)
+            found: T = await self._post(function)
+            return found
         finally:
             self._leave()
 
@@ -204,7 +205,7 @@ class Scheduler:
                 gone, desk.gone = desk.gone, []
                 turn = desk.turns.popleft() if desk.turns else None
                 free = self.max_batch - len(self._at_work) + sum(each.row is not None for each in gone)
-                fresh = []
+                fresh: list[_Answer] = []
                 while desk.answers and len(fresh) < free:
                     if not (wanted := desk.answers.popleft()).is_gone:
                         fresh.append(wanted)
@@ -234,7 +235,8 @@ class Scheduler:
         desk, ended = self._desk, QueueFull("the server has ended")
         waiting = [(each, ended) for each in desk.answers if not each.is_gone]
         turns = list(desk.turns)
-        desk.answers.clear(), desk.turns.clear(), desk.gone.clear()
+        for each in (desk.answers, desk.turns, desk.gone):
+            each.clear()
         _send(waiting)
         for turn in turns:
             _settle(turn, error=ended)
