@@ -78,7 +78,9 @@ def objective(dies_at: int | None = None) -> NextToken:
     return made
 
 
-def fit(folder: Path, run: Runtime, *, bad: tuple[int, ...] = (), dies_at: int | None = None, **values: Any) -> NextToken:
+def fit(
+    folder: Path, run: Runtime, *, bad: tuple[int, ...] = (), dies_at: int | None = None, **values: Any
+) -> NextToken:
     """The objective after the run; `sizes-RANK.json` holds the numbers of weights and moments on this rank."""
     own = {
         "max_steps": STEPS, "batch_size": 2, "gradient_accumulation_steps": 4 // run.world, "lr": 3e-3,

@@ -59,9 +59,9 @@ class News(NamedTuple):
 class Batch:
     """Rows at work over one model. Every `step` reads some of a prompt and gives each other row an id.
 
-    A row's ids are those of `generate.stream` for it alone, whoever else is there. For that each sum must be
-    taken in the order in which it is taken for the lone row, which products of matrices do not promise: they
-    choose a way by size. What was found on x86 (MKL, float32, one thread), and what the code makes of it:
+    Its model becomes steady (`Decoder.is_steady`), and a row's ids are those of `generate.stream` for it
+    alone, whoever else is there. For that each sum must be taken in the order in which it is taken for the
+    lone row, which products of matrices do not promise: they choose a way by size. What was found on x86 (MKL, float32, one thread), and what the code makes of it:
 
     - A product of one row sums in another order than one of several, but those of 2 to 64 rows give a row the
       same bits at any place, where the matrix lies inputs by outputs. So lone rows are computed as two
@@ -81,6 +81,10 @@ class Batch:
     reading: deque[Row] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     cache: RowCache = field(default_factory=RowCache)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Decoder):
+            self.model.is_steady = True
 
     def __len__(self) -> int:
         return len(self.reading) + len(self.rows)
@@ -214,6 +218,7 @@ def together(model: CausalLM, legal: Ranges | None = None) -> bool:
     if not isinstance(model, Decoder):
         return False
     if model.body not in _PROBED:
+        model.is_steady = True
         _PROBED[model.body] = _probe(model, legal)
     return _PROBED[model.body]
 

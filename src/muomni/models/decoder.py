@@ -24,6 +24,8 @@ from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
 from muomni.nn.norm import RMSNorm
 
+PART = 256  # positions
+
 
 class ExpertsConfig(BaseModel):
     """Feed-forward networks of many experts, in the layers that are not dense; keys of Qwen3-MoE's config
@@ -323,11 +325,13 @@ class Decoder(CausalLM):
 
     checkpointing   each block's activations are made again in the backward instead of kept: a third more
                     arithmetic, memory of one block
+    is_steady       a lone row is computed as it would be among others, so that its answer has the same bits
+                    (`infer.batch`): a fifth slower, so only where many are answered
     """
 
     model_type: ClassVar[str] = "qwen3"
     trained_by: ClassVar[str] = "thinker"
-    part = 256  # between two parts others that are answered take a step
+    is_steady = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -457,6 +461,11 @@ class Decoder(CausalLM):
         should speak."""
         return float(self.model.embed_tokens.weight.detach().float().square().mean().sqrt())
 
+    @property
+    def part(self) -> int | None:  # type: ignore[override]
+        """Positions of a lone prompt that are read at a time: between two parts others take a step."""
+        return PART if self.is_steady else None
+
     def embed(self, ids_BT: Tensor) -> Tensor:
         """int64 (B,T) -> (B,T,D)."""
         out: Tensor = (self.grown_embed or self.model.embed_tokens)(ids_BT)
@@ -482,5 +491,5 @@ class Decoder(CausalLM):
             config.dim_of_head,
             weight.dtype,
             weight.device,
-            block=STEADY if weight.device.type == "cpu" else 1,
+            block=STEADY if self.is_steady and weight.device.type == "cpu" else 1,
         )
