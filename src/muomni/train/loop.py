@@ -238,9 +238,7 @@ def fit(
 
     def write(progress: dict[str, Any], moments: dict[str, Any]) -> None:
         nonlocal saved_step
-        state = checkpoint.State(
-            progress, moments, scaler.state_dict(), average.state, drawn.counts_N
-        )
+        state = checkpoint.State(progress, moments, scaler.state_dict(), average.state, drawn.counts_N)
         checkpoint.save(folder / checkpoint.name(progress["step"]), objective, state, identity)
         checkpoint.retain(folder, settings.keep_checkpoints)
         saved_step = progress["step"]
@@ -273,7 +271,9 @@ def fit(
                 log.say(f"resumed from {newest}")
             if shards is not None:
                 own_count, count = shards.numbers
-                log.say(f"shared out: {own_count:,} of {count:,} weights on this rank, with their gradients and moments")
+                log.say(
+                    f"shared out: {own_count:,} of {count:,} weights on this rank, with their gradients and moments"
+                )
             objective.train()
             while progress.step < max_steps and not progress.stopped_early:
                 whole = dict(vars(progress)), [tensor._version for tensor in tensors] if run.world > 1 else []

@@ -34,7 +34,11 @@ def refuse(objective: Objective, rows: Sequence[Row], settings: TrainSettings, r
         return
     resting = [row.name for row in rows if not row.trains or row.from_step]
     for is_refused, why, hint in (
-        (run.world == 1, "there is one process", "torchrun --nproc_per_node=2 -m muomni run ..., or leave it out"),
+        (
+            run.world == 1,
+            "there is one process",
+            "torchrun --nproc_per_node=2 -m muomni run ..., or leave it out",
+        ),
         (
             not objective.blocks(),
             "this stage, or a model with experts, has no blocks that may be apart",
@@ -90,7 +94,9 @@ class _Face:
 
     def copied(self) -> _Face:
         """The same with hooks of its own."""
-        return _Face([(m, kind, {key: value.copy() for key, value in h.items()}, p) for m, kind, h, p in self.modules])
+        return _Face(
+            [(m, kind, {key: value.copy() for key, value in h.items()}, p) for m, kind, h, p in self.modules]
+        )
 
     def show(self) -> None:
         """Have the modules be so again."""
