@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-import tiny_higgs  # noqa: F401  # skipped without transformers
+import tiny_higgs  # skipped without transformers
 from muomni.data.sample import Sample
 from muomni.errors import ConfigError
 from muomni.execution import recipe as recipes
@@ -98,6 +99,34 @@ def test_what_is_drawn_out_is_what_is_counted_on_the_whole(
     )
     assert "codec test/codec is not on this machine: a narrow random network stands in" in notes
     assert "no data found" in notes
+
+
+def test_an_adapter_on_the_released_sizes_has_280_layers() -> None:
+    """On the real config, with no number of it in memory."""
+    from muomni.models import lora
+    from muomni.models.higgs import Higgs
+    from muomni.models.lora import LoraSettings
+
+    settings: Any = recipes.read("voice_higgs_3b").stages["voice"].settings
+    published = published_sizes.HIGGS[settings.base.name]
+    made = tiny_higgs.transformers.HiggsAudioV2Config(
+        **published.config,
+        num_hidden_layers=published.layers,
+        audio_token_id=128_016,
+        audio_delay_token_id=128_014,
+    )
+    with torch.device("meta"):
+        network = tiny_higgs.transformers.HiggsAudioV2ForConditionalGeneration(made, use_text_head=True)
+        model = Higgs(network)
+        targets = model.targets(list(settings.lora.groups))
+        assert len(targets) == 280
+        lora.attach(
+            model, LoraSettings(r=settings.lora.r, alpha=settings.lora.alpha, dropout=0.0, targets=targets)
+        )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 280
+    assert sum(p.numel() for p in trained.values()) == 39_452_672
+    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 def test_the_released_base_and_its_codes_are_known_and_others_are_asked_for(tmp_path: Path) -> None:

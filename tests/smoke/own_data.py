@@ -14,6 +14,7 @@ from PIL import Image
 
 from muomni.data.world import formant
 from muomni.execution import recipe as recipes
+from muomni.selftest import voices
 
 PHRASES = (
     "the star is red",
@@ -145,6 +146,19 @@ def of_tokens(data: Path) -> Path:
     return data
 
 
+def of_voice(data: Path) -> Path:
+    """What the head of voice_higgs_3b.yaml says that DATA must hold."""
+    voices.write(data / "voice", lines=True, takes=range(2)).rename(data / "voice" / "train.jsonl")
+    return data
+
+
+def of_base(folder: Path) -> Path:
+    """A tiny Higgs Audio v2, and in `codec` a codec of its books."""
+    voices.saved(folder)
+    voices.codec(folder / "codec")
+    return folder
+
+
 def of_pack(data: Path) -> Path:
     """The pack of real data that real_cpu.yaml and vlm_cpu.yaml name by MUOMNI_DATA."""
     for name in ("alice", "shakespeare", "librispeech_books"):
@@ -269,6 +283,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
         "mmpt": {"ramp_steps": 1},
+        "voice": {"lora.r": 2, "lora.alpha": 4, "max_seq_len": 512, "max_epochs": None},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, entry in stages.items():

@@ -20,10 +20,13 @@ import pytest
 
 import qwen
 import tiny_codecs
+from muomni.data.sample import parse
 from muomni.evaluate import certificate, thresholds
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.infer.engine import Engine
+from muomni.infer.voice import open_cloner
+from muomni.selftest import voices
 from shared import once
 
 pytestmark = pytest.mark.slow
@@ -39,6 +42,7 @@ DATA: dict[
     "vlm_qwen3_8b": ("DATA", own_data.of_llava),
     "tokens_qwen3_0.6b": ("DATA", own_data.of_tokens),
     "tokens_qwen3_8b": ("DATA", own_data.of_tokens),
+    "voice_higgs_3b": ("DATA", own_data.of_voice),
 }
 LUCK = {"overfits", "eligible"}  # of so few steps
 
@@ -68,6 +72,11 @@ def finished(
             known[variable] = str(folder)
     if name.startswith("vlm_qwen3"):
         known |= {"EYES": str(once(tmp_path_factory, "siglip2", lambda folder: qwen.eyes(folder, "siglip2")))}
+    if name.startswith("voice_higgs"):
+        if lacking := voices.lacking():
+            pytest.skip(lacking)
+        base = once(tmp_path_factory, "higgs", own_data.of_base)
+        known |= {"BASE": str(base), "CODEC": str(base / "codec")}
     with patch.dict(os.environ, known):
         overrides = own_data.cut(name, out)
         if recipes.read(name, out=out).header.world is not None:
@@ -111,6 +120,13 @@ def test_every_stage_ends_with_what_its_structure_proves(finished: tuple[str, Pa
 
 def test_what_it_made_answers(finished: tuple[str, Path], tiny_world: Path) -> None:
     name, out = finished
+    if "voice" in recipes.read(name, out=out).stages:
+        cloner = open_cloner(out / "voice", "cpu")
+        asked = parse({"id": "asked", "messages": [{"role": "user", "content": "one"}]})
+        said = cloner.say(cloner.row(asked), max_frames=3)
+        assert said.codes_KF.shape[0] == cloner.tokens.books
+        assert said.codes_KF.shape[1] <= 3
+        return
     engine = Engine.load(out, "cpu")
     if "mmpt" in recipes.read(name, out=out).stages:
         (drawn,) = engine.draw(["a red chair"])

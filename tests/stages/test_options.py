@@ -131,6 +131,7 @@ SHARED: dict[str, Case | list[Case]] = {
     "num_workers": Case(1),
     "cache_mb": Case(0),
     "threads": Case(1),
+    "shard": refused(True),  # by one process; what it does by two is in train/test_sharding.py
     "val_split": Case(0.6),
     "val_freq": Case(1),
     "val_batches": Case(1, {"batch_size": 2}),

@@ -84,7 +84,7 @@ def fit(
     """The objective after the run; `sizes-RANK.json` holds the numbers of weights and moments on this rank."""
     own = {
         "max_steps": STEPS, "batch_size": 2, "gradient_accumulation_steps": 4 // run.world, "lr": 3e-3,
-        "warmup_steps": 2, "print_freq": 1, "val_freq": 2, "val_batches": 3, "checkpoint_freq": 2, "max_grad_norm": 0.5,
+        "warmup_steps": 2, "print_freq": 1, "val_freq": 2, "val_batches": 3, "checkpoint_freq": 2, "max_grad_norm": 0.2,
         "quarantine_limit": 1.0, "keep_checkpoints": 5,
     }  # fmt: skip
     settings = TrainSettings.model_validate({**own, **values})

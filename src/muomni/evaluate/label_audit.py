@@ -3,11 +3,14 @@ ends are taught, and whether prompts are.
 
 A dump is a safetensors file of one batch as the model is given it: `input_ids` and `labels` (B, T), or (B, T, K)
 for models of K books; beside them, where sounds have tensors of their own, `audio_input_ids` and `audio_labels`
-(B, F, K), and `audio_input_ids_mask` (B, F) bool, True = a real step. -100 is no label.
+(B, F, K), and `audio_input_ids_mask` (B, F) bool, True = a real step. -100 is no label. What a trainer's loss said may
+stand beside them: `loss`, `logits` (..., V) and `loss_labels` (...), and for a decoder over books `depth_loss`,
+`depth_logits` and `depth_labels`, each label beside the scores that are to foretell it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from muomni.errors import ConfigError, DataError
 from muomni.evaluate.facts import Fact
@@ -60,6 +64,15 @@ PROMPTS = {
     )
     for kind, verb in (("text", "asked"), ("audio", "heard"))
 }
+SCALED = Gate(
+    "loss_scale",
+    "loss_scale_error",
+    "the loss is not the mean over its labels: the rate that was chosen is another",
+    at_most=0.01,
+    source="CSM of transformers: its depth loss is K - 1 times as large where num_items_in_batch is given",
+)
+# What a trainer told of a batch: its loss, and the scores (..., V) and the labels (...), already shifted, behind it.
+LOSSES = {"": ("loss", "logits", "loss_labels"), "depth": ("depth_loss", "depth_logits", "depth_labels")}
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ def audit(
     misplaced                labels that make the loss ask for another symbol than the next one
     text_ends_taught, audio_ends_taught        ends that are learned, of those of answers
     text_prompt_taught, audio_prompt_taught    labels outside of answers, as a share of all
+    loss_scale_error   of a dump that holds the loss that was told (LOSSES): how far it is from the mean
 
     Takes   loss: whether it compares a place's scores with the label of the next place (`shifts`, as the
             classes of transformers do), or with its own label (`plain`).
@@ -159,7 +173,42 @@ def audit(
         outside = int((taught & ~inside_BT).sum())
         facts[f"{kind}_prompt_taught"] = Fact(outside / max(1, int(taught.sum())), int(taught.sum()))
         gates.append(PROMPTS[kind])
+    if (scale := _loss_scale(tensors)) is not None:
+        facts["loss_scale_error"] = scale
+        gates.append(SCALED)
     return facts, judge(gates, facts)
+
+
+def _loss_scale(tensors: Mapping[str, Tensor]) -> Fact | None:
+    """How far the losses that were told are from the means of the cross entropies of their labels, as a share, at
+    worst; the note says how often the mean one is. None where the dump has none.
+
+    Raises  ConfigError where a loss comes without its scores and labels, or these are of different shapes.
+    """
+    worst, notes, count = 0.0, [], 0
+    for part, names in LOSSES.items():
+        given = [name for name in names if name in tensors]
+        if not given or (part == "" and names[0] not in tensors):  # logits alone tell nothing
+            continue
+        if len(given) < len(names):
+            raise ConfigError(f"audit: a {names[0]} needs {names[1]} and {names[2]} beside it in the dump")
+        told, scores, labels = (tensors[name] for name in names)
+        if scores.shape[:-1] != labels.shape or told.numel() != 1:
+            raise ConfigError(
+                f"audit: {names[1]} {tuple(scores.shape)} and {names[2]} {tuple(labels.shape)}: expected (..., V) and "
+                f"(...), and one number of {names[0]}"
+            )
+        labels_N = labels.long().flatten()
+        mean = float(cross_entropy(scores.float().flatten(0, -2), labels_N, ignore_index=IGNORE))
+        times = float(told) / mean if mean else math.nan
+        count += int((labels_N != IGNORE).sum())
+        if not abs(times - 1) <= worst:  # a NaN is the worst
+            worst, notes = abs(times - 1), [f"{names[0]} is {times:.4g} times the mean over its labels"]
+    return (
+        Fact(worst, count, note="; ".join(notes) if worst > 0.01 or math.isnan(worst) else "")
+        if count
+        else None
+    )
 
 
 def _lanes(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, Tensor, Tensor]:

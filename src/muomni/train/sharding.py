@@ -101,7 +101,7 @@ class _Face:
     def show(self) -> None:
         """Have the modules be so again."""
         for module, kind, hooks, parameters in self.modules:
-            module.__class__ = kind  # type: ignore[assignment]  # mypy takes it for a method
+            module.__class__ = kind
             vars(module).update(hooks)
             module._parameters.update(parameters)
 
@@ -133,7 +133,7 @@ class Shards(nn.Module):
         for block in objective.blocks():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         # The root stays whole between forward and backward: its output table is used in the loss's own backward.
-        self.root = fully_shard(root, mesh=mesh, reshard_after_forward=False)
+        self.root: Any = fully_shard(root, mesh=mesh, reshard_after_forward=False)
         # Ranks may hold other kinds of rows: what one of them does not use is asked of all.
         self.root.set_reduce_scatter_unused_params(True)
         self._sharded = _Face.of(root)

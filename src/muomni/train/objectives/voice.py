@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from muomni.data.batch import SequenceBatch, right_padded
@@ -16,6 +16,7 @@ from muomni.models.higgs import TEXT, Higgs
 from muomni.nn.head import IGNORE, Head
 from muomni.train.objective import Probe
 from muomni.train.objectives.symbols import NextSymbol, Symbols, targets, targets_of_codes
+from muomni.train.sharding import blocks_of
 
 
 def collate(rows: Sequence[VoiceRow], pad: int) -> SequenceBatch:
@@ -60,6 +61,10 @@ class VoiceObjective(NextSymbol):
     def head(self) -> Head:
         """The model's: a stream of words and one a book."""
         return self.model.head
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The model's, where it learns whole."""
+        return () if self.frozen else blocks_of(self.model)
 
     def frozen_parts(self) -> Sequence[str]:
         """The model, as far as it rests."""
