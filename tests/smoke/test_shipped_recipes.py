@@ -24,6 +24,7 @@ from muomni.evaluate import certificate, thresholds
 from muomni.execution import recipe as recipes
 from muomni.execution import runner
 from muomni.infer.engine import Engine
+from muomni.infer.voice import conversation, open_cloner
 from shared import once
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ DATA: dict[
     "muomni_12gb": ("DATA", own_data.of_12gb),
     "real_cpu": ("MUOMNI_DATA", own_data.of_pack),
     "vlm_cpu": ("MUOMNI_DATA", own_data.of_pack),
+    "voice_tiny": ("MUOMNI_DATA", own_data.of_voices),
     "vlm_qwen3_0.6b": ("DATA", own_data.of_llava),
     "vlm_qwen3_8b": ("DATA", own_data.of_llava),
     "tokens_qwen3_0.6b": ("DATA", own_data.of_tokens),
@@ -53,6 +55,10 @@ def finished(
     if name in DATA:
         variable, make = DATA[name]
         known[variable] = str(once(tmp_path_factory, make.__name__, make))
+    if name.startswith("voice_"):
+        pytest.importorskip("peft")
+        pytest.importorskip("transformers.models.higgs_audio_v2")
+        known["ROWS"] = str(Path(known["MUOMNI_DATA"]) / "rows")
     if "_qwen3_" in name:
         pytest.importorskip("transformers")
         pytest.importorskip("peft")
@@ -111,6 +117,12 @@ def test_every_stage_ends_with_what_its_structure_proves(finished: tuple[str, Pa
 
 def test_what_it_made_answers(finished: tuple[str, Path], tiny_world: Path) -> None:
     name, out = finished
+    if name.startswith("voice_"):
+        cloner = open_cloner(out)
+        heard = next((out / "voice" / "samples").rglob("*.wav"))
+        said = cloner.say(cloner.row(conversation("it is red", heard)), max_frames=8)
+        assert said.codes_KF.shape[0] == 8
+        return
     engine = Engine.load(out, "cpu")
     if "mmpt" in recipes.read(name, out=out).stages:
         (drawn,) = engine.draw(["a red chair"])
