@@ -4,6 +4,7 @@ seconds."""
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from muomni import cli
 from muomni.data.world import formant
 from muomni.execution import recipe as recipes
 from muomni.selftest import voices
@@ -190,7 +192,10 @@ def of_pack(data: Path) -> Path:
     ]
     jsonl(
         data / "speech.jsonl",
-        [{**row, "speaker": f"v{n % 5}", "lang": "en" if n % 6 else "de"} for n, row in enumerate(said)],
+        [
+            {**row, "speaker": f"v{n % 3}", "lang": "en" if n % 6 else "de", "set": "libri_phrases"}
+            for n, row in enumerate(said)
+        ],
     )
     kinds = ("rose", "tulip", "daisy", "dandelion")
     shown = [
@@ -230,6 +235,17 @@ def of_pack(data: Path) -> Path:
     return data
 
 
+def of_voices(data: Path) -> Path:
+    """The pack, and `rows/` beside it, as the commands in the head of voice_tiny.yaml write them."""
+    of_pack(data)
+    head = (recipes.SHIPPED / "voice_tiny.yaml").read_text().split("name: voice_tiny")[0]
+    said = " ".join(line.lstrip("# ") for line in head.splitlines())
+    for command in said.split("muomni data chatml ")[1:]:
+        asked = command.split(" muomni ")[0].split(" MUOMNI_DATA=")[0].replace("$D/", f"{data}/")
+        assert cli._exit_code(["data", "chatml", *shlex.split(asked.replace("rows/", f"{data}/rows/"))]) == 0
+    return data
+
+
 def cut(recipe: str, out: Path) -> list[str]:
     """Overrides that leave a recipe its paths, its sources and its kind of everything, and make it small."""
     small = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32}
@@ -251,6 +267,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         },
         "image_codec": {"width": 16, "fine_width": 8},
         "talker": {**small, "text_vocab": 1, "guard_frames_per_token": 2},
+        "voice_base": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32},
     }
     common = {
         "batch_size": 4,
@@ -283,7 +300,7 @@ def cut(recipe: str, out: Path) -> list[str]:
         "sweep": {"grid": {"lr": [1e-3]}},
         "instruct": {"watched_items": 2, "max_new_tokens": 4, "lora.r": 2, "lora.alpha": 4},
         "mmpt": {"ramp_steps": 1},
-        "voice": {"lora.r": 2, "lora.alpha": 4, "max_seq_len": 512, "max_epochs": None},
+        "voice": {"lora.r": 2, "lora.alpha": 4, "max_seq_len": 512},
     }
     found = ["device=cpu", "jobs=1", "threads=1", "scoreboard=false"]
     for name, entry in stages.items():
@@ -304,6 +321,8 @@ def cut(recipe: str, out: Path) -> list[str]:
             values |= {"epoch_duration": None, "val_split": 0.25}
         if name == "mmpt" and settings.lora is not None:  # type: ignore[attr-defined]
             values |= {"lora.r": 2, "lora.alpha": 4}
+        if settings.max_epochs is not None:
+            values["max_epochs"] = None
         if hasattr(settings, "row_len"):
             values["row_len"] = 64
         if name == "vision" and settings.model.image_size > 112:  # type: ignore[attr-defined]

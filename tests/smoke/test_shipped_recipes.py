@@ -38,6 +38,7 @@ DATA: dict[
     "muomni_12gb": ("DATA", own_data.of_12gb),
     "real_cpu": ("MUOMNI_DATA", own_data.of_pack),
     "vlm_cpu": ("MUOMNI_DATA", own_data.of_pack),
+    "voice_tiny": ("MUOMNI_DATA", own_data.of_voices),
     "vlm_qwen3_0.6b": ("DATA", own_data.of_llava),
     "vlm_qwen3_8b": ("DATA", own_data.of_llava),
     "tokens_qwen3_0.6b": ("DATA", own_data.of_tokens),
@@ -57,6 +58,11 @@ def finished(
     if name in DATA:
         variable, make = DATA[name]
         known[variable] = str(once(tmp_path_factory, make.__name__, make))
+    if name.startswith("voice_"):
+        pytest.importorskip("peft")
+        pytest.importorskip("transformers.models.higgs_audio_v2")
+    if name == "voice_tiny":
+        known["ROWS"] = str(Path(known["MUOMNI_DATA"]) / "rows")
     if "_qwen3_" in name:
         pytest.importorskip("transformers")
         pytest.importorskip("peft")

@@ -96,6 +96,18 @@ class World:
             "eval_items": 4,
         }
         self._stand("voice")
+        about = {key: value for key, value in self.recipe["voice"].items() if key not in ("base", "lora")}
+        sizes = {
+            "vocab_size": 300,
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "kv_heads": 1,
+            "ffn_width": 24,
+            "ctx_len": 256,
+        }
+        self.recipe["voice_base"] = {**about, "model": sizes}
+        self._stand("voice_base")
 
     def settings(self, stage: str, values: dict[str, Any]) -> StageSettings:
         """The stage's settings with some of them (`model.width`) changed.

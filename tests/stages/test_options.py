@@ -42,6 +42,7 @@ STAGES = (
     "rows",
     "mmpt",
     "voice",
+    "voice_base",
 )
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
@@ -477,6 +478,32 @@ OWN["voice"] = {
     "max_seq_len": Case(75, {"quarantine_limit": 1.0}),
     "gradient_checkpointing": Case(True),
 }
+SPOKEN = (
+    "codec.name",
+    "codec.revision",
+    "codec.subfolder",
+    "codec.dtype",
+    "text_loss_weight",
+    "audio_loss_weight",
+)
+GIVEN = {"model": None, "base.name": "voice_base"}
+OWN["voice_base"] = {
+    **{name: OWN["voice"][name] for name in (*SPOKEN, "max_seq_len", "gradient_checkpointing")},
+    "model.vocab_size": Case(280),
+    "model.books": Case(4),
+    "model.width": Case(32),
+    "model.layers": Case(2),
+    "model.heads": Case(4),
+    "model.kv_heads": Case(2),
+    "model.ffn_width": Case(32),
+    "model.ctx_len": Case(75, {"quarantine_limit": 1.0}),
+    "model.rope_theta": Case(100.0),
+    "model.dropout": Case(0.5),
+    "base.name": Case("other_base", GIVEN),
+    "base.revision": Case("main", {**GIVEN, "refused": True}),
+    "base.subfolder": Case("nowhere", {**GIVEN, "refused": True}),
+    "base.dtype": Case("bf16", GIVEN),
+}
 OWN["align"] |= SEEING
 OWN["instruct"] |= SEEING
 OWN["align"]["max_seq_len"] = Case(16, {"connector.tokens": 14})
@@ -613,7 +640,7 @@ def test_the_table_of_the_docs_names_what_is_refused() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_option_does_something_or_is_refused(world: World, stage: str) -> None:
     """Faults are gathered: one run tells of all options of a stage."""
-    if stage == "voice" and (told := voices.lacking()):
+    if stage.startswith("voice") and (told := voices.lacking()):
         pytest.skip(told)
     torch.set_num_threads(1)
     known: dict[str, list[tuple[str, Any]]] = {}

@@ -211,6 +211,10 @@ def chatml(
         str | None,
         typer.Option(metavar="NAME", help="who speaks in all clips; whom the rows name if left out"),
     ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="share of each speaker's clips for validation, references too"),
+    ] = 0.0,
     min_s: Annotated[float, typer.Option(min=0, help="shorter clips are left out")] = 0.5,
     max_s: Annotated[float, typer.Option(min=0, help="longer clips are left out")] = 30.0,
     form: Form = None,
@@ -235,6 +239,7 @@ def chatml(
         references=references,
         seed=seed,
         speaker=speaker,
+        held_out=held_out,
         min_s=min_s,
         max_s=max_s,
         home=out.absolute().parent,

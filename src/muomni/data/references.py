@@ -7,7 +7,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from muomni.data import formats, readers, schema_inference, uses, utterances
 from muomni.data.quarantine import Quarantine
 from muomni.data.sample import AudioPart, Message, Sample
 from muomni.data.source import Source
+from muomni.data.split import assign
 from muomni.errors import ConfigError, DataError
 from muomni.media import stored
 
@@ -82,6 +83,7 @@ def convert(
     references: int = 1,
     seed: int = 0,
     speaker: str | None = None,
+    held_out: float = 0.0,
     min_s: float = MIN_S,
     max_s: float = MAX_S,
     home: Path | None = None,
@@ -94,6 +96,8 @@ def convert(
     Takes   style: turn, an earlier turn of the assistant's with its words as the user's; user, in the user's
             turn before the text. Both are what `muomni speak` asks with;
             references: of each row, fewer where a speaker has fewer;
+            held_out: share of each speaker's clips that is valid, targets and references alike, where rows name no
+            side: sentences of a voice that is learned. Their group is the speaker's, and the side;
             speaker: who speaks in all clips; None: whom the rows name, and one speaker for an LJSpeech folder;
             home: where the rows will lie: media below it are named from there.
     Raises  DataError (empty) where nothing is left; as the readers do, and for too many bad rows.
@@ -118,6 +122,7 @@ def convert(
             if isinstance(clip, str):
                 out.left[clip] += 1
             else:
+                clip = _sided(clip, held_out, seed)
                 clips.append(clip)
                 pools[clip.pool].setdefault(clip.content, clip)
     quarantine.check(total + quarantine.total)
@@ -169,6 +174,14 @@ def _clip(sample: Sample, name: str, only: str | None, min_s: float, max_s: floa
         return "their sound can't be read"
     content = f"{whole} {sound.start} {sound.end} {sound.channel}"
     return Clip(name, sound, words.strip(), who, utterances.named_group(sample), sample.split, content)
+
+
+def _sided(clip: Clip, held_out: float, seed: int) -> Clip:
+    """A clip on a side of its own speaker, where nobody said on which it stands; equal sounds on the same."""
+    if not held_out or clip.split is not None:
+        return clip
+    side = assign(clip.content, held_out, seed)
+    return replace(clip, group=f"{clip.group or clip.speaker} ({side})", split=side)
 
 
 def _drawn(clip: Clip, pool: Sequence[Clip], count: int, seed: int) -> list[Clip]:

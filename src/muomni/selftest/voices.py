@@ -15,22 +15,9 @@ from numpy.typing import NDArray
 
 from muomni.media import audio
 from muomni.models import from_transformers
+from muomni.tokens.higgs_vocabulary import MARKS
 
-NAMES = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|recipient|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-    "<|audio_out_bos|>",
-    "<|reserved_special_token_6|>",
-    "<|AUDIO|>",
-    "<|AUDIO_OUT|>",
-)
+NAMES = MARKS
 BOOKS = 8
 RATE_HZ = 24_000
 WORDS = ("one", "two", "three", "four")
