@@ -415,6 +415,12 @@ async function poll() {
   try {
     const chosen = $("stage").value;
     const told = await (await ask(`muomni/training?stage=${encodeURIComponent(chosen)}&seen=${version}`)).json();
+    if (!told.stages.length) {
+      $("progress").textContent = "This folder holds networks alone: no stage of it was, or is, in training.";
+      $("stage").disabled = true;
+      return;
+    }
+    $("stage").disabled = false;
     if ([...$("stage").options].map((each) => each.value).join() !== told.stages.map((each) => each.name).join())
       $("stage").replaceChildren(...told.stages.map((each) => new Option(each.name, each.name)));
     for (const [n, each] of told.stages.entries()) $("stage").options[n].textContent = `${each.name}: ${each.is_running ? "in training" : each.verdict}`;
