@@ -67,6 +67,8 @@ class Tab:
 
     def open(self, url: str) -> None:
         """Go there, and wait until it knows what answers."""
+        self.call("Page.navigate", url="about:blank")
+        self.complaints, self.asked = [], []
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && document.getElementById('model')")
 
