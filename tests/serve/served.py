@@ -17,6 +17,7 @@ import uvicorn
 
 from muomni.infer.engine import Engine
 from muomni.serve.app import build
+from muomni.serve.listening import configured
 from muomni.serve.opening import opened
 from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
@@ -54,13 +55,13 @@ def ready(engine: Engine, settings: ServeSettings, work: Any = None) -> Any:
 @contextmanager
 def serving(engine: Engine, work: Any = None, **settings: Any) -> Iterator[Running]:
     """The engine of a run, served as `muomni serve` does it, but in a thread."""
-    chosen = ServeSettings(**{"name": "tiny", **settings})
+    chosen = ServeSettings(**{"name": "tiny", "drain_s": 5.0, **settings})
     server = ready(engine, chosen, work)
     app = build(server, chosen)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        running = uvicorn.Server(configured(app, chosen))
         thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listening])), daemon=True)
         thread.start()
         while not running.started:

@@ -149,6 +149,16 @@ def test_half_open_requests_are_ended_and_others_answered_meanwhile(engine: Engi
             one.close()
 
 
+def test_a_connection_that_asks_nothing_is_left(engine: Engine) -> None:
+    with serving(engine, limits=Limits(receive_s=0.5)) as running:
+        for start in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nhost: local"):
+            with socket.create_connection(("127.0.0.1", running.port)) as one:
+                one.sendall(start)
+                one.settimeout(600)
+                assert one.recv(100) == b""
+        assert http.get(f"{running.url}/health").status_code == 200
+
+
 class Held(Scheduler):
     """One whose answers stop after their first piece until they may go on; `ended`: those that came to their end."""
 

@@ -52,7 +52,10 @@ def decode(
         with torch.inference_mode():
             cache = model.new_cache(x_BTD.shape[0], x_BTD.shape[1] + layout.steps) if cache is None else cache
             read = model.reading(layout.legal)
-            scores = read(x_BTD, cache, keep_BT)
+            *before, final = parts(model, x_BTD, keep_BT)
+            for part in before:
+                read(part, cache, None)
+            scores = read(final, cache, keep_BT)
             for each in scores:
                 finite.demand(
                     each, model, f"scores of {layout.name(0)}", lambda: model.hidden(x_BTD, keep_BT=keep_BT)
@@ -71,3 +74,14 @@ def decode(
     finally:
         if was_training:
             model.train()
+
+
+def parts(model: CausalLM, x_BTD: Tensor, keep_BT: Tensor | None = None) -> Sequence[Tensor]:
+    """What is read of a prompt at a time, in order.
+
+    A lone prompt is cut where it is cut when others are answered beside it (`infer.batch`), so that its
+    answer has the same bits.
+    """
+    if model.part is None or len(x_BTD) > 1 or keep_BT is not None:
+        return [x_BTD]
+    return torch.split(x_BTD, model.part, 1)

@@ -117,12 +117,22 @@ class Text:
         if self.seen_BV is not None:
             self.seen_BV.scatter_(1, place_B[:, None], True)
         ids_B = place_B if self.ids_V is None else self.ids_V[place_B]
-        self.ids = ids_B.tolist()
-        for row, each in zip(self.said, self.ids):
-            row.append(each)
-        ended = self.ended or [False] * len(self.ids)
-        self.ended = [is_over or each in self.stop_ids for is_over, each in zip(ended, self.ids)]
+        self.take(ids_B.tolist())
         return ids_B[:, None]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each id is the legal one of the highest score, whatever was said before."""
+        return self.sampling.temperature == 0 and self.seen_BV is None and self.allowed is None
+
+    def take(self, ids: list[int]) -> None:
+        """Note the id that each row says next."""
+        self.ids = ids
+        self.said = self.said or [[] for _ in ids]
+        for row, each in zip(self.said, ids):
+            row.append(each)
+        ended = self.ended or [False] * len(ids)
+        self.ended = [is_over or each in self.stop_ids for is_over, each in zip(ended, ids)]
 
     def _of_legal(self, mask_BV: Tensor) -> Tensor:
         return mask_BV if self.ids_V is None else mask_BV[:, self.ids_V]
@@ -145,16 +155,19 @@ def _steps(
     allowed: Allowed | None,
 ) -> Iterator[list[int | None]]:
     """Each step's ids; None for a row that has ended."""
-    _check(model, prompt, max_new, keep_BT, cache)
+    checked(model, prompt, max_new, keep_BT, cache)
     with torch.inference_mode():
-        seen_BV = _seen(prompt, keep_BT, model.head.size) if sampling.repetition_penalty != 1 else None
+        seen_BV = seen(prompt, keep_BT, model.head.size) if sampling.repetition_penalty != 1 else None
         x_BTD = model.embed(prompt) if prompt.dim() == 2 else prompt
     text = Text(max_new, sampling, stop_ids, legal, allowed, seen_BV, prompt.device)
     for _ in decode(model, x_BTD, text, keep_BT=keep_BT, cache=cache):
         yield [None if is_over else each for each, is_over in zip(text.ids, text.ended)]
 
 
-def _check(model: CausalLM, prompt: Tensor, max_new: int, keep_BT: Tensor | None, cache: Any) -> None:
+def checked(
+    model: CausalLM, prompt: Tensor, max_new: int, keep_BT: Tensor | None = None, cache: Any = None
+) -> None:
+    """See that a prompt can be continued; raises as `generate`."""
     if prompt.dim() not in (2, 3) or 0 in prompt.shape:
         raise ShapeError(
             f"a prompt is ids (B,T) or embeddings (B,T,D) with at least one position, got {tuple(prompt.shape)}"
@@ -174,7 +187,7 @@ def _check(model: CausalLM, prompt: Tensor, max_new: int, keep_BT: Tensor | None
         )
 
 
-def _seen(prompt: Tensor, keep_BT: Tensor | None, size: int) -> Tensor:
+def seen(prompt: Tensor, keep_BT: Tensor | None, size: int) -> Tensor:
     """bool (B,size), the ids that stand in the prompt; none of an embedded one, whose ids nobody knows."""
     seen_BV = torch.zeros(len(prompt), size, dtype=torch.bool, device=prompt.device)
     if prompt.dim() == 2:

@@ -21,10 +21,12 @@ class CausalLM(nn.Module):
 
     ctx_len  longest sequence, in positions
     head     what turns hidden states into scores of the next symbol, or into the nats of labels
+    part     positions of a lone prompt that are read at a time; None: all of them
     """
 
     ctx_len: int
     head: Head
+    part: int | None = None
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Embeddings (B,T,D) of ids (B,T) int64; of a grid of K streams, (B,K,T)."""

@@ -18,7 +18,7 @@ from muomni.models import stepper
 from muomni.models.causal import CausalLM, Read
 from muomni.nn import masks, recompute, rope
 from muomni.nn.block import Block
-from muomni.nn.cache import KVCache
+from muomni.nn.cache import STEADY, KVCache
 from muomni.nn.grown import GrownEmbedding, GrownHead
 from muomni.nn.head import OwnHead, Ranges, TableHead, TiedHead
 from muomni.nn.moe import MoE, Routing
@@ -327,6 +327,7 @@ class Decoder(CausalLM):
 
     model_type: ClassVar[str] = "qwen3"
     trained_by: ClassVar[str] = "thinker"
+    part = 256  # between two parts others that are answered take a step
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -481,4 +482,5 @@ class Decoder(CausalLM):
             config.dim_of_head,
             weight.dtype,
             weight.device,
+            block=STEADY if weight.device.type == "cpu" else 1,
         )

@@ -99,7 +99,9 @@ def _embeds(engine: Engine) -> bool:
     if "vision" not in engine.parts.stages:
         return False
     _, tower, _ = engine.parts.vision
-    return tower.config.kind != "thinker" or "thinker" in engine.parts.stages
+    if tower.config.kind != "thinker":
+        return True
+    return "thinker" in engine.parts.stages and engine.parts.reader is not None
 
 
 def _speaks(engine: Engine) -> bool:

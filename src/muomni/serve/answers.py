@@ -78,10 +78,14 @@ def ask(
 
 
 async def pieces(server: Server, asked: Ask, written: Written) -> AsyncIterator[Piece]:
-    """The pieces of an answer as they come; `written` grows with them."""
+    """The pieces of an answer as they come; `written` grows with them.
+
+    Raises  ApiError where the weights were overwritten meanwhile.
+    """
     answer = server.work.answer(asked)
     try:
         async for piece in answer:
+            server.weights.require_unchanged()
             written.text += piece.text
             written.tokens += len(piece.token_ids)
             written.finish = piece.finish or written.finish

@@ -40,6 +40,7 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
+    from starlette.requests import ClientDisconnect
     from starlette.responses import Response
 
     @asynccontextmanager
@@ -87,6 +88,7 @@ def build(server: Server, settings: ServeSettings) -> FastAPI:
         (RequestValidationError, misfit),
         (HTTPException, unknown),
         (ClientGone, gone),
+        (ClientDisconnect, gone),
     ):
         app.add_exception_handler(kind, handler)
     # The last one added stands first: every request is counted, refused ones too.

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from muomni.errors import ConfigError
 from muomni.infer.engine import Engine
@@ -15,7 +16,9 @@ from muomni.serve.scheduler import Scheduler
 from muomni.serve.settings import ServeSettings
 
 WAITING_CONNECTIONS = 512
-KEEP_ALIVE_S = 15
+KEEP_ALIVE_S = (
+    75  # longer than clients keep a connection: who closes first while a request is under way loses it
+)
 MOST_HEAD_BYTES = 64 * 1024
 
 
@@ -61,18 +64,7 @@ async def _serve(
 
     work = Scheduler(engine, max_batch=max_batch, max_waiting=max_waiting)
     server = opened(engine, work, settings)
-    config = uvicorn.Config(
-        build(server, settings),
-        log_level="warning",
-        backlog=WAITING_CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
-        server_header=False,
-        ws_max_size=settings.limits.body_bytes,
-        ws_per_message_deflate=False,
-    )
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(configured(build(server, settings), settings))
     able = ", ".join(each for each in server.abilities.names)
     say(f"{server.name} ({able}) at {url}/v1, until ctrl-C")
     for name, stage in server.abilities.missing.items():
@@ -90,6 +82,45 @@ async def _serve(
         for kind, handler in before.items():
             signal.signal(kind, handler)
         await work.close()
+
+
+def configured(app: Any, settings: ServeSettings) -> Any:
+    """uvicorn's settings for an application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        backlog=WAITING_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+        server_header=False,
+        ws_max_size=settings.limits.body_bytes,
+        ws_per_message_deflate=False,
+        http=impatient(settings.limits.receive_s),
+    )
+
+
+def impatient(limit_s: float) -> Any:
+    """uvicorn's protocol, which leaves a connection on which no whole head of a request came in time."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(limit_s, self.leave_the_silent)
+
+        def leave_the_silent(self) -> None:
+            """Close a connection without a request; one that became a websocket has another protocol."""
+            if (
+                self.cycle is None
+                and self.transport.get_protocol() is self
+                and not self.transport.is_closing()
+            ):
+                self.transport.close()
+
+    return Impatient
 
 
 def _bound(settings: ServeSettings) -> socket.socket:

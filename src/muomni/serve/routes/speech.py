@@ -54,6 +54,7 @@ async def _bytes(server: Server, said: AsyncIterator[Sound], form: str) -> Async
     encoder: sound.Encoder | None = None
     try:
         async for piece in said:
+            server.weights.require_unchanged()
             encoder = encoder or sound.encoder(form, piece.rate_hz)
             server.metrics.sound.labels("out").inc(len(piece.wave_S) / piece.rate_hz)
             if content := encoder.push(piece.wave_S):
