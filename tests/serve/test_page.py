@@ -267,4 +267,15 @@ def test_it_can_be_looked_at(
                         f"{name}, {view}: wider than the screen"
                     )
                     assert tab.run("document.documentElement.dataset.theme") == theme
+        tab.run(
+            "const s = document.getElementById('stage'); s.value = 'thinker'; s.dispatchEvent(new Event('change'))"
+        )
+        tab.until("document.querySelector('#followed table.gates')")
+        assert "a slow chip" in tab.run("document.getElementById('followed').innerText")
+        tab.look(kept / "gates.png", 390, 844, "light", phone=True)
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        tab.run("location.hash = 'talk'")
+        tab.run("document.querySelector('.proof-stage').open = true")
+        tab.look(kept / "proof.png", 1280, 800, "dark")
+        assert "a slow chip" in tab.run("document.getElementById('certificate').innerText")
         sealed(tab, running.url)

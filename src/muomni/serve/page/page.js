@@ -331,6 +331,7 @@ async function send() {
   player = isAloud ? new Player() : null;
   state.abort = new AbortController();
   busy(true);
+  announced = 0;
   const start = performance.now();
   const times = {};
   const mark = (name) => { times[name] ??= performance.now() - start; };
@@ -346,7 +347,7 @@ async function send() {
       if (!choice) continue;
       const piece = choice.delta.content || choice.delta.audio?.transcript || "";
       spoken = choice.delta.audio?.id || spoken;
-      if (piece) { mark("first words"); answer += piece; words.textContent = answer; follow(); times["last words"] = performance.now() - start; }
+      if (piece) { mark("first words"); answer += piece; words.textContent = answer; follow(); aloudTo(answer); times["last words"] = performance.now() - start; }
       if (choice.delta.audio?.data) { mark("first sound"); player.push(choice.delta.audio.data); times["last sound"] = performance.now() - start; }
       finish = choice.finish_reason || finish;
     }
@@ -367,7 +368,7 @@ async function send() {
   else state.messages.pop();
   state.abort = null;
   busy(false);
-  say(answer ? `Answer: ${answer}` : failure || "An empty answer");
+  say(failure || answer.slice(announced) || (answer ? "The answer is there" : "An empty answer"));
   trace(usage, times, failure || finish);
   follow();
 }
@@ -376,6 +377,14 @@ function busy(is) {
   $("stop").hidden = !is;
   $("send").hidden = is;
   if (is) say("Answering");
+}
+// Screen readers are given whole sentences as they come: a live region that changes with each token is read as stutter.
+let announced = 0;
+function aloudTo(answer) {
+  const end = Math.max(...[".", "!", "?", "\n"].map((mark) => answer.lastIndexOf(mark))) + 1;
+  if (end <= announced) return;
+  say(answer.slice(announced, end));
+  announced = end;
 }
 const follow = () => $("turns").lastElementChild?.scrollIntoView({ block: "nearest" });
 
