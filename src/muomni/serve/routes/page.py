@@ -84,15 +84,13 @@ HTML: dict[str, Any] = {"content": {"text/html": {"schema": {"type": "string"}}}
 def router(server: Server) -> "APIRouter":
     """The routes of the page."""
     from fastapi import APIRouter
-    from starlette.responses import HTMLResponse
+    from starlette.responses import HTMLResponse, Response
 
     routes = APIRouter(tags=["page"])
     where = server.engine.parts.where
     reading = asyncio.Semaphore(1)  # pages that follow a run take turns
 
-    @routes.get(
-        "/", responses={200: HTML, **ERRORS}, response_class=HTMLResponse, summary="The page for people"
-    )
+    @routes.get("/", responses={200: HTML, **ERRORS}, response_class=Response, summary="The page for people")
     async def whole() -> Any:
         return HTMLResponse(page.text(), headers=page.headers())
 
@@ -119,7 +117,7 @@ def router(server: Server) -> "APIRouter":
     @routes.get(
         "/muomni/report",
         responses={200: HTML, **ERRORS},
-        response_class=HTMLResponse,
+        response_class=Response,
         summary="The report of the run",
     )
     async def report() -> Any:
