@@ -71,7 +71,9 @@ def interval(fact: dict[str, object], threshold: str, verdict: str) -> Html | No
         bound = float(bound_text)
     except ValueError:
         return None
-    if not isinstance(value, int | float) or sign not in (">=", "<=", ">", "<"):
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    if sign not in (">=", "<=", ">", "<"):
         return None
     low, high = (float(ci[0]), float(ci[1])) if isinstance(ci, list | tuple) else (float(value), float(value))
     near = [float(value), bound, low, high]

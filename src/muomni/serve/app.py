@@ -12,7 +12,7 @@ from muomni.serve import errors
 from muomni.serve.errors import ApiError
 from muomni.serve.guard import Counting, Guard
 from muomni.serve.replies import api_error, failed
-from muomni.serve.routes import chat, embeddings, images, responses, speech, status, transcriptions
+from muomni.serve.routes import chat, embeddings, images, page, responses, speech, status, transcriptions
 from muomni.serve.server import Server
 from muomni.serve.settings import ServeSettings
 from muomni.serve.sse import ClientGone
@@ -28,6 +28,7 @@ ROUTERS: tuple[Callable[[Server], APIRouter], ...] = (
     transcriptions.router,
     embeddings.router,
     images.router,
+    page.router,
 )
 GONE = 499  # that of a client that went: it never reads it
 CODES = {404: "unknown_url", 405: "method_not_allowed"}

@@ -18,7 +18,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/")  # the page holds nothing of the run: what it shows it asks for, with the key
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
