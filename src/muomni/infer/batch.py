@@ -61,7 +61,8 @@ class Batch:
 
     Its model becomes steady (`Decoder.is_steady`), and a row's ids are those of `generate.stream` for it
     alone, whoever else is there. For that each sum must be taken in the order in which it is taken for the
-    lone row, which products of matrices do not promise: they choose a way by size. What was found on x86 (MKL, float32, one thread), and what the code makes of it:
+    lone row, which products of matrices do not promise: they choose a way by size. What was found on x86
+    (MKL, float32, one thread), and what the code makes of it:
 
     - A product of one row sums in another order than one of several, but those of 2 to 64 rows give a row the
       same bits at any place, where the matrix lies inputs by outputs. So lone rows are computed as two
