@@ -85,7 +85,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Decoder):
-            self.model.is_steady = True
+            self.model.steady()
 
     def __len__(self) -> int:
         return len(self.reading) + len(self.rows)
@@ -219,7 +219,7 @@ def together(model: CausalLM, legal: Ranges | None = None) -> bool:
     if not isinstance(model, Decoder):
         return False
     if model.body not in _PROBED:
-        model.is_steady = True
+        model.steady()
         _PROBED[model.body] = _probe(model, legal)
     return _PROBED[model.body]
 

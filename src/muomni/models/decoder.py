@@ -326,7 +326,7 @@ class Decoder(CausalLM):
     checkpointing   each block's activations are made again in the backward instead of kept: a third more
                     arithmetic, memory of one block
     is_steady       a lone row is computed as it would be among others, so that its answer has the same bits
-                    (`infer.batch`): a fifth slower, so only where many are answered
+                    (`infer.batch`): a fifth slower, so only where many are answered (`steady`)
     """
 
     model_type: ClassVar[str] = "qwen3"
@@ -461,10 +461,10 @@ class Decoder(CausalLM):
         should speak."""
         return float(self.model.embed_tokens.weight.detach().float().square().mean().sqrt())
 
-    @property
-    def part(self) -> int | None:  # type: ignore[override]
-        """Positions of a lone prompt that are read at a time: between two parts others take a step."""
-        return PART if self.is_steady else None
+    def steady(self) -> None:
+        """From now on a lone row is computed as it would be among others, and a long prompt in parts, between
+        which others take a step."""
+        self.is_steady, self.part = True, self.part or PART
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """int64 (B,T) -> (B,T,D)."""
