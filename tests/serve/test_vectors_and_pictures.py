@@ -12,7 +12,7 @@ import openai
 import pytest
 from PIL import Image
 from served import Running, http
-from test_chat import image, words
+from test_served_chat import image, words
 from test_refusals import error_of
 
 from muomni.infer.engine import Engine
