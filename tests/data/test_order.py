@@ -59,22 +59,6 @@ def test_an_epoch_has_every_sample_once_and_its_last_batch_is_small(
     assert (epochs[0] != epochs[2]) == shuffle
 
 
-def test_by_update_each_update_holds_what_it_holds_without_lengths() -> None:
-    """Its batches share its samples by length; the last update of an epoch may be smaller."""
-    lengths = [(7 * i) % 50 for i in range(103)]
-    how = {"batch_size": 4, "seed": 3}
-    plain = Order([60, 43], **how)
-    sorted_ = Order([60, 43], **how, lengths=lengths, by_update=3)
-    for epoch in range(2):
-        first = plain.batches_per_epoch * epoch
-        for update in range(first, first + plain.batches_per_epoch, 3):
-            numbers = range(update, min(update + 3, first + plain.batches_per_epoch))
-            found, expected = indices(sorted_, numbers), indices(plain, numbers)
-            assert found != expected or len(numbers) == 1
-            assert sorted(found) == sorted(expected)
-            assert [lengths[i] for i in found] == sorted(lengths[i] for i in expected)
-
-
 def test_a_batch_is_a_pure_function_of_its_number() -> None:
     def make() -> Order:
         return Order([50, 20], weights=[1.0, 2.5], batch_size=6, seed=9, lengths=[i % 7 for i in range(70)])

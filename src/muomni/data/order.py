@@ -96,8 +96,6 @@ class Order:
               other epoch)
     lengths   optional length per sample (all sources in a row): batches then hold samples of like length,
               their order shuffled
-    by_update batches of one update, where each update shall hold the samples that it holds without lengths: only
-              among its batches are they sorted
     """
 
     def __init__(
@@ -110,7 +108,6 @@ class Order:
         lengths: Sequence[int] | NDArray[Any] | None = None,
         shuffle: bool = True,
         window_batches: int = 32,
-        by_update: int | None = None,
     ) -> None:
         weights = list(weights) if weights is not None else [1.0] * len(sizes)
         self.sizes = list(sizes)
@@ -119,13 +116,7 @@ class Order:
             for size, weight in zip(sizes, weights, strict=True)
         ]
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
-        self.batch_size, self.seed, self.shuffle, self.window = (
-            batch_size,
-            seed,
-            shuffle,
-            by_update or window_batches,
-        )
-        self._moves_batches = shuffle and lengths is not None and by_update is None
+        self.batch_size, self.seed, self.shuffle, self.window = batch_size, seed, shuffle, window_batches
         self.lengths = _small(lengths) if lengths is not None else None
         self.samples_per_epoch = sum(self.draws)
         if not self.samples_per_epoch:
@@ -175,7 +166,7 @@ class Order:
         """The samples of global batch `number` (0, 1, 2, ... across epochs); the last batch of an epoch may
         be smaller."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        if self._moves_batches:
+        if self.shuffle and self.lengths is not None:
             place = int(permute(np.array([place]), self.batches_per_epoch, self.seed + 1, epoch)[0])
         window, within = divmod(place, self.window)
         indices = self._window(epoch, window)[within * self.batch_size : (within + 1) * self.batch_size]

@@ -418,19 +418,16 @@ def loaders(
     *,
     weights: Sequence[float] | None = None,
     lengths: Callable[[Dataset[Any]], Sequence[int] | NDArray[Any]] | None = None,
-    by_update: int | None = None,
 ) -> tuple[Loader[Any, Any], Loader[Any, Any] | None]:
     """Loaders for training (weighted) and held-out data, both shuffled; with `lengths`, batches hold samples
-    of like length, with `by_update` (micro-batches of an update, of all ranks) those of training alone, and each
-    update holds the samples that it would hold without."""
+    of like length."""
     runs = [(weight, len(list(members))) for weight, members in groupby(weights or repeat(1.0, len(train)))]
     order = Order(
         [size for _, size in runs],
         weights=[weight for weight, _ in runs],
         batch_size=settings.batch_size,
         seed=settings.seed,
-        lengths=lengths(train) if lengths and by_update != 1 else None,
-        by_update=by_update,
+        lengths=lengths(train) if lengths else None,
     )
     held_out = None
     if len(valid):
@@ -439,7 +436,7 @@ def loaders(
             [len(valid)],
             batch_size=settings.batch_size,
             seed=settings.seed,
-            lengths=lengths(valid) if lengths and by_update is None else None,
+            lengths=lengths(valid) if lengths else None,
         )
         held_out = Loader(valid, fixed, collate)
     return Loader(train, order, collate, workers=settings.num_workers), held_out

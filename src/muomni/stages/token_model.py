@@ -217,11 +217,7 @@ class TokenTraining(Training[T]):
         self._demand_mixed(weights)
         by_row = self._by_row(weights)
         gather = partial(collate, pad=space.pad)
-        # The tasks are of other lengths, and each update shall hold them all: its micro-batches share them by
-        # length, so that less is padded.
-        parts = settings.gradient_accumulation_steps * self.inputs.run.world
-        order: Any = {"weights": by_row, "lengths": TokenRows.lengths, "by_update": parts}
-        return loaders(self.sides["train"], self.sides["valid"], gather, settings, **order)
+        return loaders(self.sides["train"], self.sides["valid"], gather, settings, weights=by_row)
 
     def _by_row(self, shares_of: Sequence[tuple[float, int]]) -> list[float]:
         """The weight of each training row: that of its task, shared by the weights of the sources of its
