@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 from served import Running, http
-from test_served_chat import data_url
 from test_refusals import error_of
+from test_served_chat import data_url
 
 from muomni.infer.engine import Engine
 

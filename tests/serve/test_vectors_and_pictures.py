@@ -12,8 +12,8 @@ import openai
 import pytest
 from PIL import Image
 from served import Running, http
-from test_served_chat import image, words
 from test_refusals import error_of
+from test_served_chat import image, words
 
 from muomni.infer.engine import Engine
 
