@@ -76,6 +76,9 @@ def test_bf16_is_told_from_the_chip(bf16_chip: None, monkeypatch: pytest.MonkeyP
         ("GenuineIntel", "avx512_bf16 amx_bf16", "", True),
         ("GenuineIntel", "avx512_bf16 amx_bf16", "AVX512_CORE_BF16", False),
         ("GenuineIntel", "avx512_bf16 amx_bf16", "AVX10_1_512_AMX", True),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "avx512_core_amx", True),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "AVX10_1_512", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "ALL", True),
     ],
 )
 def test_bf16_is_taken_where_it_is_faster(

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
-from muomni.selftest.voices import BOOKS, NAMES, codec, config, saved, tokenizer  # noqa: E402
+from muomni.selftest.voices import BOOKS, codec, config, saved, tokenizer  # noqa: E402
 
-__all__ = ["BOOKS", "NAMES", "codec", "config", "saved", "tokenizer", "transformers"]
+__all__ = ["BOOKS", "codec", "config", "saved", "tokenizer", "transformers"]
 
 
 def original(base: Path, folder: Path, *, halves: bool = False, **changes: Any) -> None:

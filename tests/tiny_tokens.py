@@ -18,6 +18,14 @@ from muomni.tokens.codec import CodecEntry
 from muomni.tokens.space import TokenSpace
 
 TEXTS = ["a red circle", "a blue square and a star", "one"]
+PICTURES = {  # of its image codec
+    "image_size": 16,
+    "patch_size": 4,
+    "fine_patch_size": 2,
+    "width": 8,
+    "fine_width": 4,
+    "levels": (3, 3),
+}
 
 
 def save_token_run(
@@ -31,15 +39,7 @@ def save_token_run(
     )
     store.save(decoder, run / "thinker" / "final")
     tokenizer.save(run / "thinker" / "final")
-    pictures = {
-        "image_size": 16,
-        "patch_size": 4,
-        "fine_patch_size": 2,
-        "width": 8,
-        "fine_width": 4,
-        "levels": (3, 3),
-    }
-    store.save(ImageCodec(ImageCodecConfig(**pictures)), run / "image_codec" / "final")
+    store.save(ImageCodec(ImageCodecConfig(**PICTURES)), run / "image_codec" / "final")
     sounds = {
         "width": 16,
         "latent_width": 8,

@@ -67,11 +67,8 @@ def has_bf16(device: torch.device) -> bool:
         wide = torch.backends.cpu.get_cpu_capability().startswith(
             ("AVX512", "AVX10")
         )  # heeds ATEN_CPU_CAPABILITY
-        most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
         flags = _cpu_line("flags")
-        return (
-            wide and most.upper() not in ISAS_WITHOUT_BF16 and ("avx512_bf16" in flags or "amx_bf16" in flags)
-        )
+        return wide and _isa() not in ISAS_WITHOUT_BF16 and ("avx512_bf16" in flags or "amx_bf16" in flags)
     return False
 
 
@@ -83,9 +80,13 @@ def bf16_gains(device: torch.device) -> bool:
     """
     if device.type != "cpu" or not has_bf16(device):
         return has_bf16(device)
-    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    has_amx = "amx_bf16" in _cpu_line("flags") and not most.upper().startswith("AVX512")
+    has_amx = "amx_bf16" in _cpu_line("flags") and (_isa() in ("", "ALL", "DEFAULT") or "AMX" in _isa())
     return has_amx or "GenuineIntel" not in _cpu_line("vendor_id")
+
+
+def _isa() -> str:
+    """The most of the chip that oneDNN may use, as the environment says it; "" where it says nothing."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
 
 
 def _cpu_line(key: str) -> str:

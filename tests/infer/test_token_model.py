@@ -25,7 +25,7 @@ from muomni.models.reference import NetworkReference
 from muomni.models.rows import NOTE
 from muomni.tokens.bpe import Tokenizer
 from muomni.tokens.space import TOKEN_SPACE, TokenSpace
-from tiny_tokens import TEXTS, save_token_run
+from tiny_tokens import PICTURES, TEXTS, save_token_run
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +181,7 @@ def test_another_tokenizer_is_refused(copy):
 def test_another_codec_is_refused_and_a_stale_digest_too(copy):
     final = copy / "rows" / "final"
     torch.manual_seed(9)
-    pictures = {
-        "image_size": 16,
-        "patch_size": 4,
-        "fine_patch_size": 2,
-        "width": 8,
-        "fine_width": 4,
-        "levels": (3, 3),
-    }
-    store.save(ImageCodec(ImageCodecConfig(**pictures)), copy / "image_codec" / "final")
+    store.save(ImageCodec(ImageCodecConfig(**PICTURES)), copy / "image_codec" / "final")
     with pytest.raises(CheckpointError, match="other weights"):
         Engine.load(copy).draw(["one"])
     told = NetworkReference(name="image_codec").describe(copy / "image_codec" / "final", is_stage=True)

@@ -32,6 +32,7 @@ from shared import once
 pytestmark = pytest.mark.slow
 
 SHIPPED = sorted(path.stem for path in recipes.SHIPPED.glob("*.yaml"))
+TRIAL = str(Path(__file__).parents[2] / "benchmarks" / "tokens_cpu.yaml")  # a recipe to be
 DATA: dict[
     str, tuple[str, Callable[[Path], Path]]
 ] = {  # recipe -> the variable by which it names its data, and what writes them
@@ -48,12 +49,12 @@ DATA: dict[
 LUCK = {"overfits", "eligible"}  # of so few steps
 
 
-@pytest.fixture(scope="module", params=SHIPPED)
+@pytest.fixture(scope="module", params=[*SHIPPED, TRIAL])
 def finished(
     request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     """A recipe's name and its run."""
-    name, out = request.param, tmp_path_factory.mktemp("shipped") / request.param
+    name, out = request.param, tmp_path_factory.mktemp("shipped") / Path(request.param).stem
     known = {"MUOMNI_PLAIN": "1"}
     if name in DATA:
         variable, make = DATA[name]

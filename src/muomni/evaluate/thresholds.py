@@ -147,6 +147,14 @@ LABELS = (
     ),
 )
 
+SPOKEN_CODES = Gate(
+    "codes",
+    "stale_codes",
+    "the codes it learns from are not those of the codec it will speak through: they are stale",
+    at_most=0.01,
+    source="SPEC H2, DESIGN 5",
+)
+
 CODED = (  # rows of ids that a codec gave
     Gate(
         "codes",

@@ -17,7 +17,6 @@ from muomni.media import audio
 from muomni.models import from_transformers
 from muomni.tokens.higgs_vocabulary import MARKS
 
-NAMES = MARKS
 BOOKS = 8
 RATE_HZ = 24_000
 WORDS = ("one", "two", "three", "four")
@@ -58,7 +57,7 @@ def tokenizer(folder: Path) -> Any:
         vocab_size=270, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
     library.train_from_iterator(["system user assistant please generate speech for the text"], trainer)
-    library.add_special_tokens(list(NAMES))
+    library.add_special_tokens(list(MARKS))
     made: Any = PreTrainedTokenizerFast
     fast = made(
         tokenizer_object=library,

@@ -25,7 +25,7 @@ from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
 from muomni.evaluate.speech_evaluation import free_speech, swap
-from muomni.evaluate.thresholds import CAUSAL, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, SPOKEN_CODES, held_out_gap
 from muomni.infer.speech import Think, Voice, listen_to
 from muomni.media.frames import PAD_S
 from muomni.models import pretrained, store
@@ -327,13 +327,7 @@ STAGE = Stage(
             at_least=1.0,
             source="reference muomni B",
         ),
-        Gate(
-            "codes",
-            "stale_codes",
-            "the codes it learns from are not those of the codec it will speak through: they are stale",
-            at_most=0.01,
-            source="SPEC H2, DESIGN 5",
-        ),
+        SPOKEN_CODES,
         Gate(
             "text_matters",
             "text_swap_gap_nats",

@@ -22,7 +22,7 @@ from muomni.evaluate import voice_evaluation
 from muomni.evaluate.facts import Fact
 from muomni.evaluate.gates import Gate
 from muomni.evaluate.samples import StageSamples
-from muomni.evaluate.thresholds import CAUSAL, LABELS, SIGHT, held_out_gap
+from muomni.evaluate.thresholds import CAUSAL, LABELS, SIGHT, SPOKEN_CODES, held_out_gap
 from muomni.infer.voice import Cloner, tokens_of
 from muomni.models import pretrained, store
 from muomni.models.codecs import open_codec
@@ -267,13 +267,7 @@ GATES = (
         at_most=0.0,
         source="SPEC H2: book k of frame f in step k + 1 + f",
     ),
-    Gate(
-        "codes",
-        "stale_codes",
-        "the codes it learns from are not those of the codec it will speak through: they are stale",
-        at_most=0.01,
-        source="SPEC H2, DESIGN 5",
-    ),
+    SPOKEN_CODES,
     *(replace(gate, modality=REFERENCE) for gate in SIGHT),
     Gate(
         "tuned",
