@@ -88,6 +88,25 @@ def test_a_replaced_folder_is_the_old_or_the_new(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_who_makes_a_folder_beside_another_process_has_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks make the same at once: the other's stands there between the look for the name and its taking."""
+    target, replace = tmp_path / "folder", os.replace
+
+    def other_first(part: Path, path: Path) -> None:
+        if path == target and not target.exists():
+            target.mkdir()
+            (target / "theirs").write_text("1")
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", other_first)
+    with files.fresh_folder(target) as part:
+        (part / "ours").write_text("1")
+    assert [file.name for file in target.iterdir()] == ["ours"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -118,8 +118,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         for file in sorted(part.rglob("*")):
             sync(file)
         sync(part)
-        if not path.exists():
-            os.replace(part, path)
+        if not path.exists() and _take_free_name(part, path):
             sync(path.parent)
         elif _exchange(part, path):
             sync(path.parent)  # before the old one is taken apart: else a power cut could leave neither
@@ -129,6 +128,17 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(part)
         raise
+
+
+def _take_free_name(part: Path, path: Path) -> bool:
+    """Call `part` `path`; False where another process, a rank that made the same, came first."""
+    try:
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _step_aside(part: Path, path: Path) -> None:
